@@ -1,0 +1,36 @@
+# make train | make test | make install; see the README for machines without make.
+PYTHON ?= python3
+BIN = .venv/bin
+STAMP = .venv/.installed
+
+.PHONY: install train test lint types wheel-check check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gptcli needs Python 3.10 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/gptcli train
+	$(BIN)/gptcli sample --max-new-tokens 400
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# The built wheel, in an empty environment, outside the checkout; needs the package index.
+wheel-check: $(STAMP)
+	$(BIN)/python tests/wheel_check.py
+
+check: test lint types wheel-check
+
+clean:
+	rm -rf .venv dist build

@@ -1,0 +1,107 @@
+"""The front door: the commands, and the one place that catches what goes wrong.
+
+Nothing here imports torch, pydantic or rich before a command needs it: `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from gptcli import __version__
+from gptcli.cli import configs, evaluate, runs, sample, tokenizer, train
+from gptcli.cli.output import note, print_error
+from gptcli.errors import GptcliError
+
+app = typer.Typer(
+    name="gptcli", no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"gptcli {__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`.")
+def _gptcli(
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option(
+        "--debug", help="Show the traceback of an error (works after any command).")] = False,
+) -> None:
+    """Train, sample and check tiny GPTs."""
+
+
+def _add(name: str, function: object, example: str) -> None:
+    app.command(name, epilog=f"Example: {example}")(function)  # type: ignore[type-var]
+
+
+_add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/mine")
+_add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
+_add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
+#_add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
+_add("runs", runs.runs, "gptcli runs")
+_add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
+_add("schema", configs.schema, "gptcli schema > schema.json")
+app.add_typer(tokenizer.app, name="tokenizer")
+
+
+def main() -> None:
+    """Run the command line; every way out has its exit code, and no mistake of the user's shows
+    a traceback unless `--debug` asks for it."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in _before_dashes(arguments)
+    arguments = [a for a in _before_dashes(arguments) if a != "--debug"] + _from_dashes(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower() != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        code = app(arguments, prog_name="gptcli", standalone_mode=False)
+        sys.stdout.flush()
+    except GptcliError as error:
+        if debug:
+            raise
+        print_error(error)
+        code = error.exit_code
+    except TyperException as error:
+        if debug:
+            raise
+        code = _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        note("\ninterrupted")
+        code = 130
+    except BrokenPipeError:
+        # The reader has left (`gptcli sample | head`); the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except MemoryError:
+        if debug:
+            raise
+        print_error(GptcliError("out of memory", "lower train.batch_size or model.block_size"))
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: TyperException) -> int:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        note(error.format_message())
+        return error.exit_code
+    path = context.command_path if context is not None else "gptcli"
+    print_error(GptcliError(message[:1].lower() + message[1:], f"see {path} --help"))
+    return error.exit_code
+
+
+def _before_dashes(arguments: list[str]) -> list[str]:
+    return arguments[:arguments.index("--")] if "--" in arguments else arguments
+
+
+def _from_dashes(arguments: list[str]) -> list[str]:
+    return arguments[arguments.index("--"):] if "--" in arguments else []

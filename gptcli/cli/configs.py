@@ -1,0 +1,38 @@
+"""`gptcli configs` and `gptcli schema`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def configs(
+    name: Annotated[str | None, typer.Argument(
+        help="Print this shipped config; without a name, list them.")] = None,
+) -> None:
+    """List the shipped configs, or print one to start from."""
+    from gptcli.config_files import find_config
+    from gptcli.shipped import shipped_configs
+
+    if name is not None:
+        sys.stdout.write(find_config(name).read_text("utf-8"))
+        return
+    for known, path in shipped_configs().items():
+        sys.stdout.write(f"{known:<16} {_first_comment(path.read_text('utf-8'))}\n")
+
+
+def schema() -> None:
+    """Print the JSON Schema of the YAML, for editors that complete from it."""
+    from gptcli.config_files import json_schema
+
+    sys.stdout.write(json_schema())
+
+
+def _first_comment(text: str) -> str:
+    """What a config says of itself: its first comment that is not for the editor."""
+    for line in text.splitlines():
+        if line.startswith("#") and "$schema" not in line:
+            return line.lstrip("# ")
+    return ""

@@ -1,0 +1,75 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gptcli.training.loading import Trained
+
+RunArgument = Annotated[str | None, typer.Argument(
+    metavar="[RUN]", help="A run folder, or its name under runs/. Default: the newest.")]
+CheckpointOption = Annotated[str | None, typer.Option(
+    "--checkpoint", metavar="last|best|STEP",
+    help="Default: best where evaluations were made, else last.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+DTypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+ThreadsOption = Annotated[int | None, typer.Option(
+    "--threads", min=1, help="CPU threads. Default: as many as there are cores.")]
+AttentionOption = Annotated[str | None, typer.Option(
+    "--attention", metavar="FILE[:CLASS]",
+    help="Your own attention in place of the built-in one; the file is run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """--device, --dtype and --threads as given."""
+
+    device: str
+    dtype: str
+    threads: int | None
+
+
+def load(run: str | None, checkpoint: str | None, machine: Machine, attention: str | None,
+         *, dtype_of_run: bool) -> tuple[Path, Trained]:
+    """The run and its model. With `dtype_of_run`, `--dtype auto` is what the run was trained in
+    where this machine has it, so that figures repeat; else float32, whose output is exact."""
+    from gptcli.devices import choose_device, choose_dtype, choose_threads
+    from gptcli.training.loading import load_trained
+    from gptcli.training.run_folder import find_run, read_config
+
+    _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
+    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32"))
+    path = find_run(run)
+    device = choose_device(machine.device)
+    choose_threads(machine.threads or "auto")
+    wanted = machine.dtype
+    if wanted == "auto":
+        wanted = read_config(path).run.dtype if dtype_of_run else "float32"
+        if wanted == "float16" and device.type == "cpu":
+            wanted = "float32"
+    own = own_attention(attention) if attention else None
+    trained = load_trained(path, checkpoint or "best", device=device,
+                           dtype=choose_dtype(wanted, device), attention=own)
+    return path, trained
+
+
+def own_attention(spec: str) -> type[nn.Module]:
+    """The class in a file that was named on this command line."""
+    from gptcli.course import load_attention
+
+    return load_attention(spec)
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise GptcliError(f"{option} `{value}` is not one of {', '.join(choices)}")

@@ -1,0 +1,67 @@
+"""Data to stdout, everything else to stderr; the one form of an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def stderr_console() -> Console:
+    """A rich console on stderr; colour only on a terminal and without NO_COLOR."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    """A rich console on stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One object on one line of stdout. Numbers that JSON does not have become null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def note(message: str) -> None:
+    """A line for the user, on stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def print_error(error: GptcliError) -> None:
+    """`error: ...` for each problem, a blank line, `hint: ...` for each hint; on stderr."""
+    problems = getattr(error, "problems", [(error.message, error.hint)])
+    lines = [f"error: {message}" for message, _ in problems]
+    hints = list(dict.fromkeys(hint for _, hint in problems if hint))
+    if hints:
+        lines += ["", *(f"hint: {hint}" for hint in hints)]
+    if sys.stderr.isatty():
+        console = stderr_console()
+        for line in lines:
+            style = "bold red" if line.startswith("error:") else "cyan"
+            head, colon, rest = line.partition(":")
+            console.print(f"[{style}]{head}{colon}[/]" if colon else "", end="")
+            console.print(rest, markup=False, soft_wrap=True)
+    else:
+        note("\n".join(lines))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

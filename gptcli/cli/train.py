@@ -1,0 +1,309 @@
+"""`gptcli train`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli.options import AttentionOption, JsonOption
+from gptcli.cli.output import note, print_json, stderr_console
+from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gptcli.config import Config
+    from gptcli.training.loop import Setup
+
+
+def train(
+    arguments: Annotated[list[str] | None, typer.Argument(
+        metavar="[CONFIG | TEXT] [KEY=VALUE ...]",
+        help="A YAML config or the name of a shipped one, or a text, folder or .jsonl to train "
+        "on; then changes such as model.n_layer=6.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        "--out", help="The run folder. Default: runs/NAME.")] = None,
+    from_run: Annotated[str | None, typer.Option(
+        "--from", metavar="RUN", help="Start from this run's weights (a fine-tune).")] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on with the run folder --out, or the newest.")] = False,
+    extend: Annotated[bool, typer.Option(
+        "--extend", help="With --resume: allow a larger train.max_steps.")] = False,
+    overwrite: Annotated[bool, typer.Option(
+        "--overwrite", help="Start an existing run folder again.")] = False,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Train with an attention file that failed its check.")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Print size, memory and time; write nothing.")] = False,
+    attention: AttentionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a GPT on a text."""
+    words = arguments or []
+    for flag, given, needs, there in (("--extend", extend, "--resume", resume),
+                                      ("--force", force, "--attention", attention)):
+        if given and not there:
+            raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
+    for one, two, both in (("--resume", "--overwrite", resume and overwrite),
+                           ("--resume", "--from", resume and from_run),
+                           ("--resume", "--dry-run", resume and dry_run)):
+        if both:
+            raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
+    target, overrides = _split_words(words)
+    if resume:
+        _resume(target, overrides, out, extend, attention, force, as_json)
+        return
+    config, name = _config(target, overrides, from_run)
+    if dry_run:
+        _dry_run(config, as_json)
+        return
+    from gptcli.training import run_folder, setup
+
+    run = out if out is not None else run_folder.free_name(name)
+    if not overwrite:
+        run_folder.refuse_existing(run)
+    own = _own_attention(attention, config, force)
+    with _front_row(run, create=True):
+        prepared = setup.prepare_new(
+            config, run, overwrite=overwrite, attention=own,
+            from_run=run_folder.find_run(from_run) if from_run else None)
+        _run(prepared.setup, prepared.notes, as_json)
+
+
+def _resume(target: str | None, overrides: list[str], out: Path | None, extend: bool,
+            attention: str | None, force: bool, as_json: bool) -> None:
+    from gptcli.config_files import load_config, parse_config
+    from gptcli.training import run_folder, setup
+
+    run = run_folder.find_run(str(out) if out is not None else None)
+    wanted: Config | None = None
+    if target is not None:
+        wanted, _ = _config(target, overrides, None)
+    elif overrides:
+        wanted = parse_config((run / "config.yaml").read_text("utf-8"), overrides,
+                              name=str(run / "config.yaml"))
+    stored = load_config(str(run / "config.yaml"))
+    own = _own_attention(attention, stored, force)
+    with _front_row(run, create=False):
+        prepared = setup.prepare_resume(run, wanted, extend=extend, attention=own)
+        if prepared is None:
+            status = run_folder.read_status(run)
+            note(f"{run} is finished (step {status.get('steps')}); nothing to do. "
+                 "More steps: train.max_steps=N --resume --extend")
+            if as_json:
+                print_json({**status, "resumed_from": status.get("steps")})
+            return
+        _run(prepared.setup, prepared.notes, as_json)
+
+
+def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
+    """Train, show it, keep the run's files, say how it ended."""
+    from gptcli.config_files import dump_config
+    from gptcli.durable import write_atomically
+    from gptcli.events import Finished, Notice, SampleDrawn
+    from gptcli.training import run_folder
+    from gptcli.training.loop import train as events_of
+    from gptcli.view.metrics import metrics_record
+    from gptcli.view.terminal import open_view
+
+    run = setup.run
+    resumed_from = setup.resume.step if setup.resume else None
+    if resumed_from is not None:
+        write_atomically(run / "config.yaml", dump_config(setup.config).encode("utf-8"))
+    run_folder.trim_samples(run, resumed_from or 0)
+    metrics = run_folder.Metrics(run, resumed_from)
+    summary: dict[str, Any] = {}
+    finished: Finished | None = None
+    try:
+        with _stop_on_signals() as stop, open_view(stderr_console()) as view:
+            for message in notes:
+                view.handle(Notice(message))
+            for event in events_of(setup, stop.wanted):
+                view.handle(event)
+                if (record := metrics_record(event)) is not None:
+                    metrics.write(record)
+                if isinstance(event, SampleDrawn):
+                    run_folder.write_sample(run, event.step, event.prompt, event.text)
+                if isinstance(event, Finished):
+                    finished = event
+    finally:
+        metrics.close()
+    assert finished is not None
+    summary = {
+        "run": str(run), "steps": finished.step, "tokens": finished.tokens,
+        "seconds": finished.seconds, "resumed_from": resumed_from,
+        "train_loss": finished.train_loss, "val_loss": finished.val_loss,
+        "best_val_loss": finished.best_val_loss, "best_step": finished.best_step,
+        "stopped": finished.stopped,
+    }
+    run_folder.write_status(run, json.loads(json.dumps(summary)))
+    if as_json:
+        print_json(summary)
+    if finished.stopped == "interrupted":
+        note(f"saved at step {finished.step}; go on with: gptcli train --resume --out {run}")
+        raise typer.Exit(130)
+    if finished.stopped == "diverged":
+        raise GptcliError(finished.diagnosis or "the run diverged", finished.hint, exit_code=1)
+
+
+def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    """What to train on, and the KEY=VALUE changes."""
+    from gptcli.config_files import is_override
+
+    targets = [word for word in words if not is_override(word) or Path(word).exists()]
+    overrides = [word for word in words if word not in targets]
+    if len(targets) > 1:
+        raise GptcliError(f"`{targets[1]}`: one CONFIG or TEXT is enough, there is `{targets[0]}`",
+                          "changes are written KEY=VALUE; several texts go into one folder")
+    return (targets[0] if targets else None), overrides
+
+
+def _config(target: str | None, overrides: list[str], from_run: str | None) -> tuple[Config, str]:
+    """The config asked for, and a name for its run."""
+    from gptcli.config_files import load_config
+    from gptcli.shipped import shipped_configs, shipped_texts
+
+    if target is not None and (target in shipped_configs() or _looks_like_yaml(target)):
+        return load_config(target, overrides), Path(target).stem
+    if target is not None and not Path(target).exists() and target not in shipped_texts():
+        known = [*shipped_configs(), *_texts_beside(target)]
+        close = nearest(target, known)
+        raise GptcliError(
+            f"`{target}` is neither a config nor a text that exists",
+            (f"did you mean `{close}`? " if close else "")
+            + "shipped configs: " + ", ".join(shipped_configs()))
+    if target is not None:
+        overrides = [f"data.source={json.dumps(target)}", *overrides]
+    if from_run is not None:
+        from gptcli.training.run_folder import find_run
+
+        source = find_run(from_run)
+        name = Path(target).stem if target else f"{source.resolve().name}-tuned"
+        stored = load_config(str(source / "config.yaml"), overrides)
+        return _fresh_schedule(stored, overrides), name
+    return load_config(_default_config(), overrides), (
+        Path(target).stem or "text" if target is not None else _default_config())
+
+
+def _fresh_schedule(stored: Config, overrides: list[str]) -> Config:
+    """A run's config for a fine-tune: rates, intervals and machine worked out anew, at a tenth of
+    the rate unless one is given."""
+    from gptcli.config import Config, RunConfig
+
+    values = stored.model_dump()
+    asked = {override.partition("=")[0] for override in overrides}
+    for key in ("warmup_steps", "eval_every", "log_every"):
+        if f"train.{key}" not in asked:
+            values["train"][key] = "auto"
+    if "train.learning_rate" not in asked:
+        values["train"]["learning_rate"] = float(values["train"]["learning_rate"]) / 10
+    for key, value in RunConfig().model_dump().items():
+        if f"run.{key}" not in asked:
+            values["run"][key] = value
+    return Config.model_validate(values)
+
+
+def _looks_like_yaml(target: str) -> bool:
+    return target.lower().endswith((".yaml", ".yml"))
+
+
+def _texts_beside(target: str) -> list[str]:
+    folder = Path(target).parent
+    return [str(p) for p in sorted(folder.iterdir())
+            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")] if folder.is_dir() else []
+
+
+def _default_config() -> str:
+    from gptcli.config import DEFAULT_CONFIG, DEFAULT_CONFIG_GPU
+    from gptcli.devices import choose_device
+
+    return DEFAULT_CONFIG_GPU if choose_device("auto").type == "cuda" else DEFAULT_CONFIG
+
+
+def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Module] | None:
+    """The learner's class, once it has passed its check (or `force` waives that)."""
+    if spec is None:
+        return None
+    from gptcli.course import check_file, load_attention
+
+    if config.model.arch != "gpt2":
+        raise GptcliError("--attention needs `arch: gpt2`; the modern arch turns queries and keys "
+                          "inside its attention", "gptcli train course --attention FILE")
+    report = check_file(spec)
+    if not report.ok and not force:
+        raise GptcliError(f"{report.file} does not pass its check: {report.message}",
+                          f"see gptcli check-attention {spec}; --force trains with it all the same",
+                          exit_code=1)
+    if not report.ok:
+        note(f"warning: {report.file} does not pass its check: {report.message}")
+    return load_attention(spec)
+
+
+def _dry_run(config: Config, as_json: bool) -> None:
+    from gptcli.training.dry_run import plan
+
+    result = plan(config)
+    if as_json:
+        print_json(result)
+        return
+    from gptcli.view.plan import plan_lines
+
+    for line in plan_lines(result):
+        typer.echo(line)
+
+
+@contextmanager
+def _front_row(run: Path, create: bool) -> Iterator[None]:
+    """Hold the run folder's lock, so that no two trainings write into it."""
+    from gptcli.durable import only_writer
+
+    made = create and not run.exists()
+    try:
+        if create:
+            run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GptcliError(f"{run}: cannot be written ({error.strerror})",
+                          "choose a folder that you may write to with --out") from None
+    try:
+        with only_writer(run):
+            yield
+    except BaseException:
+        if made and not (run / "config.yaml").exists():
+            (run / ".lock").unlink(missing_ok=True)
+            run.rmdir()  # nothing came of it
+        raise
+
+
+class _Stop:
+    """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
+    leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+
+    def wanted(self) -> bool:
+        return self.asked_at is not None
+
+    def handle(self, number: int, frame: object) -> None:
+        if self.asked_at is not None:
+            raise KeyboardInterrupt
+        self.asked_at = time.monotonic()
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    numbers = [signal.SIGINT] + ([signal.SIGTERM] if hasattr(signal, "SIGTERM") else [])
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,357 @@
+"""YAML files and `KEY=VALUE` overrides -> Config, with every problem reported at once.
+
+A problem names its file and line (or the override), what is wrong, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gptcli.config import Config
+from gptcli.errors import GptcliError, nearest
+from gptcli.shipped import shipped_configs
+
+Key = tuple[str, ...]
+_MOST_NODES = 10_000
+_MOST_DEPTH = 20
+
+
+class ConfigError(GptcliError):
+    """All that is wrong with a config: one (message, hint) for each problem."""
+
+    def __init__(self, problems: Sequence[tuple[str, str | None]]) -> None:
+        super().__init__("\n".join(message for message, _ in problems))
+        self.problems = list(problems)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as YAML 1.2 and Python write them: `3e-4` is a number, `on` is a word."""
+
+
+# The resolvers are copied before they are changed: yaml.SafeLoader itself stays as it is.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers
+            if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int",
+                           "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+               r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+.0123456789"))
+
+
+@dataclass
+class _Document:
+    """What was read, and where each key stands ("file:7" or "model.n_layer=6")."""
+
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
+    problems: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def place(self, key: Key) -> str:
+        """Where a key stands, or the nearest thing above it that stands somewhere."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, self.name)
+
+
+def find_config(name: str) -> Path:
+    """The YAML file that `name` means: a path, or the name of a shipped config.
+
+    Raises GptcliError where there is neither, with the nearest name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
+    beside = [str(p) for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    close = nearest(name, [*shipped, *beside])
+    ways = "shipped configs: " + ", ".join(shipped)
+    raise GptcliError(
+        f"no config file or shipped config named `{name}`",
+        f"did you mean `{close}`? ({ways})" if close else ways)
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read the config `name` (a path or a shipped name) and apply `KEY=VALUE` overrides.
+
+    Raises ConfigError with all problems found."""
+    path = find_config(name)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise GptcliError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise GptcliError(f"{path}: not UTF-8 text (byte {error.start})",
+                          "a config is a YAML text file; `gptcli configs tiny` prints one") from None
+    return parse_config(text, overrides, name=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
+    """The same from a YAML text; `name` is what problems call it."""
+    document = _Document(name)
+    _read_yaml(document, text)
+    for override in overrides:
+        _apply(document, override)
+    config = None
+    try:
+        config = Config.model_validate(document.values, strict=True)
+    except ValidationError as error:
+        document.problems.extend(_explain(document, error))
+    if document.problems:
+        raise ConfigError(document.problems)
+    assert config is not None
+    return config
+
+
+def is_override(argument: str) -> bool:
+    """Whether a word of the command line is KEY=VALUE rather than a file's name."""
+    return re.match(r"^[A-Za-z_][A-Za-z0-9_.]*=", argument) is not None
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, every key written out; load_config reads it back to the same."""
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    assert isinstance(text, str)
+    return text
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value), for every key in which two configs differ."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def dotted_keys() -> list[str]:
+    """Every valid dotted key, in the order of the schema."""
+    return [".".join(key) for key in _flat(Config().model_dump())]
+
+
+def _flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+    flat: dict[Key, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, (*above, name)))
+        else:
+            flat[(*above, name)] = value
+    return flat
+
+
+def _read_yaml(document: _Document, text: str) -> None:
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            raise GptcliError(f"{document.name}:1: expected `section:` lines, found a single value",
+                              "`gptcli configs tiny` prints a config to start from")
+        values = _construct(document, root, (), [0])
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{document.name}:{mark.line + 1}" if mark is not None else document.name
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        raise GptcliError(f"{where}: not valid YAML: {what}",
+                          "keys are indented by spaces and followed by a colon and a space") from None
+    except RecursionError:
+        raise GptcliError(f"{document.name}: nested too deeply") from None
+    document.values = {key: {} if value is None else value for key, value in values.items()}
+
+
+def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
+    """A node's plain value; notes where each key stands, and keys that stand twice."""
+    count[0] += 1
+    line = node.start_mark.line + 1
+    if count[0] > _MOST_NODES or len(key) > _MOST_DEPTH:
+        raise GptcliError(f"{document.name}:{line}: too much for a config",
+                          "a config has two levels: a section, and its keys")
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(getattr(name_node, "value", name_node))
+            where = f"{document.name}:{name_node.start_mark.line + 1}"
+            if name in values:
+                document.problems.append(
+                    (f"{where}: key `{'.'.join((*key, name))}` stands twice", "remove one"))
+            document.places[(*key, name)] = where
+            values[name] = _construct(document, value_node, (*key, name), count)
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(document, item, (*key, str(i)), count)
+                for i, item in enumerate(node.value)]
+    return _scalar(document.name, node)
+
+
+def _scalar(name: str, node: yaml.Node) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    if not node.tag.startswith("tag:yaml.org,2002:") or kind not in (
+            "str", "int", "float", "bool", "null"):
+        raise GptcliError(f"{name}:{node.start_mark.line + 1}: YAML tag `{node.tag}` is refused",
+                          "write a plain value")
+    text = node.value
+    try:
+        if kind == "int":
+            return int(text.replace("_", ""))
+        if kind == "float":
+            value = float(text.replace("_", "").lower().replace(".inf", "inf")
+                          .replace(".nan", "nan"))
+            # `1e3` is a whole number to the person who typed it.
+            return int(value) if "e" in text.lower() and value.is_integer() else value
+    except ValueError:  # more digits than Python turns into a number, or `!!int abc`
+        raise GptcliError(f"{name}:{node.start_mark.line + 1}: `{text[:40]}` is not a number",
+                          "write a plain value") from None
+    if kind == "bool":
+        return text.lower() == "true"
+    return None if kind == "null" else text
+
+
+def _apply(document: _Document, override: str) -> None:
+    """Set one dotted key from `KEY=VALUE`, the value read as YAML."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise GptcliError(f"{override}: the value is not valid YAML",
+                          "quote it, for example data.source='\"a: b\"'") from None
+    key = tuple(name.split("."))
+    value = None if node is None else _construct(_Document(override), node, (), [0])
+    section = document.values
+    for part in key[:-1]:
+        below = section.setdefault(part, {})
+        if below is None or not isinstance(below, dict):
+            below = section[part] = {}
+        section = below
+    section[key[-1]] = value
+    for i in range(len(key)):
+        document.places.setdefault(key[:i + 1], override)
+    document.places[key] = override
+
+
+def _explain(document: _Document, error: ValidationError) -> Iterator[tuple[str, str | None]]:
+    """One problem per key, in the words of the schema rather than of pydantic."""
+    schema = Config.model_json_schema()
+    explained: set[Key] = set()
+    for detail in error.errors():
+        key = tuple(str(part) for part in detail["loc"][:2])
+        context = detail.get("ctx", {})
+        if detail["type"] == "extra_forbidden":
+            key = tuple(str(part) for part in detail["loc"])
+            yield (f"{document.place(key)}: unknown key `{'.'.join(key)}`", _did_you_mean(key))
+            continue
+        if key in explained:
+            continue
+        explained.add(key)
+        if "key" in context:  # two keys that do not fit together
+            place = document.place((*key, str(context["key"])))
+            yield f"{place}: {detail['msg']}", context.get("hint")
+            continue
+        value = detail["input"]
+        if len(key) == 1:
+            if value is None or value == {}:
+                continue
+            yield (f"{document.place(key)}: `{key[0]}` is a section with keys of its own; "
+                   f"got `{_short(value)}`", f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...")
+            continue
+        value = _value_at(document.values, key)
+        wanted = _describe(_property(schema, key))
+        choices = _property(schema, key).get("enum", [])
+        close = nearest(str(value), map(str, choices)) if choices else None
+        yield (f"{document.place(key)}: `{'.'.join(key)}` must be {wanted}; "
+               f"got `{_short(value)}`", f"did you mean `{close}`?" if close else None)
+
+
+def _did_you_mean(key: Key) -> str | None:
+    """The valid key nearest to an unknown one, wherever in the schema it stands."""
+    known = dotted_keys()
+    if len(key) > 2 and ".".join(key[:2]) in known:
+        return f"`{'.'.join(key[:2])}` takes a plain value"
+    inside = nearest(".".join(key), [k for k in known if k.split(".")[0] == key[0]])
+    if inside:
+        return f"did you mean `{inside}`?"
+    exact = [k for k in known if k.split(".")[1] == key[-1]]
+    if exact:
+        return f"did you mean `{exact[0]}`?"
+    if len(key) == 1:
+        section = nearest(key[0], sorted({k.split(".")[0] for k in known}))
+        if section:
+            return f"did you mean the section `{section}`?"
+    by_name = {k.split(".")[1]: k for k in known}
+    close = nearest(key[-1], by_name)
+    if close:
+        return f"did you mean `{by_name[close]}`?"
+    siblings = [k.split(".")[1] for k in known if k.split(".")[0] == key[0]]
+    return f"keys of `{key[0]}`: {', '.join(siblings)}" if siblings else (
+        "sections: " + ", ".join(dict.fromkeys(k.split(".")[0] for k in known)))
+
+
+def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
+    section = schema["properties"][key[0]]
+    reference = section.get("$ref") or section["allOf"][0]["$ref"]
+    found = schema["$defs"][reference.rpartition("/")[2]]["properties"][key[1]]
+    assert isinstance(found, dict)
+    return found
+
+
+def _describe(schema: dict[str, Any]) -> str:
+    """A JSON Schema in words: "a whole number of at least 1, or `auto`"."""
+    if "anyOf" in schema:
+        return ", or ".join(_describe(part) for part in schema["anyOf"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return "one of " + ", ".join(f"`{choice}`" for choice in schema["enum"])
+    bounds = [words.format(_plain(schema[name])) for name, words in (
+        ("minimum", "at least {}"), ("exclusiveMinimum", "above {}"),
+        ("maximum", "at most {}"), ("exclusiveMaximum", "below {}")) if name in schema]
+    kind = {"integer": "a whole number", "number": "a number", "boolean": "true or false",
+            "null": "null", "string": "a name or path"}[schema["type"]]
+    return kind + (" of " + " and ".join(bounds) if bounds else "")
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if bound == int(bound) and bound < 10**12 else f"{bound:g}"
+
+
+def _value_at(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
+        value = f'"{value}"'  # a number in quotes is a text
+    text = "null" if value is None else str(value).lower() if value is True or value is False \
+        else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _first_key(section: str) -> str:
+    return next((k.split(".")[1] for k in dotted_keys() if k.split(".")[0] == section), "key")
+
+
+def json_schema() -> str:
+    """The JSON Schema of the YAML, as text; editors complete and check from it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema",
+              **Config.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"

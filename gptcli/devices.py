@@ -1,0 +1,73 @@
+"""What `auto` stands for on this machine: device, dtype, threads."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from gptcli.errors import GptcliError
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """"auto" -> cuda, else mps, else cpu; a device that is not there is a GptcliError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, is_there in there.items() if is_there))
+    if not there.get(wanted, False):
+        names = [name for name, is_there in there.items() if is_there]
+        raise GptcliError(f"device `{wanted}` is not available here",
+                          f"available: {', '.join(names)} (or `auto`)")
+    return torch.device(wanted)
+
+
+def has_quick_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are quicker than in float32 on this device: GPUs from
+    Ampere on, Apple's, and CPUs with AVX512-BF16 or AMX (there about four times in a trial)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "mps":
+        return True
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of the passes. Raises GptcliError for float16 on a CPU, which computes it slowly
+    and gains no memory that matters."""
+    if wanted == "auto":
+        return torch.bfloat16 if has_quick_bfloat16(device) else torch.float32
+    if wanted == "float16" and device.type == "cpu":
+        raise GptcliError("run.dtype `float16` does not work on a CPU",
+                          "use bfloat16 or float32 there")
+    dtype = getattr(torch, wanted)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def choose_threads(wanted: int | Literal["auto"]) -> int:
+    """Set and return the number of CPU threads; "auto": the cores this process may use."""
+    if wanted != "auto":
+        threads = wanted
+    elif hasattr(os, "sched_getaffinity"):
+        threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    else:
+        threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """"bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_device(device: torch.device, threads: int) -> str:
+    """"cpu (2 threads)" or "cuda (its name)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else "mps"

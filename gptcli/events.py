@@ -1,0 +1,104 @@
+"""What a training run says as it goes: plain objects, yielded by gptcli.training.loop.
+
+The loop knows nothing of screens and files for people; whoever listens (the terminal, the
+metrics file, a test) reads these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+Stopped = Literal["done", "target", "patience", "interrupted", "diverged"]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Before the first step; everything that is worth a headline."""
+
+    run: Path
+    source: str
+    tokenizer: str            # "char", "bpe", ...
+    vocab_size: int
+    arch: str
+    parameters: int
+    parameters_without_embeddings: int
+    train_tokens: int
+    val_tokens: int
+    max_steps: int
+    tokens_per_step: int
+    device: str               # "cpu (2 threads)", "cuda (NVIDIA H200)"
+    dtype: str
+    compiled: bool
+    resumed_from: int | None
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """After every step. `logged` marks the ones that go to metrics.jsonl and to plain lines."""
+
+    step: int
+    tokens: int               # trained on so far
+    seconds: float            # since step 0, resumed parts included
+    loss: float               # nats per token, of this step's batch
+    learning_rate: float
+    grad_norm: float          # before clipping
+    tokens_per_second: float  # over the steps since the last logged one, evaluations left out
+    logged: bool
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """After an evaluation of the whole validation split."""
+
+    step: int
+    tokens: int
+    seconds: float
+    val_loss: float           # nats per token
+    best: bool                # lower than every evaluation before
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """After a checkpoint has become durable."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class SampleDrawn:
+    """What the model writes at this step."""
+
+    step: int
+    prompt: str
+    text: str                 # the continuation
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know; one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event."""
+
+    step: int
+    tokens: int
+    seconds: float
+    stopped: Stopped
+    train_loss: float | None  # of the last step
+    val_loss: float | None    # last
+    best_val_loss: float | None
+    best_step: int | None
+    diagnosis: str | None = None   # where stopped is "diverged"
+    hint: str | None = None
+
+
+Event: TypeAlias = (
+    RunStarted | StepDone | Evaluated | CheckpointSaved | SampleDrawn | Notice | Finished
+)

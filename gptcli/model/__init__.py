@@ -1,0 +1,1 @@
+"""The model: attention, layers, GPT."""

@@ -1,0 +1,163 @@
+"""Causal multi-head attention: the mathematics in eight named steps, then the module.
+
+Dimensions: B batch, T time (tokens), C channels (n_embd), H heads, D channels per head
+(head_dim = C / H), S tokens that can be looked at (T, or more where a cache holds earlier ones).
+
+Source: Vaswani et al. 2017, "Attention Is All You Need", sections 3.2.1 and 3.2.2; the causal
+mask and the names are GPT-2's (Radford et al. 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def causal_attention(
+    x: Tensor, query: nn.Linear, key: nn.Linear, value: nn.Linear, c_proj: nn.Linear,
+    n_head: int, dropout: float = 0.0,
+) -> Tensor:
+    """Causal multi-head attention, spelled out: (B, T, C) -> (B, T, C), in x's dtype.
+
+    This is the text that everything faster is tested against. `dropout` acts on the attention
+    weights (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C.
+    """
+    B, T, C = x.shape
+    H, D = n_head, C // n_head
+
+    # 1. Queries, keys and values: what each token looks for, what it offers, what it passes on.
+    q, k, v = query(x), key(x), value(x)                    # each (B, T, C)
+
+    # 2. Split the channels into heads; each head takes a contiguous block of D channels.
+    q = q.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
+    k = k.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
+    v = v.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
+
+    # 3. Fold batch and heads into one dimension: torch.bmm multiplies B*H pairs of matrices.
+    q = q.reshape(B * H, T, D)
+    k = k.reshape(B * H, T, D)
+    v = v.reshape(B * H, T, D)
+
+    # 4. Scores: every query with every key, scaled so that their variance does not grow with D.
+    scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(D)  # (B*H, T, T)
+
+    # 5. Causal mask: row t (a query) may look at columns 0..t only.
+    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
+    scores = scores.masked_fill(future, float("-inf"))
+
+    # 6. Softmax: each row becomes weights that sum to 1. Then attention dropout.
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
+
+    # 7. Weighted sum of the values.
+    mixed = torch.bmm(weights, v)                           # (B*H, T, D)
+
+    # 8. Concatenate the heads, project back into the residual stream. Then residual dropout.
+    mixed = mixed.view(B, H, T, D).transpose(1, 2).reshape(B, T, C)
+    return F.dropout(c_proj(mixed), dropout, training=dropout > 0)
+
+
+def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
+    """Which keys a query may look at: itself and the width - 1 tokens before it.
+
+    `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True where
+    looking is allowed.
+    """
+    distance = query_at[:, None] - key_at[None, :]
+    return (distance >= 0) & (distance < width)
+
+
+class CausalSelfAttention(nn.Module):
+    """The module: separate `query`, `key`, `value` and an output projection `c_proj`.
+
+    `config` needs `n_embd`, `n_head`, `dropout` and `bias`; nothing else is read. `forward(x)`
+    takes and returns (B, T, C); dropout acts in training only. `cache` is for sampling: one
+    layer of gptcli.model.cache.KeyValueCache, which takes the new keys and values in and gives
+    back all that can be looked at. Raises ValueError where n_head does not divide n_embd.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if config.n_embd % config.n_head != 0:
+            raise ValueError(f"n_embd {config.n_embd} is not divisible by n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.value = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        B, T, C = x.shape
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            q, k, v = self.heads(self.project(x), start=0)   # each (B, H, T, D)
+            mixed = attend(q, k, v, dropout)
+        else:
+            q, k, v = self.heads(self.project(x, cache.weights), start=cache.seen)
+            k, v, allowed = cache.extend(k, v)               # (B, H, S, D), bool (T, S) or None
+            mixed = attend_where(q, k, v, allowed)
+        mixed = mixed.transpose(1, 2).reshape(B, T, C)       # (B, H, T, D) -> (B, T, C)
+        return F.dropout(self.c_proj(mixed), dropout, training=dropout > 0)
+
+    def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
+        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
+
+        `kept` keeps the stacked weights between calls while sampling, when they do not change.
+        """
+        B, T, C = x.shape
+        if kept:
+            weight, bias = kept
+            assert weight is not None
+        else:
+            layers = (self.query, self.key, self.value)
+            weight = torch.cat([layer.weight for layer in layers])               # (3C, C)
+            has_bias = self.query.bias is not None
+            bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
+            if kept is not None:
+                kept.extend((weight, bias))
+        return F.linear(x, weight, bias).view(B, T, 3, self.n_head, C // self.n_head)
+
+    def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D). `start` is the position of the first
+        token, for a subclass that works positions into q and k; GPT-2 adds them to the embedding.
+        """
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Steps 3 to 7 over T tokens, fast: q, k, v (B, H, T, D) -> (B, H, T, D), in their dtype.
+
+    Two ways to the same numbers. On a CPU the fused kernel is the slower one in bfloat16, for
+    short T and with dropout; there it is three batched operations.
+    """
+    B, H, T, D = q.shape
+    fused = q.device.type != "cpu" or (q.dtype == torch.float32 and dropout == 0 and T > 64)
+    if fused or q.dtype == torch.float16:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    q, k, v = (part.reshape(B * H, T, D) for part in (q, k, v))
+    future = _future(T, q.dtype, q.device)                   # 0 or -inf, (T, T)
+    scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
+    return torch.bmm(weights, v).view(B, H, T, D)
+
+
+def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
+
+    `allowed`, bool (T, S), says which keys each query may look at; None: all of them."""
+    scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(q.shape[-1]))            # (B, H, T, S)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return F.softmax(scores, dim=-1) @ v
+
+
+@lru_cache(maxsize=16)
+def _future(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The causal mask as a term to add: 0 where a query may look, -inf in its future. (T, T)"""
+    return torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu(1)

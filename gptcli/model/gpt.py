@@ -1,0 +1,145 @@
+"""The GPT: embedding, a stack of blocks, a head; and all initialisation in one place.
+
+Dimensions: B batch, T time, C channels (n_embd), V vocabulary.
+
+`arch: gpt2` is GPT-2 (Radford et al. 2019): learned positions, LayerNorm, GELU, tied embeddings.
+`arch: modern` is the dense Qwen3 layout: rotary positions, RMSNorm, QK-norm, SwiGLU, no biases.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.config import ModelConfig
+from gptcli.model.attention import CausalSelfAttention
+from gptcli.model.cache import KeyValueCache
+from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
+from gptcli.model.rotary import RotaryCausalSelfAttention
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same.
+
+    `attention` is a class built as attention(config); None: the arch's own."""
+
+    def __init__(self, config: ModelConfig, attention: type[nn.Module] | None = None) -> None:
+        super().__init__()
+        C = config.n_embd
+        if config.arch == "gpt2":
+            self.ln_1: nn.Module = LayerNorm(C, config.bias)
+            self.attn = (attention or CausalSelfAttention)(config)
+            self.ln_2: nn.Module = LayerNorm(C, config.bias)
+            self.mlp: nn.Module = MLP(C, config.bias, config.dropout)
+        else:
+            self.ln_1 = RMSNorm(C)
+            self.attn = (attention or RotaryCausalSelfAttention)(config)
+            self.ln_2 = RMSNorm(C)
+            self.mlp = SwiGLU(C, config.dropout)
+
+    def forward(self, x: Tensor, cache: object = None) -> Tensor:
+        normed = self.ln_1(x)
+        # A learner's module takes x alone.
+        x = x + (self.attn(normed) if cache is None else self.attn(normed, cache))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT(nn.Module):
+    """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
+
+    `attention` replaces the attention of every block by a class of the user's (gpt2 only; such a
+    model samples without a cache). Parameters are float32 until `.to(dtype)`.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int,
+                 attention: type[nn.Module] | None = None) -> None:
+        super().__init__()
+        assert attention is None or config.arch == "gpt2"
+        self.config = config
+        self.vocab_size = vocab_size
+        self.has_cache = attention is None
+        gpt2 = config.arch == "gpt2"
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if gpt2 else None
+        self.h = nn.ModuleList(Block(config, attention) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.bias) if gpt2 else RMSNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        if gpt2:
+            self.lm_head.weight = self.wte.weight
+
+    def forward(self, idx: Tensor, cache: KeyValueCache | None = None,
+                last_only: bool = False) -> Tensor:
+        """Logits of the next token after each position: int64 (B, T) -> (B, T, V) in the
+        parameters' dtype; with `last_only` (B, 1, V), of the last position alone."""
+        x = self.wte(idx)                                                        # (B, T, C)
+        if self.wpe is not None:
+            start = 0 if cache is None else cache.seen
+            x = x + self.wpe.weight[start:start + idx.shape[1]]
+        if self.config.dropout and self.training:
+            x = F.dropout(x, self.config.dropout)
+        for i, block in enumerate(self.h):
+            x = block(x) if cache is None else block(x, cache.layers[i])
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, float32: idx, targets int64 (B, T) -> ()."""
+        logits = self(idx)
+        return F.cross_entropy(logits.view(-1, self.vocab_size).float(), targets.reshape(-1))
+
+    def new_cache(self, batch: int) -> KeyValueCache:
+        """An empty cache for `batch` streams, in the dtype and on the device of the weights."""
+        weight = self.wte.weight
+        return KeyValueCache(self.config.n_layer, batch, self.config.n_head, self.config.head_dim,
+                             self.config.block_size, weight.dtype, weight.device)
+
+
+@torch.no_grad()
+def initialise(model: GPT, generator: torch.Generator) -> None:
+    """Draw all weights, in the order of their definition, from `generator` (CPU).
+
+    gpt2 (Radford et al. 2019, section 2.3): normal with 0.02; projections that end a residual
+    branch 0.02 / sqrt(2 n_layer); biases 0, gains 1.
+    modern: matrices normal with 1/sqrt(fan in); those that end a branch, and the head, 0, so
+    that every block starts as the identity and the loss as ln V; embedding normal with 1.
+    """
+    gpt2 = model.config.arch == "gpt2"
+    ends = (".c_proj.weight", ".o_proj.weight", ".down_proj.weight")
+    for name, parameter in model.named_parameters():        # a tied head is listed once, as wte
+        if parameter.dim() < 2:
+            norm = name.rsplit(".", 2)[-2] in ("ln_1", "ln_2", "ln_f", "q_norm", "k_norm")
+            parameter.fill_(1.0 if norm and name.endswith("weight") else 0.0)
+            continue
+        if gpt2:
+            std = 0.02 / math.sqrt(2 * model.config.n_layer) if name.endswith(ends) else 0.02
+        elif name == "wte.weight":
+            std = 1.0
+        elif name == "lm_head.weight" or name.endswith(ends):
+            std = 0.0
+        else:
+            std = 1 / math.sqrt(parameter.shape[1])
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise * std)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters as papers count them. A tied head counts once."""
+
+    total: int
+    without_embeddings: int
+
+
+def count_parameters(model: GPT) -> ParameterCount:
+    """All parameters, and those outside token and position embeddings and an untied head."""
+    total = sum(p.numel() for p in model.parameters())
+    outer = [model.wte.weight] + ([model.wpe.weight] if model.wpe is not None else [])
+    if model.lm_head.weight is not model.wte.weight:
+        outer.append(model.lm_head.weight)
+    return ParameterCount(total, total - sum(p.numel() for p in outer))

@@ -1,0 +1,72 @@
+"""The modern arch's attention: rotary positions and normalised queries and keys.
+
+Dimensions: B batch, T time, H heads, D head_dim. Layout and names as in Qwen3.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.model.attention import CausalSelfAttention
+from gptcli.model.layers import RMSNorm
+
+THETA = 10_000.0
+
+
+@lru_cache(maxsize=16)
+def rotary_table(
+    length: int, head_dim: int, dtype: torch.dtype, device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency, each (length, head_dim), the sine signed for the
+    split-halves form: rotated = x * cos + halves_swapped(x) * sin.
+
+    Frequencies are THETA^(-2i/D) for i in 0..D/2-1. Computed in float64, kept in `dtype`.
+    Source: Su et al. 2021, "RoFormer", section 3.4.2."""
+    half = torch.arange(head_dim // 2, dtype=torch.float64)
+    frequency = THETA ** (-2.0 * half / head_dim)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency      # (length, D/2)
+    cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
+    sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
+    return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x (..., D), the tables
+    broadcast to it."""
+    half = x.shape[-1] // 2
+    swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + swapped * sin
+
+
+class RotaryCausalSelfAttention(CausalSelfAttention):
+    """CausalSelfAttention with RMS-normalised queries and keys (a gain per channel, shared by
+    the heads) that are then rotated by their position. head_dim must be even.
+
+    Sources: Henry et al. 2020 for the normalisation, Su et al. 2021 for the rotation."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        head_dim = config.n_embd // config.n_head
+        if head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, got {head_dim}")
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+
+    def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D); the first token at position `start`."""
+        T, D = qkv.shape[1], qkv.shape[4]
+        # A power of two, so that sampling far ahead makes a new table only now and then.
+        length = max(256, 1 << (start + T - 1).bit_length())
+        cos, sin = rotary_table(length, D, qkv.dtype, qkv.device)
+        gains = torch.stack((self.q_norm.weight, self.k_norm.weight))            # (2, D)
+        where = slice(start, start + T)
+        # q and k together: half as many operations, each twice as large.
+        qk = F.rms_norm(qkv[:, :, :2], (D,), eps=1e-6)                           # (B, T, 2, H, D)
+        qk = rotate(qk * gains[:, None, :], cos[where, None, None], sin[where, None, None])
+        q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, qkv[:, :, 2].transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Logits -> token, and the generation loop with its cache."""

@@ -1,0 +1,133 @@
+"""Tokens -> text as it comes: stop strings that straddle tokens, and never half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gptcli.model.gpt import GPT
+from gptcli.sampling.choose import Choice
+from gptcli.sampling.generate import generate
+from gptcli.tokenization import StreamDecoder, Tokenizer
+
+StoppedBy = Literal["length", "stop", "end"]
+
+
+@dataclass
+class Sample:
+    """One continuation. `stopped`: after max_new_tokens, at a stop string, at end-of-text."""
+
+    index: int
+    text: str = ""
+    tokens: int = 0
+    stopped: StoppedBy = "length"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is ready to be shown: it can no longer become part of a stop string."""
+
+    index: int
+    text: str
+
+
+class StopFilter:
+    """Passes text on, but holds back an end that may be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What may be shown after `text` has come. Nothing more once a stop string has."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            ready, self._held = self._held[:min(found)], ""
+            return ready
+        keep = max((n for stop in self._stops for n in range(1, len(stop))
+                    if self._held.endswith(stop[:n])), default=0)
+        cut = len(self._held) - keep
+        ready, self._held = self._held[:cut], self._held[cut:]
+        return ready
+
+    def flush(self) -> str:
+        """What was held back, when nothing more will come."""
+        ready, self._held = self._held, ""
+        return ready
+
+
+@dataclass
+class _Stream:
+    sample: Sample
+    decoder: StreamDecoder
+    stops: StopFilter
+    done: bool = False
+    shown: list[str] = field(default_factory=list)
+
+
+def write(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, streams: int,
+          max_new_tokens: int, how: Choice, seed: int,
+          stops: Sequence[str] = ()) -> Iterator[Piece | Sample]:
+    """Continue a prompt in `streams` ways: yields Pieces as they are ready, and each Sample, whole,
+    when it ends. End-of-text ends a stream and is not part of its text."""
+    all_streams = [_Stream(Sample(i), tokenizer.stream(), StopFilter(stops))
+                   for i in range(streams)]
+    steps = generate(model, prompt, streams=streams, max_new_tokens=max_new_tokens, how=how,
+                     seed=seed)
+    for tokens in steps:
+        for stream, token in zip(all_streams, tokens, strict=True):
+            if stream.done:
+                continue
+            if token == tokenizer.eot:
+                stream.sample.stopped = "end"
+                yield from _end(stream)
+                continue
+            stream.sample.tokens += 1
+            yield from _show(stream, stream.stops.push(stream.decoder.push(token)))
+            if stream.stops.stopped:
+                stream.sample.stopped = "stop"
+                yield from _end(stream)
+        if all(stream.done for stream in all_streams):
+            break
+    for stream in all_streams:
+        if not stream.done:
+            yield from _end(stream)
+
+
+def _show(stream: _Stream, text: str) -> Iterator[Piece]:
+    if text:
+        stream.shown.append(text)
+        yield Piece(stream.sample.index, text)
+
+
+def _end(stream: _Stream) -> Iterator[Piece | Sample]:
+    stream.done = True
+    if not stream.stops.stopped:
+        last = stream.stops.push(stream.decoder.flush())
+        if stream.stops.stopped:
+            stream.sample.stopped = "stop"
+        yield from _show(stream, last + stream.stops.flush())
+    stream.sample.text = "".join(stream.shown)
+    yield stream.sample
+
+
+def write_one(model: GPT, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, how: Choice,
+              seed: int) -> str:
+    """One continuation, whole: what training shows while it learns. The mode is put back."""
+    ids = tokenizer.encode(prompt) or tokenizer.start_ids()
+    was_training = model.training
+    model.eval()
+    try:
+        for item in write(model, tokenizer, ids, streams=1, max_new_tokens=max_new_tokens,
+                          how=how, seed=seed):
+            if isinstance(item, Sample):
+                return item.text
+    finally:
+        model.train(was_training)
+    return ""

@@ -1,0 +1,43 @@
+"""Where a number that is not finite came from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcli.model.gpt import GPT
+
+
+def first_not_finite(model: GPT, idx: Tensor, targets: Tensor) -> str:
+    """Run the batch once more and name the layer where the first value that is not finite
+    appeared: forward in the order of computing, then weights, then gradients from the loss back.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"the weight {name}"
+    found: list[str] = []
+
+    def look(name: str) -> object:
+        def hook(module: torch.nn.Module, inputs: object, output: object) -> None:
+            if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                found.append(name or "the model's output")
+        return hook
+
+    handles = [module.register_forward_hook(look(name))  # type: ignore[arg-type]
+               for name, module in model.named_modules()]
+    try:
+        model.zero_grad(set_to_none=True)
+        loss = model.loss(idx, targets)
+        if found:
+            return f"the output of {found[0]}"
+        if not bool(loss.isfinite()):
+            return "the loss (the logits were finite)"
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in reversed(list(model.named_parameters())):
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                return f"the gradient of {name}"
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.zero_grad(set_to_none=True)
+    return "nowhere when the batch was computed again"

@@ -1,0 +1,58 @@
+"""`gptcli train --dry-run`: what a run would be and need, without writing anything that stays."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcli.config import Config
+from gptcli.corpus import open_corpus
+from gptcli.devices import choose_device, choose_dtype
+from gptcli.model.gpt import GPT, count_parameters, initialise
+from gptcli.training.estimate import memory_bytes, seconds_per_step
+from gptcli.training.setup import resolve
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
+    seconds from a two-second measurement on this machine, evaluations included."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        corpus = open_corpus(config.data.source, kind=config.tokenizer.kind,
+                             vocab_size=config.tokenizer.vocab_size,
+                             val_fraction=config.data.val_fraction,
+                             block_size=config.model.block_size, cache=Path(folder))
+        train_tokens = len(corpus.train)
+        val_tokens = len(corpus.val) if corpus.val else 0
+        vocab_size = corpus.tokenizer.vocab_size
+        config = resolve(config, corpus)
+        del corpus
+    device = choose_device(config.run.device)
+    dtype = choose_dtype(config.run.dtype, device)
+    with torch.device("meta"):
+        count = count_parameters(GPT(config.model, vocab_size))
+    model = GPT(config.model, vocab_size)
+    initialise(model, torch.Generator().manual_seed(config.train.seed))
+    step_seconds = seconds_per_step(model, config, dtype, device)
+    train = config.train
+    tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
+    evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0
+    evaluation_seconds = step_seconds * val_tokens / 3 / tokens_per_step
+    return {
+        "parameters": count.total,
+        "parameters_without_embeddings": count.without_embeddings,
+        "vocab_size": vocab_size,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "tokens_per_step": tokens_per_step,
+        "total_tokens": tokens_per_step * train.max_steps,
+        "epochs": tokens_per_step * train.max_steps / train_tokens,
+        "memory_bytes": memory_bytes(config, vocab_size, count.total,
+                                     torch.finfo(dtype).bits // 8),
+        "seconds_estimate": step_seconds * train.max_steps + evaluations * evaluation_seconds,
+        "device": device.type,
+        "dtype": config.run.dtype,
+        "compile": config.run.compile,
+    }

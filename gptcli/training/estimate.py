@@ -1,0 +1,78 @@
+"""What a run will need, before it runs: memory and time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from gptcli.config import Config
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import swiglu_width
+from gptcli.training.optimizers import Optimizers
+from gptcli.training.precision import Weights
+
+_MEASURE_SECONDS = 2.0
+
+
+def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
+    """What the backward pass of one batch keeps, in bytes: counted from the layers' shapes.
+
+    Per token and layer: norms, q, k, v, the mixed values, the feed-forward's hidden values and
+    the residual stream; the attention weights (T per head and token), twice with dropout; and
+    the logits, once in the passes' dtype and twice in float32 (the loss and its gradient)."""
+    m, T = config.model, config.model.block_size
+    tokens = config.train.batch_size * T
+    hidden = 3 * swiglu_width(m.n_embd) if m.arch == "modern" else 2 * 4 * m.n_embd
+    rotary = 6 * m.n_embd if m.arch == "modern" else 0
+    per_layer = (12 * m.n_embd + rotary + hidden) + m.n_head * T * (3 if m.dropout else 2)
+    return tokens * (m.n_layer * per_layer * bytes_each + vocab_size * (bytes_each + 8))
+
+
+def memory_bytes(config: Config, vocab_size: int, parameters: int, bytes_each: int) -> int:
+    """Peak memory of training, in bytes, beyond the libraries' own: float32 masters and
+    gradients, the working copy and its gradients, the optimizer's one (muon) or two (adamw)
+    values per parameter, the activations of one batch."""
+    slots = 1 if config.train.optimizer == "muon" else 2
+    per_parameter = 4 + 4 + 4 * slots + (2 * bytes_each if bytes_each < 4 else 0)
+    return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
+
+
+def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype,
+                     device: torch.device) -> float:
+    """Time of one optimizer step, measured on this machine with random tokens for about two
+    seconds: first with one sequence, then, where that is quick enough, with a whole batch."""
+    model.to(device).train()
+    weights = Weights(model, dtype)
+    optimizers = Optimizers(config.train.optimizer, weights.masters, 0.0, dtype)
+    sequences = config.train.batch_size * config.train.grad_accum
+    generator = torch.Generator().manual_seed(0)
+
+    def once(batch: int) -> float:
+        idx = torch.randint(0, model.vocab_size, (batch, config.model.block_size),
+                            generator=generator).to(device)
+        start = time.perf_counter()
+        model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
+        weights.collect(1.0)
+        passes = _now(device) - start
+        optimizers.step(1e-9)
+        weights.publish()
+        weights.clear_grads()
+        update = _now(device) - start - passes
+        return passes * sequences / batch + update
+
+    estimate = once(1)
+    begin = time.perf_counter()
+    batch = config.train.batch_size
+    if estimate / config.train.grad_accum > 4 * _MEASURE_SECONDS:
+        batch = 1
+    times: list[float] = []
+    while not times or (time.perf_counter() - begin < _MEASURE_SECONDS and len(times) < 50):
+        times.append(once(batch))
+    return sorted(times)[len(times) // 2]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,52 @@
+"""A trained model from a run folder, ready to be sampled or evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptcli.config import Config
+from gptcli.errors import GptcliError
+from gptcli.model.gpt import GPT
+from gptcli.tokenization import Tokenizer
+from gptcli.training import checkpoint, run_folder
+from gptcli.training.state import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode with what belongs to it."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    config: Config
+    step: int
+    meta: dict[str, Any]
+
+
+def load_trained(run: Path, which: str, *, device: torch.device, dtype: torch.dtype,
+                 attention: type[nn.Module] | None = None) -> Trained:
+    """The model of a run's checkpoint `which` ("best", "last" or a step).
+
+    Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
+    (or does not need) the attention file of its training."""
+    config = run_folder.read_config(run)
+    step = checkpoint.choose_step(run, which)
+    meta = checkpoint.read_meta(run, step)
+    if meta.get("own_attention") and attention is None:
+        raise GptcliError(f"{run} was trained with an attention file of your own",
+                          "name it again: --attention FILE")
+    if attention is not None and not meta.get("own_attention"):
+        raise GptcliError(f"{run} was trained with the built-in attention",
+                          "leave --attention out")
+    tokenizer = run_folder.read_tokenizer(run)
+    if meta.get("tokenizer") != tokenizer.fingerprint():
+        raise GptcliError(f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
+                          "put the original file back", exit_code=1)
+    loaded = checkpoint.load(run, step)
+    model = build_model(config.model, tokenizer.vocab_size, attention, loaded.model)
+    return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)

@@ -1,0 +1,297 @@
+"""The training loop: a generator of events. It knows nothing of screens.
+
+    for event in train(setup): ...
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config import Config
+from gptcli.corpus import Batches, Corpus
+from gptcli.devices import describe_device, dtype_name
+from gptcli.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Finished,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+    Stopped,
+)
+from gptcli.model.gpt import count_parameters
+from gptcli.sampling.choose import Choice
+from gptcli.sampling.text import write_one
+from gptcli.training import checkpoint
+from gptcli.training.diagnose import first_not_finite
+from gptcli.training.evaluate import evaluate
+from gptcli.training.schedule import lr_at
+from gptcli.training.state import TrainingState
+
+_CHECKPOINT_SECONDS = 60.0
+_CHECKPOINT_SHARE = 0.01
+_SAMPLE_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs. `config` is resolved: no `auto` but checkpoint_every is left."""
+
+    run: Path
+    config: Config
+    corpus: Corpus
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    compile: bool
+    attention: type[nn.Module] | None = None
+    resume: checkpoint.Checkpoint | None = None
+    start_from: dict[str, Tensor] | None = None
+
+
+def train(setup: Setup, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Train and yield what happens; the last event is always Finished.
+
+    `should_stop` is asked after every step and between the batches of an evaluation; when it
+    says so, the run saves and finishes as "interrupted". A loss or gradient that is not finite
+    finishes it as "diverged" before the update. Raises GptcliError where the disk refuses."""
+    yield from _Loop(setup, should_stop).events()
+
+
+class _Loop:
+    def __init__(self, setup: Setup, should_stop: Callable[[], bool]) -> None:
+        self.setup = setup
+        self.should_stop = should_stop
+        self.config = setup.config.train
+        corpus = setup.corpus
+        self.state = TrainingState(
+            setup.config.model, self.config, corpus.tokenizer.vocab_size,
+            dtype=setup.dtype, device=setup.device, attention=setup.attention,
+            weights=setup.resume.model if setup.resume else setup.start_from)
+        if setup.resume:
+            self.state.restore(setup.resume)
+        self.progress = self.state.progress
+        self.batches = Batches(corpus.train, setup.config.model.block_size,
+                               self.config.batch_size, self.config.seed)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.state.model.loss
+        if setup.compile:
+            self.loss = torch.compile(self.state.model.loss)
+        self.tokens_per_step = (self.config.batch_size * self.config.grad_accum
+                                * setup.config.model.block_size)
+        self.saved_at: int | None = setup.resume.step if setup.resume else None
+        self.last_save = time.perf_counter()
+        self.save_cost = 0.0
+
+    # ---- the run -------------------------------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        yield self.headline()
+        self.state.model.train()
+        self.started = time.perf_counter() - self.progress.seconds
+        stopped = yield from self.steps()
+        diagnosis = hint = None
+        if isinstance(stopped, _Diverged):
+            diagnosis, hint = stopped.diagnosis, stopped.hint
+        elif self.saved_at != self.progress.step:
+            yield from self.save()
+        p = self.progress
+        yield Finished(p.step, p.tokens, self.clock(), "diverged" if isinstance(stopped, _Diverged)
+                       else stopped, p.train_loss, p.val_loss, p.best_val_loss, p.best_step,
+                       diagnosis, hint)
+
+    def steps(self) -> Generator[Event, None, Stopped | _Diverged]:
+        p, config = self.progress, self.config
+        # An evaluation that an interruption cut short is made up for.
+        stopped: Stopped | None = yield from self.due_evaluation()
+        window_start, window_tokens = time.perf_counter(), p.tokens
+        while stopped is None and p.step < config.max_steps:
+            done = self.one_step()
+            if isinstance(done, _Diverged):
+                return done
+            logged = p.step % self.log_every() == 0 or p.step in (1, config.max_steps)
+            now = time.perf_counter()
+            passed = now - window_start
+            speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
+            yield StepDone(p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed,
+                           logged)
+            if logged:
+                window_start, window_tokens = time.perf_counter(), p.tokens
+            away = time.perf_counter()
+            stopped = yield from self.after_step()
+            window_start += time.perf_counter() - away
+        return stopped or "done"
+
+    def after_step(self) -> Generator[Event, None, Stopped | None]:
+        if self.should_stop():
+            return "interrupted"
+        stopped: Stopped | None = yield from self.due_evaluation()
+        every = self.config.sample_every
+        if stopped is None and every and self.progress.step % every == 0:
+            yield self.sample()
+        if stopped is None and self.checkpoint_is_due():
+            yield from self.save()
+        return "interrupted" if self.should_stop() else stopped
+
+    def one_step(self) -> _Step | _Diverged:
+        """Forward, backward, clip, update; or the reason why no update was made."""
+        p, config, weights = self.progress, self.config, self.state.weights
+        rate = lr_at(p.step, peak=float(config.learning_rate), max_steps=config.max_steps,
+                     warmup_steps=int(config.warmup_steps), decay_fraction=config.decay_fraction)
+        while True:
+            # Dropout draws from torch's global generator; this makes its masks a function of
+            # (seed, step), so that a resumed run draws the same ones.
+            torch.manual_seed((config.seed * 1_000_003 + p.step) % 2**63)
+            loss = self.backward()
+            norm = float(weights.norm())
+            if math.isfinite(norm) or p.loss_scale <= 1.0 or not math.isfinite(loss):
+                break
+            p.loss_scale /= 2.0  # float16: the scaled gradients overflowed; the same step again
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return self.diverged(loss, rate, norm)
+        if config.grad_clip > 0:
+            weights.clip(norm, config.grad_clip)
+        self.state.optimizers.step(rate)
+        weights.publish()
+        weights.clear_grads()
+        p.step += 1
+        p.tokens += self.tokens_per_step
+        p.train_loss = loss
+        if self.setup.dtype == torch.float16 and p.step % 1000 == 0:
+            p.loss_scale *= 2.0
+        return _Step(loss, rate, norm)
+
+    def backward(self) -> float:
+        """Gradients of one step into the masters; returns the mean loss."""
+        p, config, weights = self.progress, self.config, self.state.weights
+        weights.clear_grads()
+        total = torch.zeros((), device=self.setup.device)
+        for part in range(config.grad_accum):
+            idx, targets = self.batch(p.step * config.grad_accum + part)
+            loss = self.loss(idx, targets)
+            (loss * (p.loss_scale / config.grad_accum)).backward()  # type: ignore[no-untyped-call]
+            weights.collect(1.0 / p.loss_scale)
+            total += loss.detach()
+        return float(total) / config.grad_accum
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+        idx, targets = self.batches.batch(k)
+        device = self.setup.device
+        if device.type == "cpu":
+            return idx, targets
+        return idx.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def diverged(self, loss: float, rate: float, norm: float) -> _Diverged:
+        step = self.progress.step
+        where = first_not_finite(self.state.model, *self.batch(step * self.config.grad_accum))
+        return _Diverged(
+            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
+            f"{rate:g}; not finite first in {where}; nothing was updated",
+            f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
+            f"train.warmup_steps={max(100, 2 * int(self.config.warmup_steps))}"
+            + ("" if self.setup.dtype == torch.float32 else ", or run.dtype=float32"))
+
+    # ---- evaluations, samples, checkpoints -----------------------------------------------
+
+    def due_evaluation(self) -> Generator[Event, None, Stopped | None]:
+        """Evaluate where this step is to be evaluated and was not; why to stop, or None."""
+        p, config, val = self.progress, self.config, self.setup.corpus.val
+        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
+        if val is None or not due or p.evaluated_at == p.step:
+            return None
+        loss = evaluate(self.state.model, val, self.setup.config.model.block_size,
+                        self.should_stop)
+        if loss is None:
+            return "interrupted"
+        if not math.isfinite(loss):
+            return None
+        p.val_loss, p.evaluated_at = loss, p.step
+        best = p.best_val_loss is None or loss < p.best_val_loss
+        p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
+        if best:
+            p.best_val_loss, p.best_step = loss, p.step
+        yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
+        if best:
+            yield from self.save()
+        if config.stop_at_val_loss is not None and loss <= config.stop_at_val_loss:
+            return "target"
+        if config.patience is not None and p.evaluations_without_best >= config.patience:
+            return "patience"
+        return None
+
+    def sample(self) -> Event:
+        tokenizer = self.setup.corpus.tokenizer
+        text = write_one(self.state.model, tokenizer, "", max_new_tokens=_SAMPLE_TOKENS,
+                         how=Choice(), seed=self.config.seed)
+        return SampleDrawn(self.progress.step, "", text)
+
+    def checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every
+        if self.saved_at == self.progress.step:
+            return False
+        if every != "auto":
+            return self.progress.step % every == 0
+        waited = time.perf_counter() - self.last_save
+        return waited >= max(_CHECKPOINT_SECONDS, self.save_cost / _CHECKPOINT_SHARE)
+
+    def save(self) -> Iterator[Event]:
+        """A durable checkpoint; the best one is marked, those that are no longer kept go."""
+        start = time.perf_counter()
+        p = self.progress
+        p.seconds = self.clock()
+        path = self.state.save(self.setup.run, self.meta())
+        if p.best_step == p.step:
+            checkpoint.mark_best(self.setup.run, p.step)
+        checkpoint.prune(self.setup.run, self.config.keep_checkpoints)
+        self.saved_at = p.step
+        self.last_save = time.perf_counter()
+        self.save_cost = self.last_save - start
+        yield CheckpointSaved(p.step, path)
+
+    def meta(self) -> dict[str, Any]:
+        corpus = self.setup.corpus
+        return {"vocab_size": corpus.tokenizer.vocab_size,
+                "tokenizer": corpus.tokenizer.fingerprint(),
+                "data": corpus.content_key,
+                "model": self.setup.config.model.model_dump(),
+                "own_attention": self.setup.attention is not None}
+
+    # ---- small things --------------------------------------------------------------------
+
+    def clock(self) -> float:
+        return time.perf_counter() - self.started
+
+    def log_every(self) -> int:
+        return int(self.config.log_every)
+
+    def headline(self) -> Event:
+        setup, corpus = self.setup, self.setup.corpus
+        count = count_parameters(self.state.model)
+        return RunStarted(
+            setup.run, setup.config.data.source, corpus.tokenizer.kind,
+            corpus.tokenizer.vocab_size, setup.config.model.arch, count.total,
+            count.without_embeddings, len(corpus.train), len(corpus.val) if corpus.val else 0,
+            self.config.max_steps, self.tokens_per_step,
+            describe_device(setup.device, setup.threads), dtype_name(setup.dtype), setup.compile,
+            setup.resume.step if setup.resume else None)
+
+
+@dataclass(frozen=True)
+class _Step:
+    loss: float
+    rate: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class _Diverged:
+    diagnosis: str
+    hint: str

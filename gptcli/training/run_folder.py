@@ -1,0 +1,161 @@
+"""A run folder: its files for people and scripts beside the checkpoints, and its status.
+
+    config.yaml  tokenizer.json  metrics.jsonl  samples.txt  run.json  checkpoints/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptcli import durable
+from gptcli.config import Config
+from gptcli.config_files import dump_config, parse_config
+from gptcli.errors import GptcliError, nearest
+from gptcli.tokenization import Tokenizer, load_tokenizer
+
+_SAMPLE_HEADING = "=== step {step} ===\n"
+
+
+def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
+    """The run folder that RUN means: a path, a name under `runs`, or, with None, the newest.
+
+    Raises GptcliError where there is none, with the nearest name."""
+    known = list_runs(runs)
+    if name is None:
+        if not known:
+            raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
+        return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
+    for path in (Path(name), runs / name):
+        if (path / "config.yaml").is_file():
+            return path
+    if Path(name).is_dir():
+        raise GptcliError(f"{name} is not a run folder (it has no config.yaml)",
+                          "a run folder is what gptcli train writes")
+    close = nearest(name, [run.name for run in known])
+    raise GptcliError(f"no run named `{name}`",
+                      f"did you mean `{close}`?" if close
+                      else "there are: " + ", ".join(run.name for run in known) if known
+                      else "there are no runs yet; train one: gptcli train")
+
+
+def list_runs(runs: Path) -> list[Path]:
+    """Every run folder directly under `runs`, by name."""
+    if not runs.is_dir():
+        return []
+    return sorted(p for p in runs.iterdir() if (p / "config.yaml").is_file())
+
+
+def free_name(name: str, runs: Path = Path("runs")) -> Path:
+    """runs/NAME, or runs/NAME-2, -3, ... where that is taken."""
+    path, number = runs / name, 2
+    while path.exists():
+        path, number = runs / f"{name}-{number}", number + 1
+    return path
+
+
+def create(run: Path, config: Config, tokenizer: Tokenizer, overwrite: bool) -> None:
+    """Make a run folder with its config and tokenizer. An existing one is refused, or, with
+    `overwrite`, emptied of what gptcli writes (nothing else in it is touched)."""
+    try:
+        if run.exists() and overwrite:
+            for name in ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt",
+                         "run.json"):
+                (run / name).unlink(missing_ok=True)
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
+        durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
+        durable.write_atomically(run / "config.yaml", dump_config(config).encode("utf-8"))
+    except OSError as error:
+        raise GptcliError(f"{run}: cannot be written ({error.strerror})",
+                          "choose a folder that you may write to with --out") from None
+
+
+def refuse_existing(run: Path) -> None:
+    """Raise GptcliError where a new run would land on something that exists."""
+    if run.is_dir() and all(path.name == ".lock" for path in run.iterdir()):
+        return
+    if run.exists():
+        raise GptcliError(f"{run} exists already",
+                          "go on with it: --resume; start it again: --overwrite; "
+                          "or name another folder with --out")
+
+
+def read_config(run: Path) -> Config:
+    """The resolved config of a run."""
+    path = run / "config.yaml"
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise GptcliError(f"{path} cannot be read as UTF-8 text",
+                          "train the run again") from None
+    return parse_config(text, name=str(path))
+
+
+def read_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer of a run."""
+    return load_tokenizer(run / "tokenizer.json")
+
+
+class Metrics:
+    """metrics.jsonl: one object a line, never torn, never repeated after a resume."""
+
+    def __init__(self, run: Path, resumed_from: int | None) -> None:
+        path = run / "metrics.jsonl"
+        if resumed_from is not None and path.exists():
+            kept = [line for line in path.read_bytes().splitlines(keepends=True)
+                    if _step_of(line) <= resumed_from and line.endswith(b"\n")]
+            durable.write_atomically(path, b"".join(kept))
+        else:
+            path.unlink(missing_ok=True)
+        self._file = path.open("ab")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one object."""
+        durable.append_line(self._file, json.dumps(record))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def write_sample(run: Path, step: int, prompt: str, text: str) -> None:
+    """Append what the model wrote at a step to samples.txt."""
+    with (run / "samples.txt").open("a", encoding="utf-8", newline="\n") as file:
+        file.write(_SAMPLE_HEADING.format(step=step) + prompt + text + "\n\n")
+
+
+def trim_samples(run: Path, resumed_from: int) -> None:
+    """Drop the samples of steps after the one that a run goes on from."""
+    path = run / "samples.txt"
+    if not path.exists():
+        return
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    for match in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):
+        if int(match[1]) > resumed_from:
+            durable.write_atomically(path, text[:match.start()].encode("utf-8"))
+            return
+
+
+def write_status(run: Path, values: dict[str, Any]) -> None:
+    """Replace run.json: how a run stands, in the keys of `train --json`."""
+    durable.write_atomically(run / "run.json", json.dumps(values, indent=1).encode())
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """What run.json says, {} where it is not there or not readable."""
+    try:
+        values = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

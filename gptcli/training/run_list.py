@@ -1,0 +1,63 @@
+"""What `gptcli runs` knows of each run, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli.durable import is_locked
+from gptcli.errors import GptcliError
+from gptcli.training import run_folder
+from gptcli.training.checkpoint import steps_of
+from gptcli.view.runs_table import RunRow
+
+
+def run_rows(folder: Path) -> list[RunRow]:
+    """One row for each run under `folder`, oldest first."""
+    runs = run_folder.list_runs(folder)
+    return [_row(run) for run in sorted(runs, key=lambda r: (r / "config.yaml").stat().st_mtime)]
+
+
+def _row(run: Path) -> RunRow:
+    status = run_folder.read_status(run)
+    last = _last_records(run / "metrics.jsonl")
+    step, evaluation = last.get("step", {}), last.get("eval", {})
+    running = is_locked(run)
+    if running:
+        state = "running"
+    else:
+        # Without run.json the process ended before it could say how.
+        state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
+    try:
+        max_steps = run_folder.read_config(run).train.max_steps
+    except GptcliError:
+        max_steps, state = 0, "damaged"
+    ended = {} if running else status
+    return RunRow(
+        name=run.name, status=state, step=int(ended.get("steps") or step.get("step") or 0),
+        max_steps=max_steps, train_loss=ended.get("train_loss", step.get("loss")),
+        val_loss=ended.get("val_loss", evaluation.get("val_loss")),
+        best_val_loss=ended.get("best_val_loss", last.get("best", {}).get("val_loss")),
+        seconds=float(ended.get("seconds") or step.get("seconds") or 0.0),
+        parameters=status.get("parameters"), when=(run / "config.yaml").stat().st_mtime)
+
+
+def _last_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each kind in a metrics file, and the best evaluation."""
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        found[record.get("kind", "")] = record
+        if record.get("kind") == "eval" and record.get("val_loss") is not None:
+            best = found.get("best")
+            if best is None or record["val_loss"] < best["val_loss"]:
+                found["best"] = record
+    return found
