@@ -1,4 +1,4 @@
-"""The whole YAML schema: every key, its type, default, bounds and meaning. Nothing here needs torch.
+"""The whole YAML schema: every key, its type, default, bounds and meaning. No torch.
 
 `gptcli schema` prints it as JSON Schema; gptcli.config_files reads YAML into it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
@@ -15,13 +15,7 @@ DEFAULT_CONFIG = "shakespeare"
 DEFAULT_CONFIG_GPU = "shakespeare-gpu"
 
 
-def _finite(value: float) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise PydanticCustomError("finite", "must be a finite number")
-    return value
-
-
-Number = Annotated[float, AfterValidator(_finite)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 # Bounds on sizes are far above what fits in a machine's memory; they catch slips of the keyboard.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -73,19 +67,32 @@ class ModelConfig(_Section):
             below = self.n_embd - self.n_embd % self.n_head
             choices = sorted({c for c in (below, below + self.n_head) if c > 0})
             raise PydanticCustomError(
-                "n_head", "n_embd {n_embd} is not divisible by n_head {n_head}",
-                {"n_embd": self.n_embd, "n_head": self.n_head, "key": "n_head",
-                 "hint": "n_embd could be " + " or ".join(map(str, choices))})
+                "n_head",
+                "n_embd {n_embd} is not divisible by n_head {n_head}",
+                {
+                    "n_embd": self.n_embd,
+                    "n_head": self.n_head,
+                    "key": "n_head",
+                    "hint": "n_embd could be " + " or ".join(map(str, choices)),
+                },
+            )
         if self.arch == "modern" and self.n_embd // self.n_head % 2:
             raise PydanticCustomError(
-                "head_dim", "n_embd / n_head is {head_dim}, an odd number: rotary positions turn "
+                "head_dim",
+                "n_embd / n_head is {head_dim}, an odd number: rotary positions turn "
                 "pairs of channels",
-                {"head_dim": self.n_embd // self.n_head, "key": "n_head",
-                 "hint": "choose an even n_embd / n_head, or `arch: gpt2`"})
+                {
+                    "head_dim": self.n_embd // self.n_head,
+                    "key": "n_head",
+                    "hint": "choose an even n_embd / n_head, or `arch: gpt2`",
+                },
+            )
         if self.arch == "modern" and self.bias:
             raise PydanticCustomError(
-                "bias", "`arch: modern` has no biases",
-                {"key": "bias", "hint": "set `bias: false`, or `arch: gpt2`"})
+                "bias",
+                "`arch: modern` has no biases",
+                {"key": "bias", "hint": "set `bias: false`, or `arch: gpt2`"},
+            )
         return self
 
     @property

@@ -22,6 +22,7 @@ from gptcli.shipped import shipped_configs
 Key = tuple[str, ...]
 _MOST_NODES = 10_000
 _MOST_DEPTH = 20
+_KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 
 
 class ConfigError(GptcliError):
@@ -38,20 +39,33 @@ class _Loader(yaml.SafeLoader):
 
 # The resolvers are copied before they are changed: yaml.SafeLoader itself stays as it is.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers
-            if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int",
-                           "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag
+        not in (
+            "tag:yaml.org,2002:float",
+            "tag:yaml.org,2002:int",
+            "tag:yaml.org,2002:bool",
+            "tag:yaml.org,2002:timestamp",
+        )
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-               r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+.0123456789"))
+    re.compile(
+        r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
 
 
 @dataclass
@@ -87,7 +101,8 @@ def find_config(name: str) -> Path:
     ways = "shipped configs: " + ", ".join(shipped)
     raise GptcliError(
         f"no config file or shipped config named `{name}`",
-        f"did you mean `{close}`? ({ways})" if close else ways)
+        f"did you mean `{close}`? ({ways})" if close else ways,
+    )
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -100,8 +115,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise GptcliError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise GptcliError(f"{path}: not UTF-8 text (byte {error.start})",
-                          "a config is a YAML text file; `gptcli configs tiny` prints one") from None
+        raise GptcliError(
+            f"{path}: not UTF-8 text (byte {error.start})",
+            "a config is a YAML text file; `gptcli configs tiny` prints one",
+        ) from None
     return parse_config(text, overrides, name=str(path))
 
 
@@ -148,10 +165,8 @@ def dotted_keys() -> list[str]:
 def _flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
     flat: dict[Key, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, (*above, name)))
-        else:
-            flat[(*above, name)] = value
+        key = (*above, name)
+        flat.update(_flat(value, key) if isinstance(value, dict) else {key: value})
     return flat
 
 
@@ -161,15 +176,19 @@ def _read_yaml(document: _Document, text: str) -> None:
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):
-            raise GptcliError(f"{document.name}:1: expected `section:` lines, found a single value",
-                              "`gptcli configs tiny` prints a config to start from")
+            raise GptcliError(
+                f"{document.name}:1: expected `section:` lines, found a single value",
+                "`gptcli configs tiny` prints a config to start from",
+            )
         values = _construct(document, root, (), [0])
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{document.name}:{mark.line + 1}" if mark is not None else document.name
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise GptcliError(f"{where}: not valid YAML: {what}",
-                          "keys are indented by spaces and followed by a colon and a space") from None
+        raise GptcliError(
+            f"{where}: not valid YAML: {what}",
+            "keys are indented by spaces and followed by a colon and a space",
+        ) from None
     except RecursionError:
         raise GptcliError(f"{document.name}: nested too deeply") from None
     document.values = {key: {} if value is None else value for key, value in values.items()}
@@ -180,43 +199,50 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
     count[0] += 1
     line = node.start_mark.line + 1
     if count[0] > _MOST_NODES or len(key) > _MOST_DEPTH:
-        raise GptcliError(f"{document.name}:{line}: too much for a config",
-                          "a config has two levels: a section, and its keys")
+        raise GptcliError(
+            f"{document.name}:{line}: too much for a config",
+            "a config has two levels: a section, and its keys",
+        )
+    if node.tag.rpartition(":")[2] not in _KINDS or not node.tag.startswith("tag:yaml.org,2002:"):
+        raise GptcliError(
+            f"{document.name}:{line}: YAML tag `{node.tag}` is refused", "write a plain value"
+        )
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for name_node, value_node in node.value:
             name = str(getattr(name_node, "value", name_node))
+            below = (*key, name)
             where = f"{document.name}:{name_node.start_mark.line + 1}"
             if name in values:
-                document.problems.append(
-                    (f"{where}: key `{'.'.join((*key, name))}` stands twice", "remove one"))
-            document.places[(*key, name)] = where
-            values[name] = _construct(document, value_node, (*key, name), count)
+                problem = f"{where}: key `{'.'.join(below)}` stands twice"
+                document.problems.append((problem, "remove one"))
+            document.places[below] = where
+            values[name] = _construct(document, value_node, below, count)
         return values
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(document, item, (*key, str(i)), count)
-                for i, item in enumerate(node.value)]
+        return [
+            _construct(document, item, (*key, str(i)), count) for i, item in enumerate(node.value)
+        ]
     return _scalar(document.name, node)
 
 
 def _scalar(name: str, node: yaml.Node) -> Any:
     kind = node.tag.rpartition(":")[2]
-    if not node.tag.startswith("tag:yaml.org,2002:") or kind not in (
-            "str", "int", "float", "bool", "null"):
-        raise GptcliError(f"{name}:{node.start_mark.line + 1}: YAML tag `{node.tag}` is refused",
-                          "write a plain value")
-    text = node.value
+    text = str(node.value)
     try:
         if kind == "int":
             return int(text.replace("_", ""))
         if kind == "float":
-            value = float(text.replace("_", "").lower().replace(".inf", "inf")
-                          .replace(".nan", "nan"))
+            value = float(
+                text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
+            )
             # `1e3` is a whole number to the person who typed it.
             return int(value) if "e" in text.lower() and value.is_integer() else value
     except ValueError:  # more digits than Python turns into a number, or `!!int abc`
-        raise GptcliError(f"{name}:{node.start_mark.line + 1}: `{text[:40]}` is not a number",
-                          "write a plain value") from None
+        raise GptcliError(
+            f"{name}:{node.start_mark.line + 1}: `{text[:40]}` is not a number",
+            "write a plain value",
+        ) from None
     if kind == "bool":
         return text.lower() == "true"
     return None if kind == "null" else text
@@ -230,8 +256,10 @@ def _apply(document: _Document, override: str) -> None:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise GptcliError(f"{override}: the value is not valid YAML",
-                          "quote it, for example data.source='\"a: b\"'") from None
+        raise GptcliError(
+            f"{override}: the value is not valid YAML",
+            "quote it, for example data.source='\"a: b\"'",
+        ) from None
     key = tuple(name.split("."))
     value = None if node is None else _construct(_Document(override), node, (), [0])
     section = document.values
@@ -242,7 +270,7 @@ def _apply(document: _Document, override: str) -> None:
         section = below
     section[key[-1]] = value
     for i in range(len(key)):
-        document.places.setdefault(key[:i + 1], override)
+        document.places.setdefault(key[: i + 1], override)
     document.places[key] = override
 
 
@@ -268,15 +296,20 @@ def _explain(document: _Document, error: ValidationError) -> Iterator[tuple[str,
         if len(key) == 1:
             if value is None or value == {}:
                 continue
-            yield (f"{document.place(key)}: `{key[0]}` is a section with keys of its own; "
-                   f"got `{_short(value)}`", f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...")
+            yield (
+                f"{document.place(key)}: `{key[0]}` is a section with keys of its own; "
+                f"got `{_short(value)}`",
+                f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...",
+            )
             continue
         value = _value_at(document.values, key)
         wanted = _describe(_property(schema, key))
         choices = _property(schema, key).get("enum", [])
         close = nearest(str(value), map(str, choices)) if choices else None
-        yield (f"{document.place(key)}: `{'.'.join(key)}` must be {wanted}; "
-               f"got `{_short(value)}`", f"did you mean `{close}`?" if close else None)
+        yield (
+            f"{document.place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`",
+            f"did you mean `{close}`?" if close else None,
+        )
 
 
 def _did_you_mean(key: Key) -> str | None:
@@ -299,8 +332,11 @@ def _did_you_mean(key: Key) -> str | None:
     if close:
         return f"did you mean `{by_name[close]}`?"
     siblings = [k.split(".")[1] for k in known if k.split(".")[0] == key[0]]
-    return f"keys of `{key[0]}`: {', '.join(siblings)}" if siblings else (
-        "sections: " + ", ".join(dict.fromkeys(k.split(".")[0] for k in known)))
+    return (
+        f"keys of `{key[0]}`: {', '.join(siblings)}"
+        if siblings
+        else ("sections: " + ", ".join(dict.fromkeys(k.split(".")[0] for k in known)))
+    )
 
 
 def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
@@ -319,16 +355,28 @@ def _describe(schema: dict[str, Any]) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return "one of " + ", ".join(f"`{choice}`" for choice in schema["enum"])
-    bounds = [words.format(_plain(schema[name])) for name, words in (
-        ("minimum", "at least {}"), ("exclusiveMinimum", "above {}"),
-        ("maximum", "at most {}"), ("exclusiveMaximum", "below {}")) if name in schema]
-    kind = {"integer": "a whole number", "number": "a number", "boolean": "true or false",
-            "null": "null", "string": "a name or path"}[schema["type"]]
+    bounds = [
+        words.format(_plain(schema[name]))
+        for name, words in (
+            ("minimum", "at least {}"),
+            ("exclusiveMinimum", "above {}"),
+            ("maximum", "at most {}"),
+            ("exclusiveMaximum", "below {}"),
+        )
+        if name in schema
+    ]
+    kind = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "null": "null",
+        "string": "a name or path",
+    }[schema["type"]]
     return kind + (" of " + " and ".join(bounds) if bounds else "")
 
 
 def _plain(bound: float) -> str:
-    return f"{bound:,}" if bound == int(bound) and bound < 10**12 else f"{bound:g}"
+    return f"{int(bound):,}" if bound == int(bound) and bound < 10**12 else f"{bound:g}"
 
 
 def _value_at(values: Any, key: Key) -> Any:
@@ -340,8 +388,13 @@ def _value_at(values: Any, key: Key) -> Any:
 def _short(value: Any) -> str:
     if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
         value = f'"{value}"'  # a number in quotes is a text
-    text = "null" if value is None else str(value).lower() if value is True or value is False \
+    text = (
+        "null"
+        if value is None
+        else str(value).lower()
+        if value is True or value is False
         else str(value)
+    )
     text = " ".join(text.split())
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -352,6 +405,8 @@ def _first_key(section: str) -> str:
 
 def json_schema() -> str:
     """The JSON Schema of the YAML, as text; editors complete and check from it."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema",
-              **Config.model_json_schema()}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Config.model_json_schema(),
+    }
     return json.dumps(schema, indent=2) + "\n"

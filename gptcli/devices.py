@@ -13,15 +13,19 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def choose_device(wanted: str) -> torch.device:
-    """"auto" -> cuda, else mps, else cpu; a device that is not there is a GptcliError."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
+    """ "auto" -> cuda, else mps, else cpu; a device that is not there is a GptcliError."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if wanted == "auto":
         return torch.device(next(name for name, is_there in there.items() if is_there))
     if not there.get(wanted, False):
         names = [name for name, is_there in there.items() if is_there]
-        raise GptcliError(f"device `{wanted}` is not available here",
-                          f"available: {', '.join(names)} (or `auto`)")
+        raise GptcliError(
+            f"device `{wanted}` is not available here", f"available: {', '.join(names)} (or `auto`)"
+        )
     return torch.device(wanted)
 
 
@@ -42,8 +46,9 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.bfloat16 if has_quick_bfloat16(device) else torch.float32
     if wanted == "float16" and device.type == "cpu":
-        raise GptcliError("run.dtype `float16` does not work on a CPU",
-                          "use bfloat16 or float32 there")
+        raise GptcliError(
+            "run.dtype `float16` does not work on a CPU", "use bfloat16 or float32 there"
+        )
     dtype = getattr(torch, wanted)
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -62,12 +67,12 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """"bfloat16" for torch.bfloat16."""
+    """ "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 def describe_device(device: torch.device, threads: int) -> str:
-    """"cpu (2 threads)" or "cuda (its name)"."""
+    """ "cpu (2 threads)" or "cuda (its name)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else "mps"

@@ -19,7 +19,7 @@ class RunStarted:
 
     run: Path
     source: str
-    tokenizer: str            # "char", "bpe", ...
+    tokenizer: str  # "char", "bpe", ...
     vocab_size: int
     arch: str
     parameters: int
@@ -28,7 +28,7 @@ class RunStarted:
     val_tokens: int
     max_steps: int
     tokens_per_step: int
-    device: str               # "cpu (2 threads)", "cuda (NVIDIA H200)"
+    device: str  # "cpu (2 threads)", "cuda (NVIDIA H200)"
     dtype: str
     compiled: bool
     resumed_from: int | None
@@ -39,11 +39,11 @@ class StepDone:
     """After every step. `logged` marks the ones that go to metrics.jsonl and to plain lines."""
 
     step: int
-    tokens: int               # trained on so far
-    seconds: float            # since step 0, resumed parts included
-    loss: float               # nats per token, of this step's batch
+    tokens: int  # trained on so far
+    seconds: float  # since step 0, resumed parts included
+    loss: float  # nats per token, of this step's batch
     learning_rate: float
-    grad_norm: float          # before clipping
+    grad_norm: float  # before clipping
     tokens_per_second: float  # over the steps since the last logged one, evaluations left out
     logged: bool
 
@@ -55,8 +55,8 @@ class Evaluated:
     step: int
     tokens: int
     seconds: float
-    val_loss: float           # nats per token
-    best: bool                # lower than every evaluation before
+    val_loss: float  # nats per token
+    best: bool  # lower than every evaluation before
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SampleDrawn:
 
     step: int
     prompt: str
-    text: str                 # the continuation
+    text: str  # the continuation
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Finished:
     seconds: float
     stopped: Stopped
     train_loss: float | None  # of the last step
-    val_loss: float | None    # last
+    val_loss: float | None  # last
     best_val_loss: float | None
     best_step: int | None
-    diagnosis: str | None = None   # where stopped is "diverged"
+    diagnosis: str | None = None  # where stopped is "diverged"
     hint: str | None = None
 
 

@@ -20,5 +20,8 @@ def shipped_configs() -> dict[str, Path]:
 
 def shipped_texts() -> dict[str, Path]:
     """Name -> path of every shipped training text, sorted by name."""
-    return {path.stem: path for path in sorted(shipped_folder("data").glob("*.txt"))
-            if not path.stem.endswith("-LICENSE")}
+    return {
+        path.stem: path
+        for path in sorted(shipped_folder("data").glob("*.txt"))
+        if not path.stem.endswith("-LICENSE")
+    }

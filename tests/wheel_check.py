@@ -33,8 +33,18 @@ def main() -> None:
         (wheel,) = folder.glob("gptcli-*.whl")
         venv.create(folder / "venv", with_pip=True)
         scripts = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
-        run(scripts / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet",
-            "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+        run(
+            scripts / "python",
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--quiet",
+            "-c",
+            ROOT / "constraints.txt",
+            wheel,
+            cwd=folder,
+        )
         work = folder / "elsewhere"
         work.mkdir()
         gptcli = scripts / "gptcli"
@@ -42,8 +52,9 @@ def main() -> None:
         assert str(ROOT) not in where, f"imported from the checkout: {where}"
         summary = json.loads(run(gptcli, "train", "tiny", "train.max_steps=20", "--json", cwd=work))
         assert summary["steps"] == 20
-        sample = json.loads(run(gptcli, "sample", "--prompt", "KING", "--max-new-tokens", "20",
-                                "--json", cwd=work))
+        sample = json.loads(
+            run(gptcli, "sample", "--prompt", "KING", "--max-new-tokens", "20", "--json", cwd=work)
+        )
         assert sample["tokens"] == 20
         ids = run(gptcli, "tokenizer", "encode", "Hello world", "--tokenizer", "gpt2", cwd=work)
         assert ids.split() == ["15496", "995"], ids

@@ -13,13 +13,17 @@ import typer
 from typer.exceptions import TyperException
 
 from gptcli import __version__
-from gptcli.cli import configs, evaluate, runs, sample, tokenizer, train
+from gptcli.cli import check, configs, evaluate, runs, sample, tokenizer, train
 from gptcli.cli.output import note, print_error
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
-    name="gptcli", no_args_is_help=True, pretty_exceptions_enable=False,
-    rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]})
+    name="gptcli",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
 
 
 def _version(wanted: bool) -> None:
@@ -30,10 +34,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback(epilog="Start with `gptcli train`, then `gptcli sample`.")
 def _gptcli(
-    version: Annotated[bool, typer.Option(
-        "--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option(
-        "--debug", help="Show the traceback of an error (works after any command).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error (works after any command)."),
+    ] = False,
 ) -> None:
     """Train, sample and check tiny GPTs."""
 
@@ -45,7 +52,7 @@ def _add(name: str, function: object, example: str) -> None:
 _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/mine")
 _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
-#_add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
+_add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
 _add("runs", runs.runs, "gptcli runs")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")
@@ -100,8 +107,8 @@ def _usage_error(error: TyperException) -> int:
 
 
 def _before_dashes(arguments: list[str]) -> list[str]:
-    return arguments[:arguments.index("--")] if "--" in arguments else arguments
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
 def _from_dashes(arguments: list[str]) -> list[str]:
-    return arguments[arguments.index("--"):] if "--" in arguments else []
+    return arguments[arguments.index("--") :] if "--" in arguments else []

@@ -9,8 +9,9 @@ import typer
 
 
 def configs(
-    name: Annotated[str | None, typer.Argument(
-        help="Print this shipped config; without a name, list them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this shipped config; without a name, list them.")
+    ] = None,
 ) -> None:
     """List the shipped configs, or print one to start from."""
     from gptcli.config_files import find_config

@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 def evaluate(
     run: RunArgument = None,
     split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
-    file: Annotated[Path | None, typer.Option(
-        "--file", help="Evaluate on this text instead of the run's own.")] = None,
-    context: Annotated[int | None, typer.Option(
-        "--context", min=1, help="Window length in tokens. Default: the model's block_size.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's own.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context", min=1, help="Window length in tokens. Default: the model's block_size."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = "auto",
@@ -46,15 +51,18 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val")
-    _, trained = load(run, checkpoint, Machine(device, dtype, threads), attention,
-                      dtype_of_run=True)
+    _, trained = load(
+        run, checkpoint, Machine(device, dtype, threads), attention, dtype_of_run=True
+    )
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size
     context = context or block_size
     if context > block_size:
-        raise GptcliError(f"--context {context} is longer than the model's block_size {block_size}",
-                          f"use at most {block_size}")
+        raise GptcliError(
+            f"--context {context} is longer than the model's block_size {block_size}",
+            f"use at most {block_size}",
+        )
     tokens = _tokens(trained, split, file)
     loss = mean_loss(trained.model, tokens, context)
     assert loss is not None
@@ -62,9 +70,15 @@ def evaluate(
     text_bytes = tokens.byte_count(trained.tokenizer, start=1)
     bits = loss * count / math.log(2) / text_bytes if text_bytes else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    result = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": count,
-              "context": context, "checkpoint": trained.step,
-              "split": None if file else split}
+    result = {
+        "loss": loss,
+        "perplexity": perplexity,
+        "bits_per_byte": bits,
+        "tokens": count,
+        "context": context,
+        "checkpoint": trained.step,
+        "split": None if file else split,
+    }
     if as_json:
         print_json(result)
         return
@@ -73,7 +87,8 @@ def evaluate(
         f"perplexity     {perplexity:.3f}\n"
         f"bits per byte  {bits:.4f}\n"
         f"tokens         {count:,} predicted, in windows of {context}\n"
-        f"checkpoint     step {trained.step}\n")
+        f"checkpoint     step {trained.step}\n"
+    )
 
 
 def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
@@ -82,17 +97,26 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
 
     config = trained.config
     if file is not None:
-        corpus = open_corpus(str(file), kind=config.tokenizer.kind,
-                             vocab_size=config.tokenizer.vocab_size, val_fraction=0.0,
-                             block_size=1, tokenizer=trained.tokenizer)
+        corpus = open_corpus(
+            str(file),
+            kind=config.tokenizer.kind,
+            vocab_size=config.tokenizer.vocab_size,
+            val_fraction=0.0,
+            block_size=1,
+            tokenizer=trained.tokenizer,
+        )
         return corpus.train
     corpus = open_text(config, trained.tokenizer)
     if corpus.content_key != trained.meta.get("data"):
-        raise GptcliError(f"the text of {config.data.source} has changed since the run",
-                          "put the old text back, or name a text with --file")
+        raise GptcliError(
+            f"the text of {config.data.source} has changed since the run",
+            "put the old text back, or name a text with --file",
+        )
     if split == "train":
         return corpus.train
     if corpus.val is None:
-        raise GptcliError("the run has no validation part (data.val_fraction is 0)",
-                          "--split train, or --file TEXT")
+        raise GptcliError(
+            "the run has no validation part (data.val_fraction is 0)",
+            "--split train, or --file TEXT",
+        )
     return corpus.val

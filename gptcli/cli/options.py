@@ -15,18 +15,34 @@ if TYPE_CHECKING:
 
     from gptcli.training.loading import Trained
 
-RunArgument = Annotated[str | None, typer.Argument(
-    metavar="[RUN]", help="A run folder, or its name under runs/. Default: the newest.")]
-CheckpointOption = Annotated[str | None, typer.Option(
-    "--checkpoint", metavar="last|best|STEP",
-    help="Default: best where evaluations were made, else last.")]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="A run folder, or its name under runs/. Default: the newest."
+    ),
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="last|best|STEP",
+        help="Default: best where evaluations were made, else last.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 DTypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
-ThreadsOption = Annotated[int | None, typer.Option(
-    "--threads", min=1, help="CPU threads. Default: as many as there are cores.")]
-AttentionOption = Annotated[str | None, typer.Option(
-    "--attention", metavar="FILE[:CLASS]",
-    help="Your own attention in place of the built-in one; the file is run.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads. Default: as many as there are cores."),
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        metavar="FILE[:CLASS]",
+        help="Your own attention in place of the built-in one; the file is run.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
@@ -39,8 +55,14 @@ class Machine:
     threads: int | None
 
 
-def load(run: str | None, checkpoint: str | None, machine: Machine, attention: str | None,
-         *, dtype_of_run: bool) -> tuple[Path, Trained]:
+def load(
+    run: str | None,
+    checkpoint: str | None,
+    machine: Machine,
+    attention: str | None,
+    *,
+    dtype_of_run: bool,
+) -> tuple[Path, Trained]:
     """The run and its model. With `dtype_of_run`, `--dtype auto` is what the run was trained in
     where this machine has it, so that figures repeat; else float32, whose output is exact."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
@@ -58,8 +80,9 @@ def load(run: str | None, checkpoint: str | None, machine: Machine, attention: s
         if wanted == "float16" and device.type == "cpu":
             wanted = "float32"
     own = own_attention(attention) if attention else None
-    trained = load_trained(path, checkpoint or "best", device=device,
-                           dtype=choose_dtype(wanted, device), attention=own)
+    trained = load_trained(
+        path, checkpoint or "best", device=device, dtype=choose_dtype(wanted, device), attention=own
+    )
     return path, trained
 
 

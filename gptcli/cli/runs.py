@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +18,16 @@ def runs(
 
     from gptcli.cli.output import note, print_json, stdout_console
     from gptcli.training.run_list import run_rows
-    from gptcli.view.runs_table import print_runs
+    from gptcli.view.runs_table import runs_lines, runs_table
 
     rows = run_rows(folder)
     if as_json:
         for row in rows:
-            print_json(asdict(row))
+            print_json({**asdict(row), "when": row.when.isoformat() if row.when else None})
+    elif rows and sys.stdout.isatty():
+        console = stdout_console()
+        console.print(runs_table(rows, console.width, console.encoding))
     elif rows:
-        print_runs(rows, stdout_console())
+        sys.stdout.write("\n".join(runs_lines(rows)) + "\n")
     else:
         note(f"no runs under {folder}/ yet; train one: gptcli train")

@@ -29,30 +29,57 @@ if TYPE_CHECKING:
 def sample(
     run: RunArgument = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The text to continue.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(
-        "--prompt-file", help="A UTF-8 file that holds the prompt (one line end at its end is "
-        "not part of it).")] = None,
-    max_new_tokens: Annotated[int, typer.Option(
-        "--max-new-tokens", min=0, help="Tokens to write, at most.")] = 500,
-    num_samples: Annotated[int, typer.Option(
-        "--num-samples", min=1, help="How many continuations, drawn in one batch.")] = 1,
-    temperature: Annotated[float, typer.Option(
-        "--temperature", min=0.0, help="Below 1: safer; above: wilder; 0: greedy.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(
-        "--top-k", min=1, help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(
-        "--top-p", min=0.0, max=1.0, help="Choose among the fewest tokens that reach P.")] = None,
-    min_p: Annotated[float | None, typer.Option(
-        "--min-p", min=0.0, max=1.0, help="Drop tokens below P times the likeliest.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(
-        "--repetition-penalty", help="Above 1: tokens seen become less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(
-        "--stop", help="Stop before this text; may be given several times.")] = None,
-    seed: Annotated[int | None, typer.Option(
-        "--seed", min=0, help="The same seed writes the same text. Default: a new one.")] = None,
-    stream: Annotated[bool | None, typer.Option(
-        "--stream/--no-stream", help="Show the text as it comes. Default: for one sample on a "
-        "terminal.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-file",
+            help="A UTF-8 file that holds the prompt (one line end at its end is not part of it).",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=0, help="Tokens to write, at most.")
+    ] = 500,
+    num_samples: Annotated[
+        int,
+        typer.Option("--num-samples", min=1, help="How many continuations, drawn in one batch."),
+    ] = 1,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0.0, help="Below 1: safer; above: wilder; 0: greedy."),
+    ] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Choose among the K likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p", min=0.0, max=1.0, help="Choose among the fewest tokens that reach P."
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens below P times the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: tokens seen become less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="Stop before this text; may be given several times."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", min=0, help="The same seed writes the same text. Default: a new one."
+        ),
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Show the text as it comes. Default: for one sample on a terminal.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = "auto",
@@ -65,16 +92,21 @@ def sample(
     import secrets
     import time
 
-    for name, value in (("--temperature", temperature), ("--repetition-penalty",
-                                                         repetition_penalty)):
+    for name, value in (
+        ("--temperature", temperature),
+        ("--repetition-penalty", repetition_penalty),
+    ):
         if not math.isfinite(value):
             raise GptcliError(f"{name} must be a finite number; got {value}")
     if repetition_penalty <= 0:
-        raise GptcliError(f"--repetition-penalty must be above 0; got {repetition_penalty:g}",
-                          "1 changes nothing, 1.1 to 1.3 is usual")
+        raise GptcliError(
+            f"--repetition-penalty must be above 0; got {repetition_penalty:g}",
+            "1 changes nothing, 1.1 to 1.3 is usual",
+        )
     text = _prompt(prompt, prompt_file)
-    path, trained = load(run, checkpoint, Machine(device, dtype, threads), attention,
-                         dtype_of_run=False)
+    path, trained = load(
+        run, checkpoint, Machine(device, dtype, threads), attention, dtype_of_run=False
+    )
     from gptcli.sampling.choose import Choice
     from gptcli.sampling.text import Piece, write
 
@@ -89,8 +121,16 @@ def sample(
     done: list[Sample] = []
     if live:
         _show(text)
-    for item in write(trained.model, trained.tokenizer, ids, streams=num_samples,
-                      max_new_tokens=max_new_tokens, how=how, seed=seed, stops=stop or ()):
+    for item in write(
+        trained.model,
+        trained.tokenizer,
+        ids,
+        streams=num_samples,
+        max_new_tokens=max_new_tokens,
+        how=how,
+        seed=seed,
+        stops=stop or (),
+    ):
         if not isinstance(item, Piece):
             done.append(item)
         elif live:
@@ -100,16 +140,27 @@ def sample(
         _show("\n")
     for i, one in enumerate(sorted(done, key=lambda sample: sample.index)):
         if as_json:
-            print_json({"text": one.text, "prompt": text, "tokens": one.tokens,
-                        "seconds": seconds, "tokens_per_second": one.tokens / seconds,
-                        "stopped": one.stopped, "seed": seed, "run": str(path),
-                        "checkpoint": trained.step})
+            print_json(
+                {
+                    "text": one.text,
+                    "prompt": text,
+                    "tokens": one.tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": one.tokens / seconds,
+                    "stopped": one.stopped,
+                    "seed": seed,
+                    "run": str(path),
+                    "checkpoint": trained.step,
+                }
+            )
         elif not live:
             _show(("---\n" if i else "") + text + one.text + "\n")
     if not as_json and sys.stderr.isatty():
         tokens = sum(one.tokens for one in done)
-        note(f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {path}, step {trained.step}; "
-             f"seed {seed})")
+        note(
+            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {path}, step {trained.step}; "
+            f"seed {seed})"
+        )
 
 
 def _show(text: str) -> None:
@@ -125,9 +176,11 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise GptcliError(f"{file}: cannot be read ({error.strerror})",
-                          "--prompt-file takes a UTF-8 text file") from None
+        raise GptcliError(
+            f"{file}: cannot be read ({error.strerror})", "--prompt-file takes a UTF-8 text file"
+        ) from None
     except UnicodeDecodeError as error:
-        raise GptcliError(f"{file}: not UTF-8 text (byte {error.start})",
-                          "save it as UTF-8") from None
+        raise GptcliError(
+            f"{file}: not UTF-8 text (byte {error.start})", "save it as UTF-8"
+        ) from None
     return text.removesuffix("\n").removesuffix("\r")

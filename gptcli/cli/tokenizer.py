@@ -15,29 +15,40 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
-app = typer.Typer(help="Train a tokenizer, turn text into token ids and back, look at tokens.",
-                  no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Train a tokenizer, turn text into token ids and back, look at tokens.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
-TokenizerOption = Annotated[str, typer.Option(
-    "--tokenizer", help="gpt2, byte, a tokenizer.json, or a run.")]
-TextArgument = Annotated[str | None, typer.Argument(
-    metavar="[TEXT]", help="Default: standard input.")]
+TokenizerOption = Annotated[
+    str, typer.Option("--tokenizer", help="gpt2, byte, a tokenizer.json, or a run.")
+]
+TextArgument = Annotated[
+    str | None, typer.Argument(metavar="[TEXT]", help="Default: standard input.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
 @app.command(epilog="Example: gptcli tokenizer train my.txt --vocab-size 512 --out my.json")
 def train(
-    source: Annotated[str, typer.Argument(help="A text file, a folder, .jsonl, or a shipped text.")],
+    source: Annotated[
+        str, typer.Argument(help="A text file, a folder, .jsonl, or a shipped text.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where the tokenizer.json goes.")],
     kind: Annotated[str, typer.Option("--kind", help="bpe or char.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(
-        "--vocab-size", min=257, max=1_000_000, help="bpe: tokens in all.")] = 1024,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", min=257, max=1_000_000, help="bpe: tokens in all.")
+    ] = 1024,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
 ) -> None:
     """Train a tokenizer on a text."""
     if kind not in ("bpe", "char"):
-        raise GptcliError(f"--kind `{kind}` is not one of bpe, char",
-                          "byte and gpt2 need no training")
+        raise GptcliError(
+            f"--kind `{kind}` is not one of bpe, char", "byte and gpt2 need no training"
+        )
     if out.exists() and not overwrite:
         raise GptcliError(f"{out} exists already", "--overwrite replaces it")
     from gptcli.corpus import open_corpus
@@ -49,15 +60,21 @@ def train(
     except OSError as error:
         raise GptcliError(f"{out}: cannot be written ({error.strerror})") from None
     tokens = len(corpus.train)
-    note(f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} of them, "
-         f"{corpus.source_bytes / tokens:.2f} bytes each")
+    note(
+        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} of them, "
+        f"{corpus.source_bytes / tokens:.2f} bytes each"
+    )
 
 
 @app.command(epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')
-def encode(text: TextArgument = None, tokenizer: TokenizerOption = "gpt2",
-           allow_eot: Annotated[bool, typer.Option(
-               "--allow-eot", help="Read <|endoftext|> as the special token.")] = False,
-           as_json: JsonOption = False) -> None:
+def encode(
+    text: TextArgument = None,
+    tokenizer: TokenizerOption = "gpt2",
+    allow_eot: Annotated[
+        bool, typer.Option("--allow-eot", help="Read <|endoftext|> as the special token.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Print the token ids of a text."""
     ids = _load(tokenizer).encode(_text(text), allow_eot=allow_eot)
     if as_json:
@@ -67,17 +84,23 @@ def encode(text: TextArgument = None, tokenizer: TokenizerOption = "gpt2",
 
 
 @app.command(epilog="Example: gptcli tokenizer decode 15496 995 --tokenizer gpt2")
-def decode(ids: Annotated[list[str] | None, typer.Argument(
-               metavar="[ID ...]", help="Default: standard input.")] = None,
-           tokenizer: TokenizerOption = "gpt2", as_json: JsonOption = False) -> None:
+def decode(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID ...]", help="Default: standard input.")
+    ] = None,
+    tokenizer: TokenizerOption = "gpt2",
+    as_json: JsonOption = False,
+) -> None:
     """Print the text of token ids."""
     words = ids if ids else sys.stdin.read().replace(",", " ").split()
     loaded = _load(tokenizer)
     numbers = []
     for word in words:
         if not word.isdecimal() or int(word) >= loaded.vocab_size:
-            raise GptcliError(f"`{word}` is not a token id of this tokenizer",
-                              f"ids are whole numbers from 0 to {loaded.vocab_size - 1}")
+            raise GptcliError(
+                f"`{word}` is not a token id of this tokenizer",
+                f"ids are whole numbers from 0 to {loaded.vocab_size - 1}",
+            )
         numbers.append(int(word))
     text = loaded.decode(numbers)
     if as_json:
@@ -87,8 +110,9 @@ def decode(ids: Annotated[list[str] | None, typer.Argument(
 
 
 @app.command(epilog='Example: gptcli tokenizer show "Hello world" --tokenizer gpt2')
-def show(text: TextArgument = None, tokenizer: TokenizerOption = "gpt2",
-         as_json: JsonOption = False) -> None:
+def show(
+    text: TextArgument = None, tokenizer: TokenizerOption = "gpt2", as_json: JsonOption = False
+) -> None:
     """Show how a text falls into tokens, one a line: its id and its bytes."""
     for token, piece in _load(tokenizer).show(_text(text)):
         if as_json:
@@ -119,6 +143,7 @@ def _load(name: str) -> Tokenizer:
         return load_tokenizer(find_run(name) / "tokenizer.json")
     except GptcliError as error:
         if error.message.startswith("no run named"):
-            raise GptcliError(f"no tokenizer `{name}`",
-                              "gpt2, byte, the path of a tokenizer.json, or a run") from None
+            raise GptcliError(
+                f"no tokenizer `{name}`", "gpt2, byte, the path of a tokenizer.json, or a run"
+            ) from None
         raise

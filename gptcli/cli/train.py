@@ -24,36 +24,52 @@ if TYPE_CHECKING:
 
 
 def train(
-    arguments: Annotated[list[str] | None, typer.Argument(
-        metavar="[CONFIG | TEXT] [KEY=VALUE ...]",
-        help="A YAML config or the name of a shipped one, or a text, folder or .jsonl to train "
-        "on; then changes such as model.n_layer=6.")] = None,
-    out: Annotated[Path | None, typer.Option(
-        "--out", help="The run folder. Default: runs/NAME.")] = None,
-    from_run: Annotated[str | None, typer.Option(
-        "--from", metavar="RUN", help="Start from this run's weights (a fine-tune).")] = None,
-    resume: Annotated[bool, typer.Option(
-        "--resume", help="Go on with the run folder --out, or the newest.")] = False,
-    extend: Annotated[bool, typer.Option(
-        "--extend", help="With --resume: allow a larger train.max_steps.")] = False,
-    overwrite: Annotated[bool, typer.Option(
-        "--overwrite", help="Start an existing run folder again.")] = False,
-    force: Annotated[bool, typer.Option(
-        "--force", help="Train with an attention file that failed its check.")] = False,
-    dry_run: Annotated[bool, typer.Option(
-        "--dry-run", help="Print size, memory and time; write nothing.")] = False,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG | TEXT] [KEY=VALUE ...]",
+            help="A YAML config or the name of a shipped one, or a text, folder or .jsonl to train "
+            "on; then changes such as model.n_layer=6.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run folder. Default: runs/NAME.")
+    ] = None,
+    from_run: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Start from this run's weights (a fine-tune)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run folder --out, or the newest.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="With --resume: allow a larger train.max_steps.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start an existing run folder again.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train with an attention file that failed its check.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print size, memory and time; write nothing.")
+    ] = False,
     attention: AttentionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
     words = arguments or []
-    for flag, given, needs, there in (("--extend", extend, "--resume", resume),
-                                      ("--force", force, "--attention", attention)):
+    for flag, given, needs, there in (
+        ("--extend", extend, "--resume", resume),
+        ("--force", force, "--attention", attention),
+    ):
         if given and not there:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
-    for one, two, both in (("--resume", "--overwrite", resume and overwrite),
-                           ("--resume", "--from", resume and from_run),
-                           ("--resume", "--dry-run", resume and dry_run)):
+    for one, two, both in (
+        ("--resume", "--overwrite", resume and overwrite),
+        ("--resume", "--from", resume and from_run),
+        ("--resume", "--dry-run", resume and dry_run),
+    ):
         if both:
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
     target, overrides = _split_words(words)
@@ -72,13 +88,24 @@ def train(
     own = _own_attention(attention, config, force)
     with _front_row(run, create=True):
         prepared = setup.prepare_new(
-            config, run, overwrite=overwrite, attention=own,
-            from_run=run_folder.find_run(from_run) if from_run else None)
+            config,
+            run,
+            overwrite=overwrite,
+            attention=own,
+            from_run=run_folder.find_run(from_run) if from_run else None,
+        )
         _run(prepared.setup, prepared.notes, as_json)
 
 
-def _resume(target: str | None, overrides: list[str], out: Path | None, extend: bool,
-            attention: str | None, force: bool, as_json: bool) -> None:
+def _resume(
+    target: str | None,
+    overrides: list[str],
+    out: Path | None,
+    extend: bool,
+    attention: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     from gptcli.config_files import load_config, parse_config
     from gptcli.training import run_folder, setup
 
@@ -87,16 +114,19 @@ def _resume(target: str | None, overrides: list[str], out: Path | None, extend: 
     if target is not None:
         wanted, _ = _config(target, overrides, None)
     elif overrides:
-        wanted = parse_config((run / "config.yaml").read_text("utf-8"), overrides,
-                              name=str(run / "config.yaml"))
+        wanted = parse_config(
+            (run / "config.yaml").read_text("utf-8"), overrides, name=str(run / "config.yaml")
+        )
     stored = load_config(str(run / "config.yaml"))
     own = _own_attention(attention, stored, force)
     with _front_row(run, create=False):
         prepared = setup.prepare_resume(run, wanted, extend=extend, attention=own)
         if prepared is None:
             status = run_folder.read_status(run)
-            note(f"{run} is finished (step {status.get('steps')}); nothing to do. "
-                 "More steps: train.max_steps=N --resume --extend")
+            note(
+                f"{run} is finished (step {status.get('steps')}); nothing to do. "
+                "More steps: train.max_steps=N --resume --extend"
+            )
             if as_json:
                 print_json({**status, "resumed_from": status.get("steps")})
             return
@@ -105,9 +135,11 @@ def _resume(target: str | None, overrides: list[str], out: Path | None, extend: 
 
 def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
     """Train, show it, keep the run's files, say how it ended."""
+    from dataclasses import replace
+
     from gptcli.config_files import dump_config
     from gptcli.durable import write_atomically
-    from gptcli.events import Finished, Notice, SampleDrawn
+    from gptcli.events import Finished, Notice, RunStarted, SampleDrawn
     from gptcli.training import run_folder
     from gptcli.training.loop import train as events_of
     from gptcli.view.metrics import metrics_record
@@ -119,16 +151,23 @@ def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
         write_atomically(run / "config.yaml", dump_config(setup.config).encode("utf-8"))
     run_folder.trim_samples(run, resumed_from or 0)
     metrics = run_folder.Metrics(run, resumed_from)
-    summary: dict[str, Any] = {}
     finished: Finished | None = None
+    parameters = 0
     try:
         with _stop_on_signals() as stop, open_view(stderr_console()) as view:
             for message in notes:
                 view.handle(Notice(message))
             for event in events_of(setup, stop.wanted):
-                view.handle(event)
+                # The front door says why a run diverged, in the form of an error.
+                view.handle(
+                    replace(event, diagnosis=None, hint=None)
+                    if isinstance(event, Finished)
+                    else event
+                )
                 if (record := metrics_record(event)) is not None:
                     metrics.write(record)
+                if isinstance(event, RunStarted):
+                    parameters = event.parameters
                 if isinstance(event, SampleDrawn):
                     run_folder.write_sample(run, event.step, event.prompt, event.text)
                 if isinstance(event, Finished):
@@ -136,14 +175,20 @@ def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
     finally:
         metrics.close()
     assert finished is not None
-    summary = {
-        "run": str(run), "steps": finished.step, "tokens": finished.tokens,
-        "seconds": finished.seconds, "resumed_from": resumed_from,
-        "train_loss": finished.train_loss, "val_loss": finished.val_loss,
-        "best_val_loss": finished.best_val_loss, "best_step": finished.best_step,
+    summary: dict[str, Any] = {
+        "run": str(run),
+        "steps": finished.step,
+        "tokens": finished.tokens,
+        "seconds": finished.seconds,
+        "resumed_from": resumed_from,
+        "train_loss": finished.train_loss,
+        "val_loss": finished.val_loss,
+        "best_val_loss": finished.best_val_loss,
+        "best_step": finished.best_step,
         "stopped": finished.stopped,
+        "parameters": parameters,
     }
-    run_folder.write_status(run, json.loads(json.dumps(summary)))
+    run_folder.write_status(run, summary)
     if as_json:
         print_json(summary)
     if finished.stopped == "interrupted":
@@ -160,8 +205,10 @@ def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
     targets = [word for word in words if not is_override(word) or Path(word).exists()]
     overrides = [word for word in words if word not in targets]
     if len(targets) > 1:
-        raise GptcliError(f"`{targets[1]}`: one CONFIG or TEXT is enough, there is `{targets[0]}`",
-                          "changes are written KEY=VALUE; several texts go into one folder")
+        raise GptcliError(
+            f"`{targets[1]}`: one CONFIG or TEXT is enough, there is `{targets[0]}`",
+            "changes are written KEY=VALUE; several texts go into one folder",
+        )
     return (targets[0] if targets else None), overrides
 
 
@@ -178,7 +225,9 @@ def _config(target: str | None, overrides: list[str], from_run: str | None) -> t
         raise GptcliError(
             f"`{target}` is neither a config nor a text that exists",
             (f"did you mean `{close}`? " if close else "")
-            + "shipped configs: " + ", ".join(shipped_configs()))
+            + "shipped configs: "
+            + ", ".join(shipped_configs()),
+        )
     if target is not None:
         overrides = [f"data.source={json.dumps(target)}", *overrides]
     if from_run is not None:
@@ -189,7 +238,8 @@ def _config(target: str | None, overrides: list[str], from_run: str | None) -> t
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fresh_schedule(stored, overrides), name
     return load_config(_default_config(), overrides), (
-        Path(target).stem or "text" if target is not None else _default_config())
+        Path(target).stem or "text" if target is not None else _default_config()
+    )
 
 
 def _fresh_schedule(stored: Config, overrides: list[str]) -> Config:
@@ -216,8 +266,15 @@ def _looks_like_yaml(target: str) -> bool:
 
 def _texts_beside(target: str) -> list[str]:
     folder = Path(target).parent
-    return [str(p) for p in sorted(folder.iterdir())
-            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")] if folder.is_dir() else []
+    return (
+        [
+            str(p)
+            for p in sorted(folder.iterdir())
+            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")
+        ]
+        if folder.is_dir()
+        else []
+    )
 
 
 def _default_config() -> str:
@@ -234,13 +291,18 @@ def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Mod
     from gptcli.course import check_file, load_attention
 
     if config.model.arch != "gpt2":
-        raise GptcliError("--attention needs `arch: gpt2`; the modern arch turns queries and keys "
-                          "inside its attention", "gptcli train course --attention FILE")
+        raise GptcliError(
+            "--attention needs `arch: gpt2`; the modern arch turns queries and keys "
+            "inside its attention",
+            "gptcli train course --attention FILE",
+        )
     report = check_file(spec)
     if not report.ok and not force:
-        raise GptcliError(f"{report.file} does not pass its check: {report.message}",
-                          f"see gptcli check-attention {spec}; --force trains with it all the same",
-                          exit_code=1)
+        raise GptcliError(
+            f"{report.file} does not pass its check: {report.message}",
+            f"see gptcli check-attention {spec}; --force trains with it all the same",
+            exit_code=1,
+        )
     if not report.ok:
         note(f"warning: {report.file} does not pass its check: {report.message}")
     return load_attention(spec)
@@ -269,8 +331,10 @@ def _front_row(run: Path, create: bool) -> Iterator[None]:
         if create:
             run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GptcliError(f"{run}: cannot be written ({error.strerror})",
-                          "choose a folder that you may write to with --out") from None
+        raise GptcliError(
+            f"{run}: cannot be written ({error.strerror})",
+            "choose a folder that you may write to with --out",
+        ) from None
     try:
         with only_writer(run):
             yield

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 
 def causal_attention(
-    x: Tensor, query: nn.Linear, key: nn.Linear, value: nn.Linear, c_proj: nn.Linear,
-    n_head: int, dropout: float = 0.0,
+    x: Tensor,
+    query: nn.Linear,
+    key: nn.Linear,
+    value: nn.Linear,
+    c_proj: nn.Linear,
+    n_head: int,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Causal multi-head attention, spelled out: (B, T, C) -> (B, T, C), in x's dtype.
 
@@ -31,12 +36,12 @@ def causal_attention(
     H, D = n_head, C // n_head
 
     # 1. Queries, keys and values: what each token looks for, what it offers, what it passes on.
-    q, k, v = query(x), key(x), value(x)                    # each (B, T, C)
+    q, k, v = query(x), key(x), value(x)  # each (B, T, C)
 
     # 2. Split the channels into heads; each head takes a contiguous block of D channels.
-    q = q.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
-    k = k.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
-    v = v.view(B, T, H, D).transpose(1, 2)                  # (B, H, T, D)
+    q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+    k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+    v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
 
     # 3. Fold batch and heads into one dimension: torch.bmm multiplies B*H pairs of matrices.
     q = q.reshape(B * H, T, D)
@@ -54,7 +59,7 @@ def causal_attention(
     weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
 
     # 7. Weighted sum of the values.
-    mixed = torch.bmm(weights, v)                           # (B*H, T, D)
+    mixed = torch.bmm(weights, v)  # (B*H, T, D)
 
     # 8. Concatenate the heads, project back into the residual stream. Then residual dropout.
     mixed = mixed.view(B, H, T, D).transpose(1, 2).reshape(B, T, C)
@@ -95,13 +100,13 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         dropout = self.dropout if self.training else 0.0
         if cache is None:
-            q, k, v = self.heads(self.project(x), start=0)   # each (B, H, T, D)
+            q, k, v = self.heads(self.project(x), start=0)  # each (B, H, T, D)
             mixed = attend(q, k, v, dropout)
         else:
             q, k, v = self.heads(self.project(x, cache.weights), start=cache.seen)
-            k, v, allowed = cache.extend(k, v)               # (B, H, S, D), bool (T, S) or None
+            k, v, allowed = cache.extend(k, v)  # (B, H, S, D), bool (T, S) or None
             mixed = attend_where(q, k, v, allowed)
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)       # (B, H, T, D) -> (B, T, C)
+        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
         return F.dropout(self.c_proj(mixed), dropout, training=dropout > 0)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
@@ -115,7 +120,7 @@ class CausalSelfAttention(nn.Module):
             assert weight is not None
         else:
             layers = (self.query, self.key, self.value)
-            weight = torch.cat([layer.weight for layer in layers])               # (3C, C)
+            weight = torch.cat([layer.weight for layer in layers])  # (3C, C)
             has_bias = self.query.bias is not None
             bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
             if kept is not None:
@@ -141,7 +146,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     if fused or q.dtype == torch.float16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     q, k, v = (part.reshape(B * H, T, D) for part in (q, k, v))
-    future = _future(T, q.dtype, q.device)                   # 0 or -inf, (T, T)
+    future = _future(T, q.dtype, q.device)  # 0 or -inf, (T, T)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
     weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
     return torch.bmm(weights, v).view(B, H, T, D)
@@ -151,7 +156,7 @@ def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Ten
     """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
     `allowed`, bool (T, S), says which keys each query may look at; None: all of them."""
-    scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(q.shape[-1]))            # (B, H, T, S)
+    scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(q.shape[-1]))  # (B, H, T, S)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return F.softmax(scores, dim=-1) @ v

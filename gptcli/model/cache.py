@@ -18,13 +18,20 @@ class LayerCache:
     Attention over it equals attention over the whole text under a banded causal mask of width
     W: a token looks at itself and the W - 1 before it."""
 
-    def __init__(self, batch: int, n_head: int, head_dim: int, width: int,
-                 dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        batch: int,
+        n_head: int,
+        head_dim: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.keys = torch.zeros(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.width = width
         self.seen = 0
-        self.weights: list[Tensor | None] = []      # what CausalSelfAttention.project keeps
+        self.weights: list[Tensor | None] = []  # what CausalSelfAttention.project keeps
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take in T new keys and values (B, H, T, D), T at most W; return the keys and values
@@ -55,10 +62,19 @@ class LayerCache:
 class KeyValueCache:
     """A ring for each layer, allocated once."""
 
-    def __init__(self, n_layer: int, batch: int, n_head: int, head_dim: int, width: int,
-                 dtype: torch.dtype, device: torch.device) -> None:
-        self.layers = [LayerCache(batch, n_head, head_dim, width, dtype, device)
-                       for _ in range(n_layer)]
+    def __init__(
+        self,
+        n_layer: int,
+        batch: int,
+        n_head: int,
+        head_dim: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layers = [
+            LayerCache(batch, n_head, head_dim, width, dtype, device) for _ in range(n_layer)
+        ]
         self.width = width
 
     @property

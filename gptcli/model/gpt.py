@@ -56,8 +56,9 @@ class GPT(nn.Module):
     model samples without a cache). Parameters are float32 until `.to(dtype)`.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int,
-                 attention: type[nn.Module] | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, attention: type[nn.Module] | None = None
+    ) -> None:
         super().__init__()
         assert attention is None or config.arch == "gpt2"
         self.config = config
@@ -72,14 +73,15 @@ class GPT(nn.Module):
         if gpt2:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, idx: Tensor, cache: KeyValueCache | None = None,
-                last_only: bool = False) -> Tensor:
+    def forward(
+        self, idx: Tensor, cache: KeyValueCache | None = None, last_only: bool = False
+    ) -> Tensor:
         """Logits of the next token after each position: int64 (B, T) -> (B, T, V) in the
         parameters' dtype; with `last_only` (B, 1, V), of the last position alone."""
-        x = self.wte(idx)                                                        # (B, T, C)
+        x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
-            x = x + self.wpe.weight[start:start + idx.shape[1]]
+            x = x + self.wpe.weight[start : start + idx.shape[1]]
         if self.config.dropout and self.training:
             x = F.dropout(x, self.config.dropout)
         for i, block in enumerate(self.h):
@@ -96,8 +98,15 @@ class GPT(nn.Module):
     def new_cache(self, batch: int) -> KeyValueCache:
         """An empty cache for `batch` streams, in the dtype and on the device of the weights."""
         weight = self.wte.weight
-        return KeyValueCache(self.config.n_layer, batch, self.config.n_head, self.config.head_dim,
-                             self.config.block_size, weight.dtype, weight.device)
+        return KeyValueCache(
+            self.config.n_layer,
+            batch,
+            self.config.n_head,
+            self.config.head_dim,
+            self.config.block_size,
+            weight.dtype,
+            weight.device,
+        )
 
 
 @torch.no_grad()
@@ -111,7 +120,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     """
     gpt2 = model.config.arch == "gpt2"
     ends = (".c_proj.weight", ".o_proj.weight", ".down_proj.weight")
-    for name, parameter in model.named_parameters():        # a tied head is listed once, as wte
+    for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
         if parameter.dim() < 2:
             norm = name.rsplit(".", 2)[-2] in ("ln_1", "ln_2", "ln_f", "q_norm", "k_norm")
             parameter.fill_(1.0 if norm and name.endswith("weight") else 0.0)

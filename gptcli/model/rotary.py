@@ -20,7 +20,10 @@ THETA = 10_000.0
 
 @lru_cache(maxsize=16)
 def rotary_table(
-    length: int, head_dim: int, dtype: torch.dtype, device: torch.device,
+    length: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, each (length, head_dim), the sine signed for the
     split-halves form: rotated = x * cos + halves_swapped(x) * sin.
@@ -29,7 +32,7 @@ def rotary_table(
     Source: Su et al. 2021, "RoFormer", section 3.4.2."""
     half = torch.arange(head_dim // 2, dtype=torch.float64)
     frequency = THETA ** (-2.0 * half / head_dim)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency      # (length, D/2)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (length, D/2)
     cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
     sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
     return cos.to(device, dtype), sin.to(device, dtype)
@@ -63,10 +66,10 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         # A power of two, so that sampling far ahead makes a new table only now and then.
         length = max(256, 1 << (start + T - 1).bit_length())
         cos, sin = rotary_table(length, D, qkv.dtype, qkv.device)
-        gains = torch.stack((self.q_norm.weight, self.k_norm.weight))            # (2, D)
+        gains = torch.stack((self.q_norm.weight, self.k_norm.weight))  # (2, D)
         where = slice(start, start + T)
         # q and k together: half as many operations, each twice as large.
-        qk = F.rms_norm(qkv[:, :, :2], (D,), eps=1e-6)                           # (B, T, 2, H, D)
+        qk = F.rms_norm(qkv[:, :, :2], (D,), eps=1e-6)  # (B, T, 2, H, D)
         qk = rotate(qk * gains[:, None, :], cos[where, None, None], sin[where, None, None])
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, qkv[:, :, 2].transpose(1, 2)

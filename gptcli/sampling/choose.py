@@ -16,11 +16,11 @@ class Choice:
     """How the next token is chosen. Applied in this order: repetition penalty, temperature,
     top-k, top-p, min-p."""
 
-    temperature: float = 0.8          # 0: the likeliest token (greedy)
-    top_k: int | None = None          # keep the k likeliest
-    top_p: float | None = None        # keep the fewest whose probabilities reach p
-    min_p: float | None = None        # keep those with at least min_p times the likeliest's
-    repetition_penalty: float = 1.0   # divide (or multiply) logits of tokens seen; 1: none
+    temperature: float = 0.8  # 0: the likeliest token (greedy)
+    top_k: int | None = None  # keep the k likeliest
+    top_p: float | None = None  # keep the fewest whose probabilities reach p
+    min_p: float | None = None  # keep those with at least min_p times the likeliest's
+    repetition_penalty: float = 1.0  # divide (or multiply) logits of tokens seen; 1: none
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

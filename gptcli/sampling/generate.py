@@ -48,7 +48,7 @@ class Decoder:
         return self._feed_window(idx)
 
     def _feed_ring(self, idx: Tensor) -> Tensor:
-        for piece in idx.split(self._width, dim=1):
+        for piece in torch.split(idx, self._width, dim=1):
             logits = self._model(piece, cache=self._cache, last_only=True)
         return logits[:, -1]  # type: ignore[no-any-return]
 
@@ -67,13 +67,14 @@ class Decoder:
 def uniforms(seed: int, stream: int) -> torch.Generator:
     """The random numbers of one stream: the same for a seed and a stream's number, however many
     streams are drawn together."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB)
+    mixed = seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB
     return torch.Generator().manual_seed(mixed % 2**63)
 
 
 @torch.no_grad()
-def generate(model: GPT, prompt: Sequence[int], *, streams: int, max_new_tokens: int,
-             how: Choice, seed: int) -> Iterator[list[int]]:
+def generate(
+    model: GPT, prompt: Sequence[int], *, streams: int, max_new_tokens: int, how: Choice, seed: int
+) -> Iterator[list[int]]:
     """Continue one prompt `streams` times: yields, per step, the next token of each stream.
 
     `prompt` holds at least one token. The model is used as it is: put it into evaluation mode
@@ -91,8 +92,11 @@ def generate(model: GPT, prompt: Sequence[int], *, streams: int, max_new_tokens:
     for step in range(max_new_tokens):
         logits = decoder.feed(idx)
         if step % 64 == 0:  # a block of random numbers at once, one row per stream
-            drawn = list(torch.stack([torch.rand(64, generator=g, dtype=torch.float64)
-                                      for g in generators]).to(device).unbind(1))
+            drawn = list(
+                torch.stack([torch.rand(64, generator=g, dtype=torch.float64) for g in generators])
+                .to(device)
+                .unbind(1)
+            )
         token = choose(logits, how, drawn[step % 64], seen)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)

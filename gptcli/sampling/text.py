@@ -48,10 +48,17 @@ class StopFilter:
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            ready, self._held = self._held[:min(found)], ""
+            ready, self._held = self._held[: min(found)], ""
             return ready
-        keep = max((n for stop in self._stops for n in range(1, len(stop))
-                    if self._held.endswith(stop[:n])), default=0)
+        keep = max(
+            (
+                n
+                for stop in self._stops
+                for n in range(1, len(stop))
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
         cut = len(self._held) - keep
         ready, self._held = self._held[:cut], self._held[cut:]
         return ready
@@ -71,15 +78,25 @@ class _Stream:
     shown: list[str] = field(default_factory=list)
 
 
-def write(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, streams: int,
-          max_new_tokens: int, how: Choice, seed: int,
-          stops: Sequence[str] = ()) -> Iterator[Piece | Sample]:
+def write(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    streams: int,
+    max_new_tokens: int,
+    how: Choice,
+    seed: int,
+    stops: Sequence[str] = (),
+) -> Iterator[Piece | Sample]:
     """Continue a prompt in `streams` ways: yields Pieces as they are ready, and each Sample, whole,
     when it ends. End-of-text ends a stream and is not part of its text."""
-    all_streams = [_Stream(Sample(i), tokenizer.stream(), StopFilter(stops))
-                   for i in range(streams)]
-    steps = generate(model, prompt, streams=streams, max_new_tokens=max_new_tokens, how=how,
-                     seed=seed)
+    all_streams = [
+        _Stream(Sample(i), tokenizer.stream(), StopFilter(stops)) for i in range(streams)
+    ]
+    steps = generate(
+        model, prompt, streams=streams, max_new_tokens=max_new_tokens, how=how, seed=seed
+    )
     for tokens in steps:
         for stream, token in zip(all_streams, tokens, strict=True):
             if stream.done:
@@ -108,24 +125,26 @@ def _show(stream: _Stream, text: str) -> Iterator[Piece]:
 
 def _end(stream: _Stream) -> Iterator[Piece | Sample]:
     stream.done = True
-    if not stream.stops.stopped:
-        last = stream.stops.push(stream.decoder.flush())
-        if stream.stops.stopped:
-            stream.sample.stopped = "stop"
-        yield from _show(stream, last + stream.stops.flush())
+    # Where a stop string has come these give nothing more.
+    last = stream.stops.push(stream.decoder.flush())
+    yield from _show(stream, last + stream.stops.flush())
+    if stream.stops.stopped:
+        stream.sample.stopped = "stop"
     stream.sample.text = "".join(stream.shown)
     yield stream.sample
 
 
-def write_one(model: GPT, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, how: Choice,
-              seed: int) -> str:
+def write_one(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, how: Choice, seed: int
+) -> str:
     """One continuation, whole: what training shows while it learns. The mode is put back."""
     ids = tokenizer.encode(prompt) or tokenizer.start_ids()
     was_training = model.training
     model.eval()
     try:
-        for item in write(model, tokenizer, ids, streams=1, max_new_tokens=max_new_tokens,
-                          how=how, seed=seed):
+        for item in write(
+            model, tokenizer, ids, streams=1, max_new_tokens=max_new_tokens, how=how, seed=seed
+        ):
             if isinstance(item, Sample):
                 return item.text
     finally:

@@ -51,8 +51,9 @@ def steps_of(run: Path) -> list[int]:
     return sorted(found)
 
 
-def save(run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor],
-         meta: dict[str, Any]) -> Path:
+def save(
+    run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
+) -> Path:
     """Write the checkpoint of a step and return its folder once it is durable.
 
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
@@ -74,15 +75,20 @@ def save(run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor
         durable.replace_folder(temporary, goal)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise GptcliError(f"{goal}: the checkpoint could not be written ({error.strerror})",
-                          f"free space there: {_free(run)}; earlier checkpoints are whole, "
-                          "--resume goes on from them", exit_code=1) from None
+        raise GptcliError(
+            f"{goal}: the checkpoint could not be written ({error.strerror})",
+            f"free space there: {_free(run)}; earlier checkpoints are whole, "
+            "--resume goes on from them",
+            exit_code=1,
+        ) from None
     return goal
 
 
 def mark_best(run: Path, step: int) -> None:
     """Let `checkpoints/best` name this step."""
-    durable.write_atomically(run / "checkpoints" / "best", f"{folder_of(run, step).name}\n".encode())
+    durable.write_atomically(
+        run / "checkpoints" / "best", f"{folder_of(run, step).name}\n".encode()
+    )
 
 
 def best_step(run: Path) -> int | None:
@@ -112,9 +118,15 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
     path = folder_of(run, step) / "meta.json"
     try:
         meta = json.loads(path.read_text("utf-8"))
-        whole = isinstance(meta, dict) and meta["step"] == step and all(
-            isinstance(meta["files"][name]["size"], int)
-            and isinstance(meta["files"][name]["sha256"], str) for name in _FILES)
+        whole = (
+            isinstance(meta, dict)
+            and meta["step"] == step
+            and all(
+                isinstance(meta["files"][name]["size"], int)
+                and isinstance(meta["files"][name]["sha256"], str)
+                for name in _FILES
+            )
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise GptcliError(f"{path} {what}", _others(run, step), exit_code=1) from None
@@ -139,21 +151,30 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
             if path.stat().st_size != expected["size"]:
                 raise GptcliError(
                     f"{path} is damaged: {path.stat().st_size:,} bytes, meta.json says "
-                    f"{expected['size']:,}", _others(run, step), exit_code=1)
+                    f"{expected['size']:,}",
+                    _others(run, step),
+                    exit_code=1,
+                )
             data = path.read_bytes()
         except OSError as error:
-            raise GptcliError(f"{path} cannot be read ({error.strerror})", _others(run, step),
-                              exit_code=1) from None
+            raise GptcliError(
+                f"{path} cannot be read ({error.strerror})", _others(run, step), exit_code=1
+            ) from None
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise GptcliError(f"{path} is damaged: its SHA-256 is not the one in meta.json",
-                              _others(run, step), exit_code=1)
+            raise GptcliError(
+                f"{path} is damaged: its SHA-256 is not the one in meta.json",
+                _others(run, step),
+                exit_code=1,
+            )
         try:
             tensors.append(from_bytes(data))
         except (SafetensorError, ValueError):
-            raise GptcliError(f"{path} is not a safetensors file", _others(run, step),
-                              exit_code=1) from None
-    return Checkpoint(step, folder_of(run, step), tensors[0],
-                      tensors[1] if with_state else {}, meta)
+            raise GptcliError(
+                f"{path} is not a safetensors file", _others(run, step), exit_code=1
+            ) from None
+    return Checkpoint(
+        step, folder_of(run, step), tensors[0], tensors[1] if with_state else {}, meta
+    )
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -167,8 +188,11 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
         except GptcliError as error:
             notes.append(error.message)
     if steps:
-        raise GptcliError(f"{run}: no checkpoint is whole: " + "; ".join(notes),
-                          "start again with --overwrite", exit_code=1)
+        raise GptcliError(
+            f"{run}: no checkpoint is whole: " + "; ".join(notes),
+            "start again with --overwrite",
+            exit_code=1,
+        )
     return None, notes
 
 
@@ -176,8 +200,9 @@ def choose_step(run: Path, which: str) -> int:
     """The step that `--checkpoint best|last|STEP` means. Raises GptcliError where there is none."""
     steps = steps_of(run)
     if not steps:
-        raise GptcliError(f"{run} has no checkpoint yet",
-                          f"train it: gptcli train --resume --out {run}")
+        raise GptcliError(
+            f"{run} has no checkpoint yet", f"train it: gptcli train --resume --out {run}"
+        )
     if which == "best":
         best = best_step(run)
         return best if best in steps else steps[-1]
@@ -185,14 +210,18 @@ def choose_step(run: Path, which: str) -> int:
         return steps[-1]
     if which.isdecimal() and int(which) in steps:
         return int(which)
-    raise GptcliError(f"{run} has no checkpoint `{which}`",
-                      "there are: best, last, " + ", ".join(map(str, steps)))
+    raise GptcliError(
+        f"{run} has no checkpoint `{which}`", "there are: best, last, " + ", ".join(map(str, steps))
+    )
 
 
 def _others(run: Path, step: int) -> str:
     others = [str(other) for other in steps_of(run) if other != step]
-    return ("choose another with --checkpoint: " + ", ".join(others) if others
-            else "it is the only checkpoint of this run; train again")
+    return (
+        "choose another with --checkpoint: " + ", ".join(others)
+        if others
+        else "it is the only checkpoint of this run; train again"
+    )
 
 
 def _free(path: Path) -> str:

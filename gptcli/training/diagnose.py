@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,14 @@ def first_not_finite(model: GPT, idx: Tensor, targets: Tensor) -> str:
             return f"the weight {name}"
     found: list[str] = []
 
-    def look(name: str) -> object:
+    def look(name: str) -> Any:
         def hook(module: torch.nn.Module, inputs: object, output: object) -> None:
             if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
                 found.append(name or "the model's output")
+
         return hook
 
-    handles = [module.register_forward_hook(look(name))  # type: ignore[arg-type]
-               for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
         model.zero_grad(set_to_none=True)
         loss = model.loss(idx, targets)

@@ -20,10 +20,14 @@ def plan(config: Config) -> dict[str, Any]:
     """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
     seconds from a two-second measurement on this machine, evaluations included."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        corpus = open_corpus(config.data.source, kind=config.tokenizer.kind,
-                             vocab_size=config.tokenizer.vocab_size,
-                             val_fraction=config.data.val_fraction,
-                             block_size=config.model.block_size, cache=Path(folder))
+        corpus = open_corpus(
+            config.data.source,
+            kind=config.tokenizer.kind,
+            vocab_size=config.tokenizer.vocab_size,
+            val_fraction=config.data.val_fraction,
+            block_size=config.model.block_size,
+            cache=Path(folder),
+        )
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
@@ -49,8 +53,7 @@ def plan(config: Config) -> dict[str, Any]:
         "tokens_per_step": tokens_per_step,
         "total_tokens": tokens_per_step * train.max_steps,
         "epochs": tokens_per_step * train.max_steps / train_tokens,
-        "memory_bytes": memory_bytes(config, vocab_size, count.total,
-                                     torch.finfo(dtype).bits // 8),
+        "memory_bytes": memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8),
         "seconds_estimate": step_seconds * train.max_steps + evaluations * evaluation_seconds,
         "device": device.type,
         "dtype": config.run.dtype,

@@ -38,8 +38,7 @@ def memory_bytes(config: Config, vocab_size: int, parameters: int, bytes_each: i
     return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
 
 
-def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype,
-                     device: torch.device) -> float:
+def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: torch.device) -> float:
     """Time of one optimizer step, measured on this machine with random tokens for about two
     seconds: first with one sequence, then, where that is quick enough, with a whole batch."""
     model.to(device).train()
@@ -49,8 +48,9 @@ def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype,
     generator = torch.Generator().manual_seed(0)
 
     def once(batch: int) -> float:
-        idx = torch.randint(0, model.vocab_size, (batch, config.model.block_size),
-                            generator=generator).to(device)
+        idx = torch.randint(
+            0, model.vocab_size, (batch, config.model.block_size), generator=generator
+        ).to(device)
         start = time.perf_counter()
         model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
         weights.collect(1.0)

@@ -16,8 +16,9 @@ _TOKENS_AT_ONCE = 8192
 
 
 @torch.no_grad()
-def evaluate(model: GPT, tokens: TokenStore, context: int,
-             should_stop: Callable[[], bool] = lambda: False) -> float | None:
+def evaluate(
+    model: GPT, tokens: TokenStore, context: int, should_stop: Callable[[], bool] = lambda: False
+) -> float | None:
     """Mean loss in nats per token over non-overlapping windows of `context` tokens, every token
     but the first predicted exactly once; None where `should_stop` said so between two batches.
 
@@ -32,8 +33,11 @@ def evaluate(model: GPT, tokens: TokenStore, context: int,
             if should_stop():
                 return None
             logits = model(idx.to(device))
-            loss = F.cross_entropy(logits.view(-1, model.vocab_size).float(),
-                                   targets.to(device).reshape(-1), reduction="sum")
+            loss = F.cross_entropy(
+                logits.view(-1, model.vocab_size).float(),
+                targets.to(device).reshape(-1),
+                reduction="sum",
+            )
             total += loss.item()
             count += targets.numel()
     finally:

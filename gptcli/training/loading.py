@@ -28,8 +28,14 @@ class Trained:
     meta: dict[str, Any]
 
 
-def load_trained(run: Path, which: str, *, device: torch.device, dtype: torch.dtype,
-                 attention: type[nn.Module] | None = None) -> Trained:
+def load_trained(
+    run: Path,
+    which: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: type[nn.Module] | None = None,
+) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step).
 
     Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
@@ -38,15 +44,19 @@ def load_trained(run: Path, which: str, *, device: torch.device, dtype: torch.dt
     step = checkpoint.choose_step(run, which)
     meta = checkpoint.read_meta(run, step)
     if meta.get("own_attention") and attention is None:
-        raise GptcliError(f"{run} was trained with an attention file of your own",
-                          "name it again: --attention FILE")
+        raise GptcliError(
+            f"{run} was trained with an attention file of your own",
+            "name it again: --attention FILE",
+        )
     if attention is not None and not meta.get("own_attention"):
-        raise GptcliError(f"{run} was trained with the built-in attention",
-                          "leave --attention out")
+        raise GptcliError(f"{run} was trained with the built-in attention", "leave --attention out")
     tokenizer = run_folder.read_tokenizer(run)
     if meta.get("tokenizer") != tokenizer.fingerprint():
-        raise GptcliError(f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
-                          "put the original file back", exit_code=1)
+        raise GptcliError(
+            f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
+            "put the original file back",
+            exit_code=1,
+        )
     loaded = checkpoint.load(run, step)
     model = build_model(config.model, tokenizer.vocab_size, attention, loaded.model)
     return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)

@@ -1,6 +1,6 @@
 """The training loop: a generator of events. It knows nothing of screens.
 
-    for event in train(setup): ...
+for event in train(setup): ...
 """
 
 from __future__ import annotations
@@ -74,19 +74,26 @@ class _Loop:
         self.config = setup.config.train
         corpus = setup.corpus
         self.state = TrainingState(
-            setup.config.model, self.config, corpus.tokenizer.vocab_size,
-            dtype=setup.dtype, device=setup.device, attention=setup.attention,
-            weights=setup.resume.model if setup.resume else setup.start_from)
+            setup.config.model,
+            self.config,
+            corpus.tokenizer.vocab_size,
+            dtype=setup.dtype,
+            device=setup.device,
+            attention=setup.attention,
+            weights=setup.resume.model if setup.resume else setup.start_from,
+        )
         if setup.resume:
             self.state.restore(setup.resume)
         self.progress = self.state.progress
-        self.batches = Batches(corpus.train, setup.config.model.block_size,
-                               self.config.batch_size, self.config.seed)
+        self.batches = Batches(
+            corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
+        )
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.state.model.loss
         if setup.compile:
             self.loss = torch.compile(self.state.model.loss)
-        self.tokens_per_step = (self.config.batch_size * self.config.grad_accum
-                                * setup.config.model.block_size)
+        self.tokens_per_step = (
+            self.config.batch_size * self.config.grad_accum * setup.config.model.block_size
+        )
         self.saved_at: int | None = setup.resume.step if setup.resume else None
         self.last_save = time.perf_counter()
         self.save_cost = 0.0
@@ -104,9 +111,18 @@ class _Loop:
         elif self.saved_at != self.progress.step:
             yield from self.save()
         p = self.progress
-        yield Finished(p.step, p.tokens, self.clock(), "diverged" if isinstance(stopped, _Diverged)
-                       else stopped, p.train_loss, p.val_loss, p.best_val_loss, p.best_step,
-                       diagnosis, hint)
+        yield Finished(
+            p.step,
+            p.tokens,
+            self.clock(),
+            "diverged" if isinstance(stopped, _Diverged) else stopped,
+            p.train_loss,
+            p.val_loss,
+            p.best_val_loss,
+            p.best_step,
+            diagnosis,
+            hint,
+        )
 
     def steps(self) -> Generator[Event, None, Stopped | _Diverged]:
         p, config = self.progress, self.config
@@ -121,8 +137,9 @@ class _Loop:
             now = time.perf_counter()
             passed = now - window_start
             speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
-            yield StepDone(p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed,
-                           logged)
+            yield StepDone(
+                p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed, logged
+            )
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
             away = time.perf_counter()
@@ -144,8 +161,13 @@ class _Loop:
     def one_step(self) -> _Step | _Diverged:
         """Forward, backward, clip, update; or the reason why no update was made."""
         p, config, weights = self.progress, self.config, self.state.weights
-        rate = lr_at(p.step, peak=float(config.learning_rate), max_steps=config.max_steps,
-                     warmup_steps=int(config.warmup_steps), decay_fraction=config.decay_fraction)
+        rate = lr_at(
+            p.step,
+            peak=float(config.learning_rate),
+            max_steps=config.max_steps,
+            warmup_steps=int(config.warmup_steps),
+            decay_fraction=config.decay_fraction,
+        )
         while True:
             # Dropout draws from torch's global generator; this makes its masks a function of
             # (seed, step), so that a resumed run draws the same ones.
@@ -197,7 +219,8 @@ class _Loop:
             f"{rate:g}; not finite first in {where}; nothing was updated",
             f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
             f"train.warmup_steps={max(100, 2 * int(self.config.warmup_steps))}"
-            + ("" if self.setup.dtype == torch.float32 else ", or run.dtype=float32"))
+            + ("" if self.setup.dtype == torch.float32 else ", or run.dtype=float32"),
+        )
 
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
@@ -207,8 +230,7 @@ class _Loop:
         due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
         if val is None or not due or p.evaluated_at == p.step:
             return None
-        loss = evaluate(self.state.model, val, self.setup.config.model.block_size,
-                        self.should_stop)
+        loss = evaluate(self.state.model, val, self.setup.config.model.block_size, self.should_stop)
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
@@ -229,8 +251,14 @@ class _Loop:
 
     def sample(self) -> Event:
         tokenizer = self.setup.corpus.tokenizer
-        text = write_one(self.state.model, tokenizer, "", max_new_tokens=_SAMPLE_TOKENS,
-                         how=Choice(), seed=self.config.seed)
+        text = write_one(
+            self.state.model,
+            tokenizer,
+            "",
+            max_new_tokens=_SAMPLE_TOKENS,
+            how=Choice(),
+            seed=self.config.seed,
+        )
         return SampleDrawn(self.progress.step, "", text)
 
     def checkpoint_is_due(self) -> bool:
@@ -258,11 +286,13 @@ class _Loop:
 
     def meta(self) -> dict[str, Any]:
         corpus = self.setup.corpus
-        return {"vocab_size": corpus.tokenizer.vocab_size,
-                "tokenizer": corpus.tokenizer.fingerprint(),
-                "data": corpus.content_key,
-                "model": self.setup.config.model.model_dump(),
-                "own_attention": self.setup.attention is not None}
+        return {
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "tokenizer": corpus.tokenizer.fingerprint(),
+            "data": corpus.content_key,
+            "model": self.setup.config.model.model_dump(),
+            "own_attention": self.setup.attention is not None,
+        }
 
     # ---- small things --------------------------------------------------------------------
 
@@ -276,12 +306,22 @@ class _Loop:
         setup, corpus = self.setup, self.setup.corpus
         count = count_parameters(self.state.model)
         return RunStarted(
-            setup.run, setup.config.data.source, corpus.tokenizer.kind,
-            corpus.tokenizer.vocab_size, setup.config.model.arch, count.total,
-            count.without_embeddings, len(corpus.train), len(corpus.val) if corpus.val else 0,
-            self.config.max_steps, self.tokens_per_step,
-            describe_device(setup.device, setup.threads), dtype_name(setup.dtype), setup.compile,
-            setup.resume.step if setup.resume else None)
+            setup.run,
+            setup.config.data.source,
+            corpus.tokenizer.kind,
+            corpus.tokenizer.vocab_size,
+            setup.config.model.arch,
+            count.total,
+            count.without_embeddings,
+            len(corpus.train),
+            len(corpus.val) if corpus.val else 0,
+            self.config.max_steps,
+            self.tokens_per_step,
+            describe_device(setup.device, setup.threads),
+            dtype_name(setup.dtype),
+            setup.compile,
+            setup.resume.step if setup.resume else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def orthogonalise(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
         X = X.transpose(1, 2)
     X = X / (X.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for _ in range(steps):
-        A = X @ X.transpose(1, 2)                            # (N, r, r), r the smaller side
+        A = X @ X.transpose(1, 2)  # (N, r, r), r the smaller side
         B = torch.baddbmm(A, A, A, beta=_B, alpha=_C)
         X = torch.baddbmm(X, B, X, beta=_A, alpha=1.0)
     return X.transpose(1, 2) if tall else X
@@ -44,8 +44,14 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024; decay as in Liu et al. 2025, "Muon is scalable for LLM training".
     """
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95,
-                 weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        params: list[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         assert all(p.dim() == 2 for p in params)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
@@ -74,8 +80,9 @@ class Muon(torch.optim.Optimizer):
             update = orthogonalise(torch.stack(ahead), dtype=self.dtype).to(params[0].dtype)
             rows, columns = params[0].shape
             torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
-            torch._foreach_add_(params, list(update.unbind(0)),
-                                alpha=-rate * max(1.0, rows / columns) ** 0.5)
+            torch._foreach_add_(
+                params, list(update.unbind(0)), alpha=-rate * max(1.0, rows / columns) ** 0.5
+            )
 
 
 class Optimizers:
@@ -87,8 +94,13 @@ class Optimizers:
     where the rate of tokens seldom seen would be decay alone.
     """
 
-    def __init__(self, kind: str, parameters: list[tuple[str, Tensor]], weight_decay: float,
-                 muon_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        kind: str,
+        parameters: list[tuple[str, Tensor]],
+        weight_decay: float,
+        muon_dtype: torch.dtype,
+    ) -> None:
         self._names = {id(p): name for name, p in parameters}
         muon = [p for n, p in parameters if kind == "muon" and n.startswith("h.") and p.dim() == 2]
         taken = {id(p) for p in muon}
@@ -98,10 +110,18 @@ class Optimizers:
         if muon:
             self._all.append(Muon(muon, lr=0.0, weight_decay=weight_decay, dtype=muon_dtype))
         self._adamw = torch.optim.AdamW(
-            [{"params": [p for p in rest if p.dim() >= 2],
-              "weight_decay": weight_decay if kind == "adamw" else 0.0},
-             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}],
-            lr=0.0, betas=(0.9, 0.95), eps=1e-10 if kind == "muon" else 1e-8, fused=True)
+            [
+                {
+                    "params": [p for p in rest if p.dim() >= 2],
+                    "weight_decay": weight_decay if kind == "adamw" else 0.0,
+                },
+                {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            eps=1e-10 if kind == "muon" else 1e-8,
+            fused=True,
+        )
         self._all.append(self._adamw)
 
     def step(self, rate: float) -> None:
@@ -114,13 +134,20 @@ class Optimizers:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by "slot/parameter"."""
-        return {f"{slot}/{self._names[id(p)]}": value
-                for p, slots in self._states() for slot, value in slots.items()}
+        return {
+            f"{slot}/{self._names[id(p)]}": value
+            for p, slots in self._states()
+            for slot, value in slots.items()
+        }
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
-        by_name = {self._names[id(p)]: (optimizer, p) for optimizer in self._all
-                   for group in optimizer.param_groups for p in group["params"]}
+        by_name = {
+            self._names[id(p)]: (optimizer, p)
+            for optimizer in self._all
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for key, value in saved.items():
             slot, _, name = key.partition("/")
             optimizer, p = by_name[name]

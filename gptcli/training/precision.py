@@ -20,7 +20,8 @@ class Weights:
         self.dtype = dtype
         self.same = dtype == torch.float32
         self.masters: list[tuple[str, Tensor]] = [
-            (name, p.detach() if self.same else p.detach().float().clone()) for name, p in named]
+            (name, p.detach() if self.same else p.detach().float().clone()) for name, p in named
+        ]
         model.to(dtype)
         self._working: list[Tensor] = list(model.parameters())
         if self.same:
@@ -45,7 +46,8 @@ class Weights:
     def norm(self) -> Tensor:
         """The global gradient norm, float32 ()."""
         norms = torch._foreach_norm(self.grads())
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: Tensor = torch.linalg.norm(torch.stack(norms))
+        return norm
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:

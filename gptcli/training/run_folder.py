@@ -1,6 +1,6 @@
 """A run folder: its files for people and scripts beside the checkpoints, and its status.
 
-    config.yaml  tokenizer.json  metrics.jsonl  samples.txt  run.json  checkpoints/
+config.yaml  tokenizer.json  metrics.jsonl  samples.txt  run.json  checkpoints/
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
         if (path / "config.yaml").is_file():
             return path
     if Path(name).is_dir():
-        raise GptcliError(f"{name} is not a run folder (it has no config.yaml)",
-                          "a run folder is what gptcli train writes")
+        raise GptcliError(
+            f"{name} is not a run folder (it has no config.yaml)",
+            "a run folder is what gptcli train writes",
+        )
     close = nearest(name, [run.name for run in known])
-    raise GptcliError(f"no run named `{name}`",
-                      f"did you mean `{close}`?" if close
-                      else "there are: " + ", ".join(run.name for run in known) if known
-                      else "there are no runs yet; train one: gptcli train")
+    raise GptcliError(
+        f"no run named `{name}`",
+        f"did you mean `{close}`?"
+        if close
+        else "there are: " + ", ".join(run.name for run in known)
+        if known
+        else "there are no runs yet; train one: gptcli train",
+    )
 
 
 def list_runs(runs: Path) -> list[Path]:
@@ -62,16 +68,23 @@ def create(run: Path, config: Config, tokenizer: Tokenizer, overwrite: bool) -> 
     `overwrite`, emptied of what gptcli writes (nothing else in it is touched)."""
     try:
         if run.exists() and overwrite:
-            for name in ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt",
-                         "run.json"):
+            for name in (
+                "config.yaml",
+                "tokenizer.json",
+                "metrics.jsonl",
+                "samples.txt",
+                "run.json",
+            ):
                 (run / name).unlink(missing_ok=True)
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         durable.write_atomically(run / "config.yaml", dump_config(config).encode("utf-8"))
     except OSError as error:
-        raise GptcliError(f"{run}: cannot be written ({error.strerror})",
-                          "choose a folder that you may write to with --out") from None
+        raise GptcliError(
+            f"{run}: cannot be written ({error.strerror})",
+            "choose a folder that you may write to with --out",
+        ) from None
 
 
 def refuse_existing(run: Path) -> None:
@@ -79,9 +92,11 @@ def refuse_existing(run: Path) -> None:
     if run.is_dir() and all(path.name == ".lock" for path in run.iterdir()):
         return
     if run.exists():
-        raise GptcliError(f"{run} exists already",
-                          "go on with it: --resume; start it again: --overwrite; "
-                          "or name another folder with --out")
+        raise GptcliError(
+            f"{run} exists already",
+            "go on with it: --resume; start it again: --overwrite; "
+            "or name another folder with --out",
+        )
 
 
 def read_config(run: Path) -> Config:
@@ -90,8 +105,7 @@ def read_config(run: Path) -> Config:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        raise GptcliError(f"{path} cannot be read as UTF-8 text",
-                          "train the run again") from None
+        raise GptcliError(f"{path} cannot be read as UTF-8 text", "train the run again") from None
     return parse_config(text, name=str(path))
 
 
@@ -106,8 +120,11 @@ class Metrics:
     def __init__(self, run: Path, resumed_from: int | None) -> None:
         path = run / "metrics.jsonl"
         if resumed_from is not None and path.exists():
-            kept = [line for line in path.read_bytes().splitlines(keepends=True)
-                    if _step_of(line) <= resumed_from and line.endswith(b"\n")]
+            kept = [
+                line
+                for line in path.read_bytes().splitlines(keepends=True)
+                if _step_of(line) <= resumed_from and line.endswith(b"\n")
+            ]
             durable.write_atomically(path, b"".join(kept))
         else:
             path.unlink(missing_ok=True)
@@ -143,7 +160,7 @@ def trim_samples(run: Path, resumed_from: int) -> None:
     text = path.read_bytes().decode("utf-8", errors="replace")
     for match in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):
         if int(match[1]) > resumed_from:
-            durable.write_atomically(path, text[:match.start()].encode("utf-8"))
+            durable.write_atomically(path, text[: match.start()].encode("utf-8"))
             return
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,29 @@ def _row(run: Path) -> RunRow:
     else:
         # Without run.json the process ended before it could say how.
         state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
+    max_steps = None
     try:
         max_steps = run_folder.read_config(run).train.max_steps
     except GptcliError:
-        max_steps, state = 0, "damaged"
+        state = "damaged"
     ended = {} if running else status
     return RunRow(
-        name=run.name, status=state, step=int(ended.get("steps") or step.get("step") or 0),
-        max_steps=max_steps, train_loss=ended.get("train_loss", step.get("loss")),
+        name=run.name,
+        status=state,
+        step=int(ended.get("steps") or step.get("step") or 0),
+        max_steps=max_steps,
+        train_loss=ended.get("train_loss", step.get("loss")),
         val_loss=ended.get("val_loss", evaluation.get("val_loss")),
         best_val_loss=ended.get("best_val_loss", last.get("best", {}).get("val_loss")),
         seconds=float(ended.get("seconds") or step.get("seconds") or 0.0),
-        parameters=status.get("parameters"), when=(run / "config.yaml").stat().st_mtime)
+        parameters=status.get("parameters"),
+        when=_last_sign(run),
+    )
+
+
+def _last_sign(run: Path) -> datetime:
+    files = [run / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
+    return datetime.fromtimestamp(max(f.stat().st_mtime for f in files if f.exists()))
 
 
 def _last_records(path: Path) -> dict[str, dict[str, Any]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-
-
 from gptcli.config import TrainConfig
 
 # AdamW's rate for what Muon leaves to it, as a share of Muon's.
 ADAMW_SHARE = 0.2
 
 
-def lr_at(step: int, *, peak: float, max_steps: int, warmup_steps: int,
-          decay_fraction: float) -> float:
+def lr_at(
+    step: int, *, peak: float, max_steps: int, warmup_steps: int, decay_fraction: float
+) -> float:
     """The rate of step `step` (the first is 0): a rise over `warmup_steps`, flat, then straight
     down over the last `decay_fraction` of the steps towards 0, which the step after the last
     would have. Source: the trapezoidal schedule of Hägele et al. 2024."""
@@ -52,5 +51,3 @@ def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int
         return train.eval_every
     cost_in_steps = val_tokens / 3 / tokens_per_step
     return max(1, min(train.max_steps, round(cost_in_steps / 0.02)))
-
-

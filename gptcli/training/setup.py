@@ -27,8 +27,13 @@ from gptcli.training.schedule import (
 
 # Changing these between a stop and a resume leaves the weights as they would have been.
 _HARMLESS = {
-    "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every",
-    "train.log_every", "train.stop_at_val_loss", "train.patience",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.sample_every",
+    "train.log_every",
+    "train.stop_at_val_loss",
+    "train.patience",
 }
 # These change the rounding only: the run goes on, but no longer bit for bit.
 _ROUNDING = {"run.device", "run.dtype", "run.compile", "run.threads"}
@@ -46,10 +51,14 @@ class Prepared:
 
 def open_text(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
     """The corpus of a config."""
-    return open_corpus(config.data.source, kind=config.tokenizer.kind,
-                       vocab_size=config.tokenizer.vocab_size,
-                       val_fraction=config.data.val_fraction,
-                       block_size=config.model.block_size, tokenizer=tokenizer)
+    return open_corpus(
+        config.data.source,
+        kind=config.tokenizer.kind,
+        vocab_size=config.tokenizer.vocab_size,
+        val_fraction=config.data.val_fraction,
+        block_size=config.model.block_size,
+        tokenizer=tokenizer,
+    )
 
 
 def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> Config:
@@ -60,30 +69,49 @@ def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> C
     tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
     compiled = run.compile
     if compiled == "auto":
-        compiled = (device.type == "cuda" and not own_attention
-                    and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS)
-    return config.model_copy(update={
-        "data": config.data.model_copy(update={"source": _lasting(config.data.source)}),
-        "tokenizer": config.tokenizer.model_copy(
-            update={"vocab_size": corpus.tokenizer.vocab_size}
-            if config.tokenizer.kind == "bpe" else {}),
-        "train": train.model_copy(update={
-            "learning_rate": resolve_rate(train, config.model.n_embd),
-            "warmup_steps": resolve_warmup(train),
-            "log_every": resolve_log_every(train),
-            "eval_every": resolve_eval_every(train, len(corpus.val) if corpus.val else 0,
-                                             tokens_per_step),
-        }),
-        "run": run.model_copy(update={
-            "device": device.type, "dtype": dtype_name(choose_dtype(run.dtype, device)),
-            "compile": compiled, "threads": choose_threads(run.threads),
-        }),
-    })
+        compiled = (
+            device.type == "cuda"
+            and not own_attention
+            and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
+        )
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"source": _lasting(config.data.source)}),
+            "tokenizer": config.tokenizer.model_copy(
+                update={"vocab_size": corpus.tokenizer.vocab_size}
+                if config.tokenizer.kind == "bpe"
+                else {}
+            ),
+            "train": train.model_copy(
+                update={
+                    "learning_rate": resolve_rate(train, config.model.n_embd),
+                    "warmup_steps": resolve_warmup(train),
+                    "log_every": resolve_log_every(train),
+                    "eval_every": resolve_eval_every(
+                        train, len(corpus.val) if corpus.val else 0, tokens_per_step
+                    ),
+                }
+            ),
+            "run": run.model_copy(
+                update={
+                    "device": device.type,
+                    "dtype": dtype_name(choose_dtype(run.dtype, device)),
+                    "compile": compiled,
+                    "threads": choose_threads(run.threads),
+                }
+            ),
+        }
+    )
 
 
-def prepare_new(config: Config, run: Path, *, overwrite: bool = False,
-                from_run: Path | None = None,
-                attention: type[nn.Module] | None = None) -> Prepared:
+def prepare_new(
+    config: Config,
+    run: Path,
+    *,
+    overwrite: bool = False,
+    from_run: Path | None = None,
+    attention: type[nn.Module] | None = None,
+) -> Prepared:
     """A new run in the folder `run`, which is filled once everything else is known to work."""
     notes: list[str] = []
     weights, tokenizer = None, None
@@ -103,9 +131,13 @@ def prepare_new(config: Config, run: Path, *, overwrite: bool = False,
     return Prepared(setup, [*corpus.notes, *notes])
 
 
-def prepare_resume(run: Path, wanted: Config | None, *,
-                   extend: bool = False,
-                   attention: type[nn.Module] | None = None) -> Prepared | None:
+def prepare_resume(
+    run: Path,
+    wanted: Config | None,
+    *,
+    extend: bool = False,
+    attention: type[nn.Module] | None = None,
+) -> Prepared | None:
     """Go on with a run folder; None where it is finished already.
 
     `wanted` is the config asked for now (None: the run's own); keys in which it differs from
@@ -119,17 +151,22 @@ def prepare_resume(run: Path, wanted: Config | None, *,
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
     else:
         if saved.meta.get("own_attention") and attention is None:
-            raise GptcliError(f"{run} was trained with an attention file of your own",
-                              "name it again: --attention FILE")
+            raise GptcliError(
+                f"{run} was trained with an attention file of your own",
+                "name it again: --attention FILE",
+            )
         if not saved.meta.get("own_attention") and attention is not None:
-            raise GptcliError(f"{run} was trained with the built-in attention",
-                              "resume it without --attention")
+            raise GptcliError(
+                f"{run} was trained with the built-in attention", "resume it without --attention"
+            )
         if _is_finished(run, saved, config, stored):
             return None
     corpus = open_text(config, run_folder.read_tokenizer(run))
     if saved is not None and saved.meta.get("data") != corpus.content_key:
-        raise GptcliError(f"the text of {config.data.source} has changed since {run} began",
-                          "put the old text back, or start a new run: --from takes its weights")
+        raise GptcliError(
+            f"the text of {config.data.source} has changed since {run} began",
+            "put the old text back, or start a new run: --from takes its weights",
+        )
     choose_device(config.run.device)
     choose_threads(config.run.threads)
     setup = _setup(run, config, corpus, attention=attention, resume=saved)
@@ -140,19 +177,30 @@ def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
     device = choose_device(config.run.device)
     threads = config.run.threads
     assert threads != "auto"
-    return Setup(run=run, config=config, corpus=corpus, device=device,
-                 dtype=choose_dtype(config.run.dtype, device), threads=threads,
-                 compile=config.run.compile is True, **rest)
+    return Setup(
+        run=run,
+        config=config,
+        corpus=corpus,
+        device=device,
+        dtype=choose_dtype(config.run.dtype, device),
+        threads=threads,
+        compile=config.run.compile is True,
+        **rest,
+    )
 
 
-def _merge(stored: Config, wanted: Config | None, extend: bool,
-           step: int) -> tuple[Config, list[str]]:
+def _merge(
+    stored: Config, wanted: Config | None, extend: bool, step: int
+) -> tuple[Config, list[str]]:
     """The run's config with the changes that may be made to it, and what to say of them."""
     if wanted is None:
         return stored, []
     notes, refused = [], []
-    changes = {key: new for key, (_, new) in differences(stored, wanted).items()
-               if new != "auto" and not _same_source(key, stored, wanted)}
+    changes = {
+        key: new
+        for key, (_, new) in differences(stored, wanted).items()
+        if new != "auto" and not _same_source(key, stored, wanted)
+    }
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
         changes.pop("tokenizer.vocab_size", None)  # the text may have had fewer pairs than asked
     for key, new in list(changes.items()):
@@ -160,8 +208,10 @@ def _merge(stored: Config, wanted: Config | None, extend: bool,
             if extend and new > stored.train.max_steps:
                 notes.append(_extension(stored, new, step))
             else:
-                refused.append(f"{key} {stored.train.max_steps} -> {new}"
-                               + (" (needs --extend)" if new > stored.train.max_steps else ""))
+                refused.append(
+                    f"{key} {stored.train.max_steps} -> {new}"
+                    + (" (needs --extend)" if new > stored.train.max_steps else "")
+                )
         elif key in _ROUNDING:
             notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
         elif key in _HARMLESS:
@@ -170,9 +220,10 @@ def _merge(stored: Config, wanted: Config | None, extend: bool,
             old = differences(stored, wanted)[key][0]
             refused.append(f"{key} {old} -> {new}")
     if refused:
-        raise GptcliError("a resume may not change what the run computes: " + ", ".join(refused),
-                          "leave these as they are, or start a new run (--from takes this one's "
-                          "weights)")
+        raise GptcliError(
+            "a resume may not change what the run computes: " + ", ".join(refused),
+            "leave these as they are, or start a new run (--from takes this one's weights)",
+        )
     values = stored.model_dump()
     for key, new in changes.items():
         section, _, name = key.partition(".")
@@ -182,41 +233,60 @@ def _merge(stored: Config, wanted: Config | None, extend: bool,
 
 def _extension(stored: Config, max_steps: int, step: int) -> str:
     train = stored.train
-    rates = [lr_at(step, peak=float(train.learning_rate), max_steps=steps,
-                   warmup_steps=int(train.warmup_steps), decay_fraction=train.decay_fraction)
-             for steps in (train.max_steps, max_steps)]
+    rates = [
+        lr_at(
+            step,
+            peak=float(train.learning_rate),
+            max_steps=steps,
+            warmup_steps=int(train.warmup_steps),
+            decay_fraction=train.decay_fraction,
+        )
+        for steps in (train.max_steps, max_steps)
+    ]
     falling_from = round(max_steps * (1 - train.decay_fraction))
-    return (f"extended to {max_steps} steps: the learning rate goes on at {rates[1]:.2e} "
-            f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
-            f"to 0 at step {max_steps}")
+    return (
+        f"extended to {max_steps} steps: the learning rate goes on at {rates[1]:.2e} "
+        f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
+        f"to 0 at step {max_steps}"
+    )
 
 
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
     if saved.step >= config.train.max_steps:
         return True
     stopped = run_folder.read_status(run).get("stopped")
-    return (stopped == "target" and config.train.stop_at_val_loss == stored.train.stop_at_val_loss
-            or stopped == "patience" and config.train.patience == stored.train.patience)
+    return (
+        stopped == "target" and config.train.stop_at_val_loss == stored.train.stop_at_val_loss
+    ) or (stopped == "patience" and config.train.patience == stored.train.patience)
 
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
     """A fine-tune keeps the other run's network; only dropout is its own choice."""
     if meta.get("own_attention"):
-        raise GptcliError(f"{run} was trained with an attention file of your own",
-                          "--from takes runs with the built-in attention")
+        raise GptcliError(
+            f"{run} was trained with an attention file of your own",
+            "--from takes runs with the built-in attention",
+        )
     before, now = meta["model"], config.model.model_dump()
-    odd = [f"model.{key} {now[key]} (there {before[key]})" for key in now
-           if key != "dropout" and now[key] != before.get(key)]
+    odd = [
+        f"model.{key} {now[key]} (there {before[key]})"
+        for key in now
+        if key != "dropout" and now[key] != before.get(key)
+    ]
     if odd:
-        raise GptcliError(f"the config's network is not the one of {run}: " + ", ".join(odd),
-                          "leave CONFIG out to take that run's config, or set these keys to "
-                          "its values")
+        raise GptcliError(
+            f"the config's network is not the one of {run}: " + ", ".join(odd),
+            "leave CONFIG out to take that run's config, or set these keys to its values",
+        )
 
 
 def _needs_validation(corpus: Corpus) -> None:
     if corpus.val is None:
-        raise GptcliError("train.stop_at_val_loss and train.patience need a validation part, and "
-                          "data.val_fraction is 0", "set data.val_fraction=0.1")
+        raise GptcliError(
+            "train.stop_at_val_loss and train.patience need a validation part, and "
+            "data.val_fraction is 0",
+            "set data.val_fraction=0.1",
+        )
 
 
 def _lasting(source: str) -> str:
@@ -226,4 +296,3 @@ def _lasting(source: str) -> str:
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
     return key == "data.source" and _lasting(wanted.data.source) == stored.data.source
-

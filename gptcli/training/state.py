@@ -42,24 +42,36 @@ class TrainingState:
 
     `weights` are a checkpoint's (or another run's) to start from; None draws new ones."""
 
-    def __init__(self, model: ModelConfig, train: TrainConfig, vocab_size: int, *,
-                 dtype: torch.dtype, device: torch.device,
-                 attention: type[nn.Module] | None = None,
-                 weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        vocab_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: type[nn.Module] | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
         self.model = build_model(model, vocab_size, attention, weights, seed=train.seed)
         self.model.to(device)
         self.weights = Weights(self.model, dtype)
         # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        self.optimizers = Optimizers(train.optimizer, self.weights.masters, train.weight_decay,
-                                     muon_dtype)
+        self.optimizers = Optimizers(
+            train.optimizer, self.weights.masters, train.weight_decay, muon_dtype
+        )
         self.progress = Progress(loss_scale=2.0**15 if dtype == torch.float16 else 1.0)
 
     def save(self, run: Path, extra: dict[str, Any]) -> Path:
         """Write a durable checkpoint of this moment; `extra` goes into its meta.json."""
-        return checkpoint.save(run, self.progress.step, self.weights.named(),
-                               self.optimizers.state(),
-                               {"progress": asdict(self.progress), **extra})
+        return checkpoint.save(
+            run,
+            self.progress.step,
+            self.weights.named(),
+            self.optimizers.state(),
+            {"progress": asdict(self.progress), **extra},
+        )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Put back optimizer and counters; the weights were given at construction."""
@@ -67,12 +79,20 @@ class TrainingState:
             self.optimizers.load_state(saved.state)
             self.progress = Progress(**saved.meta["progress"])
         except (KeyError, TypeError, RuntimeError):
-            raise GptcliError(f"{saved.path}: its state does not belong to this config",
-                              "start a new run", exit_code=1) from None
+            raise GptcliError(
+                f"{saved.path}: its state does not belong to this config",
+                "start a new run",
+                exit_code=1,
+            ) from None
 
 
-def build_model(config: ModelConfig, vocab_size: int, attention: type[nn.Module] | None = None,
-                weights: dict[str, Tensor] | None = None, seed: int = 0) -> GPT:
+def build_model(
+    config: ModelConfig,
+    vocab_size: int,
+    attention: type[nn.Module] | None = None,
+    weights: dict[str, Tensor] | None = None,
+    seed: int = 0,
+) -> GPT:
     """A float32 model on the CPU with given or newly drawn weights.
 
     Raises GptcliError (exit code 1) where the weights have other names or shapes."""
@@ -83,13 +103,15 @@ def build_model(config: ModelConfig, vocab_size: int, attention: type[nn.Module]
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != given:
-        odd = sorted(name for name in wanted.keys() | given.keys()
-                     if wanted.get(name) != given.get(name))
+        odd = sorted(
+            name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
+        )
         raise GptcliError(
             f"the checkpoint's weights are not this model's: `{odd[0]}` is "
             f"{given.get(odd[0], 'missing')}, the config wants {wanted.get(odd[0], 'none')}",
             "was the run trained with another attention file, or was config.yaml edited?",
-            exit_code=1)
+            exit_code=1,
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])

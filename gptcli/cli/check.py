@@ -1,0 +1,153 @@
+"""`gptcli check-attention`: is the project's attention right, is yours?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.cli.output import print_error, print_json, stdout_console
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptcli.course.reports import FileReport, OwnReport
+
+
+def check_attention(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE[:CLASS]",
+            help="Python files with an attention class, `CausalSelfAttention` unless another is "
+            "named. They are run, in a process of their own; nothing else is.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per file on stdout, and nothing else."),
+    ] = False,
+) -> None:
+    """Check causal self-attention against the reference: that of your FILE, or the project's own.
+
+    Without a file, every path of the project's attention is compared with the reference and with
+    PyTorch's own, in all dtypes and on all devices of this machine. Exit code 1 if anything is
+    wrong.
+    """
+    if files:
+        _check_files(files, as_json)
+    else:
+        _check_own(as_json)
+
+
+def _check_own(as_json: bool) -> None:
+    from gptcli.course.attention_check import check_own
+
+    report = check_own()
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_own(report, stdout_console())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _check_files(files: Iterable[str], as_json: bool) -> None:
+    from gptcli.course.attention_check import check_files
+
+    wrong, unusable = False, []
+    for spec, report in zip(files, check_files(files), strict=True):
+        if isinstance(report, GptcliError):
+            unusable.append(report)
+            if as_json:
+                # The object stands in its file's line all the same, so that lines can be counted.
+                print_json(
+                    {
+                        "file": spec,
+                        "ok": False,
+                        "first_wrong_step": None,
+                        "mistake": "unusable-file",
+                        "message": report.message,
+                        "hint": report.hint,
+                        "checks": [],
+                    }
+                )
+            continue
+        wrong = wrong or not report.ok
+        if as_json:
+            print_json(report.to_json())
+        else:
+            show_file(report, stdout_console())
+    for error in unusable[:-1]:
+        print_error(error)
+    if unusable:
+        raise unusable[-1]
+    if wrong:
+        raise typer.Exit(1)
+
+
+def show_own(report: OwnReport, console: Console) -> None:
+    """A table for each device: paths down, dtypes across, the largest error in each cell."""
+    from rich import box
+    from rich.table import Table
+
+    for device in dict.fromkeys(result.device for result in report.results):
+        here = [result for result in report.results if result.device == device]
+        dtypes = {result.dtype: result.tolerance for result in here}
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"largest error on {device}",
+            show_footer=True,
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column("path", "tolerance", no_wrap=True)
+        table.add_column("cases", justify="right")
+        for dtype, tolerance in dtypes.items():
+            table.add_column(dtype, f"{tolerance:.0e}", justify="right", no_wrap=True)
+        for path in dict.fromkeys(result.path for result in here):
+            cells = {result.dtype: result for result in here if result.path == path}
+            shown = []
+            for dtype in dtypes:
+                cell = cells.get(dtype)
+                style = "" if cell is None else "green" if cell.ok else "bold red"
+                text = "-" if cell is None else f"{cell.largest_error:.1e}"
+                shown.append(f"[{style}]{text}[/]" if style else text)
+            table.add_row(path, str(sum(cell.cases for cell in cells.values())), *shown)
+        console.print(table)
+    _verdict(console, report.ok, report.message, None)
+
+
+def show_file(report: FileReport, console: Console) -> None:
+    """What was looked at, one line each, then the verdict and the hint."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text(f"{report.file}: {report.class_name}", style="bold"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report.checks:
+        word, style = ("note", "yellow") if check.note else ("ok", "green")
+        # The verdict below says at length what is wrong.
+        detail = check.detail if check.ok else ""
+        if not check.ok:
+            word, style = "wrong", "bold red"
+        table.add_row("  " + check.name, Text(word, style=style), Text(detail))
+    console.print(table)
+    _verdict(console, report.ok, report.message, report.hint)
+
+
+def _verdict(console: Console, ok: bool, message: str, hint: str | None) -> None:
+    from rich.text import Text
+
+    console.print()
+    head = Text.assemble(("ok: ", "bold green") if ok else ("wrong: ", "bold red"), message)
+    console.print(head)
+    if hint:
+        console.print()
+        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
+    console.print()

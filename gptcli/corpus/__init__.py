@@ -1,0 +1,39 @@
+"""Files -> token shards on disk -> batches.
+
+`open_corpus` is the way in; `Batches` and `windows` hand the tokens to training and evaluation.
+Those two need torch, so they are imported only when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptcli.corpus.cache import cache_folder
+from gptcli.corpus.preparation import Corpus, open_corpus
+from gptcli.corpus.reading import Piece, read_text
+from gptcli.corpus.sources import Source, find_source
+from gptcli.corpus.store import TokenStore
+
+if TYPE_CHECKING:
+    from gptcli.corpus.batches import Batches, windows
+
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Piece",
+    "Source",
+    "TokenStore",
+    "cache_folder",
+    "find_source",
+    "open_corpus",
+    "read_text",
+    "windows",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Batches", "windows"):
+        from gptcli.corpus import batches
+
+        return getattr(batches, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""Tokens -> tensors for training and evaluation.
+
+B batch (sequences), T time (block_size), N tokens of the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptcli.corpus.store import TokenStore
+
+_KEPT_EPOCHS = 2
+
+
+class Batches:
+    """The batches of a training, each a pure function of (tokens, block_size, batch_size, seed, k).
+
+    The tokens are taken as a ring of N. An epoch cuts it into n = N // T windows from a fresh
+    random offset in [0, T) on, in shuffled order: it predicts every token at most once, and all
+    but N mod T of them. Epochs follow one another in one endless row of sequences, which does
+    not depend on batch_size; batch k holds sequences k * B to k * B + B - 1 of it.
+
+    Needs at least block_size + 1 tokens."""
+
+    def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
+        assert block_size >= 1
+        assert batch_size >= 1
+        assert len(tokens) > block_size, "open_corpus refuses a shorter text"
+        self._tokens = tokens
+        self._block_size = block_size
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epochs: OrderedDict[int, Tensor] = OrderedDict()
+        self.per_epoch = len(tokens) // block_size
+        """Sequences in one epoch."""
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
+
+        targets[b, t] is the token that follows inputs[b, t] in the text."""
+        length = len(self._tokens)
+        block = self._block_size
+        out = np.empty((2, self._batch_size, block), dtype=np.int64)  # (2, B, T)
+        for row, start in enumerate(self.starts(k)):
+            inside = min(block + 1, length - start)
+            window = self._tokens.read(start, inside)
+            if inside <= block:
+                window = np.concatenate([window, self._tokens.read(0, block + 1 - inside)])
+            out[0, row] = window[:-1]
+            out[1, row] = window[1:]
+        both = torch.from_numpy(out)
+        return both[0], both[1]
+
+    def starts(self, k: int) -> list[int]:
+        """Where in the split each of the B sequences of batch k begins."""
+        first = k * self._batch_size
+        last = first + self._batch_size
+        found: list[int] = []
+        while first < last:
+            epoch, place = divmod(first, self.per_epoch)
+            count = min(last - first, self.per_epoch - place)
+            found += self._epoch(epoch)[place : place + count].tolist()
+            first += count
+        return found
+
+    def epoch_of(self, k: int) -> float:
+        """How many epochs were seen when batch k comes, fractions included."""
+        return k * self._batch_size / self.per_epoch
+
+    def _epoch(self, epoch: int) -> Tensor:
+        """Starts of the windows of an epoch, in the order in which they are drawn: (n,) int64."""
+        starts = self._epochs.get(epoch)
+        if starts is None:
+            digest = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            offset = torch.randint(self._block_size, (1,), generator=generator)
+            starts = torch.randperm(self.per_epoch, generator=generator)
+            starts.mul_(self._block_size).add_(offset).remainder_(len(self._tokens))
+            self._epochs[epoch] = starts
+            if len(self._epochs) > _KEPT_EPOCHS:
+                self._epochs.popitem(last=False)
+        return starts
+
+
+def windows(
+    tokens: TokenStore, block_size: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows of an evaluation over a whole split: every token but the first predicted once.
+
+    Yields inputs and targets, int64 of shape (at most batch_size, block_size), in the order of
+    the text; the last pair is one row of what remains, where that is shorter. Yields nothing
+    for fewer than 2 tokens."""
+    assert block_size >= 1
+    assert batch_size >= 1
+    predicted = len(tokens) - 1
+    start = 0
+    while start < predicted:
+        rows = min(batch_size, (predicted - start) // block_size)
+        width = block_size if rows else predicted - start
+        count = (rows or 1) * width
+        span = torch.from_numpy(tokens.read(start, count + 1).astype(np.int64))  # (count + 1,)
+        yield span[:-1].view(-1, width), span[1:].view(-1, width)
+        start += count

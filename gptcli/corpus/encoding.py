@@ -1,0 +1,155 @@
+"""Pieces of text -> token ids, with documents kept apart; nothing here holds the whole text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptcli.corpus.reading import CHUNK, Piece
+from gptcli.corpus.store import Tokens, dtype_for
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.tokenization import Tokenizer
+
+_MOST_THREADS = 8
+
+
+def encode_all(
+    pieces: Iterable[Piece], tokenizer: Tokenizer, name: str, write: Callable[[Tokens], None]
+) -> int:
+    """Encode the documents of the text `name` and hand their ids on in order; returns how many
+    documents there were.
+
+    Every document is preceded by end-of-text; where the tokenizer has none, documents are
+    joined with a newline unless the one before ends with it. The ids of a document are those
+    that its whole text would have."""
+    documents = 0
+
+    def counted() -> Iterator[Piece]:
+        nonlocal documents
+        for piece in pieces:
+            documents += piece.starts
+            yield piece
+
+    stream = counted()
+    if tokenizer.kind == "char":
+        stream = joined(stream)
+    elif tokenizer.kind != "byte":
+        stream = _cut_safely(stream)
+    tokenizer.encode_array("")  # so that the threads find it loaded
+    arrays = _in_threads(partial(_encode_group, tokenizer, name), _grouped(stream))
+    for array in arrays:
+        write(array)
+    return documents
+
+
+def _cut_safely(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Regroup the pieces of each document so that each can be encoded on its own by bpe."""
+    from gptcli.tokenization import safe_cuts
+
+    document = 0
+
+    def number(piece: Piece) -> int:
+        nonlocal document
+        document += piece.starts
+        return document
+
+    for _, of_document in groupby(pieces, key=number):
+        starts = True
+        for text in safe_cuts((piece.text for piece in of_document), CHUNK):
+            yield Piece(text, starts)
+            starts = False
+
+
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The documents with a newline between them, unless the first of two ends with one."""
+    last = "\n"
+    for piece in pieces:
+        text = piece.text
+        yield Piece(f"\n{text}" if piece.starts and last != "\n" else text, piece.starts)
+        last = text[-1]
+
+
+def characters(pieces: Iterable[Piece]) -> Iterator[str]:
+    """The characters of `pieces`, each at least once: all that a char vocabulary wants to know."""
+    seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
+    seen_ascii = b""
+    for group in _grouped(pieces):
+        text = "".join(piece.text for piece in group)
+        if text.isascii():
+            new = bytes(set(text.encode("ascii").translate(None, delete=seen_ascii)))
+            seen_ascii += new
+            yield new.decode("ascii")
+        else:
+            codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+            here = np.zeros(int(codes.max()) + 1, dtype=np.bool_)
+            here[codes] = True
+            here &= ~seen[: len(here)]
+            seen[: len(here)] |= here
+            yield "".join(map(chr, np.flatnonzero(here).tolist()))
+
+
+def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """The pieces in lists of about CHUNK characters, so that short documents cost little."""
+    group: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece.text)
+        if size >= CHUNK:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _encode_group(tokenizer: Tokenizer, name: str, group: list[Piece]) -> Tokens:
+    if tokenizer.eot is None:
+        text = "".join(piece.text for piece in group)
+        try:
+            return tokenizer.encode_array(text)
+        except GptcliError as error:
+            raise _unknown(tokenizer, name, text, error) from error
+    eot = np.array([tokenizer.eot], dtype=dtype_for(tokenizer.vocab_size))
+    parts: list[Tokens] = []
+    for piece in group:
+        if piece.starts:
+            parts.append(eot)
+        parts.append(tokenizer.encode_array(piece.text))
+    return np.concatenate(parts)
+
+
+def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> GptcliError:
+    """The tokenizer's error, said of a whole corpus: its places count within one piece."""
+    known = {tokenizer.token_bytes(id).decode("utf-8") for id in range(tokenizer.vocab_size)}
+    unknown = sorted(set(text) - known)
+    shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in unknown[:5])
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return GptcliError(
+        f"{name} has characters that this char tokenizer does not know: {shown}{more}", error.hint
+    )
+
+
+def _in_threads(
+    encode: Callable[[list[Piece]], Tokens], groups: Iterable[list[Piece]]
+) -> Iterator[Tokens]:
+    """`map` on several cores, a few groups at once: what encodes, writes and hashes lets go of
+    Python's lock."""
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    waiting: deque[Future[Tokens]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for group in groups:
+            waiting.append(pool.submit(encode, group))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,135 @@
+"""From a source to a corpus: find it, tokenize it once, split it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.corpus.cache import (
+    cache_folder,
+    entry_key,
+    open_or_build,
+    read_entry,
+    write_meta,
+)
+from gptcli.corpus.encoding import characters, encode_all, joined
+from gptcli.corpus.progress import Progress
+from gptcli.corpus.sources import Source, find_source
+from gptcli.corpus.split import check_split
+from gptcli.corpus.store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.tokenization import Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as token ids, split into a training and a validation part."""
+
+    tokenizer: Tokenizer
+    train: TokenStore
+    val: TokenStore | None
+    """The end of the text; None where val_fraction is 0."""
+    documents: int
+    source_bytes: int
+    """Size of the files that were read."""
+    content_key: str
+    """SHA-256 over their content: two corpora of one text have the same."""
+    notes: list[str]
+    """What the user should be told, one line each."""
+
+
+def open_corpus(
+    source: str,
+    *,
+    kind: str,
+    vocab_size: int,
+    val_fraction: float,
+    block_size: int,
+    tokenizer: Tokenizer | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """Open the corpus that `source` names, preparing it where the cache does not have it yet.
+
+    `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The
+    tokenizer is the one given, else one of `kind` (trained on the whole text where the kind
+    needs that; `vocab_size` is for bpe). Every document is preceded by end-of-text; for char,
+    which has none, by a newline where the one before does not end with it. The first
+    int(N * (1 - val_fraction)) of the N tokens are for training, 0 <= val_fraction < 1.
+    `cache` takes the place of `cache_folder()`; `progress` allows a bar on a terminal. Memory
+    does not grow with the text. Raises GptcliError where the text cannot be read, is not text,
+    or is too short for `block_size` or for its validation part."""
+    bar = Progress(progress)
+    found = find_source(source, bar)
+    notes = list(found.notes)
+    folder = (cache_folder() if cache is None else cache) / "corpus"
+    if tokenizer is not None:
+        kind = tokenizer.kind
+    trained = entry_key(found.content_key, f"bpe {vocab_size}" if kind == "bpe" else kind)
+    key = trained
+    entry = None
+    if kind not in ("char", "bpe"):
+        tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
+    elif tokenizer is not None:
+        # A run that is resumed brings the tokenizer that was trained on this very text.
+        entry = read_entry(folder / trained, trained, tokenizer)
+    if tokenizer is not None:
+        key = entry_key(found.content_key, tokenizer.fingerprint())
+    if entry is None:
+        build = partial(_build, found, kind, vocab_size, tokenizer, key, bar)
+        entry = open_or_build(folder, key, build, tokenizer, notes)
+    tokens = entry.tokens
+    train = check_split(source, len(tokens), val_fraction, block_size)
+    return Corpus(
+        tokenizer=entry.tokenizer,
+        train=tokens.part(0, train),
+        val=tokens.part(train, len(tokens)) if val_fraction > 0 else None,
+        documents=entry.documents,
+        source_bytes=found.size,
+        content_key=found.content_key,
+        notes=notes,
+    )
+
+
+def _fixed_tokenizer(kind: str, vocab_size: int) -> Tokenizer:
+    from gptcli.tokenization import build_tokenizer
+
+    return build_tokenizer(kind, vocab_size, lambda: iter(()))
+
+
+def _build(
+    source: Source,
+    kind: str,
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    key: str,
+    progress: Progress,
+    folder: Path,
+) -> None:
+    """Fill `folder` with the entry `key`: train the tokenizer if need be, then encode."""
+    if next(source.pieces(), None) is None:
+        raise GptcliError(
+            f"{source.name} has no text in it", "its files, or the texts of its lines, are empty"
+        )
+    if tokenizer is None:
+        tokenizer = _train_tokenizer(source, kind, vocab_size, progress)
+    writer = ShardWriter(folder, dtype_for(tokenizer.vocab_size), SHARD_TOKENS)
+    with progress.phase("tokenizing", source.size) as advance:
+        documents = encode_all(source.pieces(advance), tokenizer, source.name, writer.write)
+    write_meta(folder, key, tokenizer, writer.finish(), documents)
+
+
+def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progress) -> Tokenizer:
+    from gptcli.tokenization import build_tokenizer
+
+    def texts() -> Iterator[str]:
+        with progress.phase(f"reading for {kind}", source.size) as advance:
+            pieces = joined(source.pieces(advance))
+            yield from characters(pieces) if kind == "char" else (p.text for p in pieces)
+
+    return build_tokenizer(kind, vocab_size, texts)

@@ -1,0 +1,218 @@
+"""What the user named -> the files it means, looked at once: hashed, and without the binaries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gptcli.corpus.progress import Advance, Progress, ignore
+from gptcli.corpus.reading import (
+    CHUNK,
+    BinaryFileError,
+    Piece,
+    jsonl_pieces,
+    open_bytes,
+    refuse_binary,
+    signature,
+    text_pieces,
+)
+from gptcli.errors import GptcliError, nearest
+from gptcli.shipped import shipped_texts
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file as it was when it was hashed."""
+
+    path: Path
+    signature: tuple[int, int]
+    sha256: str
+
+    @property
+    def jsonl(self) -> bool:
+        """Whether each line is a document of its own."""
+        return self.path.suffix.lower() == ".jsonl"
+
+    def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
+        """Stream the documents. Raises GptcliError if the file was written since it was hashed."""
+        self._refuse_change()
+        yield from (jsonl_pieces if self.jsonl else text_pieces)(self.path, advance)
+        self._refuse_change()
+
+    def _refuse_change(self) -> None:
+        with open_bytes(self.path) as file:
+            if signature(file) != self.signature:
+                raise GptcliError(
+                    f"{self.path} changed while it was read",
+                    "run the command again when nothing writes to it any more",
+                    exit_code=1,
+                )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a corpus, in order, and what the user should be told about them."""
+
+    name: str
+    files: tuple[SourceFile, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.signature[0] for file in self.files)
+
+    @cached_property
+    def content_key(self) -> str:
+        """SHA-256, in hexadecimal, over the content of all files in order; names do not count."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{'jsonl' if file.jsonl else 'text'} {file.sha256}\n".encode())
+        return digest.hexdigest()
+
+    def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
+        """Stream the pieces of all documents in order; can be called again for a further pass.
+
+        Raises GptcliError where a file is not UTF-8, a line is not as a .jsonl wants it, or a
+        file changed since it was looked at."""
+        for file in self.files:
+            yield from file.pieces(advance)
+
+
+def find_source(source: str, progress: Progress | None = None) -> Source:
+    """Find and hash what `source` names: a shipped text, a text file, a .jsonl or a folder.
+
+    A folder is read recursively, files sorted by their path within it, character by character
+    (the same order on every system); hidden files, linked folders and binary files are left
+    out, the last with a note. Raises GptcliError where nothing is named so, or where a single
+    file is empty, binary or cannot be read."""
+    progress = progress or Progress(False)
+    notes: list[str] = []
+    shipped = shipped_texts()
+    if source in shipped:
+        path = shipped[source]
+        if Path(source).exists():
+            notes.append(
+                f"`{source}` is the shipped text; write .{os.sep}{source} for the "
+                "file or folder of that name"
+            )
+    else:
+        path = _existing(source)
+    if path.is_dir():
+        files = _survey_folder(path, progress, notes)
+    elif path.is_file():
+        files = [_survey_file(path, progress)]
+    else:
+        raise GptcliError(
+            f"{path} is neither a file nor a folder",
+            "a text is read more than once: save what comes from a pipe or a device to a file",
+        )
+    return Source(source, tuple(files), tuple(notes))
+
+
+def _existing(source: str) -> Path:
+    try:
+        path = Path(source).expanduser()
+        if source and path.exists():
+            return path
+    except (OSError, RuntimeError):  # a name that is too long, or a `~user` that is not known
+        path = Path(source)
+    raise _missing(source, path)
+
+
+def _missing(source: str, path: Path) -> GptcliError:
+    shipped = list(shipped_texts())
+    choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
+    if not source:
+        return GptcliError("the name of the text is empty", choices)
+    message = f"no shipped text, file or folder is named `{source}`"
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return GptcliError(f"{message}: there is no folder {path.parent}", choices)
+    found = nearest(source, shipped)
+    if found is None and (name := nearest(path.name, beside)):
+        found = str(path.with_name(name))
+    if found is None:
+        return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
+    return GptcliError(message, f"did you mean `{found}`?")
+
+
+def _survey_file(path: Path, progress: Progress) -> SourceFile:
+    with progress.phase("reading", _size(path)) as advance:
+        file = _hashed(path, advance)
+    if file.signature[0] == 0:
+        raise GptcliError(f"{path} is empty", "give a file with text in it")
+    return file
+
+
+def _survey_folder(folder: Path, progress: Progress, notes: list[str]) -> list[SourceFile]:
+    paths = _files_below(folder)
+    files, binary = [], []
+    with progress.phase("reading", sum(map(_size, paths))) as advance:
+        for path in paths:
+            try:
+                files.append(_hashed(path, advance))
+            except BinaryFileError:
+                binary.append(path.relative_to(folder).as_posix())
+    if binary:
+        more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
+        what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
+        notes.append(f"skipped {what} not text, in {folder}: {', '.join(binary[:3])}{more}")
+    if not any(file.signature[0] for file in files):
+        hint = "put text files (UTF-8) or .jsonl files into it"
+        raise GptcliError(f"no text in the folder {folder}: {_why_no_text(len(paths))}", hint)
+    return files
+
+
+def _why_no_text(files: int) -> str:
+    if files == 0:
+        return "it has no files, hidden ones apart"
+    return f"{'its only file is' if files == 1 else f'its {files} files are'} binary or empty"
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise GptcliError(
+            f"cannot read the folder {error.filename}: {error.strerror}",
+            "check that you may read it",
+        ) from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in inside if path.is_file()]
+    return sorted(found, key=lambda path: _order(path.relative_to(folder)))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it went away; opening it will say so
+        return 0
+
+
+def _order(path: Path) -> list[str]:
+    # macOS may hand out decomposed names, and Windows compares paths without regard to case.
+    return [unicodedata.normalize("NFC", part) for part in path.parts]
+
+
+def _hashed(path: Path, advance: Advance) -> SourceFile:
+    digest = hashlib.sha256()
+    offset = 0
+    with open_bytes(path) as file:
+        before = signature(file)
+        while chunk := file.read(CHUNK):
+            refuse_binary(path, chunk, offset)
+            digest.update(chunk)
+            offset += len(chunk)
+            advance(len(chunk))
+    # Bytes that were read beyond `before` show up as a change when the text is read.
+    return SourceFile(path, before, digest.hexdigest())

@@ -1,0 +1,8 @@
+"""The course: what learners write, and the checker that tells them whether it is right.
+
+Importing this package does not import torch; the checks themselves do.
+"""
+
+from gptcli.course.attention_check import check_file, check_files, check_own, load_attention
+
+__all__ = ["check_file", "check_files", "check_own", "load_attention"]

@@ -1,0 +1,96 @@
+"""Is this attention right? The project's own, or a learner's file.
+
+    report = check_file("my_attention.py:MyAttention")
+    report.ok, report.message, report.to_json()
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from gptcli.course.isolation import Unfinished, Worker
+from gptcli.course.learner_file import LearnerFile, find_file, load_class
+from gptcli.course.reports import Check, FileReport, OwnReport
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LIMIT_S = 15.0           # a right file takes well under one second
+
+
+def check_own(device: str | None = None) -> OwnReport:
+    """Compare every path of the project's attention with the reference, on all devices that are
+    here or on `device` alone."""
+    from gptcli.course.own_attention import compare_paths, devices_here
+
+    return compare_paths(devices_here() if device is None else [device])
+
+
+def check_file(spec: str, *, limit_s: float = LIMIT_S) -> FileReport:
+    """Check the class of `FILE[:CLASS]` in a process of its own, within `limit_s` seconds.
+
+    Raises GptcliError where there is no such file or class, or it cannot be used at all."""
+    file = find_file(spec)
+    with Worker() as worker:
+        return _ask(worker, file, limit_s)
+
+
+def check_files(specs: Iterable[str], *,
+                limit_s: float = LIMIT_S) -> Iterator[FileReport | GptcliError]:
+    """Check several files one after another; what check_file would raise takes the place of the
+    report. torch is imported once for all of them."""
+    files: list[LearnerFile | GptcliError] = []
+    for spec in specs:
+        try:
+            files.append(find_file(spec))
+        except GptcliError as error:
+            files.append(error)
+    if all(isinstance(file, GptcliError) for file in files):
+        yield from (file for file in files if isinstance(file, GptcliError))
+        return
+    with Worker() as worker:
+        for file in files:
+            if isinstance(file, GptcliError):
+                yield file
+                continue
+            try:
+                yield _ask(worker, file, limit_s)
+            except GptcliError as error:
+                yield error
+
+
+def load_attention(spec: str) -> type[nn.Module]:
+    """The class of `FILE[:CLASS]`, to train with. This runs the file in this process; check it
+    with check_file first. Raises GptcliError like check_file."""
+    return load_class(find_file(spec))
+
+
+def _ask(worker: Worker, file: LearnerFile, limit_s: float) -> FileReport:
+    try:
+        report: dict[str, Any] = worker.ask(file, limit_s)
+    except Unfinished as unfinished:
+        return _unfinished(file, unfinished)
+    checks = tuple(Check(**check) for check in report.pop("checks"))
+    return FileReport(class_name=report.pop("class"), checks=checks, **report)
+
+
+def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:
+    where = ""
+    if how.line is not None:
+        linecache.checkcache(str(file.path))
+        text = linecache.getline(str(file.path), how.line).strip()
+        where = f", at line {how.line} of {file.path.name}, `{text}`"
+    if how.reason == "time-limit":
+        message = f"{how.detail}{where} ({how.doing})"
+        hint = "look there for a loop that never ends, or for far too much work"
+    else:
+        message = f"the file ended its process ({how.detail}), {how.doing}{where}"
+        hint = ("look for exit(), for memory without end, or for indices that leave a tensor"
+                if how.detail != "SIGKILL" else
+                "most likely the machine ran out of memory: look for a tensor that is far too large"
+                )
+    return FileReport(file.name, file.class_name, False, message, hint, how.reason,
+                      checks=(Check("runs", False, message),))

@@ -1,0 +1,43 @@
+"""One learner's file, examined from beginning to end. This runs their code: in a worker only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from gptcli.course.attention_checks import CHECKS
+from gptcli.course.attention_notes import notes
+from gptcli.course.attention_trial import Trial, Wrong, check_signatures
+from gptcli.course.learner_file import LearnerFile, load_class
+from gptcli.course.reports import Check, FileReport
+
+
+def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
+    """Check the class of `file` against the contract; stop at the first check that fails.
+
+    `say` is told what is being done. Raises GptcliError where the file cannot be used at all.
+    """
+    say("loading the file")
+    before = torch.get_default_dtype()
+    # New tensors in float64: `torch.sqrt(torch.tensor(8))` must not bring float32 into the sum.
+    torch.set_default_dtype(torch.float64)
+    done: list[Check] = []
+    name = "constructor"
+    try:
+        cls = load_class(file)
+        trial = Trial(file, cls, say, takes_use_dropout=check_signatures(file, cls))
+        for name, check in CHECKS:
+            done.append(Check(name, True, check(trial)))
+        done.extend(notes(trial))
+    except Wrong as wrong:
+        done.append(Check(name, False, wrong.message))
+        return FileReport(file.name, file.class_name, False, wrong.message, wrong.hint,
+                          wrong.mistake, wrong.step, tuple(done))
+    finally:
+        torch.set_default_dtype(before)
+    remarks = sum(check.note for check in done)
+    also = {0: "", 1: ", with one note"}.get(remarks, f", with {remarks} notes")
+    largest = next(check.detail for check in done if check.name == "output")
+    return FileReport(file.name, file.class_name, True,
+                      f"the same as the reference, {largest}{also}", checks=tuple(done))

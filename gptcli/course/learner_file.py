@@ -1,0 +1,199 @@
+"""A learner's file: from `FILE[:CLASS]` on the command line to the class in it.
+
+Nothing here imports torch until a class is loaded: a misspelt name is told at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
+import inspect
+import sys
+import tokenize
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_CLASS = "CausalSelfAttention"
+
+
+@dataclass(frozen=True)
+class LearnerFile:
+    """A file that exists and is Python, and the class to look for in it."""
+
+    name: str            # as the user wrote it, without the class
+    path: Path
+    class_name: str
+
+
+def find_file(spec: str) -> LearnerFile:
+    """`FILE` or `FILE:CLASS` -> the file, which exists and parses; none of it is run.
+
+    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError where there is no
+    such file, or where it is not Python."""
+    name, class_name = spec, DEFAULT_CLASS
+    if not Path(spec).is_file() and ":" in spec:
+        left, right = spec.rsplit(":", 1)
+        if right.isidentifier() or Path(left).is_file():
+            name, class_name = left, right
+    if not class_name.isidentifier():
+        raise GptcliError(f"{name}: `{class_name}` is not the name of a class",
+                          "write FILE or FILE:CLASS, for example `attention.py:MyAttention`")
+    path = Path(name)
+    if path.is_dir():
+        raise GptcliError(f"{name} is a folder", "name the Python file in it" + _such_as(path))
+    if not path.is_file():
+        raise GptcliError(f"there is no file {name}", _where_else(path))
+    if path.suffix == ".ipynb":
+        raise GptcliError(f"{name} is a notebook",
+                          "save the cell that holds the class as a .py file, and name that")
+    _parse(name, path)
+    return LearnerFile(name, path.resolve(), class_name)
+
+
+def load_class(file: LearnerFile) -> type[nn.Module]:
+    """Run the file and return its class, a torch.nn.Module. Its folder can be imported from
+    meanwhile. Raises GptcliError where it cannot be run, or has no such class."""
+    from torch import nn
+
+    module = _run(file)
+    cls = getattr(module, file.class_name, None)
+    if cls is None:
+        own = {name: value for name, value in vars(module).items() if inspect.isclass(value)
+               and issubclass(value, nn.Module) and value.__module__ == module.__name__}
+        if not own:
+            raise GptcliError(f"{file.name}: there is no class `{file.class_name}`",
+                              "the file has no torch.nn.Module of its own; write one, or name "
+                              "another file")
+        like = nearest(file.class_name, own) or next(iter(own))
+        raise GptcliError(
+            f"{file.name}: there is no class `{file.class_name}`; it has "
+            + ", ".join(f"`{name}`" for name in own), f"try `{file.name}:{like}`")
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise GptcliError(f"{file.name}: `{file.class_name}` is not a torch.nn.Module",
+                          f"write `class {file.class_name}(nn.Module):`")
+    return cls
+
+
+def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
+    """The last line of the learner's code that `error` came through: its number and its text
+    (of the file itself, else of its neighbours); None where there is none."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
+        return error.lineno or 1, (error.text or "").strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if Path(frame.filename) == path:
+            return frame.lineno or 1, frame.line or ""
+    return None
+
+
+def in_words(error: BaseException) -> str:
+    """`ValueError: ...` on one line, of a length that can be read."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _parse(name: str, path: Path) -> None:
+    try:
+        with tokenize.open(path) as source:      # honours a coding line, as Python does
+            ast.parse(source.read(), filename=name)
+    except SyntaxError as error:
+        where = f"{name}:{error.lineno}" if error.lineno else name
+        line = (error.text or "").strip()
+        raise GptcliError(f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
+                          "Python cannot read this file; mend that line first") from None
+    except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+        raise GptcliError(f"{name} is not Python: {in_words(error)}",
+                          "name a .py file with your class in it") from None
+    except OSError as error:
+        raise GptcliError(f"{name} cannot be read: {error.strerror}",
+                          "check the file's permissions") from None
+
+
+def _such_as(folder: Path) -> str:
+    first = min(folder.glob("*.py"), default=None)
+    return "" if first is None else f", for example {first}"
+
+
+def _where_else(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
+    like = nearest(path.name, (p.name for p in folder.glob("*.py")))
+    if like is not None:
+        return f"did you mean {folder / like}?"
+    return "name a .py file with your class in it" + _such_as(folder)
+
+
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the source each time: a cached bytecode file would be stale after an edit within
+    the same second, and would litter the learner's folder."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code = self.source_to_code(self.get_data(self.path), self.path)
+        assert isinstance(code, CodeType)
+        return code
+
+
+def _run(file: LearnerFile) -> ModuleType:
+    # A name of its own: a learner's `attention.py` or `random.py` must hide no other module.
+    key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    name = f"_learner_{key}_{file.path.stem}"
+    loader = _FreshLoader(name, str(file.path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module                   # dataclasses look their module up there
+    try:
+        with _neighbours_importable(file.path.parent), contextlib.redirect_stdout(sys.stderr):
+            loader.exec_module(module)
+    except ImportError as error:
+        raise GptcliError(f"{_at(file, error)}: {error}",
+                          "install it, or do without: torch and its own modules are enough"
+                          ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:               # sys.exit() at the top of a file as well
+        raise GptcliError(f"{_at(file, error)}: {in_words(error)}",
+                          "the file stops before its class can be used; it must run as "
+                          f"`python {file.name}`") from error
+    return module
+
+
+def _at(file: LearnerFile, error: BaseException) -> str:
+    place = place_of(error, file.path)
+    return file.name if place is None else f"{file.name}:{place[0]}"
+
+
+@contextlib.contextmanager
+def _neighbours_importable(folder: Path) -> Iterator[None]:
+    """Let files beside the learner's be imported, and forget them again: the next learner's
+    `layers.py` is another one."""
+    before = set(sys.modules)
+    writes = sys.dont_write_bytecode
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            top, origin = name.split(".")[0], getattr(sys.modules[name], "__file__", None)
+            # Not by folder alone: a virtual environment may lie in it.
+            if origin and Path(origin) in (folder / f"{top}.py", folder / top / "__init__.py"):
+                del sys.modules[name]

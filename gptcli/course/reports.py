@@ -1,0 +1,99 @@
+"""What a check has to say: plain data, made by the checker and shown by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. A `note` is worth reading but makes nothing wrong."""
+
+    name: str
+    ok: bool
+    detail: str
+    note: bool = False
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """The verdict on one learner's file.
+
+    `mistake` is a slug, `message` and `hint` are for people; `hint` is None where all is well.
+    `first_wrong_step` counts the steps of attention, 1 to 8; None where it is not known.
+    """
+
+    file: str
+    class_name: str
+    ok: bool
+    message: str
+    hint: str | None = None
+    mistake: str | None = None
+    first_wrong_step: int | None = None
+    checks: tuple[Check, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `check-attention --json` prints for a file."""
+        return {"file": self.file, "class": self.class_name, "ok": self.ok,
+                "first_wrong_step": self.first_wrong_step, "mistake": self.mistake,
+                "message": self.message, "hint": self.hint,
+                "checks": [asdict(check) for check in self.checks]}
+
+
+@dataclass
+class PathResult:
+    """How far one way of computing attention strays from the reference, over `cases` cases.
+
+    Inputs are of unit scale, so the largest absolute error is a relative one too."""
+
+    path: str
+    dtype: str
+    device: str
+    tolerance: float
+    cases: int = 0
+    largest_error: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.largest_error <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `checks`: the contract's name, ok and detail, and the numbers."""
+        detail = (f"{self.cases} cases, largest error {self.largest_error:.1e}, "
+                  f"tolerance {self.tolerance:.0e}")
+        # JSON has no NaN.
+        error = self.largest_error if self.largest_error < float("inf") else None
+        return {"name": f"{self.path}, {self.dtype}, {self.device}", "ok": self.ok,
+                "detail": detail, "path": self.path, "dtype": self.dtype, "device": self.device,
+                "cases": self.cases, "largest_error": error, "tolerance": self.tolerance}
+
+
+@dataclass(frozen=True)
+class OwnReport:
+    """The verdict on the project's own attention."""
+
+    results: tuple[PathResult, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether every path is within its tolerance, and there is one."""
+        return bool(self.results) and all(result.ok for result in self.results)
+
+    @property
+    def message(self) -> str:
+        """The verdict in a sentence."""
+        over = [r for r in self.results if not r.ok]
+        cases = sum(r.cases for r in self.results)
+        if not over:
+            return f"every path agrees with the reference in {cases} cases"
+        worst = over[0]
+        return (f"{len(over)} of {len(self.results)} paths stray from the reference, first "
+                f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
+                f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `check-attention --json` prints without a file."""
+        return {"ok": self.ok, "message": self.message,
+                "checks": [result.to_json() for result in self.results]}

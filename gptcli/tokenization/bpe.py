@@ -1,0 +1,148 @@
+"""Byte-level BPE with GPT-2's split pattern, run by tiktoken.
+
+A token is a run of bytes, and its id is its rank: encoding cuts the text by the pattern, starts
+from the bytes of each part, and joins the neighbours whose joined bytes have the lowest rank until
+no two can be joined (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError
+from gptcli.tokenization.byte_level import byte_level_json
+from gptcli.tokenization.cuts import WHITE_SPACE, safe_cuts
+from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer, id_dtype, utf8
+
+if TYPE_CHECKING:
+    import tiktoken
+
+    from gptcli.tokenization.tokenizer import IdArray
+
+# GPT-2's pattern with possessive quantifiers, which find the same parts without backtracking:
+# 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+SPLIT_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+
+# `\s+(?!\S)` has to give one character back, and tiktoken keeps a stack for it that overflows
+# somewhere below a million; longer runs of white space are cut where the pattern would. Every
+# thousandth character shows at a glance whether a text can have such a run.
+_LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
+_LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
+
+_ENCODED_AT_ONCE = 2**20  # characters: bounds what tiktoken holds beside the result
+
+
+class RankedTokenizer(Tokenizer):
+    """Tokens by rank, end-of-text last; the 256 single bytes are among them.
+
+    `ranked` holds the bytes of the tokens by id, without end-of-text.
+    """
+
+    def __init__(self, kind: str, ranked: Sequence[bytes]) -> None:
+        assert len(ranked) >= 256, "the single bytes are missing"
+        self.kind = kind
+        self.eot = len(ranked)
+        self._pieces = [*ranked, END_OF_TEXT.encode()]
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        return self._pieces
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        return tiktoken.Encoding(
+            name=f"gptcli-{self.kind}",
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks={piece: id for id, piece in enumerate(self._pieces[:-1])},
+            special_tokens={END_OF_TEXT: self.vocab_size - 1},
+            explicit_n_vocab=self.vocab_size,
+        )
+
+    def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
+        utf8(text)
+        encoding = self._encoding
+        ids: list[int] = []
+        for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
+            if number:
+                ids.append(self.vocab_size - 1)
+            for part in _parts(segment):
+                ids += encoding.encode_ordinary(part)
+        return ids
+
+    def encode_array(self, text: str) -> IdArray:
+        import numpy as np
+
+        utf8(text)
+        encoding, dtype = self._encoding, id_dtype(self.vocab_size)
+        arrays = [
+            encoding.encode_to_numpy(part, disallowed_special=()).astype(dtype)
+            for part in _parts(text)
+        ]
+        joined: IdArray = np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
+        return joined
+
+    @cached_property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The two tokens that each token of several bytes is joined from, in order of rank.
+
+        Raises GptcliError where a token cannot be joined from two earlier ones.
+        """
+        ranks = {piece: id for id, piece in enumerate(self._pieces[:-1])}
+        found = []
+        for rank, piece in enumerate(self._pieces[:-1]):
+            if len(piece) > 1:
+                parts = _join(piece, ranks, below=rank)
+                if len(parts) != 2:
+                    raise GptcliError(
+                        f"token {rank} ({piece!r}) cannot be joined from two tokens before it",
+                        "the vocabulary is damaged; train the tokenizer again",
+                    )
+                found.append((parts[0], parts[1]))
+        return found
+
+    def to_json(self) -> str:
+        return byte_level_json(self.kind, self._pieces, self.merges, split_words=True)
+
+
+class BpeTokenizer(RankedTokenizer):
+    """A vocabulary trained on the text: ids 0 to 255 are the bytes, then the merges by rank."""
+
+    def __init__(self, merged: Sequence[bytes]) -> None:
+        super().__init__("bpe", [*(bytes([value]) for value in range(256)), *merged])
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cuts `text` where no token is changed, so that tiktoken copes with any length."""
+    for piece in _without_long_runs(text):
+        yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """Cuts before the last character of every long run of white space that something follows."""
+    start = 0
+    for run in _LONG_RUN.finditer(text) if _LONG_RUN_BY_THOUSANDS.search(text[::1000]) else ():
+        if run.end() < len(text):
+            yield text[start : run.end() - 1]
+            start = run.end() - 1
+    yield text[start:]
+
+
+def _join(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
+    """The bytes of `piece` joined as far as tokens of a rank under `below` go."""
+    parts = [piece[place : place + 1] for place in range(len(piece))]
+    while True:
+        lowest, at = below, -1
+        for place in range(len(parts) - 1):
+            rank = ranks.get(parts[place] + parts[place + 1], below)
+            if rank < lowest:
+                lowest, at = rank, place
+        if at < 0:
+            return parts
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]

@@ -1,0 +1,144 @@
+"""One token per character: the vocabulary is the set of characters of the training text."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import GptcliError
+from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
+
+if TYPE_CHECKING:
+    from gptcli.tokenization.tokenizer import IdArray
+
+_NAMED_AT_MOST = 5  # characters that one error message names
+
+
+class CharTokenizer(Tokenizer):
+    """Ids are the places of the characters in `chars`, which holds each of them once."""
+
+    kind = "char"
+    eot = None
+
+    def __init__(self, chars: str) -> None:
+        assert chars, "an alphabet has at least one character"
+        assert len(set(chars)) == len(chars), "an alphabet has each character once"
+        self.chars = chars
+        self._ids = {char: id for id, char in enumerate(chars)}
+        self._pieces = [utf8(char) for char in chars]
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
+        """The characters that occur in `texts`, by code point.
+
+        Raises GptcliError where there are none, or where one is a lone surrogate.
+        """
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        if not seen:
+            raise GptcliError(
+                "the text is empty, so a char tokenizer has no characters to learn",
+                "train on a text with something in it, or set tokenizer.kind=byte",
+            )
+        chars = "".join(sorted(seen))
+        utf8(chars)
+        return cls(chars)
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        return self._pieces
+
+    def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
+        try:
+            return [self._ids[char] for char in text]
+        except KeyError:
+            raise self._unknown(text) from None
+
+    def encode_array(self, text: str) -> IdArray:
+        import numpy as np
+
+        if text.isascii():
+            codes: Any = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+        else:
+            codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        table, known = self._lookup
+        if len(codes) and int(codes.max()) >= len(table):
+            raise self._unknown(text)
+        if not known[codes].all():
+            raise self._unknown(text)
+        ids: IdArray = table[codes]
+        return ids
+
+    @cached_property
+    def _lookup(self) -> tuple[Any, Any]:
+        """By code point: the id, and whether there is one."""
+        import numpy as np
+
+        size = max(256, ord(max(self.chars)) + 1)
+        codes = [ord(char) for char in self.chars]
+        table = np.zeros(size, dtype=id_dtype(self.vocab_size))
+        table[codes] = np.arange(self.vocab_size)
+        known = np.zeros(size, dtype=np.bool_)
+        known[codes] = True
+        return table, known
+
+    def _unknown(self, text: str) -> GptcliError:
+        positions: dict[str, int] = {}
+        for position, char in enumerate(text, start=1):
+            if char not in self._ids:
+                positions.setdefault(char, position)
+        first, *others = positions
+        message = (
+            f"the character {_name(first)} at position {positions[first]} is not in the "
+            f"vocabulary of this char tokenizer"
+        )
+        if others:
+            message += f"; nor {'are' if len(others) > 1 else 'is'} "
+            message += ", ".join(_name(char) for char in others[:_NAMED_AT_MOST])
+            if len(others) > _NAMED_AT_MOST:
+                message += f" and {len(others) - _NAMED_AT_MOST} more"
+        return GptcliError(
+            message,
+            f"leave {'them' if others else 'it'} out (the model never saw "
+            f"{'these characters' if others else 'this character'} in its training text), or "
+            "train with tokenizer.kind=byte or tokenizer.kind=bpe, which can represent any text",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [],
+                "normalizer": None,
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"Regex": r"[\s\S]"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                "post_processor": None,
+                "decoder": {"type": "Fuse"},
+                # Longer than one character, so `unk_token` is never in the vocabulary, and the
+                # Hugging Face library refuses an unknown character as this class does.
+                "model": {
+                    "type": "WordLevel",
+                    "kind": self.kind,
+                    "vocab": self._ids,
+                    "unk_token": "<unk>",
+                },
+            },
+            ensure_ascii=False,
+            indent=1,
+        )
+
+
+def _name(char: str) -> str:
+    """As `'é' (U+00E9, latin small letter e with acute)`."""
+    name = unicodedata.name(char, "").lower()
+    return f"{char!r} (U+{ord(char):04X}{', ' + name if name else ''})"

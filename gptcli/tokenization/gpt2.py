@@ -1,0 +1,48 @@
+"""GPT-2's own vocabulary, from the rank file that ships in data/."""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+from gptcli.shipped import shipped_folder
+from gptcli.tokenization.bpe import RankedTokenizer
+
+RANK_FILE = "gpt2.tiktoken"
+RANK_FILE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+@cache
+def gpt2_tokenizer() -> RankedTokenizer:
+    """GPT-2's tokenizer, read on the first call: 50,257 tokens, the last of them end-of-text.
+
+    Raises GptcliError where the rank file is missing or not the one that shipped.
+    """
+    return RankedTokenizer("gpt2", read_ranks(shipped_folder("data") / RANK_FILE))
+
+
+def read_ranks(path: Path) -> list[bytes]:
+    """The bytes of GPT-2's tokens by id, end-of-text apart; refuses any other file.
+
+    Each line of tiktoken's format is a token in base64, a space, and its rank.
+    """
+    reinstall = "install gptcli again, or in a checkout: git checkout -- data/" + RANK_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GptcliError(
+            f"{path}: GPT-2's rank file cannot be read ({error.strerror})", reinstall
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != RANK_FILE_SHA256:
+        raise GptcliError(
+            f"{path}: GPT-2's rank file is damaged: its SHA-256 is {digest}, "
+            f"not {RANK_FILE_SHA256}",
+            reinstall,
+        )
+    lines = [line.split() for line in content.splitlines()]
+    assert [int(rank) for _, rank in lines] == list(range(len(lines))), "ranks count up from 0"
+    return [binascii.a2b_base64(token) for token, _ in lines]

@@ -1,0 +1,107 @@
+"""Reading tokenizer.json back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import GptcliError
+from gptcli.tokenization.bpe import BpeTokenizer
+from gptcli.tokenization.building import KINDS
+from gptcli.tokenization.byte import ByteTokenizer
+from gptcli.tokenization.byte_level import from_characters
+from gptcli.tokenization.char import CharTokenizer
+from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file, in words that fit behind its path and a colon."""
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that `to_json` wrote to `path`.
+
+    It is rebuilt from the kind and the vocabulary, and then has to say the same as the file in
+    every other point: so no file is taken for more than it is, and what Hugging Face `tokenizers`
+    makes of the file is what this makes of it. Raises GptcliError for a file that cannot be read,
+    is damaged, or was not written by gptcli.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GptcliError(
+            f"{path}: the tokenizer cannot be read ({error.strerror})",
+            "name a run folder or a tokenizer.json that gptcli wrote",
+        ) from None
+    try:
+        return _rebuild(content)
+    except _DamagedError as error:
+        raise GptcliError(
+            f"{path}: {error}",
+            "it is damaged or was not written by gptcli: take an undamaged copy, or train again",
+        ) from None
+
+
+def _rebuild(content: bytes) -> Tokenizer:
+    try:
+        stored = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number too long, a nesting too deep
+        raise _DamagedError(f"JSON that cannot be read: {error}") from None
+    model = stored.get("model") if isinstance(stored, dict) else None
+    if not isinstance(model, dict) or "kind" not in model:
+        raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
+    kind = model["kind"]
+    if kind not in KINDS:
+        raise _DamagedError(f"model.kind is {kind!r}, not one of {', '.join(KINDS)}")
+    tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
+    try:
+        written = json.loads(tokenizer.to_json())
+    except GptcliError as error:
+        raise _DamagedError(error.message) from None
+    for part in {**written, **stored}:
+        if part not in stored or part not in written or stored[part] != written[part]:
+            raise _DamagedError(f"`{part}` is not what a {kind} tokenizer with this vocabulary has")
+    return tokenizer
+
+
+def _tokens_by_id(vocab: Any) -> list[str]:
+    if not isinstance(vocab, dict) or not vocab:
+        raise _DamagedError("it has no model.vocab")
+    by_id: dict[int, str] = {}
+    for token, id in vocab.items():
+        if type(id) is not int or not 0 <= id < len(vocab):
+            raise _DamagedError(f"token {token!r} has the id {id!r}")
+        if id in by_id:
+            raise _DamagedError(f"tokens {by_id[id]!r} and {token!r} have the same id {id}")
+        by_id[id] = token
+    return [by_id[id] for id in range(len(by_id))]
+
+
+def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
+    if kind == "char":
+        for token in tokens:
+            if len(token) != 1 or "\ud800" <= token <= "\udfff":
+                raise _DamagedError(f"token {token!r} is not one character")
+        return CharTokenizer("".join(tokens))
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "gpt2":
+        from gptcli.tokenization.gpt2 import gpt2_tokenizer
+
+        return gpt2_tokenizer()
+    if len(tokens) < 257 or tokens[-1] != END_OF_TEXT:
+        raise _DamagedError("the vocabulary lacks the single bytes or end-of-text at its end")
+    try:
+        pieces = [from_characters(token) for token in tokens[:-1]]
+    except KeyError as error:
+        raise _DamagedError(f"the vocabulary has the character {error.args[0]!r}") from None
+    if pieces[:256] != [bytes([value]) for value in range(256)]:
+        raise _DamagedError("ids 0 to 255 are not the single bytes")
+    if not all(pieces):
+        raise _DamagedError("the vocabulary has an empty token")
+    return BpeTokenizer(pieces[256:])

@@ -1,0 +1,1 @@
+"""What people look at. Knows events and files, never the loop."""

@@ -1,0 +1,87 @@
+"""The chart of a run: the curve of the training loss, with a mark for every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from gptcli.view.curve import Points, bounds, curve, dot_row, dots_per_cell, resample
+from gptcli.view.glyphs import LABEL, LOSS, VAL, Glyphs
+from gptcli.view.numbers import human_count, norm_text
+
+LABEL_WIDTH = 6  # "123.45"
+
+
+def chart(
+    losses: Points,
+    val_losses: Points,
+    steps: tuple[int, int],
+    width: int,
+    rows: int,
+    glyphs: Glyphs,
+) -> list[Text]:
+    """Both losses over the first to the last of `steps`: `rows` lines of curve and an axis.
+
+    The training loss is a line; each evaluation is an `o`, so that the two can be told apart
+    without colours. No line is wider than `width` cells, unless that is under eight.
+    """
+    first, last = steps
+    ascii_only = glyphs.ascii_only
+    columns = max(1, width - LABEL_WIDTH - 1)
+    values = resample(losses, columns if ascii_only else 2 * columns, first, last)
+    low, high = bounds(values, resample(val_losses, columns, first, last))
+    drawn = curve(values, columns, rows, low=low, high=high, ascii_only=ascii_only)
+    marks = markers(val_losses, columns, rows, (first, last), (low, high), ascii_only)
+    labels = {0: high, rows - 1: low} if losses or val_losses else {}
+    lines = []
+    for row, cells in enumerate(drawn):
+        label = norm_text(labels[row]) if row in labels else ""
+        places = [column for column, at in marks.items() if at == row]
+        line = Text(_with_marks(cells, places), style=LOSS)
+        for column in places:
+            line.stylize(f"bold {VAL}", column, column + 1)
+        lines.append(
+            Text.assemble(
+                (f"{label:>{LABEL_WIDTH}}{glyphs.tick if label else glyphs.axis}", LABEL), line
+            )
+        )
+    left, right = human_count(first), human_count(last)
+    legend = Text.assemble((glyphs.line, LOSS), " loss   ", ("o", f"bold {VAL}"), " val loss")
+    room = columns - len(left) - len(right)
+    if room < legend.cell_len + 2:
+        legend = Text()
+    before = (room - legend.cell_len) // 2
+    axis = Text(" " * (LABEL_WIDTH + 1) + left + " " * before, style=LABEL)
+    axis = Text.assemble(axis, legend, " " * (room - before - legend.cell_len), (right, LABEL))
+    return [*lines, axis]
+
+
+def markers(
+    points: Points,
+    columns: int,
+    rows: int,
+    across: tuple[int, int],
+    up: tuple[float, float],
+    ascii_only: bool,
+) -> dict[int, int]:
+    """Column -> row of the newest point that falls into it, rows counted from the top.
+
+    A point lands in the cell in which `curve` draws the same value at the same step; what lies
+    outside of the chart is left out.
+    """
+    (first, last), (low, high) = across, up
+    places = {}
+    dots = dots_per_cell(ascii_only)[1]
+    for x, y in points:
+        column = round((x - first) / (last - first) * (columns - 1)) if last > first else 0
+        if first <= x <= last and low <= y <= high:
+            places[column] = dot_row(y, low, high, rows * dots) // dots
+    return places
+
+
+def _with_marks(cells: str, columns: Sequence[int]) -> str:
+    characters = list(cells)
+    for column in columns:
+        characters[column] = "o"
+    return "".join(characters)

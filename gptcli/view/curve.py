@@ -1,0 +1,159 @@
+"""Loss curves out of characters: a bounded history, and its drawing in braille or ASCII."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+Points = Sequence[tuple[float, float]]
+
+BRAILLE = 0x2800
+# The dots of a braille cell as (left column, right column), from the top row to the bottom row.
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+# The same idea in ASCII: three heights within a cell.
+_MARKS = "'-."
+
+
+class Trace:
+    """A history of (step, value) in bounded memory, with O(1) amortised appends.
+
+    Neighbours are averaged in buckets of equal size; when all buckets are full, pairs of them
+    become one. Values that are not finite are left out.
+    """
+
+    def __init__(self, capacity: int = 1024) -> None:
+        assert capacity > 0
+        assert capacity % 2 == 0
+        self._capacity = capacity
+        self._stride = 1  # values in a full bucket
+        self._full: list[tuple[float, float]] = []  # mean step, mean value
+        self._steps = self._values = 0.0  # sums over the bucket being filled
+        self._count = 0
+
+    def add(self, step: int, value: float) -> None:
+        """Append one value."""
+        if not math.isfinite(value):
+            return
+        self._steps += step
+        self._values += value
+        self._count += 1
+        if self._count < self._stride:
+            return
+        self._full.append((self._steps / self._count, self._values / self._count))
+        self._steps = self._values = 0.0
+        self._count = 0
+        if len(self._full) >= self._capacity:
+            pairs = zip(self._full[::2], self._full[1::2], strict=True)
+            self._full = [((a + b) / 2, (u + v) / 2) for (a, u), (b, v) in pairs]
+            self._stride *= 2
+
+    def points(self) -> list[tuple[float, float]]:
+        """(mean step, mean value) of each bucket, in order; the last may be a partial one."""
+        if not self._count:
+            return list(self._full)
+        return [*self._full, (self._steps / self._count, self._values / self._count)]
+
+
+def resample(points: Points, columns: int, first: float, last: float) -> list[float]:
+    """One value for each of `columns` equal parts of [first, last]: the mean of its points.
+
+    Parts without a point lie on the straight line between their neighbours; before the first
+    point and after the last one they are nan, as everything is where there is no point.
+    """
+    sums = [0.0] * columns
+    counts = [0] * columns
+    scale = (columns - 1) / (last - first) if last > first else 0.0
+    for x, y in points:
+        if first <= x <= last and math.isfinite(y):
+            column = round((x - first) * scale)
+            sums[column] += y
+            counts[column] += 1
+    values = [s / n if n else math.nan for s, n in zip(sums, counts, strict=True)]
+    known = [column for column, n in enumerate(counts) if n]
+    for left, right in pairwise(known):
+        for column in range(left + 1, right):
+            part = (column - left) / (right - left)
+            values[column] = values[left] + part * (values[right] - values[left])
+    return values
+
+
+def bounds(*curves: Sequence[float]) -> tuple[float, float]:
+    """(lowest, highest) of the vertical axis for these curves over the same steps.
+
+    The first tenth does not count for the top: the fall from ln V would press everything of
+    interest into the bottom rows. Never an empty range; (0, 1) without any finite value.
+    """
+    everything = [v for values in curves for v in values if math.isfinite(v)]
+    if not everything:
+        return 0.0, 1.0
+    later = [
+        v for values in curves for v in values[math.ceil(len(values) / 10) :] if math.isfinite(v)
+    ]
+    low, high = min(everything), max(later or everything)
+    margin = 0.02 * max(abs(low), abs(high), 1.0)
+    if high - low < margin:  # (nearly) constant: put it in the middle
+        middle = (low + high) / 2
+        return middle - margin, middle + margin
+    return low, high
+
+
+def dots_per_cell(ascii_only: bool) -> tuple[int, int]:
+    """(columns, rows) of places within one character."""
+    return (1, 3) if ascii_only else (2, 4)
+
+
+def dot_row(value: float, low: float, high: float, rows: int) -> int:
+    """The row, of `rows` counted from the top, where a value is drawn.
+
+    -1 is for above `high`, `rows` for below `low`; in an empty range all is in the middle.
+    """
+    place = (value - low) / (high - low) if high > low else 0.5
+    return -1 if place > 1 else rows if place < 0 else rows - 1 - round(place * (rows - 1))
+
+
+def curve(
+    values: Sequence[float],
+    width: int,
+    height: int,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    ascii_only: bool = False,
+) -> list[str]:
+    """Draw values, equally far apart, as `height` strings of exactly `width` characters.
+
+    Braille gives two columns and four rows of dots per character; with `ascii_only` it is one
+    column and three heights. Neighbours are joined; towards values outside [low, high] (by
+    default `bounds(values)`) the line runs off the edge; what is not finite is not drawn.
+    """
+    if width < 1 or height < 1:
+        return [""] * max(0, height)
+    if low is None or high is None:
+        low, high = bounds(values)
+    across, down = dots_per_cell(ascii_only)
+    columns, rows = width * across, height * down
+    if len(values) != columns:
+        values = resample(list(enumerate(values)), columns, 0, len(values) - 1)
+    cells = [[0] * width for _ in range(height)]
+    previous: int | None = None
+    for column, value in enumerate(values):
+        if not math.isfinite(value):
+            previous = None
+            continue
+        row = dot_row(value, low, high, rows)
+        start, stop = row, row
+        if previous is not None and abs(previous - row) > 1:
+            # The way from the neighbour, up to but without its own dot.
+            start, stop = (previous + 1, row) if previous < row else (row, previous - 1)
+        for y in range(max(start, 0), min(stop, rows - 1) + 1):
+            if ascii_only:
+                mark = _MARKS[y % down] if y == row else "|"
+                if cells[y // down][column] == 0 or mark != "|":
+                    cells[y // down][column] = ord(mark)
+            else:
+                cells[y // down][column // across] |= _DOTS[y % down][column % across]
+        previous = row
+    if ascii_only:
+        return ["".join(chr(code or 32) for code in line) for line in cells]
+    return ["".join(chr(BRAILLE + code) if code else " " for code in line) for line in cells]

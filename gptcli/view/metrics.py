@@ -1,0 +1,51 @@
+"""Events as the records of metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+
+from gptcli.events import Evaluated, Event, StepDone
+
+Record = dict[str, str | int | float | None]
+
+
+def metrics_record(event: Event) -> Record | None:
+    """The record of a logged step or of an evaluation; None for every other event.
+
+    Losses in nats per token, in full precision; seconds since step 0, to the millisecond. A
+    value that is not finite becomes None, for JSON knows neither nan nor infinity.
+    """
+    if isinstance(event, StepDone):
+        if not event.logged:
+            return None
+        return {
+            "kind": "step",
+            "step": event.step,
+            "tokens": event.tokens,
+            "seconds": _rounded(event.seconds, 3),
+            "loss": _finite(event.loss),
+            "learning_rate": _six_digits(event.learning_rate),
+            "grad_norm": _six_digits(event.grad_norm),
+            "tokens_per_second": _rounded(event.tokens_per_second, 1),
+        }
+    if isinstance(event, Evaluated):
+        return {
+            "kind": "eval",
+            "step": event.step,
+            "tokens": event.tokens,
+            "seconds": _rounded(event.seconds, 3),
+            "val_loss": _finite(event.val_loss),
+        }
+    return None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def _six_digits(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

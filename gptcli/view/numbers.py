@@ -1,0 +1,115 @@
+"""Numbers as people read them: counts, losses, durations, rates and the time that is left."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+UNKNOWN = "-"
+
+# From which count on, in which unit; a tiny model has "0.82 M parameters", as papers write.
+_UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e4, 1e3, "k"))
+
+
+def human_count(count: int, *, short: bool = False) -> str:
+    """A count with its thousands apart, or in three digits.
+
+    >>> human_count(820864), human_count(820864, short=True)
+    ('820,864', '0.82 M')
+    """
+    if not short or abs(count) < 10_000:
+        return f"{count:,}"
+    for least, unit, name in _UNITS:
+        if abs(count) >= least:
+            return f"{_three_digits(count / unit)} {name}"
+    raise AssertionError("counts under 10,000 are written in full")
+
+
+def _three_digits(value: float) -> str:
+    size = abs(value)
+    return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a clock: "0:42", "1:02:03", "2d 03:04:05"; "-" where unknown or not finite."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    whole = max(0, round(seconds))
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    if hour:
+        return f"{hour}:{minute:02}:{second:02}"
+    return f"{minute}:{second:02}"
+
+
+def time_taken(seconds: float) -> str:
+    """How long something took: "0.4 s" for less than ten seconds, else as a clock."""
+    return f"{seconds:.1f} s" if 0 <= seconds < 10 else duration(seconds)
+
+
+def rate(count: float, seconds: float) -> float | None:
+    """How many of something per second; None where no time has passed."""
+    return count / seconds if seconds > 0 else None
+
+
+def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
+    """Seconds for the steps that are left, when the last `steps` took `seconds`; or None.
+
+    None is for "cannot be known yet": no step has been timed.
+    """
+    if steps_left <= 0:
+        return 0.0
+    if steps <= 0 or seconds < 0:
+        return None
+    return steps_left * seconds / steps
+
+
+class Pace:
+    """Steps over wall time during the last minute or so, evaluations and checkpoints included.
+
+    The first step that is seen starts the clock and is not part of the pace: it may hold a
+    compilation, and in a resumed run the steps before it were taken by another process.
+    """
+
+    APART = 1.0  # seconds between two marks, so that quick steps cost nothing
+    MARKS = 64
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque(maxlen=self.MARKS)
+        self._latest = (0, 0.0)
+
+    def mark(self, step: int, seconds: float) -> None:
+        """Note that `step` was done at `seconds` since the start of the run."""
+        self._latest = (step, seconds)
+        if not self._marks or seconds - self._marks[-1][1] >= self.APART:
+            self._marks.append(self._latest)
+
+    def eta(self, max_steps: int) -> float | None:
+        """Seconds until `max_steps` are done; None as long as fewer than two steps were seen."""
+        if not self._marks:
+            return None
+        (first_step, first), (step, now) = self._marks[0], self._latest
+        return eta_seconds(max_steps - step, step - first_step, now - first)
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four decimals; powers of ten where it has run away; "-" for None."""
+    if loss is None:
+        return UNKNOWN
+    return f"{loss:.4f}" if not math.isfinite(loss) or abs(loss) < 1e4 else f"{loss:.2e}"
+
+
+def norm_text(norm: float) -> str:
+    """A gradient norm: two decimals where they say something, else powers of ten."""
+    return f"{norm:.2f}" if not math.isfinite(norm) or 0.01 <= norm < 1000 else f"{norm:.1e}"
+
+
+def rate_text(tokens_per_second: float | None, *, short: bool = False) -> str:
+    """A speed such as "61,234 tok/s", or "1.23M tok/s"; "- tok/s" where unknown."""
+    if tokens_per_second is None or not math.isfinite(tokens_per_second):
+        return f"{UNKNOWN} tok/s"
+    # No blank before the unit here: one number stays one word for whoever splits the line.
+    return f"{human_count(round(tokens_per_second), short=short).replace(' ', '')} tok/s"

@@ -1,0 +1,133 @@
+"""A few lines at the bottom of a terminal that are painted over again and again.
+
+Why not rich.live: it erases all lines before it draws them, hides the cursor for the whole
+run, and loses its place when the window is made narrower. Here lines are overwritten (so there
+is nothing to flicker), a process that is killed leaves the terminal as it should be, and the
+rows that a narrower window has wrapped are found again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.control import Control
+from rich.file_proxy import FileProxy
+from rich.segment import ControlType, Segment
+from rich.text import Text
+
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+# No automatic wrapping while the lines are painted: should the terminal think a character
+# wider than rich does, the line is cut instead of all that follow being pushed down.
+WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
+ERASE_REST_OF_LINE, ERASE_BELOW = "\x1b[K", "\x1b[J"
+
+
+class _Codes:
+    """Terminal codes that rich passes through without counting them as text."""
+
+    def __init__(self, codes: str) -> None:
+        self.segment = Segment(codes, None, [(ControlType.ERASE_IN_LINE, 0)])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.segment
+
+
+class _Frame:
+    """The lines of the region, each erased behind its end; the cursor ends up under them."""
+
+    def __init__(self, lines: list[Text]) -> None:
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        behind, new_line = _Codes(ERASE_REST_OF_LINE).segment, Segment.line()
+        for line in self.lines:
+            yield from console.render(line, options)
+            yield behind
+            yield new_line
+
+
+class Region(RenderHook):
+    """Keeps what `draw(width, height)` returns at the bottom of the terminal.
+
+    `draw` must return at most `height` lines of at most `width` cells. Whatever is printed to
+    the console while the region is open, or written to sys.stdout and sys.stderr where they
+    are terminals, appears above it. The last column and the last row stay free: the cursor
+    waits at the beginning of the row under the region, where a ^C that the terminal echoes is
+    painted over.
+    """
+
+    def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:
+        self._console = console
+        self._draw = draw
+        self._painted: list[int] = []  # widths in cells of the lines on the screen
+        self._painted_size = console.size
+        self._refreshing = False
+        self._proxies: dict[str, FileProxy] = {}
+        self.is_open = False
+
+    def open(self) -> None:
+        """Take over the bottom of the screen; nothing is painted yet."""
+        assert not self.is_open
+        self.is_open = True
+        self._console.push_render_hook(self)
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and stream.isatty() and not isinstance(stream, FileProxy):
+                self._proxies[name] = FileProxy(self._console, stream)
+                setattr(sys, name, self._proxies[name])
+
+    def refresh(self) -> None:
+        """Paint the region over itself."""
+        self._refreshing = True
+        try:
+            self._console.print(Control())
+        finally:
+            self._refreshing = False
+
+    def close(self) -> None:
+        """Erase the region and give everything back; what was printed above stays."""
+        if not self.is_open:
+            return
+        for name, proxy in self._proxies.items():
+            with suppress(OSError):
+                proxy.flush()
+            if getattr(sys, name) is proxy:  # else somebody else has put theirs on top
+                setattr(sys, name, proxy.rich_proxied_file)
+        self._proxies.clear()
+        self.is_open = False
+        self._console.pop_render_hook()
+        self._console.print(_Codes(self._to_top() + ERASE_BELOW))
+        self._painted = []
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Put the region under whatever is being printed (called by rich)."""
+        size = self._console.size
+        lines = self._draw(size.width - 1, size.height - 1)
+        # Above a mere refresh nothing changes, so nothing needs to be erased beforehand. In a
+        # window of another size it is: terminals remember which rows they have wrapped.
+        overwrite = self._refreshing and size == self._painted_size
+        begin = self._to_top() + ("" if overwrite else ERASE_BELOW)
+        self._painted_size = size
+        self._painted = [line.cell_len for line in lines]
+        return [
+            _Codes(HIDE_CURSOR + begin),
+            *renderables,
+            _Codes(WRAP_OFF),
+            _Frame(lines),
+            _Codes(ERASE_BELOW + WRAP_ON + SHOW_CURSOR),
+        ]
+
+    def _to_top(self) -> str:
+        up = rows_on_screen(self._painted, self._console.size.width)
+        return "\r" + (f"\x1b[{up}A" if up else "")
+
+
+def rows_on_screen(widths: Iterable[int], width: int) -> int:
+    """How many rows lines of these widths take up where `width` cells make a row.
+
+    More than one each after the window was made narrower: terminals then wrap what they show.
+    """
+    return sum(max(1, -(-cells // max(1, width))) for cells in widths)

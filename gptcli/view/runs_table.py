@@ -1,0 +1,134 @@
+"""The list of runs, as a table for a terminal and as aligned words for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from gptcli.view.numbers import UNKNOWN, duration, human_count, loss_text
+from gptcli.view.safe_text import clean, crop, ellipsis_for
+
+NARROWEST_NAME = 16
+GAP = 2  # blanks between columns
+_STATUS_STYLES = {
+    "done": "green",
+    "target": "green",
+    "patience": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "diverged": "red",
+}
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """What `gptcli runs` shows of one run; None where it is not known."""
+
+    name: str
+    status: str  # one word: "done", "target", "patience", "interrupted", ...
+    step: int
+    max_steps: int | None
+    train_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    seconds: float | None
+    parameters: int | None
+    when: datetime | None  # the last sign of life, local time
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cell: Callable[[RunRow], str]
+    right: bool = True
+
+
+def _steps(row: RunRow) -> str:
+    if row.max_steps is None or row.step == row.max_steps:
+        return human_count(row.step)
+    return f"{human_count(row.step)}/{human_count(row.max_steps)}"
+
+
+def _parameters(row: RunRow) -> str:
+    if row.parameters is None:
+        return UNKNOWN
+    return human_count(row.parameters, short=True).replace(" ", "")
+
+
+def _day(row: RunRow) -> str:
+    return row.when.strftime("%Y-%m-%d %H:%M") if row.when is not None else UNKNOWN
+
+
+_NAME = _Column("run", lambda row: clean(row.name).replace("\n", " "), right=False)
+_STATUS = _Column("status", lambda row: row.status, right=False)
+_WHEN = _Column("when", _day, right=False)
+_PARAMETERS = _Column("params", _parameters)
+_VAL = _Column("val", lambda row: loss_text(row.val_loss))
+_COLUMNS = (
+    _NAME,
+    _STATUS,
+    _Column("steps", _steps),
+    _Column("loss", lambda row: loss_text(row.train_loss)),
+    _VAL,
+    _Column("best", lambda row: loss_text(row.best_val_loss)),
+    _Column("time", lambda row: duration(row.seconds)),
+    _PARAMETERS,
+    _WHEN,
+)
+# What a narrow terminal goes without, first to last.
+_DISPENSABLE = (_PARAMETERS, _WHEN, _VAL)
+
+
+def runs_table(rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8") -> Table:
+    """The runs as a table that fits into `width` cells; 60 do for a readable one.
+
+    Where there is not room for everything, long names are cut first, then the size, the date
+    and the last validation loss are left out.
+    """
+    columns = list(_COLUMNS)
+    name_width = _width(_NAME, rows)
+    for column in _DISPENSABLE:
+        if _rest_width(columns, rows) + min(name_width, NARROWEST_NAME) <= width:
+            break
+        columns.remove(column)
+    name_width = max(1, min(name_width, width - _rest_width(columns, rows)))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.title, justify=justify, no_wrap=True)
+    for row in rows:
+        style = _STATUS_STYLES.get(row.status, "")
+        name = crop(clean(_NAME.cell(row), encoding), name_width, ellipsis=ellipsis_for(encoding))
+        styled = {_NAME: Text(name, style="bold"), _STATUS: Text(row.status, style=style)}
+        table.add_row(*(styled.get(column) or Text(column.cell(row)) for column in columns))
+    return table
+
+
+def runs_lines(rows: Sequence[RunRow]) -> list[str]:
+    """The runs as aligned lines with everything in full, however wide, under a line of titles."""
+    widths = [_width(column, rows) for column in _COLUMNS]
+    table = [[column.title for column in _COLUMNS]]
+    table += [[column.cell(row) for column in _COLUMNS] for row in rows]
+    lines = []
+    for cells in table:
+        padded = []
+        for column, cell, width in zip(_COLUMNS, cells, widths, strict=True):
+            blanks = " " * (width - cell_len(cell))
+            padded.append(blanks + cell if column.right else cell + blanks)
+        lines.append((" " * GAP).join(padded).rstrip())
+    return lines
+
+
+def _width(column: _Column, rows: Sequence[RunRow]) -> int:
+    return max(cell_len(text) for text in (column.title, *(column.cell(row) for row in rows)))
+
+
+def _rest_width(columns: Sequence[_Column], rows: Sequence[RunRow]) -> int:
+    """Cells that everything but the name takes up, gaps included."""
+    return sum(GAP + _width(column, rows) for column in columns if column is not _NAME)

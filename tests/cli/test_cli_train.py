@@ -1,0 +1,401 @@
+"""`gptcli train` from the outside: files, JSON, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SMALL = (
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.block_size=32",
+    "train.batch_size=8",
+    "run.threads=1",
+    "run.dtype=float32",
+    "run.device=cpu",
+)
+KEYS = {
+    "run",
+    "steps",
+    "tokens",
+    "seconds",
+    "resumed_from",
+    "train_loss",
+    "val_loss",
+    "best_val_loss",
+    "best_step",
+    "stopped",
+}
+
+
+def one_object(out: str) -> dict[str, Any]:
+    (line,) = out.splitlines()
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_run_folder_and_its_json(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    outcome = cli(
+        "train",
+        text_file,
+        *SMALL,
+        "train.max_steps=12",
+        "train.eval_every=6",
+        "train.sample_every=6",
+        "--out",
+        run,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    summary = one_object(outcome.out)
+    assert summary.keys() >= KEYS
+    assert (summary["steps"], summary["stopped"], summary["resumed_from"]) == (12, "done", None)
+    assert summary["tokens"] == 12 * 8 * 32
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "checkpoints",
+    }
+    assert (run / "checkpoints" / "best").read_text("utf-8").startswith("step-000000")
+    stepped = [r for r in records(run) if r["kind"] == "step"]
+    assert [r["step"] for r in stepped] == list(range(1, 13))
+    assert all(
+        r.keys()
+        >= {"step", "tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
+        for r in stepped
+    )
+    evaluated = [r for r in records(run) if r["kind"] == "eval"]
+    assert [r["step"] for r in evaluated] == [6, 12]
+    assert evaluated[-1]["val_loss"] == pytest.approx(summary["val_loss"])
+    assert re.findall(r"=== step (\d+) ===", (run / "samples.txt").read_text("utf-8")) == [
+        "6",
+        "12",
+    ]
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    assert config["train"]["learning_rate"] == 0.02
+    assert config["train"]["warmup_steps"] == 0
+    assert config["run"]["dtype"] == "float32"
+    for line in outcome.err.splitlines():
+        assert len(line) <= 160
+    assert "\x1b" not in outcome.err
+
+
+@pytest.mark.parametrize("name", ["course", "gpt2-124m", "shakespeare", "shakespeare-gpu", "tiny"])
+def test_every_shipped_config_trains(name: str, cli: Any, tmp_path: Path, text_file: Path) -> None:
+    outcome = cli(
+        "train",
+        name,
+        *SMALL,
+        "train.max_steps=3",
+        "train.grad_accum=2",
+        f"data.source={text_file}",
+        "--out",
+        tmp_path / "r",
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    assert one_object(outcome.out)["steps"] == 3
+
+
+def test_the_shipped_text_and_a_free_run_name(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in ("", "-2"):
+        outcome = cli(
+            "train",
+            "tiny",
+            *SMALL,
+            "train.max_steps=2",
+            "train.eval_every=99999",
+            "data.val_fraction=0.002",
+            "--json",
+        )
+        assert outcome.code == 0, outcome.err
+        assert Path(one_object(outcome.out)["run"]) == Path("runs") / f"tiny{number}"
+
+
+def test_folder_and_jsonl_as_text(cli: Any, tmp_path: Path, text_file: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a.txt").write_text(text_file.read_text("utf-8"), encoding="utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG\x00\xff")
+    jsonl = tmp_path / "docs.jsonl"
+    speeches = text_file.read_text("utf-8").split("\n\n")
+    jsonl.write_text("".join(json.dumps({"text": s}) + "\n" for s in speeches), encoding="utf-8")
+    for source, kind in ((folder, "byte"), (jsonl, "bpe")):
+        outcome = cli(
+            "train",
+            source,
+            *SMALL,
+            "train.max_steps=2",
+            f"tokenizer.kind={kind}",
+            "tokenizer.vocab_size=300",
+            "--out",
+            tmp_path / kind,
+            "--json",
+        )
+        assert outcome.code == 0, outcome.err
+    assert (
+        "picture.png"
+        in cli("train", folder, *SMALL, "train.max_steps=2", "--out", tmp_path / "again").err
+    )
+
+
+def test_dry_run_writes_nothing(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    outcome = cli(
+        "train",
+        text_file,
+        *SMALL,
+        "train.max_steps=50",
+        "--dry-run",
+        "--json",
+        "--out",
+        tmp_path / "r",
+    )
+    assert outcome.code == 0, outcome.err
+    plan = one_object(outcome.out)
+    assert plan.keys() >= {
+        "parameters",
+        "tokens_per_step",
+        "total_tokens",
+        "epochs",
+        "memory_bytes",
+        "seconds_estimate",
+        "device",
+        "dtype",
+        "compile",
+    }
+    assert plan["tokens_per_step"] == 8 * 32
+    assert plan["total_tokens"] == 50 * 8 * 32
+    assert plan["seconds_estimate"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "parameters" in cli("train", text_file, *SMALL, "--dry-run").out
+
+
+def test_an_existing_run_is_not_overwritten(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    (run / "letter.txt").write_text("keep me", encoding="utf-8")
+    words = ("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {run} exists already\n\nhint: ")
+    assert cli(*words, "--overwrite").code == 0
+    assert (run / "letter.txt").read_text("utf-8") == "keep me"
+    first = (run / "metrics.jsonl").read_text("utf-8")
+    assert cli(*words, "--overwrite").code == 0
+    assert len((run / "metrics.jsonl").read_text("utf-8").splitlines()) == len(first.splitlines())
+
+
+def test_a_finished_run_says_so(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
+    outcome = cli("train", "--resume", "--out", run, "--json")
+    assert outcome.code == 0
+    assert "is finished" in outcome.err
+    assert one_object(outcome.out)["steps"] == 4
+
+
+def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
+    refused = cli("train", "train.max_steps=8", "--resume", "--out", run)
+    assert refused.code == 2
+    assert "train.max_steps 4 -> 8 (needs --extend)" in refused.err
+    extended = cli("train", "train.max_steps=8", "--resume", "--extend", "--out", run, "--json")
+    assert extended.code == 0, extended.err
+    assert "the learning rate goes on at" in extended.err
+    summary = one_object(extended.out)
+    assert (summary["steps"], summary["resumed_from"]) == (8, 4)
+    assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
+    # the new end is the run's own from now on
+    assert "is finished" in cli("train", "--resume", "--out", run).err
+
+
+def test_a_resume_may_not_change_what_is_computed(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
+    outcome = cli("train", "train.seed=1", "model.n_layer=2", "--resume", "--out", run)
+    assert outcome.code == 2
+    assert "model.n_layer 1 -> 2" in outcome.err
+    assert "train.seed 1337 -> 1" in outcome.err
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
+    whole = (run / "checkpoints" / "step-00000004" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    outcome = cli("train", "--resume", "--out", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "starting again from step 0" in outcome.err
+    assert one_object(outcome.out)["resumed_from"] is None
+    assert [r["step"] for r in records(run) if r["kind"] == "step"] == [1, 2, 3, 4]
+    assert (run / "checkpoints" / "step-00000004" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_fine_tune_starts_from_the_weights(
+    cli: Any, trained: Path, tmp_path: Path, text_file: Path
+) -> None:
+    run = tmp_path / "tuned"
+    outcome = cli(
+        "train", text_file, "train.max_steps=5", "--from", trained, "--out", run, "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "starting from the weights" in outcome.err
+    before = json.loads(cli("eval", trained, "--json").out)
+    assert records(run)[0]["loss"] < before["loss"] + 1.0
+    assert (run / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+    other = tmp_path / "other.txt"
+    other.write_text("Ω is not among its characters. " * 99, encoding="utf-8")
+    refused = cli("train", other, "--from", trained, "--out", tmp_path / "x")
+    assert refused.code == 2
+    assert "Ω" in refused.err
+    assert not (tmp_path / "x").exists()
+    mixed = cli("train", "tiny", "--from", trained, "--out", tmp_path / "x")
+    assert mixed.code == 2
+    assert "model.n_layer 2 (there 1)" in mixed.err
+
+
+def test_a_diverged_run_fails_with_its_diagnosis(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    outcome = cli(
+        "train",
+        text_file,
+        *SMALL,
+        "model.arch=gpt2",
+        "train.optimizer=adamw",
+        "train.learning_rate=100",
+        "train.weight_decay=100",
+        "train.warmup_steps=0",
+        "train.grad_clip=0",
+        "--out",
+        tmp_path / "r",
+        "--json",
+    )
+    assert outcome.code == 1
+    assert one_object(outcome.out)["stopped"] == "diverged"
+    assert re.search(r"^error: step \d+: the loss is .* not finite first in ", outcome.err, re.M)
+    assert "hint: try a lower rate" in outcome.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
+    number: signal.Signals, text_file: Path, tmp_path: Path, cli: Any
+) -> None:
+    words = [
+        "train",
+        str(text_file),
+        *SMALL,
+        "model.dropout=0.1",
+        "train.max_steps=400",
+        "train.log_every=1",
+    ]
+    run = tmp_path / "parts"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptcli", *words, "--out", str(run), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while (
+        time.monotonic() < deadline
+        and process.poll() is None
+        and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5)
+    ):
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    summary = one_object(out)
+    assert summary["stopped"] == "interrupted"
+    assert f"go on with: gptcli train --resume --out {run}" in err
+    assert 0 < summary["steps"] < 400
+    resumed = cli("train", "--resume", "--out", run, "--json")
+    assert resumed.code == 0, resumed.err
+    assert one_object(resumed.out)["resumed_from"] == summary["steps"]
+    assert cli(*words, "--out", tmp_path / "whole").code == 0
+    name = Path("checkpoints/step-00000400/model.safetensors")
+    assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 401))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fcntl")
+def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    from gptcli.durable import only_writer
+
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
+    with only_writer(run):
+        outcome = cli("train", "--resume", "--out", run)
+    assert outcome.code == 1
+    assert "is being written by another gptcli train" in outcome.err
+
+
+def test_a_paragraph_is_learned_by_heart_and_recited(cli: Any, tmp_path: Path) -> None:
+    paragraph = (
+        "To be, or not to be, that is the question: Whether 'tis nobler in the mind to suffer "
+        "the slings and arrows of outrageous fortune, or to take arms against a sea of troubles "
+        "and by opposing end them.\n"
+    )
+    text = tmp_path / "p.txt"
+    text.write_text(paragraph * 8, encoding="utf-8")
+    outcome = cli(
+        "train",
+        text,
+        "model.n_layer=2",
+        "model.n_embd=64",
+        "model.n_head=2",
+        "model.block_size=64",
+        "train.max_steps=150",
+        "train.batch_size=4",
+        "data.val_fraction=0.15",
+        "run.threads=1",
+        "--out",
+        tmp_path / "r",
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    said = one_object(
+        cli(
+            "sample",
+            tmp_path / "r",
+            "--prompt",
+            paragraph[:20],
+            "--temperature",
+            "0",
+            "--max-new-tokens",
+            len(paragraph) - 21,
+            "--json",
+        ).out
+    )
+    assert said["prompt"] + said["text"] + "\n" == paragraph

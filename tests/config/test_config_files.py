@@ -1,0 +1,257 @@
+"""YAML and overrides: what is accepted, and what is said of what is not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.config import Config
+from gptcli.config_files import (
+    ConfigError,
+    differences,
+    dotted_keys,
+    dump_config,
+    find_config,
+    is_override,
+    json_schema,
+    load_config,
+    parse_config,
+)
+from gptcli.errors import GptcliError
+from gptcli.shipped import shipped_configs, shipped_folder
+
+
+def problems(text: str, *overrides: str) -> list[tuple[str, str | None]]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, overrides, name="mine.yaml")
+    return caught.value.problems
+
+
+def test_an_empty_config_is_all_defaults() -> None:
+    assert parse_config("") == Config() == parse_config("model:\ntrain:\n")
+
+
+@pytest.mark.parametrize("written", ["3e-4", "3E-4", "0.0003", ".0003", "3.0e-4"])
+def test_numbers_as_people_write_them(written: str) -> None:
+    assert parse_config(f"train: {{learning_rate: {written}}}").train.learning_rate == 3e-4
+    assert parse_config("", [f"train.learning_rate={written}"]).train.learning_rate == 3e-4
+
+
+def test_a_whole_number_with_an_exponent_counts_steps() -> None:
+    assert parse_config("", ["train.max_steps=2e3"]).train.max_steps == 2000
+
+
+def test_overrides_win_and_are_read_as_yaml() -> None:
+    config = parse_config(
+        "model: {n_layer: 2}",
+        [
+            "model.n_layer=6",
+            "model.bias=true",
+            "model.arch=gpt2",
+            "train.patience=null",
+            "data.source='a: b'",
+        ],
+    )
+    assert (config.model.n_layer, config.model.bias, config.train.patience) == (6, True, None)
+    assert config.data.source == "a: b"
+
+
+def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
+    found = problems(
+        "model:\n  n_embed: 128\n  arch: gtp2\ntrain:\n  batch_size: 0\n  eval_every: -1\n"
+        "optimzer: {}\nn_layer: 3\n",
+        "train.seeed=1",
+        "run.device=cudda",
+    )
+    assert found == [
+        (
+            "mine.yaml:3: `model.arch` must be one of `modern`, `gpt2`; got `gtp2`",
+            "did you mean `gpt2`?",
+        ),
+        ("mine.yaml:2: unknown key `model.n_embed`", "did you mean `model.n_embd`?"),
+        (
+            "mine.yaml:5: `train.batch_size` must be a whole number of at least 1 and at most "
+            "1,000,000,000; got `0`",
+            None,
+        ),
+        (
+            "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "
+            "1,000,000,000, or `auto`; got `-1`",
+            None,
+        ),
+        ("train.seeed=1: unknown key `train.seeed`", "did you mean `train.seed`?"),
+        (
+            "run.device=cudda: `run.device` must be one of `auto`, `cuda`, `mps`, `cpu`; got "
+            "`cudda`",
+            "did you mean `cuda`?",
+        ),
+        ("mine.yaml:7: unknown key `optimzer`", "did you mean `train.optimizer`?"),
+        ("mine.yaml:8: unknown key `n_layer`", "did you mean `model.n_layer`?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (
+            "model:\n  n_head: 3\n",
+            "mine.yaml:2: n_embd 128 is not divisible by n_head 3",
+            "n_embd could be 126 or 129",
+        ),
+        (
+            "model:\n  bias: true\n",
+            "mine.yaml:2: `arch: modern` has no biases",
+            "set `bias: false`, or `arch: gpt2`",
+        ),
+        (
+            "model: {n_embd: 12, n_head: 4}",
+            "mine.yaml:1: n_embd / n_head is 3, an odd number: rotary "
+            "positions turn pairs of channels",
+            "choose an even n_embd / n_head, or `arch: gpt2`",
+        ),
+        (
+            "model: 3",
+            "mine.yaml:1: `model` is a section with keys of its own; got `3`",
+            "for example\nmodel:\n  arch: ...",
+        ),
+        (
+            "train:\n  seed: 1\n  seed: 2\n",
+            "mine.yaml:3: key `train.seed` stands twice",
+            "remove one",
+        ),
+        (
+            'model: {n_layer: "4"}',
+            "mine.yaml:1: `model.n_layer` must be a whole number of at least 1 "
+            'and at most 1,000; got `"4"`',
+            None,
+        ),
+        (
+            "train: {weight_decay: .nan}",
+            "mine.yaml:1: `train.weight_decay` must be a number of at "
+            "least 0 and at most 100; got `nan`",
+            None,
+        ),
+        (
+            "model: {arch: {deep: 1}}",
+            "mine.yaml:1: `model.arch` must be one of `modern`, `gpt2`; got `{'deep': 1}`",
+            None,
+        ),
+    ],
+)
+def test_single_problems(text: str, message: str, hint: str | None) -> None:
+    assert problems(text) == [(message, hint)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "mine.yaml:1: not valid YAML"),
+        ("- a\n- b\n", "mine.yaml:1: expected `section:` lines"),
+        ("a: !!python/object/apply:os.system [ls]", "YAML tag"),
+        ("a: !!python/name:os.system", "YAML tag"),
+        ("a: &x [*x, *x]", "too much for a config"),
+        ("a: " + "[" * 2000, "mine.yaml"),
+        ("train: {seed: !!int abc}", "is not a number"),
+        ("model: {n_layer: " + "9" * 5000 + "}", "is not a number"),
+    ],
+)
+def test_hostile_yaml_is_an_error_not_a_traceback(text: str, message: str) -> None:
+    with pytest.raises(GptcliError, match=message.replace("[", r"\[")):
+        parse_config(text, name="mine.yaml")
+
+
+def test_the_billion_laughs_end_early() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(GptcliError, match="too much for a config"):
+        parse_config("\n".join(lines))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_a_config_or_a_clear_error(text: str) -> None:
+    with suppress(GptcliError):
+        parse_config(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(dotted_keys()), st.text(max_size=20))
+def test_any_override_is_a_config_or_a_clear_error(key: str, value: str) -> None:
+    with suppress(GptcliError):
+        parse_config("", [f"{key}={value}"])
+
+
+def test_dump_reads_back_to_the_same() -> None:
+    config = parse_config("", ["train.learning_rate=1e-5", "data.source='über: # x'"])
+    assert parse_config(dump_config(config)) == config
+
+
+def test_differences_are_dotted() -> None:
+    other = parse_config("", ["model.n_layer=6", "train.seed=1"])
+    assert differences(Config(), other) == {"model.n_layer": (4, 6), "train.seed": (1337, 1)}
+
+
+def test_an_unknown_config_lists_the_choices() -> None:
+    with pytest.raises(GptcliError) as caught:
+        find_config("shakespear")
+    assert caught.value.message == "no config file or shipped config named `shakespear`"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("did you mean `shakespeare`? (shipped configs: course, ")
+
+
+def test_a_config_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"model: \xff\n")
+    with pytest.raises(GptcliError, match=r"not UTF-8 text \(byte 7\)"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("word", "yes"),
+    [
+        ("model.n_layer=6", True),
+        ("x=", True),
+        ("my text=1.txt", False),
+        ("a/b=c", False),
+        ("tiny", False),
+        ("=3", False),
+    ],
+)
+def test_what_counts_as_an_override(word: str, yes: bool) -> None:
+    assert is_override(word) is yes
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_loads_and_names_the_schema(name: str) -> None:
+    path = shipped_configs()[name]
+    load_config(name)
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=schema.json"
+    assert lines[1].startswith("# "), "the line that `gptcli configs` shows"
+
+
+def test_the_shipped_configs_are_the_ones_promised() -> None:
+    assert set(shipped_configs()) >= {
+        "shakespeare",
+        "tiny",
+        "shakespeare-gpu",
+        "gpt2-124m",
+        "course",
+    }
+
+
+def test_the_shipped_schema_is_the_one_of_the_code() -> None:
+    assert (shipped_folder("configs") / "schema.json").read_text("utf-8") == json_schema()
+
+
+def test_every_key_has_a_docstring() -> None:
+    import json
+
+    schema = json.loads(json_schema())
+    for section in schema["$defs"].values():
+        for key, value in section["properties"].items():
+            assert value.get("description"), key

@@ -1,0 +1,155 @@
+"""Each epoch is a shuffled cover of the text; evaluation predicts every token once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.corpus import Batches, TokenStore, windows
+
+quick = settings(max_examples=60, deadline=None)
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 90)).map(
+    lambda drawn: (drawn[0], drawn[1], drawn[0] + 1 + drawn[2])
+)  # T, B, N > T
+
+
+def counting(tokens: int, shard: int = 17) -> TokenStore:
+    """A store in which token i is the number i, in shards of 17."""
+    ids = np.arange(tokens, dtype=np.uint16)
+    return TokenStore([ids[first : first + shard] for first in range(0, tokens, shard)])
+
+
+def sequences(batches: Batches, first: int, count: int, batch_size: int) -> list[list[int]]:
+    """Inputs of `count` sequences from sequence `first` on, drawn batch by batch."""
+    rows: list[list[int]] = []
+    for k in range(first // batch_size, (first + count - 1) // batch_size + 1):
+        rows += batches.batch(k)[0].tolist()
+    skip = first % batch_size
+    return rows[skip : skip + count]
+
+
+@quick
+@given(size=sizes, seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
+def test_an_epoch_predicts_every_token_once_but_fewer_than_a_window(
+    size: tuple[int, int, int], seed: int, epoch: int
+) -> None:
+    block, batch, length = size
+    batches = Batches(counting(length), block, batch, seed)
+    n = batches.per_epoch
+    assert n == length // block
+    seen: Counter[int] = Counter()
+    for k in range(epoch * n // batch, ((epoch + 1) * n - 1) // batch + 1):
+        targets = batches.batch(k)[1].tolist()
+        for row, target in enumerate(targets):
+            if epoch * n <= k * batch + row < (epoch + 1) * n:
+                seen.update(target)
+    assert set(seen.values()) == {1}
+    assert length - len(seen) == length % block
+
+
+@quick
+@given(size=sizes, seed=st.integers(0, 2**40), k=st.integers(0, 50))
+def test_targets_follow_inputs_round_the_ring(
+    size: tuple[int, int, int], seed: int, k: int
+) -> None:
+    block, batch, length = size
+    batches = Batches(counting(length), block, batch, seed)
+    inputs, targets = batches.batch(k)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert inputs.shape == targets.shape == (batch, block)
+    assert inputs.is_contiguous()
+    assert targets.is_contiguous()
+    places = torch.tensor(batches.starts(k))[:, None] + torch.arange(block)  # (B, T)
+    assert torch.equal(inputs, places % length)
+    assert torch.equal(targets, (places + 1) % length)
+
+
+@quick
+@given(size=sizes, seed=st.integers(0, 2**40), other=st.integers(1, 9), first=st.integers(0, 40))
+def test_a_batch_depends_on_nothing_but_its_number(
+    size: tuple[int, int, int], seed: int, other: int, first: int
+) -> None:
+    block, batch, length = size
+    one = Batches(counting(length), block, batch, seed)
+    k = first // batch
+    reference = one.batch(k)
+    one.batch(k + 7 * length)  # a far epoch in between
+    again = one.batch(k)
+    fresh = Batches(counting(length, shard=5), block, batch, seed).batch(k)
+    for pair in (again, fresh):
+        assert torch.equal(pair[0], reference[0])
+        assert torch.equal(pair[1], reference[1])
+    # The row of sequences is the same however it is cut into batches.
+    different = Batches(counting(length), block, other, seed)
+    assert sequences(one, first, 20, batch) == sequences(different, first, 20, other)
+
+
+def test_seeds_and_epochs_differ_in_offset_and_order() -> None:
+    batches = Batches(counting(1000), 8, 125, 1)
+    epochs = [batches.starts(k) for k in range(12)]
+    assert len({tuple(starts) for starts in epochs}) == 12
+    assert len({starts[0] % 8 for starts in epochs}) > 3  # 1000 is a multiple of 8
+    assert all(starts != sorted(starts) for starts in epochs)
+    assert Batches(counting(1000), 8, 125, 2).starts(0) != epochs[0]
+
+
+def test_every_offset_and_every_window_is_as_likely() -> None:
+    first = [Batches(counting(64), 4, 1, seed).starts(0)[0] for seed in range(3200)]
+    counts = np.bincount(first, minlength=64)
+    chi_squared = float(((counts - 50) ** 2 / 50).sum())
+    assert len(counts) == 64
+    assert chi_squared < 110  # 63 degrees of freedom: 0.02 % of chances are above
+
+
+def test_epoch_of_counts_sequences() -> None:
+    batches = Batches(counting(100), 10, 4, 0)
+    assert batches.per_epoch == 10
+    assert [batches.epoch_of(k) for k in (0, 1, 5, 10)] == [0.0, 0.4, 2.0, 4.0]
+
+
+def test_the_order_of_batches_is_pinned() -> None:
+    """A run that is resumed by a later version must see the same batches."""
+    assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
+
+
+def test_a_text_without_a_whole_window_is_an_error_of_ours() -> None:
+    with pytest.raises(AssertionError):
+        Batches(counting(8), 8, 1, 0)
+    assert Batches(counting(9), 8, 1, 0).batch(0)[0].shape == (1, 8)
+
+
+def test_a_batch_is_drawn_quickly() -> None:
+    batches = Batches(TokenStore([np.zeros(10**6, dtype=np.uint16)]), 128, 16, 0)
+    batches.batch(0)
+    durations = []
+    for k in range(1, 300):
+        before = time.perf_counter()
+        batches.batch(k)
+        durations.append(time.perf_counter() - before)
+    assert sorted(durations)[150] < 200e-6
+
+
+@quick
+@given(length=st.integers(0, 90), block=st.integers(1, 12), batch=st.integers(1, 6))
+def test_windows_predict_every_token_but_the_first_once(
+    length: int, block: int, batch: int
+) -> None:
+    pairs = list(windows(counting(length), block, batch))
+    inputs = [id for pair in pairs for row in pair[0].tolist() for id in row]
+    targets = [id for pair in pairs for row in pair[1].tolist() for id in row]
+    assert inputs == list(range(max(length - 1, 0)))
+    assert targets == list(range(1, length))
+    for number, (one, two) in enumerate(pairs):
+        assert one.dtype == two.dtype == torch.int64
+        assert one.shape == two.shape
+        assert one.shape[0] <= batch
+        last = number == len(pairs) - 1
+        assert one.shape[1] == block or (last and one.shape[0] == 1 and one.shape[1] < block)
+    full = [pair[0].shape[0] for pair in pairs if pair[0].shape[1] == block]
+    assert all(rows == batch for rows in full[:-1])

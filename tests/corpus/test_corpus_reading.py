@@ -1,0 +1,165 @@
+"""Files as a stream of pieces: the same text as reading them whole, and errors with places."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptcli.corpus import read_text, reading
+from gptcli.corpus.reading import jsonl_pieces, text_pieces
+from gptcli.errors import GptcliError
+
+any_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@quick
+@given(text=any_text, bom=st.booleans())
+def test_a_text_streams_as_it_stands(
+    text: str, bom: bool, tmp_path: Path, small_chunks: None
+) -> None:
+    path = tmp_path / "a.txt"
+    text = text.removeprefix("\ufeff")
+    path.write_bytes(b"\xef\xbb\xbf" * bom + text.encode("utf-8"))
+    counted: list[int] = []
+    pieces = list(text_pieces(path, counted.append))
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(piece.text for piece in pieces)
+    assert [piece.starts for piece in pieces] == [index == 0 for index in range(len(pieces))]
+    assert sum(counted) == path.stat().st_size
+    assert read_text(path) == text
+
+
+def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\r\ntwo\rthree\n")
+    assert read_text(path) == "one\r\ntwo\rthree\n"
+    assert next(text_pieces(path)).text == "one\r\ntwo\rthree\n"
+
+
+@quick
+@given(
+    before=any_text,
+    bad=st.sampled_from([b"\xe9", b"\xff", b"\x80", b"\xe2\x82 ", b"\xed\xa0\x80", b"\xe2\x82"]),
+)
+def test_the_first_bad_byte_is_named(
+    before: str, bad: bytes, tmp_path: Path, small_chunks: None
+) -> None:
+    path = tmp_path / "a.txt"
+    head = before.encode("utf-8")
+    path.write_bytes(head + bad)
+    for read in (lambda: list(text_pieces(path)), lambda: read_text(path)):
+        with pytest.raises(GptcliError) as caught:
+            read()
+        assert caught.value.message == (
+            f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
+        )
+        assert caught.value.hint is not None
+        assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
+
+
+def test_read_text_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(GptcliError, match=r"cannot read .*: No such file"):
+        read_text(tmp_path / "nothing.txt")
+    (tmp_path / "a.bin").write_bytes(b"ab\0")
+    with pytest.raises(GptcliError, match="looks binary: byte 2 is NUL"):
+        read_text(tmp_path / "a.bin")
+
+
+@quick
+@given(texts=st.lists(any_text, max_size=8), ascii_only=st.booleans(), end=st.booleans())
+def test_each_line_of_a_jsonl_is_a_document(
+    texts: list[str], ascii_only: bool, end: bool, tmp_path: Path, small_chunks: None
+) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": 1, "text": text}, ensure_ascii=ascii_only) for text in texts]
+    path.write_bytes(b"\xef\xbb\xbf" + ("\r\n\n".join(lines) + "\n" * end).encode("utf-8"))
+    counted: list[int] = []
+    found: list[str] = []
+    for piece in jsonl_pieces(path, counted.append):
+        assert 1 <= len(piece.text) <= 5
+        if piece.starts:
+            found.append("")
+        found[-1] += piece.text
+    assert found == [text for text in texts if text]
+    assert sum(counted) == path.stat().st_size
+
+
+EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        (
+            b'{"text": "a",}',
+            "not JSON: Illegal trailing comma before end of object (column 13)",
+            f"{EXAMPLE}; if the file is plain text, rename it to a.txt",
+        ),
+        (b"Once upon a time", "not JSON: Expecting value (column 1)", "rename it to a.txt"),
+        (b'["a"]', "a list, not an object", EXAMPLE),
+        (b'"a"', "a string, not an object", EXAMPLE),
+        (b"3.5", "a number, not an object", EXAMPLE),
+        (b'{"txt": "a", "id": 1}', "no field `text`; its fields: `txt`, `id`", "rename the field"),
+        (b"{}", "no field `text`; its fields: none at all", EXAMPLE),
+        (b'{"text": null}', "`text` is null, not a string", EXAMPLE),
+        (b'{"text": true}', "`text` is a truth value, not a string", EXAMPLE),
+        (b'{"text": 1}', "`text` is a number, not a string", EXAMPLE),
+        (b'{"text": {}}', "`text` is an object, not a string", EXAMPLE),
+        (
+            b'{"text": "ab\\ud83d"}',
+            "`text` has half of a surrogate pair, \\ud83d, at character 2",
+            "the escape was cut in two when the file was written; remove it from the line",
+        ),
+        (b'{"text": ' + b"[" * 100_000, "JSON that cannot be read: ", EXAMPLE),
+        pytest.param(
+            b'{"text": ' + b"9" * 5000 + b"}",
+            "JSON that cannot be read: ",
+            EXAMPLE,
+            marks=pytest.mark.skipif(
+                not hasattr(sys, "get_int_max_str_digits"), reason="this Python reads any number"
+            ),
+        ),
+    ],
+)
+def test_a_bad_line_is_named(line: bytes, message: str, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(GptcliError) as caught:
+        list(jsonl_pieces(path))
+    assert "\n" not in caught.value.message
+    if "trailing comma" in message:  # the words of the json module differ between versions
+        assert caught.value.message.startswith(f"{path}:3: not JSON: ")
+    else:
+        assert caught.value.message.startswith(f"{path}:3: {message}")
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
+
+
+def test_a_bad_byte_in_a_jsonl_is_named_by_its_offset_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    first = b'\xef\xbb\xbf{"text": "fine"}\n'
+    path.write_bytes(first + b'{"text": "caf\xe9"}\n')
+    with pytest.raises(GptcliError, match=f"byte 0xE9 at offset {len(first) + 13} "):
+        list(jsonl_pieces(path))
+
+
+def test_a_line_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LINE_LIMIT", 20)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "12345678"}\n')
+    with pytest.raises(GptcliError, match=r"a\.jsonl:1: the line is longer than 20 bytes"):
+        list(jsonl_pieces(path))
+    path.write_bytes(b'{"text": "1234567"}\n' * 3)
+    assert len(list(jsonl_pieces(path))) == 3

@@ -1,0 +1,15 @@
+"""A product with a matrix (in, out), for bare_parameters.py."""
+
+import torch
+from torch import nn
+
+
+class Product(nn.Module):
+    def __init__(self, C, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(C, C) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(C)) if bias else None
+
+    def forward(self, x):
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias

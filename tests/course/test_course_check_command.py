@@ -1,0 +1,85 @@
+"""`gptcli check-attention`: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+from wrong_attention import FILES, MISTAKES
+
+from gptcli.cli.check import check_attention
+from gptcli.course import attention_check, own_attention
+from gptcli.errors import GptcliError
+
+APP = typer.Typer()
+APP.command()(check_attention)
+RIGHT = str(FILES / "course_style.py")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(APP, arguments, env={"COLUMNS": "80"})
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(next(m for m in MISTAKES if m.name == "not_merged").text(), encoding="utf-8")
+    return str(path)
+
+
+def test_files_as_json_one_object_a_line(wrong: str) -> None:
+    result = run(RIGHT, wrong, "nowhere.py", "--json")
+    values = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [value["file"] for value in values] == [RIGHT, wrong, "nowhere.py"]
+    assert [value["ok"] for value in values] == [True, False, False]
+    for value in values:
+        assert value.keys() >= {"file", "ok", "first_wrong_step", "mistake", "message", "hint",
+                                "checks"}
+    assert isinstance(result.exception, GptcliError)     # exit code 2 at the front door
+    assert result.exception.exit_code == 2
+
+
+def test_files_on_a_screen(wrong: str) -> None:
+    result = run(wrong, RIGHT)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if str(FILES) not in line)
+    text = " ".join(result.stdout.split())
+    assert "wrong: output has shape (2, 5, 3, 8), expected (2, 5, 24)" in text
+    assert "hint: " in text
+    assert "ok: the same as the reference" in text
+    assert "\x1b" not in result.stdout
+
+
+def test_right_files_exit_0() -> None:
+    assert run(RIGHT).exit_code == 0
+
+
+def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = own_attention.grid()[:4]
+    monkeypatch.setattr(own_attention, "grid", lambda: few)
+    result = run()
+    assert result.exit_code == 0
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert "cached, token by token" in result.stdout
+    assert "tolerance" in result.stdout
+    assert "ok: every path agrees with the reference" in result.stdout
+    value = json.loads(run("--json").stdout)
+    assert value["ok"] is True
+    assert value["checks"]
+
+
+def test_own_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.course.reports import OwnReport, PathResult
+
+    bad = OwnReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))
+    monkeypatch.setattr(attention_check, "check_own", lambda: bad)
+    result = run()
+    assert result.exit_code == 1
+    assert "wrong: 1 of 1 paths stray from the reference" in " ".join(result.stdout.split())
+    json_result = run("--json")
+    assert json_result.exit_code == 1
+    assert json.loads(json_result.stdout)["ok"] is False

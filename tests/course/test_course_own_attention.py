@@ -1,0 +1,68 @@
+"""check_own: every path is looked at, and one that strays is found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from gptcli.course import own_attention
+from gptcli.course.own_attention import PATHS, Sizes, compare_paths, grid
+from gptcli.course.reports import OwnReport, PathResult
+from gptcli.model import attention
+
+FEW = [Sizes(2, 5, 3, 4, True), Sizes(1, 70, 2, 8, False), Sizes(1, 1, 1, 1, True)]
+
+
+def test_own_paths_agree_and_all_are_there() -> None:
+    """On a CPU both ways inside `attend` are taken: by matrix products and by the fused kernel."""
+    report = compare_paths(["cpu"], FEW)
+    assert report.ok, report.message
+    assert {result.path for result in report.results} == set(PATHS)
+    assert {result.dtype for result in report.results} == {"float64", "float32", "bfloat16"}
+    assert all(result.cases > 0 for result in report.results)
+
+
+def test_own_report_as_json() -> None:
+    value = json.loads(json.dumps(compare_paths(["cpu"], FEW[:1]).to_json()))
+    assert value["ok"] is True
+    assert value["checks"]
+    for check in value["checks"]:
+        assert check.keys() >= {"name", "ok", "detail", "path", "dtype", "device", "cases",
+                                "largest_error", "tolerance"}
+
+
+def test_grid_has_the_edges() -> None:
+    cases = grid()
+    assert len(set(cases)) == len(cases)
+    assert {1} < {case.T for case in cases}
+    assert {1} < {case.B for case in cases}
+    assert {1} < {case.H for case in cases}
+    assert {1} < {case.D for case in cases}
+    assert {case.bias for case in cases} == {True, False}
+    assert any(case.width < case.T for case in cases)
+
+
+@pytest.mark.parametrize(("name", "broken"), [
+    ("attend", lambda q, k, v, dropout=0.0: torch.softmax(q @ k.mT, -1) @ v),
+    ("attend", lambda q, k, v, dropout=0.0: torch.full_like(q, torch.nan)),
+    ("attend_where", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
+])
+def test_own_paths_that_stray_are_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, broken: object,
+) -> None:
+    monkeypatch.setattr(attention, name, broken)
+    report = compare_paths(["cpu"], FEW[:1])
+    assert not report.ok
+    wrong = {result.path for result in report.results if not result.ok}
+    expected = {own_attention.PRODUCTS, own_attention.ROTARY} if name == "attend" else {
+        own_attention.CACHED, own_attention.CHUNKS, own_attention.ROTARY_CACHED,
+        own_attention.ROTARY_CHUNKS}
+    assert wrong == expected
+    assert "stray from the reference" in report.message
+
+
+def test_a_report_of_nothing_is_not_ok() -> None:
+    assert not OwnReport(()).ok
+    assert not PathResult("a", "float32", "cpu", 1e-5, 1, float("nan")).ok

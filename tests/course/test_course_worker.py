@@ -1,0 +1,102 @@
+"""The process that runs learners' files: time limits, crashes, where their prints go."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from wrong_attention import FILES, MISTAKES
+
+from gptcli.course import check_file
+from gptcli.course.attention_check import _ask
+from gptcli.course.isolation import Worker
+from gptcli.course.learner_file import find_file
+
+TEXTS = {mistake.name: mistake for mistake in MISTAKES}
+
+
+def write(folder: Path, name: str) -> str:
+    path = folder / f"{name}.py"
+    path.write_text(TEXTS[name].text(), encoding="utf-8")
+    return str(path)
+
+
+def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    report = check_file(str(FILES / "loop_over_heads.py"))
+    assert report.ok
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "a loop over 3 heads" in captured.err
+
+
+def test_prints_past_python_go_to_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "writes.py"
+    path.write_text("import os; os.write(1, b'straight to 1\\n'); os.system('echo from a shell')\n"
+                    + (FILES / "fused_sdpa.py").read_text(encoding="utf-8"), encoding="utf-8")
+    assert check_file(str(path)).ok
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "straight to 1" in captured.err
+
+
+def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
+    """As on macOS and Windows, where each file runs in the worker itself."""
+    with Worker(fork=False) as worker:
+        def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
+            report = _ask(worker, find_file(spec), limit_s)
+            return report.ok, report.mistake
+
+        assert check(str(FILES / "fused_sdpa.py")) == (True, None)
+        assert check(write(tmp_path, "no_scale")) == (False, "wrong-output")
+        assert check(write(tmp_path, "endless"), 0.5) == (False, "time-limit")
+        assert check(str(FILES / "course_style.py")) == (True, None)
+        assert check(write(tmp_path, "exit")) == (False, "crash")
+
+
+def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
+    """A file that breaks torch for itself breaks it for nobody else (where forks are safe)."""
+    path = tmp_path / "vandal.py"
+    path.write_text("import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
+                    + (FILES / "course_style.py").read_text(encoding="utf-8"), encoding="utf-8")
+    with Worker(fork=hasattr(os, "fork")) as worker:
+        assert not _ask(worker, find_file(str(path)), 30.0).ok
+        if hasattr(os, "fork"):
+            assert _ask(worker, find_file(str(FILES / "course_style.py")), 30.0).ok
+
+
+def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
+    """A file that ignores every exception and has a child of its own is ended all the same."""
+    path = tmp_path / "stubborn.py"
+    pid = tmp_path / "pid"
+    path.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
+        "while True:\n    try:\n        time.sleep(600)\n    except BaseException:\n        pass\n",
+        encoding="utf-8")
+    start = time.monotonic()
+    report = check_file(str(path), limit_s=1.0)
+    assert report.mistake == "time-limit"
+    assert "at line 6 of stubborn.py, `time.sleep(600)`" in report.message
+    assert time.monotonic() - start < 30.0
+    if os.name == "posix":
+        _wait_for_end(int(pid.read_text(encoding="utf-8")))
+
+
+def _wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        # Ended, but nobody has asked for its exit code yet.
+        if status.exists() and ") Z " in status.read_text(encoding="utf-8"):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there")

@@ -1,0 +1,119 @@
+"""Mistakes: a right file of files/, with some of its text replaced, and what the checker says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FILES = Path(__file__).parent / "files"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`says` is part of the message, of the learner's own numbers where it can be."""
+
+    name: str
+    slug: str
+    says: str
+    old: str
+    new: str
+    file: str = "course_style.py"
+
+    def text(self) -> str:
+        """The wrong file."""
+        right = (FILES / self.file).read_text(encoding="utf-8")
+        assert self.old in right, f"{self.name}: {self.file} no longer has {self.old!r}"
+        return right.replace(self.old, self.new)
+
+
+MASK = 'scores = scores.masked_fill(mask == 0, float("-inf"))'
+SOFTMAX = "weights = F.softmax(scores, dim=-1)"
+
+MISTAKES = (
+    Mistake("no_mask", "not-causal", "token 0 depends on the input at token", MASK, ""),
+    Mistake("mask_off_by_one", "not-causal", "token 0 depends on the input at token 1",
+            "torch.tril(torch.ones(T, T, device=x.device))",
+            "torch.tril(torch.ones(T, T, device=x.device), diagonal=1)"),
+    Mistake("mask_hides_diagonal", "not-finite", "of 240 numbers of the output are not finite",
+            "torch.tril(torch.ones(T, T, device=x.device))",
+            "torch.tril(torch.ones(T, T, device=x.device), diagonal=-1)"),
+    Mistake("mask_too_weak", "wrong-output", "differs from the reference",
+            'float("-inf")', "-100.0"),
+    Mistake("mask_not_sliced", "raises", "line 25 of", "+ self.mask[:T, :T]", "+ self.mask",
+            file="mask_buffer.py"),
+    Mistake("scale_of_n_embd", "wrong-output", "first at token 1 of 5",
+            "math.sqrt(self.head_dim)", "math.sqrt(C)"),
+    Mistake("no_scale", "wrong-output", "first at token 1 of 5",
+            " / math.sqrt(self.head_dim)", ""),
+    Mistake("softmax_over_queries", "not-causal", "token 0 depends on", SOFTMAX,
+            "weights = F.softmax(scores, dim=1)"),
+    Mistake("softmax_in_float32", "precision", "looks like float32 rounding", SOFTMAX,
+            "weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(x.dtype)"),
+    Mistake("interleaved_heads", "wrong-output", "first at token 0 of 5",
+            "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
+            "view(B, T, self.head_dim, self.n_head).permute(0, 3, 1, 2)"),
+    Mistake("split_without_transpose", "not-causal", "which comes later",
+            "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
+            "view(B, self.n_head, T, self.head_dim)"),
+    Mistake("not_merged", "output-shape", "output has shape (2, 5, 3, 8), expected (2, 5, 24)",
+            "y = y.transpose(1, 2).contiguous().view(B, T, C)\n        y = self.resid_dropout(y)\n"
+            "        return self.c_proj(y)", "return y.transpose(1, 2)"),
+    Mistake("projection_left_out", "wrong-output", "first at token 0 of 5",
+            "return self.c_proj(y)", "return y"),
+    Mistake("no_output_projection", "missing-projection", "no c_proj",
+            "self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)", "pass"),
+    Mistake("key_is_query", "shared-projection", "`query` and `key` are the same weights",
+            "self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
+            "self.key = self.query"),
+    Mistake("wide_value", "projection-shape", "shape (48, 24)",
+            "self.value = nn.Linear(config.n_embd, config.n_embd",
+            "self.value = nn.Linear(config.n_embd, 2 * config.n_embd"),
+    Mistake("bias_ignored", "bias-ignored",
+            "the key projection, (10, 10), has a bias of shape (10,)",
+            "self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
+            "self.key = nn.Linear(config.n_embd, config.n_embd)"),
+    Mistake("dropout_in_evaluation", "dropout-in-evaluation", "config.dropout = 0.5",
+            "F.dropout(F.softmax(att, dim=-1), self.dropout, self.training)",
+            "F.dropout(F.softmax(att, dim=-1), self.dropout)", file="mask_buffer.py"),
+    Mistake("dropout_of_its_own", "wrong-output", "in training with dropout 0.0",
+            "self.resid_dropout = nn.Dropout(config.dropout)",
+            "self.resid_dropout = nn.Dropout(0.1)"),
+    Mistake("input_scaled_in_place", "input-changed", "at token 0 by up to",
+            "q = self.query(x)", "x.mul_(1.5)\n        q = self.query(x)"),
+    Mistake("not_written_yet", "not-implemented", "line 36 of",
+            SOFTMAX, "raise NotImplementedError('softmax')"),
+    Mistake("blank_constructor", "not-implemented", "building the module",
+            "self.n_head = config.n_head", "raise NotImplementedError"),
+    Mistake("no_return", "returns-nothing", "forward on x of shape (2, 5, 24) returned None",
+            "return self.c_proj(y)", "self.c_proj(y)"),
+    Mistake("tuple", "no-tensor", "a tuple", "return self.c_proj(y)", "return self.c_proj(y), y"),
+    Mistake("detached", "no-gradient", "the output, (2, 5, 24), carries no gradient",
+            "return self.c_proj(y)", "return self.c_proj(y).detach()"),
+    Mistake("weights_detached", "no-gradient", "`query.weight`",
+            "y = torch.bmm(weights, v)", "y = torch.bmm(weights.detach(), v)"),
+    Mistake("value_of_detached", "wrong-gradient", "its gradient at x differs",
+            "v = self.value(x)", "v = self.value(x.detach())"),
+    Mistake("float64_mask", "raises", "but found Float",
+            "self.mask[:T, :T]", "self.mask[:T, :T].double()", file="mask_buffer.py"),
+    Mistake("float32_output", "output-dtype", "output is torch.float32",
+            "return self.c_proj(y)", "return self.c_proj(y).float()"),
+    Mistake("one_length", "raises", "line 2", "B, T, C = x.shape", "B, T, C = x.shape[0], 5, 24"),
+    Mistake("misspelt_config", "raises", "did you mean `n_head`?",
+            "self.n_head = config.n_head", "self.n_head = config.n_heads"),
+    Mistake("sequences_mixed", "sequences-mixed", "another sequence of the batch",
+            "return self.c_proj(y)", "return self.c_proj(y + y.roll(1, 0))"),
+    Mistake("no_forward", "no-forward", "no method `forward`",
+            "def forward(", "def foward("),
+    Mistake("state_between_calls", "dropout-in-evaluation", "two calls with the same x differ",
+            "return self.c_proj(y)",
+            "self.n = getattr(self, 'n', 0) + 1\n        return self.c_proj(y) * self.n"),
+    Mistake("exit", "crash", "exit code 0", "q = self.query(x)",
+            "import os; os._exit(0)"),
+    Mistake("bad_memory", "crash", "SIGSEGV", "q = self.query(x)",
+            "import ctypes; ctypes.string_at(0)"),
+    Mistake("huge", "raises", "can't allocate memory", "q = self.query(x)",
+            "q = torch.zeros(1 << 40)"),
+    Mistake("endless", "time-limit", "at line 24 of endless.py, `while True:",
+            "q = self.query(x)", "while True: pass"),
+    Mistake("waits_for_input", "raises", "EOFError", "q = self.query(x)", "input()"),
+)

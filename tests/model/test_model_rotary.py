@@ -1,0 +1,128 @@
+"""Rotary positions: only distances count; and what the cache gives is what recomputing gives."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_sizes import attention, inputs
+from torch import Tensor
+
+from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
+from gptcli.model.cache import KeyValueCache, LayerCache
+from gptcli.model.rotary import THETA, RotaryCausalSelfAttention, rotary_table, rotate
+
+CPU = torch.device("cpu")
+
+
+def turned(x: Tensor, position: int) -> Tensor:
+    cos, sin = rotary_table(64, x.shape[-1], x.dtype, CPU)
+    return rotate(x, cos[position], sin[position])
+
+
+@given(st.integers(1, 8), st.integers(0, 31), st.integers(0, 31), st.integers(0, 32),
+       st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_products_depend_on_the_distance_alone(
+    half: int, i: int, j: int, shift: int, seed: int,
+) -> None:
+    q, k = inputs(2, 1, 2 * half, seed=seed).view(2, -1)
+    here = turned(q, i) @ turned(k, j)
+    there = turned(q, i + shift) @ turned(k, j + shift)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-11)
+    torch.testing.assert_close(turned(q, i).norm(), q.norm(), rtol=1e-12, atol=0)
+
+
+def test_position_0_turns_nothing_and_1_turns_by_the_frequency() -> None:
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    assert torch.equal(turned(x, 0), x)
+    angle = torch.tensor([1.0, THETA ** -0.5], dtype=torch.float64)
+    torch.testing.assert_close(turned(x, 1), torch.cat((angle.cos(), angle.sin())))
+
+
+@torch.no_grad()
+def test_shifting_the_whole_text_changes_nothing() -> None:
+    """The module too sees distances alone: the same tokens from position 5 on."""
+    module, x = attention(2, 6, rotary=True), inputs(2, 7, 12)
+    q, k, v = module.heads(module.project(x), start=0)
+    q5, k5, v5 = module.heads(module.project(x), start=5)
+    torch.testing.assert_close(q @ k.mT, q5 @ k5.mT, rtol=0, atol=1e-12)
+    assert torch.equal(v, v5)
+    assert not torch.allclose(q, q5)
+
+
+@torch.no_grad()
+def test_positions_reach_the_output() -> None:
+    """Without them, the last token would not notice that two others have changed places."""
+    x = inputs(1, 5, 12)
+    swapped = x[:, [1, 0, 2, 3, 4]]
+    plain, rotary = attention(2, 6), attention(2, 6, rotary=True)
+    torch.testing.assert_close(plain(x)[:, -1], plain(swapped)[:, -1])
+    assert not torch.allclose(rotary(x)[:, -1], rotary(swapped)[:, -1])
+
+
+@torch.no_grad()
+def test_the_length_of_queries_and_keys_is_normalised() -> None:
+    module, x = attention(2, 6, bias=False, rotary=True), inputs(2, 7, 12)
+    before = module(x)
+    module.query.weight.mul_(100.0)
+    module.key.weight.mul_(100.0)
+    torch.testing.assert_close(module(x), before, rtol=0, atol=1e-4)
+    module.q_norm.weight.mul_(2.0)
+    assert not torch.allclose(module(x), before, atol=1e-3)
+
+
+def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
+    """The whole text at once under a banded causal mask: (B, T, C)."""
+    at = torch.arange(x.shape[1])
+    q, k, v = module.heads(module.project(x), start=0)
+    mixed = attend_where(q, k, v, banded_mask(at, at, width))
+    y: Tensor = module.c_proj(mixed.transpose(1, 2).flatten(2))
+    return y
+
+
+@given(st.booleans(), st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=12),
+       st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+@torch.no_grad()
+def test_cache_is_recomputation_under_a_banded_mask(
+    rotary: bool, width: int, pieces: list[int], seed: int,
+) -> None:
+    """In pieces of any sizes up to the width, far past the width."""
+    pieces = [min(piece, width) for piece in pieces]
+    module = attention(3, 4, rotary=rotary, seed=seed)
+    x = inputs(2, sum(pieces), 12, seed=seed + 1)
+    cache = LayerCache(2, 3, 4, width, x.dtype, x.device)
+    found = torch.cat([module(piece, cache) for piece in torch.split(x, pieces, dim=1)], dim=1)
+    assert cache.seen == sum(pieces)
+    torch.testing.assert_close(found, recomputed(module, x, width), rtol=0, atol=1e-12)
+    if sum(pieces) <= width:
+        torch.testing.assert_close(found, module(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@torch.no_grad()
+def test_cleared_cache_starts_again(rotary: bool) -> None:
+    module, x = attention(3, 4, rotary=rotary), inputs(2, 7, 12)
+    cache = KeyValueCache(2, 2, 3, 4, 5, x.dtype, x.device)
+    first, second = (module(x[:, :3], layer) for layer in cache.layers)
+    assert torch.equal(first, second)
+    assert cache.seen == 3
+    cache.clear()
+    assert [layer.seen for layer in cache.layers] == [0, 0]
+    torch.testing.assert_close(module(x[:, 3:], cache.layers[0]), module(x[:, 3:]))
+
+
+def test_a_piece_longer_than_the_window_is_our_mistake() -> None:
+    cache = LayerCache(1, 1, 2, 3, torch.float32, CPU)
+    with pytest.raises(AssertionError):
+        cache.extend(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+
+
+def test_odd_head_dim_is_refused() -> None:
+    config = SimpleNamespace(n_embd=9, n_head=3, dropout=0.0, bias=False)
+    with pytest.raises(ValueError, match="even head_dim, got 3"):
+        RotaryCausalSelfAttention(config)

@@ -1,0 +1,319 @@
+"""The promises of the loop: it learns, repeats itself, resumes to the bit, stops for reasons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.config import ModelConfig, TrainConfig
+from gptcli.errors import GptcliError
+from gptcli.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Finished,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+)
+from gptcli.training import checkpoint
+from gptcli.training.schedule import lr_at
+from gptcli.training.state import TrainingState
+
+Drive = Callable[..., list[Event]]
+
+
+def steps(events: list[Event]) -> list[StepDone]:
+    return [event for event in events if isinstance(event, StepDone)]
+
+
+def end(events: list[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+def weights(run: Path, step: int) -> bytes:
+    return (checkpoint.folder_of(run, step) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_one_batch_is_overfitted_in_100_steps(arch: Any, optimizer: Any) -> None:
+    torch.manual_seed(0)
+    model = ModelConfig(arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=32)
+    config = TrainConfig(optimizer=optimizer, max_steps=100)
+    state = TrainingState(model, config, 50, dtype=torch.float32, device=torch.device("cpu"))
+    tokens = torch.randint(0, 50, (4, 33))
+    rate = 0.02 if optimizer == "muon" else 3e-3
+    for step in range(100):
+        loss = state.model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        state.optimizers.step(
+            lr_at(step, peak=rate, max_steps=100, warmup_steps=5, decay_fraction=0.5)
+        )
+        state.weights.clear_grads()
+    assert state.model.loss(tokens[:, :-1], tokens[:, 1:]).item() < 0.1
+
+
+def test_losses_of_20_steps_are_golden(new: Any, drive: Drive) -> None:
+    """AdamW, float32, CPU: a change of these numbers is a change of the mathematics."""
+    events = drive(
+        new(
+            "r",
+            "train.optimizer=adamw",
+            "train.learning_rate=0.003",
+            "model.arch=gpt2",
+            "train.log_every=1",
+        )
+    )
+    losses = [event.loss for event in steps(events)]
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+
+
+def test_the_event_stream(new: Any, drive: Drive) -> None:
+    setup = new(
+        "r",
+        "train.eval_every=10",
+        "train.sample_every=15",
+        "train.log_every=5",
+        "train.checkpoint_every=6",
+    )
+    events = drive(setup)
+    assert isinstance(events[0], RunStarted)
+    assert [e.step for e in steps(events)] == list(range(1, 21))
+    assert [e.step for e in steps(events) if e.logged] == [1, 5, 10, 15, 20]
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [10, 20]
+    assert [e.step for e in events if isinstance(e, SampleDrawn)] == [15]
+    saved = [e.step for e in events if isinstance(e, CheckpointSaved)]
+    assert set(saved) >= {6, 10, 12, 18, 20}
+    assert len(saved) == len(set(saved))
+    last = end(events)
+    assert (last.step, last.stopped) == (20, "done")
+    assert last.tokens == 20 * 4 * 16
+    assert last.val_loss == [e.val_loss for e in events if isinstance(e, Evaluated)][-1]
+
+
+def test_gradient_accumulation_equals_the_large_batch(new: Any, drive: Drive) -> None:
+    one = drive(new("one", "train.batch_size=8", "train.log_every=1"))
+    two = drive(new("two", "train.batch_size=2", "train.grad_accum=4", "train.log_every=1"))
+    assert [e.loss for e in steps(one)] == pytest.approx([e.loss for e in steps(two)], rel=2e-5)
+    assert [e.grad_norm for e in steps(one)] == pytest.approx(
+        [e.grad_norm for e in steps(two)], rel=2e-3
+    )
+
+
+@pytest.mark.parametrize("stop", [1, 7, 19])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("train.optimizer=muon", "run.dtype=float32"),
+        ("train.optimizer=adamw", "run.dtype=float32", "model.arch=gpt2"),
+        (
+            "train.optimizer=muon",
+            "run.dtype=bfloat16",
+            "tokenizer.kind=bpe",
+            "tokenizer.vocab_size=270",
+        ),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    stop: int, more: tuple[str, ...], new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    overrides = ("model.dropout=0.2", "train.grad_accum=2", "train.eval_every=5", *more)
+    drive(new("whole", *overrides))
+    first = drive(new("parts", *overrides), stop_at=stop)
+    assert (end(first).stopped, end(first).step) == ("interrupted", stop)
+    second = drive(resumed("parts"))
+    assert isinstance(second[0], RunStarted)
+    assert second[0].resumed_from == stop
+    assert end(second).stopped == "done"
+    assert weights(tmp_path / "parts", 20) == weights(tmp_path / "whole", 20)
+    whole = checkpoint.load(tmp_path / "whole", 20, with_state=True)
+    parts = checkpoint.load(tmp_path / "parts", 20, with_state=True)
+    assert all(torch.equal(parts.state[k], v) for k, v in whole.state.items())
+
+
+def test_an_evaluation_cut_short_is_made_up_for(new: Any, resumed: Any, drive: Drive) -> None:
+    first = drive(new("r", "train.eval_every=5"), stop_at=5)
+    assert not [e for e in first if isinstance(e, Evaluated)]
+    second = drive(resumed("r"))
+    assert [e.step for e in second if isinstance(e, Evaluated)] == [5, 10, 15, 20]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    drive(new("r", "train.checkpoint_every=4"), stop_at=10)
+    path = checkpoint.folder_of(tmp_path / "r", 10) / "state.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(bytes(damaged))
+    setup = resumed("r")
+    assert setup.resume.step == 8
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
+def test_every_damaged_file_is_named(name: str, new: Any, drive: Drive, tmp_path: Path) -> None:
+    drive(new("r"))
+    path = checkpoint.folder_of(tmp_path / "r", 20) / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(GptcliError) as caught:
+        checkpoint.load(tmp_path / "r", 20, with_state=True)
+    assert str(path) in caught.value.message
+    assert caught.value.exit_code == 1
+
+
+def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_path: Path) -> None:
+    drive(new("r", "train.checkpoint_every=2", "train.keep_checkpoints=3", "train.eval_every=20"))
+    assert checkpoint.steps_of(tmp_path / "r") == [16, 18, 20]
+    checkpoint.mark_best(tmp_path / "r", 16)
+    checkpoint.prune(tmp_path / "r", 1)
+    assert checkpoint.steps_of(tmp_path / "r") == [16, 20]
+    assert checkpoint.choose_step(tmp_path / "r", "best") == 16
+    assert checkpoint.choose_step(tmp_path / "r", "last") == 20
+    assert checkpoint.choose_step(tmp_path / "r", "20") == 20
+    with pytest.raises(GptcliError, match="no checkpoint `7`"):
+        checkpoint.choose_step(tmp_path / "r", "7")
+
+
+def test_only_steps_are_checkpoints(tmp_path: Path) -> None:
+    for name in ("step-00000007", "step-7", ".step-00000008.1.tmp", "step-0000000x", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint.steps_of(tmp_path) == [7]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    events = drive(
+        new(
+            "r",
+            "model.arch=gpt2",
+            "train.optimizer=adamw",
+            "train.learning_rate=100",
+            "train.warmup_steps=0",
+            "train.grad_clip=0",
+            "train.max_steps=200",
+            "train.weight_decay=100",
+        )
+    )
+    last = end(events)
+    assert last.stopped == "diverged"
+    assert last.diagnosis is not None
+    assert f"step {last.step}:" in last.diagnosis
+    assert "learning rate" in last.diagnosis
+    assert "not finite first in" in last.diagnosis
+    assert last.hint is not None
+    assert "train.learning_rate=" in last.hint
+    assert all(math.isfinite(e.loss) for e in steps(events))
+    assert checkpoint.steps_of(tmp_path / "r") == [] or checkpoint.newest_valid(tmp_path / "r")
+
+
+def test_the_first_layer_that_is_not_finite_is_named() -> None:
+    from gptcli.training.diagnose import first_not_finite
+
+    config = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8)
+    state = TrainingState(
+        config, TrainConfig(), 10, dtype=torch.float32, device=torch.device("cpu")
+    )
+    idx = torch.arange(8)[None] % 10
+    assert first_not_finite(state.model, idx, idx).startswith("nowhere")
+    handle = state.model.h[1].attn.register_forward_hook(lambda m, i, o: o * float("inf"))
+    assert first_not_finite(state.model, idx, idx) == "the output of h.1.attn"
+    handle.remove()
+    with torch.no_grad():
+        state.model.h[2].ln_1.weight[3] = float("nan")
+    assert first_not_finite(state.model, idx, idx) == "the weight h.2.ln_1.weight"
+
+
+def test_stops_at_the_target(new: Any, drive: Drive) -> None:
+    events = drive(new("r", "train.stop_at_val_loss=100", "train.eval_every=3"))
+    assert (end(events).stopped, end(events).step) == ("target", 3)
+
+
+def test_stops_when_patience_is_at_an_end(new: Any, drive: Drive) -> None:
+    events = drive(
+        new(
+            "r",
+            "train.patience=2",
+            "train.eval_every=1",
+            "train.learning_rate=0.3",
+            "train.warmup_steps=0",
+            "train.max_steps=60",
+        )
+    )
+    losses = [e.val_loss for e in events if isinstance(e, Evaluated)]
+    best = losses.index(min(losses))
+    assert end(events).stopped == "patience"
+    assert len(losses) == best + 3
+    assert end(events).best_val_loss == min(losses)
+    assert end(events).best_step == best + 1
+
+
+def test_dropout_masks_differ_from_step_to_step(new: Any) -> None:
+    """They are a function of (seed, step); were they one for all steps, units would just be off."""
+    from gptcli.training.loop import _Loop
+
+    loop = _Loop(
+        new("r", "model.arch=gpt2", "model.dropout=0.5", "train.learning_rate=1e-9"), lambda: False
+    )
+    loop.state.model.train()
+    batch = loop.batch(0)
+    losses = []
+    for _ in range(2):
+        loop.one_step()
+        losses.append(loop.state.model.loss(*batch).item())
+    assert losses[0] != losses[1]
+
+
+def test_a_text_that_changed_is_not_resumed(
+    new: Any, drive: Drive, tmp_path: Path, text_file: Path
+) -> None:
+    from gptcli.training.setup import prepare_resume
+
+    copy = tmp_path / "copy.txt"
+    copy.write_text(text_file.read_text("utf-8"), encoding="utf-8")
+    drive(new("r", f"data.source={copy}"), stop_at=3)
+    copy.write_text(text_file.read_text("utf-8") + "KING", encoding="utf-8")
+    with pytest.raises(GptcliError, match="has changed since"):
+        prepare_resume(tmp_path / "r", None)
+
+
+def test_meta_says_what_the_checkpoint_is(new: Any, drive: Drive, tmp_path: Path) -> None:
+    drive(new("r"))
+    meta = json.loads((checkpoint.folder_of(tmp_path / "r", 20) / "meta.json").read_text("utf-8"))
+    assert meta["step"] == 20
+    for name in ("model.safetensors", "state.safetensors"):
+        path = checkpoint.folder_of(tmp_path / "r", 20) / name
+        assert meta["files"][name]["size"] == path.stat().st_size
+        assert len(meta["files"][name]["sha256"]) == 64
+
+
+GOLDEN = [
+    3.564782,
+    3.568465,
+    3.520663,
+    3.454143,
+    3.375828,
+    3.291978,
+    3.229731,
+    3.242478,
+    3.131806,
+    3.031183,
+    3.021961,
+    2.996609,
+    2.996559,
+    3.046687,
+    2.888981,
+    2.832166,
+    2.901467,
+    2.876859,
+    2.931043,
+    2.737856,
+]

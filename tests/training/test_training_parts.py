@@ -1,0 +1,147 @@
+"""Schedule, optimizers, precision: pure parts of the loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.config import ModelConfig, TrainConfig
+from gptcli.training.optimizers import Muon, Optimizers, orthogonalise
+from gptcli.training.precision import Weights
+from gptcli.training.schedule import (
+    lr_at,
+    resolve_eval_every,
+    resolve_log_every,
+    resolve_rate,
+    resolve_warmup,
+)
+from gptcli.training.state import build_model
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 500), st.floats(0, 1), st.integers(0, 2999))
+def test_the_rate_rises_stays_and_falls_within_bounds(
+    max_steps: int, warmup: int, decay: float, step: int
+) -> None:
+    step %= max_steps
+
+    def rate(at: int) -> float:
+        return lr_at(at, peak=2.0, max_steps=max_steps, warmup_steps=warmup, decay_fraction=decay)
+
+    assert 0 < rate(step) <= 2.0
+    if step < warmup and step + 1 < max_steps * (1 - decay):
+        assert rate(step) < rate(step + 1)
+    if step > max(warmup, max_steps * (1 - decay)):
+        assert rate(step) < rate(step - 1) or rate(step) == 2.0
+
+
+def test_the_rate_at_its_corners() -> None:
+    rates = [
+        lr_at(s, peak=1.0, max_steps=100, warmup_steps=10, decay_fraction=0.5) for s in range(101)
+    ]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == rates[50] == 1.0
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[100] == 0.0
+
+
+def test_auto_values() -> None:
+    assert resolve_rate(TrainConfig(optimizer="muon"), 128) == 0.02
+    assert resolve_rate(TrainConfig(optimizer="adamw"), 768) == pytest.approx(0.4 / 768)
+    assert resolve_rate(TrainConfig(optimizer="adamw"), 32) == 3e-3
+    assert resolve_warmup(TrainConfig(optimizer="adamw", max_steps=5000)) == 100
+    assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
+    assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
+    assert resolve_log_every(TrainConfig(max_steps=3)) == 1
+    # 60,000 tokens cost as much as training on 20,000: 20 steps of 1,000, 2 % of 1,000 steps.
+    assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
+    assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
+    assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 24), (2, 24, 8)])
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonalise(update, dtype=torch.float32))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    left, _, right = torch.linalg.svd(update, full_matrices=False)
+    exact = left @ right
+    got = orthogonalise(update, dtype=torch.float32)
+    cosine = (got * exact).sum((1, 2)) / got.norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    assert cosine.min() > 0.95
+
+
+def test_muon_by_hand() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(6, 3, generator=generator)
+    twin = torch.randn(6, 3, generator=generator)
+    start = weight.clone()
+    muon = Muon([weight, twin], lr=0.1, momentum=0.9, weight_decay=0.5, dtype=torch.float32)
+    momentum = torch.zeros(6, 3)
+    expected = start
+    for _ in range(3):
+        grad = torch.randn(6, 3, generator=generator)
+        weight.grad, twin.grad = grad.clone(), torch.ones(6, 3)
+        momentum = 0.9 * momentum + grad
+        update = orthogonalise((grad + 0.9 * momentum)[None], dtype=torch.float32)[0]
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * 2**0.5 * update
+        muon.step()
+    torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_which_parameter_goes_where() -> None:
+    model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), 11)
+    named = [(n, p.detach()) for n, p in model.named_parameters()]
+    muon = Optimizers("muon", named, 0.1, torch.float32)
+    names = {
+        group: {muon._names[id(p)] for p in optimizer.param_groups[0]["params"]}
+        for group, optimizer in (("muon", muon._all[0]), ("adamw", muon._adamw))
+    }
+    assert all(n.startswith("h.") and not n.endswith("norm.weight") for n in names["muon"])
+    assert names["adamw"] == {"wte.weight", "lm_head.weight"}
+    adamw = Optimizers("adamw", named, 0.1, torch.float32)
+    decayed, not_decayed = adamw._adamw.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert not_decayed["weight_decay"] == 0.0
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() < 2 for p in not_decayed["params"])
+
+
+def test_masters_keep_what_bfloat16_cannot() -> None:
+    model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
+    weights = Weights(model, torch.bfloat16)
+    assert model.wte.weight.dtype == torch.bfloat16
+    master = weights.named()["wte.weight"]
+    before = master.clone()
+    for _ in range(100):  # each far below half a bfloat16 step of 1.0
+        master += 1e-4
+    weights.publish()
+    assert (master - before - 0.01).abs().max() < 1e-4
+    assert torch.equal(model.wte.weight, master.to(torch.bfloat16))
+    assert not torch.equal(model.wte.weight, before.to(torch.bfloat16))
+
+
+def test_gradients_add_up_in_float32() -> None:
+    model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
+    weights = Weights(model, torch.bfloat16)
+    for value in (1.0, 2.0**-10):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        weights.collect(0.5)
+    assert all(torch.all(g == (1.0 + 2.0**-10) / 2) for g in weights.grads())
+    count = sum(g.numel() for g in weights.grads())
+    assert float(weights.norm()) == pytest.approx(0.5 * (1 + 2**-10) * count**0.5, rel=1e-5)
+    weights.clip(float(weights.norm()), 1.0)
+    assert float(weights.norm()) == pytest.approx(1.0, rel=1e-4)
+    weights.clear_grads()
+    assert weights.grads() == []
+
+
+def test_tied_weights_have_one_master() -> None:
+    model = build_model(ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
+    weights = Weights(model, torch.bfloat16)
+    assert "lm_head.weight" not in weights.named()
+    assert model.lm_head.weight is model.wte.weight

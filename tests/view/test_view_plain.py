@@ -1,0 +1,139 @@
+"""Progress as plain lines: the format that logs and scripts rely on."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from view_screen import a_run, started, step_done
+
+from gptcli.events import CheckpointSaved, Evaluated, Event, Finished, Notice, SampleDrawn
+from gptcli.view.plain import PlainView
+
+
+def shown(*events: Event, encoding: str = "utf-8") -> list[str]:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    with PlainView(Console(file=stream, width=40)) as view:
+        for event in events:
+            view.handle(event)
+    stream.seek(0)
+    return stream.read().splitlines()
+
+
+def test_a_logged_step_is_one_line_and_others_are_none() -> None:
+    lines = shown(
+        started(), *(step_done(step, loss=2.34567, logged=step == 100) for step in range(1, 101)),
+        Finished(100, 204_800, 3.0, "done", 2.3, None, None, None),
+    )  # fmt: skip
+    assert [line for line in lines if line.startswith("step")] == [
+        "step 100/3000  loss 2.3457  lr 2.00e-02  norm 0.71  61,234 tok/s  eta 1:37"
+    ]
+
+
+def test_the_opening_says_what_is_trained_and_on_what() -> None:
+    text = "\n".join(shown(started(compiled=True, resumed_from=600)))
+    for fact in ("shakespeare", "runs", "modern", "820,864", "812,544", "char, 65 tokens",
+                 "1,003,854", "111,540 for validation", "3,000 steps of 2,048 tokens",
+                 "from step 600", "cpu (2 threads)", "float32", "compiled"):  # fmt: skip
+        assert fact in text
+    assert "validation" not in "\n".join(shown(started(val_tokens=0)))
+
+
+def test_evaluations_checkpoints_samples_and_notices() -> None:
+    lines = shown(
+        started(max_steps=500),
+        Evaluated(200, 1, 1.0, 1.98766, best=True),
+        Evaluated(400, 1, 1.0, 2.0, best=False),
+        CheckpointSaved(400, Path("runs/x/checkpoints/step-00000400")),
+        SampleDrawn(400, "\n", "\nKING:\nWhat\x1b[2J?"),
+        SampleDrawn(400, "KING:", "\nWhat?"),
+        Notice("two of\rthem\x07"),
+    )
+    assert lines[-7:] == [
+        "step 200/500  val_loss 1.9877  best",
+        "step 400/500  val_loss 2.0000",
+        "step 400/500  saved",
+        "step 400/500  sample KING:\\nWhat␛[2J?",
+        "step 400/500  sample KING:\\nWhat?",
+        "two of",
+        "them␇",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "words"),
+    [
+        ("done", "done at step 1,240 of 3,000"),
+        ("target", "target reached at step 1,240 of 3,000"),
+        ("patience", "stopped, no improvement any more, at step 1,240 of 3,000"),
+        ("interrupted", "interrupted at step 1,240 of 3,000"),
+    ],
+)
+def test_the_summary_says_how_it_ended(stopped: str, words: str) -> None:
+    finished = Finished(1240, 2_539_520, 40.0, stopped, 1.5, 1.6, 1.55, 1200)  # type: ignore[arg-type]
+    assert shown(started(), finished)[-3:] == [
+        words,
+        "2,539,520 tokens in 0:40, 63,488 tok/s",
+        "loss 1.5000  val loss 1.6000  best 1.5500 at step 1,200",
+    ]
+
+
+def test_a_summary_without_losses_and_time() -> None:
+    assert shown(started(), Finished(0, 0, 0.0, "interrupted", None, None, None, None))[-2:] == [
+        "interrupted at step 0 of 3,000",
+        "0 tokens in 0.0 s",
+    ]
+
+
+def test_divergence_comes_with_its_diagnosis() -> None:
+    diagnosis = "the loss is not finite at step 7: learning rate 2.0e-02, " + "gradient " * 20
+    lines = shown(started(), Finished(7, 14_336, 0.4, "diverged", float("nan"), None, None, None,
+                                      diagnosis, "lower train.learning_rate"))  # fmt: skip
+    assert lines[-7] == "diverged at step 7 of 3,000"
+    assert lines[-5:] == ["loss nan", "", diagnosis, "", "hint: lower train.learning_rate"]
+
+
+def test_an_error_leaves_a_line_that_says_where() -> None:
+    stream = io.StringIO()
+    with suppress(ZeroDivisionError), PlainView(Console(file=stream)) as view:
+        view.handle(started())
+        view.handle(step_done(30, loss=2.0))
+        raise ZeroDivisionError
+    assert stream.getvalue().endswith("stopped at step 30 of 3,000 after 1.0 s, loss 2.0000\n")
+
+
+@pytest.mark.parametrize("steps", [1000, 100_000, 10_000_000])
+@pytest.mark.parametrize("speed", [0.0, 61_234.0, 1_234_567.0, 98_765_432.0, float("nan")])
+def test_lines_are_short_and_their_fields_can_be_taken_apart(steps: int, speed: float) -> None:
+    loss_norms = ((2.3456, 0.7), (123.4567, 31_000.0), (float("nan"), float("inf")))
+    lines = [
+        line
+        for loss, norm in loss_norms
+        for line in shown(
+            started(max_steps=steps, source="a/" * 60 + "b.txt", run=Path("r" * 70)),
+            step_done(1, seconds=0.0),
+            step_done(steps // 2, loss=loss, grad_norm=norm, tokens_per_second=speed,
+                      logged=True, seconds=900_000.0),
+            SampleDrawn(steps // 2, "\n", "日本語" * 50),
+        )
+    ]  # fmt: skip
+    assert all(len(line) < 80 for line in lines), lines
+    logged = [line.split("  ") for line in lines if "  loss " in line and line.startswith("step")]
+    assert len(logged) == len(loss_norms)
+    for fields in logged:
+        assert fields[0] == f"step {steps // 2}/{steps}"
+        assert re.fullmatch(r"loss (\d+\.\d{4}|nan)", fields[1])
+        assert re.fullmatch(r"lr \d\.\d\de-\d\d", fields[2])
+
+
+def test_a_stream_without_unicode_gets_none() -> None:
+    lines = shown(*a_run(200, sample="日本"), encoding="ascii")
+    assert "step 200/3000  sample ??" in lines
+
+
+def test_nothing_but_words_in_a_pipe() -> None:
+    assert not any("\x1b" in line for line in shown(*a_run(200)))
