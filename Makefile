@@ -18,7 +18,7 @@ train: $(STAMP)
 	$(BIN)/gptcli sample --max-new-tokens 400
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import yaml
 from pydantic import ValidationError
 
 from gptcli.config import Config
+from gptcli.config_problems import Key, Problem, explain, flat
 from gptcli.errors import GptcliError, nearest
 from gptcli.shipped import shipped_configs
 
-Key = tuple[str, ...]
 _MOST_NODES = 10_000
 _MOST_DEPTH = 20
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
@@ -28,7 +28,7 @@ _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 class ConfigError(GptcliError):
     """All that is wrong with a config: one (message, hint) for each problem."""
 
-    def __init__(self, problems: Sequence[tuple[str, str | None]]) -> None:
+    def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(message for message, _ in problems))
         self.problems = list(problems)
 
@@ -75,7 +75,7 @@ class _Document:
     name: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
-    problems: list[tuple[str, str | None]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
     def place(self, key: Key) -> str:
         """Where a key stands, or the nearest thing above it that stands somewhere."""
@@ -132,7 +132,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
     try:
         config = Config.model_validate(document.values, strict=True)
     except ValidationError as error:
-        document.problems.extend(_explain(document, error))
+        document.problems.extend(explain(document.values, error, document.place))
     if document.problems:
         raise ConfigError(document.problems)
     assert config is not None
@@ -153,21 +153,8 @@ def dump_config(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (old value, new value), for every key in which two configs differ."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    before, after = flat(old.model_dump()), flat(new.model_dump())
     return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
-
-
-def dotted_keys() -> list[str]:
-    """Every valid dotted key, in the order of the schema."""
-    return [".".join(key) for key in _flat(Config().model_dump())]
-
-
-def _flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
-    flat: dict[Key, Any] = {}
-    for name, value in values.items():
-        key = (*above, name)
-        flat.update(_flat(value, key) if isinstance(value, dict) else {key: value})
-    return flat
 
 
 def _read_yaml(document: _Document, text: str) -> None:
@@ -272,135 +259,6 @@ def _apply(document: _Document, override: str) -> None:
     for i in range(len(key)):
         document.places.setdefault(key[: i + 1], override)
     document.places[key] = override
-
-
-def _explain(document: _Document, error: ValidationError) -> Iterator[tuple[str, str | None]]:
-    """One problem per key, in the words of the schema rather than of pydantic."""
-    schema = Config.model_json_schema()
-    explained: set[Key] = set()
-    for detail in error.errors():
-        key = tuple(str(part) for part in detail["loc"][:2])
-        context = detail.get("ctx", {})
-        if detail["type"] == "extra_forbidden":
-            key = tuple(str(part) for part in detail["loc"])
-            yield (f"{document.place(key)}: unknown key `{'.'.join(key)}`", _did_you_mean(key))
-            continue
-        if key in explained:
-            continue
-        explained.add(key)
-        if "key" in context:  # two keys that do not fit together
-            place = document.place((*key, str(context["key"])))
-            yield f"{place}: {detail['msg']}", context.get("hint")
-            continue
-        value = detail["input"]
-        if len(key) == 1:
-            if value is None or value == {}:
-                continue
-            yield (
-                f"{document.place(key)}: `{key[0]}` is a section with keys of its own; "
-                f"got `{_short(value)}`",
-                f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...",
-            )
-            continue
-        value = _value_at(document.values, key)
-        wanted = _describe(_property(schema, key))
-        choices = _property(schema, key).get("enum", [])
-        close = nearest(str(value), map(str, choices)) if choices else None
-        yield (
-            f"{document.place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`",
-            f"did you mean `{close}`?" if close else None,
-        )
-
-
-def _did_you_mean(key: Key) -> str | None:
-    """The valid key nearest to an unknown one, wherever in the schema it stands."""
-    known = dotted_keys()
-    if len(key) > 2 and ".".join(key[:2]) in known:
-        return f"`{'.'.join(key[:2])}` takes a plain value"
-    inside = nearest(".".join(key), [k for k in known if k.split(".")[0] == key[0]])
-    if inside:
-        return f"did you mean `{inside}`?"
-    exact = [k for k in known if k.split(".")[1] == key[-1]]
-    if exact:
-        return f"did you mean `{exact[0]}`?"
-    if len(key) == 1:
-        section = nearest(key[0], sorted({k.split(".")[0] for k in known}))
-        if section:
-            return f"did you mean the section `{section}`?"
-    by_name = {k.split(".")[1]: k for k in known}
-    close = nearest(key[-1], by_name)
-    if close:
-        return f"did you mean `{by_name[close]}`?"
-    siblings = [k.split(".")[1] for k in known if k.split(".")[0] == key[0]]
-    return (
-        f"keys of `{key[0]}`: {', '.join(siblings)}"
-        if siblings
-        else ("sections: " + ", ".join(dict.fromkeys(k.split(".")[0] for k in known)))
-    )
-
-
-def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
-    section = schema["properties"][key[0]]
-    reference = section.get("$ref") or section["allOf"][0]["$ref"]
-    found = schema["$defs"][reference.rpartition("/")[2]]["properties"][key[1]]
-    assert isinstance(found, dict)
-    return found
-
-
-def _describe(schema: dict[str, Any]) -> str:
-    """A JSON Schema in words: "a whole number of at least 1, or `auto`"."""
-    if "anyOf" in schema:
-        return ", or ".join(_describe(part) for part in schema["anyOf"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return "one of " + ", ".join(f"`{choice}`" for choice in schema["enum"])
-    bounds = [
-        words.format(_plain(schema[name]))
-        for name, words in (
-            ("minimum", "at least {}"),
-            ("exclusiveMinimum", "above {}"),
-            ("maximum", "at most {}"),
-            ("exclusiveMaximum", "below {}"),
-        )
-        if name in schema
-    ]
-    kind = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "null": "null",
-        "string": "a name or path",
-    }[schema["type"]]
-    return kind + (" of " + " and ".join(bounds) if bounds else "")
-
-
-def _plain(bound: float) -> str:
-    return f"{int(bound):,}" if bound == int(bound) and bound < 10**12 else f"{bound:g}"
-
-
-def _value_at(values: Any, key: Key) -> Any:
-    for part in key:
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
-        value = f'"{value}"'  # a number in quotes is a text
-    text = (
-        "null"
-        if value is None
-        else str(value).lower()
-        if value is True or value is False
-        else str(value)
-    )
-    text = " ".join(text.split())
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _first_key(section: str) -> str:
-    return next((k.split(".")[1] for k in dotted_keys() if k.split(".")[0] == section), "key")
 
 
 def json_schema() -> str:

@@ -17,7 +17,7 @@ def runs(
     from dataclasses import asdict
 
     from gptcli.cli.output import note, print_json, stdout_console
-    from gptcli.training.run_list import run_rows
+    from gptcli.cli.run_rows import run_rows
     from gptcli.view.runs_table import runs_lines, runs_table
 
     rows = run_rows(folder)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -119,25 +120,27 @@ def sample(
     how = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     start = time.perf_counter()
     done: list[Sample] = []
+    out = sys.stdout
     if live:
-        _show(text)
-    for item in write(
-        trained.model,
-        trained.tokenizer,
-        ids,
-        streams=num_samples,
-        max_new_tokens=max_new_tokens,
-        how=how,
-        seed=seed,
-        stops=stop or (),
-    ):
-        if not isinstance(item, Piece):
-            done.append(item)
-        elif live:
-            _show(item.text)
+        _show(out, text)
+    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+        for item in write(
+            trained.model,
+            trained.tokenizer,
+            ids,
+            streams=num_samples,
+            max_new_tokens=max_new_tokens,
+            how=how,
+            seed=seed,
+            stops=stop or (),
+        ):
+            if not isinstance(item, Piece):
+                done.append(item)
+            elif live:
+                _show(out, item.text)
     seconds = time.perf_counter() - start
     if live:
-        _show("\n")
+        _show(out, "\n")
     for i, one in enumerate(sorted(done, key=lambda sample: sample.index)):
         if as_json:
             print_json(
@@ -154,7 +157,7 @@ def sample(
                 }
             )
         elif not live:
-            _show(("---\n" if i else "") + text + one.text + "\n")
+            _show(out, ("---\n" if i else "") + text + one.text + "\n")
     if not as_json and sys.stderr.isatty():
         tokens = sum(one.tokens for one in done)
         note(
@@ -163,9 +166,9 @@ def sample(
         )
 
 
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _show(out: TextIO, text: str) -> None:
+    out.write(text)
+    out.flush()
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +155,12 @@ def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
     finished: Finished | None = None
     parameters = 0
     try:
-        with _stop_on_signals() as stop, open_view(stderr_console()) as view:
+        # What a learner's module prints must not get among the data.
+        with (
+            redirect_stdout(sys.stderr),
+            _stop_on_signals() as stop,
+            open_view(stderr_console()) as view,
+        ):
             for message in notes:
                 view.handle(Notice(message))
             for event in events_of(setup, stop.wanted):
@@ -296,15 +302,21 @@ def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Mod
             "inside its attention",
             "gptcli train course --attention FILE",
         )
-    report = check_file(spec)
-    if not report.ok and not force:
+    try:
+        report = check_file(spec)
+        problem = None if report.ok else f"{report.file} does not pass its check: {report.message}"
+    except GptcliError as error:
+        if not force:
+            raise
+        problem = error.message
+    if problem is not None and not force:
         raise GptcliError(
-            f"{report.file} does not pass its check: {report.message}",
+            problem,
             f"see gptcli check-attention {spec}; --force trains with it all the same",
             exit_code=1,
         )
-    if not report.ok:
-        note(f"warning: {report.file} does not pass its check: {report.message}")
+    if problem is not None:
+        note(f"warning: {problem}")
     return load_attention(spec)
 
 

@@ -42,14 +42,14 @@ USUAL = Case(B=2, T=5, H=3, D=8, block_size=11)
 CASES = (
     USUAL,
     Case(B=3, T=7, H=2, D=5, block_size=7, bias=False, seed=1),
-    Case(B=1, T=4, H=5, D=3, block_size=9, seed=2),              # one sequence
-    Case(B=2, T=6, H=1, D=7, block_size=16, seed=3),             # one head
+    Case(B=1, T=4, H=5, D=3, block_size=9, seed=2),  # one sequence
+    Case(B=2, T=6, H=1, D=7, block_size=16, seed=3),  # one head
     Case(B=3, T=4, H=5, D=1, block_size=8, bias=False, seed=4),  # one channel per head
-    Case(B=2, T=1, H=4, D=3, block_size=6, seed=5),              # one token
+    Case(B=2, T=1, H=4, D=3, block_size=6, seed=5),  # one token
     Case(B=4, T=9, H=2, D=6, block_size=10, seed=6),
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
-LENGTHS = (1, 3, 11, 5)                                          # with one module, in this order
+LENGTHS = (1, 3, 11, 5)  # with one module, in this order
 
 
 class TrialConfig(SimpleNamespace):
@@ -66,8 +66,9 @@ class TrialConfig(SimpleNamespace):
 
 def config_for(case: Case, dropout: float = 0.0) -> TrialConfig:
     """The config of a case."""
-    return TrialConfig(n_embd=case.C, n_head=case.H, dropout=dropout, bias=case.bias,
-                       block_size=case.block_size)
+    return TrialConfig(
+        n_embd=case.C, n_head=case.H, dropout=dropout, bias=case.bias, block_size=case.block_size
+    )
 
 
 def generator_for(case: Case) -> torch.Generator:

@@ -1,7 +1,7 @@
 """Is this attention right? The project's own, or a learner's file.
 
-    report = check_file("my_attention.py:MyAttention")
-    report.ok, report.message, report.to_json()
+report = check_file("my_attention.py:MyAttention")
+report.ok, report.message, report.to_json()
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-LIMIT_S = 15.0           # a right file takes well under one second
+LIMIT_S = 15.0  # a right file takes well under one second
 
 
-def check_own(device: str | None = None) -> OwnReport:
-    """Compare every path of the project's attention with the reference, on all devices that are
-    here or on `device` alone."""
+def check_own() -> OwnReport:
+    """Compare every path of the project's attention with the reference, in every dtype and on
+    every device of this machine."""
     from gptcli.course.own_attention import compare_paths, devices_here
 
-    return compare_paths(devices_here() if device is None else [device])
+    return compare_paths(devices_here())
 
 
 def check_file(spec: str, *, limit_s: float = LIMIT_S) -> FileReport:
@@ -38,8 +38,9 @@ def check_file(spec: str, *, limit_s: float = LIMIT_S) -> FileReport:
         return _ask(worker, file, limit_s)
 
 
-def check_files(specs: Iterable[str], *,
-                limit_s: float = LIMIT_S) -> Iterator[FileReport | GptcliError]:
+def check_files(
+    specs: Iterable[str], *, limit_s: float = LIMIT_S
+) -> Iterator[FileReport | GptcliError]:
     """Check several files one after another; what check_file would raise takes the place of the
     report. torch is imported once for all of them."""
     files: list[LearnerFile | GptcliError] = []
@@ -88,9 +89,17 @@ def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:
         hint = "look there for a loop that never ends, or for far too much work"
     else:
         message = f"the file ended its process ({how.detail}), {how.doing}{where}"
-        hint = ("look for exit(), for memory without end, or for indices that leave a tensor"
-                if how.detail != "SIGKILL" else
-                "most likely the machine ran out of memory: look for a tensor that is far too large"
-                )
-    return FileReport(file.name, file.class_name, False, message, hint, how.reason,
-                      checks=(Check("runs", False, message),))
+        hint = (
+            "look for exit(), for memory without end, or for indices that leave a tensor"
+            if how.detail != "SIGKILL"
+            else "most likely the machine ran out of memory: look for a tensor that is too large"
+        )
+    return FileReport(
+        file.name,
+        file.class_name,
+        False,
+        message,
+        hint,
+        how.reason,
+        checks=(Check("runs", False, message),),
+    )

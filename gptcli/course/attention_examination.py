@@ -32,12 +32,25 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
         done.extend(notes(trial))
     except Wrong as wrong:
         done.append(Check(name, False, wrong.message))
-        return FileReport(file.name, file.class_name, False, wrong.message, wrong.hint,
-                          wrong.mistake, wrong.step, tuple(done))
+        return FileReport(
+            file.name,
+            file.class_name,
+            False,
+            wrong.message,
+            wrong.hint,
+            wrong.mistake,
+            wrong.step,
+            tuple(done),
+        )
     finally:
         torch.set_default_dtype(before)
     remarks = sum(check.note for check in done)
     also = {0: "", 1: ", with one note"}.get(remarks, f", with {remarks} notes")
     largest = next(check.detail for check in done if check.name == "output")
-    return FileReport(file.name, file.class_name, True,
-                      f"the same as the reference, {largest}{also}", checks=tuple(done))
+    return FileReport(
+        file.name,
+        file.class_name,
+        True,
+        f"the same as the reference, {largest}{also}",
+        checks=tuple(done),
+    )

@@ -23,23 +23,38 @@ def notes(trial: Trial) -> list[Check]:
     found: list[Check] = [_dropout(trial)]
     built = trial.build(USUAL)
     if plain := plain_tensors(built.module):
-        found.append(_note("mask", f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
-                           "when the module moves to a GPU; register_buffer takes it along"))
+        found.append(
+            _note(
+                "mask",
+                f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
+                "when the module moves to a GPU; register_buffer takes it along",
+            )
+        )
     config = config_for(USUAL)
     del config.block_size
     try:
         trial.construct(config)
     except Wrong:
-        found.append(_note("block_size", "the class needs config.block_size; one that makes its "
-                           "mask for the T at hand works anywhere"))
+        found.append(
+            _note(
+                "block_size",
+                "the class needs config.block_size; one that makes its "
+                "mask for the T at hand works anywhere",
+            )
+        )
     torch.set_default_dtype(torch.float32)
     try:
         module = trial.construct(config_for(USUAL)).to(torch.bfloat16)
         with torch.no_grad():
             trial.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
     except Wrong as wrong:
-        found.append(_note("bfloat16", f"does not work in bfloat16 ({wrong.message}); train with "
-                           "run.dtype=float32, or make new tensors in x's dtype"))
+        found.append(
+            _note(
+                "bfloat16",
+                f"does not work in bfloat16 ({wrong.message}); train with "
+                "run.dtype=float32, or make new tensors in x's dtype",
+            )
+        )
     finally:
         torch.set_default_dtype(torch.float64)
     return found
@@ -47,9 +62,12 @@ def notes(trial: Trial) -> list[Check]:
 
 def plain_tensors(module: nn.Module) -> list[str]:
     """Names of tensors that are neither parameters nor buffers of `module`."""
-    return [f"`{path}.{name}`" if path else f"`{name}`"
-            for path, part in module.named_modules() for name, value in vars(part).items()
-            if isinstance(value, Tensor)]
+    return [
+        f"`{path}.{name}`" if path else f"`{name}`"
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    ]
 
 
 @torch.no_grad()
@@ -63,7 +81,7 @@ def _dropout(trial: Trial) -> Check:
         options = {"use_dropout": True} if trial.takes_use_dropout else {}
         torch.manual_seed(0)
         y = trial.run(built.module.train(), x.clone(), **options)
-        ratio = y / built.reference(x)                       # 0 where dropped, else the scaling
+        ratio = y / built.reference(x)  # 0 where dropped, else the scaling
     except Wrong as wrong:
         return _note("dropout", f"could not be tried in training: {wrong.message}")
     heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
@@ -75,9 +93,12 @@ def _dropout(trial: Trial) -> Check:
     kept = heads[~dropped]
     scaled = 1 / (1 - DROPOUT) ** (attention + residual)
     if not torch.allclose(kept, torch.full_like(kept, scaled)):
-        return _note("dropout", f"with config.dropout = {DROPOUT} what it keeps is multiplied by "
-                     f"{float(kept.median()):.3g}, expected {scaled:.3g}: F.dropout with "
-                     "p=config.dropout scales by itself")
+        return _note(
+            "dropout",
+            f"with config.dropout = {DROPOUT} what it keeps is multiplied by "
+            f"{float(kept.median()):.3g}, expected {scaled:.3g}: F.dropout with "
+            "p=config.dropout scales by itself",
+        )
     if not attention:
         return _note("dropout", "acts on the output in training, never on the attention weights")
     if not residual:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ class Trial:
     file: LearnerFile
     cls: type[nn.Module]
     say: Callable[[str], None]
-    columns: bool = field(default=False)     # how bare matrices are meant (find_projections)
-    takes_use_dropout: bool = field(default=False)
+    columns: bool = False  # how bare matrices are meant (find_projections)
+    takes_use_dropout: bool = False
 
     def construct(self, config: Any) -> nn.Module:
         """Class(config). Raises Wrong where their code raises."""
@@ -87,11 +87,16 @@ class Trial:
             return find_projections(module, case.C, columns=self.columns)
         except ProjectionError as error:
             if error.unnamed:
-                raise GptcliError(f"{self.file.name}: {error.message}",
-                                  f"name the projections {NAMES}") from None
+                raise GptcliError(
+                    f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
+                ) from None
             step = {"input": 1, "output": 8}.get(error.missing or "")
-            raise Wrong(error.slug, f"with n_embd = {case.C}: {error.message}",
-                        f"give the module nn.Linear projections named {NAMES}", step) from None
+            raise Wrong(
+                error.slug,
+                f"with n_embd = {case.C}: {error.message}",
+                f"give the module nn.Linear projections named {NAMES}",
+                step,
+            ) from None
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
         """module(x), a tensor of x's shape and dtype. Raises Wrong otherwise."""
@@ -99,20 +104,30 @@ class Trial:
         self.say(doing)
         y = self.theirs(lambda: module(x, **options), doing, None)
         if y is None:
-            raise Wrong("returns-nothing", f"{doing} returned None",
-                        "end forward with `return` and the projected output")
+            raise Wrong(
+                "returns-nothing",
+                f"{doing} returned None",
+                "end forward with `return` and the projected output",
+            )
         if not isinstance(y, Tensor):
-            raise Wrong("no-tensor", f"{doing} returned a {type(y).__name__}, not a "
-                        "tensor",
-                        "return the output alone, of shape (B, T, C)")
+            raise Wrong(
+                "no-tensor",
+                f"{doing} returned a {type(y).__name__}, not a tensor",
+                "return the output alone, of shape (B, T, C)",
+            )
         if y.shape != x.shape:
-            raise Wrong("output-shape",
-                        f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
-                        "the output has the shape of x: (B, T, C), heads concatenated")
+            raise Wrong(
+                "output-shape",
+                f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
+                "the output has the shape of x: (B, T, C), heads concatenated",
+            )
         if y.dtype != x.dtype:
-            raise Wrong("output-dtype", f"output is {y.dtype} where x and the weights are "
-                        f"{x.dtype}", "make new tensors in the dtype of x, for example with "
-                        "torch.ones(..., dtype=x.dtype, device=x.device)")
+            raise Wrong(
+                "output-dtype",
+                f"output is {y.dtype} where x and the weights are {x.dtype}",
+                "make new tensors in the dtype of x, for example with "
+                "torch.ones(..., dtype=x.dtype, device=x.device)",
+            )
         return y
 
     def theirs(self, call: Callable[[], Any], doing: str, step: int | None) -> Any:
@@ -130,10 +145,12 @@ class Trial:
             where = f" at line {place[0]} of {self.file.path.name}, `{place[1]}`"
         message = f"{doing} stops{where}: {in_words(error)}"
         if isinstance(error, NotImplementedError):
-            return Wrong("not-implemented", message, "write the step that belongs on that line",
-                         step)
-        return Wrong("raises", message, "read that line with the shapes in mind that meet there",
-                     step)
+            return Wrong(
+                "not-implemented", message, "write the step that belongs on that line", step
+            )
+        return Wrong(
+            "raises", message, "read that line with the shapes in mind that meet there", step
+        )
 
     def settle_columns(self) -> None:
         """Find out from the numbers whether bare square matrices are meant for x @ W.T or x @ W;
@@ -160,20 +177,27 @@ def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
             f"{name} has no constructor that takes a config alone"
             + (f"; it takes {taken}" if taken else ""),
             "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias and "
-            "block_size")
+            "block_size",
+        )
     if "_forward_unimplemented" in getattr(cls.forward, "__name__", ""):
-        raise Wrong("no-forward", f"`{file.class_name}` has no method `forward`",
-                    "write `def forward(self, x):`", 1)
+        raise Wrong(
+            "no-forward",
+            f"`{file.class_name}` has no method `forward`",
+            "write `def forward(self, x):`",
+            1,
+        )
     if not _accepts(cls.forward, 2):
-        raise GptcliError(f"{name}.forward cannot be called with x alone; it takes "
-                          f"{inspect.signature(cls.forward)}",
-                          "write `def forward(self, x):`; the causal mask is made inside")
+        raise GptcliError(
+            f"{name}.forward cannot be called with x alone; it takes "
+            f"{inspect.signature(cls.forward)}",
+            "write `def forward(self, x):`; the causal mask is made inside",
+        )
     return "use_dropout" in inspect.signature(cls.forward).parameters
 
 
 def _accepts(function: Callable[..., Any], arguments: int) -> bool:
     try:
         inspect.signature(function).bind(*range(arguments))
-    except TypeError:
+    except (TypeError, ValueError):
         return False
     return True

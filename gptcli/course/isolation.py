@@ -22,10 +22,12 @@ from typing import IO, Any
 from gptcli.course.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
-START_S = 180.0          # importing torch from a cold, slow disk
-GRACE_S = 10.0           # beyond the limit of a file, which the worker watches itself
-_BOOT = ("import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.worker import main; "
-         "main(fork=sys.argv[1] == 'fork')")
+START_S = 180.0  # importing torch from a cold, slow disk
+GRACE_S = 10.0  # beyond the limit of a file, which the worker watches itself
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.worker import main; "
+    "main(fork=sys.argv[1] == 'fork')"
+)
 
 
 class Unfinished(Exception):
@@ -51,8 +53,12 @@ class Worker:
         self._process = _Process(self._fork)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop()
         self._folder.cleanup()
 
@@ -67,8 +73,15 @@ class Worker:
         stack = Path(self._folder.name) / "stack.txt"
         stack.write_bytes(b"")
         doing = "loading the file"
-        process.send({"name": file.name, "path": str(file.path), "class_name": file.class_name,
-                      "limit_s": limit_s, "stack": str(stack)})
+        process.send(
+            {
+                "name": file.name,
+                "path": str(file.path),
+                "class_name": file.class_name,
+                "limit_s": limit_s,
+                "stack": str(stack),
+            }
+        )
         while True:
             message = process.receive(limit_s + GRACE_S)
             if "doing" in message:
@@ -82,7 +95,7 @@ class Worker:
             else:
                 break
         if message["died"] is None or not process.is_alive():
-            self._stop()                         # the next file gets a new process
+            self._stop()  # the next file gets a new process
         trace = stack.read_text(encoding="utf-8", errors="replace")
         line = _line_in(trace, file.path)
         if trace or message["died"] is None:
@@ -100,13 +113,17 @@ class _Process:
 
     def __init__(self, fork: bool) -> None:
         one_thread = dict.fromkeys(
-            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+        )
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one
         # with all that a learner's file has started.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **one_thread},
-            start_new_session=os.name == "posix")
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **one_thread},
+            start_new_session=os.name == "posix",
+        )
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
         self._ready = False
         assert self._popen.stdout is not None
@@ -117,15 +134,17 @@ class _Process:
         if not self._ready:
             if "ready" not in self.receive(START_S):
                 self.kill()
-                raise GptcliError("the process that runs the file did not start",
-                                  "what it said stands above; try `python -c 'import torch'`",
-                                  exit_code=1)
+                raise GptcliError(
+                    "the process that runs the file did not start",
+                    "what it said stands above; try `python -c 'import torch'`",
+                    exit_code=1,
+                )
             self._ready = True
 
     def send(self, request: dict[str, Any]) -> None:
         """Hand it one request."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):       # receive() will tell
+        with contextlib.suppress(OSError):  # receive() will tell
             self._popen.stdin.write((json.dumps(request) + "\n").encode("ascii"))
             self._popen.stdin.flush()
 
@@ -148,13 +167,13 @@ class _Process:
         self._popen.kill()
         self._popen.wait()
         assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._popen.stdin.close()
 
     def _read(self, stdout: IO[bytes]) -> None:
         with stdout:
             for line in stdout:
-                with contextlib.suppress(ValueError):    # a line torn by the end of the process
+                with contextlib.suppress(ValueError):  # a line torn by the end of the process
                     self._messages.put(json.loads(line))
         self._messages.put({"died": f"exit code {self._popen.wait()}"})
 

@@ -32,7 +32,7 @@ DEFAULT_CLASS = "CausalSelfAttention"
 class LearnerFile:
     """A file that exists and is Python, and the class to look for in it."""
 
-    name: str            # as the user wrote it, without the class
+    name: str  # as the user wrote it, without the class
     path: Path
     class_name: str
 
@@ -48,16 +48,20 @@ def find_file(spec: str) -> LearnerFile:
         if right.isidentifier() or Path(left).is_file():
             name, class_name = left, right
     if not class_name.isidentifier():
-        raise GptcliError(f"{name}: `{class_name}` is not the name of a class",
-                          "write FILE or FILE:CLASS, for example `attention.py:MyAttention`")
+        raise GptcliError(
+            f"{name}: `{class_name}` is not the name of a class",
+            "write FILE or FILE:CLASS, for example `attention.py:MyAttention`",
+        )
     path = Path(name)
     if path.is_dir():
         raise GptcliError(f"{name} is a folder", "name the Python file in it" + _such_as(path))
     if not path.is_file():
         raise GptcliError(f"there is no file {name}", _where_else(path))
     if path.suffix == ".ipynb":
-        raise GptcliError(f"{name} is a notebook",
-                          "save the cell that holds the class as a .py file, and name that")
+        raise GptcliError(
+            f"{name} is a notebook",
+            "save the cell that holds the class as a .py file, and name that",
+        )
     _parse(name, path)
     return LearnerFile(name, path.resolve(), class_name)
 
@@ -70,19 +74,29 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
     module = _run(file)
     cls = getattr(module, file.class_name, None)
     if cls is None:
-        own = {name: value for name, value in vars(module).items() if inspect.isclass(value)
-               and issubclass(value, nn.Module) and value.__module__ == module.__name__}
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if inspect.isclass(value)
+            and issubclass(value, nn.Module)
+            and value.__module__ == module.__name__
+        }
         if not own:
-            raise GptcliError(f"{file.name}: there is no class `{file.class_name}`",
-                              "the file has no torch.nn.Module of its own; write one, or name "
-                              "another file")
+            raise GptcliError(
+                f"{file.name}: there is no class `{file.class_name}`",
+                "the file has no torch.nn.Module of its own; write one, or name another file",
+            )
         like = nearest(file.class_name, own) or next(iter(own))
         raise GptcliError(
             f"{file.name}: there is no class `{file.class_name}`; it has "
-            + ", ".join(f"`{name}`" for name in own), f"try `{file.name}:{like}`")
+            + ", ".join(f"`{name}`" for name in own),
+            f"try `{file.name}:{like}`",
+        )
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise GptcliError(f"{file.name}: `{file.class_name}` is not a torch.nn.Module",
-                          f"write `class {file.class_name}(nn.Module):`")
+        raise GptcliError(
+            f"{file.name}: `{file.class_name}` is not a torch.nn.Module",
+            f"write `class {file.class_name}(nn.Module):`",
+        )
     return cls
 
 
@@ -107,19 +121,23 @@ def in_words(error: BaseException) -> str:
 
 def _parse(name: str, path: Path) -> None:
     try:
-        with tokenize.open(path) as source:      # honours a coding line, as Python does
+        with tokenize.open(path) as source:  # honours a coding line, as Python does
             ast.parse(source.read(), filename=name)
     except SyntaxError as error:
         where = f"{name}:{error.lineno}" if error.lineno else name
         line = (error.text or "").strip()
-        raise GptcliError(f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
-                          "Python cannot read this file; mend that line first") from None
+        raise GptcliError(
+            f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
+            "Python cannot read this file; mend that line first",
+        ) from None
     except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise GptcliError(f"{name} is not Python: {in_words(error)}",
-                          "name a .py file with your class in it") from None
+        raise GptcliError(
+            f"{name} is not Python: {in_words(error)}", "name a .py file with your class in it"
+        ) from None
     except OSError as error:
-        raise GptcliError(f"{name} cannot be read: {error.strerror}",
-                          "check the file's permissions") from None
+        raise GptcliError(
+            f"{name} cannot be read: {error.strerror}", "check the file's permissions"
+        ) from None
 
 
 def _such_as(folder: Path) -> str:
@@ -155,20 +173,22 @@ def _run(file: LearnerFile) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module                   # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look their module up there
     try:
         with _neighbours_importable(file.path.parent), contextlib.redirect_stdout(sys.stderr):
             loader.exec_module(module)
     except ImportError as error:
-        raise GptcliError(f"{_at(file, error)}: {error}",
-                          "install it, or do without: torch and its own modules are enough"
-                          ) from error
+        raise GptcliError(
+            f"{_at(file, error)}: {error}",
+            "install it, or do without: torch and its own modules are enough",
+        ) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:               # sys.exit() at the top of a file as well
-        raise GptcliError(f"{_at(file, error)}: {in_words(error)}",
-                          "the file stops before its class can be used; it must run as "
-                          f"`python {file.name}`") from error
+    except BaseException as error:  # sys.exit() at the top of a file as well
+        raise GptcliError(
+            f"{_at(file, error)}: {in_words(error)}",
+            f"the file stops before its class can be used; it must run as `python {file.name}`",
+        ) from error
     return module
 
 

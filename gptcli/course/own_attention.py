@@ -30,8 +30,18 @@ CACHED, CHUNKS = "cached, token by token", "cached, in chunks"
 ROTARY, ROTARY_CACHED = "rotary", "rotary, token by token"
 ROTARY_CHUNKS = "rotary, in chunks"
 MULTIHEAD, SDPA = "torch MultiheadAttention", "torch scaled_dot_product"
-PATHS = (EXPLICIT, FUSED, PRODUCTS, CACHED, CHUNKS, ROTARY, ROTARY_CACHED, ROTARY_CHUNKS,
-         MULTIHEAD, SDPA)
+PATHS = (
+    EXPLICIT,
+    FUSED,
+    PRODUCTS,
+    CACHED,
+    CHUNKS,
+    ROTARY,
+    ROTARY_CACHED,
+    ROTARY_CHUNKS,
+    MULTIHEAD,
+    SDPA,
+)
 
 
 @dataclass(frozen=True)
@@ -57,30 +67,45 @@ class Sizes:
 def grid() -> list[Sizes]:
     """Edges (one token, one head, one channel per head) and middles. T = 70 reaches the fused
     kernel on a CPU too, which short texts do without."""
-    return [Sizes(B, T, H, D, bias)
-            for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32)) for T in (1, 2, 7, 70)
-            for B, bias in ((1, True), (1, False), (3, True))]
+    return [
+        Sizes(B, T, H, D, bias)
+        for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32))
+        for T in (1, 2, 7, 70)
+        for B, bias in ((1, True), (1, False), (3, True))
+    ]
 
 
 def devices_here() -> list[str]:
     """The devices that this machine has."""
-    return (["cpu"] + ["cuda"] * torch.cuda.is_available()
-            + ["mps"] * torch.backends.mps.is_available())
+    return (
+        ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    )
 
 
 def dtypes_on(device: str) -> list[torch.dtype]:
     """The dtypes that are of use there: no float64 on mps, no float16 on a CPU."""
-    return {"cpu": [torch.float64, torch.float32, torch.bfloat16],
-            "mps": [torch.float32, torch.bfloat16, torch.float16]}.get(device, list(TOLERANCE))
+    return {
+        "cpu": [torch.float64, torch.float32, torch.bfloat16],
+        "mps": [torch.float32, torch.bfloat16, torch.float16],
+    }.get(device, list(TOLERANCE))
 
 
 @torch.no_grad()
 def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> OwnReport:
     """Run every path on every case, dtype and device."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these sizes are small: threads would only wait for each other
+    try:
+        return _compare_paths(devices, grid() if cases is None else cases)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compare_paths(devices: list[str], cases: list[Sizes]) -> OwnReport:
     results: dict[tuple[str, str, str], PathResult] = {}
     for device in devices:
         for dtype in dtypes_on(device):
-            for seed, sizes in enumerate(grid() if cases is None else cases):
+            for seed, sizes in enumerate(cases):
                 for path, error in _errors(sizes, dtype, device, seed):
                     names = (path, str(dtype).removeprefix("torch."), device)
                     result = results.setdefault(names, PathResult(*names, TOLERANCE[dtype]))
@@ -92,8 +117,9 @@ def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> OwnRe
     return OwnReport(tuple(order))
 
 
-def _errors(sizes: Sizes, dtype: torch.dtype, device: str,
-            seed: int) -> Iterator[tuple[str, float]]:
+def _errors(
+    sizes: Sizes, dtype: torch.dtype, device: str, seed: int
+) -> Iterator[tuple[str, float]]:
     """(path, largest absolute error) for one case."""
     generator = torch.Generator().manual_seed(seed)
     config = SimpleNamespace(n_embd=sizes.C, n_head=sizes.H, dropout=0.0, bias=sizes.bias)
@@ -120,8 +146,9 @@ def _errors(sizes: Sizes, dtype: torch.dtype, device: str,
         yield from _rotary_errors(config, sizes, x, generator)
 
 
-def _rotary_errors(config: Any, sizes: Sizes, x: Tensor,
-                   generator: torch.Generator) -> Iterator[tuple[str, float]]:
+def _rotary_errors(
+    config: Any, sizes: Sizes, x: Tensor, generator: torch.Generator
+) -> Iterator[tuple[str, float]]:
     module = RotaryCausalSelfAttention(config).to(x.device, x.dtype).eval()
     _fill(module, generator)
     q, k, v = _heads(module, x)
@@ -135,6 +162,7 @@ def _rotary_errors(config: Any, sizes: Sizes, x: Tensor,
 
 
 # The reference: float64, CPU, nothing of gptcli.model but its numbers.
+
 
 def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
@@ -155,10 +183,11 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
     """Each query weighs itself and the width - 1 tokens before it: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
-    distance = at[:, None] - at                                              # (T, T)
-    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5      # (B, H, T, T)
-    weights = torch.where((distance >= 0) & (distance < width),
-                          (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
+    distance = at[:, None] - at  # (T, T)
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)
+    weights = torch.where(
+        (distance >= 0) & (distance < width), (scores - scores.amax(-1, keepdim=True)).exp(), 0.0
+    )
     weights = weights / weights.sum(-1, keepdim=True)
     return torch.einsum("bhts,bhsd->bhtd", weights, v)
 
@@ -178,20 +207,23 @@ def _turned(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     at = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
     angle = at * THETA ** (-torch.arange(half, dtype=torch.float64) / half)
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle),
-                                                                       angle)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
+        torch.ones_like(angle), angle
+    )
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
 # The paths.
+
 
 class _SeesFusedKernel(TorchFunctionMode):
     """Notes whether scaled_dot_product_attention was called."""
 
     seen = False
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (),
-                           kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.seen = self.seen or func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
 
@@ -204,8 +236,9 @@ def _cached(module: CausalSelfAttention, sizes: Sizes, x: Tensor, step: int) -> 
 
 
 def _multihead(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
-    peer = nn.MultiheadAttention(sizes.C, sizes.H, bias=sizes.bias, batch_first=True,
-                                 device=x.device, dtype=x.dtype).eval()
+    peer = nn.MultiheadAttention(
+        sizes.C, sizes.H, bias=sizes.bias, batch_first=True, device=x.device, dtype=x.dtype
+    ).eval()
     inputs = (module.query, module.key, module.value)
     peer.in_proj_weight.copy_(torch.cat([layer.weight for layer in inputs]))
     peer.out_proj.weight.copy_(module.c_proj.weight)
@@ -218,8 +251,10 @@ def _multihead(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
 
 
 def _sdpa(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
-    q, k, v = (layer(x).view(sizes.B, sizes.T, sizes.H, sizes.D).transpose(1, 2)
-               for layer in (module.query, module.key, module.value))
+    q, k, v = (
+        layer(x).view(sizes.B, sizes.T, sizes.H, sizes.D).transpose(1, 2)
+        for layer in (module.query, module.key, module.value)
+    )
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     y: Tensor = module.c_proj(mixed.transpose(1, 2).flatten(2))
     return y

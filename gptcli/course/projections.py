@@ -13,8 +13,10 @@ from torch import Tensor, nn
 FUSED = ("c_attn", "qkv")
 SEPARATE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 OUTPUT = ("c_proj", "o_proj")
-NAMES = ("query, key, value (or q_proj, k_proj, v_proj), or one c_attn or qkv; and c_proj or "
-         "o_proj for the output")
+NAMES = (
+    "query, key, value (or q_proj, k_proj, v_proj), or one c_attn or qkv; and c_proj or "
+    "o_proj for the output"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ class Projections:
 
     def items(self) -> tuple[tuple[str, Projection], ...]:
         """(name, projection), in order."""
-        return (("query", self.query), ("key", self.key), ("value", self.value),
-                ("output", self.output))
+        return (
+            ("query", self.query),
+            ("key", self.key),
+            ("value", self.value),
+            ("output", self.output),
+        )
 
 
 class ProjectionError(Exception):
@@ -59,8 +65,9 @@ class ProjectionError(Exception):
     `missing` says which part is not there at all ("input" or "output"), or `slug` what is wrong.
     """
 
-    def __init__(self, message: str, slug: str, *, unnamed: bool = False,
-                 missing: str | None = None) -> None:
+    def __init__(
+        self, message: str, slug: str, *, unnamed: bool = False, missing: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message, self.slug = message, slug
         self.unnamed, self.missing = unnamed, missing
@@ -95,7 +102,9 @@ def find_projections(module: nn.Module, n_embd: int, *, columns: bool = False) -
         if tuple(weight.shape) != (3 * n_embd, n_embd):
             raise ProjectionError(
                 f"`{fused}` has a weight of shape {tuple(weight.shape)}; stacked query, key and "
-                f"value make {(3 * n_embd, n_embd)}", "projection-shape")
+                f"value make {(3 * n_embd, n_embd)}",
+                "projection-shape",
+            )
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         parts += [Projection(w, b) for w, b in zip(weight.chunk(3), biases, strict=True)]
     else:
@@ -114,9 +123,11 @@ def is_ambiguous(module: nn.Module, n_embd: int) -> bool:
     for name in (*SEPARATE[0], *SEPARATE[1], *FUSED, *OUTPUT):
         part = getattr(module, name, None)
         bare = isinstance(part, nn.Parameter) or (
-            isinstance(part, nn.Module) and not isinstance(part, nn.Linear))
-        if bare and any(p.dim() == 2 and p.shape[0] == p.shape[1] == n_embd
-                        for p in _parameters(part)):
+            isinstance(part, nn.Module) and not isinstance(part, nn.Linear)
+        )
+        if bare and any(
+            p.dim() == 2 and p.shape[0] == p.shape[1] == n_embd for p in _parameters(part)
+        ):
             return True
     return False
 
@@ -131,8 +142,9 @@ def _parameters(part: object) -> list[nn.Parameter]:
     return list(part.parameters()) if isinstance(part, nn.Module) else []
 
 
-def _matrix(module: nn.Module, name: str, n_embd: int,
-            columns: bool) -> tuple[Tensor, Tensor | None]:
+def _matrix(
+    module: nn.Module, name: str, n_embd: int, columns: bool
+) -> tuple[Tensor, Tensor | None]:
     """The weight, turned so that its rows are outputs, and the bias, of `name`."""
     part = getattr(module, name)
     tensors = [p.detach() for p in _parameters(part)]
@@ -146,7 +158,9 @@ def _matrix(module: nn.Module, name: str, n_embd: int,
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "none"
         raise ProjectionError(
             f"`{name}` is a {kind} with parameters of shape {shapes}; it should be an nn.Linear, "
-            "one matrix and at most one bias", "projection-shape")
+            "one matrix and at most one bias",
+            "projection-shape",
+        )
     weight = matrices[0]
     if not isinstance(part, nn.Linear):
         rows, across = weight.shape
@@ -154,15 +168,19 @@ def _matrix(module: nn.Module, name: str, n_embd: int,
             weight = weight.T
     bias = biases[0] if biases else None
     if bias is not None and bias.shape[0] != weight.shape[0]:
-        raise ProjectionError(f"`{name}` has {weight.shape[0]} outputs and a bias of "
-                              f"{bias.shape[0]}", "projection-shape")
+        raise ProjectionError(
+            f"`{name}` has {weight.shape[0]} outputs and a bias of {bias.shape[0]}",
+            "projection-shape",
+        )
     return weight, bias
 
 
 def _square(weight: Tensor, name: str, n_embd: int) -> Tensor:
     if tuple(weight.shape) != (n_embd, n_embd):
-        raise ProjectionError(f"`{name}` has a weight of shape {tuple(weight.shape)}, expected "
-                              f"{(n_embd, n_embd)}", "projection-shape")
+        raise ProjectionError(
+            f"`{name}` has a weight of shape {tuple(weight.shape)}, expected {(n_embd, n_embd)}",
+            "projection-shape",
+        )
     return weight
 
 
@@ -171,21 +189,32 @@ def _all_different(parts: list[Projection], owners: list[str]) -> None:
     seen: dict[int, str] = {}
     for name, part in zip(names, parts, strict=True):
         if (first := seen.setdefault(part.weight.data_ptr(), name)) != name:
-            raise ProjectionError(f"`{first}` and `{name}` are the same weights; each has its own",
-                                  "shared-projection")
+            raise ProjectionError(
+                f"`{first}` and `{name}` are the same weights; each has its own",
+                "shared-projection",
+            )
 
 
 def _absent(module: nn.Module, owners: list[str], what: str, part: str) -> ProjectionError:
     """The error for a part that is not there: under another name, or not at all."""
-    other = sorted({name.removesuffix(".weight") for name, p in module.named_parameters()
-                    if p.dim() >= 2 and name.split(".")[0] not in owners})
+    other = sorted(
+        {
+            name.removesuffix(".weight")
+            for name, p in module.named_parameters()
+            if p.dim() >= 2 and name.split(".")[0] not in owners
+        }
+    )
     if other:
-        return ProjectionError(f"no {what} found; what is there has other names: "
-                               + ", ".join(f"`{name}`" for name in other),
-                               "unknown-names", unnamed=True)
+        return ProjectionError(
+            f"no {what} found; what is there has other names: "
+            + ", ".join(f"`{name}`" for name in other),
+            "unknown-names",
+            unnamed=True,
+        )
     have = ", ".join(f"`{n}`" for n in dict(module.named_children())) or "no submodule"
-    return ProjectionError(f"the module has no {what}: it has {have}",
-                           "missing-projection", missing=part)
+    return ProjectionError(
+        f"the module has no {what}: it has {have}", "missing-projection", missing=part
+    )
 
 
 def _and(names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -35,10 +35,16 @@ class FileReport:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check-attention --json` prints for a file."""
-        return {"file": self.file, "class": self.class_name, "ok": self.ok,
-                "first_wrong_step": self.first_wrong_step, "mistake": self.mistake,
-                "message": self.message, "hint": self.hint,
-                "checks": [asdict(check) for check in self.checks]}
+        return {
+            "file": self.file,
+            "class": self.class_name,
+            "ok": self.ok,
+            "first_wrong_step": self.first_wrong_step,
+            "mistake": self.mistake,
+            "message": self.message,
+            "hint": self.hint,
+            "checks": [asdict(check) for check in self.checks],
+        }
 
 
 @dataclass
@@ -61,20 +67,30 @@ class PathResult:
 
     def to_json(self) -> dict[str, Any]:
         """An entry of `checks`: the contract's name, ok and detail, and the numbers."""
-        detail = (f"{self.cases} cases, largest error {self.largest_error:.1e}, "
-                  f"tolerance {self.tolerance:.0e}")
+        detail = (
+            f"{self.cases} cases, largest error {self.largest_error:.1e}, "
+            f"tolerance {self.tolerance:.0e}"
+        )
         # JSON has no NaN.
         error = self.largest_error if self.largest_error < float("inf") else None
-        return {"name": f"{self.path}, {self.dtype}, {self.device}", "ok": self.ok,
-                "detail": detail, "path": self.path, "dtype": self.dtype, "device": self.device,
-                "cases": self.cases, "largest_error": error, "tolerance": self.tolerance}
+        return {
+            "name": f"{self.path}, {self.dtype}, {self.device}",
+            "ok": self.ok,
+            "detail": detail,
+            "path": self.path,
+            "dtype": self.dtype,
+            "device": self.device,
+            "cases": self.cases,
+            "largest_error": error,
+            "tolerance": self.tolerance,
+        }
 
 
 @dataclass(frozen=True)
 class OwnReport:
     """The verdict on the project's own attention."""
 
-    results: tuple[PathResult, ...] = field(default=())
+    results: tuple[PathResult, ...]
 
     @property
     def ok(self) -> bool:
@@ -89,11 +105,16 @@ class OwnReport:
         if not over:
             return f"every path agrees with the reference in {cases} cases"
         worst = over[0]
-        return (f"{len(over)} of {len(self.results)} paths stray from the reference, first "
-                f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
-                f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}")
+        return (
+            f"{len(over)} of {len(self.results)} paths stray from the reference, first "
+            f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
+            f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check-attention --json` prints without a file."""
-        return {"ok": self.ok, "message": self.message,
-                "checks": [result.to_json() for result in self.results]}
+        return {
+            "ok": self.ok,
+            "message": self.message,
+            "checks": [result.to_json() for result in self.results],
+        }

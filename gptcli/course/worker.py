@@ -23,8 +23,8 @@ from typing import Any
 from gptcli.course.learner_file import LearnerFile, in_words
 from gptcli.errors import GptcliError
 
-MEMORY = 4 << 30        # bytes that a file may take beyond what torch itself has
-SERVED = 93             # exit code of a fork that has answered; a file's own exit gives another
+MEMORY = 4 << 30  # bytes that a file may take beyond what torch itself has
+SERVED = 93  # exit code of a fork that has answered; a file's own exit gives another
 Answer = Callable[[dict[str, Any]], None]
 
 
@@ -34,7 +34,7 @@ def main(*, fork: bool) -> None:
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(2, 1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)          # input() in a learner's file finds the end, not the next request
+    os.dup2(nowhere, 0)  # input() in a learner's file finds the end, not the next request
     os.close(nowhere)
     sys.stdout = sys.stderr
 
@@ -42,6 +42,7 @@ def main(*, fork: bool) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
     from gptcli.course import attention_examination  # noqa: F401 - torch, before the first fork
+
     answer({"ready": True})
     for line in requests:
         request = json.loads(line)

@@ -165,4 +165,5 @@ def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Ten
 @lru_cache(maxsize=16)
 def _future(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The causal mask as a term to add: 0 where a query may look, -inf in its future. (T, T)"""
-    return torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu(1)
+    with torch.inference_mode(False):  # it is kept, and may be trained with later
+        return torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu(1)

@@ -55,8 +55,9 @@ class LayerCache:
         return torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2), allowed
 
     def clear(self) -> None:
-        """Forget all tokens (the memory is kept)."""
+        """Forget all tokens, and the weights that were kept."""
         self.seen = 0
+        self.weights.clear()
 
 
 class KeyValueCache:

@@ -30,12 +30,14 @@ def rotary_table(
 
     Frequencies are THETA^(-2i/D) for i in 0..D/2-1. Computed in float64, kept in `dtype`.
     Source: Su et al. 2021, "RoFormer", section 3.4.2."""
-    half = torch.arange(head_dim // 2, dtype=torch.float64)
-    frequency = THETA ** (-2.0 * half / head_dim)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (length, D/2)
-    cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
-    sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
-    return cos.to(device, dtype), sin.to(device, dtype)
+    # The table is kept: made in inference mode, it could not be trained with later.
+    with torch.inference_mode(False):
+        half = torch.arange(head_dim // 2, dtype=torch.float64)
+        frequency = THETA ** (-2.0 * half / head_dim)
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (length, D/2)
+        cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
+        sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
+        return cos.to(device, dtype), sin.to(device, dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 # GPT-2's pattern with possessive quantifiers, which find the same parts without backtracking:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-SPLIT_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
+SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` has to give one character back, and tiktoken keeps a stack for it that overflows
 # somewhere below a million; longer runs of white space are cut where the pattern would. Every

@@ -60,9 +60,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     )
     with _one_thread():
         learner.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Only the order of the merges is taken over: our ids are the ranks, bytes first.
+    # Only the order of the merges is taken over: our ids are the ranks, bytes first. Should two
+    # merges give the same bytes, they are one token.
     merges = json.loads(learner.to_str())["model"]["merges"]
-    return BpeTokenizer([from_characters("".join(merge)) for merge in merges])
+    return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
 
 def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _BLOCK) -> list[str]:

@@ -13,7 +13,6 @@ from gptcli.config import Config
 from gptcli.config_files import (
     ConfigError,
     differences,
-    dotted_keys,
     dump_config,
     find_config,
     is_override,
@@ -21,6 +20,7 @@ from gptcli.config_files import (
     load_config,
     parse_config,
 )
+from gptcli.config_problems import dotted_keys
 from gptcli.errors import GptcliError
 from gptcli.shipped import shipped_configs, shipped_folder
 

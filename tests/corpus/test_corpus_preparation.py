@@ -249,3 +249,16 @@ def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
     tokens, grown = map(int, done.stdout.split())
     assert tokens == size + (kind == "byte")
     assert grown < 40 << 20
+
+
+def test_preparing_a_text_does_not_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"some text that is long enough")
+    code = """
+import sys
+from gptcli.corpus import open_corpus
+open_corpus(sys.argv[1], kind="bpe", vocab_size=257, val_fraction=0.1, block_size=8)
+print("torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "a.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"

@@ -30,29 +30,55 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
 
 # text -> part of the message, part of the hint
 UNUSABLE = {
-    "no_class": ("from torch import nn\nclass CausalAttention(nn.Module): pass\n"
-                 "class Other(nn.Module): pass\n",
-                 "no class `CausalSelfAttention`; it has `CausalAttention`, `Other`",
-                 "no_class.py:CausalAttention"),
+    "no_class": (
+        "from torch import nn\nclass CausalAttention(nn.Module): pass\n"
+        "class Other(nn.Module): pass\n",
+        "no class `CausalSelfAttention`; it has `CausalAttention`, `Other`",
+        "no_class.py:CausalAttention",
+    ),
     "nothing": ("x = 1\n", "there is no class `CausalSelfAttention`", "name another file"),
-    "function": ("def CausalSelfAttention(config): pass\n", "is not a torch.nn.Module",
-                 "class CausalSelfAttention(nn.Module)"),
-    "missing_import": ("import numpy_but_misspelt\n",
-                       "missing_import.py:1: No module named 'numpy_but_misspelt'", "install it"),
-    "relative_import": ("from .parts import x\n", "relative_import.py:1: attempted relative",
-                        "do without"),
-    "raises": ("import torch\nclass A(nm.Module): pass\n",
-               "raises.py:2: NameError: name 'nm' is not defined", "python "),
+    "function": (
+        "def CausalSelfAttention(config): pass\n",
+        "is not a torch.nn.Module",
+        "class CausalSelfAttention(nn.Module)",
+    ),
+    "missing_import": (
+        "import numpy_but_misspelt\n",
+        "missing_import.py:1: No module named 'numpy_but_misspelt'",
+        "install it",
+    ),
+    "relative_import": (
+        "from .parts import x\n",
+        "relative_import.py:1: attempted relative",
+        "do without",
+    ),
+    "raises": (
+        "import torch\nclass A(nm.Module): pass\n",
+        "raises.py:2: NameError: name 'nm' is not defined",
+        "python ",
+    ),
     "exits": ("import sys\nsys.exit(3)\n", "exits.py:2: SystemExit: 3", "before its class"),
-    "constructor": (file_of(more=", n_head"), "no constructor that takes a config alone",
-                    "def __init__(self, config)"),
-    "no_constructor": ("from torch import nn\nclass CausalSelfAttention(nn.Module):\n"
-                       "    def forward(self, x): return x\n",
-                       "no constructor that takes a config", "def __init__(self, config)"),
-    "forward": (file_of(also=", mask"), "forward cannot be called with x alone",
-                "def forward(self, x)"),
-    "names": (file_of(body="self.wq = self.wk = self.wv = nn.Linear(config.n_embd, config.n_embd)"),
-              "no query, key and value found; what is there has other names: `wq`", "c_proj"),
+    "constructor": (
+        file_of(more=", n_head"),
+        "no constructor that takes a config alone",
+        "def __init__(self, config)",
+    ),
+    "no_constructor": (
+        "from torch import nn\nclass CausalSelfAttention(nn.Module):\n"
+        "    def forward(self, x): return x\n",
+        "no constructor that takes a config",
+        "def __init__(self, config)",
+    ),
+    "forward": (
+        file_of(also=", mask"),
+        "forward cannot be called with x alone",
+        "def forward(self, x)",
+    ),
+    "names": (
+        file_of(body="self.wq = self.wk = self.wv = nn.Linear(config.n_embd, config.n_embd)"),
+        "no query, key and value found; what is there has other names: `wq`",
+        "c_proj",
+    ),
 }
 
 
@@ -79,19 +105,26 @@ def test_unusable_files_are_errors(errors: dict[str, GptcliError], name: str) ->
     assert error.exit_code == 2
 
 
-@pytest.mark.parametrize(("spec", "message", "hint"), [
-    ("atention.py", "there is no file", "did you mean"),
-    ("zzz.py", "there is no file", "for example"),
-    ("nowhere/attention.py", "there is no file", "there is no folder"),
-    (".", "is a folder", "attention.py"),
-    ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
-    ("broken.py", "broken.py:2: ", "mend that line"),
-    ("latin.py", "latin.py", ""),
-    ("zeros.py", "zeros.py", ""),
-    ("cells.ipynb", "is a notebook", "save the cell"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ("atention.py", "there is no file", "did you mean"),
+        ("zzz.py", "there is no file", "for example"),
+        ("nowhere/attention.py", "there is no file", "there is no folder"),
+        (".", "is a folder", "attention.py"),
+        ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
+        ("broken.py", "broken.py:2: ", "mend that line"),
+        ("latin.py", "latin.py", ""),
+        ("zeros.py", "zeros.py", ""),
+        ("cells.ipynb", "is a notebook", "save the cell"),
+    ],
+)
 def test_files_that_are_not_there_or_not_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str, hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: str,
+    message: str,
+    hint: str,
 ) -> None:
     """These are told without starting a process."""
     (tmp_path / "attention.py").write_text("x = 1\n", encoding="utf-8")
@@ -108,14 +141,21 @@ def test_files_that_are_not_there_or_not_python(
         assert hint in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize(("spec", "name", "class_name"), [
-    ("a.py", "a.py", "CausalSelfAttention"),
-    ("a.py:Mine", "a.py", "Mine"),
-    ("b:c.py", "b:c.py", "CausalSelfAttention"),
-    ("b:c.py:Mine", "b:c.py", "Mine"),
-])
+@pytest.mark.parametrize(
+    ("spec", "name", "class_name"),
+    [
+        ("a.py", "a.py", "CausalSelfAttention"),
+        ("a.py:Mine", "a.py", "Mine"),
+        ("b:c.py", "b:c.py", "CausalSelfAttention"),
+        ("b:c.py:Mine", "b:c.py", "Mine"),
+    ],
+)
 def test_spec_is_file_and_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, name: str, class_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: str,
+    name: str,
+    class_name: str,
 ) -> None:
     """A colon in the file itself (a drive letter) does not cut it."""
     if sys.platform == "win32" and "b:" in spec:
@@ -148,7 +188,8 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bare_parameters.py", "bare_product.py"]
     text = (tmp_path / "bare_parameters.py").read_text(encoding="utf-8")
     (tmp_path / "bare_parameters.py").write_text(
-        text.replace("0.02", "0.03").replace("C = config", "c = config"), encoding="utf-8")
+        text.replace("0.02", "0.03").replace("C = config", "c = config"), encoding="utf-8"
+    )
     again = load_attention(spec)
     assert "C" not in again.__init__.__code__.co_varnames
     assert "C" in first.__init__.__code__.co_varnames
@@ -156,10 +197,13 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_checker_side_does_without_torch(tmp_path: Path) -> None:
     """What waits for the worker imports neither torch nor pydantic: torch is imported once."""
-    code = ("import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
-            "from gptcli.errors import GptcliError\n"
-            "try:\n    check_file('none.py')\nexcept GptcliError:\n    pass\n"
-            "print([m for m in ('torch', 'pydantic', 'rich') if m in sys.modules])\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          text=True, check=True)
+    code = (
+        "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
+        "from gptcli.errors import GptcliError\n"
+        "try:\n    check_file('none.py')\nexcept GptcliError:\n    pass\n"
+        "print([m for m in ('torch', 'pydantic', 'rich') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

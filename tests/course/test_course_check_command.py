@@ -36,9 +36,16 @@ def test_files_as_json_one_object_a_line(wrong: str) -> None:
     assert [value["file"] for value in values] == [RIGHT, wrong, "nowhere.py"]
     assert [value["ok"] for value in values] == [True, False, False]
     for value in values:
-        assert value.keys() >= {"file", "ok", "first_wrong_step", "mistake", "message", "hint",
-                                "checks"}
-    assert isinstance(result.exception, GptcliError)     # exit code 2 at the front door
+        assert value.keys() >= {
+            "file",
+            "ok",
+            "first_wrong_step",
+            "mistake",
+            "message",
+            "hint",
+            "checks",
+        }
+    assert isinstance(result.exception, GptcliError)  # exit code 2 at the front door
     assert result.exception.exit_code == 2
 
 

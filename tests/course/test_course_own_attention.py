@@ -29,8 +29,17 @@ def test_own_report_as_json() -> None:
     assert value["ok"] is True
     assert value["checks"]
     for check in value["checks"]:
-        assert check.keys() >= {"name", "ok", "detail", "path", "dtype", "device", "cases",
-                                "largest_error", "tolerance"}
+        assert check.keys() >= {
+            "name",
+            "ok",
+            "detail",
+            "path",
+            "dtype",
+            "device",
+            "cases",
+            "largest_error",
+            "tolerance",
+        }
 
 
 def test_grid_has_the_edges() -> None:
@@ -44,21 +53,33 @@ def test_grid_has_the_edges() -> None:
     assert any(case.width < case.T for case in cases)
 
 
-@pytest.mark.parametrize(("name", "broken"), [
-    ("attend", lambda q, k, v, dropout=0.0: torch.softmax(q @ k.mT, -1) @ v),
-    ("attend", lambda q, k, v, dropout=0.0: torch.full_like(q, torch.nan)),
-    ("attend_where", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
-])
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("attend", lambda q, k, v, dropout=0.0: torch.softmax(q @ k.mT, -1) @ v),
+        ("attend", lambda q, k, v, dropout=0.0: torch.full_like(q, torch.nan)),
+        ("attend_where", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
+    ],
+)
 def test_own_paths_that_stray_are_found(
-    monkeypatch: pytest.MonkeyPatch, name: str, broken: object,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    broken: object,
 ) -> None:
     monkeypatch.setattr(attention, name, broken)
     report = compare_paths(["cpu"], FEW[:1])
     assert not report.ok
     wrong = {result.path for result in report.results if not result.ok}
-    expected = {own_attention.PRODUCTS, own_attention.ROTARY} if name == "attend" else {
-        own_attention.CACHED, own_attention.CHUNKS, own_attention.ROTARY_CACHED,
-        own_attention.ROTARY_CHUNKS}
+    expected = (
+        {own_attention.PRODUCTS, own_attention.ROTARY}
+        if name == "attend"
+        else {
+            own_attention.CACHED,
+            own_attention.CHUNKS,
+            own_attention.ROTARY_CACHED,
+            own_attention.ROTARY_CHUNKS,
+        }
+    )
     assert wrong == expected
     assert "stray from the reference" in report.message
 

@@ -15,8 +15,9 @@ from gptcli.course.projections import ProjectionError, find_projections, is_ambi
 CONFIG = SimpleNamespace(n_embd=6, n_head=2, dropout=0.0, bias=True, block_size=4)
 
 
-@pytest.mark.parametrize("spec", ["course_style.py", "fused_sdpa.py", "einsum.py:Attention",
-                                  "loop_over_heads.py"])
+@pytest.mark.parametrize(
+    "spec", ["course_style.py", "fused_sdpa.py", "einsum.py:Attention", "loop_over_heads.py"]
+)
 def test_writing_into_the_map_changes_the_module(spec: str) -> None:
     module = load_attention(str(FILES / spec))(CONFIG)
     x = torch.randn(2, 3, 6)

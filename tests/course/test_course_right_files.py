@@ -11,19 +11,39 @@ from gptcli.course import check_files
 from gptcli.course.reports import FileReport
 
 OURS = "from gptcli.model.attention import CausalSelfAttention\n"
-RIGHT = ("course_style", "fused_sdpa", "einsum:Attention", "loop_over_heads", "mask_buffer",
-         "bare_parameters", "plain_mask", "ours")
+RIGHT = (
+    "course_style",
+    "fused_sdpa",
+    "einsum:Attention",
+    "loop_over_heads",
+    "mask_buffer",
+    "bare_parameters",
+    "plain_mask",
+    "ours",
+)
 VARIANTS = {
     # Boolean keys to keep, taken in by the kernel; the scale given rather than computed.
-    "kept_keys": ("fused_sdpa.py", "dropout_p=p, is_causal=True", "dropout_p=p, attn_mask=torch."
-                  "ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(), scale=q.shape[-1]**-.5"),
+    "kept_keys": (
+        "fused_sdpa.py",
+        "dropout_p=p, is_causal=True",
+        "dropout_p=p, attn_mask=torch."
+        "ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(), scale=q.shape[-1]**-.5",
+    ),
     "smallest_number": ("course_style.py", 'float("-inf")', "torch.finfo(scores.dtype).min"),
     "minus_10000": ("course_style.py", 'float("-inf")', "-1e4"),
-    "renormalised": ("course_style.py", "        if use_dropout:", (
-        "        weights = weights * mask\n"
-        "        weights = weights / weights.sum(-1, keepdim=True)\n        if use_dropout:")),
-    "no_blocks_config": ("mask_buffer.py", "config.block_size", (
-        "getattr(config, 'block_size', 64)")),
+    "renormalised": (
+        "course_style.py",
+        "        if use_dropout:",
+        (
+            "        weights = weights * mask\n"
+            "        weights = weights / weights.sum(-1, keepdim=True)\n        if use_dropout:"
+        ),
+    ),
+    "no_blocks_config": (
+        "mask_buffer.py",
+        "config.block_size",
+        ("getattr(config, 'block_size', 64)"),
+    ),
 }
 
 
@@ -57,8 +77,18 @@ def test_right_files_pass(reports: dict[str, FileReport], name: str) -> None:
     assert report.hint is None
     assert report.first_wrong_step is None
     assert {c.name for c in report.checks} >= {
-        "constructor", "projections", "shape", "input untouched", "evaluation", "causal", "output",
-        "several lengths", "gradients", "float32", "dropout"}
+        "constructor",
+        "projections",
+        "shape",
+        "input untouched",
+        "evaluation",
+        "causal",
+        "output",
+        "several lengths",
+        "gradients",
+        "float32",
+        "dropout",
+    }
     assert all(check.ok for check in report.checks)
 
 
@@ -80,15 +110,30 @@ def test_right_files_have_the_notes_that_they_earn(reports: dict[str, FileReport
 
 
 DROPOUTS = {
-    "attention_alone": ("fused_sdpa.py", "p, self.training)", "0.0, self.training)",
-                        "acts on the attention weights in training, never on the output"),
-    "output_alone": ("fused_sdpa.py", "dropout_p=p", "dropout_p=0.0",
-                     "acts on the output in training, never on the attention weights"),
-    "not_scaled": ("fused_sdpa.py", "p, self.training)",
-                   "p, self.training) * (1 - p)", "multiplied by 2, expected 4"),
-    "float32_inside": ("mask_buffer.py", "self.mask[:T, :T]",
-                       "self.mask[:T, :T].to(torch.promote_types(x.dtype, torch.float32))",
-                       "does not work in bfloat16"),
+    "attention_alone": (
+        "fused_sdpa.py",
+        "p, self.training)",
+        "0.0, self.training)",
+        "acts on the attention weights in training, never on the output",
+    ),
+    "output_alone": (
+        "fused_sdpa.py",
+        "dropout_p=p",
+        "dropout_p=0.0",
+        "acts on the output in training, never on the attention weights",
+    ),
+    "not_scaled": (
+        "fused_sdpa.py",
+        "p, self.training)",
+        "p, self.training) * (1 - p)",
+        "multiplied by 2, expected 4",
+    ),
+    "float32_inside": (
+        "mask_buffer.py",
+        "self.mask[:T, :T]",
+        "self.mask[:T, :T].to(torch.promote_types(x.dtype, torch.float32))",
+        "does not work in bfloat16",
+    ),
 }
 
 

@@ -32,11 +32,15 @@ def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_prints_past_python_go_to_stderr(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "writes.py"
-    path.write_text("import os; os.write(1, b'straight to 1\\n'); os.system('echo from a shell')\n"
-                    + (FILES / "fused_sdpa.py").read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text(
+        "import os; os.write(1, b'straight to 1\\n'); os.system('echo from a shell')\n"
+        + (FILES / "fused_sdpa.py").read_text(encoding="utf-8"),
+        encoding="utf-8",
+    )
     assert check_file(str(path)).ok
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -46,6 +50,7 @@ def test_prints_past_python_go_to_stderr(
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
     """As on macOS and Windows, where each file runs in the worker itself."""
     with Worker(fork=False) as worker:
+
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
             report = _ask(worker, find_file(spec), limit_s)
             return report.ok, report.mistake
@@ -60,8 +65,11 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
 def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
     """A file that breaks torch for itself breaks it for nobody else (where forks are safe)."""
     path = tmp_path / "vandal.py"
-    path.write_text("import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
-                    + (FILES / "course_style.py").read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text(
+        "import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
+        + (FILES / "course_style.py").read_text(encoding="utf-8"),
+        encoding="utf-8",
+    )
     with Worker(fork=hasattr(os, "fork")) as worker:
         assert not _ask(worker, find_file(str(path)), 30.0).ok
         if hasattr(os, "fork"):
@@ -77,7 +85,8 @@ def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
         "while True:\n    try:\n        time.sleep(600)\n    except BaseException:\n        pass\n",
-        encoding="utf-8")
+        encoding="utf-8",
+    )
     start = time.monotonic()
     report = check_file(str(path), limit_s=1.0)
     assert report.mistake == "time-limit"

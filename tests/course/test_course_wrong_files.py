@@ -43,7 +43,8 @@ def test_mistakes_are_refused(reports: dict[str, FileReport], mistake: Mistake) 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_messages_quote_a_number_or_a_name_of_theirs(
-    reports: dict[str, FileReport], mistake: Mistake,
+    reports: dict[str, FileReport],
+    mistake: Mistake,
 ) -> None:
     assert re.search(r"\d|`[\w.]+`", reports[mistake.name].message)
 

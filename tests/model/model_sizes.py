@@ -22,8 +22,16 @@ def randomise(module: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def attention(H: int, D: int, *, bias: bool = True, dropout: float = 0.0, rotary: bool = False,
-              dtype: torch.dtype = torch.float64, seed: int = 0) -> CausalSelfAttention:
+def attention(
+    H: int,
+    D: int,
+    *,
+    bias: bool = True,
+    dropout: float = 0.0,
+    rotary: bool = False,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> CausalSelfAttention:
     """A module in evaluation mode. Its config has what the contract gives and nothing else."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
@@ -37,8 +45,15 @@ def inputs(B: int, T: int, C: int, dtype: torch.dtype = torch.float64, seed: int
     return torch.randn(B, T, C, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def gpt(arch: str, *, vocab_size: int = 11, seed: int = 0, random: bool = False,
-        dtype: torch.dtype = torch.float32, **sizes: object) -> GPT:
+def gpt(
+    arch: str,
+    *,
+    vocab_size: int = 11,
+    seed: int = 0,
+    random: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **sizes: object,
+) -> GPT:
     """A GPT of two blocks in evaluation mode: initialised, or `random` throughout."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)

@@ -27,15 +27,22 @@ from gptcli.model.attention import (
 )
 
 EDGES = [  # B, T, H, D
-    (1, 1, 1, 1), (2, 1, 3, 4), (1, 7, 3, 4), (2, 5, 1, 6), (2, 5, 6, 1), (3, 7, 2, 5),
-    (1, 70, 2, 8), (2, 65, 3, 1),
+    (1, 1, 1, 1),
+    (2, 1, 3, 4),
+    (1, 7, 3, 4),
+    (2, 5, 1, 6),
+    (2, 5, 6, 1),
+    (3, 7, 2, 5),
+    (1, 70, 2, 8),
+    (2, 65, 3, 1),
 ]
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 5), st.integers(1, 9))
 
 
 def spelled_out(module: CausalSelfAttention, x: Tensor, dropout: float = 0.0) -> Tensor:
-    return causal_attention(x, module.query, module.key, module.value, module.c_proj,
-                            module.n_head, dropout)
+    return causal_attention(
+        x, module.query, module.key, module.value, module.c_proj, module.n_head, dropout
+    )
 
 
 def by_loops(module: CausalSelfAttention, x: Tensor) -> Tensor:
@@ -48,8 +55,9 @@ def by_loops(module: CausalSelfAttention, x: Tensor) -> Tensor:
         for h in range(module.n_head):
             block = slice(h * D, (h + 1) * D)
             for t in range(T):
-                scores = [float(q[b, t, block] @ k[b, s, block]) / math.sqrt(D)
-                          for s in range(t + 1)]
+                scores = [
+                    float(q[b, t, block] @ k[b, s, block]) / math.sqrt(D) for s in range(t + 1)
+                ]
                 weights = [math.exp(score - max(scores)) for score in scores]
                 for s, weight in enumerate(weights):
                     mixed[b, t, block] += weight / sum(weights) * v[b, s, block]
@@ -70,7 +78,13 @@ def test_eight_steps_are_the_formula(B: int, T: int, H: int, D: int, bias: bool)
 @pytest.mark.parametrize(("B", "T", "H", "D"), EDGES)
 @torch.no_grad()
 def test_fast_path_is_the_eight_steps(
-    B: int, T: int, H: int, D: int, bias: bool, dtype: torch.dtype, atol: float,
+    B: int,
+    T: int,
+    H: int,
+    D: int,
+    bias: bool,
+    dtype: torch.dtype,
+    atol: float,
 ) -> None:
     """float32 and T > 64 take the fused kernel on a CPU, the others matrix products."""
     module, x = attention(H, D, bias=bias, dtype=dtype), inputs(B, T, H * D, dtype)
@@ -83,7 +97,9 @@ def test_fast_path_is_the_eight_steps(
 @settings(max_examples=40, deadline=None)
 @torch.no_grad()
 def test_fast_path_is_the_eight_steps_for_any_shape(
-    sizes: tuple[int, int, int, int], bias: bool, seed: int,
+    sizes: tuple[int, int, int, int],
+    bias: bool,
+    seed: int,
 ) -> None:
     B, T, H, D = sizes
     module, x = attention(H, D, bias=bias, seed=seed), inputs(B, T, H * D, seed=seed + 1)
@@ -111,8 +127,8 @@ def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -
     x = inputs(2, T, 8, dtype).requires_grad_()
     y = module(x)
     for t in range(0, T, 7 if T > 10 else 1):
-        gradient, = torch.autograd.grad(y[0, t].sum(), x, retain_graph=True)
-        assert (gradient[0, t + 1:] == 0).all()
+        (gradient,) = torch.autograd.grad(y[0, t].sum(), x, retain_graph=True)
+        assert (gradient[0, t + 1 :] == 0).all()
         assert (gradient[1] == 0).all(), "sequences of a batch are strangers"
         assert (gradient[0, t] != 0).any()
 
@@ -138,8 +154,11 @@ def test_gradients_are_those_of_the_eight_steps() -> None:
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     # A bias of the keys moves a whole row of scores, which softmax does not see.
-    reached = {name for name, p in module.named_parameters()
-               if p.grad is not None and p.grad.abs().max() > 1e-6}
+    reached = {
+        name
+        for name, p in module.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 1e-6
+    }
     assert reached == {name for name, _ in module.named_parameters()} - {"key.bias"}
 
 
@@ -187,7 +206,8 @@ def test_banded_mask_lets_a_query_see_width_tokens() -> None:
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
 def test_attend_where_under_a_causal_mask_is_attend(
-    sizes: tuple[int, int, int, int], seed: int,
+    sizes: tuple[int, int, int, int],
+    seed: int,
 ) -> None:
     B, T, H, D = sizes
     q, k, v = inputs(3 * B, T, H * D, seed=seed).view(3, B, H, T, D).unbind(0)

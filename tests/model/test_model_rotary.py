@@ -23,11 +23,20 @@ def turned(x: Tensor, position: int) -> Tensor:
     return rotate(x, cos[position], sin[position])
 
 
-@given(st.integers(1, 8), st.integers(0, 31), st.integers(0, 31), st.integers(0, 32),
-       st.integers(0, 10**6))
+@given(
+    st.integers(1, 8),
+    st.integers(0, 31),
+    st.integers(0, 31),
+    st.integers(0, 32),
+    st.integers(0, 10**6),
+)
 @settings(max_examples=60, deadline=None)
 def test_products_depend_on_the_distance_alone(
-    half: int, i: int, j: int, shift: int, seed: int,
+    half: int,
+    i: int,
+    j: int,
+    shift: int,
+    seed: int,
 ) -> None:
     q, k = inputs(2, 1, 2 * half, seed=seed).view(2, -1)
     here = turned(q, i) @ turned(k, j)
@@ -39,7 +48,7 @@ def test_products_depend_on_the_distance_alone(
 def test_position_0_turns_nothing_and_1_turns_by_the_frequency() -> None:
     x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert torch.equal(turned(x, 0), x)
-    angle = torch.tensor([1.0, THETA ** -0.5], dtype=torch.float64)
+    angle = torch.tensor([1.0, THETA**-0.5], dtype=torch.float64)
     torch.testing.assert_close(turned(x, 1), torch.cat((angle.cos(), angle.sin())))
 
 
@@ -84,12 +93,19 @@ def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
     return y
 
 
-@given(st.booleans(), st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=12),
-       st.integers(0, 10**6))
+@given(
+    st.booleans(),
+    st.integers(1, 9),
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.integers(0, 10**6),
+)
 @settings(max_examples=60, deadline=None)
 @torch.no_grad()
 def test_cache_is_recomputation_under_a_banded_mask(
-    rotary: bool, width: int, pieces: list[int], seed: int,
+    rotary: bool,
+    width: int,
+    pieces: list[int],
+    seed: int,
 ) -> None:
     """In pieces of any sizes up to the width, far past the width."""
     pieces = [min(piece, width) for piece in pieces]

@@ -32,8 +32,7 @@ def test_cut_stands_between_a_character_and_white_space(text: str) -> None:
         assert text[cut] in WHITE_SPACE
     else:
         assert not any(
-            before not in WHITE_SPACE and after in " \n"
-            for before, after in pairwise(text)
+            before not in WHITE_SPACE and after in " \n" for before, after in pairwise(text)
         )
 
 

@@ -54,7 +54,7 @@ def test_hugging_face_reads_it_with_the_same_ids(kind: str, path: Path) -> None:
 
 
 def test_odd_alphabet_comes_back(path: Path) -> None:
-    text = "\x00\x1f\"\\\u2028\u0301é🙂\U0010ffff\r\n"
+    text = '\x00\x1f"\\\u2028\u0301é🙂\U0010ffff\r\n'
     tokenizer = build_tokenizer("char", 0, lambda: iter([text]))
     loaded = load_tokenizer(store(path, tokenizer.to_json()))
     assert loaded.decode(loaded.encode(text)) == text
@@ -137,9 +137,7 @@ def _swap_merges(stored: dict[str, Any]) -> None:
 def _rename_last_merge(stored: dict[str, Any]) -> None:
     vocab = stored["model"]["vocab"]
     token = next(token for token, id in vocab.items() if id == 298)
-    stored["model"]["vocab"] = {
-        "zqxj" if name == token else name: id for name, id in vocab.items()
-    }
+    stored["model"]["vocab"] = {"zqxj" if name == token else name: id for name, id in vocab.items()}
 
 
 @pytest.mark.parametrize(

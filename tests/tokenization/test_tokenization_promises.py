@@ -19,9 +19,13 @@ ANY = {
 }
 KINDS = {**ANY, "char": build_tokenizer("char", 0, lambda: iter([SHAKESPEARE]))}
 
-TEXT = st.text() | st.text(st.sampled_from(" \n\t'sdtlé🙂世\u0301\xa0\x1c<|>")) | st.lists(
-    st.sampled_from([END_OF_TEXT, "'ll", "'S", "  ", "\r\n", "the", " the", "12", "?!", "🙂"])
-).map("".join)
+TEXT = (
+    st.text()
+    | st.text(st.sampled_from(" \n\t'sdtlé🙂世\u0301\xa0\x1c<|>"))
+    | st.lists(
+        st.sampled_from([END_OF_TEXT, "'ll", "'S", "  ", "\r\n", "the", " the", "12", "?!", "🙂"])
+    ).map("".join)
+)
 kinds_for_any_text = pytest.mark.parametrize("tokenizer", ANY.values(), ids=ANY)
 kinds = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
 

@@ -16,7 +16,8 @@ class CausalSelfAttention(nn.Module):
         self.value = nn.Parameter(torch.randn(C, C) * 0.02)
         for name in ("query", "key", "value"):
             self.register_parameter(
-                f"{name}_bias", nn.Parameter(torch.zeros(C)) if config.bias else None)
+                f"{name}_bias", nn.Parameter(torch.zeros(C)) if config.bias else None
+            )
         self.c_proj = Product(C, config.bias)
 
     def forward(self, x):

@@ -14,7 +14,9 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x):
         p = self.p if self.training else 0.0
-        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-                   for part in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         return F.dropout(self.c_proj(y.transpose(1, 2).flatten(2)), p, self.training)

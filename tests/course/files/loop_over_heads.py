@@ -25,8 +25,8 @@ class CausalSelfAttention(nn.Module):
             block = slice(h * D, (h + 1) * D)
             rows = []
             for t in range(x.shape[1]):
-                past_k, past_v = k[:, :t + 1, block], v[:, :t + 1, block]
-                e = torch.exp((past_k @ q[:, t, block, None]) * D ** -0.5)
+                past_k, past_v = k[:, : t + 1, block], v[:, : t + 1, block]
+                e = torch.exp((past_k @ q[:, t, block, None]) * D**-0.5)
                 w = self.attn_drop(e / e.sum(dim=1, keepdim=True))
                 rows.append((w * past_v).sum(dim=1))
             heads.append(torch.stack(rows, dim=1))

@@ -18,8 +18,10 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = (layer(x).view(B, T, self.n_head, -1).permute(2, 0, 1, 3)
-                   for layer in (self.query, self.key, self.value))
+        q, k, v = (
+            layer(x).view(B, T, self.n_head, -1).permute(2, 0, 1, 3)
+            for layer in (self.query, self.key, self.value)
+        )
         scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(self.mask[:T, :T], -torch.inf)
         y = scores.softmax(dim=-1) @ v
         return self.c_proj(y.permute(1, 2, 0, 3).reshape(B, T, C))

@@ -1,0 +1,161 @@
+"""What is wrong with a config, in the words of the schema rather than of pydantic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from gptcli.config import Config
+from gptcli.errors import nearest
+
+Key = tuple[str, ...]
+Problem = tuple[str, str | None]
+"""A message of one line, and a hint."""
+
+
+def dotted_keys() -> list[str]:
+    """Every valid dotted key, in the order of the schema."""
+    return [".".join(key) for key in flat(Config().model_dump())]
+
+
+def flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+    """A nested mapping as one of tuples: {"a": {"b": 1}} -> {("a", "b"): 1}."""
+    found: dict[Key, Any] = {}
+    for name, value in values.items():
+        key = (*above, name)
+        found.update(flat(value, key) if isinstance(value, dict) else {key: value})
+    return found
+
+
+def explain(
+    values: dict[str, Any], error: ValidationError, place: Callable[[Key], str]
+) -> Iterator[Problem]:
+    """One problem per key. `values` is what was validated; `place` says where a key stands."""
+    schema = Config.model_json_schema()
+    explained: set[Key] = set()
+    for detail in error.errors():
+        key = tuple(str(part) for part in detail["loc"][:2])
+        context = detail.get("ctx", {})
+        if detail["type"] == "extra_forbidden":
+            key = tuple(str(part) for part in detail["loc"])
+            yield (f"{place(key)}: unknown key `{'.'.join(key)}`", _did_you_mean(key))
+            continue
+        if key in explained:
+            continue
+        explained.add(key)
+        if "key" in context:  # two keys that do not fit together
+            where = place((*key, str(context["key"])))
+            yield f"{where}: {detail['msg']}", context.get("hint")
+            continue
+        value = detail["input"]
+        if len(key) == 1:
+            if value is None or value == {}:
+                continue
+            yield (
+                f"{place(key)}: `{key[0]}` is a section with keys of its own; "
+                f"got `{_short(value)}`",
+                f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...",
+            )
+            continue
+        value = _value_at(values, key)
+        wanted = _describe(_property(schema, key))
+        choices = _property(schema, key).get("enum", [])
+        close = nearest(str(value), map(str, choices)) if choices else None
+        yield (
+            f"{place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`",
+            f"did you mean `{close}`?" if close else None,
+        )
+
+
+def _did_you_mean(key: Key) -> str | None:
+    """The valid key nearest to an unknown one, wherever in the schema it stands."""
+    known = dotted_keys()
+    if len(key) > 2 and ".".join(key[:2]) in known:
+        return f"`{'.'.join(key[:2])}` takes a plain value"
+    inside = nearest(".".join(key), [k for k in known if k.split(".")[0] == key[0]])
+    if inside:
+        return f"did you mean `{inside}`?"
+    exact = [k for k in known if k.split(".")[1] == key[-1]]
+    if exact:
+        return f"did you mean `{exact[0]}`?"
+    if len(key) == 1:
+        section = nearest(key[0], sorted({k.split(".")[0] for k in known}))
+        if section:
+            return f"did you mean the section `{section}`?"
+    by_name = {k.split(".")[1]: k for k in known}
+    close = nearest(key[-1], by_name)
+    if close:
+        return f"did you mean `{by_name[close]}`?"
+    siblings = [k.split(".")[1] for k in known if k.split(".")[0] == key[0]]
+    return (
+        f"keys of `{key[0]}`: {', '.join(siblings)}"
+        if siblings
+        else ("sections: " + ", ".join(dict.fromkeys(k.split(".")[0] for k in known)))
+    )
+
+
+def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
+    section = schema["properties"][key[0]]
+    reference = section.get("$ref") or section["allOf"][0]["$ref"]
+    found = schema["$defs"][reference.rpartition("/")[2]]["properties"][key[1]]
+    assert isinstance(found, dict)
+    return found
+
+
+def _describe(schema: dict[str, Any]) -> str:
+    """A JSON Schema in words: "a whole number of at least 1, or `auto`"."""
+    if "anyOf" in schema:
+        return ", or ".join(_describe(part) for part in schema["anyOf"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return "one of " + ", ".join(f"`{choice}`" for choice in schema["enum"])
+    bounds = [
+        words.format(_plain(schema[name]))
+        for name, words in (
+            ("minimum", "at least {}"),
+            ("exclusiveMinimum", "above {}"),
+            ("maximum", "at most {}"),
+            ("exclusiveMaximum", "below {}"),
+        )
+        if name in schema
+    ]
+    kind = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "null": "null",
+        "string": "a name or path",
+    }[schema["type"]]
+    return kind + (" of " + " and ".join(bounds) if bounds else "")
+
+
+def _plain(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) and bound < 10**12 else f"{bound:g}"
+
+
+def _value_at(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
+        value = f'"{value}"'  # a number in quotes is a text
+    text = (
+        "null"
+        if value is None
+        else str(value).lower()
+        if value is True or value is False
+        else str(value)
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _first_key(section: str) -> str:
+    return next((k.split(".")[1] for k in dotted_keys() if k.split(".")[0] == section), "key")
