@@ -121,12 +121,13 @@ class TrainConfig(_Section):
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
     """The last share of the steps, over which the rate falls to 0 in a straight line."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
-    """Decay of matrices, per step and unit of learning rate; gains and biases do not decay."""
+    """Decay of matrices, per step and unit of learning rate; gains and biases do not decay, nor do
+    embeddings and head under muon."""
     grad_clip: Annotated[Number, Field(ge=0.0)] = 1.0
     """Largest global gradient norm; longer gradients are scaled down to it. 0: no clipping."""
     eval_every: Count | Auto = "auto"
-    """Steps between evaluations of the whole validation split. auto: as many as cost 2 % of the
-    time."""
+    """Steps between evaluations of the whole validation split; the last step is always evaluated.
+    auto: as many as cost 2 % of the time, at most twenty."""
     checkpoint_every: Count | Auto = "auto"
     """Steps between checkpoints. auto: once a minute, at most 1 % of the time."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 2

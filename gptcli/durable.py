@@ -63,18 +63,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def replace_folder(temporary: Path, goal: Path) -> None:
-    """Rename a folder whose files are durable to its goal, and make the name durable.
-
-    Where the goal exists already it is moved aside first and deleted afterwards."""
+    """Rename a folder whose files are durable to its goal, which must not exist, and make the
+    name durable."""
     fsync_folder(temporary)
-    old = None
-    if goal.exists():
-        old = goal.with_name(f".{goal.name}.{os.getpid()}.old")
-        goal.rename(old)
     temporary.rename(goal)
     fsync_folder(goal.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, first away from its name: half a folder is never seen under it."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
@@ -98,7 +99,14 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises GptcliError (exit code 1) where another process holds it."""
     path = folder / ".lock"
-    with path.open("ab") as file:
+    try:
+        opened = path.open("ab")
+    except OSError as error:
+        raise GptcliError(
+            f"{folder}: cannot be written ({error.strerror})",
+            "choose a folder that you may write to with --out",
+        ) from None
+    with opened as file:
         if not _lock(file):
             raise GptcliError(
                 f"{folder} is being written by another gptcli train",
@@ -135,6 +143,8 @@ def _lock(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return True  # a file system without locks: better to train than to refuse
     return True

@@ -75,6 +75,8 @@ def main() -> None:
     try:
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # typer makes an exit code of a Ctrl-C
+            note("\ninterrupted")
     except GptcliError as error:
         if debug:
             raise
@@ -91,12 +93,33 @@ def main() -> None:
         # The reader has left (`gptcli sample | head`); the interpreter must not flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except MemoryError:
-        if debug:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if debug or (problem := _of_the_machine(error)) is None:
             raise
-        print_error(GptcliError("out of memory", "lower train.batch_size or model.block_size"))
-        code = 1
+        print_error(problem)
+        code = problem.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_machine(error: Exception) -> GptcliError | None:
+    """What the machine refused (a disk, its memory) as an error for people; None: a bug of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return GptcliError(
+            f"{name}{error.strerror}",
+            "is the disk full, or the folder gone or read-only? Checkpoints that were saved are "
+            "whole; `gptcli train --resume` goes on from the newest",
+            exit_code=1,
+        )
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in words or "allocate memory" in words:
+        return GptcliError(
+            "out of memory",
+            "lower train.batch_size (and raise train.grad_accum by as much), model.block_size, or "
+            "the number of samples; `gptcli train --dry-run` estimates what a run needs",
+            exit_code=1,
+        )
+    return None
 
 
 def _usage_error(error: TyperException) -> int:

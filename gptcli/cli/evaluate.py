@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +65,8 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file)
-    loss = mean_loss(trained.model, tokens, context)
+    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+        loss = mean_loss(trained.model, tokens, context)
     assert loss is not None
     count = len(tokens) - 1
     text_bytes = tokens.byte_count(trained.tokenizer, start=1)

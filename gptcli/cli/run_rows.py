@@ -39,15 +39,24 @@ def _row(run: Path) -> RunRow:
     return RunRow(
         name=run.name,
         status=state,
-        step=int(ended.get("steps") or step.get("step") or 0),
+        step=_whole(ended.get("steps")) or _whole(step.get("step")),
         max_steps=max_steps,
-        train_loss=ended.get("train_loss", step.get("loss")),
-        val_loss=ended.get("val_loss", evaluation.get("val_loss")),
-        best_val_loss=ended.get("best_val_loss", last.get("best", {}).get("val_loss")),
-        seconds=float(ended.get("seconds") or step.get("seconds") or 0.0),
-        parameters=status.get("parameters"),
+        train_loss=_number(ended.get("train_loss", step.get("loss"))),
+        val_loss=_number(ended.get("val_loss", evaluation.get("val_loss"))),
+        best_val_loss=_number(ended.get("best_val_loss", last.get("best", {}).get("val_loss"))),
+        seconds=_number(ended.get("seconds")) or _number(step.get("seconds")),
+        parameters=_whole(status.get("parameters")) or None,
         when=_last_sign(run),
     )
+
+
+def _number(value: object) -> float | None:
+    """A value of a file that anybody may have edited, where it is a number."""
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _last_sign(run: Path) -> datetime:
@@ -65,11 +74,13 @@ def _last_records(path: Path) -> dict[str, dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(record, dict):
             continue
         found[record.get("kind", "")] = record
         if record.get("kind") == "eval" and record.get("val_loss") is not None:
             best = found.get("best")
-            if best is None or record["val_loss"] < best["val_loss"]:
+            if best is None or (_number(record["val_loss"]) or 0.0) < best["val_loss"]:
                 found["best"] = record
     return found

@@ -167,6 +167,10 @@ def sample(
 
 
 def _show(out: TextIO, text: str) -> None:
+    if out.isatty():
+        from gptcli.view.safe_text import clean
+
+        text = clean(text)  # what a model writes must not steer the terminal
     out.write(text)
     out.flush()
 

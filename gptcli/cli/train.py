@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gptcli.config import Config
-    from gptcli.training.loop import Setup
+    from gptcli.training.setup import Prepared
 
 
 def train(
@@ -78,24 +80,26 @@ def train(
         _resume(target, overrides, out, extend, attention, force, as_json)
         return
     config, name = _config(target, overrides, from_run)
+    own = _own_attention(attention, config, force)
     if dry_run:
-        _dry_run(config, as_json)
+        _dry_run(config, own, as_json)
         return
     from gptcli.training import run_folder, setup
 
     run = out if out is not None else run_folder.free_name(name)
     if not overwrite:
         run_folder.refuse_existing(run)
-    own = _own_attention(attention, config, force)
     with _front_row(run, create=True):
-        prepared = setup.prepare_new(
-            config,
-            run,
-            overwrite=overwrite,
-            attention=own,
-            from_run=run_folder.find_run(from_run) if from_run else None,
-        )
-        _run(prepared.setup, prepared.notes, as_json)
+        try:
+            prepared = setup.prepare_new(
+                config,
+                run,
+                attention=own,
+                from_run=run_folder.find_run(from_run) if from_run else None,
+            )
+            _run(prepared, as_json, attention)
+        finally:
+            run_folder.put_back(run)
 
 
 def _resume(
@@ -107,99 +111,84 @@ def _resume(
     force: bool,
     as_json: bool,
 ) -> None:
-    from gptcli.config_files import load_config, parse_config
+    from gptcli.config_files import load_config
     from gptcli.training import run_folder, setup
 
     run = run_folder.find_run(str(out) if out is not None else None)
+    stored = load_config(str(run / "config.yaml"))
     wanted: Config | None = None
     if target is not None:
         wanted, _ = _config(target, overrides, None)
     elif overrides:
-        wanted = parse_config(
-            (run / "config.yaml").read_text("utf-8"), overrides, name=str(run / "config.yaml")
-        )
-    stored = load_config(str(run / "config.yaml"))
+        wanted = load_config(str(run / "config.yaml"), overrides)
     own = _own_attention(attention, stored, force)
     with _front_row(run, create=False):
         prepared = setup.prepare_resume(run, wanted, extend=extend, attention=own)
-        if prepared is None:
-            status = run_folder.read_status(run)
-            note(
-                f"{run} is finished (step {status.get('steps')}); nothing to do. "
-                "More steps: train.max_steps=N --resume --extend"
-            )
-            if as_json:
-                print_json({**status, "resumed_from": status.get("steps")})
+        if prepared is not None:
+            _run(prepared, as_json, attention)
             return
-        _run(prepared.setup, prepared.notes, as_json)
+        status = setup.status_of_finished(run)
+        note(
+            f"{run} is finished (step {status['steps']}, {status['stopped']}); nothing to do. "
+            "More steps: train.max_steps=N --resume --extend"
+        )
+        if as_json:
+            print_json(status)
 
 
-def _run(setup: Setup, notes: list[str], as_json: bool) -> None:
+def _run(prepared: Prepared, as_json: bool, attention: str | None) -> None:
     """Train, show it, keep the run's files, say how it ended."""
     from dataclasses import replace
 
-    from gptcli.config_files import dump_config
-    from gptcli.durable import write_atomically
-    from gptcli.events import Finished, Notice, RunStarted, SampleDrawn
+    from gptcli.events import CheckpointSaved, Finished, Notice, SampleDrawn
     from gptcli.training import run_folder
     from gptcli.training.loop import train as events_of
+    from gptcli.training.summary import Summary
     from gptcli.view.metrics import metrics_record
     from gptcli.view.terminal import open_view
 
+    setup = prepared.setup
     run = setup.run
-    resumed_from = setup.resume.step if setup.resume else None
-    if resumed_from is not None:
-        write_atomically(run / "config.yaml", dump_config(setup.config).encode("utf-8"))
-    run_folder.trim_samples(run, resumed_from or 0)
-    metrics = run_folder.Metrics(run, resumed_from)
+    summary = Summary(setup)
+    # How an earlier part of the run ended is no longer true.
+    run_folder.write_status(run, summary.begun())
+    run_folder.trim_samples(run, setup.resume.step if setup.resume else 0)
     finished: Finished | None = None
-    parameters = 0
-    try:
+    with (
+        closing(run_folder.Metrics(run, setup.resume.step if setup.resume else None)) as metrics,
         # What a learner's module prints must not get among the data.
-        with (
-            redirect_stdout(sys.stderr),
-            _stop_on_signals() as stop,
-            open_view(stderr_console()) as view,
-        ):
-            for message in notes:
-                view.handle(Notice(message))
-            for event in events_of(setup, stop.wanted):
-                # The front door says why a run diverged, in the form of an error.
-                view.handle(
-                    replace(event, diagnosis=None, hint=None)
-                    if isinstance(event, Finished)
-                    else event
-                )
-                if (record := metrics_record(event)) is not None:
-                    metrics.write(record)
-                if isinstance(event, RunStarted):
-                    parameters = event.parameters
-                if isinstance(event, SampleDrawn):
-                    run_folder.write_sample(run, event.step, event.prompt, event.text)
-                if isinstance(event, Finished):
-                    finished = event
-    finally:
-        metrics.close()
-    assert finished is not None
-    summary: dict[str, Any] = {
-        "run": str(run),
-        "steps": finished.step,
-        "tokens": finished.tokens,
-        "seconds": finished.seconds,
-        "resumed_from": resumed_from,
-        "train_loss": finished.train_loss,
-        "val_loss": finished.val_loss,
-        "best_val_loss": finished.best_val_loss,
-        "best_step": finished.best_step,
-        "stopped": finished.stopped,
-        "parameters": parameters,
-    }
-    run_folder.write_status(run, summary)
+        redirect_stdout(sys.stderr),
+        _stop_on_signals() as stop,
+        open_view(stderr_console()) as view,
+        suppress(_LeaveAtOnce),
+    ):
+        for message in prepared.notes:
+            view.handle(Notice(message))
+        for event in events_of(setup, stop.wanted):
+            summary.absorb(event)
+            # The front door says why a run diverged, in the form of an error.
+            view.handle(
+                replace(event, diagnosis=None, hint=None) if isinstance(event, Finished) else event
+            )
+            if (record := metrics_record(event)) is not None:
+                metrics.write(record)
+            if isinstance(event, SampleDrawn):
+                run_folder.write_sample(run, event.step, event.prompt, event.text)
+            if isinstance(event, CheckpointSaved):
+                run_folder.forget_replaced(run)
+            if isinstance(event, Finished):
+                finished = event
+    result = summary.ended()
+    run_folder.write_status(run, result)
     if as_json:
-        print_json(summary)
-    if finished.stopped == "interrupted":
-        note(f"saved at step {finished.step}; go on with: gptcli train --resume --out {run}")
-        raise typer.Exit(130)
+        print_json(result)
+    if finished is None or finished.stopped == "interrupted":
+        again = f"gptcli train --resume --out {shlex.quote(str(run))}" + (
+            f" --attention {shlex.quote(attention)}" if attention else ""
+        )
+        saved = f"saved at step {finished.step}" if finished else "left at once, without saving"
+        note(f"{saved}; go on with: {again}")
+        sys.exit(130)
     if finished.stopped == "diverged":
         raise GptcliError(finished.diagnosis or "the run diverged", finished.hint, exit_code=1)
 
@@ -235,7 +224,7 @@ def _config(target: str | None, overrides: list[str], from_run: str | None) -> t
             + ", ".join(shipped_configs()),
         )
     if target is not None:
-        overrides = [f"data.source={json.dumps(target)}", *overrides]
+        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
     if from_run is not None:
         from gptcli.training.run_folder import find_run
 
@@ -320,10 +309,10 @@ def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Mod
     return load_attention(spec)
 
 
-def _dry_run(config: Config, as_json: bool) -> None:
+def _dry_run(config: Config, attention: type[nn.Module] | None, as_json: bool) -> None:
     from gptcli.training.dry_run import plan
 
-    result = plan(config)
+    result = plan(config, attention)
     if as_json:
         print_json(result)
         return
@@ -352,14 +341,18 @@ def _front_row(run: Path, create: bool) -> Iterator[None]:
             yield
     except BaseException:
         if made and not (run / "config.yaml").exists():
-            (run / ".lock").unlink(missing_ok=True)
-            run.rmdir()  # nothing came of it
+            shutil.rmtree(run, ignore_errors=True)  # nothing came of it
         raise
+
+
+class _LeaveAtOnce(BaseException):
+    """The second Ctrl-C: no more steps, no more saving."""
 
 
 class _Stop:
     """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
-    leaves at once."""
+    leaves at once, unless it comes within a second: a terminal and a wrapper around gptcli may
+    both pass on the first."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
@@ -368,15 +361,16 @@ class _Stop:
         return self.asked_at is not None
 
     def handle(self, number: int, frame: object) -> None:
-        if self.asked_at is not None:
-            raise KeyboardInterrupt
-        self.asked_at = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+        elif time.monotonic() > self.asked_at + 1.0:
+            raise _LeaveAtOnce
 
 
 @contextmanager
 def _stop_on_signals() -> Iterator[_Stop]:
     stop = _Stop()
-    numbers = [signal.SIGINT] + ([signal.SIGTERM] if hasattr(signal, "SIGTERM") else [])
+    numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
         yield stop

@@ -146,7 +146,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     if fused or q.dtype == torch.float16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     q, k, v = (part.reshape(B * H, T, D) for part in (q, k, v))
-    future = _future(T, q.dtype, q.device)  # 0 or -inf, (T, T)
+    mask = _future.__wrapped__ if torch.compiler.is_compiling() else _future
+    future = mask(T, q.dtype, q.device)  # 0 or -inf, (T, T)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
     weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
     return torch.bmm(weights, v).view(B, H, T, D)

@@ -76,7 +76,6 @@ class KeyValueCache:
         self.layers = [
             LayerCache(batch, n_head, head_dim, width, dtype, device) for _ in range(n_layer)
         ]
-        self.width = width
 
     @property
     def seen(self) -> int:

@@ -122,8 +122,11 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     ends = (".c_proj.weight", ".o_proj.weight", ".down_proj.weight")
     for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
         if parameter.dim() < 2:
-            norm = name.rsplit(".", 2)[-2] in ("ln_1", "ln_2", "ln_f", "q_norm", "k_norm")
-            parameter.fill_(1.0 if norm and name.endswith("weight") else 0.0)
+            # Others, which a learner's own module may have, stay as it made them.
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif name.rsplit(".", 2)[-2] in ("ln_1", "ln_2", "ln_f", "q_norm", "k_norm"):
+                parameter.fill_(1.0)
             continue
         if gpt2:
             std = 0.02 / math.sqrt(2 * model.config.n_layer) if name.endswith(ends) else 0.02

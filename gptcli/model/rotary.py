@@ -67,7 +67,9 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         T, D = qkv.shape[1], qkv.shape[4]
         # A power of two, so that sampling far ahead makes a new table only now and then.
         length = max(256, 1 << (start + T - 1).bit_length())
-        cos, sin = rotary_table(length, D, qkv.dtype, qkv.device)
+        # A compiler traces the plain function; it has its own ways to compute a table once.
+        table = rotary_table.__wrapped__ if torch.compiler.is_compiling() else rotary_table
+        cos, sin = table(length, D, qkv.dtype, qkv.device)
         gains = torch.stack((self.q_norm.weight, self.k_norm.weight))  # (2, D)
         where = slice(start, start + T)
         # q and k together: half as many operations, each twice as large.

@@ -16,7 +16,7 @@ class Choice:
     """How the next token is chosen. Applied in this order: repetition penalty, temperature,
     top-k, top-p, min-p."""
 
-    temperature: float = 0.8  # 0: the likeliest token (greedy)
+    temperature: float = 0.8  # 0 (or below a millionth): the likeliest token (greedy)
     top_k: int | None = None  # keep the k likeliest
     top_p: float | None = None  # keep the fewest whose probabilities reach p
     min_p: float | None = None  # keep those with at least min_p times the likeliest's
@@ -71,7 +71,7 @@ def choose(logits: Tensor, how: Choice, uniform: Tensor, seen: Tensor | None = N
     if how.repetition_penalty != 1.0:
         assert seen is not None
         logits = penalise(logits, seen, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < 1e-6:
         return logits.argmax(dim=-1)
     logits = logits / how.temperature
     if how.top_k is not None:

@@ -86,19 +86,17 @@ def generate(
     idx = torch.tensor([list(prompt)] * streams, dtype=torch.int64, device=device)
     seen = None
     if how.repetition_penalty != 1.0:
-        seen = torch.zeros(streams, model.vocab_size, dtype=torch.bool, device=device)
-        seen.scatter_(1, idx, True)
+        seen = torch.zeros(streams, model.vocab_size, dtype=torch.bool)
+        seen.scatter_(1, idx.cpu(), True)
     drawn: list[Tensor] = []
     for step in range(max_new_tokens):
-        logits = decoder.feed(idx)
+        # The choice is made on the CPU: it needs float64, and the token has to come here anyway.
+        logits = decoder.feed(idx).float().cpu()
         if step % 64 == 0:  # a block of random numbers at once, one row per stream
-            drawn = list(
-                torch.stack([torch.rand(64, generator=g, dtype=torch.float64) for g in generators])
-                .to(device)
-                .unbind(1)
-            )
+            block = [torch.rand(64, generator=g, dtype=torch.float64) for g in generators]
+            drawn = list(torch.stack(block).unbind(1))
         token = choose(logits, how, drawn[step % 64], seen)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
         yield token.tolist()
-        idx = token[:, None]
+        idx = token[:, None].to(device)

@@ -11,14 +11,16 @@ import hashlib
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gptcli import durable
 from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:  # listing runs must not wait for torch
+    from torch import Tensor
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FILES = ("model.safetensors", "state.safetensors")
@@ -56,12 +58,18 @@ def save(
 ) -> Path:
     """Write the checkpoint of a step and return its folder once it is durable.
 
+    A step that has one keeps its tensors, which are the same, and gets the new meta.json.
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
     from safetensors.torch import save as to_bytes
 
     goal = folder_of(run, step)
     temporary = durable.temporary_beside(goal)
     try:
+        if goal.exists():
+            files = read_meta(run, step)["files"]
+            meta = {"format": 1, "step": step, **meta, "files": files}
+            durable.write_atomically(goal / "meta.json", json.dumps(meta, indent=1).encode())
+            return goal
         goal.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -73,8 +81,10 @@ def save(
         meta = {"format": 1, "step": step, **meta, "files": files}
         durable.write_file(temporary / "meta.json", json.dumps(meta, indent=1).encode())
         durable.replace_folder(temporary, goal)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise GptcliError(
             f"{goal}: the checkpoint could not be written ({error.strerror})",
             f"free space there: {_free(run)}; earlier checkpoints are whole, "
@@ -101,16 +111,25 @@ def best_step(run: Path) -> int | None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+    """Delete all but the newest `keep` checkpoints and the best one. One that cannot be deleted
+    now (somebody reads it, on Windows) stays until the next time."""
     best = best_step(run)
     for step in steps_of(run)[:-keep]:
         if step != best:
-            path = folder_of(run, step)
-            # First away from its name: half a folder must never look like a checkpoint.
-            doomed = path.with_name(f".{path.name}.old")
-            shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            with suppress(OSError):
+                durable.remove_folder(folder_of(run, step))
+
+
+def tidy(run: Path, newest: int) -> None:
+    """Before a run goes on from the checkpoint `newest` (-1: from none): delete what a killed save
+    left behind, and checkpoints after `newest`, which are damaged, so that they are never counted
+    among those to keep."""
+    folder = run / "checkpoints"
+    for path in folder.glob(".step-*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+    for step in steps_of(run):
+        if step > newest:
+            durable.remove_folder(folder_of(run, step))
 
 
 def read_meta(run: Path, step: int) -> dict[str, Any]:

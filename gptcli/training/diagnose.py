@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 
 
-def first_not_finite(model: GPT, idx: Tensor, targets: Tensor) -> str:
-    """Run the batch once more and name the layer where the first value that is not finite
-    appeared: forward in the order of computing, then weights, then gradients from the loss back.
+def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
+    """Run a step's batches once more and name the layer where the first value that is not finite
+    appeared: weights; forward in the order of computing; gradients from the loss back.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -28,16 +29,17 @@ def first_not_finite(model: GPT, idx: Tensor, targets: Tensor) -> str:
 
     handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
-        model.zero_grad(set_to_none=True)
-        loss = model.loss(idx, targets)
-        if found:
-            return f"the output of {found[0]}"
-        if not bool(loss.isfinite()):
-            return "the loss (the logits were finite)"
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, parameter in reversed(list(model.named_parameters())):
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"the gradient of {name}"
+        for idx, targets in batches:
+            model.zero_grad(set_to_none=True)
+            loss = model.loss(idx, targets)
+            if found:
+                return f"the output of {found[0]}"
+            if not bool(loss.isfinite()):
+                return "the loss (the logits were finite)"
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, parameter in reversed(list(model.named_parameters())):
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                    return f"the gradient of {name}"
     finally:
         for handle in handles:
             handle.remove()

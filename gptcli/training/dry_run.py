@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
@@ -16,9 +19,10 @@ from gptcli.training.estimate import memory_bytes, seconds_per_step
 from gptcli.training.setup import resolve
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, attention: type[nn.Module] | None = None) -> dict[str, Any]:
     """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
-    seconds from a two-second measurement on this machine, evaluations included."""
+    seconds from a two-second measurement on this machine, evaluations included (null where the
+    run does not fit into its memory)."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
             config.data.source,
@@ -36,14 +40,17 @@ def plan(config: Config) -> dict[str, Any]:
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     with torch.device("meta"):
-        count = count_parameters(GPT(config.model, vocab_size))
-    model = GPT(config.model, vocab_size)
-    initialise(model, torch.Generator().manual_seed(config.train.seed))
-    step_seconds = seconds_per_step(model, config, dtype, device)
+        count = count_parameters(GPT(config.model, vocab_size, attention))
+    memory = memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8)
+    step_seconds = None
+    if memory < _memory_of(device):
+        model = GPT(config.model, vocab_size, attention)
+        initialise(model, torch.Generator().manual_seed(config.train.seed))
+        step_seconds = seconds_per_step(model, config, dtype, device)
     train = config.train
     tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0
-    evaluation_seconds = step_seconds * val_tokens / 3 / tokens_per_step
+    steps = train.max_steps + evaluations * val_tokens / 3 / tokens_per_step
     return {
         "parameters": count.total,
         "parameters_without_embeddings": count.without_embeddings,
@@ -53,9 +60,19 @@ def plan(config: Config) -> dict[str, Any]:
         "tokens_per_step": tokens_per_step,
         "total_tokens": tokens_per_step * train.max_steps,
         "epochs": tokens_per_step * train.max_steps / train_tokens,
-        "memory_bytes": memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8),
-        "seconds_estimate": step_seconds * train.max_steps + evaluations * evaluation_seconds,
+        "memory_bytes": memory,
+        "seconds_estimate": None if step_seconds is None else step_seconds * steps,
         "device": device.type,
         "dtype": config.run.dtype,
         "compile": config.run.compile,
     }
+
+
+def _memory_of(device: torch.device) -> float:
+    """Bytes of memory of the device, used or not; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf

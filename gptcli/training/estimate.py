@@ -61,6 +61,7 @@ def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: tor
         update = _now(device) - start - passes
         return passes * sequences / batch + update
 
+    once(1)  # the first pass starts libraries and threads
     estimate = once(1)
     begin = time.perf_counter()
     batch = config.train.batch_size
@@ -75,4 +76,6 @@ def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: tor
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()

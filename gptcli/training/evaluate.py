@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from gptcli.corpus import TokenStore, windows
 from gptcli.model.gpt import GPT
 
-# Tokens in one forward pass. Enough to keep the matrix products busy, little enough that the
-# logits of a large vocabulary fit in memory (8,192 x 50,257 float32 is 1.6 GB).
+# Tokens in one forward pass: enough to keep the matrix products busy. A large vocabulary gets a
+# quarter of them, for its logits (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 
 

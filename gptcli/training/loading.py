@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from gptcli.config import Config
-from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.setup import check_own_attention, check_same_model, same_tokenizer
 from gptcli.training.state import build_model
 
 
@@ -43,20 +43,10 @@ def load_trained(
     config = run_folder.read_config(run)
     step = checkpoint.choose_step(run, which)
     meta = checkpoint.read_meta(run, step)
-    if meta.get("own_attention") and attention is None:
-        raise GptcliError(
-            f"{run} was trained with an attention file of your own",
-            "name it again: --attention FILE",
-        )
-    if attention is not None and not meta.get("own_attention"):
-        raise GptcliError(f"{run} was trained with the built-in attention", "leave --attention out")
+    check_own_attention(run, meta.get("own_attention", False), attention)
+    check_same_model(run, meta, config)
     tokenizer = run_folder.read_tokenizer(run)
-    if meta.get("tokenizer") != tokenizer.fingerprint():
-        raise GptcliError(
-            f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
-            "put the original file back",
-            exit_code=1,
-        )
+    same_tokenizer(run, tokenizer, meta)
     loaded = checkpoint.load(run, step)
     model = build_model(config.model, tokenizer.vocab_size, attention, loaded.model)
     return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)

@@ -84,6 +84,14 @@ class _Loop:
         )
         if setup.resume:
             self.state.restore(setup.resume)
+            # A kill between a checkpoint and its mark is made good.
+            best = self.state.progress.best_step
+            if best in checkpoint.steps_of(setup.run):
+                checkpoint.mark_best(setup.run, best)
+        for read in (setup.start_from, setup.resume and setup.resume.model,
+                     setup.resume and setup.resume.state):  # fmt: skip
+            if read:
+                read.clear()  # copied; not to be held twice for the length of a run
         self.progress = self.state.progress
         self.batches = Batches(
             corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
@@ -112,28 +120,28 @@ class _Loop:
             yield from self.save()
         p = self.progress
         yield Finished(
-            p.step,
-            p.tokens,
-            self.clock(),
-            "diverged" if isinstance(stopped, _Diverged) else stopped,
-            p.train_loss,
-            p.val_loss,
-            p.best_val_loss,
-            p.best_step,
-            diagnosis,
-            hint,
+            step=p.step,
+            tokens=p.tokens,
+            seconds=self.clock(),
+            stopped="diverged" if isinstance(stopped, _Diverged) else stopped,
+            train_loss=p.train_loss,
+            val_loss=p.val_loss,
+            best_val_loss=p.best_val_loss,
+            best_step=p.best_step,
+            diagnosis=diagnosis,
+            hint=hint,
         )
 
     def steps(self) -> Generator[Event, None, Stopped | _Diverged]:
         p, config = self.progress, self.config
         # An evaluation that an interruption cut short is made up for.
-        stopped: Stopped | None = yield from self.due_evaluation()
+        stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
         window_start, window_tokens = time.perf_counter(), p.tokens
         while stopped is None and p.step < config.max_steps:
             done = self.one_step()
             if isinstance(done, _Diverged):
                 return done
-            logged = p.step % self.log_every() == 0 or p.step in (1, config.max_steps)
+            logged = p.step % int(config.log_every) == 0 or p.step in (1, config.max_steps)
             now = time.perf_counter()
             passed = now - window_start
             speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
@@ -147,16 +155,16 @@ class _Loop:
             window_start += time.perf_counter() - away
         return stopped or "done"
 
-    def after_step(self) -> Generator[Event, None, Stopped | None]:
+    def after_step(self) -> Generator[Event, None, Stopped | _Diverged | None]:
         if self.should_stop():
             return "interrupted"
-        stopped: Stopped | None = yield from self.due_evaluation()
+        stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
         every = self.config.sample_every
         if stopped is None and every and self.progress.step % every == 0:
             yield self.sample()
         if stopped is None and self.checkpoint_is_due():
             yield from self.save()
-        return "interrupted" if self.should_stop() else stopped
+        return stopped or ("interrupted" if self.should_stop() else None)
 
     def one_step(self) -> _Step | _Diverged:
         """Forward, backward, clip, update; or the reason why no update was made."""
@@ -169,9 +177,7 @@ class _Loop:
             decay_fraction=config.decay_fraction,
         )
         while True:
-            # Dropout draws from torch's global generator; this makes its masks a function of
-            # (seed, step), so that a resumed run draws the same ones.
-            torch.manual_seed((config.seed * 1_000_003 + p.step) % 2**63)
+            self.seed_dropout()
             loss = self.backward()
             norm = float(weights.norm())
             if math.isfinite(norm) or p.loss_scale <= 1.0 or not math.isfinite(loss):
@@ -191,6 +197,11 @@ class _Loop:
             p.loss_scale *= 2.0
         return _Step(loss, rate, norm)
 
+    def seed_dropout(self) -> None:
+        """Dropout draws from torch's global generator; this makes its masks a function of
+        (seed, step), so that a resumed run draws the same ones."""
+        torch.manual_seed((self.config.seed * 1_000_003 + self.progress.step) % 2**63)
+
     def backward(self) -> float:
         """Gradients of one step into the masters; returns the mean loss."""
         p, config, weights = self.progress, self.config, self.state.weights
@@ -207,13 +218,15 @@ class _Loop:
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         idx, targets = self.batches.batch(k)
         device = self.setup.device
-        if device.type == "cpu":
-            return idx, targets
-        return idx.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        return idx.to(device), targets.to(device)
 
     def diverged(self, loss: float, rate: float, norm: float) -> _Diverged:
         step = self.progress.step
-        where = first_not_finite(self.state.model, *self.batch(step * self.config.grad_accum))
+        first = step * self.config.grad_accum
+        self.seed_dropout()
+        where = first_not_finite(
+            self.state.model, (self.batch(first + i) for i in range(self.config.grad_accum))
+        )
         return _Diverged(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
             f"{rate:g}; not finite first in {where}; nothing was updated",
@@ -224,17 +237,23 @@ class _Loop:
 
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
-    def due_evaluation(self) -> Generator[Event, None, Stopped | None]:
+    def due_evaluation(self) -> Generator[Event, None, Stopped | _Diverged | None]:
         """Evaluate where this step is to be evaluated and was not; why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
-        if val is None or not due or p.evaluated_at == p.step:
+        if val is None or not due:
             return None
+        if p.evaluated_at == p.step:
+            return self.enough()
         loss = evaluate(self.state.model, val, self.setup.config.model.block_size, self.should_stop)
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
-            return None
+            where = first_not_finite(self.state.model, [self.batch(0)])
+            return _Diverged(
+                f"step {p.step}: the validation loss is {loss:g}; not finite first in {where}",
+                f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
+            )
         p.val_loss, p.evaluated_at = loss, p.step
         best = p.best_val_loss is None or loss < p.best_val_loss
         p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
@@ -243,7 +262,13 @@ class _Loop:
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
         if best:
             yield from self.save()
-        if config.stop_at_val_loss is not None and loss <= config.stop_at_val_loss:
+        return self.enough()
+
+    def enough(self) -> Stopped | None:
+        """Why the evaluation of this step ends the run, or None."""
+        p, config = self.progress, self.config
+        assert p.val_loss is not None
+        if config.stop_at_val_loss is not None and p.val_loss <= config.stop_at_val_loss:
             return "target"
         if config.patience is not None and p.evaluations_without_best >= config.patience:
             return "patience"
@@ -299,28 +324,25 @@ class _Loop:
     def clock(self) -> float:
         return time.perf_counter() - self.started
 
-    def log_every(self) -> int:
-        return int(self.config.log_every)
-
     def headline(self) -> Event:
         setup, corpus = self.setup, self.setup.corpus
         count = count_parameters(self.state.model)
         return RunStarted(
-            setup.run,
-            setup.config.data.source,
-            corpus.tokenizer.kind,
-            corpus.tokenizer.vocab_size,
-            setup.config.model.arch,
-            count.total,
-            count.without_embeddings,
-            len(corpus.train),
-            len(corpus.val) if corpus.val else 0,
-            self.config.max_steps,
-            self.tokens_per_step,
-            describe_device(setup.device, setup.threads),
-            dtype_name(setup.dtype),
-            setup.compile,
-            setup.resume.step if setup.resume else None,
+            run=setup.run,
+            source=setup.config.data.source,
+            tokenizer=corpus.tokenizer.kind,
+            vocab_size=corpus.tokenizer.vocab_size,
+            arch=setup.config.model.arch,
+            parameters=count.total,
+            parameters_without_embeddings=count.without_embeddings,
+            train_tokens=len(corpus.train),
+            val_tokens=len(corpus.val) if corpus.val else 0,
+            max_steps=self.config.max_steps,
+            tokens_per_step=self.tokens_per_step,
+            device=describe_device(setup.device, setup.threads),
+            dtype=dtype_name(setup.dtype),
+            compiled=setup.compile,
+            resumed_from=setup.resume.step if setup.resume else None,
         )
 
 

@@ -141,13 +141,22 @@ class Optimizers:
         }
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave. Raises KeyError where it is not what these optimizers keep
+        (before their first step: nothing)."""
         by_name = {
             self._names[id(p)]: (optimizer, p)
             for optimizer in self._all
             for group in optimizer.param_groups
             for p in group["params"]
         }
+        adamw, muon = ("step", "exp_avg", "exp_avg_sq"), ("momentum",)
+        wanted = {
+            f"{slot}/{name}"
+            for name, (optimizer, _) in by_name.items()
+            for slot in (adamw if optimizer is self._adamw else muon)
+        }
+        if saved and saved.keys() != wanted:
+            raise KeyError(sorted(saved.keys() ^ wanted)[0])
         for key, value in saved.items():
             slot, _, name = key.partition("/")
             optimizer, p = by_name[name]

@@ -16,17 +16,14 @@ class Weights:
     """The masters of a model's parameters, their gradients, and the way between the two."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        named = list(model.named_parameters())
-        self.dtype = dtype
         self.same = dtype == torch.float32
-        self.masters: list[tuple[str, Tensor]] = [
-            (name, p.detach() if self.same else p.detach().float().clone()) for name, p in named
-        ]
-        model.to(dtype)
         self._working: list[Tensor] = list(model.parameters())
-        if self.same:
-            self.masters = [(name, p) for (name, _), p in zip(named, self._working, strict=True)]
-        self._tensors = [master for _, master in self.masters]
+        self._tensors = (
+            self._working if self.same else [p.detach().float().clone() for p in self._working]
+        )
+        names = [name for name, _ in model.named_parameters()]
+        self.masters: list[tuple[str, Tensor]] = list(zip(names, self._tensors, strict=True))
+        model.to(dtype)  # the parameters stay the same objects
 
     @torch.no_grad()
     def collect(self, scale: float) -> None:

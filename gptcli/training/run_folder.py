@@ -63,28 +63,70 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
     return path
 
 
-def create(run: Path, config: Config, tokenizer: Tokenizer, overwrite: bool) -> None:
-    """Make a run folder with its config and tokenizer. An existing one is refused, or, with
-    `overwrite`, emptied of what gptcli writes (nothing else in it is touched)."""
+_WRITTEN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json")
+_REPLACED = ".replaced"
+
+
+def create(run: Path, config: Config, tokenizer: Tokenizer) -> None:
+    """Make a run folder with its config and tokenizer. What an earlier run left in it is put
+    aside (`put_aside`), not lost. Raises GptcliError where the folder cannot be written."""
     try:
-        if run.exists() and overwrite:
-            for name in (
-                "config.yaml",
-                "tokenizer.json",
-                "metrics.jsonl",
-                "samples.txt",
-                "run.json",
-            ):
-                (run / name).unlink(missing_ok=True)
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        put_aside(run)
         run.mkdir(parents=True, exist_ok=True)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
-        durable.write_atomically(run / "config.yaml", dump_config(config).encode("utf-8"))
+        write_config(run, config)
     except OSError as error:
         raise GptcliError(
             f"{run}: cannot be written ({error.strerror})",
             "choose a folder that you may write to with --out",
         ) from None
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Replace config.yaml, as resolved."""
+    durable.write_atomically(run / "config.yaml", dump_config(config).encode("utf-8"))
+
+
+def put_aside(run: Path) -> None:
+    """Move what gptcli wrote for an earlier run into a folder of its own; nothing else in the run
+    folder is touched. It waits there until the new run has a checkpoint."""
+    aside = run / _REPLACED
+    old = [run / name for name in _WRITTEN] + [
+        path for path in (run / "checkpoints").glob("*") if _is_checkpoint_file(path)
+    ]
+    old = [path for path in old if path.exists()]
+    if old and aside.exists() and (run / "checkpoints").exists():
+        shutil.rmtree(aside)  # put aside by a run that has checkpoints of its own by now
+    for path in old:
+        goal = aside / path.relative_to(run)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        if not goal.exists():
+            path.rename(goal)
+        elif path.is_file():
+            path.unlink()
+
+
+def put_back(run: Path) -> None:
+    """Undo `put_aside` where the new run came to nothing before its first checkpoint."""
+    aside = run / _REPLACED
+    if not aside.is_dir() or any((run / "checkpoints").glob("step-*")):
+        return
+    for path in sorted(aside.rglob("*")):
+        goal = run / path.relative_to(aside)
+        if path.is_dir() and not goal.exists():
+            path.rename(goal)
+        elif path.is_file():
+            path.replace(goal)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def forget_replaced(run: Path) -> None:
+    """Delete what was put aside, now that the new run has a checkpoint."""
+    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+
+
+def _is_checkpoint_file(path: Path) -> bool:
+    return path.name == "best" or re.fullmatch(r"\.?step-\d+.*", path.name) is not None
 
 
 def refuse_existing(run: Path) -> None:
@@ -142,7 +184,7 @@ class Metrics:
 def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 

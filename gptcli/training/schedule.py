@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gptcli.config import TrainConfig
 
 # AdamW's rate for what Muon leaves to it, as a share of Muon's.
@@ -42,7 +44,8 @@ def resolve_log_every(train: TrainConfig) -> int:
 
 
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
-    """Steps between evaluations: `auto` keeps them to 2 % of the time.
+    """Steps between evaluations: `auto` keeps them to 2 % of the time, and to twenty in a run; the
+    last step is always evaluated beside these.
 
     A token costs a third as much in an evaluation as in training (a forward pass, without the
     backward pass of twice its size). Worked out from sizes, not from a clock, so that the
@@ -50,4 +53,5 @@ def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int
     if train.eval_every != "auto":
         return train.eval_every
     cost_in_steps = val_tokens / 3 / tokens_per_step
-    return max(1, min(train.max_steps, round(cost_in_steps / 0.02)))
+    rare_enough = max(math.ceil(cost_in_steps / 0.02), train.max_steps // 20, 1)
+    return min(train.max_steps, rare_enough)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
+from gptcli.training.state import progress_of
+from gptcli.training.summary import standing
 
 # Changing these between a stop and a resume leaves the weights as they would have been.
 _HARMLESS = {
@@ -71,16 +74,17 @@ def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> C
     if compiled == "auto":
         compiled = (
             device.type == "cuda"
+            and find_spec("triton") is not None  # what it compiles to; not there on Windows
             and not own_attention
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
+    is_bpe = corpus.tokenizer.kind == "bpe"
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"source": _lasting(config.data.source)}),
             "tokenizer": config.tokenizer.model_copy(
-                update={"vocab_size": corpus.tokenizer.vocab_size}
-                if config.tokenizer.kind == "bpe"
-                else {}
+                update={"kind": corpus.tokenizer.kind}  # a fine-tune has the other run's
+                | ({"vocab_size": corpus.tokenizer.vocab_size} if is_bpe else {})
             ),
             "train": train.model_copy(
                 update={
@@ -108,17 +112,22 @@ def prepare_new(
     config: Config,
     run: Path,
     *,
-    overwrite: bool = False,
     from_run: Path | None = None,
     attention: type[nn.Module] | None = None,
 ) -> Prepared:
-    """A new run in the folder `run`, which is filled once everything else is known to work."""
+    """A new run in the folder `run`, into which config and tokenizer are written; what an earlier
+    run left there is put aside (gptcli.training.run_folder)."""
     notes: list[str] = []
     weights, tokenizer = None, None
     if from_run is not None:
         tokenizer = run_folder.read_tokenizer(from_run)
         step = checkpoint.choose_step(from_run, "best")
-        loaded = checkpoint.load(from_run, step)
+        try:
+            loaded = checkpoint.load(from_run, step)
+        except GptcliError as error:
+            hint = "--from takes the best checkpoint, or the last where there is no best"
+            raise GptcliError(error.message, hint, exit_code=1) from None
+        same_tokenizer(from_run, tokenizer, loaded.meta)
         _same_model(config, from_run, loaded.meta)
         weights = loaded.model
         notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
@@ -126,7 +135,7 @@ def prepare_new(
     config = resolve(config, corpus, own_attention=attention is not None)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
-    run_folder.create(run, config, corpus.tokenizer, overwrite)
+    run_folder.create(run, config, corpus.tokenizer)
     setup = _setup(run, config, corpus, attention=attention, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
@@ -145,32 +154,88 @@ def prepare_resume(
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was passed over" for note in notes]
-    config, more = _merge(stored, wanted, extend, saved.step if saved else 0)
+    step = saved.step if saved else 0
+    config, more = _merge(stored, wanted, extend, step)
     notes += more
+    own = run_folder.read_status(run).get("own_attention", False)
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
     else:
-        if saved.meta.get("own_attention") and attention is None:
-            raise GptcliError(
-                f"{run} was trained with an attention file of your own",
-                "name it again: --attention FILE",
-            )
-        if not saved.meta.get("own_attention") and attention is not None:
-            raise GptcliError(
-                f"{run} was trained with the built-in attention", "resume it without --attention"
-            )
-        if _is_finished(run, saved, config, stored):
-            return None
-    corpus = open_text(config, run_folder.read_tokenizer(run))
+        own = saved.meta.get("own_attention", False)
+        check_same_model(run, saved.meta, config)
+    check_own_attention(run, own, attention)
+    if saved is not None and _is_finished(run, saved, config, stored):
+        return None
+    tokenizer = run_folder.read_tokenizer(run)
+    if saved is not None:
+        same_tokenizer(run, tokenizer, saved.meta)
+    corpus = open_text(config, tokenizer)
     if saved is not None and saved.meta.get("data") != corpus.content_key:
         raise GptcliError(
             f"the text of {config.data.source} has changed since {run} began",
             "put the old text back, or start a new run: --from takes its weights",
         )
-    choose_device(config.run.device)
-    choose_threads(config.run.threads)
+    if config.train.patience is not None or config.train.stop_at_val_loss is not None:
+        _needs_validation(corpus)
+    config = resolve(config, corpus, own_attention=attention is not None)
+    checkpoint.tidy(run, saved.step if saved else -1)
+    run_folder.write_config(run, config)
     setup = _setup(run, config, corpus, attention=attention, resume=saved)
     return Prepared(setup, [*corpus.notes, *notes])
+
+
+def status_of_finished(run: Path) -> dict[str, Any]:
+    """How a finished run ended, in the keys of `train --json`: from run.json, or, where the process
+    was killed before it could write it, from the newest checkpoint."""
+    status = run_folder.read_status(run)
+    step = checkpoint.steps_of(run)[-1]
+    if "stopped" not in status:
+        progress = progress_of(checkpoint.read_meta(run, step))
+        status |= {"run": str(run), **standing(progress, "done")}
+    return {**status, "resumed_from": step}
+
+
+def check_own_attention(run: Path, own: bool, attention: type[nn.Module] | None) -> None:
+    """Raise GptcliError where a run with a learner's attention goes on without it, or the other
+    way round: no run names code to be executed, so the file is named each time."""
+    if own and attention is None:
+        raise GptcliError(
+            f"{run} was trained with an attention file of your own",
+            "name it again: --attention FILE",
+        )
+    if attention is not None and not own:
+        raise GptcliError(f"{run} was trained with the built-in attention", "leave --attention out")
+
+
+def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
+    """Raise GptcliError where a run's tokenizer.json is not the one its weights learned with."""
+    if meta.get("tokenizer") != tokenizer.fingerprint():
+        raise GptcliError(
+            f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
+            "put the original file back",
+            exit_code=1,
+        )
+
+
+def check_same_model(run: Path, meta: dict[str, Any], config: Config) -> None:
+    """Raise GptcliError where config.yaml names another network than the checkpoint's."""
+    odd = _other_keys(config, meta)
+    if odd:
+        raise GptcliError(
+            f"{run / 'config.yaml'} is not the config of this checkpoint: {', '.join(odd)}",
+            "put the original values back",
+            exit_code=1,
+        )
+
+
+def _other_keys(config: Config, meta: dict[str, Any]) -> list[str]:
+    """What of the network differs from a checkpoint's, dropout aside."""
+    there, now = meta.get("model", {}), config.model.model_dump()
+    return [
+        f"model.{key} {now[key]} (there {there.get(key)})"
+        for key in now
+        if key != "dropout" and now[key] != there.get(key)
+    ]
 
 
 def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
@@ -193,6 +258,11 @@ def _merge(
     stored: Config, wanted: Config | None, extend: bool, step: int
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that may be made to it, and what to say of them."""
+    if extend and (wanted is None or wanted.train.max_steps <= stored.train.max_steps):
+        raise GptcliError(
+            f"--extend needs more steps than the {stored.train.max_steps} of this run",
+            f"for example train.max_steps={2 * stored.train.max_steps} --resume --extend",
+        )
     if wanted is None:
         return stored, []
     notes, refused = [], []
@@ -252,12 +322,17 @@ def _extension(stored: Config, max_steps: int, step: int) -> str:
 
 
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
+    """Whether nothing is left to do: all steps, and the evaluation of the last one; or the end
+    that the config asked for."""
+    if config.train.max_steps > stored.train.max_steps:
+        return False
     if saved.step >= config.train.max_steps:
-        return True
+        evaluated = saved.meta.get("progress", {}).get("evaluated_at") == saved.step
+        return evaluated or config.data.val_fraction == 0
     stopped = run_folder.read_status(run).get("stopped")
-    return (
-        stopped == "target" and config.train.stop_at_val_loss == stored.train.stop_at_val_loss
-    ) or (stopped == "patience" and config.train.patience == stored.train.patience)
+    same_target = config.train.stop_at_val_loss == stored.train.stop_at_val_loss
+    same_patience = config.train.patience == stored.train.patience
+    return (stopped == "target" and same_target) or (stopped == "patience" and same_patience)
 
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
@@ -267,12 +342,7 @@ def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
             f"{run} was trained with an attention file of your own",
             "--from takes runs with the built-in attention",
         )
-    before, now = meta["model"], config.model.model_dump()
-    odd = [
-        f"model.{key} {now[key]} (there {before[key]})"
-        for key in now
-        if key != "dropout" and now[key] != before.get(key)
-    ]
+    odd = _other_keys(config, meta)
     if odd:
         raise GptcliError(
             f"the config's network is not the one of {run}: " + ", ".join(odd),

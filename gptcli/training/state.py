@@ -75,15 +75,23 @@ class TrainingState:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Put back optimizer and counters; the weights were given at construction."""
+        scale = self.progress.loss_scale
         try:
             self.optimizers.load_state(saved.state)
-            self.progress = Progress(**saved.meta["progress"])
+            self.progress = progress_of(saved.meta)
         except (KeyError, TypeError, RuntimeError):
             raise GptcliError(
                 f"{saved.path}: its state does not belong to this config",
                 "start a new run",
                 exit_code=1,
             ) from None
+        if scale == 1.0 or self.progress.loss_scale == 1.0:
+            self.progress.loss_scale = scale  # float16 now or then, but not both
+
+
+def progress_of(meta: dict[str, Any]) -> Progress:
+    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError without them."""
+    return Progress(**meta["progress"])
 
 
 def build_model(

@@ -17,7 +17,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} a step "
         f"({plan['epochs']:.1f} epochs)",
         f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB beyond the libraries' own",
-        f"time        about {duration(plan['seconds_estimate'])} on this machine",
+        "time        not measured: it does not fit into this machine's memory"
+        if plan["seconds_estimate"] is None
+        else f"time        about {duration(plan['seconds_estimate'])} on this machine",
         f"machine     {plan['device']}, {plan['dtype']}"
         + (", compiled" if plan["compile"] else ""),
     ]

@@ -141,7 +141,7 @@ def test_a_tokenizer_of_another_run(cli: Any, trained: Path, tmp_path: Path) -> 
         ("train", "tiny", "--extend"),
         ("train", "tiny", "--force"),
         ("train", "tiny", "--resume", "--overwrite"),
-        ("train", "tiny", "run.device=mps"),
+        ("train", "tiny", "--resume", "--dry-run"),
         ("train", "tiny", "run.dtype=float16", "run.device=cpu"),
         ("sample", "SMALL", "--prompt", "a", "--prompt-file", "b"),
         ("sample", "SMALL", "--prompt-file", "no-such-file"),
@@ -191,3 +191,27 @@ def test_a_folder_without_permission(cli: Any, tmp_path: Path, text_file: Path) 
     outcome = cli("train", text_file, "--out", closed / "run")
     assert outcome.code == 2
     assert "Permission denied" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+         "runs/x/metrics.jsonl: No space left on device"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+         "out of memory"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_refuses_is_said(
+    error: Exception, message: str, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training import setup
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(setup, "open_text", refuse)
+    outcome = cli("train", "tiny", "--out", "never")
+    assert outcome.code == 1
+    assert form(outcome)[0] == message

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gptcli.shipped import shipped_configs
+
 SMALL = (
     "model.n_layer=1",
     "model.n_head=2",
@@ -99,7 +101,7 @@ def test_a_run_folder_and_its_json(cli: Any, text_file: Path, tmp_path: Path) ->
     assert "\x1b" not in outcome.err
 
 
-@pytest.mark.parametrize("name", ["course", "gpt2-124m", "shakespeare", "shakespeare-gpu", "tiny"])
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_trains(name: str, cli: Any, tmp_path: Path, text_file: Path) -> None:
     outcome = cli(
         "train",
@@ -191,6 +193,87 @@ def test_dry_run_writes_nothing(cli: Any, text_file: Path, tmp_path: Path) -> No
     assert plan["seconds_estimate"] > 0
     assert sorted(tmp_path.rglob("*")) == before
     assert "parameters" in cli("train", text_file, *SMALL, "--dry-run").out
+
+
+def test_dry_run_of_what_cannot_fit_says_so(cli: Any, text_file: Path) -> None:
+    outcome = cli(
+        "train", text_file, "model.n_embd=1000000", "model.n_head=1", "--dry-run", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    plan = one_object(outcome.out)
+    assert plan["memory_bytes"] > 10**13
+    assert plan["seconds_estimate"] is None
+    assert "does not fit" in cli("train", text_file, "model.n_embd=1000000", "model.n_head=1",
+                                 "--dry-run").out  # fmt: skip
+
+
+def test_an_overwrite_that_comes_to_nothing_loses_nothing(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
+    before = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for words in (("tiny", "data.source=no-such"), (text_file, "model.n_embd=1000000",
+                                                    "model.n_head=1")):  # fmt: skip
+        outcome = cli("train", *words, "--out", run, "--overwrite")
+        assert outcome.code in (1, 2)
+        assert outcome.err.startswith("error: ")
+        after = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        assert after == before
+
+
+def test_a_path_with_an_emoji_and_blanks(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my 😀 te'xt=1: #.txt"
+    path.write_text(text_file.read_text("utf-8"), encoding="utf-8")
+    outcome = cli("train", path, *SMALL, "train.max_steps=2", "--out", tmp_path / "r 😀", "--json")
+    assert outcome.code == 0, outcome.err
+    assert cli("eval", tmp_path / "r 😀", "--json").code == 0
+
+
+OWN = """
+import torch
+from gptcli.model.attention import CausalSelfAttention as Theirs
+
+print("loaded")
+
+
+class CausalSelfAttention(Theirs):
+    def forward(self, x):
+        print("called")
+        return super().forward(x){more}
+"""
+
+
+def test_a_learners_attention_from_training_to_sample(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    own, wrong, run = tmp_path / "own.py", tmp_path / "wrong.py", tmp_path / "r"
+    own.write_text(OWN.format(more=""), encoding="utf-8")
+    wrong.write_text(OWN.format(more=" * 1.1"), encoding="utf-8")
+    words = ("train", "course", f"data.source={text_file}", *SMALL, "train.max_steps=4")
+    built_in = one_object(cli(*words, "--out", tmp_path / "b", "--json").out)
+    outcome = cli(*words, "--attention", own, "--out", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert one_object(outcome.out)["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
+    refused = cli(*words, "--attention", wrong, "--out", tmp_path / "x")
+    assert refused.code == 1
+    assert "does not pass its check" in refused.err
+    assert not (tmp_path / "x").exists()
+    forced = cli(*words, "--attention", wrong, "--out", tmp_path / "x", "--force", "--json")
+    assert forced.code == 0, forced.err
+    assert "warning: " in forced.err
+    for command in ("sample", "eval"):
+        asked = cli(command, run)
+        assert asked.code == 2
+        assert "name it again: --attention FILE" in asked.err
+        given = cli(command, run, "--attention", own, "--json")
+        assert given.code == 0, given.err
+        one_object(given.out)
+    modern = cli("train", "tiny", "--attention", own)
+    assert modern.code == 2
+    assert "needs `arch: gpt2`" in modern.err
+    dry = cli(*words, "--attention", tmp_path / "none.py", "--dry-run")
+    assert dry.code == 2
 
 
 def test_an_existing_run_is_not_overwritten(cli: Any, text_file: Path, tmp_path: Path) -> None:

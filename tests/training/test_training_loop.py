@@ -212,7 +212,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert last.hint is not None
     assert "train.learning_rate=" in last.hint
     assert all(math.isfinite(e.loss) for e in steps(events))
-    assert checkpoint.steps_of(tmp_path / "r") == [] or checkpoint.newest_valid(tmp_path / "r")
+    assert last.step == steps(events)[-1].step
+
+
+def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
+    from gptcli.training.loop import _Diverged, _Loop
+
+    loop = _Loop(new("r"), lambda: False)
+    loop.state.model.train()
+    loop.one_step()
+    before = {name: value.clone() for name, value in loop.state.weights.named().items()}
+    loop.loss = lambda idx, targets: loop.state.model.loss(idx, targets) * float("nan")
+    assert isinstance(loop.one_step(), _Diverged)
+    assert loop.progress.step == 1
+    assert all(torch.equal(before[n], v) for n, v in loop.state.weights.named().items())
 
 
 def test_the_first_layer_that_is_not_finite_is_named() -> None:
@@ -223,13 +236,13 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
         config, TrainConfig(), 10, dtype=torch.float32, device=torch.device("cpu")
     )
     idx = torch.arange(8)[None] % 10
-    assert first_not_finite(state.model, idx, idx).startswith("nowhere")
+    assert first_not_finite(state.model, [(idx, idx)]).startswith("nowhere")
     handle = state.model.h[1].attn.register_forward_hook(lambda m, i, o: o * float("inf"))
-    assert first_not_finite(state.model, idx, idx) == "the output of h.1.attn"
+    assert first_not_finite(state.model, [(idx, idx)]) == "the output of h.1.attn"
     handle.remove()
     with torch.no_grad():
         state.model.h[2].ln_1.weight[3] = float("nan")
-    assert first_not_finite(state.model, idx, idx) == "the weight h.2.ln_1.weight"
+    assert first_not_finite(state.model, [(idx, idx)]) == "the weight h.2.ln_1.weight"
 
 
 def test_stops_at_the_target(new: Any, drive: Drive) -> None:

@@ -58,6 +58,8 @@ def test_auto_values() -> None:
     # 60,000 tokens cost as much as training on 20,000: 20 steps of 1,000, 2 % of 1,000 steps.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
+    # Cheap evaluations come twenty times in a run, not at every step: a best one is saved.
+    assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
 

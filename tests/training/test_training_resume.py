@@ -1,0 +1,268 @@
+"""Stops at bad moments: what a resumed run finds, keeps and makes good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.config_files import dump_config
+from gptcli.errors import GptcliError
+from gptcli.events import Evaluated, Event, Finished
+from gptcli.training import checkpoint, run_folder
+from gptcli.training.loop import train
+from gptcli.training.setup import prepare_resume, status_of_finished
+
+Drive = Callable[..., list[Event]]
+
+
+def damage(run: Path, step: int) -> None:
+    path = checkpoint.folder_of(run, step) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def evaluated(events: list[Event]) -> list[int]:
+    return [e.step for e in events if isinstance(e, Evaluated)]
+
+
+def go_on(run: Path) -> None:
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    list(train(prepared.setup))
+
+
+def end(events: list[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
+    """Events to append to, and a should_stop that is true once that event of that step came."""
+    events: list[Event] = []
+    return events, lambda: any(
+        isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
+    )
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_good_ones(
+    new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    more = ("train.checkpoint_every=2", "train.keep_checkpoints=4", "train.eval_every=20")
+    drive(new("r", *more), stop_at=10)
+    for step in (8, 10):
+        damage(run, step)
+    drive(resumed("r"), stop_at=7)
+    assert checkpoint.steps_of(run) == [4, 6, 7]
+    saved, notes = checkpoint.newest_valid(run)
+    assert saved is not None
+    assert (saved.step, notes) == (7, [])
+
+
+def test_what_a_killed_save_left_behind_is_swept(
+    new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    drive(new("r"), stop_at=5)
+    left = tmp_path / "r" / "checkpoints" / ".step-00000009.77.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    resumed("r")
+    assert not left.exists()
+
+
+def test_a_target_that_was_reached_ends_the_run_whatever_comes_beside_it(
+    new: Any, resumed: Any, tmp_path: Path
+) -> None:
+    setup = new("r", "train.stop_at_val_loss=100", "train.eval_every=5")
+    events, should_stop = stop_on(Evaluated, 5)
+    for event in train(setup, should_stop):  # the signal comes while the best one is saved
+        events.append(event)
+    assert (end(events).stopped, end(events).step) == ("target", 5)
+
+
+def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(
+    new: Any, resumed: Any, drive: Drive
+) -> None:
+    events = train(new("r", "train.stop_at_val_loss=100", "train.eval_every=5"))
+    for event in events:
+        if type(event).__name__ == "CheckpointSaved":
+            break  # killed here: saved, but run.json was never written
+    assert (end(drive(resumed("r"))).stopped, end(drive(resumed("r"))).step) == ("target", 5)
+
+
+def test_an_interruption_at_the_last_step_leaves_its_evaluation_to_the_resume(
+    new: Any, resumed: Any, drive: Drive
+) -> None:
+    first = drive(new("r", "train.eval_every=5"), stop_at=20)
+    assert end(first).stopped == "interrupted"
+    assert evaluated(first) == [5, 10, 15]
+    second = drive(resumed("r"))
+    assert evaluated(second) == [20]
+    assert end(second).stopped == "done"
+
+
+def test_a_best_that_was_never_marked_is_marked_on_resume(
+    new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r", "train.eval_every=5"), stop_at=12)
+    best = checkpoint.best_step(run)
+    assert best is not None
+    (run / "checkpoints" / "best").write_text("step-00000001\n", encoding="utf-8")
+    drive(resumed("r"), stop_at=13)
+    assert checkpoint.best_step(run) == best
+
+
+def test_saving_a_step_again_keeps_its_tensors_and_renews_meta(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r"), stop_at=5)
+    folder = checkpoint.folder_of(run, 5)
+    inode = (folder / "model.safetensors").stat().st_ino
+    old = checkpoint.load(run, 5, with_state=True)
+    checkpoint.save(run, 5, old.model, old.state, {**old.meta, "more": 1})
+    assert (folder / "model.safetensors").stat().st_ino == inode
+    assert checkpoint.load(run, 5, with_state=True).meta["more"] == 1
+
+
+def test_what_is_replaced_waits_until_the_new_run_has_a_checkpoint(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r"))
+    whole = (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes()
+    config = (run / "config.yaml").read_text("utf-8")
+    (run / "checkpoints" / "mine.txt").write_text("not gptcli's", encoding="utf-8")
+    new("r", "train.seed=2")
+    assert checkpoint.steps_of(run) == []
+    run_folder.put_back(run)  # the new run came to nothing
+    assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
+    assert (run / "config.yaml").read_text("utf-8") == config
+    assert not (run / ".replaced").exists()
+    drive(new("r", "train.seed=2"))
+    run_folder.put_back(run)  # it has checkpoints of its own: nothing to undo
+    assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() != whole
+    run_folder.forget_replaced(run)
+    assert not (run / ".replaced").exists()
+    assert (run / "checkpoints" / "mine.txt").exists()
+
+
+def test_an_edited_config_is_refused_and_an_edited_tokenizer_too(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r"), stop_at=5)
+    config = (run / "config.yaml").read_text("utf-8")
+    for old, edited, message in (
+        ("n_head: 2", "n_head: 4", "model.n_head 4"),
+        ("optimizer: muon", "optimizer: adamw", "its state does not belong to this config"),
+    ):
+        (run / "config.yaml").write_text(config.replace(old, edited), encoding="utf-8")
+        with pytest.raises(GptcliError, match=message):
+            go_on(run)
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+    tokenizer = (run / "tokenizer.json").read_text("utf-8")
+    swapped = tokenizer.replace('"K"', '"?"').replace('"Q"', '"K"').replace('"?"', '"Q"')
+    assert swapped != tokenizer
+    (run / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    with pytest.raises(GptcliError, match=r"tokenizer\.json"):
+        prepare_resume(run, None)
+
+
+def test_auto_values_in_an_edited_config_are_worked_out_again(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r"), stop_at=5)
+    config = (run / "config.yaml").read_text("utf-8")
+    (run / "config.yaml").write_text(config.replace("threads: 1", "threads: auto"), "utf-8")
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    assert isinstance(prepared.setup.threads, int)
+
+
+def test_a_loss_scale_belongs_to_float16_alone(new: Any, drive: Drive, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    drive(new("r"), stop_at=5)
+    path = checkpoint.folder_of(run, 5) / "meta.json"
+    meta = json.loads(path.read_text("utf-8"))
+    meta["progress"]["loss_scale"] = 1024.0
+    path.write_text(json.dumps(meta), encoding="utf-8")
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    assert end(drive(prepared.setup)).stopped == "done"
+
+
+def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    last = end(drive(new("r")))
+    assert not (run / "run.json").exists()
+    assert prepare_resume(run, None) is None
+    status = status_of_finished(run)
+    assert (status["steps"], status["stopped"], status["resumed_from"]) == (20, "done", 20)
+    assert status["val_loss"] == last.val_loss
+
+
+def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    new("r", "model.arch=gpt2")
+    run_folder.write_status(run, {"own_attention": True})
+    with pytest.raises(GptcliError, match="attention file of your own"):
+        prepare_resume(run, None)
+
+
+def test_extending_before_the_first_checkpoint_holds(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    setup = new("r")
+    longer = setup.config.model_copy(
+        update={"train": setup.config.train.model_copy(update={"max_steps": 30})}
+    )
+    prepared = prepare_resume(run, longer, extend=True)
+    assert prepared is not None
+    assert (run / "config.yaml").read_text("utf-8") == dump_config(prepared.setup.config)
+    assert prepared.setup.config.train.max_steps == 30
+    with pytest.raises(GptcliError, match="--extend needs more steps"):
+        prepare_resume(run, None, extend=True)
+
+
+def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
+    """On a CPU float16 is refused; the arithmetic is the same."""
+    from dataclasses import replace
+
+    from gptcli.training.loop import _Loop
+
+    plain = _Loop(new("a", "model.arch=gpt2"), lambda: False)
+    half = _Loop(replace(new("b", "model.arch=gpt2"), dtype=torch.float16), lambda: False)
+    assert half.progress.loss_scale == 2.0**15
+    for loop in (plain, half):
+        loop.state.model.train()
+    losses = [(plain.one_step().loss, half.one_step().loss) for _ in range(5)]
+    for one, other in losses:
+        assert other == pytest.approx(one, rel=5e-3)
+    half.progress.loss_scale = 2.0**40  # far too high: halved until the gradients are finite
+    half.one_step()
+    assert 1.0 < half.progress.loss_scale < 2.0**40
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about itself
+def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    losses = [
+        [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4"))
+         if type(e).__name__ == "StepDone"]
+        for name, on in (("plain", "false"), ("compiled", "true"))
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
