@@ -29,7 +29,8 @@ class ConfigError(GptcliError):
     """All that is wrong with a config: one (message, hint) for each problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(message for message, _ in problems))
+        hints = (hint for _, hint in problems if hint)
+        super().__init__("\n".join(message for message, _ in problems), "\n".join(hints))
         self.problems = list(problems)
 
 
@@ -113,7 +114,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise GptcliError(f"{path}: cannot be read ({error.strerror})") from None
+        raise GptcliError(
+            f"{path}: cannot be read ({error.strerror})", "is it yours to read?"
+        ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(
             f"{path}: not UTF-8 text (byte {error.start})",
@@ -177,7 +180,9 @@ def _read_yaml(document: _Document, text: str) -> None:
             "keys are indented by spaces and followed by a colon and a space",
         ) from None
     except RecursionError:
-        raise GptcliError(f"{document.name}: nested too deeply") from None
+        raise GptcliError(
+            f"{document.name}: nested too deeply", "a config has two levels"
+        ) from None
     document.values = {key: {} if value is None else value for key, value in values.items()}
 
 

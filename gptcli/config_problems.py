@@ -64,9 +64,10 @@ def explain(
         wanted = _describe(_property(schema, key))
         choices = _property(schema, key).get("enum", [])
         close = nearest(str(value), map(str, choices)) if choices else None
+        about = " ".join(_property(schema, key)["description"].split())
         yield (
             f"{place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`",
-            f"did you mean `{close}`?" if close else None,
+            f"did you mean `{close}`?" if close else f"{'.'.join(key)}: {about}",
         )
 
 

@@ -14,7 +14,7 @@ class GptcliError(Exception):
     config or the input is wrong, 1 where a check or a run failed.
     """
 
-    def __init__(self, message: str, hint: str | None = None, *, exit_code: int = 2) -> None:
+    def __init__(self, message: str, hint: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -51,7 +51,7 @@ def evaluate(
     import math
 
     if split not in ("train", "val"):
-        raise GptcliError(f"--split `{split}` is neither train nor val")
+        raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
     _, trained = load(
         run, checkpoint, Machine(device, dtype, threads), attention, dtype_of_run=True
     )

@@ -95,4 +95,4 @@ def own_attention(spec: str) -> type[nn.Module]:
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise GptcliError(f"{option} `{value}` is not one of {', '.join(choices)}")
+        raise GptcliError(f"{option} `{value}` is not known", f"one of {', '.join(choices)}")

@@ -98,7 +98,7 @@ def sample(
         ("--repetition-penalty", repetition_penalty),
     ):
         if not math.isfinite(value):
-            raise GptcliError(f"{name} must be a finite number; got {value}")
+            raise GptcliError(f"{name} must be a finite number; got {value}", "0.5 to 1.2 is usual")
     if repetition_penalty <= 0:
         raise GptcliError(
             f"--repetition-penalty must be above 0; got {repetition_penalty:g}",

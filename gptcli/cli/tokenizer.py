@@ -58,7 +58,9 @@ def train(
     try:
         write_atomically(out, corpus.tokenizer.to_json().encode("utf-8"))
     except OSError as error:
-        raise GptcliError(f"{out}: cannot be written ({error.strerror})") from None
+        raise GptcliError(
+            f"{out}: cannot be written ({error.strerror})", "name another file with --out"
+        ) from None
     tokens = len(corpus.train)
     note(
         f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} of them, "
@@ -127,7 +129,9 @@ def _text(text: str | None) -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise GptcliError(f"standard input is not UTF-8 text (byte {error.start})") from None
+        raise GptcliError(
+            f"standard input is not UTF-8 text (byte {error.start})", "convert it to UTF-8"
+        ) from None
 
 
 def _load(name: str) -> Tokenizer:

@@ -190,7 +190,9 @@ def _run(prepared: Prepared, as_json: bool, attention: str | None) -> None:
         note(f"{saved}; go on with: {again}")
         sys.exit(130)
     if finished.stopped == "diverged":
-        raise GptcliError(finished.diagnosis or "the run diverged", finished.hint, exit_code=1)
+        raise GptcliError(
+            finished.diagnosis or "the run diverged", finished.hint or "", exit_code=1
+        )
 
 
 def _split_words(words: list[str]) -> tuple[str | None, list[str]]:

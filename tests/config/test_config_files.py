@@ -25,6 +25,18 @@ from gptcli.errors import GptcliError
 from gptcli.shipped import shipped_configs, shipped_folder
 
 
+def about(key: str) -> str:
+    """The hint for a value out of range: what the schema says of the key."""
+    section, name = key.split(".")
+    fields = type(getattr(Config(), section)).model_fields
+    return f"{key}: {' '.join((fields[name].description or '').split())}"
+
+
+EVAL_EVERY = about("train.eval_every")
+WEIGHT_DECAY = about("train.weight_decay")
+ARCH = about("model.arch")
+
+
 def problems(text: str, *overrides: str) -> list[tuple[str, str | None]]:
     with pytest.raises(ConfigError) as caught:
         parse_config(text, overrides, name="mine.yaml")
@@ -76,12 +88,12 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         (
             "mine.yaml:5: `train.batch_size` must be a whole number of at least 1 and at most "
             "1,000,000,000; got `0`",
-            None,
+            "train.batch_size: Sequences per step and device, before grad_accum.",
         ),
         (
             "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "
             "1,000,000,000, or `auto`; got `-1`",
-            None,
+            EVAL_EVERY,
         ),
         ("train.seeed=1: unknown key `train.seeed`", "did you mean `train.seed`?"),
         (
@@ -127,18 +139,18 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
             'model: {n_layer: "4"}',
             "mine.yaml:1: `model.n_layer` must be a whole number of at least 1 "
             'and at most 1,000; got `"4"`',
-            None,
+            "model.n_layer: Blocks.",
         ),
         (
             "train: {weight_decay: .nan}",
             "mine.yaml:1: `train.weight_decay` must be a number of at "
             "least 0 and at most 100; got `nan`",
-            None,
+            WEIGHT_DECAY,
         ),
         (
             "model: {arch: {deep: 1}}",
             "mine.yaml:1: `model.arch` must be one of `modern`, `gpt2`; got `{'deep': 1}`",
-            None,
+            ARCH,
         ),
     ],
 )
