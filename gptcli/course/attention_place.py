@@ -197,7 +197,9 @@ def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[f
             ratio = x.double().reshape(-1).abs().sort().values / wanted
             if bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all()) and float(ratio[-1]):
                 sign = 1.0 if x.double().sum() * raw.sum() > 0 else -1.0
-                best = (sign * float(ratio[-1]), operation.index)
+                factor = sign * float(ratio[-1])
+                if best is None or not math.isclose(best[0], factor, rel_tol=1e-9):
+                    best = (factor, operation.index)
     return best
 
 
