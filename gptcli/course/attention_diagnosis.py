@@ -121,6 +121,8 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
     index = where(look, getattr(values, shown), getattr(look.values, shown))
     if index is None or same(getattr(values, shown), getattr(look.values, shown)):
         index = culprit(look, step)
+    if step == 8 and same(values.out, values.merged):
+        index = look.trace.operations[-1].index
     if step == 1:
         index = renamed(look, values, index)
     why, slug = mistake.why.format(**have), mistake.slug

@@ -14,6 +14,7 @@ from torch import Tensor
 from gptcli.course.attention_cases import USUAL, Case, draw_input, generator_for
 from gptcli.course.attention_match import Matched, last_good, match
 from gptcli.course.attention_place import (
+    FILLERS,
     held_by,
     scale_of,
 )
@@ -137,6 +138,8 @@ def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
         lost = [name for name in names if name and name not in look.found.at]
         if step in (1, 2) and set(differing) != set(lost):
             continue
+        if step == 1 and renamed(look, values, -1) < 0:
+            continue  # the queries are always among theirs: as values only where they are named so
         if differing and all(
             where(look, getattr(values, n), getattr(look.values, n)) is not None for n in differing
         ):
@@ -149,6 +152,8 @@ def culprit(look: Look, step: int) -> int:
     start = last_good(look.found, step) + 1
     for operation in look.trace.operations[start:]:
         if not operation.outputs or operation.index in look.found.holds:
+            continue
+        if any(word in operation.name for word in FILLERS):
             continue
         if any(held_by(x, look.found, look.p.T) for x in operation.inputs):
             return operation.index
