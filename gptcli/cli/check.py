@@ -25,6 +25,16 @@ def check_attention(
             "named. They are run, in a process of their own; nothing else is.",
         ),
     ] = None,
+    hint: Annotated[
+        int,
+        typer.Option(
+            "--hint",
+            min=1,
+            max=3,
+            help="How much to give away: 1 points at the idea, 2 at numbers to compare, 3 nearly "
+            "says it.",
+        ),
+    ] = 1,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object per file on stdout, and nothing else."),
@@ -32,12 +42,15 @@ def check_attention(
 ) -> None:
     """Check causal self-attention against the reference: that of your FILE, or the project's own.
 
+    For a FILE that is wrong it names the first of the eight steps that went wrong, the line, and
+    the mistake; for example `gptcli check-attention my/attention.py --hint 2`.
+
     Without a file, every path of the project's attention is compared with the reference and with
     PyTorch's own, in all dtypes and on all devices of this machine. Exit code 1 if anything is
     wrong.
     """
     if files:
-        _check_files(files, as_json)
+        _check_files(files, hint, as_json)
     else:
         _check_own(as_json)
 
@@ -54,7 +67,7 @@ def _check_own(as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _check_files(files: Iterable[str], as_json: bool) -> None:
+def _check_files(files: Iterable[str], hint: int, as_json: bool) -> None:
     from gptcli.course.attention_check import check_files
 
     wrong, unusable = False, []
@@ -75,6 +88,7 @@ def _check_files(files: Iterable[str], as_json: bool) -> None:
                     }
                 )
             continue
+        report = report.with_hint(hint)
         wrong = wrong or not report.ok
         if as_json:
             print_json(report.to_json())
@@ -121,11 +135,24 @@ def show_own(report: OwnReport, console: Console) -> None:
 
 
 def show_file(report: FileReport, console: Console) -> None:
-    """What was looked at, one line each, then the verdict and the hint."""
+    """A wrong file: the eight steps as far as they match, and its weights beside the right ones
+    where that shows the mistake. Else what was looked at, one line each. Then the verdict."""
     from rich.table import Table
     from rich.text import Text
 
+    from gptcli.course.attention_picture import heat, steps
+
     console.print(Text(f"{report.file}: {report.class_name}", style="bold"))
+    if report.picture is not None and report.picture.steps:
+        unicode = "utf" in (console.encoding or "").lower()
+        for step in steps(report, console.width, unicode):
+            console.print(step, no_wrap=True)
+        if maps := heat(report.picture, unicode):
+            console.print()
+            for line in maps:
+                console.print(Text(line), no_wrap=True, crop=True)
+        _verdict(console, report.ok, report.message, report.hint)
+        return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

@@ -74,8 +74,7 @@ def _ask(worker: Worker, file: LearnerFile, limit_s: float) -> FileReport:
         report: dict[str, Any] = worker.ask(file, limit_s)
     except Unfinished as unfinished:
         return _unfinished(file, unfinished)
-    checks = tuple(Check(**check) for check in report.pop("checks"))
-    return FileReport(class_name=report.pop("class"), checks=checks, **report)
+    return FileReport.from_wire(report)
 
 
 def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:

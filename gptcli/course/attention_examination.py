@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 
 from gptcli.course.attention_checks import CHECKS
+from gptcli.course.attention_diagnosis import diagnose
 from gptcli.course.attention_notes import notes
 from gptcli.course.attention_trial import Trial, Wrong, check_signatures
 from gptcli.course.learner_file import LearnerFile, load_class
-from gptcli.course.reports import Check, FileReport
+from gptcli.course.reports import Check, FileReport, Picture, StepMark
 
 
 def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
@@ -26,22 +27,13 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
     name = "constructor"
     try:
         cls = load_class(file)
-        trial = Trial(file, cls, say, takes_use_dropout=check_signatures(file, cls))
+        trial = Trial(file, cls, say)
+        trial.takes_use_dropout = check_signatures(file, cls)
         for name, check in CHECKS:
             done.append(Check(name, True, check(trial)))
         done.extend(notes(trial))
     except Wrong as wrong:
-        done.append(Check(name, False, wrong.message))
-        return FileReport(
-            file.name,
-            file.class_name,
-            False,
-            wrong.message,
-            wrong.hint,
-            wrong.mistake,
-            wrong.step,
-            tuple(done),
-        )
+        return _refused(file, trial, name, wrong, done)
     finally:
         torch.set_default_dtype(before)
     remarks = sum(check.note for check in done)
@@ -53,4 +45,26 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
         True,
         f"the same as the reference, {largest}{also}",
         checks=tuple(done),
+    )
+
+
+def _refused(
+    file: LearnerFile, trial: Trial, check: str, wrong: Wrong, done: list[Check]
+) -> FileReport:
+    finding = diagnose(trial, check, wrong)
+    done.append(Check(check, False, wrong.message))
+    picture = Picture(
+        tuple(StepMark(**step) for step in finding.steps), finding.theirs, finding.right
+    )
+    return FileReport(
+        file.name,
+        file.class_name,
+        False,
+        finding.message,
+        finding.hints[0],
+        finding.mistake,
+        finding.step,
+        tuple(done),
+        finding.hints,
+        picture,
     )

@@ -55,6 +55,16 @@ class Built:
         return reference(self.projections, x, self.case.H)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One forward that was tried: what it takes to try it again."""
+
+    module: nn.Module
+    case: Case
+    x: Tensor
+    options: dict[str, bool]
+
+
 @dataclass
 class Trial:
     """One class of one file. `say` is told what is being done, for the case that it never ends."""
@@ -64,6 +74,8 @@ class Trial:
     say: Callable[[str], None]
     columns: bool = False  # how bare matrices are meant (find_projections)
     takes_use_dropout: bool = False
+    attempt: Attempt | None = None  # the latest
+    built: Built | None = None  # the latest
 
     def construct(self, config: Any) -> nn.Module:
         """Class(config). Raises Wrong where their code raises."""
@@ -78,6 +90,7 @@ class Trial:
         built = Built(case, module.eval(), self.projections(module, case))
         if case.sharp:
             sharpen(built.projections)
+        self.built = built
         return built
 
     def projections(self, module: nn.Module, case: Case) -> Projections:
@@ -90,18 +103,20 @@ class Trial:
                 raise GptcliError(
                     f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
                 ) from None
-            step = {"input": 1, "output": 8}.get(error.missing or "")
+            output = error.missing == "output" or error.message.startswith(("`c_proj`", "`o_proj`"))
             raise Wrong(
                 error.slug,
                 f"with n_embd = {case.C}: {error.message}",
                 f"give the module nn.Linear projections named {NAMES}",
-                step,
+                8 if output else 1,
             ) from None
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
         """module(x), a tensor of x's shape and dtype. Raises Wrong otherwise."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(doing)
+        if self.built is not None:
+            self.attempt = Attempt(module, self.built.case, x.detach().clone(), options)
         y = self.theirs(lambda: module(x, **options), doing, None)
         if y is None:
             raise Wrong(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -14,6 +14,33 @@ class Check:
     ok: bool
     detail: str
     note: bool = False
+
+
+@dataclass(frozen=True)
+class StepMark:
+    """One of the eight steps of a wrong file: `state` is "right", "wrong", or "after" what is
+    wrong; `line` is the line of the file that completes it, where that is known."""
+
+    step: int
+    name: str
+    state: str
+    line: int | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a terminal draws of a wrong file. `theirs` and `right` are attention weights (T, T) of
+    one head, where they show the mistake; a cell of theirs that is no number is -1."""
+
+    steps: tuple[StepMark, ...]
+    theirs: list[list[float]] | None = None
+    right: list[list[float]] | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Picture:
+        """Undoes `asdict`."""
+        steps = tuple(StepMark(**step) for step in value["steps"])
+        return cls(steps, value["theirs"], value["right"])
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,12 @@ class FileReport:
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
+    hints: tuple[str, ...] = ()  # of rising strength
+    picture: Picture | None = None
+
+    def with_hint(self, strength: int) -> FileReport:
+        """The same with another of its hints: 1, 2 or 3."""
+        return replace(self, hint=self.hints[strength - 1]) if self.hints else self
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check-attention --json` prints for a file."""
@@ -45,6 +78,17 @@ class FileReport:
             "hint": self.hint,
             "checks": [asdict(check) for check in self.checks],
         }
+
+    @classmethod
+    def from_wire(cls, value: dict[str, Any]) -> FileReport:
+        """Undoes `asdict`, after JSON."""
+        picture = value.pop("picture")
+        return cls(
+            checks=tuple(Check(**check) for check in value.pop("checks")),
+            hints=tuple(value.pop("hints")),
+            picture=None if picture is None else Picture.from_json(picture),
+            **value,
+        )
 
 
 @dataclass

@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
             report = examine(file, lambda what: answer({"doing": what}))
-            answer({"report": report.to_json()})
+            answer({"report": asdict(report)})
         except GptcliError as error:
             answer({"error": {"message": error.message, "hint": error.hint}})
         except MemoryError as error:

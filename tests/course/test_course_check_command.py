@@ -61,6 +61,29 @@ def test_files_on_a_screen(wrong: str) -> None:
     assert "\x1b" not in result.stdout
 
 
+def test_hints_are_of_rising_strength(wrong: str) -> None:
+    told = [json.loads(run(wrong, "--json", "--hint", n).stdout)["hint"] for n in "123"]
+    assert len(set(told)) == 3
+    assert json.loads(run(wrong, "--json").stdout)["hint"] == told[0]
+    assert run(wrong, "--hint", "4").exit_code == 2
+
+
+def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
+    """The eight steps with their lines, and its weights beside the right ones."""
+    path = tmp_path / "mine.py"
+    text = next(m for m in MISTAKES if m.name == "mask_off_by_one").text()
+    path.write_text(text, encoding="utf-8")
+    lines = run(str(path)).stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if str(path) not in line)
+    marks = [line.split()[:2] for line in lines if line.split()[1:2] == [line.strip()[2:3]]]
+    assert [number for _, number in marks[:8]] == list("12345678")
+    assert len({sign for sign, _ in marks[:4]}) == 1
+    assert marks[4][0] not in {marks[3][0], marks[5][0]}
+    assert any("your weights" in line and "right weights" in line for line in lines)
+    row = next(line for line in lines if line.startswith("    0 "))
+    assert "100" in row  # the right side: the first token sees itself alone
+
+
 def test_right_files_exit_0() -> None:
     assert run(RIGHT).exit_code == 0
 

@@ -56,7 +56,7 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
             return report.ok, report.mistake
 
         assert check(str(FILES / "fused_sdpa.py")) == (True, None)
-        assert check(write(tmp_path, "no_scale")) == (False, "wrong-output")
+        assert check(write(tmp_path, "no_scale")) == (False, "scale-missing")
         assert check(write(tmp_path, "endless"), 0.5) == (False, "time-limit")
         assert check(str(FILES / "course_style.py")) == (True, None)
         assert check(write(tmp_path, "exit")) == (False, "crash")

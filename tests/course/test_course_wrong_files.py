@@ -59,4 +59,4 @@ def test_reports_as_json_have_the_keys_of_the_contract(reports: dict[str, FileRe
 def test_steps_are_named_where_they_are_certain(reports: dict[str, FileReport]) -> None:
     assert reports["no_output_projection"].first_wrong_step == 8
     assert reports["blank_constructor"].first_wrong_step == 1
-    assert reports["no_mask"].first_wrong_step is None
+    assert reports["no_mask"].first_wrong_step == 5

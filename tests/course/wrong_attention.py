@@ -30,23 +30,27 @@ MASK = 'scores = scores.masked_fill(mask == 0, float("-inf"))'
 SOFTMAX = "weights = F.softmax(scores, dim=-1)"
 
 MISTAKES = (
-    Mistake("no_mask", "not-causal", "token 0 depends on the input at token", MASK, ""),
+    Mistake("no_mask", "mask-missing", "token 0 looks at all 5 tokens", MASK, ""),
     Mistake(
         "mask_off_by_one",
-        "not-causal",
-        "token 0 depends on the input at token 1",
+        "mask-lets-next-token-in",
+        "looks at token 1",
         "torch.tril(torch.ones(T, T, device=x.device))",
         "torch.tril(torch.ones(T, T, device=x.device), diagonal=1)",
     ),
     Mistake(
         "mask_hides_diagonal",
-        "not-finite",
-        "of 240 numbers of the output are not finite",
+        "mask-hides-diagonal",
+        "a token cannot see itself",
         "torch.tril(torch.ones(T, T, device=x.device))",
         "torch.tril(torch.ones(T, T, device=x.device), diagonal=-1)",
     ),
     Mistake(
-        "mask_too_weak", "wrong-output", "differs from the reference", 'float("-inf")', "-100.0"
+        "mask_too_weak",
+        "mask-fill-too-weak",
+        "hidden scores become -100",
+        'float("-inf")',
+        "-100.0",
     ),
     Mistake(
         "mask_not_sliced",
@@ -58,16 +62,16 @@ MISTAKES = (
     ),
     Mistake(
         "scale_of_n_embd",
-        "wrong-output",
-        "first at token 1 of 5",
+        "scale-sqrt-n-embd",
+        "sqrt(n_embd) = 4.90",
         "math.sqrt(self.head_dim)",
         "math.sqrt(C)",
     ),
-    Mistake("no_scale", "wrong-output", "first at token 1 of 5", " / math.sqrt(self.head_dim)", ""),
+    Mistake("no_scale", "scale-missing", "sqrt(8) = 2.83", " / math.sqrt(self.head_dim)", ""),
     Mistake(
         "softmax_over_queries",
-        "not-causal",
-        "token 0 depends on",
+        "softmax-over-queries",
+        "dim=-2",
         SOFTMAX,
         "weights = F.softmax(scores, dim=1)",
     ),
@@ -80,15 +84,15 @@ MISTAKES = (
     ),
     Mistake(
         "interleaved_heads",
-        "wrong-output",
-        "first at token 0 of 5",
+        "heads-interleaved",
+        "the 24 channels are cut as (8, 3)",
         "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
         "view(B, T, self.head_dim, self.n_head).permute(0, 3, 1, 2)",
     ),
     Mistake(
         "split_without_transpose",
-        "not-causal",
-        "which comes later",
+        "split-without-transpose",
+        "(2, 5, 24) is viewed as (2, 3, 5, 8)",
         "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
         "view(B, self.n_head, T, self.head_dim)",
     ),
@@ -102,8 +106,8 @@ MISTAKES = (
     ),
     Mistake(
         "projection_left_out",
-        "wrong-output",
-        "first at token 0 of 5",
+        "projection-left-out",
+        "(2, 5, 24), are returned without",
         "return self.c_proj(y)",
         "return y",
     ),
@@ -145,7 +149,7 @@ MISTAKES = (
     ),
     Mistake(
         "dropout_of_its_own",
-        "wrong-output",
+        "dropout-fixed-rate",
         "in training with dropout 0.0",
         "self.resid_dropout = nn.Dropout(config.dropout)",
         "self.resid_dropout = nn.Dropout(0.1)",

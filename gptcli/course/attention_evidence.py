@@ -1,0 +1,237 @@
+"""One forward of a learner's, watched and compared: lines, values, and the mistakes that show.
+
+Dimensions: T time.
+"""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.course.attention_cases import USUAL, Case, draw_input, generator_for
+from gptcli.course.attention_match import Matched, last_good, match
+from gptcli.course.attention_place import (
+    FILLERS,
+    held_by,
+    scale_of,
+)
+from gptcli.course.attention_stages import Problem, Values
+from gptcli.course.attention_trace import Operation, Trace, watch
+from gptcli.course.attention_trial import TOLERANCE, Trial, Wrong
+from gptcli.course.mistake import Mistake
+from gptcli.course.mistakes import made, same
+
+# The value of the reference in which a mistake of the step shows.
+SHOWS = {1: "q", 2: "qh", 3: "qh", 4: "scaled", 5: "masked", 6: "weights", 7: "mixed", 8: "merged"}
+
+
+@dataclass
+class Look:
+    """One forward, watched and compared with the reference."""
+
+    trial: Trial
+    p: Problem
+    trace: Trace
+    found: Matched
+    values: Values
+
+    @property
+    def y(self) -> Tensor | None:
+        y = self.trace.result
+        return y.detach().double() if isinstance(y, Tensor) and y.shape == self.p.x.shape else None
+
+    @property
+    def wrong(self) -> bool:
+        y = self.y
+        return y is None or not bool(((y - self.values.out).abs() <= TOLERANCE).all())
+
+    def next_is(self, index: int, step: int) -> bool:
+        """Whether an operation belongs to the step after this one."""
+        after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
+        operations = self.trace.operations
+        name = operations[index].name if index < len(operations) else ""
+        return any(word in name for word in after.get(step, ()))
+
+    def y_finite(self) -> bool:
+        return self.y is not None and bool(self.y.isfinite().all())
+
+    def line(self, index: int | None) -> int | None:
+        """The line of an operation, or of the next one that has a line."""
+        if index is None:
+            return None
+        for operation in self.trace.operations[max(index, 0) :]:
+            if operation.line is not None:
+                return operation.line
+        return None
+
+    def quote(self, line: int | None) -> str:
+        """`line 12, `code`: `, or the sizes of the trial."""
+        if line is None:
+            case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
+            return f"with {case}: "
+        text = linecache.getline(str(self.trial.file.path), line).strip()
+        return f"line {line}, `{text}`: "
+
+
+def look_again(trial: Trial, grad: bool = False, tolerance: float = 1e-9) -> Look:
+    """The forward that failed, once more."""
+    attempt = trial.attempt
+    assert attempt is not None
+    case = attempt.case
+    x = attempt.x.detach().clone().requires_grad_(grad)
+    trace = watch(attempt.module, x, trial.file.path, attempt.options, grad)
+    parts = trial.projections(attempt.module, case)
+    p = Problem(attempt.x.detach().double(), parts, case.H)
+    return Look(trial, p, trace, *match(trace, p, tolerance))
+
+
+def look_at_usual(trial: Trial) -> Look | None:
+    """The case whose sizes tell most; None where it cannot even be built."""
+    try:
+        built = trial.build(USUAL)
+    except Wrong:
+        return None
+    x = draw_input(USUAL, generator_for(USUAL))
+    trace = watch(built.module, x.clone(), trial.file.path)
+    p = Problem(x, built.projections, USUAL.H)
+    return Look(trial, p, trace, *match(trace, p))
+
+
+def names_swapped(look: Look) -> bool:
+    """Whether their own name for the keys is that of the queries."""
+    for index, name in look.trace.names.items():
+        held = look.found.holds.get(index, [])
+        if "k" in held and name.lower().startswith("q"):
+            return True
+        if "q" in held and name.lower().startswith("k"):
+            return True
+    return False
+
+
+def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
+    """The mistake of this step whose wrong value is among theirs: other mistakes may follow."""
+    shown = SHOWS[step]
+    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
+        raw = look.values.qh @ look.values.kh.transpose(-1, -2)
+        return next(
+            (fit for fit in made(look.p) if same(fit[1].scaled, raw * scale[0])),
+            None,
+        )
+    before = {5: "scaled", 6: "masked", 8: "merged"}.get(step, "")
+    names = (shown, {1: "k", 2: "kh", 3: "kh"}.get(step), {1: "v", 2: "vh", 3: "vh"}.get(step))
+    for mistake, values in made(look.p):
+        if mistake.step != step:
+            continue
+        if before and same(getattr(values, shown), getattr(look.values, before)):
+            # The step is left out: its value is what there was before it.
+            if look.next_is(culprit(look, step), step):
+                return mistake, values
+            continue
+        differing = [
+            name
+            for name in names
+            if name and not same(getattr(values, name), getattr(look.values, name))
+        ]
+        lost = [name for name in names if name and name not in look.found.at]
+        if step in (1, 2) and set(differing) != set(lost):
+            continue
+        if step == 1 and renamed(look, values, -1) < 0:
+            continue  # the queries are always among theirs: as values only where they are named so
+        if differing and all(
+            where(look, getattr(values, n), getattr(look.values, n)) is not None for n in differing
+        ):
+            return mistake, values
+    return None
+
+
+def culprit(look: Look, step: int) -> int:
+    """The first operation after the last right value that makes something else of right ones."""
+    start = last_good(look.found, step) + 1
+    for operation in look.trace.operations[start:]:
+        if not operation.outputs or operation.index in look.found.holds:
+            continue
+        if any(word in operation.name for word in FILLERS):
+            continue
+        if any(held_by(x, look.found, look.p.T) for x in operation.inputs):
+            return operation.index
+    return start
+
+
+def where(look: Look, value: Tensor, right: Tensor) -> int | None:
+    """The first operation that gave these numbers, in any layout; in this one, where the right
+    value has the same numbers."""
+    wanted = value.reshape(-1).sort().values
+    moved = same(wanted, right.reshape(-1).sort().values)
+    if moved:
+        wanted = value.reshape(-1)
+    for operation in look.trace.operations:
+        for x in operation.outputs:
+            if x.numel() != wanted.numel() or (moved and x.shape[-2:] != value.shape[-2:]):
+                continue
+            flat = x.double().reshape(-1)
+            if same(flat if moved else flat.sort().values, wanted):
+                return operation.index
+    return None
+
+
+def renamed(look: Look, values: Values, index: int) -> int:
+    """Where the wrong one of q, k and v got its name."""
+    for letter in "qkv":
+        wrong = getattr(values, letter)
+        if same(wrong, getattr(look.values, letter)):
+            continue
+        for at, name in look.trace.names.items():
+            made_here = look.trace.operations[at].outputs
+            if name.lower().startswith(letter) and any(
+                x.numel() == wrong.numel() and same(x.double().reshape(-1), wrong.reshape(-1))
+                for x in made_here
+            ):
+                return at
+    return index
+
+
+def called(x: Tensor, look: Look) -> str:
+    words = {
+        "q": "queries", "k": "keys", "v": "values", "raw": "scores", "scaled": "scores",
+        "masked": "masked scores", "weights": "weights", "mixed": "weighted values",
+        "out": "output",
+    }  # fmt: skip
+    name = held_by(x, look.found, look.p.T)
+    return f"{words[name]} {tuple(x.shape)}" if name else f"a tensor {tuple(x.shape)}"
+
+
+def shortens(operation: Operation) -> bool:
+    long = any(x.dtype == torch.float64 for x in operation.inputs)
+    return long and any(x.dtype != torch.float64 for x in operation.outputs)
+
+
+def first_nan(trace: Trace) -> Operation | None:
+    return next(
+        (op for op in trace.operations if any(bool(x.isnan().any()) for x in op.outputs)), None
+    )
+
+
+def by_signature(look: Look) -> int:
+    """Nothing of the reference was seen: which tokens are right still tells something."""
+    assert look.y is not None
+    close = ((look.y - look.values.out).abs() <= 1e-7).all(dim=-1).all(dim=0)  # (T,)
+    if bool(close[-1]) and not bool(close[0]):
+        return 5
+    if bool(close[0]) and not bool(close[-1]):
+        return 4
+    return 8
+
+
+def their_weights(look: Look) -> Tensor | None:
+    """What their softmax gave: the last (.., T, T) of theirs, of numbers from 0 to 1."""
+    T = look.p.T
+    for operation in reversed(look.trace.operations):
+        for x in operation.outputs:
+            if x.dim() >= 2 and x.shape[-2:] == (T, T) and T > 1:
+                low, high = float(x.min()), float(x.max())
+                if low >= 0.0 and high <= 1.0 and bool((x.sum() - x.sum().round()).abs() < 1e-6):
+                    return x.double()
+    return None

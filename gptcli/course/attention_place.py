@@ -1,0 +1,230 @@
+"""At which of the eight steps a learner's forward left the path, by what it computed.
+
+Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptcli.course.attention_match import STEP_OF, Matched, Table, first_missing, keeps_apart
+from gptcli.course.attention_stages import Problem, Values
+from gptcli.course.attention_trace import Operation, Trace
+
+LAYOUT = {
+    "view", "reshape", "permute", "transpose", "unflatten", "flatten", "swapaxes", "swapdims",
+    "chunk", "split", "unbind", "squeeze", "unsqueeze", "contiguous", "movedim", "stack", "cat",
+    "concat", "view_as", "reshape_as", "expand", "tensor_split",
+}  # fmt: skip
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
+FILLERS = ("_like", "new_")  # tensors made after the shape of another
+
+
+def until(found: Matched, index: int) -> Matched:
+    """What had been begun before an operation: in a loop, of one head or one token perhaps."""
+    begun = {name: at for at, names in sorted(found.holds.items()) if at < index for name in names}
+    return Matched(begun, found.holds, found.tables)
+
+
+def held_by(x: Tensor, found: Matched, T: int) -> str | None:
+    """Which value of the reference the numbers of x are; None where they are none."""
+    if x.numel() == 0 or not x.dtype.is_floating_point:
+        return None
+    flat = x.double().reshape(-1)
+    for name in ("out", "mixed", "scaled", "raw", "q", "k", "v"):
+        if bool((found.tables[name].locate(flat) >= 0).all()):
+            return name
+    if x.dim() >= 2 and x.shape[-1] == T and x.shape[-2] == T:
+        kept = found.tables["scaled"].locate(flat) >= 0
+        if bool((kept | (flat < -40)).all()) and bool(kept.any()):
+            return "masked"
+        kept = found.tables["weights"].locate(flat) >= 0
+        if bool((kept | (flat == 0)).all()):
+            return "weights"
+    return None
+
+
+def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
+    """The step of a forward that ran to its end, raised, or returned nothing."""
+    if trace.error is not None:
+        found = until(found, len(trace.operations))
+    step = first_missing(found)
+    last = trace.operations[-1] if trace.operations else None
+    if last is not None and last.raised and trace.error is not None:
+        step = _of_crash(last, step, found, p)
+        return _before_product(trace, step, found, p) if step == 4 else step
+    if trace.error is not None or not isinstance(trace.result, Tensor):
+        return _blank(trace, step, path)
+    if step in (4, 7):
+        return _before_product(trace, step, found, p)
+    return step
+
+
+def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
+    first = last.inputs[0] if last.inputs else None
+    what = held_by(first, found, p.T) if first is not None else None
+    if last.name in LAYOUT and first is not None:
+        if what in ("q", "k", "v"):
+            table = found.tables[what]
+            apart = keeps_apart(first, table, table.locate(first.double()))
+            return 3 if apart and first.dim() >= 3 and len(last.asked) < 4 else 2
+        if what in ("raw", "scaled"):
+            return 4
+        if what == "mixed":
+            return 7 if len(last.asked) >= 4 or last.name == "unflatten" else 8
+        if step == 1 and len(last.asked) >= 4:
+            return 2
+        if step == 1 and found.has("q", "k", "v"):
+            return 2
+        return step
+    if last.name in PRODUCTS and len(last.inputs) >= 2:
+        held = [held_by(x, found, p.T) for x in last.inputs[:2]]
+        if set(held) <= {"q", "k", "v"} and None not in held:
+            a, b = last.inputs[:2]
+            if a.dim() != b.dim() or (last.name == "bmm" and a.dim() != 3):
+                return 3
+            return _operands(last, 4, found, p)
+        if held[1] == "v" and step >= 6:
+            return step if last.name == "bmm" and last.inputs[1].dim() == 3 else max(step, 7)
+    if last.name == "linear":
+        return 8 if found.has("v") and step >= 4 else step
+    return step
+
+
+def _blank(trace: Trace, step: int, path: Path) -> int:
+    """Folding and unfolding change no number, so a blank there is told by what it says itself, and
+    by what the lines after it expect."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    at = _line_of(trace.error, path) or len(lines)
+    text = str(trace.error) if trace.error is not None else ""
+    text += " " + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
+    above = at - 2
+    while above >= 0 and lines[above].strip().startswith("#"):
+        text += " " + lines[above].strip()
+        above -= 1
+    numbers = {int(number) for number in re.findall(r"(?i)(?:step|#)\s*([1-8])\b", text)}
+    if len(numbers) == 1 and abs(min(numbers) - step) <= 1:
+        return min(numbers)
+    rest = "\n".join(line.partition("#")[0] for line in lines[at:])
+    if step == 4 and not any(op.name in PRODUCTS for op in trace.operations):
+        four = re.search(r"@|matmul|einsum|scaled_dot_product", rest) and "bmm" not in rest
+        folded = any(x.dim() == 3 for op in trace.operations[-1:] for x in op.outputs)
+        return 4 if four or folded else 3
+    if step == 5 and re.search(r"\bT, T\)", rest):
+        shape = next((x.shape for op in reversed(trace.operations) for x in op.outputs), ())
+        return 4 if len(shape) == 3 and "ones(" not in rest.partition("T, T)")[0][-12:] else 5
+    return step
+
+
+def _line_of(error: BaseException | None, path: Path) -> int | None:
+    at, trace = None, None if error is None else error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            at = trace.tb_lineno
+        trace = trace.tb_next
+    return at
+
+
+def _before_product(trace: Trace, step: int, found: Matched, p: Problem) -> int:
+    """Right queries, keys and values and a wrong product: perhaps the fault is older."""
+    pairs = ({"q", "k"},) if step == 4 else ({"v"},)
+    for operation in trace.operations:
+        if operation.name not in PRODUCTS or len(operation.inputs) < 2:
+            continue
+        held = {held_by(x, found, p.T) for x in operation.inputs[:2]}
+        if any(pair <= held for pair in pairs):
+            return _operands(operation, step, found, p)
+    return step
+
+
+def _operands(operation: Operation, step: int, found: Matched, p: Problem) -> int:
+    """2 or 3 where a factor of a product was split or folded wrongly, else `step`."""
+    folds = []
+    for x in operation.inputs[:2]:
+        name = held_by(x, found, p.T)
+        if name not in ("q", "k", "v"):
+            continue
+        table = found.tables[name]
+        flat = table.locate(x.double())
+        if operation.name != "einsum" and x.numel() == math.prod(table.shape):
+            if not _moves_simply(x, table, flat):
+                if x.dim() == 4:
+                    turned = x.shape[-2:] == (p.D, p.T) and name == "k"
+                    return step if turned and _was_turned(found, name) else 2
+                if not _was_turned(found, name):
+                    return 2
+                return step if x.shape[-2:] == (p.D, p.T) and name == "k" else 3
+            _, t, h, _ = (at.view(x.shape) for at in table.places(flat))
+            if x.dim() >= 3 and _dims(t) and not _dims(t) & {x.dim() - 1, x.dim() - 2}:
+                return 2  # heads and channels make the matrix, time does not
+            if _dims(h) & {x.dim() - 1, x.dim() - 2} and p.H > 1:
+                return 2
+        if x.dim() == 3 and x.shape[0] == p.B * p.H:
+            b, _, h, _ = (at.view(x.shape)[:, 0, 0] for at in table.places(flat))
+            folds.append(torch.stack((b, h)))
+    if len(folds) == 2 and not torch.equal(folds[0], folds[1]):
+        return 3
+    return step
+
+
+def _dims(at: Tensor) -> set[int]:
+    return {j for j in range(at.dim()) if bool((at != at.narrow(j, 0, 1)).any())}
+
+
+def _moves_simply(x: Tensor, table: Table, flat: Tensor) -> bool:
+    return all(len(_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
+
+
+def _was_turned(found: Matched, name: str) -> bool:
+    """Whether the heads were split off at all."""
+    return found.has(f"{name}h")
+
+
+def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[float, int] | None:
+    """The factor between q k^T and the last multiple of it that they computed, and where."""
+    raw = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
+    wanted = raw.abs().sort().values
+    best = None
+    for operation in trace.operations:
+        for x in operation.outputs:
+            if x.numel() != raw.numel() or not bool(x.isfinite().all()):
+                continue
+            ratio = x.double().reshape(-1).abs().sort().values / wanted
+            if bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all()) and float(ratio[-1]):
+                sign = 1.0 if x.double().sum() * raw.sum() > 0 else -1.0
+                factor = sign * float(ratio[-1])
+                if best is None or not math.isclose(best[0], factor, rel_tol=1e-9):
+                    best = (factor, operation.index)
+    return best
+
+
+def fill_of(trace: Trace, found: Matched, p: Problem) -> tuple[float, int] | None:
+    """The one number that they wrote over the scores that the mask hides, and where."""
+    table = found.tables["scaled"]
+    cells = p.T * p.T
+    for operation in reversed(trace.operations):
+        for x in operation.outputs:
+            if x.numel() % cells or p.T < 2 or x.numel() > math.prod(table.shape):
+                continue
+            future = int((~p.past).sum()) * (x.numel() // cells)
+            flat = table.locate(x.double())
+            rest = x.double().reshape(-1)[flat < 0]
+            if rest.numel() == future and bool((rest == rest[0]).all()):
+                *_, t, s = table.places(flat[flat >= 0])
+                if bool((s <= t).all()):
+                    return float(rest[0]), operation.index
+    return None
+
+
+def step_held(operation: Operation, found: Matched, T: int) -> int | None:
+    """The step of the value that an operation gives or takes."""
+    for x in (*operation.outputs, *operation.inputs):
+        name = held_by(x, found, T)
+        if name is not None:
+            return STEP_OF[name]
+    return None

@@ -1,0 +1,86 @@
+"""The first wrong step and the mistake are named, in many styles of code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from styles import STYLES, Change, wrong_files
+
+from gptcli.course import check_files
+from gptcli.course.mistakes import BANK
+from gptcli.course.reports import FileReport
+
+Judged = dict[str, tuple[Change, FileReport]]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """A third of the files: every mistake, in some of its styles."""
+    folder = tmp_path_factory.mktemp("steps")
+    files = {name: v for i, (name, v) in enumerate(wrong_files().items()) if i % 3 == 0}
+    for name, (text, _) in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    reports = check_files([str(folder / f"{name}.py") for name in files])
+    found = {}
+    for (name, (_, change)), report in zip(files.items(), reports, strict=True):
+        assert isinstance(report, FileReport), f"{name}: {report}"
+        found[name] = (change, report)
+    return found
+
+
+def test_every_wrong_file_is_refused(judged: Judged) -> None:
+    assert len(judged) >= 150
+    assert [name for name, (_, report) in judged.items() if report.ok] == []
+
+
+def test_the_right_step_is_named(judged: Judged) -> None:
+    missed = [
+        f"{name}: step {change.step}, named {report.first_wrong_step} ({report.mistake})"
+        for name, (change, report) in judged.items()
+        if report.first_wrong_step != change.step
+    ]
+    assert len(missed) <= 0.02 * len(judged), "\n".join(missed)
+
+
+def test_the_mistake_is_named(judged: Judged) -> None:
+    missed = [
+        f"{name}: {change.slugs}, named {report.mistake}"
+        for name, (change, report) in judged.items()
+        if change.slugs != "*" and report.mistake not in change.slugs.split()
+    ]
+    assert len(missed) <= 0.08 * len(judged), "\n".join(missed)
+
+
+def test_messages_quote_their_code(judged: Judged) -> None:
+    """A line of their file as it stands there, or a shape or a value of the trial."""
+    for name, (_, report) in judged.items():
+        text = Path(report.file).read_text(encoding="utf-8").splitlines()
+        quoted = re.search(r"line (\d+)(?: of [\w.]+)?, `([^`]*)`", report.message)
+        assert quoted or re.search(r"\(\d+, \d+|= \d", report.message), report.message
+        if quoted:
+            assert text[int(quoted[1]) - 1].strip() == quoted[2], name
+        assert len(report.hints) == 3
+        assert report.with_hint(3).hint == report.hints[2]
+        assert not re.search(r"[{}]", report.message.replace(quoted[2] if quoted else "", ""))
+
+
+def test_right_files_of_every_style_pass(tmp_path: Path) -> None:
+    specs = []
+    for style, text in STYLES.items():
+        (tmp_path / f"{style}.py").write_text(text, encoding="utf-8")
+        specs.append(str(tmp_path / f"{style}.py"))
+    for report in check_files(specs):
+        assert isinstance(report, FileReport)
+        assert report.ok, f"{report.file}: {report.message}"
+
+
+def test_the_bank_reads_like_a_lesson() -> None:
+    assert len({mistake.slug for mistake in BANK}) >= 60
+    assert {mistake.step for mistake in BANK} == set(range(1, 9))
+    for mistake in BANK:
+        assert mistake.writes
+        assert mistake.changes
+        assert re.fullmatch(r"[a-z0-9-]+", mistake.slug)
+        assert re.search(r"\{\w+", mistake.why), f"{mistake.slug} quotes nothing of theirs"
