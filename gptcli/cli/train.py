@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.options import AttentionOption, JsonOption
+from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json, stderr_console
+from gptcli.cli.own_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    OwnFiles,
+    checked,
+)
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gptcli.config import Config
     from gptcli.training.loop import Setup
 
@@ -50,19 +56,23 @@ def train(
         bool, typer.Option("--overwrite", help="Start an existing run folder again.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Train with an attention file that failed its check.")
+        bool, typer.Option("--force", help="Train with a file of yours that failed its check.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print size, memory and time; write nothing.")
     ] = False,
     attention: AttentionOption = None,
+    layernorm: LayerNormOption = None,
+    mlp: MlpOption = None,
+    block: BlockOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
     words = arguments or []
+    files = OwnFiles(attention, layernorm, mlp, block)
     for flag, given, needs, there in (
         ("--extend", extend, "--resume", resume),
-        ("--force", force, "--attention", attention),
+        ("--force", force, "--attention (or another part)", files.given()),
     ):
         if given and not there:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
@@ -75,7 +85,7 @@ def train(
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
     target, overrides = _split_words(words)
     if resume:
-        _resume(target, overrides, out, extend, attention, force, as_json)
+        _resume(target, overrides, out, extend, files, force, as_json)
         return
     config, name = _config(target, overrides, from_run)
     if dry_run:
@@ -86,13 +96,13 @@ def train(
     run = out if out is not None else run_folder.free_name(name)
     if not overwrite:
         run_folder.refuse_existing(run)
-    own = _own_attention(attention, config, force)
+    own = checked(files, config, force)
     with _front_row(run, create=True):
         prepared = setup.prepare_new(
             config,
             run,
             overwrite=overwrite,
-            attention=own,
+            own=own,
             from_run=run_folder.find_run(from_run) if from_run else None,
         )
         _run(prepared.setup, prepared.notes, as_json)
@@ -103,7 +113,7 @@ def _resume(
     overrides: list[str],
     out: Path | None,
     extend: bool,
-    attention: str | None,
+    files: OwnFiles,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -119,9 +129,9 @@ def _resume(
             (run / "config.yaml").read_text("utf-8"), overrides, name=str(run / "config.yaml")
         )
     stored = load_config(str(run / "config.yaml"))
-    own = _own_attention(attention, stored, force)
+    own = checked(files, stored, force)
     with _front_row(run, create=False):
-        prepared = setup.prepare_resume(run, wanted, extend=extend, attention=own)
+        prepared = setup.prepare_resume(run, wanted, extend=extend, own=own)
         if prepared is None:
             status = run_folder.read_status(run)
             note(
@@ -288,36 +298,6 @@ def _default_config() -> str:
     from gptcli.devices import choose_device
 
     return DEFAULT_CONFIG_GPU if choose_device("auto").type == "cuda" else DEFAULT_CONFIG
-
-
-def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Module] | None:
-    """The learner's class, once it has passed its check (or `force` waives that)."""
-    if spec is None:
-        return None
-    from gptcli.course import check_file, load_attention
-
-    if config.model.arch != "gpt2":
-        raise GptcliError(
-            "--attention needs `arch: gpt2`; the modern arch turns queries and keys "
-            "inside its attention",
-            "gptcli train course --attention FILE",
-        )
-    try:
-        report = check_file(spec)
-        problem = None if report.ok else f"{report.file} does not pass its check: {report.message}"
-    except GptcliError as error:
-        if not force:
-            raise
-        problem = error.message
-    if problem is not None and not force:
-        raise GptcliError(
-            problem,
-            f"see gptcli check-attention {spec}; --force trains with it all the same",
-            exit_code=1,
-        )
-    if problem is not None:
-        note(f"warning: {problem}")
-    return load_attention(spec)
 
 
 def _dry_run(config: Config, as_json: bool) -> None:

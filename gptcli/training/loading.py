@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
+from gptcli.model.own_parts import OwnParts, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.state import build_model
@@ -34,22 +34,16 @@ def load_trained(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step).
 
     Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
-    (or does not need) the attention file of its training."""
+    (or does not need) files of the user's own."""
     config = run_folder.read_config(run)
     step = checkpoint.choose_step(run, which)
     meta = checkpoint.read_meta(run, step)
-    if meta.get("own_attention") and attention is None:
-        raise GptcliError(
-            f"{run} was trained with an attention file of your own",
-            "name it again: --attention FILE",
-        )
-    if attention is not None and not meta.get("own_attention"):
-        raise GptcliError(f"{run} was trained with the built-in attention", "leave --attention out")
+    refuse_other_parts(run, meta, own)
     tokenizer = run_folder.read_tokenizer(run)
     if meta.get("tokenizer") != tokenizer.fingerprint():
         raise GptcliError(
@@ -58,5 +52,5 @@ def load_trained(
             exit_code=1,
         )
     loaded = checkpoint.load(run, step)
-    model = build_model(config.model, tokenizer.vocab_size, attention, loaded.model)
+    model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)
     return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)

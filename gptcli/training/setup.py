@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gptcli.config import Config
 from gptcli.config_files import differences
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
+from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
@@ -61,7 +60,7 @@ def open_text(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
     )
 
 
-def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> Config:
+def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Config:
     """The config with every `auto` worked out for this text and machine, except
     checkpoint_every, which goes by the clock."""
     train, run = config.train, config.run
@@ -71,7 +70,7 @@ def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> C
     if compiled == "auto":
         compiled = (
             device.type == "cuda"
-            and not own_attention
+            and not own_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
     return config.model_copy(
@@ -110,7 +109,7 @@ def prepare_new(
     *,
     overwrite: bool = False,
     from_run: Path | None = None,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Prepared:
     """A new run in the folder `run`, which is filled once everything else is known to work."""
     notes: list[str] = []
@@ -123,11 +122,11 @@ def prepare_new(
         weights = loaded.model
         notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
     corpus = open_text(config, tokenizer)
-    config = resolve(config, corpus, own_attention=attention is not None)
+    config = resolve(config, corpus, own_parts=own is not None)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer, overwrite)
-    setup = _setup(run, config, corpus, attention=attention, start_from=weights)
+    setup = _setup(run, config, corpus, own=own, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -136,7 +135,7 @@ def prepare_resume(
     wanted: Config | None,
     *,
     extend: bool = False,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Prepared | None:
     """Go on with a run folder; None where it is finished already.
 
@@ -150,15 +149,7 @@ def prepare_resume(
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
     else:
-        if saved.meta.get("own_attention") and attention is None:
-            raise GptcliError(
-                f"{run} was trained with an attention file of your own",
-                "name it again: --attention FILE",
-            )
-        if not saved.meta.get("own_attention") and attention is not None:
-            raise GptcliError(
-                f"{run} was trained with the built-in attention", "resume it without --attention"
-            )
+        refuse_other_parts(run, saved.meta, own)
         if _is_finished(run, saved, config, stored):
             return None
     corpus = open_text(config, run_folder.read_tokenizer(run))
@@ -169,7 +160,7 @@ def prepare_resume(
         )
     choose_device(config.run.device)
     choose_threads(config.run.threads)
-    setup = _setup(run, config, corpus, attention=attention, resume=saved)
+    setup = _setup(run, config, corpus, own=own, resume=saved)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -262,10 +253,10 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
     """A fine-tune keeps the other run's network; only dropout is its own choice."""
-    if meta.get("own_attention"):
+    if own := parts_of(meta):
         raise GptcliError(
-            f"{run} was trained with an attention file of your own",
-            "--from takes runs with the built-in attention",
+            f"{run} was trained with a file of your own ({', '.join(own)})",
+            "--from takes runs whose parts are all built in",
         )
     before, now = meta["model"], config.model.model_dump()
     odd = [

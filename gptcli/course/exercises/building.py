@@ -43,6 +43,8 @@ def build(
             continue
         if classes is not None and name in classes:
             value: Any = classes[name]
+        elif name in CLASSES and parameter.default is parameter.empty:
+            value = _reference(name)
         elif name in _SIZES:
             value = config.n_embd
         elif name in _FIELDS:
@@ -65,6 +67,17 @@ def build(
         else:
             arguments[name] = value
     return cls(*places, **arguments)
+
+
+def _reference(name: str) -> type[nn.Module]:
+    from gptcli.course import parts
+
+    classes = {
+        "attention": parts.CausalSelfAttention,
+        "layernorm": parts.LayerNorm,
+        "mlp": parts.MLP,
+    }
+    return classes[name]
 
 
 def takes(cls: type[nn.Module], name: str) -> bool:

@@ -69,7 +69,7 @@ EXERCISES = (
         "layernorm",
         "3",
         "LayerNorm",
-        "each token's channels to mean 0 and variance 1",
+        "each token to mean 0 and variance 1",
         ("mean", "variance", "normalise", "gain and bias"),
     ),
     Exercise(
