@@ -36,6 +36,12 @@ PARTS = (
         "block_size; forward(x) takes and returns (B, T, C); submodules `ln_1`, `attn`, `ln_2` "
         "and `mlp`.",
     ),
+    (
+        "tokenizer",
+        "byte-pair encoding: count pairs, merge, encode, decode, save and load",
+        "The file has a class Tokenizer, built as Tokenizer(), with train(text, num_merges), "
+        "encode(text), decode(ids), save(path), load(path), and `merges` {pair of ids: new id}.",
+    ),
 )
 
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "check-layernorm",
     "check-mlp",
     "check-block",
+    "check-tokenizer",
     "exercise",
     "runs",
     "configs",

@@ -76,7 +76,7 @@ EXERCISES = (
         "mlp",
         "3",
         "MLP",
-        "each token thinks for itself, four times as wide",
+        "each token by itself, four times as wide",
         ("expand by 4", "exact GELU", "project back", "dropout"),
     ),
     Exercise(
@@ -85,6 +85,13 @@ EXERCISES = (
         "Block",
         "two norms, two branches, two residuals",
         ("first norm", "attention and residual", "second norm", "feed-forward and residual"),
+    ),
+    Exercise(
+        "tokenizer",
+        "4",
+        "Tokenizer",
+        "byte-pair encoding: text to ids and back",
+        ("count pairs", "merge", "encode", "decode", "save and load"),
     ),
 )
 

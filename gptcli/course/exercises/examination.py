@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from gptcli.course.exercises import block, layernorm, mlp, module_trial
+from gptcli.course.exercises import block, layernorm, mlp, module_trial, tokenizer_trial
 from gptcli.course.exercises.lesson import PartReport, Wrong
 from gptcli.course.exercises.module_trial import Trial
 from gptcli.course.learner_file import LearnerFile, load_class
 from gptcli.course.reports import Check
 
 MODULES = {"layernorm": layernorm, "mlp": mlp, "block": block}
+TRIALS = {"tokenizer": tokenizer_trial}
 
 
 def examine(file: LearnerFile, say: Callable[[str], None]) -> PartReport:
@@ -20,28 +21,29 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> PartReport:
     say("loading the file")
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    names: list[str] = []
+    remarks: list[Check] = []
     try:
-        module = MODULES[file.exercise]
-        names = [step.name for step in module.PART.steps]
-        try:
+        if file.exercise in TRIALS:
+            trial_of = TRIALS[file.exercise]
+            names = [step.name for step in trial_of.STEPS]
+            found = trial_of.check(file, say)
+        else:
+            module = MODULES[file.exercise]
+            names = [step.name for step in module.PART.steps]
             trial = Trial(file, load_class(file), module.PART, say)
             module.start(trial)
             error = module_trial.compare(trial)
             module_trial.gradients(trial)
             remarks = [Check(name, True, detail, True) for name, detail in module.PART.notes(trial)]
-        except Wrong as wrong:
-            return _wrong(file, names, wrong)
+            found = f"the same as the reference, largest error {error:.1g}"
+    except Wrong as wrong:
+        return _wrong(file, names, wrong)
     finally:
         torch.set_default_dtype(before)
     checks = [Check(f"{i} {name}", True, "") for i, name in enumerate(names, 1)]
-    checks.append(Check("output", True, f"largest error {error:.1g}"))
-    return PartReport(
-        file.name,
-        file.exercise,
-        True,
-        f"the same as the reference, largest error {error:.1g}",
-        checks=(*checks, *remarks),
-    )
+    checks.append(Check("whole", True, found))
+    return PartReport(file.name, file.exercise, True, found, checks=(*checks, *remarks))
 
 
 def _wrong(file: LearnerFile, names: list[str], wrong: Wrong) -> PartReport:

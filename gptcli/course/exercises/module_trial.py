@@ -7,7 +7,7 @@ Dimensions: B batch, T time, C channels (n_embd), H heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from gptcli.course.attention_cases import TrialConfig, fill_parameters
 from gptcli.course.exercises.building import build
-from gptcli.course.exercises.lesson import Mistake, Step, Wrong, quoted_line
+from gptcli.course.exercises.lesson import Mistake, Step, Wrong
+from gptcli.course.exercises.telling import Teller
 from gptcli.course.exercises.trace import Trace
-from gptcli.course.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 TOLERANCE = 1e-9
@@ -66,15 +67,14 @@ class Part:
     notes: Callable[[Trial], Iterator[tuple[str, str]]]
 
 
-@dataclass
-class Trial:
+class Trial(Teller):
     """One class of one file; `say` is told what is being done, for where it never ends."""
 
-    file: LearnerFile
-    cls: type[nn.Module]
-    part: Part
-    say: Callable[[str], None]
-    facts: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self, file: LearnerFile, cls: type[nn.Module], part: Part, say: Callable[[str], None]
+    ) -> None:
+        super().__init__(file, part.steps, part.mistakes)
+        self.cls, self.part, self.say = cls, part, say
 
     def construct(self, size: Size) -> nn.Module:
         """A module of that size, in float64 and evaluation mode, as its constructor leaves it."""
@@ -133,40 +133,6 @@ class Trial:
         done = [i for i, wanted in enumerate(marks, 1) if any(trace.has(one) for one in wanted)]
         return min(max(done, default=0) + 1, len(marks))
 
-    def stopped(self, error: BaseException, doing: str, step: int) -> Wrong:
-        """What their code raised, quoted with its line."""
-        place = place_of(error, self.file.path)
-        where = f"line {place[0]} of {self.file.path.name}, `{place[1]}`" if place else doing
-        name = self.part.steps[step - 1].name
-        if isinstance(error, NotImplementedError):
-            return self.wrong_at(
-                step,
-                "not-implemented",
-                f"step {step}, {name}, is still to be written: {where}",
-                "put your code in the place of that line",
-            )
-        return self.wrong_at(
-            step,
-            "raises",
-            f"{doing} stops in step {step}, {name}, at {where}: {in_words(error)}",
-            "read that line with the shapes in mind that meet there",
-        )
-
-    def wrong_at(self, step: int, slug: str, message: str, first_hint: str) -> Wrong:
-        """A failure that is no known mistake: its own hint, then the step's."""
-        known = self.part.steps[step - 1]
-        return Wrong(step, slug, message, (first_hint, known.tell, known.show))
-
-    def mistake(self, slug: str, **facts: Any) -> Wrong:
-        """The known mistake of that name, with values of theirs."""
-        mistake = next(m for m in self.part.mistakes if m.slug == slug)
-        step = self.part.steps[mistake.step - 1]
-        quote = quoted_line(self.file.path, mistake.at)
-        said = mistake.says.format(**{**self.facts, **facts})
-        return Wrong(
-            mistake.step, slug, said + quote, (step.ask, mistake.why, f"{mistake.hint}{quote}")
-        )
-
 
 def compare(trial: Trial) -> float:
     """Their output beside the reference's on every size. Raises Wrong, with a name where the
@@ -212,8 +178,7 @@ def compare(trial: Trial) -> float:
         for mistake in part.mistakes:
             for form in mistake.forms:
                 if all(close(y_, form(w_, x_)) for _, w_, x_, y_, _, _, _ in tried):
-                    found = trial.mistake(mistake.slug, **facts)
-                    raise Wrong(found.step, found.slug, found.message + evidence, found.hints)
+                    raise trial.mistake(mistake.slug, evidence, **facts)
         step = max(trial.reached(entry[5], entry[6], entry[2]) for entry in bad)
     name = part.steps[step - 1].name
     known = part.steps[step - 1]
