@@ -42,6 +42,15 @@ PARTS = (
         "The file has a class Tokenizer, built as Tokenizer(), with train(text, num_merges), "
         "encode(text), decode(ids), save(path), load(path), and `merges` {pair of ids: new id}.",
     ),
+    (
+        "training",
+        "training: batches, loss, learning rate, clipping, the step, evaluation",
+        "The file has six functions: get_batch(data, block_size, batch_size, generator), "
+        "loss_of(logits, targets), "
+        "learning_rate(step, max_lr, min_lr, warmup_steps, max_steps), "
+        "clip_gradients(parameters, max_norm), "
+        "train_step(model, optimizer, batches, lr, max_norm) and evaluate(model, batches).",
+    ),
 )
 
 

@@ -18,6 +18,7 @@ COMMANDS = (
     "check-mlp",
     "check-block",
     "check-tokenizer",
+    "check-training",
     "exercise",
     "runs",
     "configs",

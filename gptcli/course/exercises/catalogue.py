@@ -93,6 +93,13 @@ EXERCISES = (
         "byte-pair encoding: text to ids and back",
         ("count pairs", "merge", "encode", "decode", "save and load"),
     ),
+    Exercise(
+        "training",
+        "5 and 6",
+        "",
+        "batches, loss, schedule, the step",
+        ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
+    ),
 )
 
 

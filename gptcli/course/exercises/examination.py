@@ -6,14 +6,21 @@ from collections.abc import Callable
 
 import torch
 
-from gptcli.course.exercises import block, layernorm, mlp, module_trial, tokenizer_trial
+from gptcli.course.exercises import (
+    block,
+    layernorm,
+    mlp,
+    module_trial,
+    tokenizer_trial,
+    training_trial,
+)
 from gptcli.course.exercises.lesson import PartReport, Wrong
 from gptcli.course.exercises.module_trial import Trial
 from gptcli.course.learner_file import LearnerFile, load_class
 from gptcli.course.reports import Check
 
 MODULES = {"layernorm": layernorm, "mlp": mlp, "block": block}
-TRIALS = {"tokenizer": tokenizer_trial}
+TRIALS = {"tokenizer": tokenizer_trial, "training": training_trial}
 
 
 def examine(file: LearnerFile, say: Callable[[str], None]) -> PartReport:
