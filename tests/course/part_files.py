@@ -113,6 +113,9 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
+        # Two at once: the earlier step is named.
+        ("wrong-output", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
+        ("wrong-output", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),
     ],
     "mlp": [
@@ -147,6 +150,7 @@ WRONG: dict[str, list[Entry]] = {
         ("no-gradient", 3, GELU, "F.gelu(h).detach()"),
         ("not-implemented", 2, "h = F.gelu(h)", "raise NotImplementedError"),
         ("output-shape", 3, "y = self.c_proj(h)", "y = h"),
+        ("wrong-output", 2, GELU, "F.relu(h)", "self.dropout(y)", "x + y"),
         ("wrong-output", 2, GELU, "h ** 3"),
         ("wrong-output", 4, "return self.dropout(y)", "return 3 * y"),
     ],
@@ -189,6 +193,7 @@ WRONG: dict[str, list[Entry]] = {
         ("input-changed", 4, HALF1, "x += self.attn(self.ln_1(x))\n        h = x"),
         ("no-gradient", 4, "self.mlp(self.ln_2(h))", "self.mlp(self.ln_2(h.detach()))"),
         ("not-implemented", 3, HALF2, "raise NotImplementedError"),
+        ("wrong-output", 1, "self.ln_1(x)", "x", HALF2, "return self.mlp(self.ln_2(h))"),
         ("wrong-output", 2, "x + self.attn", "x + 0.3 * self.attn"),
     ],
 }  # fmt: skip

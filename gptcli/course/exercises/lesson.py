@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,14 +99,24 @@ class PartReport:
 _CHECK_KEYS = {"name", "ok", "detail", "note"}
 
 
-def quoted_line(path: Path, pattern: str) -> str:
-    """`, at line 12, `var = x.var(-1)``: the first line of code that matches; "" without one."""
-    import re
-
+def quoted_line(path: Path, pattern: str, within: str = "") -> str:
+    """`, at line 12, `var = x.var(-1)``: the first line of code that matches, in the function
+    `within` where one is named; "" without one. Comments and docstrings are no code."""
     if not pattern:
         return ""
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+    text = path.read_text("utf-8", "replace")
+    tree = ast.parse(text)
+    prose: set[int] = set()
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if isinstance(node, ast.FunctionDef) and node.name == within:
+            inside.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for number, line in enumerate(text.splitlines(), 1):
         code = line.partition("#")[0]
+        if number in prose or (within and number not in inside):
+            continue
         if re.search(pattern, code):
             return f", at line {number} of {path.name}, `{code.strip()}`"
     return ""

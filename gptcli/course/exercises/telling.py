@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -12,12 +13,18 @@ from gptcli.errors import GptcliError, nearest
 
 
 class Teller:
-    """Knows the file, the steps and the mistakes of its exercise."""
+    """Knows the file, the steps and the mistakes of its exercise; `homes` are the functions in
+    which a step is done, where that is known."""
 
     def __init__(
-        self, file: LearnerFile, steps: tuple[Step, ...], mistakes: tuple[Mistake, ...]
+        self,
+        file: LearnerFile,
+        steps: tuple[Step, ...],
+        mistakes: tuple[Mistake, ...],
+        homes: Mapping[int, str] | None = None,
     ) -> None:
         self.file, self.steps, self.mistakes = file, steps, mistakes
+        self.homes = homes or {}
 
     def stopped(self, error: BaseException, doing: str, step: int) -> Wrong:
         """What their code raised, quoted with its line."""
@@ -47,7 +54,7 @@ class Teller:
         """The known mistake of that name, with values of theirs."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         step = self.steps[mistake.step - 1]
-        quote = quoted_line(self.file.path, mistake.at)
+        quote = quoted_line(self.file.path, mistake.at, self.homes.get(mistake.step, ""))
         message = mistake.says.format(**facts) + quote + evidence
         hints = (step.ask, mistake.why, f"{mistake.hint}{quote}")
         return Wrong(mistake.step, slug, message, hints)

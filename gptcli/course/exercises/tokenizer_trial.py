@@ -16,6 +16,7 @@ from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
 from gptcli.course.learner_file import LearnerFile, in_words, run_file
 from gptcli.errors import GptcliError
 
+HOMES = {1: "train", 3: "encode", 4: "decode", 5: "load"}
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
 WORDS = (
@@ -45,7 +46,7 @@ ENCODED = (
 
 class _Trial(Teller):
     def __init__(self, file: LearnerFile, cls: Any, say: Callable[[str], None]) -> None:
-        super().__init__(file, STEPS, MISTAKES)
+        super().__init__(file, STEPS, MISTAKES, HOMES)
         self.cls, self.say = cls, say
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:

@@ -38,7 +38,7 @@ class TinyModel(nn.Module):
 
 class _Trial(Teller):
     def __init__(self, file: LearnerFile, say: Callable[[str], None]) -> None:
-        super().__init__(file, STEPS, MISTAKES)
+        super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
         self.say = say
         module = run_file(file)
         self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
