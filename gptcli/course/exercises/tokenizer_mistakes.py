@@ -277,7 +277,7 @@ MISTAKES = (
             "the leftmost known pair is merged, whatever its rank",
             "an early merge further right goes first", "look at all pairs, take the earliest "
             "learnt", (_encoded(pick=_pick_leftmost),
-                       _encoded(pick=_pick_leftmost, merging=_merge_first)), r"for |while"),
+                       _encoded(pick=_pick_leftmost, merging=_merge_first)), r"\[0\]|break"),
     Mistake("most-frequent-first", 3, "the most frequent pair of the text, as in training",
             "encoding merges the pair that is most frequent in this text",
             "counts belong to training; a text is encoded by ranks", "take the smallest id",
@@ -289,7 +289,7 @@ MISTAKES = (
     Mistake("one-pass", 3, "one walk through the bytes",
             "encoding stops after one pass or one merge",
             "a merged pair can be half of the next one", "go on until no pair is known",
-            (_one_pass, _encoded(rounds=1)), r"for |if "),
+            (_one_pass, _encoded(rounds=1))),
     Mistake("first-place-only", 3, "one replacement for each merge",
             "each merge is applied at the first place in the text alone",
             "a pair is merged wherever it stands", "use the same merging as in training",
