@@ -13,7 +13,17 @@ import typer
 from typer.exceptions import TyperException
 
 from gptcli import __version__
-from gptcli.cli import check, configs, evaluate, runs, sample, tokenizer, train
+from gptcli.cli import (
+    check,
+    check_parts,
+    configs,
+    evaluate,
+    exercise,
+    runs,
+    sample,
+    tokenizer,
+    train,
+)
 from gptcli.cli.output import note, print_error
 from gptcli.errors import GptcliError
 
@@ -53,6 +63,13 @@ _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/m
 _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
+for _exercise, _what, _interface in check_parts.PARTS:
+    _add(
+        f"check-{_exercise}",
+        check_parts.check_command(_exercise, _what, _interface),
+        f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
+    )
+_add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("runs", runs.runs, "gptcli runs")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")

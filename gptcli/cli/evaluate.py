@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.options import (
-    AttentionOption,
     CheckpointOption,
     DeviceOption,
     DTypeOption,
@@ -21,6 +20,7 @@ from gptcli.cli.options import (
     load,
 )
 from gptcli.cli.output import print_json
+from gptcli.cli.own_files import AttentionOption, BlockOption, LayerNormOption, MlpOption, OwnFiles
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -46,15 +46,17 @@ def evaluate(
     dtype: DTypeOption = "auto",
     threads: ThreadsOption = None,
     attention: AttentionOption = None,
+    layernorm: LayerNormOption = None,
+    mlp: MlpOption = None,
+    block: BlockOption = None,
 ) -> None:
     """Measure the loss over a whole split or a text of yours."""
     import math
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    _, trained = load(
-        run, checkpoint, Machine(device, dtype, threads), attention, dtype_of_run=True
-    )
+    files = OwnFiles(attention, layernorm, mlp, block)
+    _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size

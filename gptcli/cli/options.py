@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.own_files import OwnFiles, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gptcli.training.loading import Trained
 
 RunArgument = Annotated[
@@ -35,14 +34,6 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads. Default: as many as there are cores."),
 ]
-AttentionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--attention",
-        metavar="FILE[:CLASS]",
-        help="Your own attention in place of the built-in one; the file is run.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
@@ -59,7 +50,7 @@ def load(
     run: str | None,
     checkpoint: str | None,
     machine: Machine,
-    attention: str | None,
+    files: OwnFiles,
     *,
     dtype_of_run: bool,
 ) -> tuple[Path, Trained]:
@@ -79,18 +70,14 @@ def load(
         wanted = read_config(path).run.dtype if dtype_of_run else "float32"
         if wanted == "float16" and device.type == "cpu":
             wanted = "float32"
-    own = own_attention(attention) if attention else None
     trained = load_trained(
-        path, checkpoint or "best", device=device, dtype=choose_dtype(wanted, device), attention=own
+        path,
+        checkpoint or "best",
+        device=device,
+        dtype=choose_dtype(wanted, device),
+        own=loaded(files),
     )
     return path, trained
-
-
-def own_attention(spec: str) -> type[nn.Module]:
-    """The class in a file that was named on this command line."""
-    from gptcli.course import load_attention
-
-    return load_attention(spec)
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from gptcli.cli.options import (
-    AttentionOption,
     CheckpointOption,
     DeviceOption,
     DTypeOption,
@@ -21,6 +20,7 @@ from gptcli.cli.options import (
     load,
 )
 from gptcli.cli.output import note, print_json
+from gptcli.cli.own_files import AttentionOption, BlockOption, LayerNormOption, MlpOption, OwnFiles
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def sample(
     dtype: DTypeOption = "auto",
     threads: ThreadsOption = None,
     attention: AttentionOption = None,
+    layernorm: LayerNormOption = None,
+    mlp: MlpOption = None,
+    block: BlockOption = None,
 ) -> None:
     """Let a model write."""
     import math
@@ -105,8 +108,9 @@ def sample(
             "1 changes nothing, 1.1 to 1.3 is usual",
         )
     text = _prompt(prompt, prompt_file)
+    files = OwnFiles(attention, layernorm, mlp, block)
     path, trained = load(
-        run, checkpoint, Machine(device, dtype, threads), attention, dtype_of_run=False
+        run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False
     )
     from gptcli.sampling.choose import Choice
     from gptcli.sampling.text import Piece, write

@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.options import AttentionOption, JsonOption
+from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json, stderr_console
+from gptcli.cli.own_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    OwnFiles,
+    checked,
+)
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gptcli.config import Config
+    from gptcli.model.own_parts import OwnParts
     from gptcli.training.setup import Prepared
 
 
@@ -52,19 +59,23 @@ def train(
         bool, typer.Option("--overwrite", help="Start an existing run folder again.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Train with an attention file that failed its check.")
+        bool, typer.Option("--force", help="Train with a file of yours that failed its check.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print size, memory and time; write nothing.")
     ] = False,
     attention: AttentionOption = None,
+    layernorm: LayerNormOption = None,
+    mlp: MlpOption = None,
+    block: BlockOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
     words = arguments or []
+    files = OwnFiles(attention, layernorm, mlp, block)
     for flag, given, needs, there in (
         ("--extend", extend, "--resume", resume),
-        ("--force", force, "--attention", attention),
+        ("--force", force, "--attention (or another part)", files.given()),
     ):
         if given and not there:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
@@ -77,10 +88,10 @@ def train(
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
     target, overrides = _split_words(words)
     if resume:
-        _resume(target, overrides, out, extend, attention, force, as_json)
+        _resume(target, overrides, out, extend, files, force, as_json)
         return
     config, name = _config(target, overrides, from_run)
-    own = _own_attention(attention, config, force)
+    own = checked(files, config, force)
     if dry_run:
         _dry_run(config, own, as_json)
         return
@@ -94,10 +105,10 @@ def train(
             prepared = setup.prepare_new(
                 config,
                 run,
-                attention=own,
+                own=own,
                 from_run=run_folder.find_run(from_run) if from_run else None,
             )
-            _run(prepared, as_json, attention)
+            _run(prepared, as_json, files)
         finally:
             run_folder.put_back(run)
 
@@ -107,7 +118,7 @@ def _resume(
     overrides: list[str],
     out: Path | None,
     extend: bool,
-    attention: str | None,
+    files: OwnFiles,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -121,11 +132,11 @@ def _resume(
         wanted, _ = _config(target, overrides, None)
     elif overrides:
         wanted = load_config(str(run / "config.yaml"), overrides)
-    own = _own_attention(attention, stored, force)
+    own = checked(files, stored, force)
     with _front_row(run, create=False):
-        prepared = setup.prepare_resume(run, wanted, extend=extend, attention=own)
+        prepared = setup.prepare_resume(run, wanted, extend=extend, own=own)
         if prepared is not None:
-            _run(prepared, as_json, attention)
+            _run(prepared, as_json, files)
             return
         status = setup.status_of_finished(run)
         note(
@@ -136,7 +147,7 @@ def _resume(
             print_json(status)
 
 
-def _run(prepared: Prepared, as_json: bool, attention: str | None) -> None:
+def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
     """Train, show it, keep the run's files, say how it ended."""
     from dataclasses import replace
 
@@ -183,8 +194,8 @@ def _run(prepared: Prepared, as_json: bool, attention: str | None) -> None:
     if as_json:
         print_json(result)
     if finished is None or finished.stopped == "interrupted":
-        again = f"gptcli train --resume --out {shlex.quote(str(run))}" + (
-            f" --attention {shlex.quote(attention)}" if attention else ""
+        again = f"gptcli train --resume --out {shlex.quote(str(run))}" + "".join(
+            f" --{part} {shlex.quote(spec)}" for part, spec in files.given().items()
         )
         saved = f"saved at step {finished.step}" if finished else "left at once, without saving"
         note(f"{saved}; go on with: {again}")
@@ -281,40 +292,10 @@ def _default_config() -> str:
     return DEFAULT_CONFIG_GPU if choose_device("auto").type == "cuda" else DEFAULT_CONFIG
 
 
-def _own_attention(spec: str | None, config: Config, force: bool) -> type[nn.Module] | None:
-    """The learner's class, once it has passed its check (or `force` waives that)."""
-    if spec is None:
-        return None
-    from gptcli.course import check_file, load_attention
-
-    if config.model.arch != "gpt2":
-        raise GptcliError(
-            "--attention needs `arch: gpt2`; the modern arch turns queries and keys "
-            "inside its attention",
-            "gptcli train course --attention FILE",
-        )
-    try:
-        report = check_file(spec)
-        problem = None if report.ok else f"{report.file} does not pass its check: {report.message}"
-    except GptcliError as error:
-        if not force:
-            raise
-        problem = error.message
-    if problem is not None and not force:
-        raise GptcliError(
-            problem,
-            f"see gptcli check-attention {spec}; --force trains with it all the same",
-            exit_code=1,
-        )
-    if problem is not None:
-        note(f"warning: {problem}")
-    return load_attention(spec)
-
-
-def _dry_run(config: Config, attention: type[nn.Module] | None, as_json: bool) -> None:
+def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
     from gptcli.training.dry_run import plan
 
-    result = plan(config, attention)
+    result = plan(config, own)
     if as_json:
         print_json(result)
         return

@@ -78,6 +78,7 @@ class Worker:
                 "name": file.name,
                 "path": str(file.path),
                 "class_name": file.class_name,
+                "exercise": file.exercise,
                 "limit_s": limit_s,
                 "stack": str(stack),
             }

@@ -35,14 +35,17 @@ class LearnerFile:
     name: str  # as the user wrote it, without the class
     path: Path
     class_name: str
+    exercise: str = "attention"  # what it is an answer to
 
 
-def find_file(spec: str) -> LearnerFile:
+def find_file(
+    spec: str, default_class: str = DEFAULT_CLASS, exercise: str = "attention"
+) -> LearnerFile:
     """`FILE` or `FILE:CLASS` -> the file, which exists and parses; none of it is run.
 
     A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError where there is no
     such file, or where it is not Python."""
-    name, class_name = spec, DEFAULT_CLASS
+    name, class_name = spec, default_class
     if not Path(spec).is_file() and ":" in spec:
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or Path(left).is_file():
@@ -63,7 +66,7 @@ def find_file(spec: str) -> LearnerFile:
             "save the cell that holds the class as a .py file, and name that",
         )
     _parse(name, path)
-    return LearnerFile(name, path.resolve(), class_name)
+    return LearnerFile(name, path.resolve(), class_name, exercise)
 
 
 def load_class(file: LearnerFile) -> type[nn.Module]:
@@ -71,7 +74,7 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
     meanwhile. Raises GptcliError where it cannot be run, or has no such class."""
     from torch import nn
 
-    module = _run(file)
+    module = run_file(file)
     cls = getattr(module, file.class_name, None)
     if cls is None:
         own = {
@@ -165,7 +168,8 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
         return code
 
 
-def _run(file: LearnerFile) -> ModuleType:
+def run_file(file: LearnerFile) -> ModuleType:
+    """Run the file and return its module. Raises GptcliError where it cannot be run."""
     # A name of its own: a learner's `attention.py` or `random.py` must hide no other module.
     key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     name = f"_learner_{key}_{file.path.stem}"

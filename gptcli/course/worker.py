@@ -42,7 +42,9 @@ def main(*, fork: bool) -> None:
     def answer(message: dict[str, Any]) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
-    from gptcli.course import attention_examination  # noqa: F401 - torch, before the first fork
+    # torch, before the first fork
+    from gptcli.course import attention_examination  # noqa: F401
+    from gptcli.course.exercises import examination  # noqa: F401
 
     answer({"ready": True})
     for line in requests:
@@ -56,14 +58,18 @@ def main(*, fork: bool) -> None:
 def _serve(request: dict[str, Any], answer: Answer) -> None:
     import torch
 
-    from gptcli.course.attention_examination import examine
+    from gptcli.course.attention_examination import examine as examine_attention
+    from gptcli.course.exercises.examination import examine as examine_part
 
     torch.set_num_threads(1)
-    file = LearnerFile(request["name"], Path(request["path"]), request["class_name"])
+    file = LearnerFile(
+        request["name"], Path(request["path"]), request["class_name"], request["exercise"]
+    )
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
         # From C and without the interpreter's lock, so that nothing in the file can hold it up.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
+            examine = examine_attention if file.exercise == "attention" else examine_part
             report = examine(file, lambda what: answer({"doing": what}))
             answer({"report": asdict(report)})
         except GptcliError as error:

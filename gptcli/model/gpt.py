@@ -19,25 +19,27 @@ from gptcli.config import ModelConfig
 from gptcli.model.attention import CausalSelfAttention
 from gptcli.model.cache import KeyValueCache
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
+from gptcli.model.own_parts import Maker, OwnParts, starts_as_made
 from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 class Block(nn.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same.
 
-    `attention` is a class built as attention(config); None: the arch's own."""
+    `own` has parts of the user's, each built as part(config); without one, the arch's own."""
 
-    def __init__(self, config: ModelConfig, attention: type[nn.Module] | None = None) -> None:
+    def __init__(self, config: ModelConfig, own: OwnParts | None = None) -> None:
         super().__init__()
         C = config.n_embd
+        own = own or OwnParts()
         if config.arch == "gpt2":
-            self.ln_1: nn.Module = LayerNorm(C, config.bias)
-            self.attn = (attention or CausalSelfAttention)(config)
-            self.ln_2: nn.Module = LayerNorm(C, config.bias)
-            self.mlp: nn.Module = MLP(C, config.bias, config.dropout)
+            self.ln_1 = layer_norm(config, own)
+            self.attn = (own.attention or CausalSelfAttention)(config)
+            self.ln_2 = layer_norm(config, own)
+            self.mlp = own.mlp(config) if own.mlp else MLP(C, config.bias, config.dropout)
         else:
             self.ln_1 = RMSNorm(C)
-            self.attn = (attention or RotaryCausalSelfAttention)(config)
+            self.attn = (own.attention or RotaryCausalSelfAttention)(config)
             self.ln_2 = RMSNorm(C)
             self.mlp = SwiGLU(C, config.dropout)
 
@@ -49,26 +51,39 @@ class Block(nn.Module):
         return x
 
 
+def layer_norm(config: ModelConfig, own: OwnParts) -> nn.Module:
+    """GPT-2's norm, or the user's."""
+    return own.layernorm(config) if own.layernorm else LayerNorm(config.n_embd, config.bias)
+
+
 class GPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
 
-    `attention` replaces the attention of every block by a class of the user's (gpt2 only; such a
-    model samples without a cache). Parameters are float32 until `.to(dtype)`.
+    `attention` replaces the attention of every block by a class of the user's, `own` that and
+    other parts (gpt2 only; with another attention or block a model samples without a cache).
+    Parameters are float32 until `.to(dtype)`.
     """
 
     def __init__(
-        self, config: ModelConfig, vocab_size: int, attention: type[nn.Module] | None = None
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        attention: Maker | None = None,
+        *,
+        own: OwnParts | None = None,
     ) -> None:
         super().__init__()
-        assert attention is None or config.arch == "gpt2"
+        self.own = own or OwnParts(attention=attention)
+        assert not self.own.names() or config.arch == "gpt2"
         self.config = config
         self.vocab_size = vocab_size
-        self.has_cache = attention is None
+        self.has_cache = self.own.has_cache()
         gpt2 = config.arch == "gpt2"
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if gpt2 else None
-        self.h = nn.ModuleList(Block(config, attention) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, config.bias) if gpt2 else RMSNorm(config.n_embd)
+        block = self.own.block or (lambda config: Block(config, self.own))
+        self.h = nn.ModuleList(block(config) for _ in range(config.n_layer))
+        self.ln_f = layer_norm(config, self.own) if gpt2 else RMSNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if gpt2:
             self.lm_head.weight = self.wte.weight
@@ -117,10 +132,15 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     branch 0.02 / sqrt(2 n_layer); biases 0, gains 1.
     modern: matrices normal with 1/sqrt(fan in); those that end a branch, and the head, 0, so
     that every block starts as the identity and the loss as ln V; embedding normal with 1.
+    A user's part is drawn as gpt2, its gains kept as its constructor made them.
     """
     gpt2 = model.config.arch == "gpt2"
     ends = (".c_proj.weight", ".o_proj.weight", ".down_proj.weight")
+    wide = (model.config.n_embd, 4 * model.config.n_embd)  # what projects back in an own MLP
     for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
+        own = model.own.own(name)
+        if own and starts_as_made(name, parameter):
+            continue
         if parameter.dim() < 2:
             # Others, which a learner's own module may have, stay as it made them.
             if name.endswith("bias"):
@@ -129,7 +149,8 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
                 parameter.fill_(1.0)
             continue
         if gpt2:
-            std = 0.02 / math.sqrt(2 * model.config.n_layer) if name.endswith(ends) else 0.02
+            end = name.endswith(ends) or (own and tuple(parameter.shape) == wide)
+            std = 0.02 / math.sqrt(2 * model.config.n_layer) if end else 0.02
         elif name == "wte.weight":
             std = 1.0
         elif name == "lm_head.weight" or name.endswith(ends):

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
 from gptcli.model.gpt import GPT, count_parameters, initialise
+from gptcli.model.own_parts import OwnParts
 from gptcli.training.estimate import memory_bytes, seconds_per_step
 from gptcli.training.setup import resolve
 
 
-def plan(config: Config, attention: type[nn.Module] | None = None) -> dict[str, Any]:
+def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
     """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
     seconds from a two-second measurement on this machine, evaluations included (null where the
     run does not fit into its memory)."""
@@ -35,16 +35,16 @@ def plan(config: Config, attention: type[nn.Module] | None = None) -> dict[str, 
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
-        config = resolve(config, corpus)
+        config = resolve(config, corpus, own_parts=own is not None)
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     with torch.device("meta"):
-        count = count_parameters(GPT(config.model, vocab_size, attention))
+        count = count_parameters(GPT(config.model, vocab_size, own=own))
     memory = memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8)
     step_seconds = None
     if memory < _memory_of(device):
-        model = GPT(config.model, vocab_size, attention)
+        model = GPT(config.model, vocab_size, own=own)
         initialise(model, torch.Generator().manual_seed(config.train.seed))
         step_seconds = seconds_per_step(model, config, dtype, device)
     train = config.train

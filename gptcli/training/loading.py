@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptcli.config import Config
 from gptcli.model.gpt import GPT
+from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.setup import check_own_attention, check_same_model, same_tokenizer
+from gptcli.training.setup import check_same_model, same_tokenizer
 from gptcli.training.state import build_model
 
 
@@ -34,19 +34,19 @@ def load_trained(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step).
 
     Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
-    (or does not need) the attention file of its training."""
+    (or does not need) files of the user's own."""
     config = run_folder.read_config(run)
     step = checkpoint.choose_step(run, which)
     meta = checkpoint.read_meta(run, step)
-    check_own_attention(run, meta.get("own_attention", False), attention)
+    refuse_other_parts(run, parts_of(meta), own)
     check_same_model(run, meta, config)
     tokenizer = run_folder.read_tokenizer(run)
     same_tokenizer(run, tokenizer, meta)
     loaded = checkpoint.load(run, step)
-    model = build_model(config.model, tokenizer.vocab_size, attention, loaded.model)
+    model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)
     return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)

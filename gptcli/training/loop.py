@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus
@@ -29,6 +29,7 @@ from gptcli.events import (
     Stopped,
 )
 from gptcli.model.gpt import count_parameters
+from gptcli.model.own_parts import OwnParts
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
@@ -53,7 +54,7 @@ class Setup:
     dtype: torch.dtype
     threads: int
     compile: bool
-    attention: type[nn.Module] | None = None
+    own: OwnParts | None = None
     resume: checkpoint.Checkpoint | None = None
     start_from: dict[str, Tensor] | None = None
 
@@ -79,7 +80,7 @@ class _Loop:
             corpus.tokenizer.vocab_size,
             dtype=setup.dtype,
             device=setup.device,
-            attention=setup.attention,
+            own=setup.own,
             weights=setup.resume.model if setup.resume else setup.start_from,
         )
         if setup.resume:
@@ -311,12 +312,14 @@ class _Loop:
 
     def meta(self) -> dict[str, Any]:
         corpus = self.setup.corpus
+        own = self.setup.own.names() if self.setup.own else ()
         return {
             "vocab_size": corpus.tokenizer.vocab_size,
             "tokenizer": corpus.tokenizer.fingerprint(),
             "data": corpus.content_key,
             "model": self.setup.config.model.model_dump(),
-            "own_attention": self.setup.attention is not None,
+            "own_attention": "attention" in own,
+            "own_parts": list(own),
         }
 
     # ---- small things --------------------------------------------------------------------

@@ -7,13 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gptcli.config import Config
 from gptcli.config_files import differences
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
+from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
@@ -64,7 +63,7 @@ def open_text(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
     )
 
 
-def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> Config:
+def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Config:
     """The config with every `auto` worked out for this text and machine, except
     checkpoint_every, which goes by the clock."""
     train, run = config.train, config.run
@@ -75,7 +74,7 @@ def resolve(config: Config, corpus: Corpus, *, own_attention: bool = False) -> C
         compiled = (
             device.type == "cuda"
             and find_spec("triton") is not None  # what it compiles to; not there on Windows
-            and not own_attention
+            and not own_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
     is_bpe = corpus.tokenizer.kind == "bpe"
@@ -113,7 +112,7 @@ def prepare_new(
     run: Path,
     *,
     from_run: Path | None = None,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Prepared:
     """A new run in the folder `run`, into which config and tokenizer are written; what an earlier
     run left there is put aside (gptcli.training.run_folder)."""
@@ -132,11 +131,11 @@ def prepare_new(
         weights = loaded.model
         notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
     corpus = open_text(config, tokenizer)
-    config = resolve(config, corpus, own_attention=attention is not None)
+    config = resolve(config, corpus, own_parts=own is not None)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer)
-    setup = _setup(run, config, corpus, attention=attention, start_from=weights)
+    setup = _setup(run, config, corpus, own=own, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -145,7 +144,7 @@ def prepare_resume(
     wanted: Config | None,
     *,
     extend: bool = False,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
 ) -> Prepared | None:
     """Go on with a run folder; None where it is finished already.
 
@@ -157,13 +156,13 @@ def prepare_resume(
     step = saved.step if saved else 0
     config, more = _merge(stored, wanted, extend, step)
     notes += more
-    own = run_folder.read_status(run).get("own_attention", False)
+    parts = parts_of(run_folder.read_status(run))
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
     else:
-        own = saved.meta.get("own_attention", False)
+        parts = parts_of(saved.meta)
         check_same_model(run, saved.meta, config)
-    check_own_attention(run, own, attention)
+    refuse_other_parts(run, parts, own)
     if saved is not None and _is_finished(run, saved, config, stored):
         return None
     tokenizer = run_folder.read_tokenizer(run)
@@ -177,10 +176,10 @@ def prepare_resume(
         )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
-    config = resolve(config, corpus, own_attention=attention is not None)
+    config = resolve(config, corpus, own_parts=own is not None)
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.write_config(run, config)
-    setup = _setup(run, config, corpus, attention=attention, resume=saved)
+    setup = _setup(run, config, corpus, own=own, resume=saved)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -193,18 +192,6 @@ def status_of_finished(run: Path) -> dict[str, Any]:
         progress = progress_of(checkpoint.read_meta(run, step))
         status |= {"run": str(run), **standing(progress, "done")}
     return {**status, "resumed_from": step}
-
-
-def check_own_attention(run: Path, own: bool, attention: type[nn.Module] | None) -> None:
-    """Raise GptcliError where a run with a learner's attention goes on without it, or the other
-    way round: no run names code to be executed, so the file is named each time."""
-    if own and attention is None:
-        raise GptcliError(
-            f"{run} was trained with an attention file of your own",
-            "name it again: --attention FILE",
-        )
-    if attention is not None and not own:
-        raise GptcliError(f"{run} was trained with the built-in attention", "leave --attention out")
 
 
 def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
@@ -337,10 +324,10 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
     """A fine-tune keeps the other run's network; only dropout is its own choice."""
-    if meta.get("own_attention"):
+    if own := parts_of(meta):
         raise GptcliError(
-            f"{run} was trained with an attention file of your own",
-            "--from takes runs with the built-in attention",
+            f"{run} was trained with a file of your own ({', '.join(own)})",
+            "--from takes runs whose parts are all built in",
         )
     odd = _other_keys(config, meta)
     if odd:

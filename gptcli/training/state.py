@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT, initialise
+from gptcli.model.own_parts import OwnParts
 from gptcli.training import checkpoint
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.precision import Weights
@@ -50,10 +51,10 @@ class TrainingState:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        attention: type[nn.Module] | None = None,
+        own: OwnParts | None = None,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
-        self.model = build_model(model, vocab_size, attention, weights, seed=train.seed)
+        self.model = build_model(model, vocab_size, own, weights, seed=train.seed)
         self.model.to(device)
         self.weights = Weights(self.model, dtype)
         # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
@@ -97,14 +98,14 @@ def progress_of(meta: dict[str, Any]) -> Progress:
 def build_model(
     config: ModelConfig,
     vocab_size: int,
-    attention: type[nn.Module] | None = None,
+    own: OwnParts | None = None,
     weights: dict[str, Tensor] | None = None,
     seed: int = 0,
 ) -> GPT:
     """A float32 model on the CPU with given or newly drawn weights.
 
     Raises GptcliError (exit code 1) where the weights have other names or shapes."""
-    model = GPT(config, vocab_size, attention)
+    model = GPT(config, vocab_size, own=own)
     if weights is None:
         initialise(model, torch.Generator().manual_seed(seed))
         return model
@@ -117,7 +118,7 @@ def build_model(
         raise GptcliError(
             f"the checkpoint's weights are not this model's: `{odd[0]}` is "
             f"{given.get(odd[0], 'missing')}, the config wants {wanted.get(odd[0], 'none')}",
-            "was the run trained with another attention file, or was config.yaml edited?",
+            "was the run trained with another file of your own, or was config.yaml edited?",
             exit_code=1,
         )
     with torch.no_grad():

@@ -37,8 +37,8 @@ class Summary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """What is known before the first step; above all whether a learner's module takes part."""
-        return {"own_attention": self._setup.attention is not None}
+        """What is known before the first step; above all which parts are a learner's."""
+        return {"own_parts": list(self._setup.own.names()) if self._setup.own else []}
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, and a few more."""

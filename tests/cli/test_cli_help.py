@@ -9,7 +9,22 @@ import pytest
 
 from gptcli import __version__
 
-COMMANDS = ("train", "sample", "eval", "check-attention", "runs", "configs", "schema", "tokenizer")
+COMMANDS = (
+    "train",
+    "sample",
+    "eval",
+    "check-attention",
+    "check-layernorm",
+    "check-mlp",
+    "check-block",
+    "check-tokenizer",
+    "check-training",
+    "exercise",
+    "runs",
+    "configs",
+    "schema",
+    "tokenizer",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -216,8 +216,8 @@ def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
 ) -> None:
     run = tmp_path / "r"
     new("r", "model.arch=gpt2")
-    run_folder.write_status(run, {"own_attention": True})
-    with pytest.raises(GptcliError, match="attention file of your own"):
+    run_folder.write_status(run, {"own_parts": ["attention"]})
+    with pytest.raises(GptcliError, match="an attention file of your own"):
         prepare_resume(run, None)
 
 

@@ -1,0 +1,162 @@
+"""`gptcli exercise`: the parts to write, and how far a folder of them is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.cli.output import note, print_json, stdout_console
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptcli.course.exercises.catalogue import Exercise
+    from gptcli.course.exercises.checking import Checker
+    from gptcli.course.exercises.folder import Progress
+
+
+def exercise(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of those that the list shows.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write the skeleton and the notes of NAME, or of all."
+        ),
+    ] = None,
+    blank: Annotated[
+        bool, typer.Option("--blank", help="With --out: leave the constructor to you as well.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --out: replace files that exist.")
+    ] = False,
+    status: Annotated[
+        Path | None,
+        typer.Option("--status", metavar="DIR", help="Check what is in DIR; its files are run."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="With --status: check again on every save, to Ctrl-C.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Machine-readable output on stdout.")
+    ] = False,
+) -> None:
+    """List the exercises, write one to fill in, or see how far you are.
+
+    Each file holds one class or a few functions, which its first lines describe.
+    """
+    from gptcli.course.exercises.catalogue import EXERCISES, exercise_named
+
+    chosen = EXERCISES if name is None else (exercise_named(name),)
+    if out is not None and status is not None:
+        raise GptcliError("--out and --status cannot both be given", "leave one out")
+    for flag, given, needs, there in (
+        ("--watch", watch, "--status DIR", status),
+        ("--blank", blank, "--out DIR", out),
+        ("--overwrite", overwrite, "--out DIR", out),
+    ):
+        if given and there is None:
+            raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
+    if out is not None:
+        _write(chosen, out, blank, overwrite)
+    elif status is not None:
+        _status(chosen, status, watch, as_json)
+    elif name is not None:
+        sys.stdout.write(chosen[0].notes())
+        note(f"\nBegin with: gptcli exercise {name} --out my")
+    elif as_json:
+        for each in chosen:
+            print_json(
+                {
+                    "exercise": each.name,
+                    "week": each.week,
+                    "class": each.target or None,
+                    "summary": each.summary,
+                    "steps": each.steps,
+                    "check": each.command,
+                }
+            )
+    else:
+        for each in chosen:
+            sys.stdout.write(
+                f"{each.name:<10} week {each.week:<8} {len(each.steps)} steps  {each.summary}\n"
+            )
+        note("\nBegin with: gptcli exercise attention --out my")
+
+
+def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool) -> None:
+    from gptcli.course.exercises.folder import write_exercises
+
+    for path in write_exercises(chosen, out, blank=blank, overwrite=overwrite):
+        sys.stdout.write(f"{path}\n")
+    first = chosen[0]
+    note(f"\nFill it in, then: gptcli {first.command} {out / (first.name + '.py')}")
+
+
+def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:
+    from gptcli.course.exercises.checking import Checker
+    from gptcli.course.exercises.folder import changes, find_folder
+
+    find_folder(folder)
+    console = stdout_console()
+    with Checker() as checker:
+        _round(chosen, folder, checker, as_json, console, set())
+        if not watch:
+            return
+        note("watching; save a file to check it again, Ctrl-C ends")
+        for changed in changes(folder):
+            _round(chosen, folder, checker, as_json, console, changed)
+
+
+def _round(
+    chosen: tuple[Exercise, ...],
+    folder: Path,
+    checker: Checker,
+    as_json: bool,
+    console: Console,
+    changed: set[str],
+) -> None:
+    """Check all of them (one may import another) and tell; at length for what has changed."""
+    from gptcli.cli.check_parts import show
+    from gptcli.course.exercises.folder import progress_of
+
+    rows = []
+    for each in chosen:
+        row = progress_of(each, folder, checker)
+        rows.append(row)
+        if as_json:
+            print_json(row.to_json())
+    if as_json:
+        return
+    for row in rows:
+        if row.path.name in changed and row.report is not None:
+            show(row.report, console, 1)
+    _table(rows, console)
+
+
+def _table(rows: list[Progress], console: Console) -> None:
+    """One line for each exercise, and how many pass."""
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        word, said = row.state, ""
+        if row.state == "wrong":
+            step = row.report.first_wrong_step if row.report else None
+            word = f"step {step} of {len(row.exercise.steps)}" if step else "wrong"
+        if row.state in ("wrong", "unusable"):
+            said = row.message
+        table.add_row(row.exercise.name, Text(word, style=styles[row.state]), Text(said))
+    console.print(table)
+    passed = sum(row.state == "passes" for row in rows)
+    console.print(f"\n{passed} of {len(rows)} {'passes' if passed == 1 else 'pass'}")

@@ -1,0 +1,96 @@
+"""A learner's class, built with what its constructor asks for by name.
+
+`Class(config)` is the usual form. One that names numbers (`LayerNorm(n_embd, bias)`) gets those.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_SIZES = ("n_embd", "ndim", "dim", "d_model", "embed_dim", "hidden_size", "normalized_shape", "C")
+_FIELDS = {
+    "n_head": "n_head",
+    "num_heads": "n_head",
+    "dropout": "dropout",
+    "p": "dropout",
+    "bias": "bias",
+    "block_size": "block_size",
+}
+CLASSES = ("attention", "layernorm", "mlp")  # what a Block may ask for
+
+
+def build(
+    cls: type[nn.Module],
+    config: Any,
+    classes: Mapping[str, Callable[..., nn.Module]] | None = None,
+) -> nn.Module:
+    """`cls` built from `config`; `classes` are given to parameters named after them.
+
+    Whatever their constructor raises comes through. Raises GptcliError where it asks for
+    something that is not to be had."""
+    arguments: dict[str, Any] = {}
+    places: list[Any] = []
+    for i, parameter in enumerate(_parameters(cls)):
+        name = parameter.name
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if classes is not None and name in classes:
+            value: Any = classes[name]
+        elif name in CLASSES and parameter.default is parameter.empty:
+            value = _reference(name)
+        elif name in _SIZES:
+            value = config.n_embd
+        elif name in _FIELDS:
+            value = getattr(config, _FIELDS[name])
+        elif name == "eps" and parameter.default is parameter.empty:
+            value = 1e-5
+        elif i == 0:
+            value = config
+        elif parameter.default is not parameter.empty:
+            continue
+        else:
+            raise GptcliError(
+                f"`{cls.__name__}` needs an argument `{name}` that it is not given; it takes "
+                f"{inspect.signature(cls)}",
+                "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias "
+                "and block_size",
+            )
+        if parameter.kind == parameter.POSITIONAL_ONLY:
+            places.append(value)
+        else:
+            arguments[name] = value
+    return cls(*places, **arguments)
+
+
+def _reference(name: str) -> type[nn.Module]:
+    from gptcli.course import parts
+
+    classes = {
+        "attention": parts.CausalSelfAttention,
+        "layernorm": parts.LayerNorm,
+        "mlp": parts.MLP,
+    }
+    return classes[name]
+
+
+def takes(cls: type[nn.Module], name: str) -> bool:
+    """Whether the constructor has a parameter of that name."""
+    return any(parameter.name == name for parameter in _parameters(cls))
+
+
+def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
+    from torch import nn
+
+    if cls.__init__ is nn.Module.__init__:
+        raise GptcliError(
+            f"`{cls.__name__}` has no constructor",
+            "write `def __init__(self, config):` and call super().__init__() in it first",
+        )
+    return list(inspect.signature(cls.__init__).parameters.values())[1:]

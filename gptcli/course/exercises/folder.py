@@ -1,0 +1,110 @@
+"""A learner's folder: skeletons and notes written into it, how far it is, and when it changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.course.exercises.catalogue import Exercise
+from gptcli.course.exercises.checking import Checker
+from gptcli.course.exercises.lesson import PartReport
+from gptcli.durable import write_atomically
+from gptcli.errors import GptcliError
+
+
+def write_exercises(
+    exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
+) -> list[Path]:
+    """Write the skeleton and the notes of each -> the files. Nothing is written where one exists
+    already and `overwrite` does not say so. Raises GptcliError."""
+    texts: dict[Path, str] = {}
+    for exercise in exercises:
+        texts[folder / f"{exercise.name}.py"] = exercise.skeleton(blank=blank)
+        texts[folder / f"{exercise.name}.md"] = exercise.notes()
+    there = [path for path in texts if path.exists()]
+    if there and not overwrite:
+        raise GptcliError(
+            f"{there[0]} exists already" + (f", with {len(there) - 1} more" * (len(there) > 1)),
+            "your work is kept; choose another --out, or let --overwrite replace it",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            write_atomically(path, text.encode("utf-8"))
+    except OSError as error:
+        raise GptcliError(
+            f"{folder}: cannot be written ({error.strerror})", "choose another folder with --out"
+        ) from None
+    return list(texts)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one exercise is: `state` is "passes", "wrong", "unusable" or "not begun"."""
+
+    exercise: Exercise
+    path: Path
+    state: str
+    message: str
+    report: PartReport | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `gptcli exercise --status DIR --json`."""
+        return {
+            "exercise": self.exercise.name,
+            "file": str(self.path),
+            "state": self.state,
+            "ok": self.state == "passes",
+            "first_wrong_step": self.report.first_wrong_step if self.report else None,
+            "steps": len(self.exercise.steps),
+            "mistake": self.report.mistake if self.report else None,
+            "message": self.message,
+        }
+
+
+def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
+    """Check the exercise's file in `folder`, if it is there."""
+    path = folder / f"{exercise.name}.py"
+    if not path.exists():
+        return Progress(exercise, path, "not begun", "not begun")
+    try:
+        report = checker.check(exercise.name, str(path))
+    except GptcliError as error:
+        return Progress(exercise, path, "unusable", error.message)
+    return Progress(exercise, path, "passes" if report.ok else "wrong", report.message, report)
+
+
+def find_folder(folder: Path) -> Path:
+    """`folder`, which exists. Raises GptcliError."""
+    if not folder.is_dir():
+        raise GptcliError(
+            f"there is no folder {folder}", f"gptcli exercise attention --out {folder} begins one"
+        )
+    return folder
+
+
+def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
+    """Names of .py files in `folder` that were saved, added or removed, as it happens; without
+    end."""
+    before = _saved(folder)
+    while True:
+        time.sleep(pause_s)
+        now = _saved(folder)
+        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+        before = now
+        if changed:
+            yield changed
+
+
+def _saved(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for path in folder.glob("*.py"):
+        try:
+            status = path.stat()
+        except OSError:  # between its removal and its replacement
+            continue
+        found[path.name] = (status.st_mtime_ns, status.st_size)
+    return found

@@ -1,0 +1,305 @@
+"""A learner's tokenizer under trial, beside the reference and its mistakes."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptcli.course.exercises import tokenizer as reference
+from gptcli.course.exercises.lesson import Wrong, quoted_line
+from gptcli.course.exercises.telling import Teller, named_in
+from gptcli.course.exercises.tokenizer import Pair
+from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
+from gptcli.course.learner_file import LearnerFile, in_words, run_file
+from gptcli.errors import GptcliError
+
+HOMES = {1: "train", 3: "encode", 4: "decode", 5: "load"}
+CLASSIC = "aaabdaaabac"
+UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
+WORDS = (
+    "low low low low low lower lower newest newest newest newest newest newest widest widest "
+    "widest she sells sea shells by the sea shore"
+)
+# No order to hold on to: rank, place, length and frequency all say something else.
+MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
+TRAINED = (
+    (CLASSIC, 3),
+    (WORDS, 30),
+    ("aaaaaaabaaaabaaaaaaaaaac", 6),
+    (UMLAUTS, 12),
+    ("the theme of the thesis: xyxyzyzxzx", 12),
+    ("baab abba baba", 5),
+)
+SHORT = (("ab", 10), ("a", 3), ("", 3), ("aaaa", 9))
+ENCODED = (
+    CLASSIC,
+    WORDS[::-1],
+    "lowest shells newer slower widely",
+    "eeessst she she she aaaa",
+    UMLAUTS,
+    "sees these shores wewewest lololower",
+)
+
+
+class _Trial(Teller):
+    def __init__(self, file: LearnerFile, cls: Any, say: Callable[[str], None]) -> None:
+        super().__init__(file, STEPS, MISTAKES, HOMES)
+        self.cls, self.say = cls, say
+
+    def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
+        """Call their code; what it raises becomes Wrong."""
+        self.say(f"step {step}: {doing}")
+        try:
+            return call()
+        except (Exception, SystemExit) as error:
+            raise self.stopped(error, doing, step) from error
+
+    def trained(self, text: str, n: int) -> Any:
+        """A tokenizer of theirs, trained on `text`."""
+        doing = f"train({_short(text)}, {n})"
+        mine = self.ask("building a Tokenizer()", 1, self.cls)
+        self.ask(doing, 1, lambda: mine.train(text, n))
+        return mine
+
+    def merges(self, mine: Any, n: int = 0) -> list[Pair]:
+        """Their merges in order: `merges` is a dict of pairs to ids, or a list of pairs; `n` of
+        them were asked for."""
+        found: Any = getattr(mine, "merges", None)
+        try:
+            if isinstance(found, dict):
+                new = {pair: int(i) for pair, i in found.items()}
+                ordered = sorted(new, key=lambda pair: new[pair])
+                ids = sorted(new.values())
+                if len(ids) == n > 0 and ids[0] != 256:
+                    raise self.mistake(
+                        "wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]}, from 256 on)"
+                    )
+                found = ordered
+            return [(int(a), int(b)) for a, b in found]
+        except (TypeError, ValueError):
+            raise self.wrong_at(
+                1,
+                "no-merges",
+                f"after train, `merges` is {_short(found)}; expected a dict of pairs of ids to new "
+                "ids, or a list of pairs",
+                "keep self.merges = {}, and self.merges[pair] = new_id for each merge",
+            ) from None
+
+
+def check(file: LearnerFile, say: Callable[[str], None]) -> str:
+    """Check the file; returns a few words. Raises Wrong and GptcliError."""
+    cls = named_in(run_file(file), file, file.class_name, "class")
+    for method in ("train", "encode", "decode", "save", "load"):
+        if not callable(getattr(cls, method, None)):
+            raise GptcliError(
+                f"{file.name}: `{file.class_name}` has no method `{method}`",
+                "it needs train(text, num_merges), encode(text), decode(ids), save(path) and "
+                "load(path)",
+            )
+    needed = [
+        p.name
+        for p in inspect.signature(cls).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        raise GptcliError(
+            f"{file.name}: `{file.class_name}` needs an argument `{needed[0]}` that it is not "
+            "given",
+            "it is built as Tokenizer(); the text comes with train(text, num_merges)",
+        )
+    trial = _Trial(file, cls, say)
+    mine, merges = _training(trial)
+    _encoding(trial, mine, merges)
+    _decoding(trial, mine, merges)
+    _keeping(trial, mine, merges)
+    return f"the same as the reference on {len(TRAINED)} texts"
+
+
+def _training(trial: _Trial) -> tuple[Any, list[Pair]]:
+    found = []
+    for text, n in TRAINED:
+        found.append(trial.merges(trial.trained(text, n), n))
+    for least in (1, 2):  # to stop where every pair stands once is as good
+        if all(
+            theirs == reference.learn(text, n, least=least)
+            for theirs, (text, n) in zip(found, TRAINED, strict=True)
+        ):
+            break
+    else:
+        raise _wrong_training(trial, found)
+    for text, n in SHORT:
+        mine = trial.cls()
+        trial.say(f"step 1: train({_short(text)}, {n})")
+        try:
+            mine.train(text, n)
+        except (Exception, SystemExit) as error:
+            raise trial.mistake(
+                "too-few-pairs", "", text=text, n=n, error=in_words(error)
+            ) from error
+        theirs = trial.merges(mine)
+        if theirs not in [reference.learn(text, n, least=least) for least in (1, 2)]:
+            raise trial.wrong_at(
+                1,
+                "wrong-merges",
+                f"train({text!r}, {n}) makes the merges {_short(theirs)}, expected "
+                f"{_short(reference.learn(text, n))}",
+            )
+    mine = trial.trained(WORDS, 30)
+    return mine, trial.merges(mine)
+
+
+def _wrong_training(trial: _Trial, found: list[list[Pair]]) -> Wrong:
+    text, n, theirs, wanted = next(
+        (text, n, theirs, wanted)
+        for theirs, (text, n) in zip(found, TRAINED, strict=True)
+        if theirs != (wanted := reference.learn(text, n))
+    )
+    at = next(
+        (i for i, (a, b) in enumerate(zip(theirs, wanted, strict=False)) if a != b),
+        min(len(theirs), len(wanted)),
+    )
+    have = str(theirs[at]) if at < len(theirs) else "missing"
+    want = str(wanted[at]) if at < len(wanted) else "none"
+    evidence = f" (train({_short(text)}, {n}): merge number {at} is {have}, expected {want})"
+    for mistake in MISTAKES:
+        for form in mistake.forms if mistake.step <= 2 else ():
+            if all(
+                theirs in (learnt := form(text, n), _last_of_each(learnt))
+                for theirs, (text, n) in zip(found, TRAINED, strict=True)
+            ):
+                return trial.mistake(mistake.slug, evidence)
+    first = any(
+        theirs[:1] != reference.learn(text, n)[:1]
+        for theirs, (text, n) in zip(found, TRAINED, strict=True)
+    )
+    step = 1 if first else 2
+    what = "the first merge" if first else "a later merge"
+    return trial.wrong_at(step, "wrong-merges", f"{what} is not the right one{evidence}")
+
+
+def _last_of_each(merges: list[Pair]) -> list[Pair]:
+    """What stays in a dict where a pair was learnt more than once, by its last id."""
+    return list(dict.fromkeys(reversed(merges)))[::-1]
+
+
+def _encoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
+    classic = trial.trained(CLASSIC, 3)
+    tried = [(classic, trial.merges(classic), CLASSIC)]
+    tried += [(mine, merges, text) for text in ENCODED]
+    umlauts = trial.trained(UMLAUTS, 12)
+    tried.append((umlauts, trial.merges(umlauts), UMLAUTS[::-1]))
+    mixed = trial.trained(MIXED, 14)
+    tried += [(mixed, trial.merges(mixed), text) for text in (MIXED[::-1], MIXED[7:])]
+    found = [_encoded(trial, t, text) for t, _, text in tried]
+    for ids, (_, theirs, text) in zip(found, tried, strict=True):
+        wanted = reference.encode(theirs, text)
+        if ids == wanted:
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), 0)
+        evidence = (
+            f" (encode({_short(text)}) gives {_short(ids[at : at + 6])} from token {at} on, "
+            f"expected {_short(wanted[at : at + 6])})"
+        )
+        for mistake in MISTAKES:
+            for form in mistake.forms if mistake.step == 3 else ():
+                if all(i == form(m, t) for i, (_, m, t) in zip(found, tried, strict=True)):
+                    raise trial.mistake(mistake.slug, evidence)
+        raise trial.wrong_at(3, "wrong-ids", f"encoding is not by merge rank{evidence}")
+    for text in ("", "a", "é"):
+        trial.say(f"step 3: encode({text!r})")
+        try:
+            ids = list(mine.encode(text))
+        except (Exception, SystemExit) as error:
+            raise trial.mistake("short-text", "", text=text, error=in_words(error)) from error
+        if ids != reference.encode(merges, text):
+            raise trial.wrong_at(
+                3, "wrong-ids", f"encode({text!r}) gives {ids}, expected {list(text.encode())}"
+            )
+
+
+def _decoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
+    tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
+    invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
+    found = [_decoded(trial, mine, ids) for ids in tried]
+    for ids in invalid:
+        trial.say(f"step 4: decode({ids})")
+        try:
+            found.append(mine.decode(ids))
+        except UnicodeDecodeError as error:
+            raise trial.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
+        except (Exception, SystemExit) as error:
+            raise trial.stopped(error, f"decode({ids})", 4) from error
+    tried += invalid
+    for text, ids in zip(found, tried, strict=True):
+        wanted = reference.decode(merges, ids)
+        if text == wanted:
+            continue
+        evidence = f" (decode({_short(ids)}) gives {_short(text)}, expected {_short(wanted)})"
+        for mistake in MISTAKES:
+            for form in mistake.forms if mistake.step == 4 else ():
+                if all(t == form(merges, i) for t, i in zip(found, tried, strict=True)):
+                    raise trial.mistake(mistake.slug, evidence)
+        raise trial.wrong_at(4, "wrong-text", f"decoding gives another text{evidence}")
+
+
+def _keeping(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
+    with tempfile.TemporaryDirectory(prefix="gptcli-check-") as folder:
+        path = str(Path(folder) / "my tokenizer.json")
+        trial.ask("save(path)", 5, lambda: mine.save(path))
+        other = trial.trained(CLASSIC, 3)
+        held = trial.merges(other)
+
+        def load() -> Any:
+            static = inspect.getattr_static(trial.cls, "load")
+            if isinstance(static, classmethod | staticmethod):
+                return trial.cls.load(path)
+            fresh = trial.cls()
+            given = fresh.load(path)
+            return fresh if given is None else given
+
+        again = trial.ask("load(path)", 5, load)
+        if again is None:
+            quote = quoted_line(trial.file.path, r"def load")
+            raise trial.wrong_at(
+                5, "returns-nothing", f"load returned None, not a Tokenizer{quote}"
+            )
+        theirs = trial.merges(again)
+        if theirs == held != merges:
+            raise trial.mistake("load-ignores-file", f" ({len(theirs)} of {len(merges)} merges)")
+        if len(theirs) != len(merges):
+            raise trial.mistake("load-loses-merges", "", count=len(theirs), wanted=len(merges))
+        for i, (a, b) in enumerate(zip(theirs, merges, strict=True)):
+            if a != b:
+                raise trial.mistake("load-changes-merges", "", i=i, yours=a, wanted=b)
+        ids = trial.ask("encode after load", 5, lambda: list(again.encode(WORDS)))
+        text = trial.ask("decode after load", 5, lambda: again.decode(ids))
+        if ids != reference.encode(merges, WORDS) or text != WORDS:
+            raise trial.wrong_at(
+                5,
+                "load-incomplete",
+                f"after load the merges are right, and encode and decode make {_short(text)} of "
+                f"{_short(WORDS)}",
+            )
+
+
+def _encoded(trial: _Trial, mine: Any, text: str) -> list[int]:
+    ids = trial.ask(f"encode({_short(text)})", 3, lambda: mine.encode(text))
+    try:
+        return [int(i) for i in ids]
+    except (TypeError, ValueError):
+        quote = quoted_line(trial.file.path, r"def encode")
+        raise trial.wrong_at(
+            3, "no-list", f"encode({_short(text)}) returned {_short(ids)}, not a list{quote}"
+        ) from None
+
+
+def _decoded(trial: _Trial, mine: Any, ids: list[int]) -> Any:
+    return trial.ask(f"decode({_short(ids)})", 4, lambda: mine.decode(ids))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

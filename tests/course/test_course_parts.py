@@ -1,0 +1,149 @@
+"""Layer norm, feed-forward network and block: right ones accepted, each mistake named."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from part_files import BASE, RIGHT, WRONG, wrong_text
+
+from gptcli.course.exercises import block, layernorm, mlp
+from gptcli.course.exercises.catalogue import exercise_named
+from gptcli.course.exercises.checking import check_part, check_parts, find_part
+from gptcli.course.exercises.examination import examine
+from gptcli.course.exercises.lesson import PartReport
+from gptcli.errors import GptcliError
+
+BANKS = {"layernorm": layernorm.PART, "mlp": mlp.PART, "block": block.PART}
+KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
+CASES = [(name, i) for name, entries in WRONG.items() for i in range(len(entries))]
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartReport]:
+    """Every text of part_files, examined in this process: none of them hangs."""
+    folder = tmp_path_factory.mktemp("parts")
+    texts = {
+        **{f"{e}/{i}": wrong_text(e, WRONG[e][i]) for e, i in CASES},
+        **{f"{e}/{name}": text for e, those in RIGHT.items() for name, text in those.items()},
+        **{f"{e}/skeleton": exercise_named(e).skeleton() for e in WRONG},
+        **{f"{e}/blank": exercise_named(e).skeleton(blank=True) for e in WRONG},
+        **{
+            f"{e}/reference": f"from gptcli.course.parts import {exercise_named(e).target}\n"
+            for e in WRONG
+        },
+    }
+    parts = []
+    for key, text in texts.items():
+        path = folder / f"{key}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        parts.append((key.split("/")[0], str(path)))
+    found = {}
+    for key, part in zip(texts, parts, strict=True):
+        found[key] = examine(find_part(*part), lambda doing: None)
+    return found
+
+
+@pytest.mark.parametrize("key", [f"{e}/{n}" for e in RIGHT for n in (*RIGHT[e], "reference")])
+def test_right_ones_are_accepted(reports: dict[str, PartReport], key: str) -> None:
+    report = reports[key]
+    assert report.ok, report.message
+    assert report.first_wrong_step is None
+    assert (
+        not any(check.note for check in report.checks)
+        or key == "layernorm/moments"
+        or (key == "mlp/bare")
+    )
+
+
+@pytest.mark.parametrize(("exercise", "index"), CASES)
+def test_mistakes_are_named_with_their_step(
+    reports: dict[str, PartReport], exercise: str, index: int
+) -> None:
+    slug, step, *_ = WRONG[exercise][index]
+    report = reports[f"{exercise}/{index}"]
+    assert (report.mistake, report.first_wrong_step) == (slug, step), report.message
+    assert not report.ok
+    assert len(report.hints) == 3
+    assert re.search(r"\d|`[^`]+`", report.message)
+    assert f"{index}.py" in report.message or re.search(r"\d", report.message)
+    value = json.loads(json.dumps(report.to_json(2)))
+    assert value.keys() >= KEYS
+    assert value["hint"] == report.hints[1]
+    assert not value["checks"][-1]["ok"]
+
+
+@pytest.mark.parametrize("exercise", WRONG)
+def test_every_mistake_of_the_bank_is_tried(exercise: str) -> None:
+    bank = {mistake.slug for mistake in BANKS[exercise].mistakes}
+    assert len(bank) >= 10
+    assert bank - {entry[0] for entry in WRONG[exercise]} == set()
+
+
+@pytest.mark.parametrize("exercise", WRONG)
+@pytest.mark.parametrize("kind", ["skeleton", "blank"])
+def test_skeletons_fail_at_step_1_in_a_friendly_way(
+    reports: dict[str, PartReport], exercise: str, kind: str
+) -> None:
+    report = reports[f"{exercise}/{kind}"]
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
+    assert "is still to be written: line" in report.message
+
+
+UNUSABLE = {
+    "no_class": ("class LayerNrom(__import__('torch').nn.Module): pass\n", "there is no class"),
+    "missing_import": ("import torhc\n", "missing_import.py:1: No module named"),
+    "arguments": (BASE["layernorm"].replace("config)", "config, depth)", 1), "`depth`"),
+    "no_constructor": (
+        "from torch import nn\nclass LayerNorm(nn.Module):\n    pass\n",
+        "has no constructor",
+    ),
+}
+
+
+def test_unusable_files_are_errors(tmp_path: Path) -> None:
+    parts = []
+    for name, (text, _) in UNUSABLE.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        parts.append(("layernorm", str(tmp_path / f"{name}.py")))
+    for (name, (_, says)), error in zip(UNUSABLE.items(), check_parts(parts), strict=True):
+        assert isinstance(error, GptcliError), name
+        assert says in error.message
+        assert error.hint
+        assert error.exit_code == 2
+
+
+def test_a_file_that_is_not_there_gets_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "layernorm.py").write_text("x = 1\n", encoding="utf-8")
+    with pytest.raises(GptcliError, match="there is no file") as caught:
+        check_part("layernorm", str(tmp_path / "layernrom.py"))
+    assert "did you mean" in (caught.value.hint or "")
+
+
+def test_endless_loops_end(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.py"
+    path.write_text(
+        BASE["mlp"].replace("h = F.gelu(h)", "while True:\n            pass"), encoding="utf-8"
+    )
+    report = check_part("mlp", str(path), limit_s=1.0)
+    assert report.mistake == "time-limit"
+    assert "of mlp.py, `pass`" in report.message or "of mlp.py, `while True:`" in report.message
+
+
+def test_check_command(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(BASE["layernorm"], encoding="utf-8")
+    wrong.write_text(wrong_text("layernorm", WRONG["layernorm"][19]), encoding="utf-8")
+    outcome = cli("check-layernorm", right, wrong, tmp_path / "none.py", "--json")
+    assert outcome.code == 2
+    values = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [value["ok"] for value in values] == [True, False, False]
+    assert all(value.keys() >= KEYS for value in values)
+    outcome = cli("check-layernorm", wrong, "--hint", "3")
+    assert outcome.code == 1
+    assert "hint: move eps inside the root, at line 18" in " ".join(outcome.out.split())
+    assert "3 normalise                   wrong" in outcome.out
+    assert cli("check-layernorm", right).code == 0

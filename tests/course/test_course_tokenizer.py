@@ -1,0 +1,79 @@
+"""The tokenizer exercise: right ones accepted, each mistake named with its step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
+
+from gptcli.course.exercises.catalogue import exercise_named
+from gptcli.course.exercises.checking import check_parts, find_part
+from gptcli.course.exercises.examination import examine
+from gptcli.course.exercises.lesson import PartReport
+from gptcli.course.exercises.tokenizer import Tokenizer
+from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
+from gptcli.errors import GptcliError
+
+
+def report_of(folder: Path, text: str) -> PartReport:
+    path = folder / "tokenizer.py"
+    path.write_text(text, encoding="utf-8")
+    return examine(find_part("tokenizer", str(path)), lambda doing: None)
+
+
+def test_the_classic_example() -> None:
+    tokenizer = Tokenizer()
+    tokenizer.train("aaabdaaabac", 3)
+    assert tokenizer.encode("aaabdaaabac") == [258, 100, 258, 97, 99]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
+def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert len(report.hints) == 3
+    assert re.search(r"\d|`.+`", report.message)
+    assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+def test_every_mistake_of_the_bank_is_tried() -> None:
+    assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_the_skeleton_fails_at_step_1_in_a_friendly_way(blank: bool, tmp_path: Path) -> None:
+    report = report_of(tmp_path, exercise_named("tokenizer").skeleton(blank=blank))
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
+    assert "is still to be written: line" in report.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("class Tokeniser:\n    pass\n", "there is no class `Tokenizer`; it has `Tokeniser`"),
+        (BASE.replace("def save", "def store"), "has no method `save`"),
+        (BASE.replace("__init__(self)", "__init__(self, text)"), "needs an argument `text`"),
+    ],
+)
+def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(GptcliError, match=re.escape(says)) as caught:
+        report_of(tmp_path, text)
+    assert caught.value.hint
+
+
+def test_an_endless_loop_ends_with_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.py"
+    path.write_text(BASE.replace("return ids\n", "pass\n"), encoding="utf-8")
+    (report,) = check_parts([("tokenizer", str(path))], limit_s=1.5)
+    assert isinstance(report, PartReport)
+    assert report.mistake in ("time-limit", "raises")
+    assert report.first_wrong_step == 3

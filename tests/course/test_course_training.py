@@ -1,0 +1,61 @@
+"""The training exercise: right ones accepted, each mistake named with its step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from training_files import BASE, RIGHT, WRONG, wrong_text
+
+from gptcli.course.exercises.catalogue import exercise_named
+from gptcli.course.exercises.checking import find_part
+from gptcli.course.exercises.examination import examine
+from gptcli.course.exercises.lesson import PartReport
+from gptcli.course.exercises.training_mistakes import MISTAKES
+from gptcli.errors import GptcliError
+
+
+def report_of(folder: Path, text: str) -> PartReport:
+    path = folder / "training.py"
+    path.write_text(text, encoding="utf-8")
+    return examine(find_part("training", str(path)), lambda doing: None)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
+def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert len(report.hints) == 3
+    assert re.search(r"\d|`.+`", report.message)
+    assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+def test_every_mistake_of_the_bank_is_tried() -> None:
+    assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
+
+
+def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path) -> None:
+    report = report_of(tmp_path, exercise_named("training").skeleton())
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
+    assert "is still to be written: line" in report.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BASE.replace("def loss_of", "def los_of"), "there is no def `loss_of`; it has "),
+        ("import torhc\n", "training.py:1: No module named"),
+    ],
+)
+def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(GptcliError, match=re.escape(says)) as caught:
+        report_of(tmp_path, text)
+    assert caught.value.hint
