@@ -147,6 +147,11 @@ def is_override(argument: str) -> bool:
     return re.match(r"^[A-Za-z_][A-Za-z0-9_.]*=", argument) is not None
 
 
+def is_known_override(argument: str) -> bool:
+    """Whether it sets a key, or a section, that the schema has."""
+    return argument.partition("=")[0].partition(".")[0] in Config.model_fields
+
+
 def dump_config(config: Config) -> str:
     """The config as YAML, every key written out; load_config reads it back to the same."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -260,7 +265,9 @@ def _apply(document: _Document, override: str) -> None:
         if below is None or not isinstance(below, dict):
             below = section[part] = {}
         section = below
-    section[key[-1]] = value
+    old = section.get(key[-1])
+    merge = isinstance(old, dict) and isinstance(value, dict)
+    section[key[-1]] = dict(old or {}) | dict(value or {}) if merge else value
     for i in range(len(key)):
         document.places.setdefault(key[: i + 1], override)
     document.places[key] = override

@@ -56,7 +56,13 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
     """Set and return the number of CPU threads; "auto": the cores this process may use."""
+    cores = os.cpu_count() or 1
     if wanted != "auto":
+        if wanted > 8 * cores:
+            raise GptcliError(
+                f"{wanted} threads are far too many for {cores} cores",
+                "one for each core is quickest; `auto` takes that",
+            )
         threads = wanted
     elif hasattr(os, "sched_getaffinity"):
         threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))

@@ -83,6 +83,9 @@ def main() -> None:
     # imported). At the default, two trainings on two cores stopped one another: over 1.5 s a step
     # in place of 0.07 s; at this value 0.25 s each, and alone as quick as before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     arguments = sys.argv[1:]
     debug = "--debug" in _before_dashes(arguments)
     arguments = [a for a in _before_dashes(arguments) if a != "--debug"] + _from_dashes(arguments)
@@ -110,11 +113,13 @@ def main() -> None:
         # The reader has left (`gptcli sample | head`); the interpreter must not flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if debug or (problem := _of_the_machine(error)) is None:
             raise
         print_error(problem)
         code = problem.exit_code
+        if isinstance(error, OSError) and not error.filename:  # stdout itself, most likely
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -126,6 +131,12 @@ def _of_the_machine(error: Exception) -> GptcliError | None:
             f"{name}{error.strerror}",
             "is the disk full, or the folder gone or read-only? Checkpoints that were saved are "
             "whole; `gptcli train --resume` goes on from the newest",
+            exit_code=1,
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return GptcliError(
+            f"torch.compile failed: {str(error).strip().splitlines()[0]}",
+            "run.compile=false does without; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
     words = str(error).lower()

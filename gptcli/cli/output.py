@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
 
 
 def stderr_console() -> Console:
-    """A rich console on stderr; colour only on a terminal and without NO_COLOR."""
+    """A rich console on stderr; colour only on a terminal and without NO_COLOR. It falls silent
+    when its reader leaves (rich's own ends the process)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return Patient(stderr=True, highlight=False)
 
 
 def stdout_console() -> Console:
@@ -35,8 +41,9 @@ def print_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """A line for the user, on stderr."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
 
 
 def print_error(error: GptcliError) -> None:
@@ -47,12 +54,13 @@ def print_error(error: GptcliError) -> None:
     if hints:
         lines += ["", *(f"hint: {hint}" for hint in hints)]
     if sys.stderr.isatty():
+        from rich.text import Text
+
         console = stderr_console()
         for line in lines:
-            style = "bold red" if line.startswith("error:") else "cyan"
             head, colon, rest = line.partition(":")
-            console.print(f"[{style}]{head}{colon}[/]" if colon else "", end="")
-            console.print(rest, markup=False, soft_wrap=True)
+            style = "bold red" if head == "error" else "cyan"
+            console.print(Text.assemble((head + colon, style), rest) if colon else line)
     else:
         note("\n".join(lines))
 

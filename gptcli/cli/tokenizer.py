@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +48,8 @@ def train(
         raise GptcliError(
             f"--kind `{kind}` is not one of bpe, char", "byte and gpt2 need no training"
         )
+    if out.is_dir():
+        raise GptcliError(f"{out} is a folder", "name a file, for example --out pieces.json")
     if out.exists() and not overwrite:
         raise GptcliError(f"{out} exists already", "--overwrite replaces it")
     from gptcli.corpus import open_corpus
@@ -120,7 +121,7 @@ def show(
         if as_json:
             print_json({"id": token, "text": piece})
         else:
-            sys.stdout.write(f"{token:>7}  {json.dumps(piece, ensure_ascii=False)}\n")
+            sys.stdout.write(f'{token:>7}  "{piece}"\n')
 
 
 def _text(text: str | None) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from gptcli.cli.own_files import (
     OwnFiles,
     checked,
 )
+from gptcli.cli.watching import LeaveAtOnce, stop_on_signals, while_somebody_looks
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ def train(
     ] = None,
     from_run: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="Start from this run's weights (a fine-tune)."),
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Start from this run's weights (a fine-tune), with its config, unless CONFIG is "
+            "given, at a tenth of its learning rate, unless one is given.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run folder --out, or the newest.")
@@ -98,7 +103,11 @@ def train(
     from gptcli.training import run_folder, setup
 
     run = out if out is not None else run_folder.free_name(name)
-    if not overwrite:
+    if out is not None and str(out) in ("", "."):
+        raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+    if overwrite:
+        run_folder.refuse_other_folder(run)
+    else:
         run_folder.refuse_existing(run)
     with _front_row(run, create=True):
         try:
@@ -163,32 +172,47 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
     summary = Summary(setup)
     # How an earlier part of the run ended is no longer true.
     run_folder.write_status(run, summary.begun())
-    run_folder.trim_samples(run, setup.resume.step if setup.resume else 0)
+    (run / "samples.txt").touch()
+    run_folder.trim_samples(run, summary.resumed_from or 0)
     finished: Finished | None = None
-    with (
-        closing(run_folder.Metrics(run, setup.resume.step if setup.resume else None)) as metrics,
-        # What a learner's module prints must not get among the data.
-        redirect_stdout(sys.stderr),
-        _stop_on_signals() as stop,
-        open_view(stderr_console()) as view,
-        suppress(_LeaveAtOnce),
-    ):
-        for message in prepared.notes:
-            view.handle(Notice(message))
-        for event in events_of(setup, stop.wanted):
-            summary.absorb(event)
-            # The front door says why a run diverged, in the form of an error.
-            view.handle(
-                replace(event, diagnosis=None, hint=None) if isinstance(event, Finished) else event
-            )
-            if (record := metrics_record(event)) is not None:
-                metrics.write(record)
-            if isinstance(event, SampleDrawn):
-                run_folder.write_sample(run, event.step, event.prompt, event.text)
-            if isinstance(event, CheckpointSaved):
-                run_folder.forget_replaced(run)
-            if isinstance(event, Finished):
-                finished = event
+    try:
+        with (
+            closing(run_folder.Metrics(run, summary.resumed_from)) as metrics,
+            # What a learner's module prints must not get among the data.
+            redirect_stdout(sys.stderr),
+            stop_on_signals() as stop,
+            open_view(stderr_console()) as view,
+            suppress(LeaveAtOnce),
+        ):
+            show = while_somebody_looks(view.handle)
+            for message in prepared.notes:
+                show(Notice(message))
+            for event in events_of(setup, stop.wanted):
+                summary.absorb(event)
+                if isinstance(event, Finished):
+                    finished = event
+                    # The front door says why a run diverged, in the form of an error.
+                    show(replace(event, diagnosis=None, hint=None))
+                else:
+                    show(event)
+                if (record := metrics_record(event)) is not None:
+                    metrics.write(record)
+                if isinstance(event, SampleDrawn):
+                    run_folder.write_sample(run, event.step, event.prompt, event.text)
+                if isinstance(event, CheckpointSaved):
+                    run_folder.forget_replaced(run)
+    except Exception as error:
+        if as_json:
+            print_json(summary.ended())
+        machine = isinstance(error, (GptcliError, OSError, MemoryError))
+        if machine or not files.given():
+            raise
+        raise GptcliError(
+            f"the run stopped with {type(error).__name__}: {' '.join(str(error).split())}",
+            "a file of yours takes part: check it with "
+            + " and ".join(f"gptcli check-{part} {spec}" for part, spec in files.given().items()),
+            exit_code=1,
+        ) from error
     result = summary.ended()
     run_folder.write_status(run, result)
     if as_json:
@@ -208,9 +232,13 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
 
 def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """What to train on, and the KEY=VALUE changes."""
-    from gptcli.config_files import is_override
+    from gptcli.config_files import is_known_override, is_override
 
-    targets = [word for word in words if not is_override(word) or Path(word).exists()]
+    targets = [
+        word
+        for word in words
+        if not is_override(word) or (not is_known_override(word) and os.path.exists(word))  # noqa: PTH110
+    ]
     overrides = [word for word in words if word not in targets]
     if len(targets) > 1:
         raise GptcliError(
@@ -326,37 +354,3 @@ def _front_row(run: Path, create: bool) -> Iterator[None]:
         if made and not (run / "config.yaml").exists():
             shutil.rmtree(run, ignore_errors=True)  # nothing came of it
         raise
-
-
-class _LeaveAtOnce(BaseException):
-    """The second Ctrl-C: no more steps, no more saving."""
-
-
-class _Stop:
-    """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
-    leaves at once, unless it comes within a second: a terminal and a wrapper around gptcli may
-    both pass on the first."""
-
-    def __init__(self) -> None:
-        self.asked_at: float | None = None
-
-    def wanted(self) -> bool:
-        return self.asked_at is not None
-
-    def handle(self, number: int, frame: object) -> None:
-        if self.asked_at is None:
-            self.asked_at = time.monotonic()
-        elif time.monotonic() > self.asked_at + 1.0:
-            raise _LeaveAtOnce
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stop.handle) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

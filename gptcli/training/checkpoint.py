@@ -139,7 +139,8 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
         meta = json.loads(path.read_text("utf-8"))
         whole = (
             isinstance(meta, dict)
-            and meta["step"] == step
+            and (meta["format"], meta["step"]) == (1, step)
+            and isinstance(meta["progress"], dict)
             and all(
                 isinstance(meta["files"][name]["size"], int)
                 and isinstance(meta["files"][name]["sha256"], str)

@@ -94,6 +94,7 @@ class _Loop:
             if read:
                 read.clear()  # copied; not to be held twice for the length of a run
         self.progress = self.state.progress
+        self.fine_tune = setup.start_from is not None
         self.batches = Batches(
             corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
         )
@@ -113,6 +114,8 @@ class _Loop:
         yield self.headline()
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
+        if self.fine_tune:
+            yield from self.save()  # a kill in the first minute must not lose where it began
         stopped = yield from self.steps()
         diagnosis = hint = None
         if isinstance(stopped, _Diverged):

@@ -6,6 +6,7 @@ config.yaml  tokenizer.json  metrics.jsonl  samples.txt  run.json  checkpoints/
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -52,7 +53,7 @@ def list_runs(runs: Path) -> list[Path]:
     """Every run folder directly under `runs`, by name."""
     if not runs.is_dir():
         return []
-    return sorted(p for p in runs.iterdir() if (p / "config.yaml").is_file())
+    return sorted(p for p in runs.iterdir() if os.path.isfile(p / "config.yaml"))  # noqa: PTH113
 
 
 def free_name(name: str, runs: Path = Path("runs")) -> Path:
@@ -138,6 +139,17 @@ def refuse_existing(run: Path) -> None:
             f"{run} exists already",
             "go on with it: --resume; start it again: --overwrite; "
             "or name another folder with --out",
+        )
+
+
+def refuse_other_folder(run: Path) -> None:
+    """Raise GptcliError where `--overwrite` points to something that is not a run."""
+    files = [path for path in run.iterdir() if path.name != ".lock"] if run.is_dir() else [run]
+    is_run = (run / "config.yaml").is_file() and (run / "tokenizer.json").is_file()
+    if run.exists() and files and not is_run:
+        raise GptcliError(
+            f"{run} is not a run folder, and --overwrite replaces runs only",
+            "name a folder of its own with --out",
         )
 
 

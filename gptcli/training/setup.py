@@ -269,6 +269,8 @@ def _merge(
                     f"{key} {stored.train.max_steps} -> {new}"
                     + (" (needs --extend)" if new > stored.train.max_steps else "")
                 )
+        elif key == "data.source":
+            pass  # a text that has moved; its content is compared once it has been read
         elif key in _ROUNDING:
             notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
         elif key in _HARMLESS:

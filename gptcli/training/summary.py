@@ -15,7 +15,7 @@ class Summary:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._resumed_from = setup.resume.step if setup.resume else None
+        self.resumed_from = setup.resume.step if setup.resume else None
         self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
         self._parameters: int | None = None
         self._stopped: str | None = None
@@ -44,7 +44,7 @@ class Summary:
         """The keys of `train --json`, and a few more."""
         return self.begun() | {
             "run": str(self._setup.run),
-            "resumed_from": self._resumed_from,
+            "resumed_from": self.resumed_from,
             "parameters": self._parameters,
             **standing(self._progress, self._stopped or "interrupted"),
         }

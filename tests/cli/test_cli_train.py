@@ -278,9 +278,9 @@ def test_a_learners_attention_from_training_to_sample(
 
 def test_an_existing_run_is_not_overwritten(cli: Any, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    run.mkdir()
-    (run / "letter.txt").write_text("keep me", encoding="utf-8")
     words = ("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
+    assert cli(*words).code == 0
+    (run / "letter.txt").write_text("keep me", encoding="utf-8")
     outcome = cli(*words)
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: {run} exists already\n\nhint: ")
@@ -482,3 +482,76 @@ def test_a_paragraph_is_learned_by_heart_and_recited(cli: Any, tmp_path: Path) -
         ).out
     )
     assert said["prompt"] + said["text"] + "\n" == paragraph
+
+
+def test_a_fine_tune_killed_at_once_goes_on_from_its_weights(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training import loop
+
+    run = tmp_path / "tuned"
+
+    def killed(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "one_step", killed)
+        assert cli("train", "train.max_steps=5", "--from", trained, "--out", run).code == 130
+    outcome = cli("train", "--resume", "--out", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert one_object(outcome.out)["resumed_from"] == 0
+    assert records(run)[0]["loss"] < 3.0
+
+
+def test_overwrite_replaces_runs_only(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.yaml").write_text("mine: 1", encoding="utf-8")
+    outcome = cli("train", text_file, *SMALL, "--out", project, "--overwrite")
+    assert outcome.code == 2
+    assert "is not a run folder" in outcome.err
+    assert (project / "config.yaml").read_text("utf-8") == "mine: 1"
+    assert cli("train", text_file, "--out", "", "--overwrite").code == 2
+
+
+def test_a_text_that_moved_is_known_by_its_content(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    here, there, run = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "r"
+    here.write_bytes(text_file.read_bytes())
+    cli("train", here, *SMALL, "train.max_steps=4", "--out", run)
+    here.rename(there)
+    outcome = cli("train", f"data.source={there}", "train.max_steps=6", "--resume", "--extend",
+                  "--out", run, "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    there.write_text("another text " * 99, encoding="utf-8")
+    refused = cli("train", "train.max_steps=9", "--resume", "--extend", "--out", run)
+    assert refused.code == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_a_reader_who_leaves_does_not_end_the_training(text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptcli", "train", str(text_file), *SMALL, "train.max_steps=100",
+         "train.log_every=1", "--out", str(run)],
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert (run / "checkpoints" / "step-00000100").is_dir()
+
+
+def test_names_that_look_like_overrides_and_sections(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.n_layer=1").write_text("a file of that name", encoding="utf-8")
+    outcome = cli("train", text_file, *SMALL, "model={n_layer: 2}", "train.max_steps=2", "--out",
+                  "r", "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    config = yaml.safe_load(Path("r/config.yaml").read_text("utf-8"))
+    assert (config["model"]["n_layer"], config["model"]["n_embd"]) == (2, 32)
+    assert cli("sample", "r", "--threads", "100000").code == 2

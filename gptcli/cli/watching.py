@@ -1,0 +1,65 @@
+"""While a training runs: Ctrl-C and its like, and a reader who may leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gptcli.events import Event
+
+
+def while_somebody_looks(handle: Callable[[Event], None]) -> Callable[[Event], None]:
+    """The view's handle, until the reader of stderr has left (`2>&1 | head`): then nothing more is
+    shown, and the training goes on."""
+    gone = False
+
+    def show(event: Event) -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                handle(event)
+            except BrokenPipeError:
+                gone = True
+                sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+
+    return show
+
+
+class LeaveAtOnce(BaseException):
+    """The second Ctrl-C: no more steps, no more saving."""
+
+
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
+    leaves at once, unless it comes within a second: a terminal and a wrapper around gptcli may
+    both pass on the first."""
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+
+    def wanted(self) -> bool:
+        return self.asked_at is not None
+
+    def handle(self, number: int, frame: object) -> None:
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+        elif time.monotonic() > self.asked_at + 1.0:
+            raise LeaveAtOnce
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    stop = Stop()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):
+        numbers.append(signal.SIGHUP)  # the terminal was closed
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
