@@ -96,8 +96,8 @@ def put_aside(run: Path) -> None:
         path for path in (run / "checkpoints").glob("*") if _is_checkpoint_file(path)
     ]
     old = [path for path in old if path.exists()]
-    if old and aside.exists() and (run / "checkpoints").exists():
-        shutil.rmtree(aside)  # put aside by a run that has checkpoints of its own by now
+    if aside.exists() and any((run / "checkpoints").glob("step-*")):
+        shutil.rmtree(aside)  # the run that put it aside has checkpoints of its own by now
     for path in old:
         goal = aside / path.relative_to(run)
         goal.parent.mkdir(parents=True, exist_ok=True)

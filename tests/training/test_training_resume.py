@@ -266,3 +266,17 @@ def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
         for name, on in (("plain", "false"), ("compiled", "true"))
     ]  # fmt: skip
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_overwriting_twice_before_any_checkpoint_keeps_the_run_that_was_worth_something(
+    new: Any, drive: Drive, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r"))
+    whole = (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes()
+    config = (run / "config.yaml").read_text("utf-8")
+    new("r", "train.seed=2")  # killed before its first checkpoint
+    new("r", "train.seed=3")  # and started once more
+    run_folder.put_back(run)
+    assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
+    assert (run / "config.yaml").read_text("utf-8") == config
