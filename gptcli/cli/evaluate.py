@@ -20,7 +20,14 @@ from gptcli.cli.options import (
     load,
 )
 from gptcli.cli.output import print_json
-from gptcli.cli.own_files import AttentionOption, BlockOption, LayerNormOption, MlpOption, OwnFiles
+from gptcli.cli.own_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    OwnFiles,
+    TokenizerOption,
+)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -49,13 +56,14 @@ def evaluate(
     layernorm: LayerNormOption = None,
     mlp: MlpOption = None,
     block: BlockOption = None,
+    tokenizer: TokenizerOption = None,
 ) -> None:
     """Measure the loss over a whole split or a text of yours."""
     import math
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    files = OwnFiles(attention, layernorm, mlp, block)
+    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
     _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 

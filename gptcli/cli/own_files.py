@@ -1,4 +1,4 @@
-"""`--attention`, `--layernorm`, `--mlp` and `--block`: a learner's parts in a real model."""
+"""`--attention`, `--layernorm`, `--mlp`, `--block`, `--tokenizer`: a learner's parts, for real."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.model.own_parts import OwnParts
 
-PARTS = ("attention", "layernorm", "mlp", "block")
+PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 
 def _option(name: str, what: str) -> Any:
@@ -31,6 +31,7 @@ AttentionOption = Annotated[str | None, _option("attention", "attention")]
 LayerNormOption = Annotated[str | None, _option("layernorm", "layer norm")]
 MlpOption = Annotated[str | None, _option("mlp", "feed-forward network")]
 BlockOption = Annotated[str | None, _option("block", "block")]
+TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding")]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class OwnFiles:
     layernorm: str | None = None
     mlp: str | None = None
     block: str | None = None
+    tokenizer: str | None = None
 
     def given(self) -> dict[str, str]:
         """Part -> FILE[:CLASS], of those that were named."""
@@ -52,8 +54,8 @@ def checked(files: OwnFiles, config: Config, force: bool) -> OwnParts | None:
     given = files.given()
     if not given:
         return None
-    if config.model.arch != "gpt2":
-        first = next(iter(given))
+    first = next(iter(given))
+    if config.model.arch != "gpt2" and first != "tokenizer":
         why = {
             "attention": "turns queries and keys inside its attention",
             "mlp": "has a gated feed-forward network",
@@ -93,16 +95,20 @@ def loaded(files: OwnFiles) -> OwnParts | None:
         return None
     from gptcli.course.exercises.building import build, takes
     from gptcli.course.exercises.checking import find_part
+    from gptcli.course.exercises.tokenizer_trial import tokenizer_class
     from gptcli.course.learner_file import load_class
     from gptcli.model.own_parts import OwnParts
 
-    classes = {part: load_class(find_part(part, spec)) for part, spec in given.items()}
+    classes: dict[str, type[Any]] = {
+        part: (tokenizer_class if part == "tokenizer" else load_class)(find_part(part, spec))
+        for part, spec in given.items()
+    }
 
     def maker(cls: type[nn.Module], inner: dict[str, Any]) -> Any:
         return lambda config: build(cls, config, inner)
 
     makers: dict[str, Any] = {
-        part: cls if part == "attention" else maker(cls, {})
+        part: cls if part in ("attention", "tokenizer") else maker(cls, {})
         for part, cls in classes.items()
         if part != "block"
     }

@@ -20,7 +20,14 @@ from gptcli.cli.options import (
     load,
 )
 from gptcli.cli.output import note, print_json
-from gptcli.cli.own_files import AttentionOption, BlockOption, LayerNormOption, MlpOption, OwnFiles
+from gptcli.cli.own_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    OwnFiles,
+    TokenizerOption,
+)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -90,6 +97,7 @@ def sample(
     layernorm: LayerNormOption = None,
     mlp: MlpOption = None,
     block: BlockOption = None,
+    tokenizer: TokenizerOption = None,
 ) -> None:
     """Let a model write."""
     import math
@@ -108,7 +116,7 @@ def sample(
             "1 changes nothing, 1.1 to 1.3 is usual",
         )
     text = _prompt(prompt, prompt_file)
-    files = OwnFiles(attention, layernorm, mlp, block)
+    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
     path, trained = load(
         run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False
     )

@@ -22,6 +22,7 @@ from gptcli.cli.own_files import (
     LayerNormOption,
     MlpOption,
     OwnFiles,
+    TokenizerOption,
     checked,
 )
 from gptcli.cli.watching import LeaveAtOnce, stop_on_signals, while_somebody_looks
@@ -73,11 +74,12 @@ def train(
     layernorm: LayerNormOption = None,
     mlp: MlpOption = None,
     block: BlockOption = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
     words = arguments or []
-    files = OwnFiles(attention, layernorm, mlp, block)
+    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
     for flag, given, needs, there in (
         ("--extend", extend, "--resume", resume),
         ("--force", force, "--attention (or another part)", files.given()),
@@ -92,6 +94,8 @@ def train(
         if both:
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
     target, overrides = _split_words(words)
+    if tokenizer is not None:
+        overrides = _with_own_tokenizer(overrides)
     if resume:
         _resume(target, overrides, out, extend, files, force, as_json)
         return
@@ -246,6 +250,17 @@ def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
             "changes are written KEY=VALUE; several texts go into one folder",
         )
     return (targets[0] if targets else None), overrides
+
+
+def _with_own_tokenizer(overrides: list[str]) -> list[str]:
+    """A learner's tokenizer is a bpe, whatever the config has."""
+    for override in overrides:
+        if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":
+            raise GptcliError(
+                f"{override} and --tokenizer exclude each other",
+                "leave one out; tokenizer.vocab_size goes with --tokenizer",
+            )
+    return [*overrides, "tokenizer.kind=bpe"]
 
 
 def _config(target: str | None, overrides: list[str], from_run: str | None) -> tuple[Config, str]:

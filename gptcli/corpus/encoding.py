@@ -40,11 +40,15 @@ def encode_all(
             documents += piece.starts
             yield piece
 
+    from gptcli.tokenization import line_cuts, safe_cuts
+
     stream = counted()
     if tokenizer.kind == "char":
         stream = joined(stream)
+    elif tokenizer.kind == "own":
+        stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
-        stream = _cut_safely(stream)
+        stream = _regrouped(stream, safe_cuts)
     tokenizer.encode_array("")  # so that the threads find it loaded
     arrays = _in_threads(partial(_encode_group, tokenizer, name), _grouped(stream))
     for array in arrays:
@@ -52,10 +56,10 @@ def encode_all(
     return documents
 
 
-def _cut_safely(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Regroup the pieces of each document so that each can be encoded on its own by bpe."""
-    from gptcli.tokenization import safe_cuts
-
+def _regrouped(
+    pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
+) -> Iterator[Piece]:
+    """Regroup the pieces of each document so that each can be encoded on its own."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -65,7 +69,7 @@ def _cut_safely(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
     for _, of_document in groupby(pieces, key=number):
         starts = True
-        for text in safe_cuts((piece.text for piece in of_document), CHUNK):
+        for text in cuts((piece.text for piece in of_document), CHUNK):
             yield Piece(text, starts)
             starts = False
 

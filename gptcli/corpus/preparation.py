@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.corpus.cache import (
     cache_folder,
@@ -51,6 +52,7 @@ def open_corpus(
     val_fraction: float,
     block_size: int,
     tokenizer: Tokenizer | None = None,
+    own_tokenizer: type[Any] | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -58,9 +60,10 @@ def open_corpus(
 
     `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The
     tokenizer is the one given, else one of `kind` (trained on the whole text where the kind
-    needs that; `vocab_size` is for bpe). Every document is preceded by end-of-text; for char,
-    which has none, by a newline where the one before does not end with it. The first
-    int(N * (1 - val_fraction)) of the N tokens are for training, 0 <= val_fraction < 1.
+    needs that; `vocab_size` is for bpe), or an object of the learner's class `own_tokenizer`.
+    Every document is preceded by end-of-text; for char, which has none, by a newline where the
+    one before does not end with it. The first int(N * (1 - val_fraction)) of the N tokens are
+    for training, 0 <= val_fraction < 1.
     `cache` takes the place of `cache_folder()`; `progress` allows a bar on a terminal. Memory
     does not grow with the text. Raises GptcliError where the text cannot be read, is not text,
     or is too short for `block_size` or for its validation part."""
@@ -68,6 +71,8 @@ def open_corpus(
     found = find_source(source, bar)
     notes = list(found.notes)
     folder = (cache_folder() if cache is None else cache) / "corpus"
+    if own_tokenizer is not None and tokenizer is None:
+        tokenizer = _learn_own(found, own_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
     trained = entry_key(found.content_key, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -79,7 +84,7 @@ def open_corpus(
         # A run that is resumed brings the tokenizer that was trained on this very text.
         entry = read_entry(folder / trained, trained, tokenizer)
     if tokenizer is not None:
-        key = entry_key(found.content_key, tokenizer.fingerprint())
+        key = entry_key(found.content_key, tokenizer.encoding_key())
     if entry is None:
         build = partial(_build, found, kind, vocab_size, tokenizer, key, bar)
         entry = open_or_build(folder, key, build, tokenizer, notes)
@@ -100,6 +105,26 @@ def _fixed_tokenizer(kind: str, vocab_size: int) -> Tokenizer:
     from gptcli.tokenization import build_tokenizer
 
     return build_tokenizer(kind, vocab_size, lambda: iter(()))
+
+
+def _learn_own(
+    source: Source,
+    own: type[Any],
+    vocab_size: int,
+    progress: Progress,
+    notes: list[str],
+) -> Tokenizer:
+    from gptcli.tokenization.own import LEARNS_FROM, learn_own
+
+    start = time.perf_counter()
+    with progress.phase("your tokenizer learns", min(source.size, LEARNS_FROM)) as advance:
+        tokenizer, read = learn_own(own, (p.text for p in joined(source.pieces())), vocab_size)
+        advance(read)
+    notes.append(
+        f"your tokenizer learned {tokenizer.vocab_size - 257} merges from the first {read:,} "
+        f"characters in {time.perf_counter() - start:.1f} s"
+    )
+    return tokenizer
 
 
 def _build(

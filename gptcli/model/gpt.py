@@ -74,7 +74,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.own = own or OwnParts(attention=attention)
-        assert not self.own.names() or config.arch == "gpt2"
+        assert not self.own.in_network() or config.arch == "gpt2"
         self.config = config
         self.vocab_size = vocab_size
         self.has_cache = self.own.has_cache()

@@ -1,4 +1,4 @@
-"""Parts of the network that a learner wrote, in place of the built-in ones (gpt2 only)."""
+"""Parts that a learner wrote, in place of the built-in ones (those of the network: gpt2 only)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from torch import Tensor, nn
 from gptcli.errors import GptcliError
 
 Maker = Callable[[Any], nn.Module]
-PARTS = ("attention", "layernorm", "mlp", "block")
+PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 
 @dataclass(frozen=True)
 class OwnParts:
     """What makes each part from a ModelConfig; None: the built-in one. A layer norm stands for
-    the two of each block and the last one; a block makes its own parts."""
+    the two of each block and the last one; a block makes its own parts. The tokenizer is no part
+    of the network: its class is used by gptcli.tokenization.own."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
     mlp: Maker | None = None
     block: Maker | None = None
+    tokenizer: type[Any] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Which parts are the learner's."""
         return tuple(name for name in PARTS if getattr(self, name) is not None)
+
+    def in_network(self) -> bool:
+        """Whether a part of the network is the learner's."""
+        return any(name != "tokenizer" for name in self.names())
 
     def has_cache(self) -> bool:
         """Whether the attention can be sampled with the built-in cache."""

@@ -1,8 +1,9 @@
 """Text to token ids and back: char, byte, bpe (trained on the text) and gpt2.
 
 Read in this order: `tokenizer.py` (what every kind can do), `char.py`, `byte.py`, `bpe.py`,
-`gpt2.py`; then `bpe_training.py`, `building.py`, `loading.py` and `cuts.py`. Importing this package
-imports neither numpy nor tiktoken nor tokenizers; each is imported where it is first needed.
+`gpt2.py`, `own.py` (a learner's); then `bpe_training.py`, `building.py`, `loading.py` and
+`cuts.py`. Importing this package imports neither numpy nor tiktoken nor tokenizers; each is
+imported where it is first needed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from gptcli.tokenization.building import KINDS, build_tokenizer
 from gptcli.tokenization.cuts import safe_cuts
 from gptcli.tokenization.loading import load_tokenizer
+from gptcli.tokenization.own import learn_own, line_cuts
 from gptcli.tokenization.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "build_tokenizer",
+    "learn_own",
+    "line_cuts",
     "load_tokenizer",
     "safe_cuts",
 ]

@@ -12,6 +12,7 @@ from gptcli.tokenization.building import KINDS
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
+from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -19,13 +20,14 @@ class _DamagedError(Exception):
     """What is wrong with a file, in words that fit behind its path and a colon."""
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, own: type[Any] | None = None) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
     It is rebuilt from the kind and the vocabulary, and then has to say the same as the file in
     every other point: so no file is taken for more than it is, and what Hugging Face `tokenizers`
     makes of the file is what this makes of it. Raises GptcliError for a file that cannot be read,
-    is damaged, or was not written by gptcli.
+    is damaged, or was not written by gptcli. A file written for a tokenizer of the user's own needs
+    their class as `own`.
     """
     try:
         content = path.read_bytes()
@@ -35,7 +37,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
-        return _rebuild(content)
+        return _rebuild(content, path, own)
     except _DamagedError as error:
         raise GptcliError(
             f"{path}: {error}",
@@ -43,7 +45,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         ) from None
 
 
-def _rebuild(content: bytes) -> Tokenizer:
+def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
     try:
         stored = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -56,9 +58,17 @@ def _rebuild(content: bytes) -> Tokenizer:
     if not isinstance(model, dict) or "kind" not in model:
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
     kind = model["kind"]
-    if kind not in KINDS:
+    if kind == OwnTokenizer.kind:
+        if own is None:
+            raise GptcliError(
+                f"{path} is of a tokenizer of your own, and no file holds code to be executed",
+                "train, sample and eval take its file again: --tokenizer FILE",
+            )
+        tokenizer = _own(model, own)
+    elif kind in KINDS:
+        tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
+    else:
         raise _DamagedError(f"model.kind is {kind!r}, not one of {', '.join(KINDS)}")
-    tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
     try:
         written = json.loads(tokenizer.to_json())
     except GptcliError as error:
@@ -67,6 +77,13 @@ def _rebuild(content: bytes) -> Tokenizer:
         if part not in stored or part not in written or stored[part] != written[part]:
             raise _DamagedError(f"`{part}` is not what a {kind} tokenizer with this vocabulary has")
     return tokenizer
+
+
+def _own(model: dict[str, Any], own: type[Any]) -> Tokenizer:
+    try:
+        return own_from_json(model, own)
+    except ValueError as error:
+        raise _DamagedError(str(error)) from None
 
 
 def _tokens_by_id(vocab: Any) -> list[str]:

@@ -106,6 +106,10 @@ class Tokenizer(ABC):
         """SHA-256 of `to_json()` in hex: two tokenizers are the same if and only if it is."""
         return self._fingerprint
 
+    def encoding_key(self) -> str:
+        """What an encoded text may be kept under: where it is the same, so are the ids."""
+        return self._fingerprint
+
 
 class StreamDecoder:
     """Turns ids into text as they come, never handing out half a character.

@@ -30,12 +30,13 @@ def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
             vocab_size=config.tokenizer.vocab_size,
             val_fraction=config.data.val_fraction,
             block_size=config.model.block_size,
+            own_tokenizer=own.tokenizer if own is not None else None,
             cache=Path(folder),
         )
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
-        config = resolve(config, corpus, own_parts=own is not None)
+        config = resolve(config, corpus, own_parts=own is not None and own.in_network())
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)

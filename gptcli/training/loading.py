@@ -45,7 +45,7 @@ def load_trained(
     meta = checkpoint.read_meta(run, step)
     refuse_other_parts(run, parts_of(meta), own)
     check_same_model(run, meta, config)
-    tokenizer = run_folder.read_tokenizer(run)
+    tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
     same_tokenizer(run, tokenizer, meta)
     loaded = checkpoint.load(run, step)
     model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)

@@ -163,9 +163,9 @@ def read_config(run: Path) -> Config:
     return parse_config(text, name=str(path))
 
 
-def read_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer of a run."""
-    return load_tokenizer(run / "tokenizer.json")
+def read_tokenizer(run: Path, own: type[Any] | None = None) -> Tokenizer:
+    """The tokenizer of a run; `own` is the learner's class where it has learnt by theirs."""
+    return load_tokenizer(run / "tokenizer.json", own)
 
 
 class Metrics:

@@ -51,8 +51,11 @@ class Prepared:
     notes: list[str]
 
 
-def open_text(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The corpus of a config."""
+def open_text(
+    config: Config, tokenizer: Tokenizer | None = None, own: OwnParts | None = None
+) -> Corpus:
+    """The corpus of a config, by the tokenizer given, else by one of the learner's, else by one
+    of the config's kind."""
     return open_corpus(
         config.data.source,
         kind=config.tokenizer.kind,
@@ -60,6 +63,7 @@ def open_text(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
         val_fraction=config.data.val_fraction,
         block_size=config.model.block_size,
         tokenizer=tokenizer,
+        own_tokenizer=own.tokenizer if own is not None else None,
     )
 
 
@@ -77,13 +81,14 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
             and not own_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
-    is_bpe = corpus.tokenizer.kind == "bpe"
+    # A tokenizer of the learner's own is a bpe too; a run's meta.json says whose it was.
+    kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"source": _lasting(config.data.source)}),
             "tokenizer": config.tokenizer.model_copy(
-                update={"kind": corpus.tokenizer.kind}  # a fine-tune has the other run's
-                | ({"vocab_size": corpus.tokenizer.vocab_size} if is_bpe else {})
+                update={"kind": kind}  # a fine-tune has the other run's
+                | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
             ),
             "train": train.model_copy(
                 update={
@@ -119,8 +124,9 @@ def prepare_new(
     notes: list[str] = []
     weights, tokenizer = None, None
     if from_run is not None:
-        tokenizer = run_folder.read_tokenizer(from_run)
         step = checkpoint.choose_step(from_run, "best")
+        _refuse_own_parts(from_run, checkpoint.read_meta(from_run, step), own)
+        tokenizer = run_folder.read_tokenizer(from_run)
         try:
             loaded = checkpoint.load(from_run, step)
         except GptcliError as error:
@@ -130,8 +136,8 @@ def prepare_new(
         _same_model(config, from_run, loaded.meta)
         weights = loaded.model
         notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
-    corpus = open_text(config, tokenizer)
-    config = resolve(config, corpus, own_parts=own is not None)
+    corpus = open_text(config, tokenizer, own)
+    config = resolve(config, corpus, own_parts=own is not None and own.in_network())
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer)
@@ -165,7 +171,7 @@ def prepare_resume(
     refuse_other_parts(run, parts, own)
     if saved is not None and _is_finished(run, saved, config, stored):
         return None
-    tokenizer = run_folder.read_tokenizer(run)
+    tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
     if saved is not None:
         same_tokenizer(run, tokenizer, saved.meta)
     corpus = open_text(config, tokenizer)
@@ -176,7 +182,7 @@ def prepare_resume(
         )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
-    config = resolve(config, corpus, own_parts=own is not None)
+    config = resolve(config, corpus, own_parts=own is not None and own.in_network())
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.write_config(run, config)
     setup = _setup(run, config, corpus, own=own, resume=saved)
@@ -326,16 +332,24 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
     """A fine-tune keeps the other run's network; only dropout is its own choice."""
-    if own := parts_of(meta):
-        raise GptcliError(
-            f"{run} was trained with a file of your own ({', '.join(own)})",
-            "--from takes runs whose parts are all built in",
-        )
     odd = _other_keys(config, meta)
     if odd:
         raise GptcliError(
             f"the config's network is not the one of {run}: " + ", ".join(odd),
             "leave CONFIG out to take that run's config, or set these keys to its values",
+        )
+
+
+def _refuse_own_parts(run: Path, meta: dict[str, Any], own: OwnParts | None) -> None:
+    if there := parts_of(meta):
+        raise GptcliError(
+            f"{run} was trained with a file of your own ({', '.join(there)})",
+            "--from takes runs whose parts are all built in",
+        )
+    if own is not None and own.tokenizer is not None:
+        raise GptcliError(
+            f"--from takes the tokenizer of {run}, and --tokenizer would not be used",
+            "leave one of the two out",
         )
 
 

@@ -169,3 +169,79 @@ def test_parts_that_would_not_be_used_are_refused(
     outcome = cli("train", "model.arch=modern", "--mlp", my / "mlp.py", "--out", tmp_path / "r")
     assert outcome.code == 2
     assert "--mlp needs `arch: gpt2`" in outcome.err
+
+
+TOKENIZER = "from gptcli.course.exercises.tokenizer import Tokenizer\n"
+
+
+def test_own_tokenizer_trains_resumes_samples_and_is_asked_for(
+    my: Path,
+    text_file: Path,
+    tmp_path: Path,
+    cli,  # type: ignore[no-untyped-def]
+) -> None:
+    path = tmp_path / "tokenizer.py"
+    path.write_text(TOKENIZER, encoding="utf-8")
+    run = tmp_path / "run"
+    words = ("--tokenizer", path, "--mlp", my / "mlp.py")
+    result = train(cli, run, text_file, "tokenizer.vocab_size=280", *words)
+    assert meta_of(run)["own_parts"] == ["mlp", "tokenizer"]
+    assert meta_of(run)["vocab_size"] == 280
+    outcome = cli("eval", run, *words, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["loss"] == pytest.approx(result["val_loss"], rel=1e-5)
+    outcome = cli("sample", run, *words, "--max-new-tokens", "5", "--prompt", "ab")
+    assert outcome.code == 0, outcome.err
+    outcome = cli("sample", run, "--mlp", my / "mlp.py")
+    assert outcome.code == 2
+    assert "name it again: --mlp FILE --tokenizer FILE" in outcome.err
+    outcome = cli("tokenizer", "show", "ab", "--tokenizer", run)
+    assert outcome.code == 2
+    assert "tokenizer of your own" in outcome.err
+    outcome = cli("train", "course", f"data.source={text_file}", *SMALL,
+                  "tokenizer.vocab_size=280", "train.max_steps=8",
+                  "--resume", "--extend", "--out", run, *words)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "--from", run, "--out", tmp_path / "tuned")
+    assert outcome.code == 2
+    assert "was trained with a file of your own (mlp, tokenizer)" in outcome.err
+
+
+def test_own_tokenizer_goes_with_any_network_but_not_with_another_kind(
+    text_file: Path,
+    tmp_path: Path,
+    cli,  # type: ignore[no-untyped-def]
+) -> None:
+    path = tmp_path / "tokenizer.py"
+    path.write_text(TOKENIZER, encoding="utf-8")
+    words = ("--tokenizer", path, "--out", tmp_path / "run", "tokenizer.vocab_size=270")
+    train(cli, tmp_path / "run", text_file, "model.arch=modern", "model.bias=false", *words)
+    outcome = cli("train", "course", *SMALL, "tokenizer.kind=char", *words)
+    assert outcome.code == 2
+    assert "exclude each other" in outcome.err
+    outcome = cli("train", text_file, *SMALL, "--dry-run", "--json", *words)
+    assert json.loads(outcome.out)["vocab_size"] == 270
+    path.write_text(TOKENIZER + "Tokenizer = 5\n", encoding="utf-8")
+    outcome = cli("train", "course", *SMALL, *words)
+    assert outcome.code != 0
+    assert "Tokenizer" in outcome.err
+
+
+def test_own_tokenizer_that_fails_its_check_needs_force(
+    text_file: Path,
+    tmp_path: Path,
+    cli,  # type: ignore[no-untyped-def]
+) -> None:
+    path = tmp_path / "tokenizer.py"
+    path.write_text(
+        TOKENIZER + "class Tokenizer(Tokenizer):\n"
+        "    def encode(self, text):\n        return list(text.encode())\n",
+        encoding="utf-8",
+    )
+    words = ("train", "course", f"data.source={text_file}", *SMALL, "tokenizer.vocab_size=270",
+             "--tokenizer", path, "--out", tmp_path / "run")  # fmt: skip
+    outcome = cli(*words)
+    assert outcome.code == 1
+    assert "does not pass its check" in outcome.err
+    outcome = cli(*words, "--force")
+    assert outcome.code == 0, outcome.err

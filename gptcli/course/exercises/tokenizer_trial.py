@@ -91,7 +91,18 @@ class _Trial(Teller):
 
 def check(file: LearnerFile, say: Callable[[str], None]) -> str:
     """Check the file; returns a few words. Raises Wrong and GptcliError."""
-    cls = named_in(run_file(file), file, file.class_name, "class")
+    trial = _Trial(file, tokenizer_class(file), say)
+    mine, merges = _training(trial)
+    _encoding(trial, mine, merges)
+    _decoding(trial, mine, merges)
+    _keeping(trial, mine, merges)
+    return f"the same as the reference on {len(TRAINED)} texts"
+
+
+def tokenizer_class(file: LearnerFile) -> type[Any]:
+    """Run the file and return its tokenizer class, which has the methods and is built without
+    arguments. Raises GptcliError otherwise."""
+    cls: type[Any] = named_in(run_file(file), file, file.class_name, "class")
     for method in ("train", "encode", "decode", "save", "load"):
         if not callable(getattr(cls, method, None)):
             raise GptcliError(
@@ -110,12 +121,7 @@ def check(file: LearnerFile, say: Callable[[str], None]) -> str:
             "given",
             "it is built as Tokenizer(); the text comes with train(text, num_merges)",
         )
-    trial = _Trial(file, cls, say)
-    mine, merges = _training(trial)
-    _encoding(trial, mine, merges)
-    _decoding(trial, mine, merges)
-    _keeping(trial, mine, merges)
-    return f"the same as the reference on {len(TRAINED)} texts"
+    return cls
 
 
 def _training(trial: _Trial) -> tuple[Any, list[Pair]]:

@@ -1,0 +1,137 @@
+"""A learner's tokenizer as the tokenizer of a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.course.exercises.tokenizer import Tokenizer as Reference
+from gptcli.errors import GptcliError
+from gptcli.tokenization import learn_own, load_tokenizer
+from gptcli.tokenization.own import LEARNS_FROM, LONGEST_LINE, line_cuts
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "course"))
+from tokenizer_files import RIGHT
+
+TEXT = "low low low lower lowest\nnewest newest wider\n\nübermütig, long " + "x" * 2100 + "\nend"
+
+
+def class_of(source: str) -> type[Any]:
+    space: dict[str, Any] = {}
+    exec(source, space)
+    cls: type[Any] = space["Tokenizer"]
+    return cls
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_every_right_form_learns_encodes_and_comes_back(name: str, tmp_path: Path) -> None:
+    cls = class_of(RIGHT[name])
+    tokenizer, read = learn_own(cls, [TEXT[:10], TEXT[10:]], 257 + 12)
+    assert read == len(TEXT)
+    reference = Reference()
+    reference.train(TEXT, 12)
+    assert tokenizer.vocab_size == 257 + len(reference.merges)
+    lines = [line + "\n" for line in TEXT.split("\n")[:3]]
+    assert tokenizer.encode("".join(lines)) == [id for x in lines for id in reference.encode(x)]
+    ids = tokenizer.encode(TEXT)
+    assert tokenizer.decode(ids) == TEXT
+    assert tokenizer.encode_array(TEXT).tolist() == ids
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer.to_json(), encoding="utf-8")
+    again = load_tokenizer(path, cls)
+    assert again.fingerprint() == tokenizer.fingerprint()
+    assert again.encode(TEXT) == ids
+    assert again.eot == again.vocab_size - 1
+    assert again.encode("a<|endoftext|>b", allow_eot=True) == [97, again.eot, 98]
+    with pytest.raises(GptcliError, match="of a tokenizer of your own"):
+        load_tokenizer(path)
+
+
+def test_it_learns_from_the_beginning_only() -> None:
+    seen = []
+
+    class Watching(Reference):
+        def train(self, text: str, num_merges: int) -> None:
+            seen.append((text, num_merges))
+            self.merges = {(97, 97): 256}
+
+    _, read = learn_own(Watching, iter(["a" * 60_000] * 1000), 300)
+    assert seen == [("a" * LEARNS_FROM, 43)]
+    assert read == LEARNS_FROM
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 5000])
+def test_a_text_is_cut_where_its_lines_are_however_it_comes(size: int) -> None:
+    tokenizer, _ = learn_own(Reference, [TEXT], 270)
+    pieces = [TEXT[i : i + size] for i in range(0, len(TEXT), size)]
+    cut = list(line_cuts(pieces, 16))
+    assert "".join(cut) == TEXT
+    assert [id for piece in cut for id in tokenizer.encode(piece)] == tokenizer.encode(TEXT)
+    assert all(len(piece) <= size + 16 + 2 * LONGEST_LINE for piece in cut)
+
+
+class TooMany(Reference):
+    def train(self, text: str, num_merges: int) -> None:
+        super().train(text, num_merges + 1)
+
+
+class Stops(Reference):
+    def train(self, text: str, num_merges: int) -> None:
+        raise ValueError("not today")
+
+
+class SavesNothing(Reference):
+    def save(self, path: str) -> None:
+        pass
+
+
+class LoadsNothing(Reference):
+    @classmethod
+    def load(cls, path: str) -> Reference:
+        return cls()
+
+
+class Later(Reference):
+    def train(self, text: str, num_merges: int) -> None:
+        self.merges = {(97, 256): 256}
+
+
+class NoIds(Reference):
+    def encode(self, text: str) -> list[int]:
+        return [10_000]
+
+
+@pytest.mark.parametrize(
+    ("cls", "says"),
+    [
+        (TooMany, "made 4 merges where 3 were asked for"),
+        (Stops, "its train stops with ValueError: not today"),
+        (SavesNothing, "wrote no file"),
+        (LoadsNothing, "does not give back the merges"),
+        (Later, r"merge number 0 is of \(97, 256\)"),
+        (NoIds, r"gave the id 10000; ids go from 0 to 258"),
+    ],
+)
+def test_what_is_no_tokenizer_is_said(cls: type[Any], says: str) -> None:
+    with pytest.raises(GptcliError, match=says):
+        learn_own(cls, ["low lower lowest"], 260)[0].encode("low")
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    tokenizer, _ = learn_own(Reference, ["low lower lowest"], 260)
+    good = tokenizer.to_json()
+    path = tmp_path / "tokenizer.json"
+    for old, new in (
+        ('"108 111"', '"108 x"'),
+        ('"108 111"', '"108 999"'),
+        ('"saved": "', '"saved": "*'),
+        ('"type": "BPE"', '"type": "BPX"'),
+        ('"merges"', '"nothing"'),
+    ):
+        assert old in good
+        path.write_text(good.replace(old, new), encoding="utf-8")
+        with pytest.raises(GptcliError):
+            load_tokenizer(path, Reference)
