@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.output import print_error, print_json, stdout_console
-from gptcli.errors import GptcliError
+from gptcli.cli.output import print_json, stdout_console
+from gptcli.cli.verdicts import give, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,39 +66,10 @@ def _check_own(as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _check_files(files: Iterable[str], hint: int, as_json: bool) -> None:
+def _check_files(files: list[str], level: int, as_json: bool) -> None:
     from gptcli.course.attention_check import check_files
 
-    wrong, unusable = False, []
-    for spec, report in zip(files, check_files(files), strict=True):
-        if isinstance(report, GptcliError):
-            unusable.append(report)
-            if as_json:
-                # The object stands in its file's line all the same, so that lines can be counted.
-                print_json(
-                    {
-                        "file": spec,
-                        "ok": False,
-                        "first_wrong_step": None,
-                        "mistake": "unusable-file",
-                        "message": report.message,
-                        "hint": report.hint,
-                        "checks": [],
-                    }
-                )
-            continue
-        report = report.with_hint(hint)
-        wrong = wrong or not report.ok
-        if as_json:
-            print_json(report.to_json())
-        else:
-            show_file(report, stdout_console())
-    for error in unusable[:-1]:
-        print_error(error)
-    if unusable:
-        raise unusable[-1]
-    if wrong:
-        raise typer.Exit(1)
+    give(files, check_files(files), show_file, level=level, as_json=as_json)
 
 
 def show_own(report: OwnReport, console: Console) -> None:
@@ -131,10 +101,10 @@ def show_own(report: OwnReport, console: Console) -> None:
                 shown.append(f"[{style}]{text}[/]" if style else text)
             table.add_row(path, str(sum(cell.cases for cell in cells.values())), *shown)
         console.print(table)
-    _verdict(console, report.ok, report.message, None)
+    verdict(console, report.ok, report.message)
 
 
-def show_file(report: FileReport, console: Console) -> None:
+def show_file(report: FileReport, console: Console, level: int = 1) -> None:
     """A wrong file: the eight steps as far as they match, and its weights beside the right ones
     where that shows the mistake. Else what was looked at, one line each. Then the verdict."""
     from rich.table import Table
@@ -151,7 +121,7 @@ def show_file(report: FileReport, console: Console) -> None:
             console.print()
             for line in maps:
                 console.print(Text(line), no_wrap=True, crop=True)
-        _verdict(console, report.ok, report.message, report.hint)
+        verdict(console, report.ok, report.message, report.hints, level)
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
@@ -165,16 +135,4 @@ def show_file(report: FileReport, console: Console) -> None:
             word, style = "wrong", "bold red"
         table.add_row("  " + check.name, Text(word, style=style), Text(detail))
     console.print(table)
-    _verdict(console, report.ok, report.message, report.hint)
-
-
-def _verdict(console: Console, ok: bool, message: str, hint: str | None) -> None:
-    from rich.text import Text
-
-    console.print()
-    head = Text.assemble(("ok: ", "bold green") if ok else ("wrong: ", "bold red"), message)
-    console.print(head)
-    if hint:
-        console.print()
-        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
-    console.print()
+    verdict(console, report.ok, report.message, report.hints, level)

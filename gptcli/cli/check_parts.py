@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.output import print_error, print_json, stdout_console
-from gptcli.errors import GptcliError
+from gptcli.cli.verdicts import give, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,68 +85,33 @@ def check(exercise: str, files: list[str], level: int, as_json: bool) -> None:
     """Check the files and print each verdict. Raises typer.Exit(1) where one is wrong."""
     from gptcli.course.exercises.checking import check_parts
 
-    wrong, unusable = False, []
     reports = check_parts((exercise, spec) for spec in files)
-    for spec, report in zip(files, reports, strict=True):
-        if isinstance(report, GptcliError):
-            unusable.append(report)
-            if as_json:
-                print_json(unusable_json(spec, report))
-            continue
-        wrong = wrong or not report.ok
-        if as_json:
-            print_json(report.to_json(level))
-        else:
-            show(report, stdout_console(), level)
-    for error in unusable[:-1]:
-        print_error(error)
-    if unusable:
-        raise unusable[-1]
-    if wrong:
-        raise typer.Exit(1)
-
-
-def unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The object of a file that cannot be checked, so that lines can be counted."""
-    return {
-        "file": spec,
-        "ok": False,
-        "first_wrong_step": None,
-        "mistake": "unusable-file",
-        "message": error.message,
-        "hint": error.hint,
-        "checks": [],
-    }
+    give(files, reports, show, level=level, as_json=as_json)
 
 
 def show(report: PartReport, console: Console, level: int) -> None:
     """The steps, one line each, then the verdict and the hint."""
     from rich.text import Text
 
+    from gptcli.course.attention_picture import mark
     from gptcli.course.exercises.catalogue import exercise_named
 
     steps = exercise_named(report.exercise).steps
     console.print(Text(f"{report.file}: {report.exercise}", style="bold"))
+    unicode = "utf" in (console.encoding or "").lower()
     wrong = report.first_wrong_step
     for number, name in enumerate(steps, 1):
         if report.ok or (wrong is not None and number < wrong):
-            mark, style = "ok", "green"
-        elif number == wrong:
-            mark, style = "wrong", "bold red"
+            state = "right"
         else:
-            mark, style = "-", "dim"
-        console.print(Text.assemble(f"  {number} {name:<28}", (mark, style)))
+            state = "wrong" if number == wrong else "after"
+        sign, style = mark(state, unicode)
+        line = Text(f"  {sign} {number}  ", style=style)
+        line.append(name, style="dim" if state == "after" else "")
+        console.print(line)
     for check in report.checks:
         if check.note:
             console.print(
                 Text.assemble("  ", ("note: ", "yellow"), f"{check.name}: {check.detail}")
             )
-    console.print()
-    verdict = ("ok: ", "bold green") if report.ok else ("wrong: ", "bold red")
-    console.print(Text.assemble(verdict, report.message))
-    if (hint := report.hint(level)) is not None:
-        console.print()
-        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
-        if level < 3 and report.hints[level] != hint:
-            console.print(Text(f"      (--hint {level + 1} says more)", style="dim"))
-    console.print()
+    verdict(console, report.ok, report.message, report.hints, level)

@@ -98,7 +98,7 @@ def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:
         file.class_name,
         False,
         message,
-        hint,
         how.reason,
         checks=(Check("runs", False, message),),
+        hints=(hint,) * 3,
     )

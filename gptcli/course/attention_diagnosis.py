@@ -34,13 +34,16 @@ from gptcli.course.attention_match import first_missing, last_good
 from gptcli.course.attention_place import (
     FILLERS,
     fill_of,
+    left_path,
     place,
     scale_of,
     step_held,
+    told_step,
     until,
 )
 from gptcli.course.attention_stages import Problem, Values
 from gptcli.course.attention_trial import Trial, Wrong
+from gptcli.course.learner_file import in_words
 from gptcli.course.mistake import STEP_HINTS, STEP_NAMES, Mistake, sizes
 from gptcli.course.mistakes import made, same
 
@@ -132,8 +135,8 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
     if fill is not None and abs(fill[0]) < 1e6:
         slug, index = _fill_slug(fill[0]), fill[1]
         why = (
-            f"hidden scores become {fill[0]:g}, and the softmax gives that a weight of its own: "
-            f"token 0 still looks at all {p.T} tokens"
+            f"hidden scores become {fill[0] + 0.0:g}, and the softmax gives that a weight of its "
+            f"own: token 0 still looks at all {p.T} tokens"
         )
     line = look.line(index)
     hints = (mistake.hint, _hints(step, have)[1], mistake.strong.format(**have))
@@ -174,7 +177,7 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     elif step == 5 and (fill := fill_of(look.trace, look.found, p)) is not None:
         line, slug = look.line(fill[1]), _fill_slug(fill[0])
         why = (
-            f"hidden scores become {fill[0]:g}, which is not far below the others: here the "
+            f"hidden scores become {fill[0] + 0.0:g}, which is not far below the others: here the "
             f"scores reach from {float(look.values.scaled.min()):.3g} to "
             f"{float(look.values.scaled.max()):.3g}"
         )
@@ -184,7 +187,11 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
 
 
 def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
-    """It raised, or returned nothing of the right shape: their error, with shapes in words."""
+    """It raised, or returned nothing of the right shape: their error, with shapes in words; what
+    went wrong before, first."""
+    earlier = _earlier(look, step)
+    if earlier is not None:
+        return earlier
     message, last = wrong.message, look.trace.operations[-1:]
     line = look.line(last_good(look.found, step) + 1)
     if last and last[0].raised and look.trace.error is not None:
@@ -194,9 +201,36 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
         line = last[0].line
     elif look.trace.error is None and line is not None:
         message += f"; the last numbers that fit are made before {look.quote(line).rstrip(': ')}"
-    message += f" (step {step}, {STEP_NAMES[step]})"
+    if wrong.mistake == "not-implemented":
+        told = told_step(look.trace.error, look.trial.file.path)
+        state = "is still to be written"
+        if told is not None and told > step:
+            state = "is missing: nothing of it was seen before"
+        message = f"step {step}, {STEP_NAMES[step]}, {state}: {wrong.message}"
+    else:
+        message += f" (step {step}, {STEP_NAMES[step]})"
     hints = (wrong.hint, *_hints(step, sizes(look.p))[1:])
     return Finding(step, wrong.mistake, message, hints, _picture(step, look, line))
+
+
+def _earlier(look: Look, step: int) -> Finding | None:
+    """A step that was done, and wrongly, before the code stops; None where it just stops."""
+    trace, path = look.trace, look.trial.file.path
+    told = told_step(trace.error, path)
+    if told is not None and told <= step:
+        return None
+    stop = trace.error
+    gone = left_path(trace, look.found, look.p, step)
+    scale = scale_of(trace, look.found, look.values, look.p) if step == 4 else None
+    if gone is None and (scale is None or told is None):
+        return None
+    fit = by_value(look, step)
+    words = in_words(stop) if stop is not None else "it returns nothing of the right shape"
+    later = Wrong(f"step-{step}", f"further on the file stops: {words}", "")
+    if fit is None:
+        return _unnamed(look, step, later)
+    finding = _named(look, *fit)
+    return replace(finding, message=f"{finding.message}; {later.message}")
 
 
 def _told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -> Finding:

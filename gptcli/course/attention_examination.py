@@ -61,7 +61,6 @@ def _refused(
         file.class_name,
         False,
         finding.message,
-        finding.hints[0],
         finding.mistake,
         finding.step,
         tuple(done),

@@ -17,6 +17,12 @@ SHADES = " ░▒▓█"
 PLAIN_SHADES = " .:*#"
 
 
+def mark(state: str, unicode: bool) -> tuple[str, str]:
+    """The sign and the style of a step that is "right", "wrong", or "after" what is wrong."""
+    sign, style = MARKS[state]
+    return (sign if unicode else PLAIN[state]), style
+
+
 def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
     """One line a step: whether it matched, its name, and the line of the file that shows it."""
     from rich.text import Text
@@ -24,14 +30,15 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
     if report.picture is None:
         return []
     lines = []
-    for mark in report.picture.steps:
-        sign, style = MARKS[mark.state]
-        line = Text(f"  {sign if unicode else PLAIN[mark.state]} {mark.step}  ", style=style)
-        line.append(f"{mark.name:<30}", style="dim" if mark.state == "after" else "")
-        if mark.line is not None:
-            line.append(f"{mark.line:>4}  ", style="dim")
-            code = linecache.getline(str(Path(report.file).resolve()), mark.line).strip()
-            line.append(code, style="red" if mark.state == "wrong" else "dim")
+    for step in report.picture.steps:
+        sign, style = mark(step.state, unicode)
+        line = Text(f"  {sign} {step.step}  ", style=style)
+        line.append(f"{step.name:<30}", style="dim" if step.state == "after" else "")
+        if step.line is not None:
+            line.append(f"{step.line:>4}  ", style="dim")
+            code = linecache.getline(str(Path(report.file).resolve()), step.line).strip()
+            line.append(code, style="red" if step.state == "wrong" else "dim")
+        line.rstrip()
         line.truncate(width, overflow="ellipsis" if unicode else "crop")
         lines.append(line)
     return lines

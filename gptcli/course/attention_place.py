@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptcli.course.attention_match import STEP_OF, Matched, Table, first_missing, keeps_apart
+from gptcli.course.attention_match import (
+    STEP_OF,
+    Matched,
+    Table,
+    first_missing,
+    keeps_apart,
+    last_good,
+)
 from gptcli.course.attention_stages import Problem, Values
 from gptcli.course.attention_trace import Operation, Trace
 
@@ -55,14 +62,46 @@ def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
         found = until(found, len(trace.operations))
     step = first_missing(found)
     last = trace.operations[-1] if trace.operations else None
-    if last is not None and last.raised and trace.error is not None:
-        step = _of_crash(last, step, found, p)
-        return _before_product(trace, step, found, p) if step == 4 else step
     if trace.error is not None or not isinstance(trace.result, Tensor):
-        return _blank(trace, step, path)
+        gone = left_path(trace, found, p, step)
+        if last is not None and last.raised and trace.error is not None:
+            step = step if gone is not None else _of_crash(last, step, found, p)
+            return _before_product(trace, step, found, p) if step == 4 else step
+        return step if gone is not None else _blank(trace, step, path)
     if step in (4, 7):
         return _before_product(trace, step, found, p)
     return step
+
+
+def left_path(trace: Trace, found: Matched, p: Problem, step: int) -> Operation | None:
+    """The first operation that made something else of the right values before `step`: the numbers
+    went wrong there, and not where the code stops later. None where there is no such operation."""
+    for operation in trace.operations[last_good(found, step) + 1 :]:
+        if operation.raised:
+            return None
+        if not operation.outputs or operation.index in found.holds or operation.name in LAYOUT:
+            continue
+        if any(filler in operation.name for filler in FILLERS):
+            continue
+        outputs = [x for x in operation.outputs if x.dim() >= 2 and x.dtype.is_floating_point]
+        if outputs and any(held_by(x, found, p.T) for x in operation.inputs):
+            return operation
+    return None
+
+
+def told_step(error: BaseException | None, path: Path) -> int | None:
+    """The number of the step that the line where their code stops, or the comment above it, says
+    it is of; None where none or several are named."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    at = _line_of(error, path) or len(lines)
+    text = str(error) if error is not None else ""
+    text += " " + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
+    above = at - 2
+    while above >= 0 and lines[above].strip().startswith("#"):
+        text += " " + lines[above].strip()
+        above -= 1
+    numbers = {int(number) for number in re.findall(r"(?i)(?:step|#)\s*([1-8])\b", text)}
+    return min(numbers) if len(numbers) == 1 else None
 
 
 def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
@@ -99,17 +138,13 @@ def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
 def _blank(trace: Trace, step: int, path: Path) -> int:
     """Folding and unfolding change no number, so a blank there is told by what it says itself, and
     by what the lines after it expect."""
+    told = told_step(trace.error, path)
+    if told is not None and told in (step, step - 1):
+        return told
+    if told is not None and told > step:
+        return step  # what comes before it is missing
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = _line_of(trace.error, path) or len(lines)
-    text = str(trace.error) if trace.error is not None else ""
-    text += " " + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
-    above = at - 2
-    while above >= 0 and lines[above].strip().startswith("#"):
-        text += " " + lines[above].strip()
-        above -= 1
-    numbers = {int(number) for number in re.findall(r"(?i)(?:step|#)\s*([1-8])\b", text)}
-    if len(numbers) == 1 and abs(min(numbers) - step) <= 1:
-        return min(numbers)
     rest = "\n".join(line.partition("#")[0] for line in lines[at:])
     if step == 4 and not any(op.name in PRODUCTS for op in trace.operations):
         four = re.search(r"@|matmul|einsum|scaled_dot_product", rest) and "bmm" not in rest

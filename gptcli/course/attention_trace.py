@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gptcli.course.patience import within
+
 MOST_NUMBERS = 100_000  # larger tensors are no part of an attention of these sizes
 MOST_OPERATIONS = 5_000
+PATIENCE_S = 2.0  # for a forward that is known to be wrong
 
 
 @dataclass
@@ -129,9 +132,9 @@ def watch(
     mode = _Watch(trace, path, x)
     with torch.set_grad_enabled(grad):
         try:
-            with mode:
+            with mode, within(PATIENCE_S):
                 trace.result = module(x, **(options or {}))
-        except (Exception, SystemExit, RecursionError) as error:
+        except BaseException as error:
             trace.error = error
     return trace
 

@@ -22,6 +22,7 @@ from gptcli.course.attention_cases import (
     sharpen,
 )
 from gptcli.course.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.patience import TookTooLong, within
 from gptcli.course.projections import (
     NAMES,
     ProjectionError,
@@ -32,6 +33,7 @@ from gptcli.course.projections import (
 from gptcli.errors import GptcliError
 
 TOLERANCE = 1e-9
+PATIENCE_S = 4.0  # for one call; a right one takes milliseconds
 
 
 class Wrong(Exception):
@@ -148,8 +150,9 @@ class Trial:
     def theirs(self, call: Callable[[], Any], doing: str, step: int | None) -> Any:
         """Call their code; what it raises becomes Wrong, with the line of their file."""
         try:
-            return call()
-        except (Exception, SystemExit, RecursionError) as error:
+            with within(PATIENCE_S):
+                return call()
+        except BaseException as error:  # sys.exit() and their own KeyboardInterrupt as well
             raise self.wrong_from(error, doing, step) from error
 
     def wrong_from(self, error: BaseException, doing: str, step: int | None = None) -> Wrong:
@@ -158,10 +161,20 @@ class Trial:
         where = ""
         if place is not None:
             where = f" at line {place[0]} of {self.file.path.name}, `{place[1]}`"
+        if isinstance(error, TookTooLong):
+            return Wrong(
+                "time-limit",
+                f"{doing} is {error}{where}",
+                "look there for a loop that never ends, or for far too much work",
+                step,
+            )
         message = f"{doing} stops{where}: {in_words(error)}"
         if isinstance(error, NotImplementedError):
             return Wrong(
-                "not-implemented", message, "write the step that belongs on that line", step
+                "not-implemented",
+                f"{doing} stops{where}, which is still to be written",
+                "put your code in the place of that line",
+                step,
             )
         return Wrong(
             "raises", message, "read that line with the shapes in mind that meet there", step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -47,7 +47,7 @@ class Picture:
 class FileReport:
     """The verdict on one learner's file.
 
-    `mistake` is a slug, `message` and `hint` are for people; `hint` is None where all is well.
+    `mistake` is a slug, `message` and `hints` are for people; no hints where all is well.
     `first_wrong_step` counts the steps of attention, 1 to 8; None where it is not known.
     """
 
@@ -55,19 +55,15 @@ class FileReport:
     class_name: str
     ok: bool
     message: str
-    hint: str | None = None
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
     hints: tuple[str, ...] = ()  # of rising strength
     picture: Picture | None = None
 
-    def with_hint(self, strength: int) -> FileReport:
-        """The same with another of its hints: 1, 2 or 3."""
-        return replace(self, hint=self.hints[strength - 1]) if self.hints else self
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `check-attention --json` prints for a file."""
+    def to_json(self, level: int = 1) -> dict[str, Any]:
+        """The object that `check-attention --json` prints for a file, with its hint of that
+        level: 1, 2 or 3."""
         return {
             "file": self.file,
             "class": self.class_name,
@@ -75,7 +71,8 @@ class FileReport:
             "first_wrong_step": self.first_wrong_step,
             "mistake": self.mistake,
             "message": self.message,
-            "hint": self.hint,
+            "hint": self.hints[level - 1] if self.hints else None,
+            "hints": list(self.hints),
             "checks": [asdict(check) for check in self.checks],
         }
 

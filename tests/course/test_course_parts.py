@@ -145,5 +145,5 @@ def test_check_command(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-
     outcome = cli("check-layernorm", wrong, "--hint", "3")
     assert outcome.code == 1
     assert "hint: move eps inside the root, at line 18" in " ".join(outcome.out.split())
-    assert "3 normalise                   wrong" in outcome.out
+    assert "✗ 3  normalise" in outcome.out
     assert cli("check-layernorm", right).code == 0

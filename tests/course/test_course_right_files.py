@@ -74,7 +74,7 @@ def test_right_files_pass(reports: dict[str, FileReport], name: str) -> None:
     report = reports[name]
     assert report.ok, report.message
     assert report.mistake is None
-    assert report.hint is None
+    assert report.hints == ()
     assert report.first_wrong_step is None
     assert {c.name for c in report.checks} >= {
         "constructor",

@@ -62,7 +62,7 @@ def test_messages_quote_their_code(judged: Judged) -> None:
         if quoted:
             assert text[int(quoted[1]) - 1].strip() == quoted[2], name
         assert len(report.hints) == 3
-        assert report.with_hint(3).hint == report.hints[2]
+        assert report.to_json(3)["hint"] == report.hints[2]
         assert not re.search(r"[{}]", report.message.replace(quoted[2] if quoted else "", ""))
 
 

@@ -36,7 +36,7 @@ def test_mistakes_are_refused(reports: dict[str, FileReport], mistake: Mistake) 
     assert not report.ok
     assert report.mistake == mistake.slug
     assert mistake.says in report.message
-    assert report.hint
+    assert report.hints
     assert not report.checks[-1].ok
     assert all(check.ok for check in report.checks[:-1])
 

@@ -83,13 +83,12 @@ class PartReport:
     @staticmethod
     def from_json(value: dict[str, Any], exercise: str) -> PartReport:
         """Read back what came from the worker, attention's own form of it included."""
-        hints = value["hints"] or ([value["hint"]] if value.get("hint") else [])
         return PartReport(
             value["file"],
             exercise,
             value["ok"],
             value["message"],
-            tuple(hints),
+            tuple(value["hints"]),
             value["mistake"],
             value["first_wrong_step"],
             tuple(Check(**check) for check in value["checks"] if set(check) <= _CHECK_KEYS),
