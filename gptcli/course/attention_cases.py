@@ -71,9 +71,10 @@ def config_for(case: Case, dropout: float = 0.0) -> TrialConfig:
     )
 
 
-def generator_for(case: Case) -> torch.Generator:
-    """A generator of the case's own."""
-    return torch.Generator().manual_seed(1000 + case.seed)
+def generator_for(case: Case, weights: bool = False) -> torch.Generator:
+    """A generator of the case's own; another one for the weights, or x would be made of the rows
+    of the first weight, and x W^T would have equal numbers."""
+    return torch.Generator().manual_seed((2000 if weights else 1000) + case.seed)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from gptcli.course.attention_cases import (
     draw_input,
     generator_for,
 )
-from gptcli.course.attention_trial import TOLERANCE, Built, Trial, Wrong
+from gptcli.course.attention_trial import BACKWARD, TOLERANCE, Built, Trial, Wrong
 
 # Rounding in float64 is below 1e-13 here; a gradient from the future is far above.
 NO_GRADIENT = 1e-10
@@ -109,7 +109,7 @@ def causal(trial: Trial) -> str:
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
     largest = 0.0
     for t in range(USUAL.T):
-        gradient = _gradient((y[:, t] * mix[:, t]).sum(), x)
+        gradient = _theirs(trial, (y[:, t] * mix[:, t]).sum(), x)
         ahead = gradient[:, t + 1 :].abs().amax(dim=(0, 2))  # (T - t - 1,)
         if ahead.numel() and not bool((ahead <= NO_GRADIENT).all()):
             s = t + 1 + int(ahead.nan_to_num(posinf=1e9).argmax())
@@ -122,7 +122,7 @@ def causal(trial: Trial) -> str:
             )
         largest = max(largest, float(ahead.max()) if ahead.numel() else 0.0)
     for b in range(USUAL.B):
-        gradient = _gradient((y[b] * mix[b]).sum(), x)
+        gradient = _theirs(trial, (y[b] * mix[b]).sum(), x)
         others = torch.cat((gradient[:b], gradient[b + 1 :]))
         if not bool((others.abs() <= NO_GRADIENT).all()):
             raise Wrong(
@@ -176,7 +176,7 @@ def gradients(trial: Trial) -> str:
             hint,
         )
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
-    trial.theirs(lambda: torch.autograd.backward((y * mix).sum()), "going backward", None)
+    trial.theirs(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
@@ -269,6 +269,13 @@ def _compare(trial: Trial, built: Built, x: Tensor, also: str = "") -> float:
 def _seeded(trial: Trial, built: Built, x: Tensor, seed: int) -> Tensor:
     torch.manual_seed(seed)
     return trial.run(built.module, x.clone())
+
+
+def _theirs(trial: Trial, scalar: Tensor, x: Tensor) -> Tensor:
+    """The gradient at x. Raises Wrong where going backward through their code stops."""
+    found = trial.theirs(lambda: _gradient(scalar, x), BACKWARD, None)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _gradient(scalar: Tensor, x: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ to rounding names it; where several mistakes give that output, what they compute
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gptcli.course.attention_cases import USUAL, Case
+from gptcli.course.attention_cases import Case
 from gptcli.course.attention_evidence import (
     SHOWS,
     Look,
@@ -22,26 +23,31 @@ from gptcli.course.attention_evidence import (
     called,
     culprit,
     first_nan,
+    idle,
+    line_of_backward,
     look_again,
     look_at_usual,
-    names_swapped,
+    look_without_output,
+    misnamed,
     renamed,
+    scores_tried,
     shortens,
     their_weights,
+    transposed,
     where,
 )
-from gptcli.course.attention_match import first_missing, last_good
-from gptcli.course.attention_place import (
+from gptcli.course.attention_left import (
     FILLERS,
-    fill_of,
+    hides_too_much,
     left_path,
-    place,
-    scale_of,
-    step_held,
+    spoiled,
     told_step,
     until,
 )
+from gptcli.course.attention_match import STEP_OF, first_missing, last_good
+from gptcli.course.attention_place import fill_of, place, scale_of
 from gptcli.course.attention_stages import Problem, Values
+from gptcli.course.attention_trace import Operation
 from gptcli.course.attention_trial import Trial, Wrong
 from gptcli.course.learner_file import in_words
 from gptcli.course.mistake import STEP_HINTS, STEP_NAMES, Mistake, sizes
@@ -63,16 +69,25 @@ class Finding:
 
 def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
     """Put what a check found wrong at its step, by its name where it has one."""
+    if wrong.mistake == "missing-projection" and wrong.step == 8:
+        look = look_without_output(trial)
+        step = None if look is None else place(look.trace, look.found, look.p, trial.file.path)
+        if look is not None and step is not None and step < 8:
+            return _explained(look, wrong)
     if wrong.step is not None or trial.attempt is None:
         step = wrong.step or (1 if check in ("constructor", "projections") else None)
-        hints = (wrong.hint, *_hints(step, sizes_of(USUAL))[1:]) if step else (wrong.hint,) * 3
-        return Finding(step, wrong.mistake, wrong.message, hints, _picture(step, None, None))
+        return Finding(
+            step, wrong.mistake, wrong.message, (wrong.hint,) * 3, _picture(step, None, None)
+        )
+    if wrong.mistake == "backward-stops":
+        return _backward(trial, wrong)
     if check == "gradients":
         return _cut(look_again(trial, grad=True), wrong)
     if check == "input untouched":
         look = look_again(trial)
         return _at(look, look.trace.changed_at, wrong)
-    if wrong.mistake == "dropout-in-evaluation" or trial.attempt.module.training:
+    stops = wrong.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
+    if wrong.mistake == "dropout-in-evaluation" or (trial.attempt.module.training and not stops):
         return _random(trial, wrong)
     if check == "float32":
         look = look_again(trial, tolerance=1e-5)
@@ -96,22 +111,41 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         for mistake, values in made(look.p)
         if same(look.y, values.out) and not same(values.out, look.values.out)
     ]
-    if not look.found.at and not fits:
+    if not fits and (unused := idle(look)):
+        return _unused(look, unused)
+    if not look.found.at and not fits and look.opaque:
         step = by_signature(look)
+    if not scores_tried(look):
+        fits = [fit for fit in fits if fit[0].step <= 4]
+    spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
+    if spoil is not None and not any(fit[0].step <= step for fit in fits):
+        return _spoiled(look, spoil, step, wrong)
     if fits:
         mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
     else:
-        mistake_or_none = by_value(look, step)
-        if mistake_or_none is None:
+        fit = _swapped(look) or by_value(look, step)
+        if fit is None:
             return _unnamed(look, step, wrong)
-        mistake, values = mistake_or_none
+        mistake, values = fit
+        if mistake.slug == "mask-inverted" and transposed(look):
+            mistake, values = _of_bank("scores-transposed", look)
     return _named(look, mistake, values)
+
+
+def _of_bank(slug: str, look: Look) -> tuple[Mistake, Values]:
+    return next(fit for fit in made(look.p) if fit[0].slug == slug)
+
+
+def _swapped(look: Look) -> tuple[Mistake, Values] | None:
+    """Queries, keys and values under each other's names."""
+    slug = misnamed(look)
+    return None if slug is None else _of_bank(slug, look)
 
 
 def _distance(look: Look, mistake: Mistake, step: int) -> tuple[int, int]:
     """How far a mistake that gives the right output is from what was seen."""
     if mistake.slug == "query-key-swapped":
-        return (0 if names_swapped(look) else 9, 0)
+        return (0 if misnamed(look) == mistake.slug else 9, 0)
     if mistake.slug == "scores-transposed":
         return (1, 0)
     return (abs(mistake.step - step), mistake.step)
@@ -139,7 +173,7 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
             f"own: token 0 still looks at all {p.T} tokens"
         )
     line = look.line(index)
-    hints = (mistake.hint, _hints(step, have)[1], mistake.strong.format(**have))
+    hints = (mistake.hint.format(**have), _hints(step, have)[1], mistake.strong.format(**have))
     finding = Finding(step, slug, look.quote(line) + why, hints, _picture(step, look, line))
     return _with_heat(finding, look, values.weights)
 
@@ -150,6 +184,57 @@ def _fill_slug(value: float) -> str:
     if abs(value) < 1e-3:
         return "mask-fill-tiny"
     return "mask-fill-too-weak" if value < 0 else "mask-fill-positive"
+
+
+_SPOILED = {
+    1: ("projections-changed", "the projections"),
+    4: ("scores-changed", "the scaled scores"),
+    6: ("weights-changed", "the weights"),
+    7: ("values-changed", "the weighted values"),
+}
+
+
+def _spoiled(look: Look, spoil: Operation, step: int, wrong: Wrong) -> Finding:
+    """Right numbers that were changed before the next step could begin."""
+    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
+        right = math.isclose(scale[0], look.p.D**-0.5, rel_tol=1e-9)
+        if not right:
+            return _unnamed(look, step, wrong)
+    slug, what = _SPOILED[step]
+    made = spoil.outputs[0].double()
+    before = next(x.double() for x in spoil.inputs if x.shape == made.shape)
+    if step == 6:
+        sums = made.reshape(-1, look.p.T)[: look.p.T].sum(-1)
+        now = f"the rows of the first head now sum to {_spread(sums)}"
+    else:
+        now = f"they went {_spread(before, True)}, and now go {_spread(made, True)}"
+    line = look.line(spoil.index)
+    why = f"{what} were right before this, and are not after it: {now}"
+    finding = Finding(
+        step, slug, look.quote(line) + why, _hints(step, sizes(look.p)), _picture(step, look, line)
+    )
+    return _with_heat(finding, look, their_weights(look))
+
+
+def _spread(x: Tensor, range: bool = False) -> str:
+    finite = x[x.isfinite()]
+    if not finite.numel():
+        return "no number at all"
+    low, high = float(finite.min()), float(finite.max())
+    if range:
+        return f"from {low:.3g} to {high:.3g}"
+    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"
+
+
+def _unused(look: Look, names: list[str]) -> Finding:
+    """A forward that does without its own projections."""
+    called = ", ".join(f"`{name}`" for name in names)
+    message = (
+        f"forward makes {tuple(look.p.x.shape)} out of {tuple(look.p.x.shape)} without {called}: "
+        "no gradient reaches them"
+    )
+    hints = _hints(1, sizes(look.p))
+    return Finding(1, "projections-unused", message, hints, _picture(1, look, None))
 
 
 def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
@@ -202,9 +287,9 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
     elif look.trace.error is None and line is not None:
         message += f"; the last numbers that fit are made before {look.quote(line).rstrip(': ')}"
     if wrong.mistake == "not-implemented":
-        told = told_step(look.trace.error, look.trial.file.path)
+        number = told_step(look.trace.error, look.trial.file.path)
         state = "is still to be written"
-        if told is not None and told > step:
+        if number is not None and number > step:
             state = "is missing: nothing of it was seen before"
         message = f"step {step}, {STEP_NAMES[step]}, {state}: {wrong.message}"
     else:
@@ -216,16 +301,22 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
 def _earlier(look: Look, step: int) -> Finding | None:
     """A step that was done, and wrongly, before the code stops; None where it just stops."""
     trace, path = look.trace, look.trial.file.path
-    told = told_step(trace.error, path)
-    if told is not None and told <= step:
-        return None
-    stop = trace.error
-    gone = left_path(trace, look.found, look.p, step)
-    scale = scale_of(trace, look.found, look.values, look.p) if step == 4 else None
-    if gone is None and (scale is None or told is None):
-        return None
-    fit = by_value(look, step)
-    words = in_words(stop) if stop is not None else "it returns nothing of the right shape"
+    fit = _swapped(look)
+    if fit is None:
+        told = told_step(trace.error, path)
+        if told is not None and told <= step:
+            return None
+        gone = left_path(trace, look.found, look.p, step) is not None
+        if step == 4 and scale_of(trace, look.found, look.values, look.p) and told is not None:
+            gone = True
+        if not gone and not (step == 5 and hides_too_much(trace, look.found, look.p)):
+            return None
+        fit = by_value(look, step)
+    if fit is not None and fit[0].slug == "mask-inverted" and transposed(look):
+        fit = _of_bank("scores-transposed", look)
+    words = "it returns nothing of the right shape"
+    if trace.error is not None:
+        words = in_words(trace.error)
     later = Wrong(f"step-{step}", f"further on the file stops: {words}", "")
     if fit is None:
         return _unnamed(look, step, later)
@@ -237,7 +328,9 @@ def _told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -
     """The check's own words, at their step and line."""
     if line is None and step is not None:
         line = look.line(culprit(look, step))
-    hints = (wrong.hint, *_hints(step, sizes(look.p))[1:]) if step else (wrong.hint,) * 3
+    hints: tuple[str, ...] = (wrong.hint,) * 3
+    if step and wrong.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
+        hints = (wrong.hint, *_hints(step, sizes(look.p))[1:])
     message = (look.quote(line) if line is not None else "") + wrong.message
     return Finding(step, wrong.mistake, message, hints, _picture(step, look, line))
 
@@ -269,16 +362,45 @@ def _random(trial: Trial, wrong: Wrong) -> Finding:
 
 
 def _cut(look: Look, wrong: Wrong) -> Finding:
-    """Where the gradient is lost."""
-    cuts = [
-        op
-        for op in look.trace.operations
-        if op.cut and op.outputs and not any(f in op.name for f in FILLERS)
+    """Where the gradient is lost: the step that was being done there."""
+    for operation in look.trace.operations:
+        if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
+            continue
+        held = operation.index in look.found.holds
+        if operation.cut or (held and not operation.grad):
+            step = first_missing(until(look.found, operation.index))
+            made_here = [
+                STEP_OF[name]
+                for other in look.trace.operations[: operation.index]
+                if other.line == operation.line
+                for name in look.found.holds.get(other.index, [])
+            ]
+            # What its own line has just made is lost; else what the line is about to make.
+            return _told(look, max(made_here, default=step), wrong, operation.line)
+    return _told(look, None, wrong)
+
+
+def _backward(trial: Trial, wrong: Wrong) -> Finding:
+    """Going backward stops: at what line of the forward."""
+    look = look_again(trial, grad=True)
+    line = line_of_backward(trial)
+    made_there = [op.index for op in look.trace.operations if op.line == line]
+    if line is None or not made_there:
+        return _told(look, None, wrong)
+    changes = [
+        op.line
+        for op in look.trace.operations[made_there[-1] :]
+        if op.line is not None and (op.name.endswith("_") or op.name == "__setitem__")
     ]
-    for operation in cuts:
-        if (step := step_held(operation, look.found, look.p.T)) is not None:
-            return _told(look, step, wrong, operation.line)
-    return _at(look, cuts[0].index if cuts else None, wrong)
+    if "inplace" in wrong.message and changes:
+        later = look.quote(changes[0]).rstrip(": ")
+        where = "this line" if changes[0] == line else later
+        wrong = Wrong(
+            "changed-in-place",
+            f"the gradient needs a result of this line as it was, and {where} changes it in place",
+            wrong.hint,
+        )
+    return _told(look, first_missing(until(look.found, made_there[0])), wrong, line)
 
 
 def _with_heat(finding: Finding, look: Look, weights: Tensor | None) -> Finding:

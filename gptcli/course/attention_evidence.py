@@ -5,24 +5,32 @@ Dimensions: T time.
 
 from __future__ import annotations
 
+import contextlib
 import linecache
+import re
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gptcli.course.attention_cases import USUAL, Case, draw_input, generator_for
-from gptcli.course.attention_match import Matched, last_good, match
-from gptcli.course.attention_place import (
-    FILLERS,
-    held_by,
-    scale_of,
+from gptcli.course.attention_cases import (
+    USUAL,
+    Case,
+    config_for,
+    draw_input,
+    fill_parameters,
+    generator_for,
 )
+from gptcli.course.attention_left import FILLERS, PRODUCTS
+from gptcli.course.attention_match import Matched, held_by, last_good, match
+from gptcli.course.attention_place import scale_of
 from gptcli.course.attention_stages import Problem, Values
 from gptcli.course.attention_trace import Operation, Trace, watch
-from gptcli.course.attention_trial import TOLERANCE, Trial, Wrong
+from gptcli.course.attention_trial import TOLERANCE, Attempt, Trial, Wrong
 from gptcli.course.mistake import Mistake
 from gptcli.course.mistakes import made, same
+from gptcli.course.projections import FUSED, SEPARATE, ProjectionError, find_projections
 
 # The value of the reference in which a mistake of the step shows.
 SHOWS = {1: "q", 2: "qh", 3: "qh", 4: "scaled", 5: "masked", 6: "weights", 7: "mixed", 8: "merged"}
@@ -47,6 +55,11 @@ class Look:
     def wrong(self) -> bool:
         y = self.y
         return y is None or not bool(((y - self.values.out).abs() <= TOLERANCE).all())
+
+    @property
+    def opaque(self) -> bool:
+        """Whether something was computed where nobody could watch."""
+        return self.trace.foreign or not any(op.name in PRODUCTS for op in self.trace.operations)
 
     def next_is(self, index: int, step: int) -> bool:
         """Whether an operation belongs to the step after this one."""
@@ -76,16 +89,50 @@ class Look:
         return f"line {line}, `{text}`: "
 
 
-def look_again(trial: Trial, grad: bool = False, tolerance: float = 1e-9) -> Look:
-    """The forward that failed, once more."""
+def look_again(trial: Trial, grad: bool | None = None, tolerance: float = 1e-9) -> Look:
+    """The forward that failed, once more; `grad` may differ from what it was then."""
     attempt = trial.attempt
     assert attempt is not None
     case = attempt.case
+    grad = attempt.grad if grad is None else grad
     x = attempt.x.detach().clone().requires_grad_(grad)
     trace = watch(attempt.module, x, trial.file.path, attempt.options, grad)
     parts = trial.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
     return Look(trial, p, trace, *match(trace, p, tolerance))
+
+
+def look_without_output(trial: Trial) -> Look | None:
+    """A forward of a module that has no output projection, as if it had one that changes nothing;
+    None where even that cannot be built."""
+    try:
+        module = trial.construct(config_for(USUAL)).to(torch.float64).eval()
+        fill_parameters(module, generator_for(USUAL, weights=True))
+        parts = find_projections(module, USUAL.C, columns=trial.columns, output=False)
+    except (Wrong, ProjectionError):
+        return None
+    x = draw_input(USUAL, generator_for(USUAL))
+    trial.attempt = Attempt(module, USUAL, x, {}, False)
+    trace = watch(module, x.clone(), trial.file.path)
+    p = Problem(x, parts, USUAL.H)
+    return Look(trial, p, trace, *match(trace, p))
+
+
+def line_of_backward(trial: Trial) -> int | None:
+    """The line of their forward whose backward pass stops, as PyTorch's anomaly mode tells it."""
+    attempt = trial.attempt
+    assert attempt is not None
+    x = attempt.x.detach().clone().requires_grad_()
+    with (
+        warnings.catch_warnings(record=True) as said,
+        torch.autograd.set_detect_anomaly(True, check_nan=False),
+        contextlib.suppress(Exception),
+    ):
+        warnings.simplefilter("always")
+        attempt.module(x, **attempt.options).sum().backward()
+    told = "\n".join(str(warning.message) for warning in said)
+    lines = re.findall(rf'File "{re.escape(str(trial.file.path))}", line (\d+)', told)
+    return int(lines[-1]) if lines else None
 
 
 def look_at_usual(trial: Trial) -> Look | None:
@@ -100,14 +147,87 @@ def look_at_usual(trial: Trial) -> Look | None:
     return Look(trial, p, trace, *match(trace, p))
 
 
-def names_swapped(look: Look) -> bool:
-    """Whether their own name for the keys is that of the queries."""
-    for index, name in look.trace.names.items():
-        held = look.found.holds.get(index, [])
-        if "k" in held and name.lower().startswith("q"):
+def idle(look: Look) -> list[str]:
+    """The projections of queries, keys and values that forward neither computes nor, as their
+    gradients show, uses in a way that cannot be seen."""
+    if any(look.found.has(name) for name in "qkv"):
+        return []
+    attempt = look.trial.attempt
+    assert attempt is not None
+    module = attempt.module
+    own = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if name.split(".")[0] in (*(n for names in SEPARATE for n in names), *FUSED)
+        and parameter.dim() == 2
+    }
+    with torch.enable_grad(), contextlib.suppress(Exception):
+        y = module(attempt.x.clone(), **attempt.options)
+        if not y.requires_grad:
+            return list(own)
+        found = torch.autograd.grad(y.sum(), list(own.values()), allow_unused=True)
+        if all(gradient is None for gradient in found):
+            return [name.removesuffix(".weight") for name in own]
+    return []
+
+
+def scores_tried(look: Look) -> bool:
+    """Whether queries and keys met in any operation, or may have where nobody could see it."""
+    if not look.found.has("q", "k") or look.trace.foreign:
+        return True
+    for operation in look.trace.operations:
+        held = {held_by(x, look.found, look.p.T) for x in operation.inputs}
+        if (
+            {"q", "k"} <= held
+            or "scaled_dot_product" in operation.name
+            or not held.isdisjoint({"raw", "scaled"})
+        ):
             return True
-        if "q" in held and name.lower().startswith("k"):
+        many = {name for x in operation.inputs for name in "qkv" if _part_of(x, look, name)}
+        if {"q", "k"} <= many:
             return True
+    return False
+
+
+def _part_of(x: Tensor, look: Look, name: str) -> bool:
+    """Whether most numbers of x are of that value."""
+    if not x.dtype.is_floating_point or x.numel() == 0:
+        return False
+    return float((look.found.tables[name].locate(x.double()) >= 0).double().mean()) > 0.5
+
+
+def misnamed(look: Look) -> str | None:
+    """The slug of the mistake, where their own names of queries, keys and values have changed
+    places."""
+    called = {}
+    for at, name in sorted(look.trace.names.items()):
+        held = [letter for letter in "qkv" if letter in look.found.each.get(at, [])]
+        if len(held) == 1 and (letter := name.lower()[:1]) in "qkv":
+            called[letter] = held[0]
+    if called.get("q") == "k" or called.get("k") == "q":
+        return "query-key-swapped"
+    if called.get("k") == "v" or called.get("v") == "k":
+        return "key-value-swapped"
+    return "query-value-swapped" if called.get("q") == "v" or called.get("v") == "q" else None
+
+
+def transposed(look: Look) -> bool:
+    """Whether their scores have keys down and queries across."""
+    table = look.found.tables["scaled"]
+    T = look.p.T
+    for operation in look.trace.operations:
+        if not {"raw", "scaled"} & set(look.found.holds.get(operation.index, [])):
+            continue
+        for x in operation.outputs:
+            if x.shape[-2:] != (T, T) or T == 1:
+                continue
+            name = "raw" if "raw" in look.found.holds[operation.index] else "scaled"
+            table = look.found.tables[name]
+            places = table.locate(x.double())
+            if not bool((places >= 0).all()):
+                continue
+            *_, t, s = (place.view(x.shape) for place in table.places(places))
+            return bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
     return False
 
 
@@ -130,6 +250,10 @@ def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
             if look.next_is(culprit(look, step), step):
                 return mistake, values
             continue
+        if step in (2, 3) and any(op.name in PRODUCTS for op in look.trace.operations):
+            scores = [values.scaled * f for f in (1.0, look.p.D**0.5)]
+            if all(where(look, score, look.values.scaled) is None for score in scores):
+                continue
         differing = [
             name
             for name in names
@@ -168,6 +292,8 @@ def where(look: Look, value: Tensor, right: Tensor) -> int | None:
     if moved:
         wanted = value.reshape(-1)
     for operation in look.trace.operations:
+        if not moved and operation.index in look.found.holds:
+            continue  # what is right there is no witness of a mistake
         for x in operation.outputs:
             if x.numel() != wanted.numel() or (moved and x.shape[-2:] != value.shape[-2:]):
                 continue
@@ -183,8 +309,8 @@ def renamed(look: Look, values: Values, index: int) -> int:
         wrong = getattr(values, letter)
         if same(wrong, getattr(look.values, letter)):
             continue
-        for at, name in look.trace.names.items():
-            made_here = look.trace.operations[at].outputs
+        for (at, which), name in look.trace.names.items():
+            made_here = look.trace.operations[at].outputs[which : which + 1]
             if name.lower().startswith(letter) and any(
                 x.numel() == wrong.numel() and same(x.double().reshape(-1), wrong.reshape(-1))
                 for x in made_here

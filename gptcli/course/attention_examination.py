@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from gptcli.course.attention_checks import CHECKS
-from gptcli.course.attention_diagnosis import diagnose
+from gptcli.course.attention_diagnosis import Finding, diagnose
 from gptcli.course.attention_notes import notes
 from gptcli.course.attention_trial import Trial, Wrong, check_signatures
 from gptcli.course.learner_file import LearnerFile, load_class
@@ -51,7 +51,10 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
 def _refused(
     file: LearnerFile, trial: Trial, check: str, wrong: Wrong, done: list[Check]
 ) -> FileReport:
-    finding = diagnose(trial, check, wrong)
+    try:
+        finding = diagnose(trial, check, wrong)
+    except Exception:  # a file that is stranger than the diagnosis: the check's own words then
+        finding = Finding(wrong.step, wrong.mistake, wrong.message, (wrong.hint,) * 3)
     done.append(Check(check, False, wrong.message))
     picture = Picture(
         tuple(StepMark(**step) for step in finding.steps), finding.theirs, finding.right

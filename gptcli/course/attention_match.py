@@ -82,6 +82,8 @@ class Matched:
     at: dict[str, int] = field(default_factory=dict)
     # operation -> the values of the reference that its result is made of
     holds: dict[int, list[str]] = field(default_factory=dict)
+    # (operation, which of its results) -> the same
+    each: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
@@ -101,7 +103,8 @@ def match(trace: Trace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, V
         "raw": Table(raw, tolerance, past),
         "scaled": Table(right.scaled, tolerance, past),
         "masked": Table(right.scaled, tolerance, past),
-        "weights": Table(right.weights, tolerance, past),
+        # Row 0 is 1, 0, 0, ...: numbers that say nothing.
+        "weights": Table(right.weights, tolerance, past & (torch.arange(T) > 0)[:, None]),
         "mixed": Table(right.mixed, tolerance),
         "merged": Table(right.merged, tolerance),
         "out": Table(right.out, tolerance),
@@ -111,11 +114,12 @@ def match(trace: Trace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, V
     found = Matched(tables=tables)
     lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()  # the least row maximum
     for operation in trace.operations:
-        for x in operation.outputs:
+        for j, x in enumerate(operation.outputs):
             if x.numel() == 0 or x.dim() == 0:
                 continue
             for name in _held(x.double(), tables, float(lowest) - HIDDEN, operation.index, found):
                 found.holds.setdefault(operation.index, []).append(name)
+                found.each.setdefault((operation.index, j), []).append(name)
     return found, right
 
 
@@ -187,6 +191,24 @@ def _channels_in_order(x: Tensor, merged: Table) -> bool:
         return False
     *_, c = merged.places(merged.locate(x))
     return bool((c.view(-1, C) == torch.arange(C)).all())
+
+
+def held_by(x: Tensor, found: Matched, T: int) -> str | None:
+    """Which value of the reference the numbers of x are; None where they are none."""
+    if x.numel() == 0 or not x.dtype.is_floating_point:
+        return None
+    flat = x.double().reshape(-1)
+    for name in ("out", "mixed", "scaled", "raw", "q", "k", "v"):
+        if bool((found.tables[name].locate(flat) >= 0).all()):
+            return name
+    if x.dim() >= 2 and x.shape[-1] == T and x.shape[-2] == T:
+        kept = found.tables["scaled"].locate(flat) >= 0
+        if bool((kept | (flat < -40)).all()) and bool(kept.any()):
+            return "masked"
+        kept = found.tables["weights"].locate(flat) >= 0
+        if bool((kept | (flat == 0)).all()):
+            return "weights"
+    return None
 
 
 def first_missing(found: Matched) -> int:

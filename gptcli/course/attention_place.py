@@ -12,96 +12,61 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptcli.course.attention_match import (
-    STEP_OF,
-    Matched,
-    Table,
-    first_missing,
-    keeps_apart,
-    last_good,
+from gptcli.course.attention_left import (
+    LAYOUT,
+    PRODUCTS,
+    hides_too_much,
+    left_path,
+    line_of,
+    spoiled,
+    step_spoiled,
+    told_step,
+    until,
 )
+from gptcli.course.attention_match import Matched, Table, first_missing, held_by, keeps_apart
 from gptcli.course.attention_stages import Problem, Values
 from gptcli.course.attention_trace import Operation, Trace
-
-LAYOUT = {
-    "view", "reshape", "permute", "transpose", "unflatten", "flatten", "swapaxes", "swapdims",
-    "chunk", "split", "unbind", "squeeze", "unsqueeze", "contiguous", "movedim", "stack", "cat",
-    "concat", "view_as", "reshape_as", "expand", "tensor_split",
-}  # fmt: skip
-PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
-FILLERS = ("_like", "new_")  # tensors made after the shape of another
-
-
-def until(found: Matched, index: int) -> Matched:
-    """What had been begun before an operation: in a loop, of one head or one token perhaps."""
-    begun = {name: at for at, names in sorted(found.holds.items()) if at < index for name in names}
-    return Matched(begun, found.holds, found.tables)
-
-
-def held_by(x: Tensor, found: Matched, T: int) -> str | None:
-    """Which value of the reference the numbers of x are; None where they are none."""
-    if x.numel() == 0 or not x.dtype.is_floating_point:
-        return None
-    flat = x.double().reshape(-1)
-    for name in ("out", "mixed", "scaled", "raw", "q", "k", "v"):
-        if bool((found.tables[name].locate(flat) >= 0).all()):
-            return name
-    if x.dim() >= 2 and x.shape[-1] == T and x.shape[-2] == T:
-        kept = found.tables["scaled"].locate(flat) >= 0
-        if bool((kept | (flat < -40)).all()) and bool(kept.any()):
-            return "masked"
-        kept = found.tables["weights"].locate(flat) >= 0
-        if bool((kept | (flat == 0)).all()):
-            return "weights"
-    return None
 
 
 def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
     """The step of a forward that ran to its end, raised, or returned nothing."""
-    if trace.error is not None:
+    narrow = hides_too_much(trace, found, p)
+    if trace.error is not None or not _is_whole(trace, p):
         found = until(found, len(trace.operations))
-    step = first_missing(found)
+    step = 5 if narrow and first_missing(found) in (5, 6, 7) else first_missing(found)
     last = trace.operations[-1] if trace.operations else None
     if trace.error is not None or not isinstance(trace.result, Tensor):
         gone = left_path(trace, found, p, step)
+        if spoiled(trace, found, p, step) is not None:
+            return step_spoiled(step)
+        if narrow:
+            return step
+        if step == 7 and _is_dropout(trace.error, path):
+            return 6
         if last is not None and last.raised and trace.error is not None:
             step = step if gone is not None else _of_crash(last, step, found, p)
             return _before_product(trace, step, found, p) if step == 4 else step
         return step if gone is not None else _blank(trace, step, path)
+    if spoiled(trace, found, p, step) is not None:
+        return step_spoiled(step)
     if step in (4, 7):
         return _before_product(trace, step, found, p)
     return step
 
 
-def left_path(trace: Trace, found: Matched, p: Problem, step: int) -> Operation | None:
-    """The first operation that made something else of the right values before `step`: the numbers
-    went wrong there, and not where the code stops later. None where there is no such operation."""
-    for operation in trace.operations[last_good(found, step) + 1 :]:
-        if operation.raised:
-            return None
-        if not operation.outputs or operation.index in found.holds or operation.name in LAYOUT:
-            continue
-        if any(filler in operation.name for filler in FILLERS):
-            continue
-        outputs = [x for x in operation.outputs if x.dim() >= 2 and x.dtype.is_floating_point]
-        if outputs and any(held_by(x, found, p.T) for x in operation.inputs):
-            return operation
-    return None
+def _is_whole(trace: Trace, p: Problem) -> bool:
+    """Whether the forward gave something of the shape of x."""
+    return isinstance(trace.result, Tensor) and trace.result.shape == p.x.shape
 
 
-def told_step(error: BaseException | None, path: Path) -> int | None:
-    """The number of the step that the line where their code stops, or the comment above it, says
-    it is of; None where none or several are named."""
+def _is_dropout(error: BaseException | None, path: Path) -> bool:
+    """Whether the line where their code stops is about dropout alone, which ends step 6."""
+    at = line_of(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    at = _line_of(error, path) or len(lines)
-    text = str(error) if error is not None else ""
-    text += " " + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
-    above = at - 2
-    while above >= 0 and lines[above].strip().startswith("#"):
-        text += " " + lines[above].strip()
-        above -= 1
-    numbers = {int(number) for number in re.findall(r"(?i)(?:step|#)\s*([1-8])\b", text)}
-    return min(numbers) if len(numbers) == 1 else None
+    if error is None or at is None or at > len(lines):
+        return False
+    text = f"{lines[at - 1].partition('#')[0]} {error}"
+    return "drop" in text.lower() and not re.search(r"@|matmul|bmm|einsum", text)
 
 
 def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
@@ -110,7 +75,11 @@ def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
     if last.name in LAYOUT and first is not None:
         if what in ("q", "k", "v"):
             table = found.tables[what]
-            apart = keeps_apart(first, table, table.locate(first.double()))
+            flat = table.locate(first.double())
+            apart = keeps_apart(first, table, flat)
+            if first.dim() == 4 and apart:
+                _, t, _, _ = (at.view(first.shape) for at in table.places(flat))
+                apart = _dims(t) != {1}  # heads still behind time: the split is not done
             return 3 if apart and first.dim() >= 3 and len(last.asked) < 4 else 2
         if what in ("raw", "scaled"):
             return 4
@@ -141,10 +110,17 @@ def _blank(trace: Trace, step: int, path: Path) -> int:
     told = told_step(trace.error, path)
     if told is not None and told in (step, step - 1):
         return told
+    where = line_of(trace.error, path)
+    latest = trace.operations[-1] if trace.operations else None
+    if step == 2 and trace.error is not None and latest is not None and latest.line == where:
+        return 1  # the line that makes them does not come to its end
+    folded = latest is not None and any(x.dim() == 3 for x in latest.outputs)
+    if step == 8 and told is None and trace.error is not None and folded:
+        return 7 if latest is not None and latest.name in PRODUCTS else 8
     if told is not None and told > step:
         return step  # what comes before it is missing
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    at = _line_of(trace.error, path) or len(lines)
+    at = line_of(trace.error, path) or len(lines)
     rest = "\n".join(line.partition("#")[0] for line in lines[at:])
     if step == 4 and not any(op.name in PRODUCTS for op in trace.operations):
         four = re.search(r"@|matmul|einsum|scaled_dot_product", rest) and "bmm" not in rest
@@ -154,15 +130,6 @@ def _blank(trace: Trace, step: int, path: Path) -> int:
         shape = next((x.shape for op in reversed(trace.operations) for x in op.outputs), ())
         return 4 if len(shape) == 3 and "ones(" not in rest.partition("T, T)")[0][-12:] else 5
     return step
-
-
-def _line_of(error: BaseException | None, path: Path) -> int | None:
-    at, trace = None, None if error is None else error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            at = trace.tb_lineno
-        trace = trace.tb_next
-    return at
 
 
 def _before_product(trace: Trace, step: int, found: Matched, p: Problem) -> int:
@@ -253,13 +220,4 @@ def fill_of(trace: Trace, found: Matched, p: Problem) -> tuple[float, int] | Non
                 *_, t, s = table.places(flat[flat >= 0])
                 if bool((s <= t).all()):
                     return float(rest[0]), operation.index
-    return None
-
-
-def step_held(operation: Operation, found: Matched, T: int) -> int | None:
-    """The step of the value that an operation gives or takes."""
-    for x in (*operation.outputs, *operation.inputs):
-        name = held_by(x, found, T)
-        if name is not None:
-            return STEP_OF[name]
     return None

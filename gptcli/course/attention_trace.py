@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
 from gptcli.course.patience import within
@@ -33,6 +34,7 @@ class Operation:
     outputs: list[Tensor]
     raised: bool = False
     asked: tuple[int, ...] = ()  # the plain integers among the arguments: a wanted shape
+    grad: bool = False  # whether a result has a gradient
     cut: bool = False  # a result without gradient from inputs that have one
 
 
@@ -44,7 +46,9 @@ class Trace:
     result: Any = None
     error: BaseException | None = None
     changed_at: int | None = None  # the operation that wrote into the input
-    names: dict[int, str] = field(default_factory=dict)  # operation -> their variable
+    foreign: bool = False  # whether something came from where nobody could watch
+    # (operation, which of its results) -> their variable
+    names: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def before(self, index: int) -> Iterator[Operation]:
         """The operations up to and with `index`, latest first."""
@@ -56,7 +60,8 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.trace, self.path, self.x = trace, str(path), x
         self.given = x.detach().clone()
-        self.made: dict[int, tuple[int, Any]] = {}  # id -> (operation, the object, kept alive)
+        self.last: FrameType | None = None
+        self.made: dict[int, tuple[int, int, Any]] = {}  # id -> (operation, which, the object)
 
     def __torch_function__(
         self,
@@ -74,6 +79,8 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         frame = self._frame()
         given = list(_tensors((args, tuple(kwargs.values()))))
+        if any(self._is_foreign(t) for t in given):
+            trace.foreign = True
         inputs = [_copy(t) for t in given if t.numel() <= MOST_NUMBERS]
         line = frame.f_lineno if frame is not None else None
         operation = Operation(len(trace.operations), name, line, inputs, [])
@@ -93,12 +100,26 @@ class _Watch(TorchFunctionMode):
         for tensor in _tensors((written,)):
             if tensor.numel() <= MOST_NUMBERS and tensor.dtype.is_floating_point:
                 operation.outputs.append(_copy(tensor))
-                self.made[id(tensor)] = (operation.index, tensor)
+                self.made[id(tensor)] = (operation.index, len(operation.outputs) - 1, tensor)
+                operation.grad = operation.grad or tensor.requires_grad
                 if not tensor.requires_grad and any(t.requires_grad for t in given):
                     operation.cut = True
-        if trace.changed_at is None and not torch.equal(self.x.detach(), self.given):
+        wrapped = functorch.maybe_current_level() is not None
+        if trace.changed_at is None and not wrapped and not torch.equal(self.x, self.given):
             trace.changed_at = operation.index
+        if frame is not None:
+            self.last = frame
         return result
+
+    def end(self) -> None:
+        """Name what was made last: no later operation came by to look."""
+        if self.last is not None:
+            self._name(self.last)
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        """A result that no operation was seen to make."""
+        known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
+        return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
     def _frame(self) -> FrameType | None:
         frame: FrameType | None = sys._getframe(2)
@@ -109,7 +130,7 @@ class _Watch(TorchFunctionMode):
     def _name(self, frame: FrameType) -> None:
         for name, value in frame.f_locals.items():
             if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
-                self.trace.names[made[0]] = name
+                self.trace.names[made[0], made[1]] = name
 
     def _spell_out(self, args: Any, kwargs: Any, line: int | None) -> None:
         """The fused kernel, in the pieces that it stands for."""
@@ -136,6 +157,7 @@ def watch(
                 trace.result = module(x, **(options or {}))
         except BaseException as error:
             trace.error = error
+    mode.end()
     return trace
 
 
@@ -167,6 +189,9 @@ def _pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
+    """The numbers as they are now; inside vmap, those of all that it maps over."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()
 
 

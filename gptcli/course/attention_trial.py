@@ -21,7 +21,7 @@ from gptcli.course.attention_cases import (
     reference,
     sharpen,
 )
-from gptcli.course.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.learner_file import LearnerFile, in_words, place_of, raised_in
 from gptcli.course.patience import TookTooLong, within
 from gptcli.course.projections import (
     NAMES,
@@ -33,6 +33,7 @@ from gptcli.course.projections import (
 from gptcli.errors import GptcliError
 
 TOLERANCE = 1e-9
+BACKWARD = "going backward"
 PATIENCE_S = 4.0  # for one call; a right one takes milliseconds
 
 
@@ -65,6 +66,7 @@ class Attempt:
     case: Case
     x: Tensor
     options: dict[str, bool]
+    grad: bool  # whether gradients were asked for
 
 
 @dataclass
@@ -83,12 +85,20 @@ class Trial:
         """Class(config). Raises Wrong where their code raises."""
         self.say("building the module")
         module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
+        if "_parameters" not in vars(module):
+            raise Wrong(
+                "no-super-init",
+                f"the constructor of `{self.cls.__name__}` never calls super().__init__(), which "
+                "makes a torch.nn.Module of it",
+                "begin the constructor with super().__init__()",
+                1,
+            )
         return module
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
         """A module in float64 and evaluation mode, with non-zero random weights."""
         module = self.construct(config_for(case, dropout)).to(torch.float64)
-        fill_parameters(module, generator_for(case))
+        fill_parameters(module, generator_for(case, weights=True))
         built = Built(case, module.eval(), self.projections(module, case))
         if case.sharp:
             sharpen(built.projections)
@@ -118,7 +128,8 @@ class Trial:
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(doing)
         if self.built is not None:
-            self.attempt = Attempt(module, self.built.case, x.detach().clone(), options)
+            grad = torch.is_grad_enabled()
+            self.attempt = Attempt(module, self.built.case, x.detach().clone(), options, grad)
         y = self.theirs(lambda: module(x, **options), doing, None)
         if y is None:
             raise Wrong(
@@ -169,7 +180,15 @@ class Trial:
                 step,
             )
         message = f"{doing} stops{where}: {in_words(error)}"
-        if isinstance(error, NotImplementedError):
+        if doing == BACKWARD:
+            return Wrong(
+                "backward-stops",
+                message,
+                "do not change a tensor in place (`+=`, `mul_`, `x[...] = `) after something was "
+                "computed from it: the gradient needs it as it was",
+                step,
+            )
+        if isinstance(error, NotImplementedError) and raised_in(error, self.file.path):
             return Wrong(
                 "not-implemented",
                 f"{doing} stops{where}, which is still to be written",

@@ -113,16 +113,19 @@ class _Process:
     """The worker's process, and a thread that reads its answers."""
 
     def __init__(self, fork: bool) -> None:
-        one_thread = dict.fromkeys(
+        settings = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
         )
+        # What a learner compiles runs as the Python that it is: at once, and so that it can be
+        # watched.
+        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0"}
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one
         # with all that a learner's file has started.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **one_thread},
+            env={**os.environ, **settings},
             start_new_session=os.name == "posix",
         )
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -115,6 +115,12 @@ def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
     return None
 
 
+def raised_in(error: BaseException, path: Path) -> bool:
+    """Whether the file itself raised it, and not something that it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename) == path
+
+
 def in_words(error: BaseException) -> str:
     """`ValueError: ...` on one line, of a length that can be read."""
     text = " ".join(str(error).split())

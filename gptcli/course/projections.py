@@ -73,13 +73,16 @@ class ProjectionError(Exception):
         self.unnamed, self.missing = unnamed, missing
 
 
-def find_projections(module: nn.Module, n_embd: int, *, columns: bool = False) -> Projections:
+def find_projections(
+    module: nn.Module, n_embd: int, *, columns: bool = False, output: bool = True
+) -> Projections:
     """Map `module`'s parameters by their names. Raises ProjectionError.
 
     Each of the names is an nn.Linear, or another module or nn.Parameter that holds the matrix
     (a bias then is `NAME_bias`). Such a bare matrix may be meant for x @ W.T or for x @ W, which
     only the numbers can tell; `columns` reads it as the latter. A fused one of shape (C, 3C)
-    leaves no doubt.
+    leaves no doubt. Without `output` a missing output projection counts as one that changes
+    nothing.
     """
     owners: list[str] = []
 
@@ -109,11 +112,14 @@ def find_projections(module: nn.Module, n_embd: int, *, columns: bool = False) -
         parts += [Projection(w, b) for w, b in zip(weight.chunk(3), biases, strict=True)]
     else:
         raise _absent(module, owners=list(OUTPUT), what="query, key and value", part="input")
-    output = next((name for name in OUTPUT if _has(module, name)), None)
-    if output is None:
+    last = next((name for name in OUTPUT if _has(module, name)), None)
+    if last is None and not output:
+        unchanged = Projection(torch.eye(n_embd, dtype=parts[0].weight.dtype), None)
+        return Projections(parts[0], parts[1], parts[2], unchanged)
+    if last is None:
         raise _absent(module, owners=owners, what="c_proj, the output projection", part="output")
-    weight, bias = take(output)
-    parts.append(Projection(_square(weight, output, n_embd), bias))
+    weight, bias = take(last)
+    parts.append(Projection(_square(weight, last, n_embd), bias))
     _all_different(parts, owners)
     return Projections(*parts)
 
