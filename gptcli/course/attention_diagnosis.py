@@ -8,13 +8,11 @@ to rounding names it; where several mistakes give that output, what they compute
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gptcli.course.attention_cases import Case
 from gptcli.course.attention_evidence import (
     SHOWS,
     Look,
@@ -36,6 +34,7 @@ from gptcli.course.attention_evidence import (
     transposed,
     where,
 )
+from gptcli.course.attention_finding import Finding, hints_of, picture, with_heat
 from gptcli.course.attention_left import (
     FILLERS,
     hides_too_much,
@@ -46,25 +45,12 @@ from gptcli.course.attention_left import (
 )
 from gptcli.course.attention_match import STEP_OF, first_missing, last_good
 from gptcli.course.attention_place import fill_of, place, scale_of
-from gptcli.course.attention_stages import Problem, Values
+from gptcli.course.attention_stages import Values
 from gptcli.course.attention_trace import Operation
 from gptcli.course.attention_trial import Trial, Wrong
 from gptcli.course.learner_file import in_words
-from gptcli.course.mistake import STEP_HINTS, STEP_NAMES, Mistake, sizes
+from gptcli.course.mistake import STEP_NAMES, Mistake, sizes
 from gptcli.course.mistakes import made, same
-
-
-@dataclass
-class Finding:
-    """What is wrong, in words and as a picture."""
-
-    step: int | None
-    mistake: str
-    message: str
-    hints: tuple[str, ...]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    theirs: list[list[float]] | None = None  # attention weights of sequence 0, head 0
-    right: list[list[float]] | None = None
 
 
 def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
@@ -77,13 +63,13 @@ def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
     if wrong.step is not None or trial.attempt is None:
         step = wrong.step or (1 if check in ("constructor", "projections") else None)
         return Finding(
-            step, wrong.mistake, wrong.message, (wrong.hint,) * 3, _picture(step, None, None)
+            step, wrong.mistake, wrong.message, (wrong.hint,) * 3, picture(step, None, None)
         )
     if wrong.mistake == "backward-stops":
         return _backward(trial, wrong)
     if check == "gradients":
         return _cut(look_again(trial, grad=True), wrong)
-    if check == "input untouched":
+    if wrong.mistake == "input-changed":
         look = look_again(trial)
         return _at(look, look.trace.changed_at, wrong)
     stops = wrong.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
@@ -173,9 +159,9 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
             f"own: token 0 still looks at all {p.T} tokens"
         )
     line = look.line(index)
-    hints = (mistake.hint.format(**have), _hints(step, have)[1], mistake.strong.format(**have))
-    finding = Finding(step, slug, look.quote(line) + why, hints, _picture(step, look, line))
-    return _with_heat(finding, look, values.weights)
+    hints = (mistake.hint.format(**have), hints_of(step, have)[1], mistake.strong.format(**have))
+    finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
+    return with_heat(finding, look, values.weights)
 
 
 def _fill_slug(value: float) -> str:
@@ -211,9 +197,9 @@ def _spoiled(look: Look, spoil: Operation, step: int, wrong: Wrong) -> Finding:
     line = look.line(spoil.index)
     why = f"{what} were right before this, and are not after it: {now}"
     finding = Finding(
-        step, slug, look.quote(line) + why, _hints(step, sizes(look.p)), _picture(step, look, line)
+        step, slug, look.quote(line) + why, hints_of(step, sizes(look.p)), picture(step, look, line)
     )
-    return _with_heat(finding, look, their_weights(look))
+    return with_heat(finding, look, their_weights(look))
 
 
 def _spread(x: Tensor, range: bool = False) -> str:
@@ -233,8 +219,8 @@ def _unused(look: Look, names: list[str]) -> Finding:
         f"forward makes {tuple(look.p.x.shape)} out of {tuple(look.p.x.shape)} without {called}: "
         "no gradient reaches them"
     )
-    hints = _hints(1, sizes(look.p))
-    return Finding(1, "projections-unused", message, hints, _picture(1, look, None))
+    hints = hints_of(1, sizes(look.p))
+    return Finding(1, "projections-unused", message, hints, picture(1, look, None))
 
 
 def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
@@ -266,9 +252,9 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
             f"scores reach from {float(look.values.scaled.min()):.3g} to "
             f"{float(look.values.scaled.max()):.3g}"
         )
-    hints = _hints(step, sizes(p))
-    finding = Finding(step, slug, look.quote(line) + why, hints, _picture(step, look, line))
-    return _with_heat(finding, look, their_weights(look))
+    hints = hints_of(step, sizes(p))
+    finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
+    return with_heat(finding, look, their_weights(look))
 
 
 def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
@@ -294,8 +280,8 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
         message = f"step {step}, {STEP_NAMES[step]}, {state}: {wrong.message}"
     else:
         message += f" (step {step}, {STEP_NAMES[step]})"
-    hints = (wrong.hint, *_hints(step, sizes(look.p))[1:])
-    return Finding(step, wrong.mistake, message, hints, _picture(step, look, line))
+    hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
+    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
 
 
 def _earlier(look: Look, step: int) -> Finding | None:
@@ -330,9 +316,9 @@ def _told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -
         line = look.line(culprit(look, step))
     hints: tuple[str, ...] = (wrong.hint,) * 3
     if step and wrong.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
-        hints = (wrong.hint, *_hints(step, sizes(look.p))[1:])
+        hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
     message = (look.quote(line) if line is not None else "") + wrong.message
-    return Finding(step, wrong.mistake, message, hints, _picture(step, look, line))
+    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
 
 
 def _at(look: Look, index: int | None, wrong: Wrong) -> Finding:
@@ -383,6 +369,8 @@ def _cut(look: Look, wrong: Wrong) -> Finding:
 def _backward(trial: Trial, wrong: Wrong) -> Finding:
     """Going backward stops: at what line of the forward."""
     look = look_again(trial, grad=True)
+    if look.wrong and look.y is not None:
+        return _explained(look, wrong)
     line = line_of_backward(trial)
     made_there = [op.index for op in look.trace.operations if op.line == line]
     if line is None or not made_there:
@@ -401,54 +389,3 @@ def _backward(trial: Trial, wrong: Wrong) -> Finding:
             wrong.hint,
         )
     return _told(look, first_missing(until(look.found, made_there[0])), wrong, line)
-
-
-def _with_heat(finding: Finding, look: Look, weights: Tensor | None) -> Finding:
-    T = look.p.T
-    if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
-        return finding
-    theirs = weights.reshape(-1, T, T)[0].nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
-    return replace(finding, theirs=theirs.tolist(), right=look.values.weights[0, 0].tolist())
-
-
-def _picture(step: int | None, look: Look | None, line: int | None) -> list[dict[str, Any]]:
-    """The eight steps: right, wrong, or not reached; with their lines."""
-    if step is None:
-        return []
-    at = {}
-    if look is not None:
-        for number, names in _SEEN.items():
-            seen = [look.found.at[name] for name in names if name in look.found.at]
-            if seen:
-                at[number] = look.trace.operations[max(seen)].line
-    return [
-        {
-            "step": number,
-            "name": name,
-            "state": "right" if number < step else "wrong" if number == step else "after",
-            "line": line if number == step else at.get(number) if number < step else None,
-        }
-        for number, name in STEP_NAMES.items()
-    ]
-
-
-_SEEN = {
-    1: ("q", "k", "v"),
-    2: ("qh", "kh", "vh"),
-    4: ("scaled",),
-    5: ("masked",),
-    6: ("weights",),
-    7: ("mixed",),
-}
-
-
-def _hints(step: int | None, have: dict[str, float | int]) -> tuple[str, ...]:
-    return tuple(hint.format(**have) for hint in STEP_HINTS[step or 1])
-
-
-def sizes_of(case: Case) -> dict[str, float | int]:
-    """What hints are formatted with where nothing could be run."""
-    from gptcli.course.projections import Projections
-
-    empty: Any = None
-    return sizes(Problem(torch.empty(case.B, case.T, case.C), Projections(*[empty] * 4), case.H))

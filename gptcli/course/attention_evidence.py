@@ -237,7 +237,11 @@ def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
     if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
         raw = look.values.qh @ look.values.kh.transpose(-1, -2)
         return next(
-            (fit for fit in made(look.p) if same(fit[1].scaled, raw * scale[0])),
+            (
+                fit
+                for fit in made(look.p)
+                if fit[0].step == 4 and same(fit[1].scaled, raw * scale[0])
+            ),
             None,
         )
     before = {5: "scaled", 6: "masked", 8: "merged"}.get(step, "")

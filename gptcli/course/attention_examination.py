@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from gptcli.course.attention_checks import CHECKS
-from gptcli.course.attention_diagnosis import Finding, diagnose
+from gptcli.course.attention_diagnosis import diagnose
+from gptcli.course.attention_finding import Finding
 from gptcli.course.attention_notes import notes
 from gptcli.course.attention_trial import Trial, Wrong, check_signatures
 from gptcli.course.learner_file import LearnerFile, load_class

@@ -171,7 +171,78 @@ def _operands(operation: Operation, step: int, found: Matched, p: Problem) -> in
             folds.append(torch.stack((b, h)))
     if len(folds) == 2 and not torch.equal(folds[0], folds[1]):
         return 3
-    return step
+    if operation.name == "einsum":
+        return step
+    return _of_scores(operation, found, p) if step == 4 else _of_mixing(operation, found, p)
+
+
+def _of_scores(operation: Operation, found: Matched, p: Problem) -> int:
+    """Which of the factors' indices do not fit to each other: queries and keys of right numbers."""
+    seen = _indices(operation, found, p)
+    if not {"q", "k"} <= seen.keys():
+        return 4
+    (_, qt, qh, qd), (_, kt, kh, kd) = seen["q"], seen["k"]
+    if any(bool((t.diff() < 0).any()) for t in (qt, kt)):
+        return 1  # tokens in another order than that of x
+    return 4 if torch.equal(qh, kh) and torch.equal(qd, kd) else 2
+
+
+def _of_mixing(operation: Operation, found: Matched, p: Problem) -> int:
+    """The same of weights and values."""
+    held = {held_by(x, found, p.T): x for x in operation.inputs[:2]}
+    weights = held.get("weights")
+    if weights is not None and weights.numel() == p.B * p.H * p.T * p.T:
+        hidden = p.B * p.H * p.T * (p.T - 1) // 2
+        rows = weights.reshape(-1, p.T)
+        first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
+        if int((weights == 0).sum()) > hidden or not bool(((first - 1).abs() < 1e-9).all()):
+            return 6  # some that count were set to 0, or do not sum to 1
+    seen = _indices(operation, found, p)
+    if not {"weights", "v"} <= seen.keys():
+        return 7
+    (_, _, wh, _), (_, vt, vh, _) = seen["weights"], seen["v"]
+    if bool((vt.diff() < 0).any()) or len(vh) != len(wh):
+        return 7
+    if torch.equal(wh, vh) or len(set(vh.tolist())) == 1 < len(set(wh.tolist())):
+        return 7
+    natural = bool((vh == torch.arange(len(vh)) % p.H).all())
+    return 4 if natural and len(vh) > 1 else 2  # the scores were unfolded in another order
+
+
+def _indices(operation: Operation, found: Matched, p: Problem) -> dict[str, tuple[Tensor, ...]]:
+    """For each factor that moves simply: its sequences, times, heads and channels (or keys), each
+    in the order in which the factor has them; heads matrix by matrix, of one sequence."""
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    for x in operation.inputs[:2]:
+        name = held_by(x, found, p.T)
+        if name not in ("q", "k", "v", "weights") or x.dim() < 2 or name in seen:
+            continue
+        table = found.tables[name]
+        flat = table.locate(x.double())
+        if name == "weights":
+            flat = flat.view(-1, x.shape[-1])[:, :1]  # the zeros of later tokens say nothing
+            flat = flat.view(*x.shape[:-1], 1)[..., -1:, :]  # nor does row 0
+        if bool((flat < 0).any()):
+            continue
+        shape = flat.shape if name == "weights" else x.shape
+        b, *rest = (at.view(shape) for at in table.places(flat.reshape(-1)))
+        if name == "weights":
+            h, t, d = rest
+        else:
+            t, h, d = rest
+        if all(len(_dims(at)) <= 1 for at in (t, d)):
+            matrices = h.reshape(-1, h.shape[-2] * h.shape[-1])[:, 0]
+            seen[name] = (b, _along(t), matrices, _along(d))
+    return seen
+
+
+def _along(at: Tensor) -> Tensor:
+    """The index along the one dimension in which it moves."""
+    dims = _dims(at)
+    if not dims:
+        return at.reshape(-1)[:1]
+    (dim,) = dims
+    return at.movedim(dim, 0).reshape(at.shape[dim], -1)[:, 0]
 
 
 def _dims(at: Tensor) -> set[int]:

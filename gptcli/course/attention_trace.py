@@ -109,6 +109,8 @@ class _Watch(TorchFunctionMode):
             trace.changed_at = operation.index
         if frame is not None:
             self.last = frame
+            while (above := self.last.f_back) and above.f_code.co_filename == self.path:
+                self.last = above
         return result
 
     def end(self) -> None:
@@ -128,9 +130,12 @@ class _Watch(TorchFunctionMode):
         return frame
 
     def _name(self, frame: FrameType) -> None:
-        for name, value in frame.f_locals.items():
-            if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
-                self.trace.names[made[0], made[1]] = name
+        above: FrameType | None = frame
+        while above is not None and above.f_code.co_filename == self.path:
+            for name, value in above.f_locals.items():
+                if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
+                    self.trace.names[made[0], made[1]] = name
+            above = above.f_back
 
     def _spell_out(self, args: Any, kwargs: Any, line: int | None) -> None:
         """The fused kernel, in the pieces that it stands for."""

@@ -1,0 +1,82 @@
+"""What a diagnosis comes to: the step, the mistake, words, hints, and a picture of the steps.
+
+Dimensions: T time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.course.attention_cases import Case
+from gptcli.course.attention_evidence import Look
+from gptcli.course.attention_stages import Problem
+from gptcli.course.mistake import STEP_HINTS, STEP_NAMES, sizes
+from gptcli.course.projections import Projections
+
+
+@dataclass
+class Finding:
+    """What is wrong, in words and as a picture."""
+
+    step: int | None
+    mistake: str
+    message: str
+    hints: tuple[str, ...]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    theirs: list[list[float]] | None = None  # attention weights of sequence 0, head 0
+    right: list[list[float]] | None = None
+
+
+def with_heat(finding: Finding, look: Look, weights: Tensor | None) -> Finding:
+    """The same with their attention weights beside the right ones, where those tell something."""
+    T = look.p.T
+    if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
+        return finding
+    theirs = weights.reshape(-1, T, T)[0].nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
+    return replace(finding, theirs=theirs.tolist(), right=look.values.weights[0, 0].tolist())
+
+
+def picture(step: int | None, look: Look | None, line: int | None) -> list[dict[str, Any]]:
+    """The eight steps: right, wrong, or not reached; with their lines."""
+    if step is None:
+        return []
+    at = {}
+    if look is not None:
+        for number, names in _SEEN.items():
+            seen = [look.found.at[name] for name in names if name in look.found.at]
+            if seen:
+                at[number] = look.trace.operations[max(seen)].line
+    return [
+        {
+            "step": number,
+            "name": name,
+            "state": "right" if number < step else "wrong" if number == step else "after",
+            "line": line if number == step else at.get(number) if number < step else None,
+        }
+        for number, name in STEP_NAMES.items()
+    ]
+
+
+_SEEN = {
+    1: ("q", "k", "v"),
+    2: ("qh", "kh", "vh"),
+    4: ("scaled",),
+    5: ("masked",),
+    6: ("weights",),
+    7: ("mixed",),
+}
+
+
+def hints_of(step: int | None, have: dict[str, float | int]) -> tuple[str, ...]:
+    """The three hints of a step."""
+    return tuple(hint.format(**have) for hint in STEP_HINTS[step or 1])
+
+
+def sizes_of(case: Case) -> dict[str, float | int]:
+    """What hints are formatted with where nothing could be run."""
+    empty: Any = None
+    return sizes(Problem(torch.empty(case.B, case.T, case.C), Projections(*[empty] * 4), case.H))
