@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,15 +94,17 @@ def loaded(files: OwnFiles) -> OwnParts | None:
     given = files.given()
     if not given:
         return None
+    from gptcli.course.attention_check import find_matrices
     from gptcli.course.exercises.building import build, takes
     from gptcli.course.exercises.checking import find_part
     from gptcli.course.exercises.tokenizer_trial import tokenizer_class
     from gptcli.course.learner_file import load_class
     from gptcli.model.own_parts import OwnParts
 
+    found = {part: find_part(part, spec) for part, spec in given.items()}
     classes: dict[str, type[Any]] = {
-        part: (tokenizer_class if part == "tokenizer" else load_class)(find_part(part, spec))
-        for part, spec in given.items()
+        part: (tokenizer_class if part == "tokenizer" else load_class)(file)
+        for part, file in found.items()
     }
 
     def maker(cls: type[nn.Module], inner: dict[str, Any]) -> Any:
@@ -122,4 +125,6 @@ def loaded(files: OwnFiles) -> OwnParts | None:
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
         makers["block"] = maker(block, dict(makers))
+    if "attention" in classes:
+        makers["matrices"] = partial(find_matrices, found["attention"], classes["attention"])
     return OwnParts(**makers)

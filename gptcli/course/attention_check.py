@@ -69,6 +69,28 @@ def load_attention(spec: str) -> type[nn.Module]:
     return load_class(find_file(spec))
 
 
+def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_embd: int) -> Any:
+    """The weights of queries, keys, values and output in a module of the learner's class, (C, C)
+    each, as views of its parameters; None where they cannot be mapped. Runs the class once, to
+    see on which side bare matrices are multiplied."""
+    import torch
+
+    from gptcli.course.attention_trial import Trial, Wrong
+    from gptcli.course.projections import ProjectionError, find_projections
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    trial = Trial(file, cls, lambda doing: None)
+    try:
+        trial.settle_columns()
+        found = find_projections(module, n_embd, columns=trial.columns)
+    except (Wrong, ProjectionError, GptcliError):
+        return None
+    finally:
+        torch.set_default_dtype(before)
+    return [part.weight for _, part in found.items()]
+
+
 def _ask(worker: Worker, file: LearnerFile, limit_s: float) -> FileReport:
     try:
         report: dict[str, Any] = worker.ask(file, limit_s)

@@ -132,13 +132,23 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     branch 0.02 / sqrt(2 n_layer); biases 0, gains 1.
     modern: matrices normal with 1/sqrt(fan in); those that end a branch, and the head, 0, so
     that every block starts as the identity and the loss as ln V; embedding normal with 1.
-    A user's part is drawn as gpt2, its gains kept as its constructor made them.
+    A user's part is drawn as gpt2, its gains kept as its constructor made them. A user's attention
+    gets the very numbers that the built-in one would have, where its weights can be mapped.
     """
     gpt2 = model.config.arch == "gpt2"
     ends = (".c_proj.weight", ".o_proj.weight", ".down_proj.weight")
     wide = (model.config.n_embd, 4 * model.config.n_embd)  # what projects back in an own MLP
+    begun: set[str] = set()
+    mapped: set[int] = set()  # where the numbers lie that were drawn as the built-in ones
     for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
         own = model.own.own(name)
+        if own and model.own.attention is not None and model.own.block is None:
+            attention = ".".join(name.split(".")[:3])  # h.0.attn
+            if attention.endswith(".attn") and attention not in begun:
+                begun.add(attention)
+                mapped |= _as_built_in(model, attention, generator)
+            if parameter.untyped_storage().data_ptr() in mapped and parameter.dim() >= 2:
+                continue
         if own and starts_as_made(name, parameter):
             continue
         if parameter.dim() < 2:
@@ -159,6 +169,20 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
             std = 1 / math.sqrt(parameter.shape[1])
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(noise * std)
+
+
+def _as_built_in(model: GPT, path: str, generator: torch.Generator) -> set[int]:
+    """Draw the four matrices of a user's attention as those of the built-in one; returns where
+    they lie."""
+    C = model.config.n_embd
+    attention = model.get_submodule(path)
+    found = model.own.matrices(attention, C) if model.own.matrices is not None else None
+    if found is None:
+        return set()
+    end = 0.02 / math.sqrt(2 * model.config.n_layer)
+    for matrix, std in zip(found, (0.02, 0.02, 0.02, end), strict=True):
+        matrix.copy_(torch.randn((C, C), generator=generator) * std)
+    return {matrix.untyped_storage().data_ptr() for matrix in found}
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,17 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 class OwnParts:
     """What makes each part from a ModelConfig; None: the built-in one. A layer norm stands for
     the two of each block and the last one; a block makes its own parts. The tokenizer is no part
-    of the network: its class is used by gptcli.tokenization.own."""
+    of the network: its class is used by gptcli.tokenization.own.
+
+    `matrices` finds the weights of queries, keys, values and output in an attention of theirs,
+    (C, C) each and in this order, whatever its layout; None where they cannot be found."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
     mlp: Maker | None = None
     block: Maker | None = None
     tokenizer: type[Any] | None = None
+    matrices: Callable[[nn.Module, int], list[Tensor] | None] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Which parts are the learner's."""

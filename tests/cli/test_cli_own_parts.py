@@ -245,3 +245,29 @@ def test_own_tokenizer_that_fails_its_check_needs_force(
     assert "does not pass its check" in outcome.err
     outcome = cli(*words, "--force")
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fused_sdpa",
+        "bare_parameters",
+        "loop_over_heads",
+        "einsum:Attention",
+        "mask_buffer",
+    ],
+)
+def test_an_unusual_attention_trains_to_the_loss_of_the_built_in_one(
+    name: str,
+    text_file: Path,
+    tmp_path: Path,
+    cli,  # type: ignore[no-untyped-def]
+) -> None:
+    file, _, cls = name.partition(":")
+    path = Path(__file__).parent.parent / "course" / "files" / f"{file}.py"
+    more = ("model.n_embd=32", "train.max_steps=20", "train.eval_every=20")
+    built_in = train(cli, tmp_path / "built", text_file, *more)
+    spec = f"{path}:{cls}" if cls else path
+    own = train(cli, tmp_path / "own", text_file, "--attention", spec, *more)
+    assert own["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
+    assert own["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
