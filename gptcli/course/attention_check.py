@@ -7,18 +7,20 @@ report.ok, report.message, report.to_json()
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gptcli.course.isolation import Unfinished, Worker
 from gptcli.course.learner_file import LearnerFile, find_file, load_class
-from gptcli.course.reports import Check, FileReport, OwnReport
+from gptcli.course.reports import STEP_NAMES, Check, FileReport, OwnReport
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from torch import nn
 
 LIMIT_S = 15.0  # a right file takes well under one second
+FOLLOW_S = 4.0  # to see at which step a file hangs
 
 
 def check_own() -> OwnReport:
@@ -95,16 +97,30 @@ def _ask(worker: Worker, file: LearnerFile, limit_s: float) -> FileReport:
     try:
         report: dict[str, Any] = worker.ask(file, limit_s)
     except Unfinished as unfinished:
-        return _unfinished(file, unfinished)
+        return _unfinished(file, unfinished, _step_of_end(worker, file, unfinished))
     return FileReport.from_wire(report)
 
 
-def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:
-    where = ""
+def _step_of_end(worker: Worker, file: LearnerFile, how: Unfinished) -> int | None:
+    """The step at which a file hangs or ends its process; None where forward was not reached."""
+    if not how.doing.startswith("forward"):
+        return None
+    try:
+        worker.ask(file, FOLLOW_S, follow=True)
+    except Unfinished as again:
+        found = re.fullmatch(r"step (\d)", again.doing)
+        return int(found.group(1)) if found else None
+    except GptcliError:
+        return None
+    return None
+
+
+def _unfinished(file: LearnerFile, how: Unfinished, step: int | None) -> FileReport:
+    where = "" if step is None else f", in step {step}, {STEP_NAMES[step]}"
     if how.line is not None:
         linecache.checkcache(str(file.path))
         text = linecache.getline(str(file.path), how.line).strip()
-        where = f", at line {how.line} of {file.path.name}, `{text}`"
+        where += f", at line {how.line} of {file.path.name}, `{text}`"
     if how.reason == "time-limit":
         message = f"{how.detail}{where} ({how.doing})"
         hint = "look there for a loop that never ends, or for far too much work"
@@ -121,6 +137,7 @@ def _unfinished(file: LearnerFile, how: Unfinished) -> FileReport:
         False,
         message,
         how.reason,
+        step,
         checks=(Check("runs", False, message),),
         hints=(hint,) * 3,
     )

@@ -22,7 +22,6 @@ from gptcli.course.attention_evidence import (
     culprit,
     first_nan,
     idle,
-    line_of_backward,
     look_again,
     look_at_usual,
     look_without_output,
@@ -34,23 +33,31 @@ from gptcli.course.attention_evidence import (
     transposed,
     where,
 )
-from gptcli.course.attention_finding import Finding, hints_of, picture, with_heat
+from gptcli.course.attention_finding import (
+    Finding,
+    at_operation,
+    hints_of,
+    picture,
+    told,
+    with_heat,
+)
+from gptcli.course.attention_gradient import lost_gradient, stopped_backward
 from gptcli.course.attention_left import (
-    FILLERS,
     hides_too_much,
     left_path,
     spoiled,
     told_step,
     until,
 )
-from gptcli.course.attention_match import STEP_OF, first_missing, last_good
-from gptcli.course.attention_place import fill_of, place, scale_of
+from gptcli.course.attention_match import first_missing, last_good
+from gptcli.course.attention_place import fill_of, place, scale_of, weighs_by_one
 from gptcli.course.attention_stages import Values
 from gptcli.course.attention_trace import Operation
 from gptcli.course.attention_trial import Trial, Wrong
 from gptcli.course.learner_file import in_words
-from gptcli.course.mistake import STEP_NAMES, Mistake, sizes
+from gptcli.course.mistake import Mistake, sizes
 from gptcli.course.mistakes import made, same
+from gptcli.course.reports import STEP_NAMES
 
 
 def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
@@ -66,22 +73,25 @@ def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
             step, wrong.mistake, wrong.message, (wrong.hint,) * 3, picture(step, None, None)
         )
     if wrong.mistake == "backward-stops":
-        return _backward(trial, wrong)
+        look = look_again(trial, grad=True)
+        if look.wrong and look.y is not None:
+            return _explained(look, wrong)
+        return stopped_backward(look, wrong)
     if check == "gradients":
-        return _cut(look_again(trial, grad=True), wrong)
+        return lost_gradient(look_again(trial, grad=True), wrong)
     if wrong.mistake == "input-changed":
         look = look_again(trial)
-        return _at(look, look.trace.changed_at, wrong)
+        return at_operation(look, look.trace.changed_at, wrong)
     stops = wrong.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
     if wrong.mistake == "dropout-in-evaluation" or (trial.attempt.module.training and not stops):
         return _random(trial, wrong)
     if check == "float32":
         look = look_again(trial, tolerance=1e-5)
-        return _told(look, place(look.trace, look.found, look.p, trial.file.path), wrong)
+        return told(look, place(look.trace, look.found, look.p, trial.file.path), wrong)
     if wrong.mistake == "output-dtype":
         look = look_again(trial)
         shorter = (op.index for op in look.trace.operations if shortens(op))
-        return _at(look, next(shorter, None), wrong)
+        return at_operation(look, next(shorter, None), wrong)
     usual = look_at_usual(trial)
     return _explained(usual if usual is not None and usual.wrong else look_again(trial), wrong)
 
@@ -91,7 +101,7 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
     if look.y is None:
         return _unfinished(look, step, wrong)
     if wrong.mistake == "precision":
-        return _told(look, step, wrong)
+        return told(look, step, wrong)
     fits = [
         (mistake, values)
         for mistake, values in made(look.p)
@@ -106,6 +116,8 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
     spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
     if spoil is not None and not any(fit[0].step <= step for fit in fits):
         return _spoiled(look, spoil, step, wrong)
+    if step == 6 and weighs_by_one(look.trace, look.found) and all(f[0].step > 6 for f in fits):
+        return _unnamed(look, step, wrong)
     if fits:
         mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
     else:
@@ -229,7 +241,14 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     specific = {"sequences-mixed", "not-causal"} & {wrong.mistake}
     slug, p = wrong.mistake if specific and step == 8 else f"step-{step}", look.p
     why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {wrong.message}"
-    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, p)):
+    scale = scale_of(look.trace, look.found, look.values, p) if step == 4 else None
+    if scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
+        slug = "scores-in-another-order"
+        why = (
+            f"the {p.B} * {p.H} matrices of scores, {p.T} x {p.T} each, do not stand in the order "
+            "of the sequences and heads that they belong to"
+        )
+    elif scale is not None:
         factor, index = scale
         line, slug = look.line(index), "scale-wrong"
         why = (
@@ -252,6 +271,8 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
             f"scores reach from {float(look.values.scaled.min()):.3g} to "
             f"{float(look.values.scaled.max()):.3g}"
         )
+    if step == 6 and weighs_by_one(look.trace, look.found):
+        slug, why = "softmax-over-one", "each softmax goes over one number, and makes it 1"
     hints = hints_of(step, sizes(p))
     finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
     return with_heat(finding, look, their_weights(look))
@@ -266,9 +287,11 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
     message, last = wrong.message, look.trace.operations[-1:]
     line = look.line(last_good(look.found, step) + 1)
     if last and last[0].raised and look.trace.error is not None:
-        told = look.trial.wrong_from(look.trace.error, f"forward on x {tuple(look.p.x.shape)}")
+        stopped = look.trial.wrong_from(look.trace.error, f"forward on x {tuple(look.p.x.shape)}")
         shapes = [called(x, look) for x in last[0].inputs[:3]]
-        message = told.message + f"; what meets there: {' and '.join(shapes)}"
+        message = stopped.message
+        if shapes:
+            message += f"; what meets there: {' and '.join(shapes)}"
         line = last[0].line
     elif look.trace.error is None and line is not None:
         message += f"; the last numbers that fit are made before {look.quote(line).rstrip(': ')}"
@@ -287,13 +310,15 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
 def _earlier(look: Look, step: int) -> Finding | None:
     """A step that was done, and wrongly, before the code stops; None where it just stops."""
     trace, path = look.trace, look.trial.file.path
+    if look.found.has("out"):
+        return None
     fit = _swapped(look)
     if fit is None:
-        told = told_step(trace.error, path)
-        if told is not None and told <= step:
+        number = told_step(trace.error, path)
+        if number is not None and number <= step:
             return None
         gone = left_path(trace, look.found, look.p, step) is not None
-        if step == 4 and scale_of(trace, look.found, look.values, look.p) and told is not None:
+        if step == 4 and scale_of(trace, look.found, look.values, look.p) and number is not None:
             gone = True
         if not gone and not (step == 5 and hides_too_much(trace, look.found, look.p)):
             return None
@@ -308,24 +333,6 @@ def _earlier(look: Look, step: int) -> Finding | None:
         return _unnamed(look, step, later)
     finding = _named(look, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
-
-
-def _told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -> Finding:
-    """The check's own words, at their step and line."""
-    if line is None and step is not None:
-        line = look.line(culprit(look, step))
-    hints: tuple[str, ...] = (wrong.hint,) * 3
-    if step and wrong.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
-        hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
-    message = (look.quote(line) if line is not None else "") + wrong.message
-    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
-
-
-def _at(look: Look, index: int | None, wrong: Wrong) -> Finding:
-    """What happened in one operation: the step that was being done."""
-    if index is None:
-        return _told(look, None, wrong)
-    return _told(look, first_missing(until(look.found, index)), wrong, look.line(index))
 
 
 def _random(trial: Trial, wrong: Wrong) -> Finding:
@@ -343,49 +350,5 @@ def _random(trial: Trial, wrong: Wrong) -> Finding:
                 step = 6 if before.has("q", "k") else 1
             if wrong.mistake == "wrong-output":
                 wrong = Wrong("dropout-fixed-rate", wrong.message, wrong.hint)
-            return _told(look, step, wrong, one.line)
-    return _explained(look, wrong) if look.wrong else _told(look, 8, wrong)
-
-
-def _cut(look: Look, wrong: Wrong) -> Finding:
-    """Where the gradient is lost: the step that was being done there."""
-    for operation in look.trace.operations:
-        if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
-            continue
-        held = operation.index in look.found.holds
-        if operation.cut or (held and not operation.grad):
-            step = first_missing(until(look.found, operation.index))
-            made_here = [
-                STEP_OF[name]
-                for other in look.trace.operations[: operation.index]
-                if other.line == operation.line
-                for name in look.found.holds.get(other.index, [])
-            ]
-            # What its own line has just made is lost; else what the line is about to make.
-            return _told(look, max(made_here, default=step), wrong, operation.line)
-    return _told(look, None, wrong)
-
-
-def _backward(trial: Trial, wrong: Wrong) -> Finding:
-    """Going backward stops: at what line of the forward."""
-    look = look_again(trial, grad=True)
-    if look.wrong and look.y is not None:
-        return _explained(look, wrong)
-    line = line_of_backward(trial)
-    made_there = [op.index for op in look.trace.operations if op.line == line]
-    if line is None or not made_there:
-        return _told(look, None, wrong)
-    changes = [
-        op.line
-        for op in look.trace.operations[made_there[-1] :]
-        if op.line is not None and (op.name.endswith("_") or op.name == "__setitem__")
-    ]
-    if "inplace" in wrong.message and changes:
-        later = look.quote(changes[0]).rstrip(": ")
-        where = "this line" if changes[0] == line else later
-        wrong = Wrong(
-            "changed-in-place",
-            f"the gradient needs a result of this line as it was, and {where} changes it in place",
-            wrong.hint,
-        )
-    return _told(look, first_missing(until(look.found, made_there[0])), wrong, line)
+            return told(look, step, wrong, one.line)
+    return _explained(look, wrong) if look.wrong else told(look, 8, wrong)

@@ -204,11 +204,14 @@ def misnamed(look: Look) -> str | None:
         held = [letter for letter in "qkv" if letter in look.found.each.get(at, [])]
         if len(held) == 1 and (letter := name.lower()[:1]) in "qkv":
             called[letter] = held[0]
-    if called.get("q") == "k" or called.get("k") == "q":
-        return "query-key-swapped"
-    if called.get("k") == "v" or called.get("v") == "k":
-        return "key-value-swapped"
-    return "query-value-swapped" if called.get("q") == "v" or called.get("v") == "q" else None
+    for one, other, slug in (
+        ("q", "k", "query-key-swapped"),
+        ("k", "v", "key-value-swapped"),
+        ("q", "v", "query-value-swapped"),
+    ):
+        if (called.get(one), called.get(other)) == (other, one):
+            return slug
+    return None
 
 
 def transposed(look: Look) -> bool:

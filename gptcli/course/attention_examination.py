@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 
+from gptcli.course.attention_cases import USUAL, draw_input, generator_for
 from gptcli.course.attention_checks import CHECKS
 from gptcli.course.attention_diagnosis import diagnose
 from gptcli.course.attention_finding import Finding
+from gptcli.course.attention_left import until
+from gptcli.course.attention_match import first_missing, match
 from gptcli.course.attention_notes import notes
+from gptcli.course.attention_stages import Problem
+from gptcli.course.attention_trace import Trace, watch
 from gptcli.course.attention_trial import Trial, Wrong, check_signatures
 from gptcli.course.learner_file import LearnerFile, load_class
 from gptcli.course.reports import Check, FileReport, Picture, StepMark
@@ -47,6 +53,23 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
         f"the same as the reference, {largest}{also}",
         checks=tuple(done),
     )
+
+
+def follow(file: LearnerFile, say: Callable[[str], None]) -> None:
+    """Run one forward and say the step after each operation: for a file that ends its process."""
+    torch.set_default_dtype(torch.float64)
+    trial = Trial(file, load_class(file), say)
+    with contextlib.suppress(Wrong):
+        built = trial.build(USUAL)
+        x = draw_input(USUAL, generator_for(USUAL))
+        p = Problem(x, built.projections, USUAL.H)
+
+        def each(trace: Trace) -> None:
+            found = until(match(trace, p)[0], len(trace.operations))
+            say(f"step {first_missing(found)}")
+
+        say("step 1")
+        watch(built.module, x.clone(), file.path, each=each)
 
 
 def _refused(

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention_cases import Case
-from gptcli.course.attention_evidence import Look
+from gptcli.course.attention_evidence import Look, culprit
+from gptcli.course.attention_left import until
+from gptcli.course.attention_match import first_missing
 from gptcli.course.attention_stages import Problem
-from gptcli.course.mistake import STEP_HINTS, STEP_NAMES, sizes
+from gptcli.course.attention_trial import Wrong
+from gptcli.course.mistake import STEP_HINTS, sizes
 from gptcli.course.projections import Projections
+from gptcli.course.reports import STEP_NAMES
 
 
 @dataclass
@@ -80,3 +84,21 @@ def sizes_of(case: Case) -> dict[str, float | int]:
     """What hints are formatted with where nothing could be run."""
     empty: Any = None
     return sizes(Problem(torch.empty(case.B, case.T, case.C), Projections(*[empty] * 4), case.H))
+
+
+def told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -> Finding:
+    """The check's own words, at their step and line."""
+    if line is None and step is not None:
+        line = look.line(culprit(look, step))
+    hints: tuple[str, ...] = (wrong.hint,) * 3
+    if step and wrong.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
+        hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
+    message = (look.quote(line) if line is not None else "") + wrong.message
+    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
+
+
+def at_operation(look: Look, index: int | None, wrong: Wrong) -> Finding:
+    """What happened in one operation: the step that was being done."""
+    if index is None:
+        return told(look, None, wrong)
+    return told(look, first_missing(until(look.found, index)), wrong, look.line(index))

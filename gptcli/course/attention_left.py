@@ -64,7 +64,7 @@ def spoiled(trace: Trace, found: Matched, p: Problem, step: int) -> Operation | 
         if operation.name in PASSES or len([x for x, _ in held if x.shape == made.shape]) > 1:
             return None
         if step == 5:
-            begins = "exp" in operation.name or "softmax" in operation.name
+            begins = any(word in operation.name for word in ("exp", "softmax", "log", "max"))
             return None if begins or _masks(x, made, found, p) else operation
         if step == 2 and _is_multiple(x, made):
             return None  # the scale, taken into the queries or keys

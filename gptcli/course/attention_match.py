@@ -117,10 +117,25 @@ def match(trace: Trace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, V
         for j, x in enumerate(operation.outputs):
             if x.numel() == 0 or x.dim() == 0:
                 continue
+            if _is_masked_exp(x, right.scaled, past):
+                found.at.setdefault("masked", operation.index)
             for name in _held(x.double(), tables, float(lowest) - HIDDEN, operation.index, found):
                 found.holds.setdefault(operation.index, []).append(name)
                 found.each.setdefault((operation.index, j), []).append(name)
     return found, right
+
+
+def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
+    """Whether x is the exponential of the scores, each row shifted as one likes, and 0 for later
+    tokens: the mask of a softmax that is written out."""
+    T = past.shape[-1]
+    if x.numel() != scaled.numel() or x.shape[-2:] != (T, T) or T < 3:
+        return False
+    x = x.double().reshape(scaled.shape)
+    if bool((x[..., past] <= 0).any()) or bool((x[..., ~past] != 0).any()):
+        return False
+    shift = torch.where(past, x, 1.0).log() - scaled
+    return bool(((shift - shift[..., :1]).abs() <= 1e-7)[..., past].all())
 
 
 def _held(
@@ -206,7 +221,8 @@ def held_by(x: Tensor, found: Matched, T: int) -> str | None:
         if bool((kept | (flat < -40)).all()) and bool(kept.any()):
             return "masked"
         kept = found.tables["weights"].locate(flat) >= 0
-        if bool((kept | (flat == 0)).all()):
+        mask = bool(((flat == 0) | (flat == 1)).all()) and T > 1
+        if bool((kept | (flat == 0)).all()) and not mask:
             return "weights"
     return None
 

@@ -43,20 +43,47 @@ def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
             return step
         if step == 7 and _is_dropout(trace.error, path):
             return 6
+        if trace.error is not None and _ends_its_line(trace, step, found, path):
+            return step - 1
         if last is not None and last.raised and trace.error is not None:
-            step = step if gone is not None else _of_crash(last, step, found, p)
+            step = step if gone is not None else _of_crash(trace, last, step, found, p)
             return _before_product(trace, step, found, p) if step == 4 else step
         return step if gone is not None else _blank(trace, step, path)
     if spoiled(trace, found, p, step) is not None:
         return step_spoiled(step)
+    if step == 7 and weighs_by_one(trace, found):
+        return 6
     if step in (4, 7):
         return _before_product(trace, step, found, p)
     return step
 
 
+def weighs_by_one(trace: Trace, found: Matched) -> bool:
+    """Whether a softmax over one number made 1 of scores with several keys."""
+    for operation in trace.operations:
+        if "softmax" not in operation.name or not operation.inputs or not operation.outputs:
+            continue
+        table = found.tables["scaled"]
+        flat = table.locate(operation.inputs[0].double())
+        keys = table.places(flat[flat >= 0])[-1]
+        if bool((keys > 0).any()) and bool((operation.outputs[0] == 1).all()):
+            return True
+    return False
+
+
 def _is_whole(trace: Trace, p: Problem) -> bool:
     """Whether the forward gave something of the shape of x."""
     return isinstance(trace.result, Tensor) and trace.result.shape == p.x.shape
+
+
+def _ends_its_line(trace: Trace, step: int, found: Matched, path: Path) -> bool:
+    """Whether what stops is the end of the very line that made the value before `step`."""
+    before = {6: ("masked",), 7: ("weights",)}.get(step, ())
+    where, last = line_of(trace.error, path), trace.operations[-1] if trace.operations else None
+    if last is not None and last.raised and last.name in (*LAYOUT, *PRODUCTS, "linear"):
+        return False
+    made = [found.at[name] for name in before if name in found.at]
+    return any(trace.operations[index].line == where for index in made)
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
@@ -69,7 +96,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
     return "drop" in text.lower() and not re.search(r"@|matmul|bmm|einsum", text)
 
 
-def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
+def _of_crash(trace: Trace, last: Operation, step: int, found: Matched, p: Problem) -> int:
     first = last.inputs[0] if last.inputs else None
     what = held_by(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -96,7 +123,7 @@ def _of_crash(last: Operation, step: int, found: Matched, p: Problem) -> int:
             a, b = last.inputs[:2]
             if a.dim() != b.dim() or (last.name == "bmm" and a.dim() != 3):
                 return 3
-            return _operands(last, 4, found, p)
+            return _operands(trace, last, 4, found, p)
         if held[1] == "v" and step >= 6:
             return step if last.name == "bmm" and last.inputs[1].dim() == 3 else max(step, 7)
     if last.name == "linear":
@@ -140,11 +167,11 @@ def _before_product(trace: Trace, step: int, found: Matched, p: Problem) -> int:
             continue
         held = {held_by(x, found, p.T) for x in operation.inputs[:2]}
         if any(pair <= held for pair in pairs):
-            return _operands(operation, step, found, p)
+            return _operands(trace, operation, step, found, p)
     return step
 
 
-def _operands(operation: Operation, step: int, found: Matched, p: Problem) -> int:
+def _operands(trace: Trace, operation: Operation, step: int, found: Matched, p: Problem) -> int:
     """2 or 3 where a factor of a product was split or folded wrongly, else `step`."""
     folds = []
     for x in operation.inputs[:2]:
@@ -157,15 +184,15 @@ def _operands(operation: Operation, step: int, found: Matched, p: Problem) -> in
             if not _moves_simply(x, table, flat):
                 if x.dim() == 4:
                     turned = x.shape[-2:] == (p.D, p.T) and name == "k"
-                    return step if turned and _was_turned(found, name) else 2
-                if not _was_turned(found, name):
+                    return step if turned and _was_turned(trace, found, name) else 2
+                if not _was_turned(trace, found, name):
                     return 2
                 return step if x.shape[-2:] == (p.D, p.T) and name == "k" else 3
             _, t, h, _ = (at.view(x.shape) for at in table.places(flat))
             if x.dim() >= 3 and _dims(t) and not _dims(t) & {x.dim() - 1, x.dim() - 2}:
                 return 2  # heads and channels make the matrix, time does not
             if _dims(h) & {x.dim() - 1, x.dim() - 2} and p.H > 1:
-                return 2
+                return 3 if x.dim() == 3 and _was_turned(trace, found, name) else 2
         if x.dim() == 3 and x.shape[0] == p.B * p.H:
             b, _, h, _ = (at.view(x.shape)[:, 0, 0] for at in table.places(flat))
             folds.append(torch.stack((b, h)))
@@ -253,9 +280,19 @@ def _moves_simply(x: Tensor, table: Table, flat: Tensor) -> bool:
     return all(len(_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
 
 
-def _was_turned(found: Matched, name: str) -> bool:
-    """Whether the heads were split off at all."""
-    return found.has(f"{name}h")
+def _was_turned(trace: Trace, found: Matched, name: str) -> bool:
+    """Whether the heads were brought in front of time at all."""
+    table = found.tables[name]
+    for operation in trace.operations:
+        if name not in found.holds.get(operation.index, []):
+            continue
+        for x in operation.outputs:
+            if x.dim() != 4 or x.numel() != math.prod(table.shape):
+                continue
+            _, t, h, _ = (at.view(x.shape) for at in table.places(table.locate(x.double())))
+            if max(_dims(h), default=9) < min(_dims(t), default=-1):
+                return True
+    return False
 
 
 def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[float, int] | None:

@@ -56,8 +56,11 @@ class Trace:
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, trace: Trace, path: Path, x: Tensor) -> None:
+    def __init__(
+        self, trace: Trace, path: Path, x: Tensor, each: Callable[[Trace], None] | None
+    ) -> None:
         super().__init__()
+        self.each = each
         self.trace, self.path, self.x = trace, str(path), x
         self.given = x.detach().clone()
         self.last: FrameType | None = None
@@ -107,6 +110,8 @@ class _Watch(TorchFunctionMode):
         wrapped = functorch.maybe_current_level() is not None
         if trace.changed_at is None and not wrapped and not torch.equal(self.x, self.given):
             trace.changed_at = operation.index
+        if self.each is not None:
+            self.each(trace)
         if frame is not None:
             self.last = frame
             while (above := self.last.f_back) and above.f_code.co_filename == self.path:
@@ -152,10 +157,12 @@ def watch(
     path: Path,
     options: dict[str, Any] | None = None,
     grad: bool = False,
+    each: Callable[[Trace], None] | None = None,
 ) -> Trace:
-    """Run module(x) and write down what it does; what it raises is part of the trace."""
+    """Run module(x) and write down what it does; what it raises is part of the trace. `each` is
+    called after every operation."""
     trace = Trace()
-    mode = _Watch(trace, path, x)
+    mode = _Watch(trace, path, x, each)
     with torch.set_grad_enabled(grad):
         try:
             with mode, within(PATIENCE_S):

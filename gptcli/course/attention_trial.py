@@ -84,16 +84,21 @@ class Trial:
     def construct(self, config: Any) -> nn.Module:
         """Class(config). Raises Wrong where their code raises."""
         self.say("building the module")
-        module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
-        if "_parameters" not in vars(module):
-            raise Wrong(
-                "no-super-init",
-                f"the constructor of `{self.cls.__name__}` never calls super().__init__(), which "
-                "makes a torch.nn.Module of it",
-                "begin the constructor with super().__init__()",
-                1,
-            )
-        return module
+        early = "before Module.__init__() call"  # as PyTorch says it
+        try:
+            module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
+            if "_parameters" in vars(module):
+                return module
+        except Wrong as wrong:
+            if early not in wrong.message:
+                raise
+        raise Wrong(
+            "no-super-init",
+            f"the constructor of `{self.cls.__name__}` does not begin with super().__init__(), "
+            "which makes a torch.nn.Module of it",
+            "begin the constructor with super().__init__()",
+            1,
+        )
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
         """A module in float64 and evaluation mode, with non-zero random weights."""

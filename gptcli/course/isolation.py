@@ -62,8 +62,9 @@ class Worker:
         self._stop()
         self._folder.cleanup()
 
-    def ask(self, file: LearnerFile, limit_s: float) -> dict[str, Any]:
-        """Check `file` within `limit_s` seconds -> the object of its report.
+    def ask(self, file: LearnerFile, limit_s: float, *, follow: bool = False) -> dict[str, Any]:
+        """Check `file` within `limit_s` seconds -> the object of its report. With `follow` it is
+        run once only, and `doing` is the step that it had come to.
 
         Raises GptcliError where the file cannot be used, and Unfinished."""
         if self._process is None:
@@ -80,6 +81,7 @@ class Worker:
                 "class_name": file.class_name,
                 "exercise": file.exercise,
                 "limit_s": limit_s,
+                "follow": follow,
                 "stack": str(stack),
             }
         )

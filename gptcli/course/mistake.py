@@ -42,17 +42,6 @@ def sizes(p: Problem) -> dict[str, float | int]:
     }
 
 
-STEP_NAMES = {
-    1: "queries, keys and values",
-    2: "splitting into heads",
-    3: "folding batch and heads",
-    4: "scores and their scale",
-    5: "causal mask",
-    6: "softmax",
-    7: "weighted sum of the values",
-    8: "concatenation and projection",
-}
-
 # Where no mistake of the bank fits: what is expected of the step, and three hints.
 STEP_HINTS = {
     1: (

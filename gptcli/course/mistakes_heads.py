@@ -112,6 +112,21 @@ BANK = (
         ),
     ),
     Mistake(
+        "fold-mixes-time-and-heads",
+        3,
+        "q.transpose(1, 2).reshape(B * n_head, T, head_dim), heads split already",
+        "time stands before the heads where ({B}, {H}) is folded: the {B} * {H} matrices are then "
+        "made of other tokens",
+        "which two dimensions stand next to each other when they are merged?",
+        "merge batch and heads of ({B}, {H}, {T}, {D}) as it is, without another transpose",
+        tuple(
+            {**_split_by(way, which), **more}
+            for which in ALL
+            for way in (_viewed, _viewed_turned)
+            for more in ({}, {"merge": _merge_view})
+        ),
+    ),
+    Mistake(
         "heads-interleaved",
         2,
         "q.view(B, T, head_dim, n_head)",

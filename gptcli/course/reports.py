@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+STEP_NAMES = {
+    1: "queries, keys and values",
+    2: "splitting into heads",
+    3: "folding batch and heads",
+    4: "scores and their scale",
+    5: "causal mask",
+    6: "softmax",
+    7: "weighted sum of the values",
+    8: "concatenation and projection",
+}
+
 
 @dataclass(frozen=True)
 class Check:

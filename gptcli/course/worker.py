@@ -59,6 +59,7 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
     import torch
 
     from gptcli.course.attention_examination import examine as examine_attention
+    from gptcli.course.attention_examination import follow
     from gptcli.course.exercises.examination import examine as examine_part
 
     torch.set_num_threads(1)
@@ -69,6 +70,10 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
         # From C and without the interpreter's lock, so that nothing in the file can hold it up.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
+            if request["follow"]:
+                follow(file, lambda what: answer({"doing": what}))
+                answer({"report": {}})
+                return
             examine = examine_attention if file.exercise == "attention" else examine_part
             report = examine(file, lambda what: answer({"doing": what}))
             answer({"report": asdict(report)})
