@@ -107,7 +107,7 @@ class CausalSelfAttention(nn.Module):
             k, v, allowed = cache.extend(k, v)  # (B, H, S, D), bool (T, S) or None
             mixed = attend_where(q, k, v, allowed)
         mixed = mixed.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
-        return F.dropout(self.c_proj(mixed), dropout, training=dropout > 0)
+        return drop(self.c_proj(mixed), dropout)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
@@ -149,8 +149,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     mask = _future.__wrapped__ if torch.compiler.is_compiling() else _future
     future = mask(T, q.dtype, q.device)  # 0 or -inf, (T, T)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
-    weights = F.dropout(F.softmax(scores, dim=-1), dropout, training=dropout > 0)
+    weights = drop(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(weights, v).view(B, H, T, D)
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Dropout with probability p, in x's shape and dtype; p is 0 in evaluation.
+
+    On a CPU, where F.dropout's random numbers cost more than the products around it, one draw of
+    64 bits decides over eight numbers, and p is rounded to a multiple of 1/256 (at least one)."""
+    if p == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p, training=p > 0)
+    dropped = min(255, max(1, round(256 * p)))
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    octets = draws.view(torch.uint8)[: x.numel()].view(x.shape)
+    keep = torch.ge(octets, dropped, out=octets).to(x.dtype)
+    return x * keep.mul_(256 / (256 - dropped))
 
 
 def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config import ModelConfig
-from gptcli.model.attention import CausalSelfAttention
+from gptcli.model.attention import CausalSelfAttention, drop
 from gptcli.model.cache import KeyValueCache
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
 from gptcli.model.own_parts import Maker, OwnParts, starts_as_made
@@ -97,8 +97,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             x = x + self.wpe.weight[start : start + idx.shape[1]]
-        if self.config.dropout and self.training:
-            x = F.dropout(x, self.config.dropout)
+        x = drop(x, self.config.dropout if self.training else 0.0)
         for i, block in enumerate(self.h):
             x = block(x) if cache is None else block(x, cache.layers[i])
         if last_only:

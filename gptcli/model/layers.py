@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptcli.model import kernels
+from gptcli.model.attention import drop
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension, with a gain and an optional bias (gpt2).
@@ -36,6 +39,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.pays(x):
+            return kernels.rms_norm(x, self.weight, 1e-6)
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 
 
@@ -51,8 +56,9 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(x, self.dropout, training=self.training)
+        x = self.c_fc(x)
+        x = kernels.gelu(x) if kernels.pays(x) else F.gelu(x, approximate="tanh")
+        return drop(self.c_proj(x), self.dropout if self.training else 0.0)
 
 
 def swiglu_width(n_embd: int) -> int:
@@ -76,4 +82,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return F.dropout(x, self.dropout, training=self.training)
+        return drop(x, self.dropout if self.training else 0.0)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.model import kernels
 from gptcli.model.attention import CausalSelfAttention
 from gptcli.model.layers import RMSNorm
 
@@ -70,10 +71,14 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         # A compiler traces the plain function; it has its own ways to compute a table once.
         table = rotary_table.__wrapped__ if torch.compiler.is_compiling() else rotary_table
         cos, sin = table(length, D, qkv.dtype, qkv.device)
-        gains = torch.stack((self.q_norm.weight, self.k_norm.weight))  # (2, D)
+        gains = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]  # (2, 1, D)
         where = slice(start, start + T)
+        cos, sin = cos[where, None, None], sin[where, None, None]  # (T, 1, 1, D)
         # q and k together: half as many operations, each twice as large.
-        qk = F.rms_norm(qkv[:, :, :2], (D,), eps=1e-6)  # (B, T, 2, H, D)
-        qk = rotate(qk * gains[:, None, :], cos[where, None, None], sin[where, None, None])
+        qk = qkv[:, :, :2]  # (B, T, 2, H, D)
+        if kernels.pays(qk):
+            qk = kernels.norm_rotate(qk, gains, cos, sin, 1e-6)
+        else:
+            qk = rotate(F.rms_norm(qk, (D,), eps=1e-6) * gains, cos, sin)
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, qkv[:, :, 2].transpose(1, 2)

@@ -1,0 +1,121 @@
+"""Elementwise operations as few passes over memory as they need, with gradients written by hand.
+
+On a CPU these cost more than the matrix products around them, since PyTorch composes some from many
+operations, and has no vector code for others in bfloat16. Each says what it computes in plain
+operations, and is tested against those. Dimensions: (..., C) channels last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# gelu(x) = x * sigmoid(A x + B x^3), since (1 + tanh(u)) / 2 = sigmoid(2 u).
+_A = 2.0 * math.sqrt(2.0 / math.pi)
+_B = 0.044715 * _A
+
+
+def pays(x: Tensor) -> bool:
+    """Whether these are the quicker way for x: on a CPU, unless a compiler fuses by itself."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        a = x.new_tensor(_A)
+        gate = torch.addcmul(a, x, x, value=_B).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        # gate + x * gate * (1 - gate) * (A + 3 B x^2)
+        slope = torch.addcmul(x.new_tensor(_A), x, x, value=3 * _B).mul_(x)
+        slope.mul_(torch.addcmul(gate, gate, gate, value=-1.0)).add_(gate)
+        return slope.mul_(grad)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """F.gelu(x, approximate="tanh"), in x's dtype and shape.
+
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
+    result: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)  # (..., 1)
+        normal = x * scale
+        ctx.save_for_backward(normal, scale, weight)
+        return normal * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normal, scale, weight = ctx.saved_tensors
+        outer = grad * normal
+        of_weight = outer.view(-1, outer.shape[-1]).sum(0)
+        inner = grad * weight
+        return _through_norm(inner, normal, scale), of_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """F.rms_norm(x, weight.shape, weight, eps): x / sqrt(mean(x^2) + eps) * weight.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"."""
+    result: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm = norm if x.dtype == torch.float64 else norm.float()
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
+
+
+def _through_norm(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
+    """The gradient at x of normal = x * scale(x), the root mean square's inverse."""
+    along = (grad * normal).mean(dim=-1, keepdim=True)
+    return torch.addcmul(grad, normal, along, value=-1.0).mul_(scale)
+
+
+class _NormRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        normal = x * scale
+        ctx.save_for_backward(normal, scale, gain, cos, sin)
+        return torch.addcmul(normal * (gain * cos), _swap(normal), _swap(gain) * sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        normal, scale, gain, cos, sin = ctx.saved_tensors
+        turned = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
+        of_gain = (turned * normal).sum_to_size(gain.shape)
+        return _through_norm(turned.mul_(gain), normal, scale), of_gain, None, None, None
+
+
+def norm_rotate(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last dimension D, a gain, then the rotation
+    y * cos + halves_swapped(y) * sin. x (..., D); gain, cos and sin broadcast to it.
+
+    Sources: Henry et al. 2020 (QK-norm), Su et al. 2021 (rotary positions)."""
+    result: Tensor = _NormRotate.apply(  # type: ignore[no-untyped-call]
+        x, gain, cos, sin, eps
+    )
+    return result
+
+
+def _swap(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((x[..., half:], x[..., :half]), dim=-1)
