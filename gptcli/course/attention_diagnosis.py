@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gptcli.course.attention_blame import line_of, line_of_fill
 from gptcli.course.attention_evidence import (
     SHOWS,
     Look,
@@ -45,6 +46,7 @@ from gptcli.course.attention_left import (
 )
 from gptcli.course.attention_match import STEP_OF, first_missing, last_good
 from gptcli.course.attention_place import fill_of, place, scale_of
+from gptcli.course.attention_source import line_of_argument
 from gptcli.course.attention_stages import Values
 from gptcli.course.attention_trace import Operation
 from gptcli.course.attention_trial import Trial, Wrong
@@ -158,7 +160,9 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
             f"hidden scores become {fill[0] + 0.0:g}, and the softmax gives that a weight of its "
             f"own: token 0 still looks at all {p.T} tokens"
         )
-    line = look.line(index)
+    line = line_of(look, step, slug, values, index)
+    if fill is not None and abs(fill[0]) < 1e6:
+        line = line_of_fill(look, fill)
     hints = (mistake.hint.format(**have), hints_of(step, have)[1], mistake.strong.format(**have))
     finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
     return with_heat(finding, look, values.weights)
@@ -225,20 +229,21 @@ def _unused(look: Look, names: list[str]) -> Finding:
 
 def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     """No mistake of the bank: what is known of the step."""
-    line = look.line(culprit(look, step))
+    line = line_of(look, step, f"step-{step}", None, culprit(look, step))
     specific = {"sequences-mixed", "not-causal"} & {wrong.mistake}
     slug, p = wrong.mistake if specific and step == 8 else f"step-{step}", look.p
     why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {wrong.message}"
     if step == 4 and (scale := scale_of(look.trace, look.found, look.values, p)):
         factor, index = scale
-        line, slug = look.line(index), "scale-wrong"
+        line, slug = line_of(look, 4, "scale-wrong", None, index), "scale-wrong"
         why = (
             f"scores are q times k, multiplied by {factor:.4g}, which is dividing by "
             f"{1 / factor:.4g}; each head compares vectors of length head_dim = {p.D}, so divide "
             f"by sqrt({p.D}) = {p.D**0.5:.2f}"
         )
     elif (born := first_nan(look.trace)) is not None and not look.y_finite():
-        line, slug = look.line(born.index), "not-finite"
+        slug = "not-finite"
+        line = line_of(look, 5, slug, None, born.index) if step == 5 else look.line(born.index)
         if step == 5 and not look.next_is(born.index, 5):
             slug = "mask-zero-times-infinity"
         why = (
@@ -246,7 +251,7 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
             f"{tuple(born.outputs[0].shape)}: a row that is hidden entirely, or 0 times infinity"
         )
     elif step == 5 and (fill := fill_of(look.trace, look.found, p)) is not None:
-        line, slug = look.line(fill[1]), _fill_slug(fill[0])
+        line, slug = line_of_fill(look, fill), _fill_slug(fill[0])
         why = (
             f"hidden scores become {fill[0] + 0.0:g}, which is not far below the others: here the "
             f"scores reach from {float(look.values.scaled.min()):.3g} to "
@@ -343,7 +348,10 @@ def _random(trial: Trial, wrong: Wrong) -> Finding:
                 step = 6 if before.has("q", "k") else 1
             if wrong.mistake == "wrong-output":
                 wrong = Wrong("dropout-fixed-rate", wrong.message, wrong.hint)
-            return _told(look, step, wrong, one.line)
+            path, line = look.trial.file.path, one.line
+            if line is not None:
+                line = line_of_argument(path, line, 6, wrong.mistake) or line
+            return _told(look, step, wrong, line)
     return _explained(look, wrong) if look.wrong else _told(look, 8, wrong)
 
 

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptcli.course.attention_cases import (
     USUAL,
@@ -45,6 +45,7 @@ class Look:
     trace: Trace
     found: Matched
     values: Values
+    module: nn.Module
 
     @property
     def y(self) -> Tensor | None:
@@ -99,7 +100,7 @@ def look_again(trial: Trial, grad: bool | None = None, tolerance: float = 1e-9) 
     trace = watch(attempt.module, x, trial.file.path, attempt.options, grad)
     parts = trial.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
-    return Look(trial, p, trace, *match(trace, p, tolerance))
+    return Look(trial, p, trace, *match(trace, p, tolerance), attempt.module)
 
 
 def look_without_output(trial: Trial) -> Look | None:
@@ -115,7 +116,7 @@ def look_without_output(trial: Trial) -> Look | None:
     trial.attempt = Attempt(module, USUAL, x, {}, False)
     trace = watch(module, x.clone(), trial.file.path)
     p = Problem(x, parts, USUAL.H)
-    return Look(trial, p, trace, *match(trace, p))
+    return Look(trial, p, trace, *match(trace, p), module)
 
 
 def line_of_backward(trial: Trial) -> int | None:
@@ -144,7 +145,7 @@ def look_at_usual(trial: Trial) -> Look | None:
     x = draw_input(USUAL, generator_for(USUAL))
     trace = watch(built.module, x.clone(), trial.file.path)
     p = Problem(x, built.projections, USUAL.H)
-    return Look(trial, p, trace, *match(trace, p))
+    return Look(trial, p, trace, *match(trace, p), built.module)
 
 
 def idle(look: Look) -> list[str]:
@@ -316,7 +317,8 @@ def renamed(look: Look, values: Values, index: int) -> int:
         for (at, which), name in look.trace.names.items():
             made_here = look.trace.operations[at].outputs[which : which + 1]
             if name.lower().startswith(letter) and any(
-                x.numel() == wrong.numel() and same(x.double().reshape(-1), wrong.reshape(-1))
+                x.numel() == wrong.numel()
+                and same(x.double().reshape(-1).sort().values, wrong.reshape(-1).sort().values)
                 for x in made_here
             ):
                 return at

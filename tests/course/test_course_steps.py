@@ -66,6 +66,21 @@ def test_messages_quote_their_code(judged: Judged) -> None:
         assert not re.search(r"[{}]", report.message.replace(quoted[2] if quoted else "", ""))
 
 
+def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
+    asked, missed = 0, []
+    for name, (change, report) in judged.items():
+        style = STYLES[name.split("__")[0]].splitlines()
+        text = Path(report.file).read_text(encoding="utf-8").splitlines()
+        changed = {i + 1 for i, line in enumerate(text) if line not in style}
+        quoted = re.search(r"line (\d+)", report.message)
+        if not changed or report.first_wrong_step != change.step:
+            continue  # a line that is left out cannot be quoted
+        asked += 1
+        if quoted is None or int(quoted[1]) not in changed:
+            missed.append(f"{name}: {sorted(changed)}, quoted {quoted and quoted[1]}")
+    assert len(missed) <= 0.15 * asked, "\n".join(missed)
+
+
 def test_right_files_of_every_style_pass(tmp_path: Path) -> None:
     specs = []
     for style, text in STYLES.items():
