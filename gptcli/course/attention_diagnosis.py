@@ -7,11 +7,9 @@ to rounding names it; where several mistakes give that output, what they compute
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from gptcli.course.attention_blame import line_of, line_of_fill
 from gptcli.course.attention_evidence import (
@@ -23,9 +21,10 @@ from gptcli.course.attention_evidence import (
     culprit,
     first_nan,
     idle,
+    is_true,
     line_of_backward,
     look_again,
-    look_at_usual,
+    look_at,
     look_without_output,
     misnamed,
     renamed,
@@ -35,7 +34,7 @@ from gptcli.course.attention_evidence import (
     transposed,
     where,
 )
-from gptcli.course.attention_finding import Finding, hints_of, picture, with_heat
+from gptcli.course.attention_finding import Finding, hints_of, picture, spread, with_heat
 from gptcli.course.attention_left import (
     FILLERS,
     hides_too_much,
@@ -46,6 +45,7 @@ from gptcli.course.attention_left import (
 )
 from gptcli.course.attention_match import STEP_OF, first_missing, last_good
 from gptcli.course.attention_place import fill_of, place, scale_of
+from gptcli.course.attention_scale import told_scale, wrong_scale
 from gptcli.course.attention_source import line_of_argument
 from gptcli.course.attention_stages import Values
 from gptcli.course.attention_trace import Operation
@@ -84,7 +84,7 @@ def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
         look = look_again(trial)
         shorter = (op.index for op in look.trace.operations if shortens(op))
         return _at(look, next(shorter, None), wrong)
-    usual = look_at_usual(trial)
+    usual = look_at(trial)
     return _explained(usual if usual is not None and usual.wrong else look_again(trial), wrong)
 
 
@@ -105,6 +105,7 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         step = by_signature(look)
     if not scores_tried(look):
         fits = [fit for fit in fits if fit[0].step <= 4]
+    fits = [fit for fit in fits if is_true(look, fit[0].slug)]
     spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
     if spoil is not None and not any(fit[0].step <= step for fit in fits):
         return _spoiled(look, spoil, step, wrong)
@@ -112,7 +113,7 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
     else:
         fit = _swapped(look) or by_value(look, step)
-        if fit is None:
+        if fit is None or not is_true(look, fit[0].slug):
             return _unnamed(look, step, wrong)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and transposed(look):
@@ -151,8 +152,11 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
     if step == 1:
         index = renamed(look, values, index)
     why, slug = mistake.why.format(**have), mistake.slug
-    if slug.startswith("scale-") and (scale := scale_of(look.trace, look.found, look.values, p)):
+    scale = scale_of(look.trace, look.found, look.values, p)
+    if slug.startswith("scale-") and set(mistake.changes[0]) == {"score"} and scale:
         index = scale[1]
+        slug, told, why = told_scale(look, scale[0])
+        mistake = told or mistake
     fill = fill_of(look.trace, look.found, p) if step == 5 else None
     if fill is not None and abs(fill[0]) < 1e6:
         slug, index = _fill_slug(fill[0]), fill[1]
@@ -186,34 +190,22 @@ _SPOILED = {
 
 def _spoiled(look: Look, spoil: Operation, step: int, wrong: Wrong) -> Finding:
     """Right numbers that were changed before the next step could begin."""
-    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
-        right = math.isclose(scale[0], look.p.D**-0.5, rel_tol=1e-9)
-        if not right:
-            return _unnamed(look, step, wrong)
+    if step == 4 and wrong_scale(look):
+        return _unnamed(look, step, wrong)
     slug, what = _SPOILED[step]
     made = spoil.outputs[0].double()
     before = next(x.double() for x in spoil.inputs if x.shape == made.shape)
     if step == 6:
         sums = made.reshape(-1, look.p.T)[: look.p.T].sum(-1)
-        now = f"the rows of the first head now sum to {_spread(sums)}"
+        now = f"the rows of the first head now sum to {spread(sums)}"
     else:
-        now = f"they went {_spread(before, True)}, and now go {_spread(made, True)}"
+        now = f"they went {spread(before, True)}, and now go {spread(made, True)}"
     line = look.line(spoil.index)
     why = f"{what} were right before this, and are not after it: {now}"
     finding = Finding(
         step, slug, look.quote(line) + why, hints_of(step, sizes(look.p)), picture(step, look, line)
     )
     return with_heat(finding, look, their_weights(look))
-
-
-def _spread(x: Tensor, range: bool = False) -> str:
-    finite = x[x.isfinite()]
-    if not finite.numel():
-        return "no number at all"
-    low, high = float(finite.min()), float(finite.max())
-    if range:
-        return f"from {low:.3g} to {high:.3g}"
-    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"
 
 
 def _unused(look: Look, names: list[str]) -> Finding:
@@ -233,14 +225,9 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     specific = {"sequences-mixed", "not-causal"} & {wrong.mistake}
     slug, p = wrong.mistake if specific and step == 8 else f"step-{step}", look.p
     why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {wrong.message}"
-    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, p)):
-        factor, index = scale
-        line, slug = line_of(look, 4, "scale-wrong", None, index), "scale-wrong"
-        why = (
-            f"scores are q times k, multiplied by {factor:.4g}, which is dividing by "
-            f"{1 / factor:.4g}; each head compares vectors of length head_dim = {p.D}, so divide "
-            f"by sqrt({p.D}) = {p.D**0.5:.2f}"
-        )
+    if step == 4 and (scale := wrong_scale(look)):
+        line = line_of(look, 4, "scale-wrong", None, scale[1])
+        slug, _, why = told_scale(look, scale[0])
     elif (born := first_nan(look.trace)) is not None and not look.y_finite():
         slug = "not-finite"
         line = line_of(look, 5, slug, None, born.index) if step == 5 else look.line(born.index)
@@ -336,10 +323,17 @@ def _at(look: Look, index: int | None, wrong: Wrong) -> Finding:
 def _random(trial: Trial, wrong: Wrong) -> Finding:
     """Dropout where there should be none: the first operation that gives two results."""
     looks = []
-    for seed in (1, 2):
+    for seed in (1, 2, 1):
         torch.manual_seed(seed)
         looks.append(look_again(trial))
-    look = looks[0]
+    look, again = looks[0], looks.pop()
+    if look.y is not None and again.y is not None and not torch.equal(look.y, again.y):
+        wrong = Wrong(
+            "state-between-calls",
+            f"{wrong.message}, with the same random numbers too: forward keeps something from one "
+            "call to the next",
+            "compute everything from x and the weights; keep nothing that an earlier x has left",
+        )
     for one, two in zip(looks[0].trace.operations, looks[1].trace.operations, strict=False):
         if any(not torch.equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=False)):
             step = 8

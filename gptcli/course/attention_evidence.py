@@ -136,15 +136,15 @@ def line_of_backward(trial: Trial) -> int | None:
     return int(lines[-1]) if lines else None
 
 
-def look_at_usual(trial: Trial) -> Look | None:
-    """The case whose sizes tell most; None where it cannot even be built."""
+def look_at(trial: Trial, case: Case = USUAL) -> Look | None:
+    """A case, of itself the one whose sizes tell most; None where it cannot even be built."""
     try:
-        built = trial.build(USUAL)
+        built = trial.build(case)
     except Wrong:
         return None
-    x = draw_input(USUAL, generator_for(USUAL))
+    x = draw_input(case, generator_for(case))
     trace = watch(built.module, x.clone(), trial.file.path)
-    p = Problem(x, built.projections, USUAL.H)
+    p = Problem(x, built.projections, case.H)
     return Look(trial, p, trace, *match(trace, p), built.module)
 
 
@@ -230,6 +230,25 @@ def transposed(look: Look) -> bool:
             *_, t, s = (place.view(x.shape) for place in table.places(places))
             return bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
     return False
+
+
+def is_true(look: Look, slug: str) -> bool:
+    """Whether what a mistake says of the code can be so: another way may give the same numbers."""
+    p, found = look.p, look.found
+    products = [op for op in look.trace.operations if op.name in PRODUCTS]
+    if slug == "heads-missing":
+        held = [x for op in products for x in op.inputs[:2] if held_by(x, found, p.T) in ("q", "k")]
+        return not held or any(p.C in x.shape[-2:] for x in held)
+    if slug == "softmax-missing":
+        fed = [held_by(x, found, p.T) for op in products for x in op.inputs]
+        return look.opaque or "masked" in fed or "scaled" in fed
+    if slug == "values-not-weighted":
+        return not any(
+            {"v"} < {held_by(x, found, p.T) for x in op.inputs}
+            for op in products
+            if op.index > max(found.at.get("scaled", -1), found.at.get("masked", -1))
+        )
+    return True
 
 
 def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:

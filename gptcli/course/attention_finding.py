@@ -5,6 +5,7 @@ Dimensions: T time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,3 +81,14 @@ def sizes_of(case: Case) -> dict[str, float | int]:
     """What hints are formatted with where nothing could be run."""
     empty: Any = None
     return sizes(Problem(torch.empty(case.B, case.T, case.C), Projections(*[empty] * 4), case.H))
+
+
+def spread(x: Tensor, range: bool = False) -> str:
+    """From where to where numbers go, or what they all are."""
+    finite = x[x.isfinite()]
+    if not finite.numel():
+        return "no number at all"
+    low, high = float(finite.min()), float(finite.max())
+    if range:
+        return f"from {low:.3g} to {high:.3g}"
+    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

@@ -174,9 +174,18 @@ BANK = (
         "an additive mask is 0 where one may look and -inf elsewhere",
         (
             {"hide": lambda p, s: s + p.past.double()},
-            {"hide": lambda p, s: s - (~p.past).double()},
             {"hide": lambda p, s: s + (~p.past).double()},
         ),
+    ),
+    Mistake(
+        "mask-added-too-weak",
+        5,
+        "scores - (1 - tril)",
+        "1 is taken from the scores of the future, which hides none of the {T} tokens: e^-1 is "
+        "still a third",
+        "what has to be added to a score to hide it?",
+        "an additive mask is 0 where one may look and -inf elsewhere",
+        ({"hide": lambda p, s: s - (~p.past).double()},),
     ),
     Mistake(
         "mask-multiplied",

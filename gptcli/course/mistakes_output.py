@@ -76,6 +76,16 @@ BANK = (
         _merge(
             _heads_alike(lambda m: m.mean(dim=1)),
             _heads_alike(lambda m: m.sum(dim=1)),
+        ),
+    ),
+    Mistake(
+        "one-head-for-all",
+        8,
+        "torch.cat(heads, dim=1)[:, :T]",
+        "the result of one head stands in the place of all {H}, {D} channels over and over",
+        "{H} heads of {D} channels make {C}",
+        "concatenate the heads along the channels, the last dimension",
+        _merge(
             _heads_alike(lambda m: m[:, 0]),
             _heads_alike(lambda m: m[:, -1]),
         ),

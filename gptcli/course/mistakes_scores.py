@@ -77,7 +77,17 @@ BANK = (
         "* math.sqrt(n_embd)",
         "scores are multiplied by sqrt(n_embd) = {rootC:.2f}",
         lambda p: p.C**0.5,
+    ),
+    _scale(
+        "scale-multiplied-n-embd",
+        "* n_embd",
+        "scores are multiplied by n_embd = {C}",
         lambda p: float(p.C),
+    ),
+    _scale(
+        "scale-multiplied-head-dim",
+        "* head_dim",
+        "scores are multiplied by head_dim = {D}",
         lambda p: float(p.D),
     ),
     _scale(
@@ -85,6 +95,11 @@ BANK = (
         "/ math.sqrt(T)",
         "scores are divided by sqrt(T) = {rootT:.2f}, which changes with the length of the text",
         lambda p: p.T**-0.5,
+    ),
+    _scale(
+        "scale-t",
+        "/ T",
+        "scores are divided by T = {T}, which changes with the length of the text",
         lambda p: 1 / p.T,
     ),
     _scale(
@@ -93,13 +108,18 @@ BANK = (
         "scores are divided by a number made of n_head = {H} (its root is {rootH:.2f})",
         lambda p: p.H**-0.5,
         lambda p: 1 / p.H,
+    ),
+    _scale(
+        "scale-sqrt-b",
+        "/ math.sqrt(q.shape[0])",
+        "scores are divided by a root of the number of sequences, B = {B}",
         lambda p: p.B**-0.5,
         lambda p: (p.B * p.H) ** -0.5,
     ),
     _scale(
         "scale-twice",
         "q / math.sqrt(head_dim), then scores / math.sqrt(head_dim)",
-        "scores are scaled twice",
+        "scores are divided by sqrt({D}) = {rootD:.2f} and then once more",
         lambda p: p.D**-1.5,
         lambda p: p.D**-0.5 * p.C**-0.5,
     ),
@@ -119,10 +139,8 @@ BANK = (
     _scale(
         "scale-squared",
         "/ head_dim ** 2",
-        "scores are divided by a power of head_dim = {D} that is no square root",
+        "scores are divided by the square of head_dim = {D}",
         lambda p: p.D**-2.0,
-        lambda p: p.D**-1.0 * 2,
-        lambda p: (2 * p.D) ** -0.5,
     ),
     Mistake(
         "scale-negative",
