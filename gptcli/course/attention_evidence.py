@@ -239,6 +239,10 @@ def is_true(look: Look, slug: str) -> bool:
     if slug == "heads-missing":
         held = [x for op in products for x in op.inputs[:2] if held_by(x, found, p.T) in ("q", "k")]
         return not held or any(p.C in x.shape[-2:] for x in held)
+    if slug == "tokens-shifted":
+        return not found.has("q", "k", "v")
+    if slug == "softmax-not-normalised":
+        return not found.has("weights")
     if slug == "softmax-missing":
         fed = [held_by(x, found, p.T) for op in products for x in op.inputs]
         return look.opaque or "masked" in fed or "scaled" in fed
