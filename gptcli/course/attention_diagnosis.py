@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from gptcli.course.attention_blame import line_of, line_of_fill
 from gptcli.course.attention_evidence import (
     SHOWS,
     Look,
@@ -22,8 +22,9 @@ from gptcli.course.attention_evidence import (
     culprit,
     first_nan,
     idle,
+    is_true,
     look_again,
-    look_at_usual,
+    look_at,
     look_without_output,
     misnamed,
     renamed,
@@ -38,6 +39,7 @@ from gptcli.course.attention_finding import (
     at_operation,
     hints_of,
     picture,
+    spread,
     told,
     with_heat,
 )
@@ -51,6 +53,8 @@ from gptcli.course.attention_left import (
 )
 from gptcli.course.attention_match import first_missing, last_good
 from gptcli.course.attention_place import fill_of, place, scale_of, weighs_by_one
+from gptcli.course.attention_scale import told_scale, wrong_scale
+from gptcli.course.attention_source import line_of_argument
 from gptcli.course.attention_stages import Values
 from gptcli.course.attention_trace import Operation
 from gptcli.course.attention_trial import Trial, Wrong
@@ -92,7 +96,7 @@ def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
         look = look_again(trial)
         shorter = (op.index for op in look.trace.operations if shortens(op))
         return at_operation(look, next(shorter, None), wrong)
-    usual = look_at_usual(trial)
+    usual = look_at(trial)
     return _explained(usual if usual is not None and usual.wrong else look_again(trial), wrong)
 
 
@@ -107,12 +111,13 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         for mistake, values in made(look.p)
         if same(look.y, values.out) and not same(values.out, look.values.out)
     ]
-    if not fits and (unused := idle(look)):
+    if not any(fit[0].step == 1 for fit in fits) and (unused := idle(look)):
         return _unused(look, unused)
     if not look.found.at and not fits and look.opaque:
         step = by_signature(look)
     if not scores_tried(look):
         fits = [fit for fit in fits if fit[0].step <= 4]
+    fits = [fit for fit in fits if is_true(look, fit[0].slug)]
     spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
     if spoil is not None and not any(fit[0].step <= step for fit in fits):
         return _spoiled(look, spoil, step, wrong)
@@ -122,7 +127,7 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
     else:
         fit = _swapped(look) or by_value(look, step)
-        if fit is None:
+        if fit is None or not is_true(look, fit[0].slug):
             return _unnamed(look, step, wrong)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and transposed(look):
@@ -161,8 +166,11 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
     if step == 1:
         index = renamed(look, values, index)
     why, slug = mistake.why.format(**have), mistake.slug
-    if slug.startswith("scale-") and (scale := scale_of(look.trace, look.found, look.values, p)):
+    scale = scale_of(look.trace, look.found, look.values, p)
+    if slug.startswith("scale-") and set(mistake.changes[0]) == {"score"} and scale:
         index = scale[1]
+        slug, told, why = told_scale(look, scale[0])
+        mistake = told or mistake
     fill = fill_of(look.trace, look.found, p) if step == 5 else None
     if fill is not None and abs(fill[0]) < 1e6:
         slug, index = _fill_slug(fill[0]), fill[1]
@@ -170,7 +178,9 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
             f"hidden scores become {fill[0] + 0.0:g}, and the softmax gives that a weight of its "
             f"own: token 0 still looks at all {p.T} tokens"
         )
-    line = look.line(index)
+    line = line_of(look, step, slug, values, index)
+    if fill is not None and abs(fill[0]) < 1e6:
+        line = line_of_fill(look, fill)
     hints = (mistake.hint.format(**have), hints_of(step, have)[1], mistake.strong.format(**have))
     finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
     return with_heat(finding, look, values.weights)
@@ -194,34 +204,22 @@ _SPOILED = {
 
 def _spoiled(look: Look, spoil: Operation, step: int, wrong: Wrong) -> Finding:
     """Right numbers that were changed before the next step could begin."""
-    if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
-        right = math.isclose(scale[0], look.p.D**-0.5, rel_tol=1e-9)
-        if not right:
-            return _unnamed(look, step, wrong)
+    if step == 4 and wrong_scale(look):
+        return _unnamed(look, step, wrong)
     slug, what = _SPOILED[step]
     made = spoil.outputs[0].double()
     before = next(x.double() for x in spoil.inputs if x.shape == made.shape)
     if step == 6:
         sums = made.reshape(-1, look.p.T)[: look.p.T].sum(-1)
-        now = f"the rows of the first head now sum to {_spread(sums)}"
+        now = f"the rows of the first head now sum to {spread(sums)}"
     else:
-        now = f"they went {_spread(before, True)}, and now go {_spread(made, True)}"
+        now = f"they went {spread(before, True)}, and now go {spread(made, True)}"
     line = look.line(spoil.index)
     why = f"{what} were right before this, and are not after it: {now}"
     finding = Finding(
         step, slug, look.quote(line) + why, hints_of(step, sizes(look.p)), picture(step, look, line)
     )
     return with_heat(finding, look, their_weights(look))
-
-
-def _spread(x: Tensor, range: bool = False) -> str:
-    finite = x[x.isfinite()]
-    if not finite.numel():
-        return "no number at all"
-    low, high = float(finite.min()), float(finite.max())
-    if range:
-        return f"from {low:.3g} to {high:.3g}"
-    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"
 
 
 def _unused(look: Look, names: list[str]) -> Finding:
@@ -237,7 +235,7 @@ def _unused(look: Look, names: list[str]) -> Finding:
 
 def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     """No mistake of the bank: what is known of the step."""
-    line = look.line(culprit(look, step))
+    line = line_of(look, step, f"step-{step}", None, culprit(look, step))
     specific = {"sequences-mixed", "not-causal"} & {wrong.mistake}
     slug, p = wrong.mistake if specific and step == 8 else f"step-{step}", look.p
     why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {wrong.message}"
@@ -248,16 +246,12 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
             f"the {p.B} * {p.H} matrices of scores, {p.T} x {p.T} each, do not stand in the order "
             "of the sequences and heads that they belong to"
         )
-    elif scale is not None:
-        factor, index = scale
-        line, slug = look.line(index), "scale-wrong"
-        why = (
-            f"scores are q times k, multiplied by {factor:.4g}, which is dividing by "
-            f"{1 / factor:.4g}; each head compares vectors of length head_dim = {p.D}, so divide "
-            f"by sqrt({p.D}) = {p.D**0.5:.2f}"
-        )
+    elif step == 4 and (wrong_one := wrong_scale(look)):
+        line = line_of(look, 4, "scale-wrong", None, wrong_one[1])
+        slug, _, why = told_scale(look, wrong_one[0])
     elif (born := first_nan(look.trace)) is not None and not look.y_finite():
-        line, slug = look.line(born.index), "not-finite"
+        slug = "not-finite"
+        line = line_of(look, 5, slug, None, born.index) if step == 5 else look.line(born.index)
         if step == 5 and not look.next_is(born.index, 5):
             slug = "mask-zero-times-infinity"
         why = (
@@ -265,7 +259,7 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
             f"{tuple(born.outputs[0].shape)}: a row that is hidden entirely, or 0 times infinity"
         )
     elif step == 5 and (fill := fill_of(look.trace, look.found, p)) is not None:
-        line, slug = look.line(fill[1]), _fill_slug(fill[0])
+        line, slug = line_of_fill(look, fill), _fill_slug(fill[0])
         why = (
             f"hidden scores become {fill[0] + 0.0:g}, which is not far below the others: here the "
             f"scores reach from {float(look.values.scaled.min()):.3g} to "
@@ -338,10 +332,17 @@ def _earlier(look: Look, step: int) -> Finding | None:
 def _random(trial: Trial, wrong: Wrong) -> Finding:
     """Dropout where there should be none: the first operation that gives two results."""
     looks = []
-    for seed in (1, 2):
+    for seed in (1, 2, 1):
         torch.manual_seed(seed)
         looks.append(look_again(trial))
-    look = looks[0]
+    look, again = looks[0], looks.pop()
+    if look.y is not None and again.y is not None and not torch.equal(look.y, again.y):
+        wrong = Wrong(
+            "state-between-calls",
+            f"{wrong.message}, with the same random numbers too: forward keeps something from one "
+            "call to the next",
+            "compute everything from x and the weights; keep nothing that an earlier x has left",
+        )
     for one, two in zip(looks[0].trace.operations, looks[1].trace.operations, strict=False):
         if any(not torch.equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=False)):
             step = 8
@@ -350,5 +351,8 @@ def _random(trial: Trial, wrong: Wrong) -> Finding:
                 step = 6 if before.has("q", "k") else 1
             if wrong.mistake == "wrong-output":
                 wrong = Wrong("dropout-fixed-rate", wrong.message, wrong.hint)
-            return told(look, step, wrong, one.line)
+            path, line = look.trial.file.path, one.line
+            if line is not None:
+                line = line_of_argument(path, line, 6, wrong.mistake) or line
+            return told(look, step, wrong, line)
     return _explained(look, wrong) if look.wrong else told(look, 8, wrong)

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptcli.course.attention_cases import (
     USUAL,
@@ -45,6 +45,7 @@ class Look:
     trace: Trace
     found: Matched
     values: Values
+    module: nn.Module
 
     @property
     def y(self) -> Tensor | None:
@@ -99,7 +100,7 @@ def look_again(trial: Trial, grad: bool | None = None, tolerance: float = 1e-9) 
     trace = watch(attempt.module, x, trial.file.path, attempt.options, grad)
     parts = trial.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
-    return Look(trial, p, trace, *match(trace, p, tolerance))
+    return Look(trial, p, trace, *match(trace, p, tolerance), attempt.module)
 
 
 def look_without_output(trial: Trial) -> Look | None:
@@ -115,7 +116,7 @@ def look_without_output(trial: Trial) -> Look | None:
     trial.attempt = Attempt(module, USUAL, x, {}, False)
     trace = watch(module, x.clone(), trial.file.path)
     p = Problem(x, parts, USUAL.H)
-    return Look(trial, p, trace, *match(trace, p))
+    return Look(trial, p, trace, *match(trace, p), module)
 
 
 def line_of_backward(trial: Trial) -> int | None:
@@ -135,16 +136,16 @@ def line_of_backward(trial: Trial) -> int | None:
     return int(lines[-1]) if lines else None
 
 
-def look_at_usual(trial: Trial) -> Look | None:
-    """The case whose sizes tell most; None where it cannot even be built."""
+def look_at(trial: Trial, case: Case = USUAL) -> Look | None:
+    """A case, of itself the one whose sizes tell most; None where it cannot even be built."""
     try:
-        built = trial.build(USUAL)
+        built = trial.build(case)
     except Wrong:
         return None
-    x = draw_input(USUAL, generator_for(USUAL))
+    x = draw_input(case, generator_for(case))
     trace = watch(built.module, x.clone(), trial.file.path)
-    p = Problem(x, built.projections, USUAL.H)
-    return Look(trial, p, trace, *match(trace, p))
+    p = Problem(x, built.projections, case.H)
+    return Look(trial, p, trace, *match(trace, p), built.module)
 
 
 def idle(look: Look) -> list[str]:
@@ -234,6 +235,29 @@ def transposed(look: Look) -> bool:
     return False
 
 
+def is_true(look: Look, slug: str) -> bool:
+    """Whether what a mistake says of the code can be so: another way may give the same numbers."""
+    p, found = look.p, look.found
+    products = [op for op in look.trace.operations if op.name in PRODUCTS]
+    if slug == "heads-missing":
+        held = [x for op in products for x in op.inputs[:2] if held_by(x, found, p.T) in ("q", "k")]
+        return not held or any(p.C in x.shape[-2:] for x in held)
+    if slug == "tokens-shifted":
+        return not found.has("q", "k", "v")
+    if slug == "softmax-not-normalised":
+        return not found.has("weights")
+    if slug == "softmax-missing":
+        fed = [held_by(x, found, p.T) for op in products for x in op.inputs]
+        return look.opaque or "masked" in fed or "scaled" in fed
+    if slug == "values-not-weighted":
+        return not any(
+            {"v"} < {held_by(x, found, p.T) for x in op.inputs}
+            for op in products
+            if op.index > max(found.at.get("scaled", -1), found.at.get("masked", -1))
+        )
+    return True
+
+
 def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
     """The mistake of this step whose wrong value is among theirs: other mistakes may follow."""
     shown = SHOWS[step]
@@ -319,7 +343,8 @@ def renamed(look: Look, values: Values, index: int) -> int:
         for (at, which), name in look.trace.names.items():
             made_here = look.trace.operations[at].outputs[which : which + 1]
             if name.lower().startswith(letter) and any(
-                x.numel() == wrong.numel() and same(x.double().reshape(-1), wrong.reshape(-1))
+                x.numel() == wrong.numel()
+                and same(x.double().reshape(-1).sort().values, wrong.reshape(-1).sort().values)
                 for x in made_here
             ):
                 return at

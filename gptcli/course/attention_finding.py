@@ -5,6 +5,7 @@ Dimensions: T time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,3 +103,14 @@ def at_operation(look: Look, index: int | None, wrong: Wrong) -> Finding:
     if index is None:
         return told(look, None, wrong)
     return told(look, first_missing(until(look.found, index)), wrong, look.line(index))
+
+
+def spread(x: Tensor, range: bool = False) -> str:
+    """From where to where numbers go, or what they all are."""
+    finite = x[x.isfinite()]
+    if not finite.numel():
+        return "no number at all"
+    low, high = float(finite.min()), float(finite.max())
+    if range:
+        return f"from {low:.3g} to {high:.3g}"
+    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

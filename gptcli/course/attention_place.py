@@ -298,16 +298,18 @@ def _was_turned(trace: Trace, found: Matched, name: str) -> bool:
 def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[float, int] | None:
     """The factor between q k^T and the last multiple of it that they computed, and where."""
     raw = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
-    wanted = raw.abs().sort().values
+    wanted = {1.0: raw.sort().values, -1.0: (-raw).sort().values}
     best = None
     for operation in trace.operations:
         for x in operation.outputs:
             if x.numel() != raw.numel() or not bool(x.isfinite().all()):
                 continue
-            ratio = x.double().reshape(-1).abs().sort().values / wanted
-            if bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all()) and float(ratio[-1]):
-                sign = 1.0 if x.double().sum() * raw.sum() > 0 else -1.0
+            theirs = x.double().reshape(-1).sort().values
+            for sign, right_order in wanted.items():
+                ratio = theirs / right_order
                 factor = sign * float(ratio[-1])
+                if not bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all()) or not factor:
+                    continue
                 if best is None or not math.isclose(best[0], factor, rel_tol=1e-9):
                     best = (factor, operation.index)
     return best

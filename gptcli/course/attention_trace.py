@@ -36,6 +36,8 @@ class Operation:
     asked: tuple[int, ...] = ()  # the plain integers among the arguments: a wanted shape
     grad: bool = False  # whether a result has a gradient
     cut: bool = False  # a result without gradient from inputs that have one
+    sources: list[int | None] = field(default_factory=list)  # which operation made each input
+    others: list[Tensor] = field(default_factory=list)  # results that are no floats: masks, indices
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Trace:
     foreign: bool = False  # whether something came from where nobody could watch
     # (operation, which of its results) -> their variable
     names: dict[tuple[int, int], str] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)  # their variables that are numbers
 
     def before(self, index: int) -> Iterator[Operation]:
         """The operations up to and with `index`, latest first."""
@@ -65,6 +68,7 @@ class _Watch(TorchFunctionMode):
         self.given = x.detach().clone()
         self.last: FrameType | None = None
         self.made: dict[int, tuple[int, int, Any]] = {}  # id -> (operation, which, the object)
+        self.source: dict[int, tuple[int, Any]] = {}  # the same of all tensors, also of no floats
 
     def __torch_function__(
         self,
@@ -84,9 +88,11 @@ class _Watch(TorchFunctionMode):
         given = list(_tensors((args, tuple(kwargs.values()))))
         if any(self._is_foreign(t) for t in given):
             trace.foreign = True
-        inputs = [_copy(t) for t in given if t.numel() <= MOST_NUMBERS]
+        small = [t for t in given if t.numel() <= MOST_NUMBERS]
+        inputs = [_copy(t) for t in small]
         line = frame.f_lineno if frame is not None else None
         operation = Operation(len(trace.operations), name, line, inputs, [])
+        operation.sources = [self.source.get(id(t), (None,))[0] for t in small]
         operation.asked = tuple(_integers((args[1:], tuple(kwargs.values()))))
         if func is F.scaled_dot_product_attention:
             self._spell_out(args, kwargs, line)
@@ -101,6 +107,9 @@ class _Watch(TorchFunctionMode):
             raise
         written = args[0] if name in ("__setitem__", "copy_") else result
         for tensor in _tensors((written,)):
+            self.source[id(tensor)] = (operation.index, tensor)
+            if tensor.numel() <= MOST_NUMBERS and not tensor.dtype.is_floating_point:
+                operation.others.append(_copy(tensor))
             if tensor.numel() <= MOST_NUMBERS and tensor.dtype.is_floating_point:
                 operation.outputs.append(_copy(tensor))
                 self.made[id(tensor)] = (operation.index, len(operation.outputs) - 1, tensor)
@@ -140,6 +149,8 @@ class _Watch(TorchFunctionMode):
             for name, value in above.f_locals.items():
                 if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
                     self.trace.names[made[0], made[1]] = name
+                elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self.trace.numbers[name] = value
             above = above.f_back
 
     def _spell_out(self, args: Any, kwargs: Any, line: int | None) -> None:

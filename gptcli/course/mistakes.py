@@ -17,6 +17,7 @@ from gptcli.course import (
     mistakes_output,
     mistakes_projections,
     mistakes_scores,
+    mistakes_softmax,
     mistakes_weights,
 )
 from gptcli.course.attention_stages import Problem, Values, walk
@@ -28,6 +29,7 @@ BANK: tuple[Mistake, ...] = (
     *mistakes_scores.BANK,
     *mistakes_mask.BANK,
     *mistakes_weights.BANK,
+    *mistakes_softmax.BANK,
     *mistakes_output.BANK,
 )
 CLOSE = 1e-8

@@ -215,4 +215,26 @@ BANK = (
             for way in (_scrambled_folds, _folded_turned, _folded_behind)
         ),
     ),
+    Mistake(
+        "heads-rolled",
+        2,
+        "q.roll(1, dims=1)",
+        "the {H} heads stand in another order: a head meets the keys or values of its neighbour",
+        "head h has the channels from h * {D}",
+        "leave the heads in the order of the split",
+        tuple(
+            _split_by(lambda p, y, n=n: heads(p, y).roll(n, 1), which)  # type: ignore[misc]
+            for which in ALL
+            for n in (1, -1)
+        ),
+    ),
+    Mistake(
+        "channels-of-heads-backward",
+        2,
+        "q.flip(-1)",
+        "the {D} channels within each head stand in reverse order",
+        "channel 0 of a query meets channel 0 of a key",
+        "leave out the flip",
+        tuple(_split_by(lambda p, y: heads(p, y).flip(-1), which) for which in ALL),
+    ),
 )

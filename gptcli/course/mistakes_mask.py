@@ -71,6 +71,14 @@ def _band(width: int) -> Callable[[Problem], Tensor]:
     return lambda p: p.past & torch.ones(p.T, p.T, dtype=torch.bool).triu(1 - width)
 
 
+def _without_first(p: Problem) -> Tensor:
+    return p.past & (torch.arange(p.T) > 0)
+
+
+def _eye(p: Problem) -> Tensor:
+    return torch.eye(p.T, dtype=torch.bool)
+
+
 def _columns(p: Problem) -> Tensor:
     """The last column alone is hidden, from all but the last row."""
     allowed = torch.ones(p.T, p.T, dtype=torch.bool)
@@ -174,9 +182,18 @@ BANK = (
         "an additive mask is 0 where one may look and -inf elsewhere",
         (
             {"hide": lambda p, s: s + p.past.double()},
-            {"hide": lambda p, s: s - (~p.past).double()},
             {"hide": lambda p, s: s + (~p.past).double()},
         ),
+    ),
+    Mistake(
+        "mask-added-too-weak",
+        5,
+        "scores - (1 - tril)",
+        "1 is taken from the scores of the future, which hides none of the {T} tokens: e^-1 is "
+        "still a third",
+        "what has to be added to a score to hide it?",
+        "an additive mask is 0 where one may look and -inf elsewhere",
+        ({"hide": lambda p, s: s - (~p.past).double()},),
     ),
     Mistake(
         "mask-multiplied",
@@ -257,5 +274,69 @@ BANK = (
         "how far back may a token look?",
         "everything left of the diagonal stays visible",
         tuple(change for width in (1, 2, 3, 4) for change in _allow(_band(width))),
+    ),
+    Mistake(
+        "mask-hides-first-token",
+        5,
+        "scores[..., 0] = -inf",
+        "the first token is hidden too: column 0 of the {T} x {T} scores has to stay visible to "
+        "all rows",
+        "may a token look back to the beginning?",
+        "everything left of the diagonal stays visible",
+        (*_allow(_without_first), *_allow(lambda p: _without_first(p) | _eye(p))),
+    ),
+    Mistake(
+        "mask-hides-next-token-only",
+        5,
+        "ones.triu(1).tril(1)",
+        "only the very next token is hidden: token 0 still looks at token {last}, the last",
+        "may token 0 look at the last one?",
+        "hide all cells whose column is greater than their row",
+        _allow(lambda p: ~(_tril(1)(p) & _triu(1)(p))),
+    ),
+    Mistake(
+        "mask-shows-next-token-only",
+        5,
+        "ones.triu(1).tril(1), the other way round",
+        "only the very next token is visible, which each of the {T} tokens has to predict",
+        "what may token t look at while it predicts token t + 1?",
+        "show the diagonal and everything left of it",
+        _allow(lambda p: _tril(1)(p) & _triu(1)(p)),
+    ),
+    Mistake(
+        "mask-open-at-the-front",
+        5,
+        "the first columns are never hidden",
+        "the first few of {T} tokens are visible to all, also to those before them",
+        "may token 0 look at token 1?",
+        "hide all cells whose column is greater than their row, in every column",
+        tuple(
+            change
+            for n in (2, 3)
+            for change in _allow(lambda p, n=n: p.past | (torch.arange(p.T) < n))  # type: ignore[misc]
+        ),
+    ),
+    Mistake(
+        "mask-mirrored",
+        5,
+        "ones.tril().flip(1)",
+        "the triangle is mirrored: its edge runs from the upper right to the lower left of the "
+        "{T} x {T} scores",
+        "how many numbers of row 0 may be seen?",
+        "torch.tril as it is, without flip",
+        tuple(change for dim in (0, 1) for change in _allow(lambda p, d=dim: p.past.flip(d))),  # type: ignore[misc]
+    ),
+    Mistake(
+        "mask-filled-with-minimum",
+        5,
+        "torch.where(tril, scores, scores.min())",
+        "hidden scores become the least of the visible ones, which still gets a weight: token 0 "
+        "looks at all {T} tokens",
+        "what number does the softmax turn into a weight of 0?",
+        "fill with -inf",
+        (
+            {"hide": lambda p, s: torch.where(p.past, s, s.amin(dim=-1, keepdim=True))},
+            {"hide": lambda p, s: torch.where(p.past, s, s.min())},
+        ),
     ),
 )

@@ -76,6 +76,16 @@ BANK = (
         _merge(
             _heads_alike(lambda m: m.mean(dim=1)),
             _heads_alike(lambda m: m.sum(dim=1)),
+        ),
+    ),
+    Mistake(
+        "one-head-for-all",
+        8,
+        "torch.cat(heads, dim=1)[:, :T]",
+        "the result of one head stands in the place of all {H}, {D} channels over and over",
+        "{H} heads of {D} channels make {C}",
+        "concatenate the heads along the channels, the last dimension",
+        _merge(
             _heads_alike(lambda m: m[:, 0]),
             _heads_alike(lambda m: m[:, -1]),
         ),
@@ -191,6 +201,7 @@ BANK = (
                     lambda p: p.D**-0.5,
                     lambda p: 2.0,
                     lambda p: 0.5,
+                    lambda p: 0.5**0.5,
                 )
             ),
             *((lambda p, m, f=f: output(p, m * f)) for f in (2.0, 0.5)),
@@ -208,5 +219,32 @@ BANK = (
             lambda p, m: output(p, m.mean(dim=1, keepdim=True)).expand(p.B, p.T, p.C),
             lambda p, m: output(p, m).flip(1),
         ),
+    ),
+    Mistake(
+        "projection-of-x",
+        8,
+        "self.c_proj(x)",
+        "the output projection gets x, ({B}, {T}, {C}), and all that was computed is left behind",
+        "what has to be mixed at the end?",
+        "return what c_proj makes of the merged heads",
+        _output(lambda p, m: output(p, p.x)),
+    ),
+    Mistake(
+        "output-bias-per-head",
+        8,
+        "the bias is added once for each head",
+        "the bias of the output projection, ({C},), is added {H} times, once for each head",
+        "how often does a linear layer add its bias?",
+        "sum the heads first and add the bias once, or call self.c_proj(y)",
+        _output(lambda p, m: p.H * output(p, m) - (p.H - 1) * _bare(p, m)),
+    ),
+    Mistake(
+        "channels-backward",
+        8,
+        "y.flip(-1)",
+        "the {C} channels of the merged heads stand in reverse order",
+        "head 0 comes first, and its channel 0 before all",
+        "leave out the flip",
+        _merge(lambda p, m: merge(p, m).flip(-1)),
     ),
 )

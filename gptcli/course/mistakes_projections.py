@@ -59,6 +59,10 @@ def _twice(p: Problem, right: Tensor, letter: str) -> Tensor:
     return F.linear(right, weight, bias)
 
 
+def _of_first(p: Problem, right: Tensor, letter: str) -> Tensor:
+    return right[:1].expand_as(right)
+
+
 def _added(p: Problem, right: Tensor, letter: str) -> Tensor:
     return right + p.x
 
@@ -237,5 +241,48 @@ BANK = (
         "how are the rows of the fused layer stacked?",
         "cut the last dimension into 3 pieces of {C} first, and each piece into heads afterwards",
         ({"project": _fused_by_head}, {"project": _fused_by_channel}),
+    ),
+    Mistake(
+        "first-sequence-for-all",
+        1,
+        "self.key(x[:1])",
+        "x of the first sequence stands in for all {B} of them",
+        "whose tokens does sequence 1 look at?",
+        "call the layers on all of x",
+        tuple(_each(which, _of_first) for which in ALL),
+    ),
+    Mistake(
+        "tokens-shifted",
+        1,
+        "self.value(x.roll(1, dims=1))",
+        "a projection gets the {T} tokens of x shifted, turned around or summed up, and not each "
+        "token itself",
+        "which token does row t of x belong to?",
+        "call the layers on x as it comes",
+        tuple(
+            _each(which, lambda p, r, c, f=f: F.linear(f(p.x), *_part(p, c)))  # type: ignore[misc]
+            for which in ("v", "k", "q", "kv", "qkv")
+            for f in (
+                lambda x: x.roll(1, 1),
+                lambda x: x.roll(-1, 1),
+                lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1],
+                lambda x: x.cumsum(1),
+                lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
+            )
+        ),
+    ),
+    Mistake(
+        "bias-of-another-projection",
+        1,
+        "x @ self.query.weight.T + self.key.bias",
+        "a projection adds the bias, ({C},), of another one",
+        "each layer has a bias of its own",
+        "call the layer, self.query(x)",
+        tuple(
+            _each(which, lambda p, r, c, o=other: F.linear(p.x, _part(p, c)[0], _part(p, o)[1]))  # type: ignore[misc]
+            for which in ("q", "k", "v")
+            for other in "qkv"
+            if which != other and which != "k"
+        ),
     ),
 )

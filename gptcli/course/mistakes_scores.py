@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,14 @@ Number = Callable[[Problem], float]
 
 def _raw(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.transpose(-1, -2)
+
+
+def _row(p: Problem) -> Tensor:
+    return torch.arange(1, p.T + 1)[:, None].double()
+
+
+def _over_heads(x: Tensor) -> Tensor:
+    return x.sum(dim=1, keepdim=True).expand_as(x)
 
 
 def _times(factor: Number) -> Mapping[str, Stage]:
@@ -77,7 +86,17 @@ BANK = (
         "* math.sqrt(n_embd)",
         "scores are multiplied by sqrt(n_embd) = {rootC:.2f}",
         lambda p: p.C**0.5,
+    ),
+    _scale(
+        "scale-multiplied-n-embd",
+        "* n_embd",
+        "scores are multiplied by n_embd = {C}",
         lambda p: float(p.C),
+    ),
+    _scale(
+        "scale-multiplied-head-dim",
+        "* head_dim",
+        "scores are multiplied by head_dim = {D}",
         lambda p: float(p.D),
     ),
     _scale(
@@ -85,6 +104,11 @@ BANK = (
         "/ math.sqrt(T)",
         "scores are divided by sqrt(T) = {rootT:.2f}, which changes with the length of the text",
         lambda p: p.T**-0.5,
+    ),
+    _scale(
+        "scale-t",
+        "/ T",
+        "scores are divided by T = {T}, which changes with the length of the text",
         lambda p: 1 / p.T,
     ),
     _scale(
@@ -93,13 +117,18 @@ BANK = (
         "scores are divided by a number made of n_head = {H} (its root is {rootH:.2f})",
         lambda p: p.H**-0.5,
         lambda p: 1 / p.H,
+    ),
+    _scale(
+        "scale-sqrt-b",
+        "/ math.sqrt(q.shape[0])",
+        "scores are divided by a root of the number of sequences, B = {B}",
         lambda p: p.B**-0.5,
         lambda p: (p.B * p.H) ** -0.5,
     ),
     _scale(
         "scale-twice",
         "q / math.sqrt(head_dim), then scores / math.sqrt(head_dim)",
-        "scores are scaled twice",
+        "scores are divided by sqrt({D}) = {rootD:.2f} and then once more",
         lambda p: p.D**-1.5,
         lambda p: p.D**-0.5 * p.C**-0.5,
     ),
@@ -119,10 +148,8 @@ BANK = (
     _scale(
         "scale-squared",
         "/ head_dim ** 2",
-        "scores are divided by a power of head_dim = {D} that is no square root",
+        "scores are divided by the square of head_dim = {D}",
         lambda p: p.D**-2.0,
-        lambda p: p.D**-1.0 * 2,
-        lambda p: (2 * p.D) ** -0.5,
     ),
     Mistake(
         "scale-negative",
@@ -206,6 +233,66 @@ BANK = (
                     )
                 },
             )
+        ),
+    ),
+    Mistake(
+        "scale-by-visible-keys",
+        4,
+        "/ (t + 1) ** 0.5",
+        "row t of the {T} x {T} scores is divided by a number made of t + 1, how many keys token "
+        "t may see",
+        "what has the length of the text to do with the size of a dot product of {D} channels?",
+        "divide all scores by sqrt({D}) = {rootD:.2f}",
+        tuple(
+            {"score": lambda p, q, k, e=e, f=f: _raw(q, k) * _row(p) ** e * p.D**f}
+            for e in (-0.5, -1.0)
+            for f in (0.0, -0.5)
+        ),
+    ),
+    Mistake(
+        "scores-of-distances",
+        4,
+        "-torch.cdist(q, k)",
+        "the scores are distances of queries and keys; attention takes their dot products over "
+        "{D} channels",
+        "how alike are two vectors, by a product?",
+        "q @ k.transpose(-2, -1) / sqrt({D})",
+        tuple(
+            {"score": lambda p, q, k, n=n, f=f, s=s: s * torch.cdist(q, k) ** n * p.D**f}
+            for n in (1, 2)
+            for f in (0.0, -0.5)
+            for s in (-1.0, 1.0, -0.5)
+        ),
+    ),
+    Mistake(
+        "scores-shared-by-heads",
+        4,
+        "scores.mean(dim=1, keepdim=True)",
+        "the scores are summed or averaged over the {H} heads; each head has its own {T} x {T} "
+        "scores",
+        "may head 0 know what head 1 looks at?",
+        "keep the dimension of the heads in the product",
+        (
+            *(
+                {"score": lambda p, q, k, f=f: _over_heads(_raw(q, k)) * p.D**-0.5 * f(p)}
+                for f in (lambda p: 1.0, lambda p: 1 / p.H)
+            ),
+            *(
+                {"score": lambda p, q, k, f=f: _raw(q, _over_heads(k)) * p.D**-0.5 * f(p)}
+                for f in (lambda p: 1.0, lambda p: 1 / p.H)
+            ),
+            {"score": lambda p, q, k: _raw(_over_heads(q), k) * p.D**-0.5},
+        ),
+    ),
+    Mistake(
+        "one-query-for-all",
+        4,
+        "q[:, :, -1:]",
+        "one token's query asks for all {T} tokens",
+        "every token has a query of its own",
+        "multiply all of q by the keys",
+        tuple(
+            {"score": lambda p, q, k, t=t: _raw(q[:, :, [t] * p.T], k) * p.D**-0.5} for t in (0, -1)
         ),
     ),
 )

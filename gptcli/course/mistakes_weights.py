@@ -320,4 +320,45 @@ BANK = (
         "view(B, {H}, T, {D})",
         _mix(_unfolded_turned),
     ),
+    Mistake(
+        "values-of-one-sequence",
+        7,
+        "weights @ v[:1]",
+        "the values of the first sequence stand in for those of all {B}",
+        "whose values does sequence 1 gather?",
+        "weights @ v, with all of v",
+        _mix(lambda p, w, v: w @ v[:1]),
+    ),
+    Mistake(
+        "values-shifted",
+        7,
+        "weights @ v.roll(1, dims=-2)",
+        "the values of the {T} tokens are shifted before they are gathered: each weight meets a "
+        "neighbour's value",
+        "which token does column 0 of the weights belong to?",
+        "weights @ v, as they are",
+        _mix(lambda p, w, v: w @ v.roll(1, -2), lambda p, w, v: w @ v.roll(-1, -2)),
+    ),
+    Mistake(
+        "values-changed-in-product",
+        7,
+        "weights @ v.abs()",
+        "the values, {D} channels per head, go through a function before they are gathered",
+        "what does the sum add up?",
+        "weights @ v, as they are",
+        _mix(
+            *((lambda p, w, v, f=f: w @ f(v)) for f in (torch.abs, torch.square, torch.relu)),
+            lambda p, w, v: w @ v.mean(dim=1, keepdim=True).expand_as(v),
+        ),
+    ),
+    Mistake(
+        "mixed-divided-by-visible-keys",
+        7,
+        "(weights * v).mean(dim)",
+        "the result of token t is divided by t + 1, how many of the {T} tokens it may see; the "
+        "weights sum to 1 already",
+        "why divide?",
+        "the sum of the weighted values is their average already",
+        _mix(lambda p, w, v: w @ v / torch.arange(1, p.T + 1)[:, None]),
+    ),
 )

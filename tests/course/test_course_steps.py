@@ -66,6 +66,44 @@ def test_messages_quote_their_code(judged: Judged) -> None:
         assert not re.search(r"[{}]", report.message.replace(quoted[2] if quoted else "", ""))
 
 
+def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
+    asked, missed = 0, []
+    for name, (change, report) in judged.items():
+        style = STYLES[name.split("__")[0]].splitlines()
+        text = Path(report.file).read_text(encoding="utf-8").splitlines()
+        changed = {i + 1 for i, line in enumerate(text) if line not in style}
+        quoted = re.search(r"line (\d+)", report.message)
+        if not changed or report.first_wrong_step != change.step:
+            continue  # a line that is left out cannot be quoted
+        asked += 1
+        if quoted is None or int(quoted[1]) not in changed:
+            missed.append(f"{name}: {sorted(changed)}, quoted {quoted and quoted[1]}")
+    assert len(missed) <= 0.15 * asked, "\n".join(missed)
+
+
+def test_what_is_said_is_so(tmp_path: Path) -> None:
+    """Two ways to the same numbers: a second size, or what met, tells them apart."""
+    fused = STYLES["fused"]
+    files = {
+        "eight": fused.replace("math.sqrt(D)", "8.0"),
+        "root": fused.replace("math.sqrt(D)", "D"),
+        "log": fused.replace("F.softmax(scores, dim=-1)", "F.log_softmax(scores.clamp(-99), -1)"),
+        "power": fused.replace("F.softmax(scores, dim=-1)", "torch.exp2(scores)"),
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    said = {}
+    for name, report in zip(
+        files, check_files([str(tmp_path / f"{name}.py") for name in files]), strict=True
+    ):
+        assert isinstance(report, FileReport)
+        said[name] = (report.mistake, report.message)
+    assert said["eight"][0] == "scale-wrong"
+    assert "head_dim = 8 itself" not in said["eight"][1]
+    assert said["root"][0] == "scale-without-root"
+    assert "as they are" not in said["log"][1] + said["power"][1]
+
+
 def test_right_files_of_every_style_pass(tmp_path: Path) -> None:
     specs = []
     for style, text in STYLES.items():

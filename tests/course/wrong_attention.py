@@ -237,7 +237,7 @@ MISTAKES = (
     Mistake("no_forward", "no-forward", "no method `forward`", "def forward(", "def foward("),
     Mistake(
         "state_between_calls",
-        "dropout-in-evaluation",
+        "state-between-calls",
         "two calls with the same x differ",
         "return self.c_proj(y)",
         "self.n = getattr(self, 'n', 0) + 1\n        return self.c_proj(y) * self.n",
