@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from gptcli import __version__
 from gptcli.cli import (
+    bench,
     check,
     check_parts,
     configs,
@@ -70,6 +71,7 @@ for _exercise, _what, _interface in check_parts.PARTS:
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
+_add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")

@@ -252,6 +252,12 @@ def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
     return (targets[0] if targets else None), overrides
 
 
+def config_of_words(words: list[str]) -> Config:
+    """The config that the words of a command line stand for."""
+    target, overrides = _split_words(words)
+    return _config(target, overrides, None)[0]
+
+
 def _with_own_tokenizer(overrides: list[str]) -> list[str]:
     """A learner's tokenizer is a bpe, whatever the config has."""
     for override in overrides:

@@ -54,11 +54,11 @@ def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: tor
         start = time.perf_counter()
         model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
         weights.collect(1.0)
-        passes = _now(device) - start
+        passes = now(device) - start
         optimizers.step(1e-9)
         weights.publish()
         weights.clear_grads()
-        update = _now(device) - start - passes
+        update = now(device) - start - passes
         return passes * sequences / batch + update
 
     once(1)  # the first pass starts libraries and threads
@@ -73,7 +73,8 @@ def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: tor
     return sorted(times)[len(times) // 2]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once all that the device was asked to do is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

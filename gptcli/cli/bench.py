@@ -1,0 +1,74 @@
+"""`gptcli bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptcli.cli.options import JsonOption
+from gptcli.cli.output import print_json
+
+
+def bench(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE ...]",
+            help="A config as for train; without one, the default.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how fast this machine trains and samples a config.
+
+    The share says how much of the machine's matrix products, measured first, a training step
+    uses. About ten seconds; nothing is kept."""
+    from gptcli.cli.train import config_of_words
+
+    config = config_of_words(arguments or [])
+
+    import torch
+
+    from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
+    from gptcli.training.setup import open_text
+    from gptcli.training.speed import measure
+
+    device = choose_device(config.run.device)
+    dtype = choose_dtype(config.run.dtype, device)
+    threads = choose_threads(config.run.threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    speed = measure(config, open_text(config).tokenizer.vocab_size, dtype, device)
+    result = {
+        "train_tokens_per_second": speed.train_tokens_per_second,
+        "train_flops_fraction_of_peak": speed.train_flops_fraction_of_peak,
+        "sample_tokens_per_second": speed.sample_tokens_per_second,
+        "sample_tokens_per_second_batch": speed.sample_tokens_per_second_batch,
+        "batch": speed.batch,
+        "peak_flops": speed.peak_flops,
+        "parameters": speed.parameters,
+        "device": device.type,
+        "dtype": dtype_name(dtype),
+        "threads": threads,
+    }
+    if as_json:
+        print_json(result)
+        return
+    where = f"{device.type}, {threads} threads" if device.type == "cpu" else device.type
+    for name, value in (
+        ("model", f"{speed.parameters:,} parameters"),
+        ("machine", f"{where}, {dtype_name(dtype)} products at {speed.peak_flops / 1e9:,.0f} GF/s"),
+        (
+            "training",
+            f"{speed.train_tokens_per_second:,.0f} tokens per second, "
+            f"{speed.train_flops_fraction_of_peak:.0%} of that peak",
+        ),
+        ("sampling", f"{speed.sample_tokens_per_second:,.0f} tokens per second, one stream"),
+        (
+            "",
+            f"{speed.sample_tokens_per_second_batch:,.0f} tokens per second, "
+            f"{speed.batch} streams together",
+        ),
+    ):
+        typer.echo(f"{name:<10}{value}")
