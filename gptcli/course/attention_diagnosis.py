@@ -109,7 +109,9 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
     fits = [
         (mistake, values)
         for mistake, values in made(look.p)
-        if same(look.y, values.out) and not same(values.out, look.values.out)
+        if same(look.y, values.out)
+        and not same(values.out, look.values.out)
+        and is_true(look, mistake.slug)
     ]
     if not any(fit[0].step == 1 for fit in fits) and (unused := idle(look)):
         return _unused(look, unused)
@@ -117,7 +119,6 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         step = by_signature(look)
     if not scores_tried(look):
         fits = [fit for fit in fits if fit[0].step <= 4]
-    fits = [fit for fit in fits if is_true(look, fit[0].slug)]
     spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
     if spoil is not None and not any(fit[0].step <= step for fit in fits):
         return _spoiled(look, spoil, step, wrong)

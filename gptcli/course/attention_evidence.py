@@ -242,13 +242,18 @@ def is_true(look: Look, slug: str) -> bool:
     if slug == "heads-missing":
         held = [x for op in products for x in op.inputs[:2] if held_by(x, found, p.T) in ("q", "k")]
         return not held or any(p.C in x.shape[-2:] for x in held)
+    if slug == "projection-of-x":
+        return found.has("mixed")
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v")
     if slug == "softmax-not-normalised":
         return not found.has("weights")
     if slug == "softmax-missing":
-        fed = [held_by(x, found, p.T) for op in products for x in op.inputs]
-        return look.opaque or "masked" in fed or "scaled" in fed
+        fed = [x for op in products for x in op.inputs if x.dim() >= 2]
+        table = found.tables["scaled"]  # what is hidden may have become 0
+        seen = [(table.locate(x.double()) >= 0) | (x.reshape(-1) == 0) for x in fed]
+        names = {held_by(x, found, p.T) for x in fed}
+        return look.opaque or "masked" in names or any(bool(at.all()) for at in seen)
     if slug == "values-not-weighted":
         return not any(
             {"v"} < {held_by(x, found, p.T) for x in op.inputs}
