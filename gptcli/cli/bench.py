@@ -28,8 +28,6 @@ def bench(
 
     config = config_of_words(arguments or [])
 
-    import torch
-
     from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
     from gptcli.training.setup import open_text
     from gptcli.training.speed import measure
@@ -37,8 +35,6 @@ def bench(
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     threads = choose_threads(config.run.threads)
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
     speed = measure(config, open_text(config).tokenizer.vocab_size, dtype, device)
     result = {
         "train_tokens_per_second": speed.train_tokens_per_second,
