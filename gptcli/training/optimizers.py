@@ -6,7 +6,6 @@ Dimensions: N matrices of one shape, (R, C) rows and columns.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -35,53 +34,104 @@ def orthogonalise(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
     return X.transpose(1, 2) if tall else X
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """Momentum whose update is orthogonalised: for matrices of hidden layers.
 
     Per step: momentum = beta * momentum + gradient; Nesterov's look-ahead; orthogonalise;
     weight -= rate * sqrt(max(1, R / C)) * update, after weight *= 1 - rate * weight_decay.
-    Matrices of one shape are stacked and go through the iteration together.
+    Matrices of one shape, or of its transpose, are stacked and go through the iteration together.
     Source: Jordan et al. 2024; decay as in Liu et al. 2025, "Muon is scalable for LLM training".
     """
 
     def __init__(
         self,
         params: list[Tensor],
-        lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         assert all(p.dim() == 2 for p in params)
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._momentum, self._decay, self._dtype = momentum, weight_decay, dtype
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
-            shapes[tuple(p.shape)].append(p)
+            shapes[tuple(sorted(p.shape))].append(p)
         self._stacks = list(shapes.values())
+        self.params = params
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, rate: float) -> None:
         """One update of every matrix that has a gradient."""
-        group = self.param_groups[0]
-        rate, beta = group["lr"], group["momentum"]
+        beta = self._momentum
         for stack in self._stacks:
             params = [p for p in stack if p.grad is not None]
             if not params:
                 continue
             grads = [p.grad for p in params if p.grad is not None]
             for p in params:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
+                if p not in self.state:
+                    self.state[p] = {"momentum": torch.zeros_like(p)}
             buffers = [self.state[p]["momentum"] for p in params]
             torch._foreach_mul_(buffers, beta)
             torch._foreach_add_(buffers, grads)
             ahead = torch._foreach_add(grads, buffers, alpha=beta)
-            update = orthogonalise(torch.stack(ahead), dtype=self.dtype).to(params[0].dtype)
-            rows, columns = params[0].shape
-            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
-            torch._foreach_add_(
-                params, list(update.unbind(0)), alpha=-rate * max(1.0, rows / columns) ** 0.5
+            wide = [u if u.shape[0] <= u.shape[1] else u.T for u in ahead]
+            update = orthogonalise(torch.stack(wide), dtype=self._dtype).to(params[0].dtype)
+            updates = [
+                u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
+            ]
+            torch._foreach_mul_(params, 1 - rate * self._decay)
+            for p, u in zip(params, updates, strict=True):
+                rows, columns = p.shape
+                p.add_(u, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+
+
+class AdamW:
+    """AdamW with the moments' biases corrected, by PyTorch's fused operation.
+
+    `groups` are (parameters, weight decay). torch.optim's class would do the same sums, but brings
+    PyTorch's compiler with it: most of a second before the first step.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
+
+    def __init__(
+        self, groups: list[tuple[list[Tensor], float]], betas: tuple[float, float], eps: float
+    ) -> None:
+        self.groups = groups
+        self.params = [p for params, _ in groups for p in params]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._betas, self._eps = betas, eps
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One update of every parameter that has a gradient."""
+        for group, decay in self.groups:
+            params = [p for p in group if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if p not in self.state:
+                    self.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+            states = [self.state[p] for p in params]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params if p.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                amsgrad=False,
+                lr=rate,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                weight_decay=decay,
+                eps=self._eps,
+                maximize=False,
             )
 
 
@@ -101,54 +151,39 @@ class Optimizers:
         weight_decay: float,
         muon_dtype: torch.dtype,
     ) -> None:
-        self._names = {id(p): name for name, p in parameters}
+        self._names = {p: name for name, p in parameters}
         muon = [p for n, p in parameters if kind == "muon" and n.startswith("h.") and p.dim() == 2]
-        taken = {id(p) for p in muon}
-        rest = [p for _, p in parameters if id(p) not in taken]
+        rest = [p for _, p in parameters if not any(p is taken for taken in muon)]
         self._share = ADAMW_SHARE if kind == "muon" else 1.0
-        self._all: list[torch.optim.Optimizer] = []
-        if muon:
-            self._all.append(Muon(muon, lr=0.0, weight_decay=weight_decay, dtype=muon_dtype))
-        self._adamw = torch.optim.AdamW(
+        self._muon = Muon(muon, weight_decay=weight_decay, dtype=muon_dtype) if muon else None
+        self._adamw = AdamW(
             [
-                {
-                    "params": [p for p in rest if p.dim() >= 2],
-                    "weight_decay": weight_decay if kind == "adamw" else 0.0,
-                },
-                {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+                ([p for p in rest if p.dim() >= 2], weight_decay if kind == "adamw" else 0.0),
+                ([p for p in rest if p.dim() < 2], 0.0),
             ],
-            lr=0.0,
             betas=(0.9, 0.95),
             eps=1e-10 if kind == "muon" else 1e-8,
-            fused=True,
         )
-        self._all.append(self._adamw)
 
     def step(self, rate: float) -> None:
         """One update of all parameters at the learning rate `rate`."""
-        for optimizer in self._all:
-            share = self._share if optimizer is self._adamw else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-            optimizer.step()
+        if self._muon is not None:
+            self._muon.step(rate)
+        self._adamw.step(rate * self._share)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by "slot/parameter"."""
         return {
-            f"{slot}/{self._names[id(p)]}": value
-            for p, slots in self._states()
-            for slot, value in slots.items()
+            f"{slot}/{self._names[p]}": value
+            for optimizer in self._all
+            for p in optimizer.params
+            for slot, value in optimizer.state.get(p, {}).items()
         }
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Put back what `state` gave. Raises KeyError where it is not what these optimizers keep
         (before their first step: nothing)."""
-        by_name = {
-            self._names[id(p)]: (optimizer, p)
-            for optimizer in self._all
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
+        by_name = {self._names[p]: (one, p) for one in self._all for p in one.params}
         adamw, muon = ("step", "exp_avg", "exp_avg_sq"), ("momentum",)
         wanted = {
             f"{slot}/{name}"
@@ -160,11 +195,8 @@ class Optimizers:
         for key, value in saved.items():
             slot, _, name = key.partition("/")
             optimizer, p = by_name[name]
-            optimizer.state[p][slot] = value.to(p.device, copy=True)
+            optimizer.state.setdefault(p, {})[slot] = value.to(p.device, copy=True)
 
-    def _states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        for optimizer in self._all:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    if p in optimizer.state:
-                        yield p, optimizer.state[p]
+    @property
+    def _all(self) -> list[Muon | AdamW]:
+        return [self._adamw] if self._muon is None else [self._muon, self._adamw]

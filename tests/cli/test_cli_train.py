@@ -555,3 +555,17 @@ def test_names_that_look_like_overrides_and_sections(
     config = yaml.safe_load(Path("r/config.yaml").read_text("utf-8"))
     assert (config["model"]["n_layer"], config["model"]["n_embd"]) == (2, 32)
     assert cli("sample", "r", "--threads", "100000").code == 2
+
+
+def test_training_does_not_wait_for_a_compiler_that_it_does_not_use(
+    text_file: Path, tmp_path: Path
+) -> None:
+    words = ["train", "tiny", f"data.source={text_file}", "train.max_steps=2", "run.device=cpu"]
+    program = (
+        "import sys; from gptcli.cli import main\n"
+        f"sys.argv = ['gptcli', *{[*words, '--out', str(tmp_path / 'run')]!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import ModelConfig, TrainConfig
-from gptcli.training.optimizers import Muon, Optimizers, orthogonalise
+from gptcli.training.optimizers import AdamW, Muon, Optimizers, orthogonalise
 from gptcli.training.precision import Weights
 from gptcli.training.schedule import (
     lr_at,
@@ -81,7 +81,7 @@ def test_muon_by_hand() -> None:
     weight = torch.randn(6, 3, generator=generator)
     twin = torch.randn(6, 3, generator=generator)
     start = weight.clone()
-    muon = Muon([weight, twin], lr=0.1, momentum=0.9, weight_decay=0.5, dtype=torch.float32)
+    muon = Muon([weight, twin], momentum=0.9, weight_decay=0.5, dtype=torch.float32)
     momentum = torch.zeros(6, 3)
     expected = start
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_muon_by_hand() -> None:
         momentum = 0.9 * momentum + grad
         update = orthogonalise((grad + 0.9 * momentum)[None], dtype=torch.float32)[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 2**0.5 * update
-        muon.step()
+        muon.step(0.1)
     torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -98,18 +98,50 @@ def test_which_parameter_goes_where() -> None:
     model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), 11)
     named = [(n, p.detach()) for n, p in model.named_parameters()]
     muon = Optimizers("muon", named, 0.1, torch.float32)
+    assert muon._muon is not None
     names = {
-        group: {muon._names[id(p)] for p in optimizer.param_groups[0]["params"]}
-        for group, optimizer in (("muon", muon._all[0]), ("adamw", muon._adamw))
+        "muon": {muon._names[p] for p in muon._muon.params},
+        "adamw": {muon._names[p] for p in muon._adamw.groups[0][0]},
     }
     assert all(n.startswith("h.") and not n.endswith("norm.weight") for n in names["muon"])
     assert names["adamw"] == {"wte.weight", "lm_head.weight"}
     adamw = Optimizers("adamw", named, 0.1, torch.float32)
-    decayed, not_decayed = adamw._adamw.param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert not_decayed["weight_decay"] == 0.0
-    assert all(p.dim() >= 2 for p in decayed["params"])
-    assert all(p.dim() < 2 for p in not_decayed["params"])
+    (decayed, decay), (not_decayed, none) = adamw._adamw.groups
+    assert (decay, none) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed)
+    assert all(p.dim() < 2 for p in not_decayed)
+
+
+def test_adamw_is_that_of_pytorch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    ours = [torch.randn(5, 3, generator=generator), torch.randn(7, generator=generator)]
+    theirs = [p.clone().requires_grad_() for p in ours]
+    optimizer = AdamW([([ours[0]], 0.1), ([ours[1]], 0.0)], betas=(0.9, 0.95), eps=1e-8)
+    reference = torch.optim.AdamW(
+        [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:], "weight_decay": 0.0}],
+        lr=0.02,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    for _ in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        optimizer.step(0.02)
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_tall_and_wide_matrices_share_an_iteration() -> None:
+    generator = torch.Generator().manual_seed(4)
+    tall = torch.randn(6, 3, generator=generator)
+    wide, before = tall.T.clone(), tall.clone()
+    muon = Muon([tall, wide], dtype=torch.float32)
+    tall.grad = torch.randn(6, 3, generator=generator)
+    wide.grad = tall.grad.T.clone()
+    muon.step(0.1)
+    torch.testing.assert_close((tall - before) / 2**0.5, (wide.T - before), rtol=1e-4, atol=1e-5)
 
 
 def test_masters_keep_what_bfloat16_cannot() -> None:
