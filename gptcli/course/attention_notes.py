@@ -5,6 +5,8 @@ Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ def notes(trial: Trial) -> list[Check]:
     """Dropout in training, masks that stay behind on another device, block_size, bfloat16."""
     found: list[Check] = [_dropout(trial)]
     built = trial.build(USUAL)
+    with contextlib.suppress(Wrong):  # a mask may be made, and kept, in the first forward
+        trial.run(built.module, draw_input(USUAL, generator_for(USUAL)))
     if plain := plain_tensors(built.module):
         found.append(
             _note(

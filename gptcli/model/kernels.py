@@ -105,7 +105,10 @@ class _NormRotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         normal, scale, gain, cos, sin = ctx.saved_tensors
         turned = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
-        of_gain = (turned * normal).sum_to_size(gain.shape)
+        outer = turned * normal
+        last = outer.shape[-gain.dim() :]
+        # Over the first dimensions as one sum of rows, which is quick; then over the heads.
+        of_gain = outer.view(-1, math.prod(last)).sum(0).view(last).sum_to_size(gain.shape)
         return _through_norm(turned.mul_(gain), normal, scale), of_gain, None, None, None
 
 

@@ -11,19 +11,46 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
+_ALIGNED = 64  # numbers: every tensor begins at a multiple of a cache line, as matrix code likes
+
 
 class Weights:
-    """The masters of a model's parameters, their gradients, and the way between the two."""
+    """The masters of a model's parameters, their gradients, and the way between the two.
+
+    Where the passes run in a shorter type, all masters lie in one tensor, as do their gradients and
+    the working copies: what is done to all of them is then one operation."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32
         self._working: list[Tensor] = list(model.parameters())
-        self._tensors = (
-            self._working if self.same else [p.detach().float().clone() for p in self._working]
-        )
         names = [name for name, _ in model.named_parameters()]
+        self._tensors = self._working
+        self._gradients: list[Tensor] = []
+        if not self.same:
+            with torch.no_grad():
+                self._lay_out(dtype)
         self.masters: list[tuple[str, Tensor]] = list(zip(names, self._tensors, strict=True))
         model.to(dtype)  # the parameters stay the same objects
+
+    def _lay_out(self, dtype: torch.dtype) -> None:
+        sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in self._working]
+        device = self._working[0].device
+
+        def views(flat: Tensor) -> list[Tensor]:
+            parts: tuple[Tensor, ...] = torch.ops.aten.split_with_sizes(flat, sizes)
+            return [
+                part[: p.numel()].view(p.shape)
+                for part, p in zip(parts, self._working, strict=True)
+            ]
+
+        self._all = torch.zeros(sum(sizes), device=device)
+        self._all_gradients = torch.zeros_like(self._all)
+        self._all_working = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        self._tensors, self._gradients = views(self._all), views(self._all_gradients)
+        torch._foreach_copy_(self._tensors, self._working)
+        for p, view in zip(self._working, views(self._all_working), strict=True):
+            p.data = view
+        self.publish()
 
     @torch.no_grad()
     def collect(self, scale: float) -> None:
@@ -31,17 +58,31 @@ class Weights:
         if self.same:  # backward has added them up already
             assert scale == 1.0
             return
-        for master, working in zip(self._tensors, self._working, strict=True):
-            if (grad := working.grad) is None:
-                continue
-            if master.grad is None:
-                master.grad = grad.float() if scale == 1.0 else grad.float().mul_(scale)
-            else:
-                master.grad.add_(grad, alpha=scale)
-            working.grad = None
+        found: list[Tensor] = []
+        places: list[Tensor] = []
+        first = True
+        for master, working, place in zip(
+            self._tensors, self._working, self._gradients, strict=True
+        ):
+            if working.grad is not None:
+                first = first and master.grad is None
+                found.append(working.grad)
+                places.append(place)
+                master.grad = place
+                working.grad = None
+        if first:
+            self._all_gradients.zero_()
+            torch._foreach_copy_(places, found)
+            if scale != 1.0:
+                self._all_gradients.mul_(scale)
+        else:
+            torch._foreach_add_(places, found, alpha=scale)
 
     def norm(self) -> Tensor:
         """The global gradient norm, float32 ()."""
+        if not self.same:
+            whole: Tensor = torch.linalg.vector_norm(self._all_gradients)
+            return whole
         norms = torch._foreach_norm(self.grads())
         norm: Tensor = torch.linalg.norm(torch.stack(norms))
         return norm
@@ -50,7 +91,8 @@ class Weights:
     def clip(self, norm: float, longest: float) -> None:
         """Scale the gradients, whose global norm is `norm`, down to `longest`."""
         if norm > longest:
-            torch._foreach_mul_(self.grads(), longest / (norm + 1e-6))
+            gradients = self.grads() if self.same else [self._all_gradients]
+            torch._foreach_mul_(gradients, longest / (norm + 1e-6))
 
     def grads(self) -> list[Tensor]:
         """The masters' gradients."""
@@ -65,7 +107,7 @@ class Weights:
     def publish(self) -> None:
         """Round the masters into the working weights."""
         if not self.same:
-            torch._foreach_copy_(self._working, self._tensors)
+            self._all_working.copy_(self._all)
 
     def named(self) -> dict[str, Tensor]:
         """The masters by parameter name."""

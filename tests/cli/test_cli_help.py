@@ -20,6 +20,7 @@ COMMANDS = (
     "check-tokenizer",
     "check-training",
     "exercise",
+    "bench",
     "runs",
     "configs",
     "schema",

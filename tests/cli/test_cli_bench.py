@@ -1,0 +1,60 @@
+"""`gptcli bench`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from gptcli.config import ModelConfig
+from gptcli.model.gpt import GPT
+from gptcli.training.speed import flops_per_token
+
+SMALL = ("tiny", "run.device=cpu", "run.threads=1")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the usual patience: nothing here looks at how fast it is."""
+    monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
+    monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
+    monkeypatch.setattr("gptcli.training.estimate._MEASURE_SECONDS", 0.1)
+
+
+def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("bench", *SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    figures = ("train_tokens_per_second", "train_flops_fraction_of_peak", "peak_flops",
+               "sample_tokens_per_second", "sample_tokens_per_second_batch")  # fmt: skip
+    assert all(result[name] > 0 for name in figures)
+    assert result["batch"] == 64
+    assert result["train_flops_fraction_of_peak"] < 1
+
+
+def test_bench_for_people(cli) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("bench", *SMALL)
+    assert "of that peak" in outcome.out
+    assert "64 streams together" in outcome.out
+
+
+def test_bench_refuses_what_train_refuses(cli) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("bench", "model.n_layers=2")
+    assert outcome.code == 2
+    assert "did you mean" in outcome.err
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_operations_are_counted_as_the_products_are_made(arch: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ModelConfig(arch=arch, n_layer=2, n_head=2, n_embd=32, block_size=16)  # type: ignore[arg-type]
+    model = GPT(config, 50)
+    idx = torch.zeros(3, 16, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
+    made = counter.get_total_flops() / idx.numel()
+    # The products are made over all earlier and later tokens; the half that counts is the earlier.
+    future = 12 * config.n_layer * config.n_embd * config.block_size / 2
+    assert flops_per_token(model) + future == pytest.approx(made, rel=0.1)
