@@ -9,17 +9,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gptcli.course.attention_cases import Case
 from gptcli.course.attention_evidence import Look, culprit
 from gptcli.course.attention_left import until
 from gptcli.course.attention_match import first_missing
-from gptcli.course.attention_stages import Problem
 from gptcli.course.attention_trial import Wrong
 from gptcli.course.mistake import STEP_HINTS, sizes
-from gptcli.course.projections import Projections
 from gptcli.course.reports import STEP_NAMES
 
 
@@ -79,12 +75,6 @@ _SEEN = {
 def hints_of(step: int | None, have: dict[str, float | int]) -> tuple[str, ...]:
     """The three hints of a step."""
     return tuple(hint.format(**have) for hint in STEP_HINTS[step or 1])
-
-
-def sizes_of(case: Case) -> dict[str, float | int]:
-    """What hints are formatted with where nothing could be run."""
-    empty: Any = None
-    return sizes(Problem(torch.empty(case.B, case.T, case.C), Projections(*[empty] * 4), case.H))
 
 
 def told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -> Finding:

@@ -95,6 +95,14 @@ def _folded_behind(p: Problem, y: Tensor) -> Tensor:
     return heads(p, y).transpose(1, 2).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
+# Time is cut in place of the channels: where the heads are split, or where they are folded.
+_TIME_CUT = tuple(
+    {**_split_by(way, which), **more}
+    for which in ALL
+    for way in (_viewed, _viewed_turned)
+    for more in ({}, {"merge": _merge_view})
+)
+
 BANK = (
     Mistake(
         "split-without-transpose",
@@ -104,12 +112,7 @@ BANK = (
         "`head 1` is then made of other tokens",
         "view reads memory in order; time stands before the heads there",
         "cut the channels, view(B, T, {H}, {D}), and then swap dimensions 1 and 2",
-        tuple(
-            {**_split_by(way, which), **more}
-            for which in ALL
-            for way in (_viewed, _viewed_turned)
-            for more in ({}, {"merge": _merge_view})
-        ),
+        _TIME_CUT,
     ),
     Mistake(
         "fold-mixes-time-and-heads",
@@ -119,12 +122,7 @@ BANK = (
         "made of other tokens",
         "which two dimensions stand next to each other when they are merged?",
         "merge batch and heads of ({B}, {H}, {T}, {D}) as it is, without another transpose",
-        tuple(
-            {**_split_by(way, which), **more}
-            for which in ALL
-            for way in (_viewed, _viewed_turned)
-            for more in ({}, {"merge": _merge_view})
-        ),
+        _TIME_CUT,
     ),
     Mistake(
         "heads-interleaved",

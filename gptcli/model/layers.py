@@ -56,9 +56,8 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        x = kernels.gelu(x) if kernels.pays(x) else F.gelu(x, approximate="tanh")
-        return drop(self.c_proj(x), self.dropout if self.training else 0.0)
+        x = self.c_proj(kernels.gelu(self.c_fc(x)))
+        return drop(x, self.dropout if self.training else 0.0)
 
 
 def swiglu_width(n_embd: int) -> int:

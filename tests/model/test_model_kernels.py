@@ -39,33 +39,25 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize(
     ("dtype", "atol"),
-    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.15)],
+    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.03)],
 )
 def test_values_and_gradients_are_those_of_the_plain_ones(
     name: str, dtype: torch.dtype, atol: float
 ) -> None:
     fast, plain, shapes = PAIRS[name]
+    rtol = 0.03 if dtype == torch.bfloat16 else 0.0
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
         for shape in shapes
     ]
     found, wanted = fast(*inputs), plain(*inputs)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
     mix = torch.randn(found.shape, generator=generator, dtype=torch.float64).to(dtype)
     ours = torch.autograd.grad((found * mix).sum(), inputs)
     theirs = torch.autograd.grad((wanted * mix).sum(), inputs)
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0.05 if atol > 0.1 else 0, atol=atol)
-
-
-def test_gelu_is_finite_far_out() -> None:
-    x = torch.tensor([-1e4, -30.0, 0.0, 30.0, 1e4], requires_grad=True)
-    y = kernels.gelu(x)
-    assert y.tolist() == [0.0, 0.0, 0.0, 30.0, 1e4]
-    y.sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    assert x.grad.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
 def test_norms_of_nothing_are_finite() -> None:
@@ -76,9 +68,23 @@ def test_norms_of_nothing_are_finite() -> None:
     assert bool(x.grad.isfinite().all())
 
 
-def test_a_compiler_gets_the_plain_operations() -> None:
+def test_a_compiler_and_other_devices_get_the_plain_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert kernels.pays(torch.zeros(1))
     assert not kernels.pays(torch.zeros(1, device="meta"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not kernels.pays(torch.zeros(1))
+
+
+def test_gradients_may_come_in_any_layout() -> None:
+    x = torch.randn(3, 5, 2, 4, 8, requires_grad=True)
+    gain = torch.ones(2, 1, 8, requires_grad=True)
+    for y in (
+        kernels.norm_rotate(x, gain, *rotary(x.dtype), EPS),
+        kernels.rms_norm(x, torch.ones(8, requires_grad=True), EPS),
+    ):
+        y.permute(2, 0, 3, 1, 4).contiguous().square().sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,27 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         path.write_text(good.replace(old, new), encoding="utf-8")
         with pytest.raises(GptcliError):
             load_tokenizer(path, Reference)
+
+
+def test_a_long_text_is_encoded_by_one_thread_and_leaves_stdout_alone(tmp_path: Path) -> None:
+    from gptcli.corpus import open_corpus
+    from gptcli.corpus.reading import CHUNK
+
+    asked_in = set()
+
+    class Watching(Reference):
+        def encode(self, text: str) -> list[int]:
+            asked_in.add(threading.get_ident())
+            time.sleep(1e-4)
+            return super().encode(text)
+
+    path = tmp_path / "long.txt"
+    lines = (f"line {i % 3000}, low lower lowest\n" for i in range(4 * CHUNK // 30))
+    path.write_text("".join(lines), encoding="utf-8")
+    before = sys.stdout
+    open_corpus(
+        str(path), kind="bpe", vocab_size=270, val_fraction=0.1, block_size=8,
+        own_tokenizer=Watching, cache=tmp_path / "cache", progress=False,
+    )  # fmt: skip
+    assert asked_in == {threading.get_ident()}
+    assert sys.stdout is before
