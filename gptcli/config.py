@@ -154,6 +154,9 @@ class RunConfig(_Section):
     auto: bfloat16 where the machine multiplies it quickly, else float32."""
     compile: bool | Auto = "auto"
     """torch.compile the model. auto: on a GPU, for runs long enough to earn the compilation."""
+    engine: Literal["auto", "native", "torch"] = "auto"
+    """What computes the passes. native: a C library, built once for this processor, several times
+    as quick as PyTorch for bfloat16 on a CPU; torch: PyTorch. auto: native where it can be had."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """CPU threads. auto: as many as there are cores."""
 

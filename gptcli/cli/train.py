@@ -27,6 +27,7 @@ from gptcli.cli.own_files import (
 )
 from gptcli.cli.watching import LeaveAtOnce, stop_on_signals, while_somebody_looks
 from gptcli.errors import GptcliError, nearest
+from gptcli.native import library
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -104,6 +105,8 @@ def train(
     if dry_run:
         _dry_run(config, own, as_json)
         return
+    if config.run.engine != "torch":
+        library.start_building()  # while PyTorch is imported and the text read
     from gptcli.training import run_folder, setup
 
     run = out if out is not None else run_folder.free_name(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptcli.corpus.cache import cache_folder
+from gptcli.caches import cache_folder
 from gptcli.corpus.preparation import Corpus, open_corpus
 from gptcli.corpus.reading import Piece, read_text
 from gptcli.corpus.sources import Source, find_source

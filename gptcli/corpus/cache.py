@@ -10,9 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import os
 import shutil
-import sys
 import tempfile
 import time
 import uuid
@@ -43,26 +41,6 @@ class Entry:
     tokenizer: Tokenizer
     tokens: TokenStore
     documents: int
-
-
-def cache_folder() -> Path:
-    """The folder for what gptcli can make again: $GPTCLI_CACHE, or `gptcli` in the place that
-    the system has for caches of a user."""
-    if chosen := os.environ.get("GPTCLI_CACHE"):
-        return Path(chosen).expanduser()
-    try:
-        return _system_caches() / "gptcli"
-    except RuntimeError:  # the user has no home, as in some containers
-        return Path(tempfile.gettempdir(), "gptcli")
-
-
-def _system_caches() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return xdg if xdg.is_absolute() else Path.home() / ".cache"
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:

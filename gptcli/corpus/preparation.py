@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.caches import cache_folder
 from gptcli.corpus.cache import (
-    cache_folder,
     entry_key,
     open_or_build,
     read_entry,

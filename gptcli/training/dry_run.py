@@ -13,7 +13,7 @@ import torch
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
-from gptcli.model.gpt import GPT, count_parameters, initialise
+from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.own_parts import OwnParts
 from gptcli.training.estimate import memory_bytes, seconds_per_step
 from gptcli.training.setup import resolve
@@ -45,9 +45,8 @@ def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
     memory = memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8)
     step_seconds = None
     if memory < _memory_of(device):
-        model = GPT(config.model, vocab_size, own=own)
-        initialise(model, torch.Generator().manual_seed(config.train.seed))
-        step_seconds = seconds_per_step(model, config, dtype, device)
+        assert config.run.engine != "auto"
+        step_seconds = seconds_per_step(config, vocab_size, dtype, device, config.run.engine, own)
     train = config.train
     tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0

@@ -7,10 +7,10 @@ import time
 import torch
 
 from gptcli.config import Config
-from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
-from gptcli.training.optimizers import Optimizers
-from gptcli.training.precision import Weights
+from gptcli.model.own_parts import OwnParts
+from gptcli.training.passes import EngineName
+from gptcli.training.state import TrainingState
 
 _MEASURE_SECONDS = 2.0
 
@@ -38,34 +38,48 @@ def memory_bytes(config: Config, vocab_size: int, parameters: int, bytes_each: i
     return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
 
 
-def seconds_per_step(model: GPT, config: Config, dtype: torch.dtype, device: torch.device) -> float:
+def seconds_per_step(
+    config: Config,
+    vocab_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine: EngineName,
+    own: OwnParts | None = None,
+) -> float:
     """Time of one optimizer step, measured on this machine with random tokens for about two
     seconds: first with one sequence, then, where that is quick enough, with a whole batch."""
-    model.to(device).train()
-    weights = Weights(model, dtype)
-    optimizers = Optimizers(config.train.optimizer, weights.masters, 0.0, dtype)
-    sequences = config.train.batch_size * config.train.grad_accum
+    train = config.train
+    state = TrainingState(
+        config.model,
+        train,
+        vocab_size,
+        dtype=dtype,
+        device=device,
+        own=own,
+        engine=engine,
+        threads=torch.get_num_threads(),
+    )
+    state.model.train()
     generator = torch.Generator().manual_seed(0)
 
     def once(batch: int) -> float:
-        idx = torch.randint(
-            0, model.vocab_size, (batch, config.model.block_size), generator=generator
-        ).to(device)
-        start = time.perf_counter()
-        model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
-        weights.collect(1.0)
+        shape = (batch, config.model.block_size)
+        idx = torch.randint(0, vocab_size, shape, generator=generator).to(device)
+        start = now(device)
+        state.passes.gradients([(idx, idx)], 1, 0, 1.0)
+        float(state.weights.norm())
         passes = now(device) - start
-        optimizers.step(1e-9)
-        weights.publish()
-        weights.clear_grads()
+        state.optimizers.step(1e-9)
+        state.passes.publish()
+        state.weights.clear_grads()
         update = now(device) - start - passes
-        return passes * sequences / batch + update
+        return passes * train.batch_size * train.grad_accum / batch + update
 
     once(1)  # the first pass starts libraries and threads
     estimate = once(1)
     begin = time.perf_counter()
-    batch = config.train.batch_size
-    if estimate / config.train.grad_accum > 4 * _MEASURE_SECONDS:
+    batch = train.batch_size
+    if estimate / train.grad_accum > 4 * _MEASURE_SECONDS:
         batch = 1
     times: list[float] = []
     while not times or (time.perf_counter() - begin < _MEASURE_SECONDS and len(times) < 50):

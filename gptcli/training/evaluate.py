@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gptcli.corpus import TokenStore, windows
 from gptcli.model.gpt import GPT
@@ -17,21 +18,32 @@ _TOKENS_AT_ONCE = 8192
 
 @torch.no_grad()
 def evaluate(
-    model: GPT, tokens: TokenStore, context: int, should_stop: Callable[[], bool] = lambda: False
+    model: GPT,
+    tokens: TokenStore,
+    context: int,
+    should_stop: Callable[[], bool] = lambda: False,
+    other_way: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
 ) -> float | None:
     """Mean loss in nats per token over non-overlapping windows of `context` tokens, every token
     but the first predicted exactly once; None where `should_stop` said so between two batches.
 
-    The model is left in the mode it was in. `tokens` must hold at least two."""
+    The model is left in the mode it was in. `tokens` must hold at least two. `other_way` computes
+    the sum of the losses of inputs and targets in the model's place, so many tokens at once."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
     total, count = 0.0, 0
     at_once = _TOKENS_AT_ONCE if model.vocab_size <= 8192 else _TOKENS_AT_ONCE // 4
+    if other_way is not None:
+        at_once = other_way[1]
     try:
         for idx, targets in windows(tokens, context, max(1, at_once // context)):
             if should_stop():
                 return None
+            count += targets.numel()
+            if other_way is not None:
+                total += other_way[0](idx, targets)
+                continue
             logits = model(idx.to(device))
             loss = F.cross_entropy(
                 logits.view(-1, model.vocab_size).float(),
@@ -39,7 +51,6 @@ def evaluate(
                 reduction="sum",
             )
             total += loss.item()
-            count += targets.numel()
     finally:
         model.train(was_training)
     return total / count

@@ -34,7 +34,7 @@ from gptcli.sampling.choose import Choice
 from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
 from gptcli.training.diagnose import first_not_finite
-from gptcli.training.evaluate import evaluate
+from gptcli.training.passes import EngineName
 from gptcli.training.schedule import lr_at
 from gptcli.training.state import TrainingState
 
@@ -54,6 +54,7 @@ class Setup:
     dtype: torch.dtype
     threads: int
     compile: bool
+    engine: EngineName = "torch"
     own: OwnParts | None = None
     resume: checkpoint.Checkpoint | None = None
     start_from: dict[str, Tensor] | None = None
@@ -82,6 +83,9 @@ class _Loop:
             device=setup.device,
             own=setup.own,
             weights=setup.resume.model if setup.resume else setup.start_from,
+            engine=setup.engine,
+            threads=setup.threads,
+            compiled=setup.compile,
         )
         if setup.resume:
             self.state.restore(setup.resume)
@@ -98,9 +102,6 @@ class _Loop:
         self.batches = Batches(
             corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
         )
-        self.loss: Callable[[Tensor, Tensor], Tensor] = self.state.model.loss
-        if setup.compile:
-            self.loss = torch.compile(self.state.model.loss)
         self.tokens_per_step = (
             self.config.batch_size * self.config.grad_accum * setup.config.model.block_size
         )
@@ -181,7 +182,6 @@ class _Loop:
             decay_fraction=config.decay_fraction,
         )
         while True:
-            self.seed_dropout()
             loss = self.backward()
             norm = float(weights.norm())
             if math.isfinite(norm) or p.loss_scale <= 1.0 or not math.isfinite(loss):
@@ -192,7 +192,7 @@ class _Loop:
         if config.grad_clip > 0:
             weights.clip(norm, config.grad_clip)
         self.state.optimizers.step(rate)
-        weights.publish()
+        self.state.passes.publish()
         weights.clear_grads()
         p.step += 1
         p.tokens += self.tokens_per_step
@@ -201,23 +201,20 @@ class _Loop:
             p.loss_scale *= 2.0
         return _Step(loss, rate, norm)
 
-    def seed_dropout(self) -> None:
-        """Dropout draws from torch's global generator; this makes its masks a function of
-        (seed, step), so that a resumed run draws the same ones."""
-        torch.manual_seed((self.config.seed * 1_000_003 + self.progress.step) % 2**63)
+    def dropout_seed(self) -> int:
+        """Dropout's masks are a function of (seed, step), so that a resumed run draws the same."""
+        return (self.config.seed * 1_000_003 + self.progress.step) % 2**63
 
     def backward(self) -> float:
         """Gradients of one step into the masters; returns the mean loss."""
-        p, config, weights = self.progress, self.config, self.state.weights
-        weights.clear_grads()
-        total = torch.zeros((), device=self.setup.device)
-        for part in range(config.grad_accum):
-            idx, targets = self.batch(p.step * config.grad_accum + part)
-            loss = self.loss(idx, targets)
-            (loss * (p.loss_scale / config.grad_accum)).backward()  # type: ignore[no-untyped-call]
-            weights.collect(1.0 / p.loss_scale)
-            total += loss.detach()
-        return float(total) / config.grad_accum
+        p, count = self.progress, self.config.grad_accum
+        first = p.step * count
+        return self.state.passes.gradients(
+            (self.batch(first + part) for part in range(count)),
+            count,
+            self.dropout_seed(),
+            p.loss_scale,
+        )
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         idx, targets = self.batches.batch(k)
@@ -226,10 +223,11 @@ class _Loop:
 
     def diverged(self, loss: float, rate: float, norm: float) -> _Diverged:
         step = self.progress.step
-        first = step * self.config.grad_accum
-        self.seed_dropout()
+        count = self.config.grad_accum
+        first = step * count
+        torch.manual_seed(self.dropout_seed())
         where = first_not_finite(
-            self.state.model, (self.batch(first + i) for i in range(self.config.grad_accum))
+            self.state.passes.model(), (self.batch(first + i) for i in range(count))
         )
         return _Diverged(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
@@ -249,11 +247,11 @@ class _Loop:
             return None
         if p.evaluated_at == p.step:
             return self.enough()
-        loss = evaluate(self.state.model, val, self.setup.config.model.block_size, self.should_stop)
+        loss = self.state.passes.evaluate(val, self.setup.config.model.block_size, self.should_stop)
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
-            where = first_not_finite(self.state.model, [self.batch(0)])
+            where = first_not_finite(self.state.passes.model(), [self.batch(0)])
             return _Diverged(
                 f"step {p.step}: the validation loss is {loss:g}; not finite first in {where}",
                 f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
@@ -281,7 +279,7 @@ class _Loop:
     def sample(self) -> Event:
         tokenizer = self.setup.corpus.tokenizer
         text = write_one(
-            self.state.model,
+            self.state.passes.model(),
             tokenizer,
             "",
             max_new_tokens=_SAMPLE_TOKENS,

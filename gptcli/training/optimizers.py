@@ -5,18 +5,28 @@ Dimensions: N matrices of one shape, (R, C) rows and columns.
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from gptcli.native import engine
 from gptcli.training.schedule import ADAMW_SHARE
 
 # A quintic whose repeated application drives every singular value towards 1 (Jordan et al. 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+ITERATIONS = 5
+
+Native = tuple[ctypes.CDLL, int]
+"""The C library, and the threads it may use."""
+
+
+def orthogonalise(
+    update: Tensor, steps: int = ITERATIONS, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     """The nearest (semi-)orthogonal matrix to each of a stack, roughly: singular values end
     between about 0.7 and 1.2. (N, R, C) -> (N, R, C) in `dtype`.
 
@@ -49,10 +59,12 @@ class Muon:
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
+        native: Native | None = None,
     ) -> None:
         assert all(p.dim() == 2 for p in params)
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._momentum, self._decay, self._dtype = momentum, weight_decay, dtype
+        self._native = native
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(sorted(p.shape))].append(p)
@@ -62,6 +74,9 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """One update of every matrix that has a gradient."""
+        if self._native is not None:
+            self._native_step(self._native, rate)
+            return
         beta = self._momentum
         for stack in self._stacks:
             params = [p for p in stack if p.grad is not None]
@@ -85,6 +100,25 @@ class Muon:
                 rows, columns = p.shape
                 p.add_(u, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
+    def _native_step(self, native: Native, rate: float) -> None:
+        params = [p for p in self.params if p.grad is not None]
+        for p in params:
+            if p not in self.state:
+                self.state[p] = {"momentum": torch.zeros_like(p)}
+        engine.muon(
+            *native,
+            (params, [_gradient(p) for p in params], [self.state[p]["momentum"] for p in params]),
+            rate=rate,
+            momentum=self._momentum,
+            decay=self._decay,
+            iterations=ITERATIONS,
+        )
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
 
 class AdamW:
     """AdamW with the moments' biases corrected, by PyTorch's fused operation.
@@ -94,12 +128,17 @@ class AdamW:
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
 
     def __init__(
-        self, groups: list[tuple[list[Tensor], float]], betas: tuple[float, float], eps: float
+        self,
+        groups: list[tuple[list[Tensor], float]],
+        betas: tuple[float, float],
+        eps: float,
+        native: Native | None = None,
     ) -> None:
         self.groups = groups
         self.params = [p for params, _ in groups for p in params]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._betas, self._eps = betas, eps
+        self._native = native
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -118,9 +157,22 @@ class AdamW:
             states = [self.state[p] for p in params]
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
+            if self._native is not None:
+                means = [state["exp_avg"] for state in states]
+                squares = [state["exp_avg_sq"] for state in states]
+                engine.adamw(
+                    *self._native,
+                    (params, [_gradient(p) for p in params], means, squares),
+                    [decay] * len(params),
+                    rate=rate,
+                    betas=self._betas,
+                    eps=self._eps,
+                    step=int(steps[0]),
+                )
+                continue
             torch._fused_adamw_(
                 params,
-                [p.grad for p in params if p.grad is not None],
+                [_gradient(p) for p in params],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
@@ -150,12 +202,15 @@ class Optimizers:
         parameters: list[tuple[str, Tensor]],
         weight_decay: float,
         muon_dtype: torch.dtype,
+        native: Native | None = None,
     ) -> None:
         self._names = {p: name for name, p in parameters}
         muon = [p for n, p in parameters if kind == "muon" and n.startswith("h.") and p.dim() == 2]
         rest = [p for _, p in parameters if not any(p is taken for taken in muon)]
         self._share = ADAMW_SHARE if kind == "muon" else 1.0
-        self._muon = Muon(muon, weight_decay=weight_decay, dtype=muon_dtype) if muon else None
+        self._muon = (
+            Muon(muon, weight_decay=weight_decay, dtype=muon_dtype, native=native) if muon else None
+        )
         self._adamw = AdamW(
             [
                 ([p for p in rest if p.dim() >= 2], weight_decay if kind == "adamw" else 0.0),
@@ -163,6 +218,7 @@ class Optimizers:
             ],
             betas=(0.9, 0.95),
             eps=1e-10 if kind == "muon" else 1e-8,
+            native=native,
         )
 
     def step(self, rate: float) -> None:

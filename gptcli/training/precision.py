@@ -52,6 +52,22 @@ class Weights:
             p.data = view
         self.publish()
 
+    def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
+        """All masters in one float32 tensor, all their gradients in another, and where in both the
+        parameter of each name begins. Not where masters and weights are the same."""
+        assert not self.same
+        start = self._all.data_ptr()
+        offsets = {
+            name: (master.data_ptr() - start) // self._all.element_size()
+            for name, master in self.masters
+        }
+        return self._all, self._all_gradients, offsets
+
+    def use_gradients(self) -> None:
+        """Take what somebody wrote into the flat gradients for the masters' gradients."""
+        for master, place in zip(self._tensors, self._gradients, strict=True):
+            master.grad = place
+
     @torch.no_grad()
     def collect(self, scale: float) -> None:
         """Move the working gradients, times `scale`, into the masters' (which add up)."""

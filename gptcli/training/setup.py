@@ -17,6 +17,7 @@ from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import Setup
+from gptcli.training.passes import choose_engine, library_of
 from gptcli.training.schedule import (
     lr_at,
     resolve_eval_every,
@@ -38,7 +39,7 @@ _HARMLESS = {
     "train.patience",
 }
 # These change the rounding only: the run goes on, but no longer bit for bit.
-_ROUNDING = {"run.device", "run.dtype", "run.compile", "run.threads"}
+_ROUNDING = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
 # A compilation takes about a minute on a GPU; a run should last a good deal longer than that.
 _COMPILE_FROM_TOKENS = 50_000_000
 
@@ -81,6 +82,8 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
             and not own_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
+    dtype = choose_dtype(run.dtype, device)
+    engine, _ = choose_engine(config, device, dtype, compiled=compiled, own_parts=own_parts)
     # A tokenizer of the learner's own is a bpe too; a run's meta.json says whose it was.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
@@ -103,13 +106,27 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
             "run": run.model_copy(
                 update={
                     "device": device.type,
-                    "dtype": dtype_name(choose_dtype(run.dtype, device)),
+                    "dtype": dtype_name(dtype),
                     "compile": compiled,
+                    "engine": engine,
                     "threads": choose_threads(run.threads),
                 }
             ),
         }
     )
+
+
+def engine_notes(config: Config, own: OwnParts | None) -> list[str]:
+    """What the user should know of the engine that `run.engine` stands for, before `resolve`."""
+    device = choose_device(config.run.device)
+    _, note = choose_engine(
+        config,
+        device,
+        choose_dtype(config.run.dtype, device),
+        compiled=config.run.compile is True,
+        own_parts=own is not None and own.in_network(),
+    )
+    return [note] if note else []
 
 
 def prepare_new(
@@ -137,6 +154,7 @@ def prepare_new(
         weights = loaded.model
         notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
     corpus = open_text(config, tokenizer, own)
+    notes += engine_notes(config, own)
     config = resolve(config, corpus, own_parts=own is not None and own.in_network())
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
@@ -182,6 +200,10 @@ def prepare_resume(
         )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
+    if config.run.engine == "native" and library_of("native") is None:
+        notes.append("run.engine is now torch, since the C library cannot be had here: the numbers "
+                     "will be rounded otherwise than before")  # fmt: skip
+        config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
     config = resolve(config, corpus, own_parts=own is not None and own.in_network())
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.write_config(run, config)
@@ -243,6 +265,7 @@ def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
         dtype=choose_dtype(config.run.dtype, device),
         threads=threads,
         compile=config.run.compile is True,
+        engine="native" if config.run.engine == "native" else "torch",
         **rest,
     )
 

@@ -15,6 +15,7 @@ from gptcli.model.gpt import GPT, initialise
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.generate import generate
 from gptcli.training.estimate import now, seconds_per_step
+from gptcli.training.passes import choose_engine
 
 BATCH = 64
 _PRODUCTS = ((4096, 1024, 1024), (2048, 2048, 2048), (8192, 512, 2048))  # (rows, inner, columns)
@@ -71,12 +72,15 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Speed:
     """Train and sample a fresh model for a few seconds each."""
+    engine, _ = choose_engine(
+        config, device, dtype, compiled=config.run.compile is True, own_parts=False
+    )
     model = GPT(config.model, vocab_size)
     initialise(model, torch.Generator().manual_seed(config.train.seed))
     peak = peak_flops(dtype, device)
     train = config.train
     tokens = train.batch_size * train.grad_accum * config.model.block_size
-    speed = tokens / seconds_per_step(model, config, dtype, device)
+    speed = tokens / seconds_per_step(config, vocab_size, dtype, device, engine)
     model.to(torch.float32).eval()
     return Speed(
         parameters=sum(p.numel() for p in model.parameters()),

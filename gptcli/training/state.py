@@ -19,6 +19,7 @@ from gptcli.model.gpt import GPT, initialise
 from gptcli.model.own_parts import OwnParts
 from gptcli.training import checkpoint
 from gptcli.training.optimizers import Optimizers
+from gptcli.training.passes import EngineName, NativePasses, Passes, TorchPasses, library_of
 from gptcli.training.precision import Weights
 
 
@@ -39,7 +40,7 @@ class Progress:
 
 
 class TrainingState:
-    """A model, its masters, its optimizers and its counters.
+    """A model, its masters, its passes, its optimizers and its counters.
 
     `weights` are a checkpoint's (or another run's) to start from; None draws new ones."""
 
@@ -53,15 +54,30 @@ class TrainingState:
         device: torch.device,
         own: OwnParts | None = None,
         weights: dict[str, Tensor] | None = None,
+        engine: EngineName = "torch",
+        threads: int = 1,
+        compiled: bool = False,
     ) -> None:
         self.model = build_model(model, vocab_size, own, weights, seed=train.seed)
         self.model.to(device)
         self.weights = Weights(self.model, dtype)
         # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        native = library_of(engine)
         self.optimizers = Optimizers(
-            train.optimizer, self.weights.masters, train.weight_decay, muon_dtype
+            train.optimizer,
+            self.weights.masters,
+            train.weight_decay,
+            muon_dtype,
+            None if native is None else (native, threads),
         )
+        self.passes: Passes
+        if native is None:
+            self.passes = TorchPasses(self.model, self.weights, compiled)
+        else:
+            self.passes = NativePasses(
+                native, self.model, self.weights, batch_size=train.batch_size, threads=threads
+            )
         self.progress = Progress(loss_scale=2.0**15 if dtype == torch.float16 else 1.0)
 
     def save(self, run: Path, extra: dict[str, Any]) -> Path:

@@ -1,0 +1,206 @@
+"""The C files of this folder as a library: built once for the processor at hand, then kept.
+
+Linux on x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on), with gcc or
+another `cc`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.caches import cache_folder
+
+_HERE = Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_TILES = {"amx_tile", "amx_bf16"}
+_SECONDS_TO_BUILD = 120.0
+
+_P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of model.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("modern", "tied", "L", "H", "C", "F", "V", "T")),
+        ("most_tokens", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("dropout", ctypes.c_float),
+    ]
+
+
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "gpt_begin": (_I, []),
+    "gpt_has_tiles": (_I, []),
+    "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
+    "gpt_free": (None, [_P]),
+    "gpt_bytes": (ctypes.c_size_t, [_P]),
+    "gpt_pack": (None, [_P, _P]),
+    "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
+    "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
+    "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The library, or why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+    can_be_helped: bool = False
+    """Whether the user could do something about the reason."""
+
+
+@functools.lru_cache(maxsize=1)
+def find() -> Found:
+    """The library, built if it was not yet, or the reason why it cannot be had. Never raises."""
+    features = _processor_features()
+    if not features >= _NEEDED:
+        return Found(None, "the processor has no AVX512-BF16 (or this is not Linux on x86-64)")
+    try:
+        path = _built(features) or _build(features)
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except _NotBuilt as error:
+        return Found(None, str(error), can_be_helped=True)
+    except (OSError, AttributeError) as error:
+        return Found(None, f"the built library cannot be loaded: {error}")
+    tiles = bool(library.gpt_has_tiles())
+    if features >= _TILES and not (tiles and library.gpt_begin()):
+        # PyTorch can use the tiles, which is the quicker way then.
+        return Found(None, "the compiler or the system does not let us use the processor's tiles")
+    return Found(library, "")
+
+
+def start_building() -> None:
+    """Begin to build in the background, if that is to be done: `find` waits for it."""
+    features = _processor_features()
+    if features >= _NEEDED and _built(features) is None:
+        try:
+            _Builder.running = _Builder(features)
+        except (_NotBuilt, OSError):
+            _Builder.running = None  # `find` meets the same error, and says it
+
+
+class _NotBuilt(Exception):
+    pass
+
+
+def _processor_features() -> set[str]:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
+
+
+def _sources() -> list[Path]:
+    return sorted(p for p in _HERE.iterdir() if p.suffix in (".c", ".h"))
+
+
+@functools.lru_cache(maxsize=1)
+def _key(features: frozenset[str]) -> str:
+    """What the built file depends on."""
+    digest = hashlib.sha256()
+    for source in _sources():
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    digest.update(" ".join((*_FLAGS, *sorted(features))).encode())
+    return digest.hexdigest()[:32]
+
+
+def _goal(features: set[str]) -> Path:
+    return cache_folder() / "native" / f"gpt-{_key(frozenset(features))}.so"
+
+
+def _built(features: set[str]) -> Path | None:
+    """The built file, if it is there and nobody but this user can have written it."""
+    path = _goal(features)
+    try:
+        return path if _ours(path) and _ours(path.parent) else None
+    except OSError:
+        return None
+
+
+def _ours(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _build(features: set[str]) -> Path:
+    builder = _Builder.running or _Builder(features)
+    _Builder.running = None
+    return builder.finish()
+
+
+class _Builder:
+    """A compiler at work on a temporary file, which takes its place when it is whole."""
+
+    running: _Builder | None = None
+
+    def __init__(self, features: set[str]) -> None:
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+        if not compiler:
+            raise _NotBuilt("there is no C compiler (`gcc` or `cc`)")
+        self.goal = _goal(features)
+        try:
+            self.goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _ours(self.goal.parent):
+                raise OSError
+            handle, name = tempfile.mkstemp(prefix=".gpt-", suffix=".so", dir=self.goal.parent)
+        except OSError:  # built anew in each process then
+            self.goal = Path(tempfile.mkdtemp(prefix="gptcli-native-")) / "gpt.so"
+            handle, name = tempfile.mkstemp(suffix=".so", dir=self.goal.parent)
+        os.close(handle)
+        self.temporary = Path(name)
+        words = [*compiler.split(), *_FLAGS, "-o", name, str(_HERE / "gpt.c"), "-lm"]
+        try:
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        except OSError as error:
+            self.temporary.unlink(missing_ok=True)
+            raise _NotBuilt(f"`{compiler}` cannot be run ({error.strerror})") from None
+        atexit.register(self.give_up)
+
+    def give_up(self) -> None:
+        """Leave nothing behind where nobody waited for the end."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+        self.temporary.unlink(missing_ok=True)
+
+    def finish(self) -> Path:
+        try:
+            _, errors = self.process.communicate(timeout=_SECONDS_TO_BUILD)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            errors = b"it took too long"
+        if self.process.returncode != 0:
+            self.temporary.unlink(missing_ok=True)
+            first = errors.decode("utf-8", "replace").strip().splitlines()[:1]
+            raise _NotBuilt(f"the C compiler failed: {first[0] if first else 'without a word'}")
+        self.temporary.chmod(0o700)
+        self.temporary.replace(self.goal)
+        return self.goal

@@ -1,0 +1,251 @@
+/* What a GPT is here: its shape, where its parameters lie, and the memory of a step.
+ *
+ * B sequences, T tokens, M = B T rows in blocks of 32, C channels, H heads, D = C / H, F the
+ * feed-forward's hidden width, V vocabulary. Weights come and gradients go as float32, at the same
+ * offsets of two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. */
+
+#ifndef GPTCLI_MODEL_H
+#define GPTCLI_MODEL_H
+
+#include <omp.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "attention.h"
+
+/* Places of parameters, in the order in which Python gives their offsets; -1 where there is none. */
+enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
+enum { LN1, LN1_BIAS, QUERY, KEY, VALUE, QUERY_BIAS, KEY_BIAS, VALUE_BIAS, OUT, OUT_BIAS, Q_NORM, K_NORM,
+       LN2, LN2_BIAS, UP, GATE, UP_BIAS, DOWN, DOWN_BIAS, OF_LAYER };
+
+typedef struct {
+    int32_t modern, tied, L, H, C, F, V, T, most_tokens, threads;
+    float dropout;
+} Shape;
+
+/* One linear layer's weights as tiles: for the forward product, and for the gradient at its input. */
+typedef struct {
+    long N, K; /* outputs (to 32), inputs */
+    bf16 *forward, *backward;
+} Packed;
+
+/* What a layer keeps for the backward pass. Tiles sum over rows; those of a row block lie side by side. */
+typedef struct {
+    bf16 *hat1, *in1; /* (M, C); tiles */
+    bf16 *qk_hat;     /* (M, 2 C), modern */
+    bf16 *qkv, *mixed, *hat2, *in2, *hidden; /* (M, 3 C) (M, C) (M, C) tiles (M, F or 2 F) */
+    float *scale1, *qk_scale, *log_sum, *scale2;
+} Layer;
+
+typedef struct {
+    AttentionScratch attention;
+    float *wide;                  /* (rows, V) */
+    bf16 *half, *mid, *wide_half; /* (rows, C) (rows, F) (rows, V or F or 2 F) */
+    float *of_d;                  /* (rows, C) */
+} Scratch;
+
+typedef struct {
+    Shape s;
+    int D, F1;         /* F1: F, or 2 F with a gate */
+    int group;         /* blocks of 32 rows that a thread takes at once */
+    long blocks;       /* of 32 rows, for which there is memory */
+    int64_t *at;       /* offsets */
+    Packed *packed;    /* 4 of each layer: qkv, out, up, down; then the head */
+    Layer *layers;
+    float *cos, *sin;  /* (T, D / 2) */
+    float *x, *dx, *losses;            /* (M, C) (M, C) (M) */
+    bf16 *hat, *in; float *scale;      /* the last norm's */
+    bf16 *dqkv, *dmixed;               /* (M, 3 C) (M, C) */
+    bf16 *d_qkv, *d_out, *d_up, *d_down, *d_head; /* gradients at outputs, turned: A tiles */
+    bf16 *mixed_tiles, *act_tiles;     /* inputs of out and down: B tiles */
+    long head_blocks;                  /* row blocks of the head at once */
+    float *parts;                      /* the row blocks' shares of gradients of vectors */
+    long part_width;
+    Scratch *scratch;
+    char *memory;
+    size_t bytes;
+} Model;
+
+enum { HUGE_PAGE = 2 << 20 };
+
+static int64_t *of_layer(Model *g, int l) { return g->at + GLOBALS + (long)l * OF_LAYER; }
+
+/* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
+static size_t lay_out(Model *g, char *at) {
+    const Shape s = g->s;
+    const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = up_to(s.V, 32);
+    const long group = 32L * g->group;
+    size_t used = 0;
+#define TAKE(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to((n) * sizeof *(to), 64))
+    for (int l = 0; l < s.L; l++) {
+        Packed *p = g->packed + 4 * l;
+        const long N[4] = {3 * C, C, g->F1, C}, K[4] = {C, C, C, s.F};
+        for (int i = 0; i < 4; i++) {
+            p[i].N = N[i], p[i].K = K[i];
+            TAKE(p[i].forward, N[i] * K[i]);
+            TAKE(p[i].backward, N[i] * K[i]);
+        }
+        Layer *y = g->layers + l;
+        TAKE(y->hat1, rows * C);
+        TAKE(y->in1, MB * 32 * C);
+        TAKE(y->scale1, rows);
+        if (s.modern) {
+            TAKE(y->qk_hat, rows * 2 * C);
+            TAKE(y->qk_scale, rows * 2 * s.H);
+        }
+        TAKE(y->qkv, rows * 3 * C);
+        TAKE(y->log_sum, rows * s.H);
+        TAKE(y->mixed, rows * C);
+        TAKE(y->hat2, rows * C);
+        TAKE(y->in2, MB * 32 * C);
+        TAKE(y->scale2, rows);
+        TAKE(y->hidden, rows * g->F1);
+    }
+    Packed *head = g->packed + 4 * s.L;
+    head->N = Vp, head->K = C;
+    TAKE(head->forward, Vp * C);
+    TAKE(head->backward, Vp * C);
+    TAKE(g->cos, (long)s.T * g->D / 2);
+    TAKE(g->sin, (long)s.T * g->D / 2);
+    TAKE(g->x, rows * C);
+    TAKE(g->dx, rows * C);
+    TAKE(g->losses, rows);
+    TAKE(g->hat, rows * C);
+    TAKE(g->in, MB * 32 * C);
+    TAKE(g->scale, rows);
+    TAKE(g->dqkv, rows * 3 * C);
+    TAKE(g->dmixed, rows * C);
+    TAKE(g->d_qkv, MB * 32 * 3 * C);
+    TAKE(g->d_out, MB * 32 * C);
+    TAKE(g->d_up, MB * 32 * g->F1);
+    TAKE(g->d_down, MB * 32 * C);
+    TAKE(g->mixed_tiles, MB * 32 * C);
+    TAKE(g->act_tiles, MB * 32 * s.F);
+    TAKE(g->d_head, g->head_blocks * 32 * Vp);
+    g->part_width = 3 * C + g->F1 + 4 * C + 4 * C + 2 * g->D;
+    TAKE(g->parts, MB * g->part_width);
+    for (int i = 0; i < s.threads; i++) {
+        Scratch *t = g->scratch + i;
+        TAKE(t->wide, group * Vp);
+        TAKE(t->half, group * C);
+        TAKE(t->mid, group * s.F);
+        TAKE(t->wide_half, group * (Vp > g->F1 ? Vp : g->F1));
+        TAKE(t->of_d, group * C);
+        char *from = at ? at + used : NULL;
+        used += attention_scratch(&t->attention, from, s.T, g->D, 1) + 64;
+    }
+#undef TAKE
+    return used;
+}
+
+/* ---- weights into tiles -------------------------------------------------------------------------- */
+
+/* 32 rows of W (N, K) from row n on; in `backward` the matrix may be one of several below each other,
+ * which have `steps` row blocks in all, its own from `from` on. */
+static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
+                             long steps, long from) {
+    bf16 piece[32 * 32] __attribute__((aligned(64)));
+    for (long k = 0; k < K; k += 32) {
+        for (int i = 0; i < 32; i++)
+            for (int j = 0; j < 32; j += 16)
+                store_bf16(piece + 32 * i + j, n + i < N ? _mm512_loadu_ps(W + (n + i) * K + k + j)
+                                                         : _mm512_setzero_ps());
+        for (int i = 0; i < 2; i++)
+            pack_rows(piece + 512 * i, 32, 32, forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
+        pack_pairs32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
+    }
+}
+
+/* A part of a linear layer: row blocks `from` on of its `packed` come from the matrix at `offset`. */
+typedef struct {
+    int64_t offset;
+    long N, from;
+    Packed *packed;
+} Source;
+
+static int sources(Model *g, Source *out) {
+    const long C = g->s.C, F = g->s.F;
+    int n = 0;
+    for (int l = 0; l < g->s.L; l++) {
+        const int64_t *at = of_layer(g, l);
+        Packed *p = g->packed + 4 * l;
+        for (int i = 0; i < 3; i++) out[n++] = (Source){at[QUERY + i], C, i * C / 32, p};
+        out[n++] = (Source){at[OUT], C, 0, p + 1};
+        if (g->s.modern) out[n++] = (Source){at[GATE], F, 0, p + 2};
+        out[n++] = (Source){at[UP], F, g->s.modern ? F / 32 : 0, p + 2};
+        out[n++] = (Source){at[DOWN], C, 0, p + 3};
+    }
+    out[n++] = (Source){g->at[HEAD], g->s.V, 0, g->packed + 4 * g->s.L};
+    return n;
+}
+
+/* Round the float32 weights into tiles. Call after every change of them. */
+void gpt_pack(Model *g, const float *weights) {
+    Source all[7 * g->s.L + 1];
+    const int n = sources(g, all);
+#pragma omp parallel num_threads(g->s.threads)
+    for (int i = 0; i < n; i++) {
+        const Source a = all[i];
+        const long K = a.packed->K;
+#pragma omp for schedule(static) nowait
+        for (long b = 0; b < (a.N + 31) / 32; b++)
+            pack_matrix_rows(weights + a.offset, a.N, K, 32 * b,
+                             a.packed->forward + a.from * 32 * K, a.packed->backward,
+                             a.packed->N / 32, a.from);
+    }
+}
+
+/* ---- birth and death ----------------------------------------------------------------------------- */
+
+void gpt_free(Model *g) {
+    if (!g) return;
+    free(g->memory), free(g->at), free(g->packed), free(g->layers), free(g->scratch), free(g);
+}
+
+/* A model of that shape with memory for most_tokens at once, or NULL where there is none.
+ * C and F are multiples of 32, D of 16 and at most 512; the caller has seen to it. */
+Model *gpt_new(const Shape *shape, const int64_t *offsets) {
+    Model *g = calloc(1, sizeof *g);
+    if (!g) return NULL;
+    const Shape s = g->s = *shape;
+    g->D = s.C / s.H;
+    g->F1 = s.modern ? 2 * s.F : s.F;
+    g->blocks = (s.most_tokens + 31) / 32;
+    const long Vp = up_to(s.V, 32), budget = 64L << 20;
+    /* Weights of a layer that do not fit into the second cache are worth more rows at once. */
+    const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
+    g->group = weights > 1L << 20 ? 4 : 1;
+    g->head_blocks = budget / (64 * Vp) / g->group * g->group;
+    if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
+    if (g->head_blocks < g->group) g->head_blocks = g->group;
+    const long n = GLOBALS + (long)s.L * OF_LAYER;
+    g->at = malloc(n * sizeof *g->at);
+    g->packed = calloc(4 * s.L + 1, sizeof *g->packed);
+    g->layers = calloc(s.L, sizeof *g->layers);
+    g->scratch = calloc(s.threads, sizeof *g->scratch);
+    if (g->at && g->packed && g->layers && g->scratch) {
+        memcpy(g->at, offsets, n * sizeof *g->at);
+        g->bytes = lay_out(g, NULL);
+        g->memory = aligned_alloc(HUGE_PAGE, up_to(g->bytes, HUGE_PAGE));
+#ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding them */
+        if (g->memory) madvise(g->memory, up_to(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
+#endif
+    }
+    if (!g->memory) {
+        gpt_free(g);
+        return NULL;
+    }
+    memset(g->memory, 0, g->bytes);
+    lay_out(g, g->memory);
+    for (int t = 0; t < s.T; t++)
+        for (int j = 0; j < g->D / 2; j++) {
+            const double angle = t * pow(10000.0, -2.0 * j / g->D);
+            g->cos[t * (g->D / 2) + j] = cos(angle);
+            g->sin[t * (g->D / 2) + j] = sin(angle);
+        }
+    return g;
+}
+
+size_t gpt_bytes(const Model *g) { return g->bytes; }
+
+#endif

@@ -1,0 +1,163 @@
+/* AdamW and Muon over float32 arrays, as gptcli.training.optimizers has them. */
+
+#ifndef GPTCLI_OPTIMIZERS_H
+#define GPTCLI_OPTIMIZERS_H
+
+#include "model.h"
+
+/* One step of n arrays: step number `step` (from 1), each with its own weight decay. */
+void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
+               const int64_t *sizes, const float *decay, float rate, float beta1, float beta2, float eps,
+               int64_t step) {
+    const float over1 = 1.0f / (1.0 - pow(beta1, step)), over2 = 1.0f / sqrt(1.0 - pow(beta2, step));
+#pragma omp parallel num_threads(threads)
+    for (int a = 0; a < n; a++) {
+        float *w = weights[a], *m = mean[a], *v = square[a];
+        const float *g = grads[a], shrink = 1.0f - rate * decay[a];
+#pragma omp for simd schedule(static) nowait
+        for (int64_t i = 0; i < sizes[a]; i++) {
+            m[i] += (1.0f - beta1) * (g[i] - m[i]);
+            v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
+            w[i] = w[i] * shrink - rate * over1 * m[i] / (sqrtf(v[i]) * over2 + eps);
+        }
+    }
+}
+
+/* ---- Muon ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    bf16 *x, *tiles, *small, *small_tiles;
+    float *wide, *square;
+} MuonScratch;
+
+/* Scratch for an (R, C) matrix, R at most C, in bytes. */
+static size_t muon_scratch(MuonScratch *s, char *at, long R, long C) {
+    const long r = up_to(R, 32), c = up_to(C, 32);
+    size_t used = 0;
+#define TAKE(to, n) ((to) = (void *)(at + used), used += up_to((n) * sizeof *(to), 64))
+    TAKE(s->x, r * c);
+    TAKE(s->tiles, r * c);
+    TAKE(s->small, r * r);
+    TAKE(s->small_tiles, r * r);
+    TAKE(s->wide, 32 * c);
+    TAKE(s->square, r * r);
+#undef TAKE
+    return used;
+}
+
+static const float QUINTIC[3] = {3.4445f, -4.7750f, 2.0315f};
+
+/* X (r, c), multiples of 32, becomes the nearest orthogonal matrix, roughly: Newton-Schulz. */
+static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
+    bf16 *X = s->x;
+    for (int it = 0; it < iterations; it++) {
+        for (long i = 0; i < r; i += 16) pack_rows(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
+        for (long i = 0; i < r; i += 32) { /* A = X X' */
+            product(X + i * c, c, 32, s->tiles, c / 32 * TILE, c / 32, r / 16, s->square + i * r, r);
+            for (long j = 0; j < 32 * r; j += 16)
+                store_bf16(s->small + i * r + j, _mm512_loadu_ps(s->square + i * r + j));
+        }
+        for (long i = 0; i < r; i += 16) /* A is symmetric: its rows are its columns */
+            pack_rows(s->small + i * r, r, r, s->small_tiles + i / 16 * (r / 32) * TILE);
+        for (long i = 0; i < r; i += 32) { /* B = b A + c A A, in place of A row block by row block */
+            product(s->small + i * r, r, 32, s->small_tiles, r / 32 * TILE, r / 32, r / 16, s->wide, r);
+            for (long j = 0; j < 32 * r; j += 16) {
+                __m512 a = _mm512_mul_ps(load_bf16(s->small + i * r + j), _mm512_set1_ps(QUINTIC[1]));
+                __m512 y = _mm512_fmadd_ps(_mm512_loadu_ps(s->wide + j), _mm512_set1_ps(QUINTIC[2]), a);
+                store_bf16(s->small + i * r + j, y);
+            }
+        }
+        for (long i = 0; i < r; i += 32) /* tiles that sum over the rows of X */
+            pack_pairs32(X + i * c, c, c, s->tiles + i / 32 * TILE, r / 32 * TILE);
+        for (long i = 0; i < r; i += 32) { /* X = a X + B X */
+            product(s->small + i * r, r, 32, s->tiles, r / 32 * TILE, r / 32, c / 16, s->wide, c);
+            for (long j = 0; j < 32 * c; j += 16) {
+                __m512 a = load_bf16(X + i * c + j);
+                __m512 y = _mm512_fmadd_ps(a, _mm512_set1_ps(QUINTIC[0]), _mm512_loadu_ps(s->wide + j));
+                store_bf16(X + i * c + j, y);
+            }
+        }
+    }
+}
+
+static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C, float rate,
+                        float beta, float decay, int iterations) {
+    const int tall = R > C;
+    const long r = up_to(tall ? C : R, 32), c = up_to(tall ? R : C, 32);
+    double square = 0.0;
+    for (long i = 0; i < R; i++) {
+        float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+        for (long j = 0; j < C; j++) {
+            const float now = beta * m[i * C + j] + g[i * C + j], ahead = g[i * C + j] + beta * now;
+            m[i * C + j] = now;
+            part += ahead * ahead;
+        }
+        square += part;
+    }
+    const float over = 1.0f / (sqrt(square) + 1e-7f);
+    memset(s->x, 0, r * c * sizeof(bf16));
+    for (long i = 0; i < R; i += 16)
+        for (long j = 0; j < C; j += 16) {
+            __m512i piece[16];
+            for (int k = 0; k < 16; k++) {
+                const __mmask16 there = i + k < R ? first(C - j) : 0;
+                const __m512 now = _mm512_maskz_loadu_ps(there, m + (i + k) * C + j);
+                const __m512 grad = _mm512_maskz_loadu_ps(there, g + (i + k) * C + j);
+                const __m512 ahead = _mm512_fmadd_ps(now, _mm512_set1_ps(beta), grad);
+                piece[k] = _mm512_castps_si512(_mm512_mul_ps(ahead, _mm512_set1_ps(over)));
+            }
+            if (tall) transpose16(piece);
+            for (int k = 0; k < 16; k++)
+                store_bf16(tall ? s->x + (j + k) * c + i : s->x + (i + k) * c + j,
+                           _mm512_castsi512_ps(piece[k]));
+        }
+    orthogonalise(s, r, c, iterations);
+    const float shrink = 1.0f - rate * decay, step = -rate * (R > C ? sqrtf((float)R / C) : 1.0f);
+    for (long i = 0; i < R; i += 16)
+        for (long j = 0; j < C; j += 16) {
+            __m512i piece[16];
+            for (int k = 0; k < 16; k++)
+                piece[k] = _mm512_castps_si512(
+                    load_bf16(tall ? s->x + (j + k) * c + i : s->x + (i + k) * c + j));
+            if (tall) transpose16(piece);
+            for (int k = 0; k < 16 && i + k < R; k++) {
+                float *to = w + (i + k) * C + j;
+                const __mmask16 there = first(C - j);
+                __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, to), _mm512_set1_ps(shrink));
+                y = _mm512_fmadd_ps(_mm512_castsi512_ps(piece[k]), _mm512_set1_ps(step), y);
+                _mm512_mask_storeu_ps(to, there, y);
+            }
+        }
+}
+
+/* One step of n matrices (rows, columns) with their momenta; 0 where there is no memory for it. */
+int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta, const int64_t *rows,
+             const int64_t *columns, float rate, float beta, float decay, int iterations) {
+    size_t most = 0;
+    MuonScratch s;
+    for (int i = 0; i < n; i++) {
+        const int tall = rows[i] > columns[i];
+        const size_t need = muon_scratch(&s, NULL, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
+        most = need > most ? need : most;
+    }
+    char *memory = aligned_alloc(64, threads * most);
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads) private(s)
+    {
+        char *own = memory + omp_get_thread_num() * most;
+        tiles_begin();
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < n; i++) {
+            const int tall = rows[i] > columns[i];
+            muon_scratch(&s, own, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
+            muon_matrix(&s, weights[i], grads[i], momenta[i], rows[i], columns[i], rate, beta, decay,
+                        iterations);
+        }
+        tiles_end();
+    }
+    free(memory);
+    return 1;
+}
+
+#endif

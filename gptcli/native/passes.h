@@ -1,0 +1,359 @@
+/* The forward and the backward pass, by groups of a few blocks of 32 rows: what happens to a group
+ * between two products stays in the cache, and weights that do not are read once for the group. Threads share blocks, heads and rows of gradients; no sum is divided
+ * between them, so that their number does not change a bit of the result. */
+
+#ifndef GPTCLI_PASSES_H
+#define GPTCLI_PASSES_H
+
+#include "model.h"
+
+/* One batch on its way. */
+typedef struct {
+    Model *g;
+    const float *w;
+    const int64_t *idx, *targets;
+    int B, T, training;
+    long M, MB;
+    uint64_t seed;
+} Pass;
+
+static long group_start(const Pass *p, long k) { return 32 * k * p->g->group; }
+
+static int group_rows(const Pass *p, long k) {
+    const long left = 32 * p->MB - group_start(p, k), most = 32 * p->g->group;
+    return left < most ? left : most;
+}
+
+enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
+
+static Dropout drop_at(const Pass *p, uint32_t place) {
+    return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, place);
+}
+
+static const float *vector(const Pass *p, int64_t offset) { return offset < 0 ? NULL : p->w + offset; }
+
+static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
+    const int modern = p->g->s.modern;
+    return (Norm){p->w + gain, vector(p, bias), !modern, modern ? 1e-6f : 1e-5f};
+}
+
+/* Saved arrays of layer l; without a backward pass all layers share the first one's. */
+static Layer *saved(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
+
+/* Columns c to c + width - 1, a multiple of 32, of 32 rows times a linear layer's weights: small enough
+ * to be used at once, out of the first cache. A is in pieces, or (a_row > 32) in rows. */
+INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width, float *out) {
+    const long panel = w->K / 32 * TILE;
+    product(A, a_row, a_row == 32 ? PIECE : 32, w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
+            out, width);
+}
+
+/* The same for gradients at its outputs, which become gradients at its inputs. */
+INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width, float *out) {
+    const long panel = w->N / 32 * TILE;
+    product(A, a_row, a_row == 32 ? PIECE : 32, w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
+            out, width);
+}
+
+/* out (rows, K) = gradients at a layer's inputs, from those at its outputs. */
+static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
+    const long panel = w->N / 32 * TILE;
+    for (long c = 0; c < w->K; c += 32)
+        for (int r = 0; r < rows; r += 32)
+            product(A + r * w->N, a_row, a_row == 32 ? PIECE : 32, w->backward + c / 16 * panel, panel,
+                    w->N / 32, 2, out + r * w->K + c, w->K);
+}
+
+/* x (rows, C) += dropout(A w + bias), for rows r0 on of the batch. */
+static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
+                       int rows, Dropout d, long r0) {
+    const long C = w->N;
+    float piece[32 * 32] __attribute__((aligned(64)));
+    for (long c = 0; c < C; c += 32)
+        for (int r = 0; r < rows; r += 32) {
+            forward_piece(A + r * w->K, a_row, w, c, 32, piece);
+            for (int i = 0; i < 32; i++)
+                for (int j = 0; j < 32; j += 16) {
+                    float *to = x + (r + i) * C + c + j;
+                    __m512 y = _mm512_loadu_ps(piece + 32 * i + j);
+                    if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias + c + j));
+                    y = keep(d, (uint32_t)((r0 + r + i) * C + c + j), y);
+                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+                }
+        }
+}
+
+static void embed(const Pass *p, long r0, int rows) {
+    Model *g = p->g;
+    const int C = g->s.C;
+    const Dropout d = drop_at(p, DROP_EMBEDDING);
+    for (long r = r0; r < r0 + rows; r++) {
+        float *x = g->x + r * C;
+        if (r >= p->M) {
+            memset(x, 0, C * sizeof(float));
+            continue;
+        }
+        const float *token = p->w + g->at[WTE] + p->idx[r] * C;
+        const float *place = g->at[WPE] < 0 ? NULL : p->w + g->at[WPE] + r % p->T * C;
+        for (int c = 0; c < C; c += 16) {
+            __m512 y = _mm512_loadu_ps(token + c);
+            if (place) y = _mm512_add_ps(y, _mm512_loadu_ps(place + c));
+            _mm512_storeu_ps(x + c, keep(d, (uint32_t)(r * C + c), y));
+        }
+    }
+}
+
+static void before_attention(const Pass *p, int l, long r0, int rows, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int64_t *at = of_layer(g, l);
+    const int C = g->s.C, H = g->s.H, D = g->D;
+    norm_forward(g->x + r0 * C, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C,
+                 y->scale1 + r0, s->half);
+    if (p->training) pack_pairs(s->half, (long)rows * C, y->in1 + r0 * C);
+    const Packed *w = g->packed + 4 * l;
+    /* Whole heads at once where they are to be normalised: a common multiple of 32 and D. */
+    const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
+    float piece[32 * 1024] __attribute__((aligned(64)));
+    for (int c = 0; c < 3 * C; c += width)
+        for (int r = 0; r < rows; r += 32) {
+            forward_piece(s->half + r * C, 32, w, c, width, piece);
+            for (int i = 0; i < 32; i++) {
+                const long row = r0 + r + i;
+                const float *out = piece + i * width;
+                bf16 *to = y->qkv + row * 3 * C + c;
+                if (g->s.modern && c < 2 * C) {
+                    const long t = row % p->T * (D / 2);
+                    for (int h = 0; h < width; h += D)
+                        norm_rotate(out + h, D, p->w + at[c < C ? Q_NORM : K_NORM], g->cos + t, g->sin + t,
+                                    y->qk_hat + row * 2 * C + c + h,
+                                    y->qk_scale + row * 2 * H + (c + h) / D, to + h);
+                    continue;
+                }
+                const float *bias = vector(p, at[QUERY_BIAS + c / C]);
+                for (int j = 0; j < width; j += 16) {
+                    __m512 v = _mm512_loadu_ps(out + j);
+                    if (bias) v = _mm512_add_ps(v, _mm512_loadu_ps(bias + c % C + j));
+                    store_bf16(to + j, v);
+                }
+            }
+        }
+}
+
+static Dropout drop_weights(const Pass *p, int l, int head) {
+    return drop_at(p, DROP_WEIGHTS + (uint32_t)((long)l * p->B * p->g->s.H + head));
+}
+
+static void mix_head(const Pass *p, int l, int head, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int C = g->s.C, H = g->s.H, D = g->D, b = head / H, h = head % H;
+    const long r0 = (long)b * p->T;
+    const bf16 *q = y->qkv + r0 * 3 * C + h * D;
+    attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + r0 * C + h * D, C,
+                      y->log_sum + (long)head * p->T, drop_weights(p, l, head), &s->attention);
+}
+
+static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int64_t *at = of_layer(g, l);
+    const Packed *w = g->packed + 4 * l;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    float *x = g->x + r0 * C;
+    fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
+    add_branch(x, y->mixed + r0 * C, C, w + 1, vector(p, at[OUT_BIAS]), rows,
+               drop_at(p, l * DROP_SITES + DROP_OUT), r0);
+    norm_forward(x, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0, s->half);
+    if (p->training) pack_pairs(s->half, (long)rows * C, y->in2 + r0 * C);
+    const float *bias = vector(p, at[UP_BIAS]);
+    float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
+    for (int f = 0; f < F; f += 32)
+        for (int r = 0; r < rows; r += 32) {
+            forward_piece(s->half + r * C, 32, w + 2, f, 32, a);
+            if (g->s.modern) forward_piece(s->half + r * C, 32, w + 2, F + f, 32, u);
+            for (int i = 0; i < 32; i++)
+                for (int j = 0; j < 32; j += 16) {
+                    const long at = i * 32 + j; /* in a piece */
+                    bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + at, *to = s->mid + r * F + f * 32 + at;
+                    __m512 z = _mm512_loadu_ps(a + 32 * i + j);
+                    if (g->s.modern) {
+                        __m512 up = _mm512_loadu_ps(u + 32 * i + j);
+                        store_bf16(kept, z);
+                        store_bf16(kept + 32 * F, up);
+                        swiglu(z, up, to);
+                    } else {
+                        if (bias) z = _mm512_add_ps(z, _mm512_loadu_ps(bias + f + j));
+                        store_bf16(kept, z);
+                        store_bf16(to, _mm512_mul_ps(z, gelu_gate(z)));
+                    }
+                }
+        }
+    add_branch(x, s->mid, 32, w + 3, vector(p, at[DOWN_BIAS]), rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0);
+}
+
+/* The last norm, the logits and each row's loss; in training, `scale` times their gradients too:
+ * turned in d_head, which begins at row `from`, and at the rows of x in dx. */
+static void head(const Pass *p, long r0, int rows, long from, float scale, Scratch *s, float *part) {
+    Model *g = p->g;
+    const Packed *w = g->packed + 4 * g->s.L;
+    const int C = g->s.C, V = g->s.V;
+    const long Vp = w->N;
+    const Norm n = norm_at(p, g->at[LNF], g->at[LNF_BIAS]);
+    norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, s->half);
+    for (long v = 0; v < Vp; v += 32)
+        for (int r = 0; r < rows; r += 32)
+            product(s->half + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE), C / 32 * TILE, C / 32,
+                    2, s->wide + r * Vp + v, Vp);
+    if (p->training) pack_pairs(s->half, (long)rows * C, g->in + r0 * C);
+    for (int i = 0; i < rows; i++) {
+        const float *z = s->wide + i * Vp;
+        bf16 *d = s->wide_half;
+        const long r = r0 + i;
+        if (r >= p->M) {
+            for (long v = 0; v < Vp; v += 16) store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
+            continue;
+        }
+        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        for (int v = 0; v < V; v += 16)
+            most = _mm512_mask_max_ps(most, first(V - v), most, _mm512_loadu_ps(z + v));
+        const float top = _mm512_reduce_max_ps(most);
+        const __m512 shift = _mm512_set1_ps(top);
+        for (int v = 0; v < V; v += 16)
+            sum = _mm512_mask_add_ps(sum, first(V - v), sum,
+                                     vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift)));
+        const float total = _mm512_reduce_add_ps(sum), own = z[p->targets[r]];
+        g->losses[r] = logf(total) + top - own;
+        if (!p->training) continue;
+        const __m512 factor = _mm512_set1_ps(scale / total);
+        for (int v = 0; v < Vp; v += 16) {
+            __m512 e = vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift));
+            store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first(V - v), e, factor));
+        }
+        const __m128 hit = _mm_set_ss((expf(own - top) / total - 1.0f) * scale);
+        d[in_pieces(i, p->targets[r], Vp)] = (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
+    }
+    if (!p->training) return;
+    pack_turned(s->wide_half, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
+    times_backward(s->wide_half, 32, rows, w, s->of_d);
+    norm_backward(s->of_d, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, part,
+                  n.bias ? part + C : NULL);
+}
+
+/* ---- backward ------------------------------------------------------------------------------------ */
+
+/* The gradients at dropout's input of a branch, as bfloat16: in pieces, and turned. */
+static void into_branch(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
+                        bf16 *turned) {
+    const int C = p->g->s.C;
+    for (int i = 0; i < rows; i++)
+        for (int c = 0; c < C; c += 16)
+            store_bf16(out + in_pieces(i, c, C),
+                       keep(d, (uint32_t)((r0 + i) * C + c), _mm512_loadu_ps(dx + i * C + c)));
+    pack_turned(out, (long)rows * C, turned);
+}
+
+/* A group's shares of the gradients of vectors: the places of their float32 numbers. */
+typedef struct {
+    float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
+} Part;
+
+static Part part_of(const Model *g, long group) {
+    const int C = g->s.C;
+    float *at = g->parts + group * g->part_width;
+    Part a;
+    a.qkv = at, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
+    a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
+    a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->D;
+    return a;
+}
+
+static void after_attention_backward(const Pass *p, int l, long r0, int rows, Part part, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int64_t *at = of_layer(g, l);
+    const Packed *w = g->packed + 4 * l;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    float *dx = g->dx + r0 * C;
+    fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
+    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0, s->half, g->d_down + r0 * C);
+    if (at[DOWN_BIAS] >= 0) column_sums(s->half, rows, C, part.down);
+    float piece[32 * 32] __attribute__((aligned(64)));
+    bf16 *d = s->wide_half;
+    for (int f = 0; f < F; f += 32)
+        for (int r = 0; r < rows; r += 32) {
+            backward_piece(s->half + r * C, 32, w + 3, f, 32, piece);
+            for (int i = 0; i < 32; i++)
+                for (int j = 0; j < 32; j += 16) {
+                    const long at = i * 32 + j;
+                    const bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + at;
+                    bf16 *act = s->mid + r * F + f * 32 + at, *to = d + (long)r * F1 + f * 32 + at;
+                    __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
+                    if (g->s.modern) swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
+                    else gelu_backward(da, kept, act, to);
+                }
+        }
+    pack_pairs(s->mid, (long)rows * F, g->act_tiles + r0 * F);
+    pack_turned(d, (long)rows * F1, g->d_up + r0 * F1);
+    if (at[UP_BIAS] >= 0) column_sums(d, rows, F1, part.up);
+    times_backward(d, 32, rows, w + 2, s->of_d);
+    norm_backward(s->of_d, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0,
+                  dx, 1, part.ln2, at[LN2_BIAS] >= 0 ? part.ln2_bias : NULL);
+    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_OUT), r0, s->half, g->d_out + r0 * C);
+    if (at[OUT_BIAS] >= 0) column_sums(s->half, rows, C, part.out);
+    for (int r = 0; r < rows; r += 32)
+        pack_pairs32(y->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
+    for (int c = 0; c < C; c += 32)
+        for (int r = 0; r < rows; r += 32) {
+            backward_piece(s->half + r * C, 32, w + 1, c, 32, piece);
+            for (int i = 0; i < 32; i++)
+                for (int j = 0; j < 32; j += 16)
+                    store_bf16(g->dmixed + (r0 + r + i) * C + c + j, _mm512_loadu_ps(piece + 32 * i + j));
+        }
+}
+
+static void mix_head_backward(const Pass *p, int l, int head, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int C = g->s.C, H = g->s.H, D = g->D, b = head / H, h = head % H;
+    const long r0 = (long)b * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
+    const bf16 *q = y->qkv + from;
+    bf16 *dq = g->dqkv + from;
+    attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + mixed, g->dmixed + mixed, C,
+                       y->log_sum + (long)head * p->T, drop_weights(p, l, head), dq, dq + C, dq + 2 * C,
+                       &s->attention);
+}
+
+static void before_attention_backward(const Pass *p, int l, long r0, int rows, Part part, Scratch *s) {
+    Model *g = p->g;
+    Layer *y = saved(p, l);
+    const int64_t *at = of_layer(g, l);
+    const int C = g->s.C, H = g->s.H, D = g->D;
+    bf16 *d = g->dqkv + r0 * 3 * C;
+    fetch(d, rows * 3 * C * sizeof(bf16));
+    if (g->s.modern) {
+        memset(part.q_norm, 0, 2 * D * sizeof(float));
+        for (int i = 0; i < rows; i++) {
+            const int t = (r0 + i) % p->T;
+            for (int c = 0; c < 2 * C; c += D)
+                norm_rotate_backward(d + i * 3 * C + c, D, p->w + at[c < C ? Q_NORM : K_NORM],
+                                     g->cos + t * (D / 2), g->sin + t * (D / 2),
+                                     y->qk_hat + (r0 + i) * 2 * C + c,
+                                     y->qk_scale[(r0 + i) * 2 * H + c / D], d + i * 3 * C + c,
+                                     c < C ? part.q_norm : part.k_norm);
+        }
+    }
+    for (int r = 0; r < rows; r += 32)
+        pack_turned32(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
+    if (at[QUERY_BIAS] >= 0)
+        for (int c = 0; c < 3 * C; c += 16) {
+            __m512 sum = _mm512_setzero_ps();
+            for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
+            _mm512_storeu_ps(part.qkv + c, sum);
+        }
+    times_backward(d, 3 * C, rows, g->packed + 4 * l, s->of_d);
+    norm_backward(s->of_d, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C, y->scale1 + r0,
+                  g->dx + r0 * C, 1, part.ln1, at[LN1_BIAS] >= 0 ? part.ln1_bias : NULL);
+}
+
+#endif

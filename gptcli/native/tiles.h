@@ -1,0 +1,247 @@
+/* Products of bfloat16 matrices with float32 sums, out of tiles that the machine multiplies at once.
+ *
+ * A tile is 1 KiB: 16 rows of 64 bytes. There are two kinds, and C += A B of a tile each is 16 x 16
+ * numbers, summed over 32:
+ *   A  16 rows of 32 numbers in a row (any distance between rows);
+ *   B  16 pairs of rows, 16 columns: number (2i, j) and (2i + 1, j) side by side ("VNNI" layout).
+ * With Intel's AMX one instruction multiplies two tiles; elsewhere AVX512-BF16 does a row at a time.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS and VDPBF16PS. */
+
+#ifndef GPTCLI_TILES_H
+#define GPTCLI_TILES_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+enum { TILE = 512 }; /* numbers in a tile */
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m512 load_bf16(const bf16 *p) {
+    __m256i half = _mm256_loadu_si256((const __m256i *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+INLINE void store_bf16(bf16 *p, __m512 x) {
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 there) {
+    __m256i half = _mm256_maskz_loadu_epi16(there, p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+INLINE void mask_store_bf16(bf16 *p, __mmask16 there, __m512 x) {
+    _mm256_mask_storeu_epi16(p, there, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+/* ---- C (+)= A B, for na x nb tiles of 16 x 16 numbers -------------------------------------------
+ * A tile of row block i at A + i * a_tile, its rows a_row apart; of step s at + s * a_step.
+ * B tile of column block j at B + j * b_tile; of step s at + s * b_step. Distances in numbers. */
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+
+/* Every thread calls these two around its products. */
+static void tiles_begin(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } __attribute__((packed, aligned(64))) shape = {0};
+    shape.palette = 1;
+    for (int i = 0; i < 8; i++) {
+        shape.row_bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    _tile_loadconfig(&shape);
+}
+
+static void tiles_end(void) { _tile_release(); }
+
+INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
+                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row, int add) {
+    const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
+    if (add) {
+        _tile_loadd(0, C, c);
+        if (nb == 2) _tile_loadd(1, C + 16, c);
+        if (na == 2) _tile_loadd(2, C + 16 * c_row, c);
+        if (na == 2 && nb == 2) _tile_loadd(3, C + 16 * c_row + 16, c);
+    } else {
+        _tile_zero(0);
+        if (nb == 2) _tile_zero(1);
+        if (na == 2) _tile_zero(2);
+        if (na == 2 && nb == 2) _tile_zero(3);
+    }
+    for (int s = 0; s < steps; s++, A += a_step, B += b_step) {
+        _tile_loadd(6, B, 64);
+        _tile_loadd(4, A, row);
+        _tile_dpbf16ps(0, 4, 6);
+        if (nb == 2) {
+            _tile_loadd(7, B + b_tile, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (na == 2) {
+            _tile_loadd(5, A + a_tile, row);
+            _tile_dpbf16ps(2, 5, 6);
+            if (nb == 2) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, C, c);
+    if (nb == 2) _tile_stored(1, C + 16, c);
+    if (na == 2) _tile_stored(2, C + 16 * c_row, c);
+    if (na == 2 && nb == 2) _tile_stored(3, C + 16 * c_row + 16, c);
+}
+
+#else
+
+static void tiles_begin(void) {}
+static void tiles_end(void) {}
+
+INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B, long b_tile,
+                  long b_step, int steps, float *C, long c_row, int add) {
+    __m512 sum[8][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++)
+        for (int j = 0; j < nb; j++)
+            sum[r][j] = add ? _mm512_loadu_ps(C + r * c_row + 16 * j) : _mm512_setzero_ps();
+    for (int s = 0; s < steps; s++, A += a_step, B += b_step)
+        for (int k = 0; k < 16; k++) {
+            __m512bh b[2];
+            b[0] = (__m512bh)_mm512_loadu_si512(B + 32 * k);
+            if (nb == 2) b[1] = (__m512bh)_mm512_loadu_si512(B + b_tile + 32 * k);
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; r++) {
+                int pair;
+                memcpy(&pair, A + r * a_row + 2 * k, 4);
+                __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], a, b[0]);
+                if (nb == 2) sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b[1]);
+            }
+        }
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++)
+        for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
+}
+
+INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
+                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row, int add) {
+    for (int i = 0; i < 2 * na; i++)
+        rows8(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile, b_step, steps,
+              C + 8 * i * c_row, c_row, add);
+}
+
+#endif
+
+/* C (32, 16 panels) = A (32, 32 steps) B, A with rows a_row apart and steps a_step, B in panels of 16
+ * columns. */
+INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long panel, int steps,
+                    int panels, float *C, long c_row) {
+    int p = 0;
+    for (; p + 1 < panels; p += 2)
+        block(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p, c_row, 0);
+    if (p < panels)
+        block(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p, c_row, 0);
+}
+
+/* ---- into tiles --------------------------------------------------------------------------------- */
+
+/* Rows a and b, 16 columns: their numbers side by side. */
+INLINE __m512i side_by_side(const bf16 *a, const bf16 *b) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+/* Transpose 16 x 16 numbers of 32 bits. */
+INLINE void transpose16(__m512i r[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[8 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0xdd);
+    }
+}
+
+/* X (32 rows, `columns`) as B tiles that sum over its rows: one tile for 16 columns, `tile` apart. */
+static void pack_pairs32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+    for (int c = 0; c < columns; c += 16, out += tile)
+        for (int r = 0; r < 16; r++)
+            _mm512_storeu_si512(out + 32 * r,
+                                side_by_side(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
+}
+
+/* X (32 rows, `columns`) transposed, as A tiles that sum over its rows, likewise. */
+static void pack_turned32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+    for (int c = 0; c < columns; c += 16, out += tile) {
+        __m512i r[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            r[i] = side_by_side(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
+        transpose16(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
+    }
+}
+
+/* ---- pieces --------------------------------------------------------------------------------------
+ * An array in pieces: 32 rows x 32 columns (2 KiB) lie together, those of the same rows side by side.
+ * What is made and used piece by piece is then read in the order in which it lies in memory. */
+
+enum { PIECE = 1024 }; /* numbers in a piece */
+
+/* Number (r, c) of an array of C columns in pieces. */
+INLINE long in_pieces(long r, long c, long C) { return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32; }
+
+/* Pieces into tiles, likewise. */
+static void pack_pairs(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_pairs32(X + i, 32, 32, out + i, TILE);
+}
+
+static void pack_turned(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_turned32(X + i, 32, 32, out + i, TILE);
+}
+
+/* Ask for memory that will be read out of order. */
+static void fetch(const void *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
+
+/* X (16 rows, `columns`) as B tiles that sum over its columns: one tile for 32 columns, what is
+ * missing of the last one 0. */
+static void pack_rows(const bf16 *X, long row, int columns, bf16 *out) {
+    for (int c = 0; c < columns; c += 32, out += TILE) {
+        __mmask16 there = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
+        __m512i r[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(there, X + i * row + c);
+        transpose16(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
+    }
+}
+
+#endif
