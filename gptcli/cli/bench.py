@@ -24,7 +24,7 @@ def bench(
 
     The share says how much of the machine's matrix products, measured first, a training step
     uses. About ten seconds; nothing is kept."""
-    from gptcli.cli.train import config_of_words
+    from gptcli.cli.asked_config import config_of_words
 
     config = config_of_words(arguments or [])
 

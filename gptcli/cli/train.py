@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -14,6 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.asked_config import (
+    config_for,
+    free_config,
+    is_config,
+    split_words,
+    with_own_tokenizer,
+)
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json, stderr_console
 from gptcli.cli.own_files import (
@@ -26,7 +32,7 @@ from gptcli.cli.own_files import (
     checked,
 )
 from gptcli.cli.watching import LeaveAtOnce, stop_on_signals, while_somebody_looks
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError
 from gptcli.native import library
 
 if TYPE_CHECKING:
@@ -68,6 +74,17 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Train with a file of yours that failed its check.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            metavar="M",
+            min=0.1,
+            max=100_000.0,
+            help="End after about M minutes: with a TEXT everything is chosen for it and for this "
+            "machine, with a CONFIG the number of steps.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print size, memory and time; write nothing.")
     ] = False,
@@ -79,6 +96,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
+    begun = time.perf_counter()
     words = arguments or []
     files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
     for flag, given, needs, there in (
@@ -91,18 +109,30 @@ def train(
         ("--resume", "--overwrite", resume and overwrite),
         ("--resume", "--from", resume and from_run),
         ("--resume", "--dry-run", resume and dry_run),
+        ("--resume", "--minutes", resume and minutes),
     ):
         if both:
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
-    target, overrides = _split_words(words)
+    target, overrides = split_words(words)
     if tokenizer is not None:
-        overrides = _with_own_tokenizer(overrides)
+        overrides = with_own_tokenizer(overrides)
     if resume:
         _resume(target, overrides, out, extend, files, force, as_json)
         return
-    config, name = _config(target, overrides, from_run)
+    config, name = config_for(target, overrides, from_run)
     own = checked(files, config, force)
+    notes: list[str] = []
+    if minutes is not None:
+        from gptcli.training.dial import plan
+
+        asked = {override.partition("=")[0] for override in overrides}
+        whole = from_run is None and not is_config(target)
+        if whole:
+            config = free_config(target, overrides)
+        config, notes = plan(config, asked, keep=not whole, minutes=minutes, begun=begun, own=own)
     if dry_run:
+        for line in notes:
+            note(line)
         _dry_run(config, own, as_json)
         return
     if config.run.engine != "torch":
@@ -124,6 +154,7 @@ def train(
                 own=own,
                 from_run=run_folder.find_run(from_run) if from_run else None,
             )
+            prepared.notes[:0] = notes
             _run(prepared, as_json, files)
         finally:
             run_folder.put_back(run)
@@ -145,7 +176,7 @@ def _resume(
     stored = load_config(str(run / "config.yaml"))
     wanted: Config | None = None
     if target is not None:
-        wanted, _ = _config(target, overrides, None)
+        wanted, _ = config_for(target, overrides, None)
     elif overrides:
         wanted = load_config(str(run / "config.yaml"), overrides)
     own = checked(files, stored, force)
@@ -235,113 +266,6 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
         raise GptcliError(
             finished.diagnosis or "the run diverged", finished.hint or "", exit_code=1
         )
-
-
-def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
-    """What to train on, and the KEY=VALUE changes."""
-    from gptcli.config_files import is_known_override, is_override
-
-    targets = [
-        word
-        for word in words
-        if not is_override(word) or (not is_known_override(word) and os.path.exists(word))  # noqa: PTH110
-    ]
-    overrides = [word for word in words if word not in targets]
-    if len(targets) > 1:
-        raise GptcliError(
-            f"`{targets[1]}`: one CONFIG or TEXT is enough, there is `{targets[0]}`",
-            "changes are written KEY=VALUE; several texts go into one folder",
-        )
-    return (targets[0] if targets else None), overrides
-
-
-def config_of_words(words: list[str]) -> Config:
-    """The config that the words of a command line stand for."""
-    target, overrides = _split_words(words)
-    return _config(target, overrides, None)[0]
-
-
-def _with_own_tokenizer(overrides: list[str]) -> list[str]:
-    """A learner's tokenizer is a bpe, whatever the config has."""
-    for override in overrides:
-        if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":
-            raise GptcliError(
-                f"{override} and --tokenizer exclude each other",
-                "leave one out; tokenizer.vocab_size goes with --tokenizer",
-            )
-    return [*overrides, "tokenizer.kind=bpe"]
-
-
-def _config(target: str | None, overrides: list[str], from_run: str | None) -> tuple[Config, str]:
-    """The config asked for, and a name for its run."""
-    from gptcli.config_files import load_config
-    from gptcli.shipped import shipped_configs, shipped_texts
-
-    if target is not None and (target in shipped_configs() or _looks_like_yaml(target)):
-        return load_config(target, overrides), Path(target).stem
-    if target is not None and not Path(target).exists() and target not in shipped_texts():
-        known = [*shipped_configs(), *_texts_beside(target)]
-        close = nearest(target, known)
-        raise GptcliError(
-            f"`{target}` is neither a config nor a text that exists",
-            (f"did you mean `{close}`? " if close else "")
-            + "shipped configs: "
-            + ", ".join(shipped_configs()),
-        )
-    if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
-    if from_run is not None:
-        from gptcli.training.run_folder import find_run
-
-        source = find_run(from_run)
-        name = Path(target).stem if target else f"{source.resolve().name}-tuned"
-        stored = load_config(str(source / "config.yaml"), overrides)
-        return _fresh_schedule(stored, overrides), name
-    return load_config(_default_config(), overrides), (
-        Path(target).stem or "text" if target is not None else _default_config()
-    )
-
-
-def _fresh_schedule(stored: Config, overrides: list[str]) -> Config:
-    """A run's config for a fine-tune: rates, intervals and machine worked out anew, at a tenth of
-    the rate unless one is given."""
-    from gptcli.config import Config, RunConfig
-
-    values = stored.model_dump()
-    asked = {override.partition("=")[0] for override in overrides}
-    for key in ("warmup_steps", "eval_every", "log_every"):
-        if f"train.{key}" not in asked:
-            values["train"][key] = "auto"
-    if "train.learning_rate" not in asked:
-        values["train"]["learning_rate"] = float(values["train"]["learning_rate"]) / 10
-    for key, value in RunConfig().model_dump().items():
-        if f"run.{key}" not in asked:
-            values["run"][key] = value
-    return Config.model_validate(values)
-
-
-def _looks_like_yaml(target: str) -> bool:
-    return target.lower().endswith((".yaml", ".yml"))
-
-
-def _texts_beside(target: str) -> list[str]:
-    folder = Path(target).parent
-    return (
-        [
-            str(p)
-            for p in sorted(folder.iterdir())
-            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")
-        ]
-        if folder.is_dir()
-        else []
-    )
-
-
-def _default_config() -> str:
-    from gptcli.config import DEFAULT_CONFIG, DEFAULT_CONFIG_GPU
-    from gptcli.devices import choose_device
-
-    return DEFAULT_CONFIG_GPU if choose_device("auto").type == "cuda" else DEFAULT_CONFIG
 
 
 def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:

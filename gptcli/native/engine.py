@@ -42,6 +42,31 @@ def why_not(config: ModelConfig) -> str | None:
     return None
 
 
+def bytes_needed(
+    library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
+) -> int:
+    """Memory that an Engine of this shape takes, beside weights and gradients."""
+    shape = _shape(config, vocab_size, most_tokens, threads)
+    return int(library.gpt_bytes(ctypes.byref(shape)))
+
+
+def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int) -> Shape:
+    modern = config.arch == "modern"
+    return Shape(
+        modern=modern,
+        tied=not modern,
+        L=config.n_layer,
+        H=config.n_head,
+        C=config.n_embd,
+        F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
+        V=vocab_size,
+        T=config.block_size,
+        most_tokens=most_tokens,
+        threads=threads,
+        dropout=config.dropout,
+    )
+
+
 class Engine:
     """The passes of one network, with memory for `most_tokens` (B * T) at once.
 
@@ -70,24 +95,10 @@ class Engine:
         for i in range(config.n_layer):
             names += [f"h.{i}.{n}" for n in (*_ATTENTION, *_FEED_FORWARD[config.arch])]
         places = array("q", [offsets.get(name, -1) for name in names])
-        shape = Shape(
-            modern=modern,
-            tied=not modern,
-            L=config.n_layer,
-            H=config.n_head,
-            C=config.n_embd,
-            F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
-            V=vocab_size,
-            T=config.block_size,
-            most_tokens=most_tokens,
-            threads=threads,
-            dropout=config.dropout,
-        )
+        shape = _shape(config, vocab_size, most_tokens, threads)
         self._model = library.gpt_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._model:
             raise MemoryError("no memory for the passes")
-        self.bytes = int(library.gpt_bytes(self._model))
-        """Memory that this holds beside weights and gradients."""
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):

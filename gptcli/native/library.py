@@ -48,7 +48,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "gpt_has_tiles": (_I, []),
     "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
     "gpt_free": (None, [_P]),
-    "gpt_bytes": (ctypes.c_size_t, [_P]),
+    "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
     "gpt_pack": (None, [_P, _P]),
     "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
     "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),

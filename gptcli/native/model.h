@@ -202,9 +202,8 @@ void gpt_free(Model *g) {
     free(g->memory), free(g->at), free(g->packed), free(g->layers), free(g->scratch), free(g);
 }
 
-/* A model of that shape with memory for most_tokens at once, or NULL where there is none.
- * C and F are multiples of 32, D of 16 and at most 512; the caller has seen to it. */
-Model *gpt_new(const Shape *shape, const int64_t *offsets) {
+/* A model of that shape without memory; NULL where there is none even for that. */
+static Model *unborn(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
     const Shape s = g->s = *shape;
@@ -218,23 +217,43 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
     if (g->head_blocks < g->group) g->head_blocks = g->group;
-    const long n = GLOBALS + (long)s.L * OF_LAYER;
-    g->at = malloc(n * sizeof *g->at);
+    g->at = malloc((GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
     g->packed = calloc(4 * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
-    if (g->at && g->packed && g->layers && g->scratch) {
-        memcpy(g->at, offsets, n * sizeof *g->at);
-        g->bytes = lay_out(g, NULL);
+    if (!g->at || !g->packed || !g->layers || !g->scratch) {
+        gpt_free(g);
+        return NULL;
+    }
+    g->bytes = lay_out(g, NULL);
+    return g;
+}
+
+/* Bytes that a model of that shape takes, or 0. */
+size_t gpt_bytes(const Shape *shape) {
+    Model *g = unborn(shape);
+    const size_t bytes = g ? g->bytes : 0;
+    gpt_free(g);
+    return bytes;
+}
+
+/* A model of that shape with memory for most_tokens at once, or NULL where there is none.
+ * C and F are multiples of 32, D of 16 and at most 512; the caller has seen to it. */
+Model *gpt_new(const Shape *shape, const int64_t *offsets) {
+    Model *g = unborn(shape);
+    if (g) {
+        const Shape s = g->s;
+        memcpy(g->at, offsets, (GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
         g->memory = aligned_alloc(HUGE_PAGE, up_to(g->bytes, HUGE_PAGE));
 #ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding them */
         if (g->memory) madvise(g->memory, up_to(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }
-    if (!g->memory) {
+    if (!g || !g->memory) {
         gpt_free(g);
         return NULL;
     }
+    const Shape s = g->s;
     memset(g->memory, 0, g->bytes);
     lay_out(g, g->memory);
     for (int t = 0; t < s.T; t++)
@@ -245,7 +264,5 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
         }
     return g;
 }
-
-size_t gpt_bytes(const Model *g) { return g->bytes; }
 
 #endif

@@ -42,10 +42,12 @@ def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
     dtype = choose_dtype(config.run.dtype, device)
     with torch.device("meta"):
         count = count_parameters(GPT(config.model, vocab_size, own=own))
-    memory = memory_bytes(config, vocab_size, count.total, torch.finfo(dtype).bits // 8)
+    assert config.run.engine != "auto"
+    memory = memory_bytes(
+        config, vocab_size, count.total, torch.finfo(dtype).bits // 8, config.run.engine
+    )
     step_seconds = None
     if memory < _memory_of(device):
-        assert config.run.engine != "auto"
         step_seconds = seconds_per_step(config, vocab_size, dtype, device, config.run.engine, own)
     train = config.train
     tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size

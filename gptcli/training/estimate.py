@@ -9,7 +9,8 @@ import torch
 from gptcli.config import Config
 from gptcli.model.layers import swiglu_width
 from gptcli.model.own_parts import OwnParts
-from gptcli.training.passes import EngineName
+from gptcli.native.engine import bytes_needed
+from gptcli.training.passes import EngineName, library_of
 from gptcli.training.state import TrainingState
 
 _MEASURE_SECONDS = 2.0
@@ -29,11 +30,23 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     return tokens * (m.n_layer * per_layer * bytes_each + vocab_size * (bytes_each + 8))
 
 
-def memory_bytes(config: Config, vocab_size: int, parameters: int, bytes_each: int) -> int:
+def memory_bytes(
+    config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
+) -> int:
     """Peak memory of training, in bytes, beyond the libraries' own: float32 masters and
     gradients, the working copy and its gradients, the optimizer's one (muon) or two (adamw)
     values per parameter, the activations of one batch."""
     slots = 1 if config.train.optimizer == "muon" else 2
+    library = library_of(engine)
+    if library is not None:
+        passes = bytes_needed(
+            library,
+            config.model,
+            vocab_size,
+            most_tokens=config.train.batch_size * config.model.block_size,
+            threads=torch.get_num_threads(),
+        )
+        return parameters * (4 + 4 + 4 * slots + bytes_each) + passes
     per_parameter = 4 + 4 + 4 * slots + (2 * bytes_each if bytes_each < 4 else 0)
     return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
 
@@ -45,9 +58,11 @@ def seconds_per_step(
     device: torch.device,
     engine: EngineName,
     own: OwnParts | None = None,
+    seconds: float | None = None,
 ) -> float:
     """Time of one optimizer step, measured on this machine with random tokens for about two
-    seconds: first with one sequence, then, where that is quick enough, with a whole batch."""
+    seconds (or `seconds`): first with one sequence, then, where that is quick enough, with a
+    whole batch."""
     train = config.train
     state = TrainingState(
         config.model,
@@ -75,14 +90,15 @@ def seconds_per_step(
         update = now(device) - start - passes
         return passes * train.batch_size * train.grad_accum / batch + update
 
+    most = _MEASURE_SECONDS if seconds is None else seconds
     once(1)  # the first pass starts libraries and threads
     estimate = once(1)
     begin = time.perf_counter()
     batch = train.batch_size
-    if estimate / train.grad_accum > 4 * _MEASURE_SECONDS:
+    if estimate / train.grad_accum > 4 * most:
         batch = 1
     times: list[float] = []
-    while not times or (time.perf_counter() - begin < _MEASURE_SECONDS and len(times) < 50):
+    while not times or (time.perf_counter() - begin < most and len(times) < 200):
         times.append(once(batch))
     return sorted(times)[len(times) // 2]
 

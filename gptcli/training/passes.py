@@ -122,7 +122,6 @@ class NativePasses:
             most_tokens=batch_size * model.config.block_size,
             threads=threads,
         )
-        self.bytes = self._engine.bytes
         self.publish()
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
