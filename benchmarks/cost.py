@@ -41,9 +41,8 @@ def main() -> None:
     prices = fit(seen)
     print(json.dumps(prices, indent=1))
     unseen = [measured(shape) for shape in UNSEEN]
-    print(
-        "| layers, width, T, B | ms | rule | off by | MiB | rule | off by |\n|---|---|---|---|---|---|---|"
-    )
+    print("| layers, width, T, B | ms | rule | off by | MiB | rule | off by |")
+    print("|---|---|---|---|---|---|---|")
     for one in [*seen, *unseen]:
         rule = sum(prices[k] * n for k, n in one["counts"].items())
         by, memory_by = rule / one["seconds"] - 1, one["memory_rule"] / one["memory"] - 1
@@ -65,7 +64,7 @@ def measured(shape: tuple[int, ...]) -> dict:
 
 
 def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
-    """A shape's seconds for a step, its peak memory beyond the libraries', and the rules' inputs."""
+    """Seconds of a step, peak memory beyond the libraries', and the rules' inputs."""
     import resource
 
     import torch

@@ -78,8 +78,8 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(dial, "seconds_per_step", lambda *_: 0.01)
     steps = [planned(tmp_path, minutes, {})[0].train.max_steps for minutes in (1, 2, 10)]
     assert 0.85 * 6000 < steps[0] <= 6000
-    assert steps[1] / steps[0] == pytest.approx(2, rel=0.05)
-    assert steps[2] / steps[0] == pytest.approx(10, rel=0.05)
+    assert steps[1] / steps[0] == pytest.approx(2, rel=0.15)
+    assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
 
 
 def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
