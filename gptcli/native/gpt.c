@@ -26,6 +26,18 @@ int gpt_has_tiles(void) {
 #endif
 }
 
+/* A sequence whose end is in the middle of 32 rows is read beyond it, and what is there counts with
+ * weight 0: it has to be a number, also after a batch that gave none. */
+static void clear_past_end(const Pass *p) {
+    Model *g = p->g;
+    const long C = g->s.C, end = 32 * p->MB;
+    for (int l = 0; l < (p->training ? g->s.L : 1); l++) {
+        memset(g->layers[l].qkv + end * 3 * C, 0, 32 * 3 * C * sizeof(bf16));
+        memset(g->layers[l].mixed + p->M * C, 0, (end + 32 - p->M) * C * sizeof(bf16));
+    }
+    memset(g->dmixed + end * C, 0, 32 * C * sizeof(bf16));
+}
+
 /* The sum of losses over a batch of B sequences of T tokens, in nats; B T at most most_tokens.
  *
  * weights: the float32 parameters, which gpt_pack has seen as they are. With gradients (else NULL),
@@ -37,6 +49,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     const long M = pass.M, MB = pass.MB = (M + 31) / 32;
     const long groups = (MB + g->group - 1) / g->group;
     const int L = g->s.L, heads = B * g->s.H, C = g->s.C;
+    clear_past_end(p);
 #pragma omp parallel num_threads(g->s.threads)
     {
         Scratch *s = g->scratch + omp_get_thread_num();

@@ -13,21 +13,26 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptcli.caches import cache_folder
+from gptcli.durable import fsync_file
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
 _TILES = {"amx_tile", "amx_bf16"}
 _SECONDS_TO_BUILD = 120.0
+_SECONDS_TO_STOP = 2.0
 
 _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -73,11 +78,7 @@ def find() -> Found:
     if not features >= _NEEDED:
         return Found(None, "the processor has no AVX512-BF16 (or this is not Linux on x86-64)")
     try:
-        path = _built(features) or _build(features)
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        library = _kept(features) or _build(features)
     except _NotBuilt as error:
         return Found(None, str(error), can_be_helped=True)
     except (OSError, AttributeError) as error:
@@ -101,6 +102,14 @@ def start_building() -> None:
 
 class _NotBuilt(Exception):
     pass
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def _processor_features() -> set[str]:
@@ -147,10 +156,21 @@ def _ours(path: Path) -> bool:
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _build(features: set[str]) -> Path:
+def _kept(features: set[str]) -> ctypes.CDLL | None:
+    path = _built(features)
+    try:
+        return None if path is None else _load(path)
+    except (OSError, AttributeError):  # damaged; it will be replaced
+        return None
+
+
+def _build(features: set[str]) -> ctypes.CDLL:
     builder = _Builder.running or _Builder(features)
     _Builder.running = None
-    return builder.finish()
+    try:
+        return _load(builder.finish())
+    finally:
+        builder.clear_away()
 
 
 class _Builder:
@@ -163,44 +183,79 @@ class _Builder:
         if not compiler:
             raise _NotBuilt("there is no C compiler (`gcc` or `cc`)")
         self.goal = _goal(features)
+        self.private: Path | None = None
         try:
             self.goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _ours(self.goal.parent):
                 raise OSError
             handle, name = tempfile.mkstemp(prefix=".gpt-", suffix=".so", dir=self.goal.parent)
+            _sweep(self.goal.parent)
         except OSError:  # built anew in each process then
-            self.goal = Path(tempfile.mkdtemp(prefix="gptcli-native-")) / "gpt.so"
-            handle, name = tempfile.mkstemp(suffix=".so", dir=self.goal.parent)
+            self.private = Path(tempfile.mkdtemp(prefix="gptcli-native-"))
+            self.goal = self.private / "gpt.so"
+            handle, name = tempfile.mkstemp(suffix=".so", dir=self.private)
         os.close(handle)
         self.temporary = Path(name)
         words = [*compiler.split(), *_FLAGS, "-o", name, str(_HERE / "gpt.c"), "-lm"]
         try:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # so that what it starts can be stopped with it
             )
         except OSError as error:
-            self.temporary.unlink(missing_ok=True)
+            self.clear_away()
             raise _NotBuilt(f"`{compiler}` cannot be run ({error.strerror})") from None
         atexit.register(self.give_up)
 
     def give_up(self) -> None:
         """Leave nothing behind where nobody waited for the end."""
         if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
+            self.stop()
+        self.clear_away()
+
+    def stop(self) -> None:
+        """End the compiler, which clears its own temporary files away when it is asked to."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            try:
+                self.process.communicate(timeout=_SECONDS_TO_STOP)
+                return
+            except subprocess.TimeoutExpired:
+                pass
+
+    def clear_away(self) -> None:
+        """Remove what is not to stay: a library that is loaded does not need its file."""
         self.temporary.unlink(missing_ok=True)
+        if self.private is not None:
+            shutil.rmtree(self.private, ignore_errors=True)
 
     def finish(self) -> Path:
         try:
             _, errors = self.process.communicate(timeout=_SECONDS_TO_BUILD)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            errors = b"it took too long"
+            self.stop()
+            raise _NotBuilt("the C compiler failed: it took too long") from None
         if self.process.returncode != 0:
-            self.temporary.unlink(missing_ok=True)
-            first = errors.decode("utf-8", "replace").strip().splitlines()[:1]
-            raise _NotBuilt(f"the C compiler failed: {first[0] if first else 'without a word'}")
+            raise _NotBuilt(f"the C compiler failed: {_complaint(errors)}")
         self.temporary.chmod(0o700)
+        fsync_file(self.temporary)
         self.temporary.replace(self.goal)
         return self.goal
+
+
+def _complaint(errors: bytes) -> str:
+    """What a compiler says first, without the files that lead there."""
+    lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
+    return next((line for line in lines if "error" in line), lines[0]).strip()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builders left that were killed."""
+    for path in folder.glob(".gpt-*"):
+        with suppress(OSError):  # another process may be at it too
+            if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:
+                path.unlink()

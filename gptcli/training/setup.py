@@ -17,7 +17,7 @@ from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import Setup
-from gptcli.training.passes import choose_engine, library_of
+from gptcli.training.passes import choose_engine
 from gptcli.training.schedule import (
     lr_at,
     resolve_eval_every,
@@ -200,11 +200,14 @@ def prepare_resume(
         )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
-    if config.run.engine == "native" and library_of("native") is None:
-        notes.append("run.engine is now torch, since the C library cannot be had here: the numbers "
-                     "will be rounded otherwise than before")  # fmt: skip
+    was_native = config.run.engine == stored.run.engine == "native"
+    if was_native:  # as `auto` had it when the run began; it may be impossible now
         config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
+        notes += engine_notes(config, own)
     config = resolve(config, corpus, own_parts=own is not None and own.in_network())
+    if was_native and config.run.engine != "native":
+        notes.append("run.engine is now torch, since native is not possible here: the numbers will "
+                     "be rounded otherwise than before")  # fmt: skip
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.write_config(run, config)
     setup = _setup(run, config, corpus, own=own, resume=saved)

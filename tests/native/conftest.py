@@ -1,0 +1,41 @@
+"""The C library, as it is used here and without tiles; what cannot be had skips its tests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptcli.native import library
+
+# Makes `native_models` importable: in pytest's importlib mode a test's folder is not.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def native() -> ctypes.CDLL:
+    """The C library of this machine."""
+    found = library.find()
+    if found.library is None:
+        pytest.skip(f"no C passes on this machine: {found.reason}")
+    return found.library
+
+
+@pytest.fixture(scope="session")
+def without_tiles(native: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The C library as machines have it whose processors know AVX512-BF16 but no tiles."""
+    if not native.gpt_has_tiles():
+        pytest.skip("no tiles on this machine: the C library is without them as it is")
+    path = tmp_path_factory.mktemp("without-tiles") / "gpt.so"
+    source = Path(library.__file__).with_name("gpt.c")
+    off = ("-mno-amx-tile", "-mno-amx-bf16")
+    compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
+    subprocess.run([*compiler, *library._FLAGS, *off, "-o", path, source, "-lm"], check=True)
+    built = library._load(path)
+    assert not built.gpt_has_tiles()
+    return built

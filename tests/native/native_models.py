@@ -1,0 +1,80 @@
+"""Networks for the tests of the C passes, with the same weights for PyTorch in any dtype."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+from gptcli.model.gpt import GPT
+from gptcli.native.engine import Engine
+from gptcli.training.precision import Weights
+from gptcli.training.state import build_model
+
+
+@dataclass
+class Network:
+    """A GPT whose weights hide nothing, and its C passes."""
+
+    model: GPT
+    weights: Weights
+    engine: Engine
+
+    def gradients(self) -> dict[str, Tensor]:
+        """A copy of the gradients that the C passes wrote last, by parameter."""
+        self.weights.use_gradients()
+        return {name: p.grad.clone() for name, p in self.weights.masters if p.grad is not None}
+
+    def reference(self, dtype: torch.dtype) -> GPT:
+        """The same weights in PyTorch: the float32 masters, as `dtype` has them."""
+        model = copy.deepcopy(self.model).to(dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.weights.named()[name])
+        return model.eval()
+
+
+def network(
+    library: ctypes.CDLL,
+    arch: str,
+    *,
+    vocab_size: int = 11,
+    most_tokens: int = 256,
+    threads: int = 1,
+    noise: float = 0.05,
+    seed: int = 0,
+    **sizes: object,
+) -> Network:
+    """Two blocks, as initialised but for `noise`: weights that begin at 0 would hide gradients."""
+    values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
+    config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
+    model = build_model(config, vocab_size, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += noise * torch.randn(parameter.shape, generator=generator)
+    weights = Weights(model, torch.bfloat16)
+    engine = Engine(
+        library, config, vocab_size, *weights.flat(), most_tokens=most_tokens, threads=threads
+    )
+    engine.pack()
+    return Network(model, weights, engine)
+
+
+def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, Tensor]:
+    """Random token ids (B, T), and others as targets."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocab_size, (2, B, T), generator=generator)
+    return ids[0], ids[1]
+
+
+def loss_and_gradients(model: GPT, idx: Tensor, targets: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """By PyTorch: the mean loss, and float64 gradients by parameter."""
+    loss = model.loss(idx, targets)
+    loss.backward()
+    found = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), found

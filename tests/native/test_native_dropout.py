@@ -1,0 +1,145 @@
+"""Dropout of the C passes: a function of the seed, of the share asked for, the same in both."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from native_models import Network, batch, loss_and_gradients, network
+from torch import Tensor
+
+P = 0.25
+SIZES: dict[str, Any] = {"n_embd": 64, "n_head": 4, "block_size": 4, "dropout": P}
+TOKEN = 3
+
+
+def run(n: Network, ids: tuple[Tensor, Tensor], seed: int) -> float:
+    """The mean loss at that seed, its gradients left behind."""
+    idx, targets = ids
+    how = {"seed": seed, "scale": 1.0 / idx.numel(), "add": False}
+    return n.engine.gradients(idx, targets, **how) / idx.numel()
+
+
+def one_token() -> tuple[Tensor, Tensor]:
+    return torch.tensor([[TOKEN]]), torch.tensor([[7]])
+
+
+def masks(n: Network) -> list[Tensor]:
+    """What was kept for one token, in the order of GPT.forward, by the gradients: that of an
+    embedding, and of a projection's row, is 0 where the number was dropped; that of a head's values
+    where the token's weight for itself was."""
+    gradients = n.gradients()
+    gpt2 = n.model.config.arch == "gpt2"
+    kept = [gradients["wpe.weight"][0] if gpt2 else gradients["wte.weight"][TOKEN]]
+    down = "mlp.c_proj.weight" if gpt2 else "mlp.down_proj.weight"
+    for i in range(n.model.config.n_layer):
+        of_values = gradients[f"h.{i}.attn.value.weight"].view(n.model.config.n_head, -1)
+        kept.append(of_values.abs().sum(1))
+        kept += [gradients[f"h.{i}.{name}"].abs().sum(1) for name in ("attn.c_proj.weight", down)]
+    return [numbers != 0 for numbers in kept]
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_masks_are_functions_of_the_seed(arch: str, native: ctypes.CDLL) -> None:
+    n = network(native, arch, dropout=0.2)
+    ids = batch(2, 33)
+    losses, gradients = [], []
+    for seed in (5, 6, 2**64 - 1, 5 + 2**32, 5):
+        losses.append(run(n, ids, seed))
+        gradients.append(n.gradients())
+    assert len(set(losses)) == 4
+    assert losses[4] == losses[0]
+    assert all(torch.equal(gradients[4][name], g) for name, g in gradients[0].items())
+
+
+def test_evaluation_drops_nothing(native: ctypes.CDLL) -> None:
+    dropping, whole = (network(native, "modern", dropout=p) for p in (0.5, 0.0))
+    idx, targets = batch(2, 33)
+    assert dropping.engine.loss(idx, targets) == whole.engine.loss(idx, targets)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_the_share_that_was_asked_for_is_dropped_everywhere(arch: str, native: ctypes.CDLL) -> None:
+    n = network(native, arch, **SIZES)
+    rounds = 400
+    found: list[list[Tensor]] = []
+    for seed in range(rounds):
+        run(n, one_token(), seed)
+        found.append(masks(n))
+    places = [torch.stack(at).double() for at in zip(*found, strict=True)]  # (rounds, numbers)
+    assert [at.shape[1] for at in places] == [64, 4, 64, 64, 4, 64, 64]
+    for at in places:
+        # Five standard deviations of as many throws; masks of one place differ from seed to seed,
+        # and no number is dropped more often than others.
+        spread = math.sqrt(P * (1 - P) / at.numel())
+        assert float(at.mean()) == pytest.approx(1 - P, abs=5 * spread)
+        assert float((at.mean(0) - (1 - P)).abs().max()) < 5 * spread * at.shape[1] ** 0.5
+    wide = [at for at in places if at.shape[1] == 64]
+    for i, one in enumerate(wide):  # two places have nothing to do with each other
+        for other in wide[:i]:
+            both = float((one * other).mean())
+            assert both == pytest.approx((1 - P) ** 2, abs=5 * 0.5 / math.sqrt(one.numel()))
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_under_the_same_masks_pytorch_gets_the_same(
+    arch: str, native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = network(native, arch, **SIZES)
+    model = n.reference(torch.float64).train()
+    to_come: list[Tensor] = []
+
+    def drop(x: Tensor, p: float) -> Tensor:
+        assert p == P
+        return x * to_come.pop(0).view(x.shape) / (1 - p)
+
+    for module in ("attention", "gpt", "layers"):
+        monkeypatch.setattr(f"gptcli.model.{module}.drop", drop)
+    for seed in range(5):
+        loss = run(n, one_token(), seed)
+        to_come[:] = masks(n)
+        model.zero_grad()
+        true, gradients = loss_and_gradients(model, *one_token())
+        assert to_come == []
+        assert loss == pytest.approx(true, abs=1e-2)  # one token's: no mean that evens rounding
+        for name, g in n.gradients().items():
+            if gradients[name].norm() > 1e-9:  # else: keys and queries of one token
+                assert (g - gradients[name]).norm() < 0.03 * gradients[name].norm(), name
+
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "all": lambda name: True,
+    "embedding": lambda name: name.startswith("w"),
+    "queries and keys": lambda name: "query" in name or "key" in name,
+    "values": lambda name: "value" in name or "attn.c_proj" in name,
+    "feed-forward": lambda name: "mlp" in name,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_the_gradient_is_that_of_the_loss_at_that_seed(
+    arch: str, part: str, native: ctypes.CDLL
+) -> None:
+    """Along its own direction the loss changes as the gradient says. The step changes it by about
+    0.1, of which rounding to bfloat16 blurs about a hundredth; other masks in one of the two passes
+    would leave less than a half."""
+    n = network(native, arch, vocab_size=50, noise=0.1, dropout=0.2)
+    ids = batch(4, 33, 50)
+    run(n, ids, 7)
+    gradients = {name: g for name, g in n.gradients().items() if PARTS[part](name)}
+    named = n.weights.named()
+    start = {name: named[name].clone() for name in gradients}
+    length = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+    step = 0.05 / length
+    losses = []
+    for sign in (1, -1):
+        for name, g in gradients.items():
+            named[name].copy_(start[name] + sign * step / length * g)
+        n.engine.pack()
+        losses.append(run(n, ids, 7))
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(length, rel=0.04)
