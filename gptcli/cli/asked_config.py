@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gptcli.config import Config
 from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:

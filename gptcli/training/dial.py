@@ -30,12 +30,12 @@ LADDER = (
 """(n_layer, n_embd) of the networks to choose from."""
 
 # Fitted: benchmarks/DIAL.md.
-_BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.5e6, 3.0e13, 0.55
-_FILL = 2.0  # parameters of the blocks for each character of the text, at most
+_BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.55
+_FILL = 6.0  # parameters of the blocks for each character of the text, at most
 _BY_HEART_EPOCHS = 100.0
 
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B: the step whose speed stands for the machine
-_DROPOUT = ((8.0, 0.0), (25.0, 0.1), (80.0, 0.2), (math.inf, 0.3))  # epochs at most, p
+_EPOCHS_UNDROPPED, _DROPOUT_GROWS, _MOST_DROPOUT = 2.7, 0.05, 0.4
 _STEP_TOKENS = 2048  # for some three million tokens in all
 _MOST_CHARACTERS = 256  # different ones, with which a token is a character
 _CHARACTERS_A_TOKEN = 2.5  # of a bpe
@@ -44,6 +44,12 @@ _LOOKED_AT = 500_000  # characters of the text
 _AT_THE_END = 0.5  # seconds to save, and to leave
 _SAVING = 0.15  # seconds for the checkpoint that may follow an evaluation
 _FEWEST_STEPS = 20
+
+
+def dropout_for(epochs: float) -> float:
+    """The share to drop where the text is read so many times: more with each doubling."""
+    doublings = math.log2(max(1.0, epochs / _EPOCHS_UNDROPPED))
+    return min(_MOST_DROPOUT, round(_DROPOUT_GROWS * doublings, 2))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
     n_layer, n_embd = shape_of(min(wanted, room))
     tokens = operations / (6 * block_parameters(n_layer, n_embd))
     epochs = tokens * each / characters
-    dropout = next(p for most, p in _DROPOUT if epochs <= most)
+    dropout = dropout_for(epochs)
     block_size = 256 if tokens > 256 * 4000 else 128
     batch_size = max(4, 2 ** round(math.log2(_STEP_TOKENS * (tokens / 3e6) ** 0.25 / block_size)))
     values = {
