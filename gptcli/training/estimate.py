@@ -10,6 +10,7 @@ from gptcli.config import Config
 from gptcli.model.layers import swiglu_width
 from gptcli.model.own_parts import OwnParts
 from gptcli.native.engine import bytes_needed
+from gptcli.training.cost import relative_seconds
 from gptcli.training.passes import EngineName, library_of
 from gptcli.training.state import TrainingState
 
@@ -61,8 +62,8 @@ def seconds_per_step(
     seconds: float | None = None,
 ) -> float:
     """Time of one optimizer step, measured on this machine with random tokens for about two
-    seconds (or `seconds`): first with one sequence, then, where that is quick enough, with a
-    whole batch."""
+    seconds (or `seconds`): with one sequence, then, where that is quick enough, with a whole
+    batch; else the rule of gptcli.training.cost says how much longer that is."""
     train = config.train
     state = TrainingState(
         config.model,
@@ -83,24 +84,26 @@ def seconds_per_step(
         start = now(device)
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.weights.norm())
-        passes = now(device) - start
-        state.optimizers.step(1e-9)
+        # With no rate to speak of, gradients stay so near 0 that they are slow to compute with.
+        state.optimizers.step(1e-3)
         state.passes.publish()
         state.weights.clear_grads()
-        update = now(device) - start - passes
-        return passes * train.batch_size * train.grad_accum / batch + update
+        return now(device) - start
 
     most = _MEASURE_SECONDS if seconds is None else seconds
     once(1)  # the first pass starts libraries and threads
-    estimate = once(1)
+    small = config.model_copy(
+        update={"train": train.model_copy(update={"batch_size": 1, "grad_accum": 1})}
+    )
+    whole = config.model_copy(update={"train": train.model_copy(update={"grad_accum": 1})})
+    rule = relative_seconds(config, vocab_size)
+    estimate = once(1) * relative_seconds(whole, vocab_size) / relative_seconds(small, vocab_size)
+    batch, measured = (train.batch_size, whole) if estimate < 4 * most else (1, small)
     begin = time.perf_counter()
-    batch = train.batch_size
-    if estimate / train.grad_accum > 4 * most:
-        batch = 1
     times: list[float] = []
     while not times or (time.perf_counter() - begin < most and len(times) < 200):
         times.append(once(batch))
-    return sorted(times)[len(times) // 2]
+    return sorted(times)[len(times) // 2] * rule / relative_seconds(measured, vocab_size)
 
 
 def now(device: torch.device) -> float:
