@@ -14,6 +14,7 @@ nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -124,27 +125,40 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line sets it
     import torch
 
-    from gptcli.config import ModelConfig
+    from gptcli.config import Config
     from gptcli.devices import choose_device, choose_dtype, choose_threads
-    from gptcli.model.gpt import GPT, initialise
-    from gptcli.training.optimizers import Optimizers
-    from gptcli.training.precision import Weights
+    from gptcli.training.passes import choose_engine
+    from gptcli.training.state import TrainingState
 
-    choose_threads("auto")
     sizes = {key: value for key, value in shape.items() if key != "batch"}
-    model = GPT(ModelConfig(arch="gpt2", dropout=dropout, **sizes), VOCABULARY)
-    initialise(model, torch.Generator().manual_seed(1337))
-    weights = Weights(model.train(), choose_dtype("auto", choose_device("cpu")))
-    optimizer = Optimizers("adamw", weights.masters, 0.1, torch.bfloat16)
+    config = Config.model_validate(
+        {
+            "model": {"arch": "gpt2", "dropout": dropout, **sizes},
+            "train": {"optimizer": "adamw", "batch_size": shape["batch"]},
+        }
+    )
+    device = choose_device("cpu")
+    dtype = choose_dtype("auto", device)
+    engine, _ = choose_engine(config, device, dtype, compiled=False, own_parts=False)
+    state = TrainingState(
+        config.model,
+        config.train,
+        VOCABULARY,
+        dtype=dtype,
+        device=device,
+        engine=engine,
+        threads=choose_threads("auto"),
+    )
+    state.model.train()
     idx = torch.randint(0, VOCABULARY, (shape["batch"], shape["block_size"]))
+    steps = itertools.count()
 
     def step() -> None:
-        model.loss(idx, idx).backward()
-        weights.collect(1.0)
-        weights.clip(float(weights.norm()), 1.0)
-        optimizer.step(1e-3)
-        weights.publish()
-        weights.clear_grads()
+        state.passes.gradients([(idx, idx)], 1, next(steps), 1.0)
+        state.weights.clip(state.weights.norm(), 1.0)
+        state.optimizers.step(1e-3)
+        state.passes.publish()
+        state.weights.clear_grads()
 
     return timed(step, idx.numel())
 

@@ -1,0 +1,103 @@
+"""The runs behind `--minutes`: as a table, and as a plot of loss against size at equal time.
+
+    python benchmarks/dial.py [--plot docs/pictures/dial.svg]
+
+RUNS are measured losses; a line of them is made again by
+    gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
+        train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
+The plot needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gptcli.config import Config
+from gptcli.training.cost import relative_seconds
+from gptcli.training.dial import block_parameters
+
+RUNS = [
+    # n_layer, n_embd, T, B, steps, dropout, loss
+    (2, 128, 128, 8, 2600, 0.0, 1.6713),
+    (3, 128, 256, 8, 1000, 0.0, 1.6371),
+    (4, 128, 256, 4, 1400, 0.0, 1.6453),
+    (4, 192, 256, 8, 500, 0.0, 1.6620),
+    (4, 128, 256, 8, 2500, 0.0, 1.5575),
+    (4, 128, 256, 4, 4500, 0.0, 1.5507),
+    (4, 128, 128, 8, 4500, 0.0, 1.5625),
+    (3, 192, 256, 8, 2000, 0.0, 1.5557),
+    (4, 192, 256, 8, 1500, 0.0, 1.5435),
+    (4, 192, 256, 4, 2700, 0.0, 1.5561),
+    (4, 192, 256, 16, 800, 0.0, 1.5473),
+    (4, 192, 128, 8, 3000, 0.0, 1.5643),
+    (6, 192, 256, 4, 1900, 0.0, 1.5637),
+    (4, 256, 256, 4, 1600, 0.0, 1.5894),
+    (4, 192, 256, 8, 1500, 0.1, 1.6029),
+    (4, 192, 256, 4, 2700, 0.1, 1.6301),
+    (4, 192, 256, 8, 3000, 0.0, 1.5268),
+    (4, 192, 256, 8, 3000, 0.05, 1.5181),
+    (4, 192, 256, 8, 4500, 0.1, 1.5161),
+    (5, 256, 256, 8, 2700, 0.1, 1.5103),
+    (4, 192, 256, 8, 1608, 0.0, 1.5358),
+    (5, 256, 256, 8, 2109, 0.02, 1.5033),
+]
+CHARACTERS = 1_140_545
+
+
+def main() -> None:
+    """Print the table; draw."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    print("| layers, width | T, B | steps | times read | dropout | budget, s | loss |")
+    print("|---|---|---|---|---|---|---|")
+    for run in sorted(RUNS, key=budget):
+        n_layer, n_embd, T, B, steps, dropout, loss = run
+        epochs = steps * T * B / CHARACTERS
+        print(
+            f"| {n_layer}, {n_embd} | {T}, {B} | {steps:,} | {epochs:.1f} | {dropout} "
+            f"| {budget(run):.0f} | {loss:.4f} |"
+        )
+    if asked.plot:
+        draw(asked.plot)
+
+
+def budget(run: tuple[float, ...]) -> float:
+    """Seconds of the run's steps by the rule."""
+    n_layer, n_embd, T, B, steps, *_ = run
+    model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
+    config = Config.model_validate({"model": model, "train": {"batch_size": B}})
+    return steps * relative_seconds(config, 68)
+
+
+def draw(path: Path) -> None:
+    """Loss against size, a colour for each stretch of time."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for low, high, colour in ((0, 30, "C0"), (30, 80, "C1"), (80, 130, "C2"), (130, 220, "C3")):
+        there = [run for run in RUNS if low <= budget(run) < high]
+        label = f"{min(map(budget, there)):.0f} to {max(map(budget, there)):.0f} s"
+        for run in there:
+            axis.scatter(
+                block_parameters(int(run[0]), int(run[1])) / 1e6,
+                run[-1],
+                color=colour,
+                marker="x" if run[5] else "o",
+                label=label,
+            )
+            label = None
+    axis.set_xscale("log")
+    axis.set_xlabel("parameters of the blocks, millions")
+    axis.set_ylabel("validation loss, nats per character (x: with dropout)")
+    axis.legend(title="time of the steps")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The rules of what a step costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.config import Config
+from gptcli.model.gpt import GPT
+from gptcli.training.cost import counts, matrix_parameters, relative_seconds
+from gptcli.training.speed import flops_per_token
+
+SHAPE = {"n_layer": 3, "n_head": 2, "n_embd": 64, "block_size": 64}
+
+
+def config(model: dict[str, Any] | None = None, **train: Any) -> Config:
+    return Config.model_validate({"model": SHAPE | (model or {}), "train": train})
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        config({"n_layer": 4}),
+        config({"n_embd": 128}),
+        config({"block_size": 65}),
+        config(batch_size=17),
+        config(grad_accum=2),
+    ],
+)
+def test_the_rule_grows_with_everything(larger: Config) -> None:
+    assert relative_seconds(larger, 65) > relative_seconds(config(), 65)
+    assert relative_seconds(config(), 66) > relative_seconds(config(), 65)
+    assert relative_seconds(config(optimizer="adamw"), 65) < relative_seconds(config(), 65)
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_the_products_are_those_of_the_model(arch: str) -> None:
+    one = config({"arch": arch})
+    with torch.device("meta"):
+        model = GPT(one.model, 65)
+    tokens = 16 * 64
+    attention = 12.0 * 3 * 64 * 64 / 2
+    assert counts(one, 65)["products"] * 6 == pytest.approx(
+        tokens * (flops_per_token(model) - attention)
+    )
+    assert matrix_parameters(one, 65) == sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() == 2 and name not in (("wpe.weight",) if arch == "gpt2" else ("wte.weight",))
+    )
+
+
+MEASURE = """
+import torch
+from gptcli.config import Config
+from gptcli.devices import choose_threads
+from gptcli.training.estimate import memory_bytes, seconds_per_step
+from gptcli.training.passes import choose_engine
+
+def resident():
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+cpu = torch.device("cpu")
+choose_threads(1)
+def measured(layers, width, T, B):
+    config = Config.model_validate({
+        "model": {"n_layer": layers, "n_head": width // 32, "n_embd": width, "block_size": T},
+        "train": {"batch_size": B}})
+    engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, own_parts=False)
+    seconds_per_step(config, 65, torch.bfloat16, cpu, engine, seconds=0.1)
+    parameters = layers * 12 * width**2 + 2 * 65 * width
+    return memory_bytes(config, 65, parameters, 2, engine)
+
+measured(1, 32, 32, 1)
+before = resident()
+rule = measured(4, 256, 128, 8)
+print(rule / (resident() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_rule_is_near_what_a_step_takes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
+    assert 0.8 < float(done.stdout) < 1.2
