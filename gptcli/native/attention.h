@@ -1,8 +1,9 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D numbers a head (a multiple of 16); q, k, v and their gradients are rows of a (B T, 3 C)
- * array, `row` apart. Scores are made 32 queries at a time, so that they stay in the cache, and made
- * again in the backward pass from the base-2 logarithm of each row's sum (Dao et al. 2022, section 3.1). */
+ * T tokens, D numbers a head (a multiple of 16); q, k, v and their gradients are rows of a (B T, 3
+ * C) array, `row` apart. Scores are made 32 queries at a time, so that they stay in the cache, and
+ * made again in the backward pass from the base-2 logarithm of each row's sum (Dao et al. 2022,
+ * section 3.1). */
 
 #ifndef GPTCLI_ATTENTION_H
 #define GPTCLI_ATTENTION_H
@@ -10,36 +11,32 @@
 #include "rows.h"
 
 typedef struct {
-    bf16 *by_d[2];   /* keys, values: tiles that sum over D */
-    bf16 *by_t[3];   /* tiles that sum over time */
+    bf16 *by_d[2];            /* keys, values: tiles that sum over D */
+    bf16 *by_t[3];            /* tiles that sum over time */
     float *scores, *dweights; /* (32, T) */
     bf16 *weights, *dscores;  /* (32, T) */
     bf16 *turned[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
     float *out;      /* (32, D) */
 } AttentionScratch;
 
-static long up_to(long n, long m) { return (n + m - 1) / m * m; }
-
 /* Bytes of the scratch; laid out from `at` where that is not NULL. */
-static size_t attention_scratch(AttentionScratch *s, char *at, int T, int D, int backward) {
+static size_t attention_scratch(AttentionScratch *s, char *at, int T, int D) {
     const long t = up_to(T, 32), d = up_to(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
     size_t used = 0;
-#define TAKE(to, bytes) ((to) = (void *)(at + used), used += up_to(bytes, 64))
+#define TAKE(to, bytes) ((to) = (void *)(at ? at + used : NULL), used += up_to(bytes, 64))
     TAKE(s->by_d[0], head);
     TAKE(s->by_t[0], head);
     TAKE(s->scores, 2 * line);
     TAKE(s->weights, line);
     TAKE(s->out, 32 * d * sizeof(float));
-    if (backward) {
-        TAKE(s->by_d[1], head);
-        TAKE(s->by_t[1], head);
-        TAKE(s->by_t[2], head);
-        TAKE(s->dweights, 2 * line);
-        TAKE(s->dscores, line);
-        TAKE(s->turned[0], t * t * sizeof(bf16));
-        TAKE(s->turned[1], t * t * sizeof(bf16));
-    }
+    TAKE(s->by_d[1], head);
+    TAKE(s->by_t[1], head);
+    TAKE(s->by_t[2], head);
+    TAKE(s->dweights, 2 * line);
+    TAKE(s->dscores, line);
+    TAKE(s->turned[0], t * t * sizeof(bf16));
+    TAKE(s->turned[1], t * t * sizeof(bf16));
 #undef TAKE
     return used;
 }
@@ -87,15 +84,16 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
         for (int i = 0; i < 32; i += 16) {
             __m512 total = _mm512_loadu_ps(totals + i);
             _mm512_storeu_ps(over + i, _mm512_div_ps(_mm512_set1_ps(1.0f), total));
-            _mm512_mask_storeu_ps(log_sum + t0 + i, first(rows - i),
-                                  _mm512_fmadd_ps(vlog(total), _mm512_set1_ps(LOG2_E),
-                                                  _mm512_loadu_ps(tops + i)));
+            _mm512_mask_storeu_ps(
+                log_sum + t0 + i, first(rows - i),
+                _mm512_fmadd_ps(vlog(total), _mm512_set1_ps(LOG2_E), _mm512_loadu_ps(tops + i)));
         }
         product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
-                store_bf16(mixed + (t0 + i) * mixed_row + c,
-                           _mm512_mul_ps(_mm512_loadu_ps(s->out + i * D + c), _mm512_set1_ps(over[i])));
+                store_bf16(
+                    mixed + (t0 + i) * mixed_row + c,
+                    _mm512_mul_ps(_mm512_loadu_ps(s->out + i * D + c), _mm512_set1_ps(over[i])));
     }
 }
 
@@ -107,7 +105,8 @@ static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long
     const int steps = up_to(D, 32) / 32, T32 = up_to(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
-    bf16 *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1], *const queries_by_t = s->by_t[2];
+    bf16 *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
+                *const queries_by_t = s->by_t[2];
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_d(v, row, T, D, s->by_d[1]);
     pack_head_by_t(k, row, T, D, keys_by_t);

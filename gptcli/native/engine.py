@@ -45,7 +45,8 @@ def why_not(config: ModelConfig) -> str | None:
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
-    """Memory that an Engine of this shape takes, beside weights and gradients."""
+    """Memory that an Engine of this shape takes, beside weights and gradients (and beside what Muon
+    takes for the time of a step)."""
     shape = _shape(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
@@ -130,7 +131,7 @@ class Engine:
         add: bool,
     ) -> float:
         B, T = idx.shape
-        assert idx.numel() <= self.most_tokens
+        assert 0 < idx.numel() <= self.most_tokens
         assert self._block_size >= T
         assert targets.shape == idx.shape
         idx, targets = idx.contiguous(), targets.contiguous()
@@ -188,6 +189,8 @@ def muon(
     iterations: int,
 ) -> None:
     """One step of Muon of (weights, gradients, momenta), matrices. Raises MemoryError."""
+    if not tensors[0]:
+        return
     sizes = [array("q", [p.shape[i] for p in tensors[0]]) for i in (0, 1)]
     arrays = [*map(_pointers, tensors), *sizes]
     places = [a.buffer_info()[0] for a in arrays]

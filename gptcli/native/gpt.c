@@ -1,4 +1,5 @@
-/* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit. */
+/* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit.
+ */
 
 #include "gradients.h"
 #include "optimizers.h"
@@ -26,29 +27,33 @@ int gpt_has_tiles(void) {
 #endif
 }
 
-/* A sequence whose end is in the middle of 32 rows is read beyond it, and what is there counts with
- * weight 0: it has to be a number, also after a batch that gave none. */
+/* Heads read beyond a sequence whose end is in the middle of 32 rows, and layers read whole blocks
+ * of which heads write the real rows: what is there counts with weight 0, but has to be a number.
+ */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long C = g->s.C, end = 32 * p->MB;
     for (int l = 0; l < (p->training ? g->s.L : 1); l++) {
         memset(g->layers[l].qkv + end * 3 * C, 0, 32 * 3 * C * sizeof(bf16));
-        memset(g->layers[l].mixed + p->M * C, 0, (end + 32 - p->M) * C * sizeof(bf16));
+        memset(g->layers[l].mixed + p->M * C, 0, (end - p->M) * C * sizeof(bf16));
     }
+    memset(g->dqkv + p->M * 3 * C, 0, (end - p->M) * 3 * C * sizeof(bf16));
     memset(g->dmixed + end * C, 0, 32 * C * sizeof(bf16));
 }
 
 /* The sum of losses over a batch of B sequences of T tokens, in nats; B T at most most_tokens.
  *
  * weights: the float32 parameters, which gpt_pack has seen as they are. With gradients (else NULL),
- * these become `scale` times the sum's, or get them added where `add`; dropout draws from `seed`. */
+ * these become `scale` times the sum's, or get them added where `add`; dropout draws from `seed`.
+ */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add) {
     Pass pass = {g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed};
     const Pass *p = &pass;
     const long M = pass.M, MB = pass.MB = (M + 31) / 32;
     const long groups = (MB + g->group - 1) / g->group;
-    const int L = g->s.L, heads = B * g->s.H, C = g->s.C;
+    const int L = g->s.L, C = g->s.C;
+    const long heads = (long)B * g->s.H;
     clear_past_end(p);
 #pragma omp parallel num_threads(g->s.threads)
     {
@@ -59,25 +64,33 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
             for (long k = 0; k < groups; k++) {
                 const long r0 = group_start(p, k);
                 const int rows = group_rows(p, k);
-                if (l == 0) embed(p, r0, rows);
-                else after_attention(p, l - 1, r0, rows, s);
+                if (l == 0)
+                    embed(p, r0, rows);
+                else
+                    after_attention(p, l - 1, r0, rows, s);
                 before_attention(p, l, r0, rows, s);
             }
 #pragma omp for schedule(dynamic)
-            for (int h = 0; h < heads; h++) mix_head(p, l, h, s);
+            for (long h = 0; h < heads; h++) mix_head(p, l, h, s);
         }
 #pragma omp for schedule(dynamic)
         for (long k = 0; k < groups; k++)
             after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
+        /* Until the layers need it, a group's part holds the gradients of the last norm. */
         for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
             const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
 #pragma omp for schedule(dynamic)
             for (long k = m0 / g->group; k < (end + g->group - 1) / g->group; k++)
-                head(p, group_start(p, k), group_rows(p, k), 32 * m0, scale, s,
-                     g->parts + k * g->part_width);
+                head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, scale, s,
+                              g->parts + k * g->part_width);
             if (gradients) {
-                const Matrix a = {gradients + g->at[HEAD], g->d_head, g->in + m0 * 32 * C,
-                                  32 * g->packed[4 * L].N, 32 * C, g->s.V, C};
+                const Matrix a = {gradients + g->at[HEAD],
+                                  g->d_head,
+                                  g->in + m0 * 32 * C,
+                                  32 * g->packed[4 * L].N,
+                                  32 * C,
+                                  g->s.V,
+                                  C};
                 matrices(&a, 1, end - m0, add || m0 > 0, g->s.threads);
 #pragma omp barrier
             }
@@ -86,17 +99,17 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
             const Vector v[2] = {{gradients + g->at[LNF], g->parts, C},
                                  {gradients + g->at[LNF_BIAS], g->parts + C, C}};
             vectors(v, g->at[LNF_BIAS] < 0 ? 1 : 2, g->part_width, groups, add);
-#pragma omp single
-            memset(g->dqkv + M * 3 * C, 0, (32 * MB - M) * 3 * C * sizeof(bf16));
             for (int l = L - 1; l >= 0; l--) {
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
-                    after_attention_backward(p, l, group_start(p, k), group_rows(p, k), part_of(g, k), s);
+                    after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                             part_of(g, k), s);
 #pragma omp for schedule(dynamic)
-                for (int h = 0; h < heads; h++) mix_head_backward(p, l, h, s);
+                for (long h = 0; h < heads; h++) mix_head_backward(p, l, h, s);
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
-                    before_attention_backward(p, l, group_start(p, k), group_rows(p, k), part_of(g, k), s);
+                    before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                              part_of(g, k), s);
                 layer_gradients(p, l, gradients, groups, add);
             }
             embedding_gradients(p, gradients, add);

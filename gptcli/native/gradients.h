@@ -5,7 +5,7 @@
 
 #include "passes.h"
 
-/* dW (N, K) = turned gradients at the outputs times the inputs; rows past N are none. */
+/* dW (N, K) = turned gradients at the outputs times the inputs. N may end within a tile. */
 typedef struct {
     float *to;
     const bf16 *outputs, *inputs;   /* A tiles and B tiles, those of a row block side by side */
@@ -34,10 +34,12 @@ static void matrix_rows(const Matrix *a, long n, long rows, long blocks, int add
                 const long there = a->N - i < 32 ? a->N - i : 32;
                 float *C = a->to + i * a->K + k;
                 if (there == 32) {
-                    block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, C, a->K, more);
+                    block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, C,
+                          a->K, more);
                     continue;
                 }
-                block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, piece, 32, 0);
+                block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, piece, 32,
+                      0);
                 for (long r = 0; r < there; r++)
                     for (int j = 0; j < 32; j++)
                         C[r * a->K + j] = piece[32 * r + j] + (more ? C[r * a->K + j] : 0.0f);
@@ -54,7 +56,7 @@ static void vector_sum(const Vector *a, long stride, long groups, int add) {
     }
 }
 
-/* To be called by all threads of a team: what each of them does is found in the same order. */
+/* To be called by all threads of a team, which go on without waiting: a barrier has to follow. */
 static void matrices(const Matrix *all, int n, long blocks, int add, int threads) {
     for (int i = 0; i < n; i++) {
         long rows = up_to((all[i].N + 2 * threads - 1) / (2 * threads), 32);
@@ -65,6 +67,7 @@ static void matrices(const Matrix *all, int n, long blocks, int add, int threads
     }
 }
 
+/* To be called by all threads of a team; ends with a barrier. */
 static void vectors(const Vector *all, int n, long stride, long groups, int add) {
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < n; i++) vector_sum(all + i, stride, groups, add);
@@ -86,16 +89,27 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     }
     m[nm++] = (Matrix){grads + at[UP], up, y->in2, 32 * g->F1, 32 * C, F, C};
     for (int i = 0; i < 3; i++)
-        m[nm++] = (Matrix){grads + at[QUERY + i], g->d_qkv + i * C / 16 * TILE, y->in1, 96 * C, 32 * C, C, C};
+        m[nm++] = (Matrix){
+            grads + at[QUERY + i], g->d_qkv + i * C / 16 * TILE, y->in1, 96 * C, 32 * C, C, C};
     m[nm++] = (Matrix){grads + at[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * C, C, C};
     const Part part = part_of(g, 0);
-    const struct { int64_t at; const float *part; long width; } of[] = {
-        {at[LN1], part.ln1, C}, {at[LN1_BIAS], part.ln1_bias, C},
-        {at[LN2], part.ln2, C}, {at[LN2_BIAS], part.ln2_bias, C},
-        {at[QUERY_BIAS], part.qkv, C}, {at[KEY_BIAS], part.qkv + C, C},
-        {at[VALUE_BIAS], part.qkv + 2 * C, C}, {at[OUT_BIAS], part.out, C},
-        {at[UP_BIAS], part.up, F}, {at[DOWN_BIAS], part.down, C},
-        {at[Q_NORM], part.q_norm, g->D}, {at[K_NORM], part.k_norm, g->D},
+    const struct {
+        int64_t at;
+        const float *part;
+        long width;
+    } of[] = {
+        {at[LN1], part.ln1, C},
+        {at[LN1_BIAS], part.ln1_bias, C},
+        {at[LN2], part.ln2, C},
+        {at[LN2_BIAS], part.ln2_bias, C},
+        {at[QUERY_BIAS], part.qkv, C},
+        {at[KEY_BIAS], part.qkv + C, C},
+        {at[VALUE_BIAS], part.qkv + 2 * C, C},
+        {at[OUT_BIAS], part.out, C},
+        {at[UP_BIAS], part.up, F},
+        {at[DOWN_BIAS], part.down, C},
+        {at[Q_NORM], part.q_norm, g->D},
+        {at[K_NORM], part.k_norm, g->D},
     };
     for (size_t i = 0; i < sizeof of / sizeof *of; i++)
         if (of[i].at >= 0) v[nv++] = (Vector){grads + of[i].at, of[i].part, of[i].width};
@@ -103,7 +117,8 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     vectors(v, nv, g->part_width, groups, add);
 }
 
-/* Token and position embeddings: by columns, so that each number's sum runs over the rows in order. */
+/* Token and position embeddings: by columns, so that each number's sum runs over the rows in order.
+ */
 static void embedding_gradients(const Pass *p, float *grads, int add) {
     Model *g = p->g;
     const int C = g->s.C;
@@ -112,9 +127,11 @@ static void embedding_gradients(const Pass *p, float *grads, int add) {
 #pragma omp for schedule(static)
     for (int c = 0; c < C; c += 16) {
         if (!add && !g->s.tied)
-            for (long v = 0; v < g->s.V; v++) _mm512_storeu_ps(tokens + v * C + c, _mm512_setzero_ps());
+            for (long v = 0; v < g->s.V; v++)
+                _mm512_storeu_ps(tokens + v * C + c, _mm512_setzero_ps());
         if (!add && places)
-            for (long t = 0; t < g->s.T; t++) _mm512_storeu_ps(places + t * C + c, _mm512_setzero_ps());
+            for (long t = 0; t < g->s.T; t++)
+                _mm512_storeu_ps(places + t * C + c, _mm512_setzero_ps());
         for (long r = 0; r < p->M; r++) {
             __m512 y = keep(d, (uint32_t)(r * C + c), _mm512_loadu_ps(g->dx + r * C + c));
             float *to = tokens + p->idx[r] * C + c;

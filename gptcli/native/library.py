@@ -42,9 +42,9 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("modern", "tied", "L", "H", "C", "F", "V", "T")),
-        ("most_tokens", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("dropout", ctypes.c_float),
+        ("most_tokens", ctypes.c_int64),
     ]
 
 
@@ -84,8 +84,8 @@ def find() -> Found:
     except (OSError, AttributeError) as error:
         return Found(None, f"the built library cannot be loaded: {error}")
     tiles = bool(library.gpt_has_tiles())
-    if features >= _TILES and not (tiles and library.gpt_begin()):
-        # PyTorch can use the tiles, which is the quicker way then.
+    if tiles != (features >= _TILES) or not library.gpt_begin():
+        # Where PyTorch can use the tiles and we cannot, it is the quicker way.
         return Found(None, "the compiler or the system does not let us use the processor's tiles")
     return Found(library, "")
 

@@ -13,53 +13,85 @@
 
 #include "attention.h"
 
-/* Places of parameters, in the order in which Python gives their offsets; -1 where there is none. */
+/* Places of parameters, in the order in which Python gives their offsets; -1 where there is none.
+ */
 enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
-enum { LN1, LN1_BIAS, QUERY, KEY, VALUE, QUERY_BIAS, KEY_BIAS, VALUE_BIAS, OUT, OUT_BIAS, Q_NORM, K_NORM,
-       LN2, LN2_BIAS, UP, GATE, UP_BIAS, DOWN, DOWN_BIAS, OF_LAYER };
+enum {
+    LN1,
+    LN1_BIAS,
+    QUERY,
+    KEY,
+    VALUE,
+    QUERY_BIAS,
+    KEY_BIAS,
+    VALUE_BIAS,
+    OUT,
+    OUT_BIAS,
+    Q_NORM,
+    K_NORM,
+    LN2,
+    LN2_BIAS,
+    UP,
+    GATE,
+    UP_BIAS,
+    DOWN,
+    DOWN_BIAS,
+    OF_LAYER
+};
 
 typedef struct {
-    int32_t modern, tied, L, H, C, F, V, T, most_tokens, threads;
+    int32_t modern, tied, L, H, C, F, V, T, threads;
     float dropout;
+    int64_t most_tokens;
 } Shape;
 
-/* One linear layer's weights as tiles: for the forward product, and for the gradient at its input. */
+/* One linear layer's weights as tiles: for the forward product, and for the gradient at its input.
+ */
 typedef struct {
     long N, K; /* outputs (to 32), inputs */
     bf16 *forward, *backward;
 } Packed;
 
-/* What a layer keeps for the backward pass. Tiles sum over rows; those of a row block lie side by side. */
+/* What a layer keeps for the backward pass, in rows unless it is said otherwise. */
 typedef struct {
-    bf16 *hat1, *in1; /* (M, C); tiles */
-    bf16 *qk_hat;     /* (M, 2 C), modern */
-    bf16 *qkv, *mixed, *hat2, *in2, *hidden; /* (M, 3 C) (M, C) (M, C) tiles (M, F or 2 F) */
-    float *scale1, *qk_scale, *log_sum, *scale2;
+    bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
+    bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
+    bf16 *qkv;       /* (M, 3 C) */
+    bf16 *qk_hat;    /* (M, 2 C), modern */
+    bf16 *mixed;     /* (M, C): the heads' outputs */
+    bf16 *hidden;    /* (M, F1), in pieces: before the activation */
+    float *scale1, *scale2; /* (M) */
+    float *qk_scale;        /* (M, 2 H), modern */
+    float *log_sum;         /* (B, H, T), to base 2 */
 } Layer;
 
+/* What a thread needs for a group of rows. */
 typedef struct {
     AttentionScratch attention;
-    float *wide;                  /* (rows, V) */
-    bf16 *half, *mid, *wide_half; /* (rows, C) (rows, F) (rows, V or F or 2 F) */
-    float *of_d;                  /* (rows, C) */
+    float *wide;     /* (rows, V to 32) */
+    float *d_norm;   /* (rows, C): the gradient at a norm's output */
+    bf16 *half;      /* (rows, C), in pieces, as are the next two */
+    bf16 *mid;       /* (rows, F) */
+    bf16 *wide_half; /* (rows, F1 or V to 32) */
 } Scratch;
 
 typedef struct {
     Shape s;
-    int D, F1;         /* F1: F, or 2 F with a gate */
-    int group;         /* blocks of 32 rows that a thread takes at once */
-    long blocks;       /* of 32 rows, for which there is memory */
-    int64_t *at;       /* offsets */
-    Packed *packed;    /* 4 of each layer: qkv, out, up, down; then the head */
+    int D, F1;      /* F1: F, or 2 F with a gate */
+    int group;      /* blocks of 32 rows that a thread takes at once */
+    long blocks;    /* of 32 rows, for which there is memory */
+    int64_t *at;    /* offsets */
+    Packed *packed; /* 4 of each layer: qkv, out, up, down; then the head */
     Layer *layers;
-    float *cos, *sin;  /* (T, D / 2) */
-    float *x, *dx, *losses;            /* (M, C) (M, C) (M) */
-    bf16 *hat, *in; float *scale;      /* the last norm's */
-    bf16 *dqkv, *dmixed;               /* (M, 3 C) (M, C) */
+    float *cos, *sin;       /* (T, D / 2) */
+    float *x, *dx, *losses; /* (M, C) (M, C) (M) */
+    bf16 *hat, *in;
+    float *scale;                                 /* the last norm's */
+    bf16 *dqkv, *dmixed;                          /* (M, 3 C) (M, C) */
     bf16 *d_qkv, *d_out, *d_up, *d_down, *d_head; /* gradients at outputs, turned: A tiles */
-    bf16 *mixed_tiles, *act_tiles;     /* inputs of out and down: B tiles */
-    long head_blocks;                  /* row blocks of the head at once */
-    float *parts;                      /* the row blocks' shares of gradients of vectors */
+    bf16 *mixed_tiles, *act_tiles;                /* inputs of out and down: B tiles */
+    long head_blocks;                             /* row blocks of the head at once */
+    float *parts; /* the groups' shares of the gradients of vectors */
     long part_width;
     Scratch *scratch;
     char *memory;
@@ -101,10 +133,10 @@ static size_t lay_out(Model *g, char *at) {
         TAKE(y->scale2, rows);
         TAKE(y->hidden, rows * g->F1);
     }
-    Packed *head = g->packed + 4 * s.L;
-    head->N = Vp, head->K = C;
-    TAKE(head->forward, Vp * C);
-    TAKE(head->backward, Vp * C);
+    Packed *last = g->packed + 4 * s.L;
+    last->N = Vp, last->K = C;
+    TAKE(last->forward, Vp * C);
+    TAKE(last->backward, Vp * C);
     TAKE(g->cos, (long)s.T * g->D / 2);
     TAKE(g->sin, (long)s.T * g->D / 2);
     TAKE(g->x, rows * C);
@@ -122,26 +154,27 @@ static size_t lay_out(Model *g, char *at) {
     TAKE(g->mixed_tiles, MB * 32 * C);
     TAKE(g->act_tiles, MB * 32 * s.F);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
-    g->part_width = 3 * C + g->F1 + 4 * C + 4 * C + 2 * g->D;
-    TAKE(g->parts, MB * g->part_width);
+    g->part_width = 9 * C + g->F1 + 2 * g->D; /* see part_of */
+    TAKE(g->parts, (MB + g->group - 1) / g->group * g->part_width);
     for (int i = 0; i < s.threads; i++) {
         Scratch *t = g->scratch + i;
         TAKE(t->wide, group * Vp);
         TAKE(t->half, group * C);
         TAKE(t->mid, group * s.F);
         TAKE(t->wide_half, group * (Vp > g->F1 ? Vp : g->F1));
-        TAKE(t->of_d, group * C);
+        TAKE(t->d_norm, group * C);
         char *from = at ? at + used : NULL;
-        used += attention_scratch(&t->attention, from, s.T, g->D, 1) + 64;
+        used += attention_scratch(&t->attention, from, s.T, g->D);
     }
 #undef TAKE
     return used;
 }
 
-/* ---- weights into tiles -------------------------------------------------------------------------- */
+/* ---- weights into tiles
+ * -------------------------------------------------------------------------- */
 
-/* 32 rows of W (N, K) from row n on; in `backward` the matrix may be one of several below each other,
- * which have `steps` row blocks in all, its own from `from` on. */
+/* 32 rows of W (N, K) from row n on; in `backward` the matrix may be one of several below each
+ * other, which have `steps` row blocks in all, its own from `from` on. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
                              long steps, long from) {
     bf16 piece[32 * 32] __attribute__((aligned(64)));
@@ -152,11 +185,13 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forwa
                                                          : _mm512_setzero_ps());
         for (int i = 0; i < 2; i++)
             pack_rows(piece + 512 * i, 32, 32, forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
-        pack_pairs32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
+        pack_pairs32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE,
+                     steps * TILE);
     }
 }
 
-/* A part of a linear layer: row blocks `from` on of its `packed` come from the matrix at `offset`. */
+/* A part of a linear layer: row blocks `from` on of its `packed` come from the matrix at `offset`.
+ */
 typedef struct {
     int64_t offset;
     long N, from;
@@ -195,7 +230,8 @@ void gpt_pack(Model *g, const float *weights) {
     }
 }
 
-/* ---- birth and death ----------------------------------------------------------------------------- */
+/* ---- birth and death
+ * ----------------------------------------------------------------------------- */
 
 void gpt_free(Model *g) {
     if (!g) return;
@@ -245,7 +281,8 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
         const Shape s = g->s;
         memcpy(g->at, offsets, (GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
         g->memory = aligned_alloc(HUGE_PAGE, up_to(g->bytes, HUGE_PAGE));
-#ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding them */
+#ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding     \
+                        them */
         if (g->memory) madvise(g->memory, up_to(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }

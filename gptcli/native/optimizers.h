@@ -7,9 +7,10 @@
 
 /* One step of n arrays: step number `step` (from 1), each with its own weight decay. */
 void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
-               const int64_t *sizes, const float *decay, float rate, float beta1, float beta2, float eps,
-               int64_t step) {
-    const float over1 = 1.0f / (1.0 - pow(beta1, step)), over2 = 1.0f / sqrt(1.0 - pow(beta2, step));
+               const int64_t *sizes, const float *decay, float rate, float beta1, float beta2,
+               float eps, int64_t step) {
+    const float over1 = 1.0f / (1.0 - pow(beta1, step)),
+                over2 = 1.0f / sqrt(1.0 - pow(beta2, step));
 #pragma omp parallel num_threads(threads)
     for (int a = 0; a < n; a++) {
         float *w = weights[a], *m = mean[a], *v = square[a];
@@ -23,7 +24,8 @@ void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean,
     }
 }
 
-/* ---- Muon ---------------------------------------------------------------------------------------- */
+/* ---- Muon
+ * ---------------------------------------------------------------------------------------- */
 
 typedef struct {
     bf16 *x, *tiles, *small, *small_tiles;
@@ -34,7 +36,7 @@ typedef struct {
 static size_t muon_scratch(MuonScratch *s, char *at, long R, long C) {
     const long r = up_to(R, 32), c = up_to(C, 32);
     size_t used = 0;
-#define TAKE(to, n) ((to) = (void *)(at + used), used += up_to((n) * sizeof *(to), 64))
+#define TAKE(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to((n) * sizeof *(to), 64))
     TAKE(s->x, r * c);
     TAKE(s->tiles, r * c);
     TAKE(s->small, r * r);
@@ -51,19 +53,25 @@ static const float QUINTIC[3] = {3.4445f, -4.7750f, 2.0315f};
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     bf16 *X = s->x;
     for (int it = 0; it < iterations; it++) {
-        for (long i = 0; i < r; i += 16) pack_rows(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
+        for (long i = 0; i < r; i += 16)
+            pack_rows(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
         for (long i = 0; i < r; i += 32) { /* A = X X' */
-            product(X + i * c, c, 32, s->tiles, c / 32 * TILE, c / 32, r / 16, s->square + i * r, r);
+            product(X + i * c, c, 32, s->tiles, c / 32 * TILE, c / 32, r / 16, s->square + i * r,
+                    r);
             for (long j = 0; j < 32 * r; j += 16)
                 store_bf16(s->small + i * r + j, _mm512_loadu_ps(s->square + i * r + j));
         }
         for (long i = 0; i < r; i += 16) /* A is symmetric: its rows are its columns */
             pack_rows(s->small + i * r, r, r, s->small_tiles + i / 16 * (r / 32) * TILE);
-        for (long i = 0; i < r; i += 32) { /* B = b A + c A A, in place of A row block by row block */
-            product(s->small + i * r, r, 32, s->small_tiles, r / 32 * TILE, r / 32, r / 16, s->wide, r);
+        for (long i = 0; i < r;
+             i += 32) { /* B = b A + c A A, in place of A row block by row block */
+            product(s->small + i * r, r, 32, s->small_tiles, r / 32 * TILE, r / 32, r / 16, s->wide,
+                    r);
             for (long j = 0; j < 32 * r; j += 16) {
-                __m512 a = _mm512_mul_ps(load_bf16(s->small + i * r + j), _mm512_set1_ps(QUINTIC[1]));
-                __m512 y = _mm512_fmadd_ps(_mm512_loadu_ps(s->wide + j), _mm512_set1_ps(QUINTIC[2]), a);
+                __m512 a =
+                    _mm512_mul_ps(load_bf16(s->small + i * r + j), _mm512_set1_ps(QUINTIC[1]));
+                __m512 y =
+                    _mm512_fmadd_ps(_mm512_loadu_ps(s->wide + j), _mm512_set1_ps(QUINTIC[2]), a);
                 store_bf16(s->small + i * r + j, y);
             }
         }
@@ -73,15 +81,16 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
             product(s->small + i * r, r, 32, s->tiles, r / 32 * TILE, r / 32, c / 16, s->wide, c);
             for (long j = 0; j < 32 * c; j += 16) {
                 __m512 a = load_bf16(X + i * c + j);
-                __m512 y = _mm512_fmadd_ps(a, _mm512_set1_ps(QUINTIC[0]), _mm512_loadu_ps(s->wide + j));
+                __m512 y =
+                    _mm512_fmadd_ps(a, _mm512_set1_ps(QUINTIC[0]), _mm512_loadu_ps(s->wide + j));
                 store_bf16(X + i * c + j, y);
             }
         }
     }
 }
 
-static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C, float rate,
-                        float beta, float decay, int iterations) {
+static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
+                        float rate, float beta, float decay, int iterations) {
     const int tall = R > C;
     const long r = up_to(tall ? C : R, 32), c = up_to(tall ? R : C, 32);
     double square = 0.0;
@@ -113,7 +122,7 @@ static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long
                            _mm512_castsi512_ps(piece[k]));
         }
     orthogonalise(s, r, c, iterations);
-    const float shrink = 1.0f - rate * decay, step = -rate * (R > C ? sqrtf((float)R / C) : 1.0f);
+    const float shrink = 1.0f - rate * decay, step = -rate * (tall ? sqrtf((float)R / C) : 1.0f);
     for (long i = 0; i < R; i += 16)
         for (long j = 0; j < C; j += 16) {
             __m512i piece[16];
@@ -132,13 +141,15 @@ static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long
 }
 
 /* One step of n matrices (rows, columns) with their momenta; 0 where there is no memory for it. */
-int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta, const int64_t *rows,
-             const int64_t *columns, float rate, float beta, float decay, int iterations) {
+int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta,
+             const int64_t *rows, const int64_t *columns, float rate, float beta, float decay,
+             int iterations) {
     size_t most = 0;
     MuonScratch s;
     for (int i = 0; i < n; i++) {
         const int tall = rows[i] > columns[i];
-        const size_t need = muon_scratch(&s, NULL, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
+        const size_t need =
+            muon_scratch(&s, NULL, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
         most = need > most ? need : most;
     }
     char *memory = aligned_alloc(64, threads * most);
@@ -151,8 +162,8 @@ int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta
         for (int i = 0; i < n; i++) {
             const int tall = rows[i] > columns[i];
             muon_scratch(&s, own, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
-            muon_matrix(&s, weights[i], grads[i], momenta[i], rows[i], columns[i], rate, beta, decay,
-                        iterations);
+            muon_matrix(&s, weights[i], grads[i], momenta[i], rows[i], columns[i], rate, beta,
+                        decay, iterations);
         }
         tiles_end();
     }

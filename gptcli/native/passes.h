@@ -1,6 +1,7 @@
-/* The forward and the backward pass, by groups of a few blocks of 32 rows: what happens to a group
- * between two products stays in the cache, and weights that do not are read once for the group. Threads share blocks, heads and rows of gradients; no sum is divided
- * between them, so that their number does not change a bit of the result. */
+/* The forward and the backward pass, by groups of one or four blocks of 32 rows: what happens to a
+ * group between two products stays in the cache, and weights too large for it are read once for the
+ * whole group. Threads share groups, heads and rows of gradients; no sum is divided between them,
+ * so that their number does not change a bit of the result. */
 
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
@@ -30,7 +31,9 @@ static Dropout drop_at(const Pass *p, uint32_t place) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, place);
 }
 
-static const float *vector(const Pass *p, int64_t offset) { return offset < 0 ? NULL : p->w + offset; }
+static const float *vector(const Pass *p, int64_t offset) {
+    return offset < 0 ? NULL : p->w + offset;
+}
 
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     const int modern = p->g->s.modern;
@@ -40,18 +43,23 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
 /* Saved arrays of layer l; without a backward pass all layers share the first one's. */
 static Layer *saved(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* Columns c to c + width - 1, a multiple of 32, of 32 rows times a linear layer's weights: small enough
- * to be used at once, out of the first cache. A is in pieces, or (a_row > 32) in rows. */
-INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width, float *out) {
+/* Columns c to c + width - 1, a multiple of 32, of 32 rows times a linear layer's weights: small
+ * enough to be used at once, out of the first cache. A is in pieces, or in rows a_row apart (32
+ * apart is the same as in pieces). */
+INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
+
+INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+                          float *out) {
     const long panel = w->K / 32 * TILE;
-    product(A, a_row, a_row == 32 ? PIECE : 32, w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
+    product(A, a_row, step_of(a_row), w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
             out, width);
 }
 
 /* The same for gradients at its outputs, which become gradients at its inputs. */
-INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width, float *out) {
+INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+                           float *out) {
     const long panel = w->N / 32 * TILE;
-    product(A, a_row, a_row == 32 ? PIECE : 32, w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
+    product(A, a_row, step_of(a_row), w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
             out, width);
 }
 
@@ -60,7 +68,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
-            product(A + r * w->N, a_row, a_row == 32 ? PIECE : 32, w->backward + c / 16 * panel, panel,
+            product(A + r * w->N, a_row, step_of(a_row), w->backward + c / 16 * panel, panel,
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
@@ -125,8 +133,8 @@ static void before_attention(const Pass *p, int l, long r0, int rows, Scratch *s
                 if (g->s.modern && c < 2 * C) {
                     const long t = row % p->T * (D / 2);
                     for (int h = 0; h < width; h += D)
-                        norm_rotate(out + h, D, p->w + at[c < C ? Q_NORM : K_NORM], g->cos + t, g->sin + t,
-                                    y->qk_hat + row * 2 * C + c + h,
+                        norm_rotate(out + h, D, p->w + at[c < C ? Q_NORM : K_NORM], g->cos + t,
+                                    g->sin + t, y->qk_hat + row * 2 * C + c + h,
                                     y->qk_scale + row * 2 * H + (c + h) / D, to + h);
                     continue;
                 }
@@ -140,18 +148,18 @@ static void before_attention(const Pass *p, int l, long r0, int rows, Scratch *s
         }
 }
 
-static Dropout drop_weights(const Pass *p, int l, int head) {
-    return drop_at(p, DROP_WEIGHTS + (uint32_t)((long)l * p->B * p->g->s.H + head));
+static Dropout drop_weights(const Pass *p, int l, long head) {
+    return drop_at(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
 }
 
-static void mix_head(const Pass *p, int l, int head, Scratch *s) {
+static void mix_head(const Pass *p, int l, long head, Scratch *s) {
     Model *g = p->g;
     Layer *y = saved(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, b = head / H, h = head % H;
-    const long r0 = (long)b * p->T;
+    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
+    const long r0 = head / H * p->T;
     const bf16 *q = y->qkv + r0 * 3 * C + h * D;
     attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + r0 * C + h * D, C,
-                      y->log_sum + (long)head * p->T, drop_weights(p, l, head), &s->attention);
+                      y->log_sum + head * p->T, drop_weights(p, l, head), &s->attention);
 }
 
 static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s) {
@@ -164,7 +172,8 @@ static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s)
     fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
     add_branch(x, y->mixed + r0 * C, C, w + 1, vector(p, at[OUT_BIAS]), rows,
                drop_at(p, l * DROP_SITES + DROP_OUT), r0);
-    norm_forward(x, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0, s->half);
+    norm_forward(x, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0,
+                 s->half);
     if (p->training) pack_pairs(s->half, (long)rows * C, y->in2 + r0 * C);
     const float *bias = vector(p, at[UP_BIAS]);
     float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
@@ -174,8 +183,9 @@ static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s)
             if (g->s.modern) forward_piece(s->half + r * C, 32, w + 2, F + f, 32, u);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long at = i * 32 + j; /* in a piece */
-                    bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + at, *to = s->mid + r * F + f * 32 + at;
+                    const long place = i * 32 + j; /* in a piece */
+                    bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + place,
+                         *to = s->mid + r * F + f * 32 + place;
                     __m512 z = _mm512_loadu_ps(a + 32 * i + j);
                     if (g->s.modern) {
                         __m512 up = _mm512_loadu_ps(u + 32 * i + j);
@@ -189,12 +199,14 @@ static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s)
                     }
                 }
         }
-    add_branch(x, s->mid, 32, w + 3, vector(p, at[DOWN_BIAS]), rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0);
+    add_branch(x, s->mid, 32, w + 3, vector(p, at[DOWN_BIAS]), rows,
+               drop_at(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
 /* The last norm, the logits and each row's loss; in training, `scale` times their gradients too:
  * turned in d_head, which begins at row `from`, and at the rows of x in dx. */
-static void head(const Pass *p, long r0, int rows, long from, float scale, Scratch *s, float *part) {
+static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale, Scratch *s,
+                          float *part) {
     Model *g = p->g;
     const Packed *w = g->packed + 4 * g->s.L;
     const int C = g->s.C, V = g->s.V;
@@ -203,15 +215,16 @@ static void head(const Pass *p, long r0, int rows, long from, float scale, Scrat
     norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, s->half);
     for (long v = 0; v < Vp; v += 32)
         for (int r = 0; r < rows; r += 32)
-            product(s->half + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE), C / 32 * TILE, C / 32,
-                    2, s->wide + r * Vp + v, Vp);
+            product(s->half + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE),
+                    C / 32 * TILE, C / 32, 2, s->wide + r * Vp + v, Vp);
     if (p->training) pack_pairs(s->half, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
         const float *z = s->wide + i * Vp;
         bf16 *d = s->wide_half;
         const long r = r0 + i;
         if (r >= p->M) {
-            for (long v = 0; v < Vp; v += 16) store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
+            for (long v = 0; v < Vp; v += 16)
+                store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
             continue;
         }
         __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
@@ -231,16 +244,18 @@ static void head(const Pass *p, long r0, int rows, long from, float scale, Scrat
             store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first(V - v), e, factor));
         }
         const __m128 hit = _mm_set_ss((expf(own - top) / total - 1.0f) * scale);
-        d[in_pieces(i, p->targets[r], Vp)] = (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
+        d[in_pieces(i, p->targets[r], Vp)] =
+            (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
     }
     if (!p->training) return;
     pack_turned(s->wide_half, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
-    times_backward(s->wide_half, 32, rows, w, s->of_d);
-    norm_backward(s->of_d, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, part,
+    times_backward(s->wide_half, 32, rows, w, s->d_norm);
+    norm_backward(s->d_norm, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, part,
                   n.bias ? part + C : NULL);
 }
 
-/* ---- backward ------------------------------------------------------------------------------------ */
+/* ---- backward
+ * ------------------------------------------------------------------------------------ */
 
 /* The gradients at dropout's input of a branch, as bfloat16: in pieces, and turned. */
 static void into_branch(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
@@ -268,7 +283,8 @@ static Part part_of(const Model *g, long group) {
     return a;
 }
 
-static void after_attention_backward(const Pass *p, int l, long r0, int rows, Part part, Scratch *s) {
+static void after_attention_backward(const Pass *p, int l, long r0, int rows, Part part,
+                                     Scratch *s) {
     Model *g = p->g;
     Layer *y = saved(p, l);
     const int64_t *at = of_layer(g, l);
@@ -276,7 +292,8 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *dx = g->dx + r0 * C;
     fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
-    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0, s->half, g->d_down + r0 * C);
+    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0, s->half,
+                g->d_down + r0 * C);
     if (at[DOWN_BIAS] >= 0) column_sums(s->half, rows, C, part.down);
     float piece[32 * 32] __attribute__((aligned(64)));
     bf16 *d = s->wide_half;
@@ -285,20 +302,23 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
             backward_piece(s->half + r * C, 32, w + 3, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long at = i * 32 + j;
-                    const bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + at;
-                    bf16 *act = s->mid + r * F + f * 32 + at, *to = d + (long)r * F1 + f * 32 + at;
+                    const long place = i * 32 + j; /* in a piece */
+                    const bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + place;
+                    bf16 *act = s->mid + r * F + f * 32 + place,
+                         *to = d + (long)r * F1 + f * 32 + place;
                     __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
-                    if (g->s.modern) swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
-                    else gelu_backward(da, kept, act, to);
+                    if (g->s.modern)
+                        swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
+                    else
+                        gelu_backward(da, kept, act, to);
                 }
         }
     pack_pairs(s->mid, (long)rows * F, g->act_tiles + r0 * F);
     pack_turned(d, (long)rows * F1, g->d_up + r0 * F1);
     if (at[UP_BIAS] >= 0) column_sums(d, rows, F1, part.up);
-    times_backward(d, 32, rows, w + 2, s->of_d);
-    norm_backward(s->of_d, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0,
-                  dx, 1, part.ln2, at[LN2_BIAS] >= 0 ? part.ln2_bias : NULL);
+    times_backward(d, 32, rows, w + 2, s->d_norm);
+    norm_backward(s->d_norm, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C,
+                  y->scale2 + r0, dx, 1, part.ln2, at[LN2_BIAS] >= 0 ? part.ln2_bias : NULL);
     into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_OUT), r0, s->half, g->d_out + r0 * C);
     if (at[OUT_BIAS] >= 0) column_sums(s->half, rows, C, part.out);
     for (int r = 0; r < rows; r += 32)
@@ -308,23 +328,25 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
             backward_piece(s->half + r * C, 32, w + 1, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_bf16(g->dmixed + (r0 + r + i) * C + c + j, _mm512_loadu_ps(piece + 32 * i + j));
+                    store_bf16(g->dmixed + (r0 + r + i) * C + c + j,
+                               _mm512_loadu_ps(piece + 32 * i + j));
         }
 }
 
-static void mix_head_backward(const Pass *p, int l, int head, Scratch *s) {
+static void mix_head_backward(const Pass *p, int l, long head, Scratch *s) {
     Model *g = p->g;
     Layer *y = saved(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, b = head / H, h = head % H;
-    const long r0 = (long)b * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
+    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
+    const long r0 = head / H * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
     const bf16 *q = y->qkv + from;
     bf16 *dq = g->dqkv + from;
     attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + mixed, g->dmixed + mixed, C,
-                       y->log_sum + (long)head * p->T, drop_weights(p, l, head), dq, dq + C, dq + 2 * C,
+                       y->log_sum + head * p->T, drop_weights(p, l, head), dq, dq + C, dq + 2 * C,
                        &s->attention);
 }
 
-static void before_attention_backward(const Pass *p, int l, long r0, int rows, Part part, Scratch *s) {
+static void before_attention_backward(const Pass *p, int l, long r0, int rows, Part part,
+                                      Scratch *s) {
     Model *g = p->g;
     Layer *y = saved(p, l);
     const int64_t *at = of_layer(g, l);
@@ -351,9 +373,10 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
             for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
             _mm512_storeu_ps(part.qkv + c, sum);
         }
-    times_backward(d, 3 * C, rows, g->packed + 4 * l, s->of_d);
-    norm_backward(s->of_d, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C, y->scale1 + r0,
-                  g->dx + r0 * C, 1, part.ln1, at[LN1_BIAS] >= 0 ? part.ln1_bias : NULL);
+    times_backward(d, 3 * C, rows, g->packed + 4 * l, s->d_norm);
+    norm_backward(s->d_norm, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C,
+                  y->scale1 + r0, g->dx + r0 * C, 1, part.ln1,
+                  at[LN1_BIAS] >= 0 ? part.ln1_bias : NULL);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* What happens to rows of numbers between the products: norms, rotation, activations, dropout.
  *
- * Widths are multiples of 16. Sums are in float32, and always in the same order. */
+ * Widths are multiples of 16 (norms: 32). Sums are in float32, and always in the same order. */
 
 #ifndef GPTCLI_ROWS_H
 #define GPTCLI_ROWS_H
@@ -9,8 +9,8 @@
 
 #include "tiles.h"
 
-/* 2^x to about 3e-6, 0 or infinity where float32 ends: the fraction by a polynomial (fitted for the least
- * relative error over [0, 1)), the whole part by its exponent. */
+/* 2^x to about 3e-6, 0 or infinity where float32 ends: the fraction by a polynomial (fitted for the
+ * least relative error over [0, 1)), the whole part by its exponent. */
 INLINE __m512 vexp2(__m512 x) {
     __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(0.0135341384f);
@@ -52,9 +52,10 @@ INLINE __m512 sigmoid(__m512 x) { return sigmoid2(_mm512_mul_ps(x, _mm512_set1_p
 /* The first `left` of 16 lanes. */
 INLINE __mmask16 first(long left) { return left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0; }
 
-/* ---- dropout -------------------------------------------------------------------------------------
- * Whether number i of a place is kept is a hash of (key, i): no state, the same in both passes.
- * Source of the mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
+/* ---- dropout
+ * ------------------------------------------------------------------------------------- Whether
+ * number i of a place is kept is a hash of (key, i): no state, the same in both passes. Source of
+ * the mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
 
 typedef struct {
     uint32_t key;
@@ -72,9 +73,10 @@ static uint32_t mix(uint32_t x) {
 
 static Dropout dropout_at(float p, uint64_t seed, uint32_t place) {
     Dropout d = {0, 0, 1.0f};
+    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the nearest below 1: 1 / (1 - p) stays a number */
     if (p > 0) {
         d.key = mix(mix((uint32_t)seed ^ mix((uint32_t)(seed >> 32) + 0x9e3779b9u)) + place);
-        d.dropped = (uint32_t)fmin(4294967295.0, (double)p * 4294967296.0);
+        d.dropped = (uint32_t)((double)p * 4294967296.0);
         d.scale = 1.0f / (1.0f - p);
     }
     return d;
@@ -96,8 +98,10 @@ INLINE __m512 keep(const Dropout d, uint32_t i, __m512 x) {
     return _mm512_maskz_mul_ps(kept, x, _mm512_set1_ps(d.scale));
 }
 
-/* ---- norms ---------------------------------------------------------------------------------------
- * RMSNorm, or LayerNorm where `centred`. hat = (x - mean) * scale, out = hat * gain + bias, in pieces. */
+/* ---- norms
+ * --------------------------------------------------------------------------------------- RMSNorm,
+ * or LayerNorm where `centred`. hat = (x - mean) * scale, in rows; out = hat * gain + bias, in
+ * pieces. */
 
 typedef struct {
     const float *gain, *bias; /* bias may be NULL */
@@ -105,7 +109,8 @@ typedef struct {
     float eps;
 } Norm;
 
-static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, float *scale, bf16 *out) {
+static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, float *scale,
+                         bf16 *out) {
     for (int i = 0; i < rows; i++, x += C, hat += C) {
         /* Two sums at a time: an addition waits for the one before it. C is a multiple of 32. */
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, square[2] = {sum[0], sum[0]};
@@ -124,13 +129,15 @@ static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, flo
             square[0] = _mm512_fmadd_ps(y, y, square[0]);
             square[1] = _mm512_fmadd_ps(z, z, square[1]);
         }
-        scale[i] = 1.0f / sqrtf(_mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1])) / C + n.eps);
+        scale[i] =
+            1.0f / sqrtf(_mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1])) / C + n.eps);
         const __m512 s = _mm512_set1_ps(scale[i]);
         for (int c = 0; c < C; c += 16) {
             __m512 y = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), m), s);
             __m512 b = n.bias ? _mm512_loadu_ps(n.bias + c) : _mm512_setzero_ps();
             store_bf16(hat + c, y);
-            store_bf16(out + in_pieces(i, c, C), _mm512_fmadd_ps(y, _mm512_loadu_ps(n.gain + c), b));
+            store_bf16(out + in_pieces(i, c, C),
+                       _mm512_fmadd_ps(y, _mm512_loadu_ps(n.gain + c), b));
         }
     }
 }
@@ -149,7 +156,8 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16
             along = _mm512_fmadd_ps(inner, h, along);
             sum = _mm512_add_ps(sum, inner);
             _mm512_storeu_ps(of_gain + c, _mm512_fmadd_ps(d, h, _mm512_loadu_ps(of_gain + c)));
-            if (of_bias) _mm512_storeu_ps(of_bias + c, _mm512_add_ps(d, _mm512_loadu_ps(of_bias + c)));
+            if (of_bias)
+                _mm512_storeu_ps(of_bias + c, _mm512_add_ps(d, _mm512_loadu_ps(of_bias + c)));
         }
         const __m512 a = _mm512_set1_ps(_mm512_reduce_add_ps(along) / C);
         const __m512 m = _mm512_set1_ps(n.centred ? _mm512_reduce_add_ps(sum) / C : 0.0f);
@@ -164,8 +172,8 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16
 }
 
 /* ---- QK-norm and rotation, one head of one token: D numbers -------------------------------------
- * out = rotated(x * scale * gain); number j turns with number j + D / 2. Half a head is a multiple of
- * 16, or 8 where D is 16; D is given as a constant where it can be. */
+ * out = rotated(x * scale * gain); number j turns with number j + D / 2. Half a head is a multiple
+ * of 16, or 8 where D is 16; D is given as a constant where it can be. */
 
 INLINE void norm_rotate_of(const int D, const float *x, const float *gain, const float *cos,
                            const float *sin, bf16 *hat, float *scale, bf16 *out) {
@@ -192,9 +200,9 @@ INLINE void norm_rotate_of(const int D, const float *x, const float *gain, const
 }
 
 /* dx may be dout; of_gain gets its share added. */
-INLINE void norm_rotate_backward_of(const int D, const bf16 *dout, const float *gain, const float *cos,
-                                    const float *sin, const bf16 *hat, float scale, bf16 *dx,
-                                    float *of_gain) {
+INLINE void norm_rotate_backward_of(const int D, const bf16 *dout, const float *gain,
+                                    const float *cos, const float *sin, const bf16 *hat,
+                                    float scale, bf16 *dx, float *of_gain) {
     const int half = D / 2;
     float inner[512] __attribute__((aligned(64)));
     __m512 along = _mm512_setzero_ps();
@@ -221,24 +229,31 @@ INLINE void norm_rotate_backward_of(const int D, const bf16 *dout, const float *
     }
 }
 
-static void norm_rotate(const float *x, int D, const float *gain, const float *cos, const float *sin,
-                        bf16 *hat, float *scale, bf16 *out) {
-    if (D == 32) norm_rotate_of(32, x, gain, cos, sin, hat, scale, out);
-    else if (D == 64) norm_rotate_of(64, x, gain, cos, sin, hat, scale, out);
-    else norm_rotate_of(D, x, gain, cos, sin, hat, scale, out);
+static void norm_rotate(const float *x, int D, const float *gain, const float *cos,
+                        const float *sin, bf16 *hat, float *scale, bf16 *out) {
+    if (D == 32)
+        norm_rotate_of(32, x, gain, cos, sin, hat, scale, out);
+    else if (D == 64)
+        norm_rotate_of(64, x, gain, cos, sin, hat, scale, out);
+    else
+        norm_rotate_of(D, x, gain, cos, sin, hat, scale, out);
 }
 
 static void norm_rotate_backward(const bf16 *dout, int D, const float *gain, const float *cos,
                                  const float *sin, const bf16 *hat, float scale, bf16 *dx,
                                  float *of_gain) {
-    if (D == 32) norm_rotate_backward_of(32, dout, gain, cos, sin, hat, scale, dx, of_gain);
-    else if (D == 64) norm_rotate_backward_of(64, dout, gain, cos, sin, hat, scale, dx, of_gain);
-    else norm_rotate_backward_of(D, dout, gain, cos, sin, hat, scale, dx, of_gain);
+    if (D == 32)
+        norm_rotate_backward_of(32, dout, gain, cos, sin, hat, scale, dx, of_gain);
+    else if (D == 64)
+        norm_rotate_backward_of(64, dout, gain, cos, sin, hat, scale, dx, of_gain);
+    else
+        norm_rotate_backward_of(D, dout, gain, cos, sin, hat, scale, dx, of_gain);
 }
 
-/* ---- activations, one row of F numbers ---------------------------------------------------------- */
+/* ---- activations, 16 numbers at a time ----------------------------------------------------------
+ */
 
-/* out = silu(gate) * up; gate and up are the halves of `in`. */
+/* out = silu(g) * u. */
 INLINE void swiglu(__m512 g, __m512 u, bf16 *out) {
     store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u));
 }
@@ -265,8 +280,9 @@ INLINE __m512 gelu_gate(__m512 x) {
 
 INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     __m512 x = load_bf16(in), s = gelu_gate(x), y = _mm512_mul_ps(x, s);
-    __m512 slope = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * 0.044715f * TWICE_SQRT_2_PI),
-                                   _mm512_set1_ps(TWICE_SQRT_2_PI));
+    __m512 slope =
+        _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * 0.044715f * TWICE_SQRT_2_PI),
+                        _mm512_set1_ps(TWICE_SQRT_2_PI));
     slope = _mm512_fmadd_ps(_mm512_fnmadd_ps(y, s, y), slope, s);
     store_bf16(out, y);
     store_bf16(din, _mm512_mul_ps(d, slope));

@@ -1,11 +1,13 @@
-/* Products of bfloat16 matrices with float32 sums, out of tiles that the machine multiplies at once.
+/* Products of bfloat16 matrices with float32 sums, out of tiles that the machine multiplies at
+ * once.
  *
  * A tile is 1 KiB: 16 rows of 64 bytes. There are two kinds, and C += A B of a tile each is 16 x 16
  * numbers, summed over 32:
  *   A  16 rows of 32 numbers in a row (any distance between rows);
  *   B  16 pairs of rows, 16 columns: number (2i, j) and (2i + 1, j) side by side ("VNNI" layout).
- * With Intel's AMX one instruction multiplies two tiles; elsewhere AVX512-BF16 does a row at a time.
- * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS and VDPBF16PS. */
+ * With Intel's AMX one instruction multiplies two tiles; elsewhere AVX512-BF16 does a row at a
+ * time. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS and
+ * VDPBF16PS. */
 
 #ifndef GPTCLI_TILES_H
 #define GPTCLI_TILES_H
@@ -19,6 +21,8 @@ typedef uint16_t bf16;
 enum { TILE = 512 }; /* numbers in a tile */
 
 #define INLINE static inline __attribute__((always_inline))
+
+static long up_to(long n, long m) { return (n + m - 1) / m * m; }
 
 INLINE __m512 load_bf16(const bf16 *p) {
     __m256i half = _mm256_loadu_si256((const __m256i *)p);
@@ -56,14 +60,17 @@ static void tiles_begin(void) {
         shape.row_bytes[i] = 64;
         shape.rows[i] = 16;
     }
+    __asm__ volatile("" ::: "memory");
     _tile_loadconfig(&shape);
 }
 
 static void tiles_end(void) { _tile_release(); }
 
 INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row, int add) {
+                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
+                  int add) {
     const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
+    __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
     if (add) {
         _tile_loadd(0, C, c);
         if (nb == 2) _tile_loadd(1, C + 16, c);
@@ -127,26 +134,30 @@ INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf
 }
 
 INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row, int add) {
+                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
+                  int add) {
     for (int i = 0; i < 2 * na; i++)
-        rows8(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile, b_step, steps,
-              C + 8 * i * c_row, c_row, add);
+        rows8(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile, b_step,
+              steps, C + 8 * i * c_row, c_row, add);
 }
 
 #endif
 
-/* C (32, 16 panels) = A (32, 32 steps) B, A with rows a_row apart and steps a_step, B in panels of 16
- * columns. */
+/* C (32, 16 panels) = A (32, 32 steps) B, A with rows a_row apart and steps a_step, B in panels of
+ * 16 columns. */
 INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long panel, int steps,
                     int panels, float *C, long c_row) {
     int p = 0;
     for (; p + 1 < panels; p += 2)
-        block(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p, c_row, 0);
+        block(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
+              c_row, 0);
     if (p < panels)
-        block(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p, c_row, 0);
+        block(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
+              c_row, 0);
 }
 
-/* ---- into tiles --------------------------------------------------------------------------------- */
+/* ---- into tiles ---------------------------------------------------------------------------------
+ */
 
 /* Rows a and b, 16 columns: their numbers side by side. */
 INLINE __m512i side_by_side(const bf16 *a, const bf16 *b) {
@@ -186,7 +197,8 @@ INLINE void transpose16(__m512i r[16]) {
     }
 }
 
-/* X (32 rows, `columns`) as B tiles that sum over its rows: one tile for 16 columns, `tile` apart. */
+/* X (32 rows, `columns`) as B tiles that sum over its rows: one tile for 16 columns, `tile` apart.
+ */
 static void pack_pairs32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
@@ -194,7 +206,8 @@ static void pack_pairs32(const bf16 *X, long row, int columns, bf16 *out, long t
                                 side_by_side(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* X (32 rows, `columns`) transposed, as A tiles that sum over its rows, likewise. */
+/* X (32 rows, `columns`) transposed, as A tiles that sum over its rows, likewise one for 16
+ * columns. */
 static void pack_turned32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
@@ -207,16 +220,20 @@ static void pack_turned32(const bf16 *X, long row, int columns, bf16 *out, long 
     }
 }
 
-/* ---- pieces --------------------------------------------------------------------------------------
- * An array in pieces: 32 rows x 32 columns (2 KiB) lie together, those of the same rows side by side.
- * What is made and used piece by piece is then read in the order in which it lies in memory. */
+/* ---- pieces
+ * -------------------------------------------------------------------------------------- An array
+ * in pieces: 32 rows x 32 columns (2 KiB) lie together, those of the same rows side by side. What
+ * is made and used piece by piece is then read in the order in which it lies in memory. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
 /* Number (r, c) of an array of C columns in pieces. */
-INLINE long in_pieces(long r, long c, long C) { return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32; }
+INLINE long in_pieces(long r, long c, long C) {
+    return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
+}
 
-/* Pieces into tiles, likewise. */
+/* An array in pieces, `numbers` long, as B tiles, and transposed as A tiles; the tiles of a row
+ * block lie side by side. */
 static void pack_pairs(const bf16 *X, long numbers, bf16 *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_pairs32(X + i, 32, 32, out + i, TILE);
 }

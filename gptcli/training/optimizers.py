@@ -251,6 +251,8 @@ class Optimizers:
         for key, value in saved.items():
             slot, _, name = key.partition("/")
             optimizer, p = by_name[name]
+            if slot != "step" and value.shape != p.shape:
+                raise KeyError(key)
             optimizer.state.setdefault(p, {})[slot] = value.to(p.device, copy=True)
 
     @property
