@@ -1,6 +1,6 @@
 """The runs behind `--minutes`: as a table, and as a plot of loss against size at equal time.
 
-    python benchmarks/dial.py [--plot docs/pictures/dial.svg]
+    python benchmarks/dial.py [--plot docs/dial.svg]
 
 RUNS are measured losses; a line of them is made again by
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
