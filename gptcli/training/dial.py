@@ -103,7 +103,7 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
     fits = "the size that fits the time" if wanted <= room else "all that so short a text can fill"
     reasons = [
         f"{size}: {fits}",
-        f"{batch_size} x {block_size} tokens a step; the text is read about {epochs:.3g} times"
+        f"{batch_size} x {block_size} tokens a step; the text is read about {epochs:,.1f} times"
         + (f", so dropout is {dropout}" if dropout else ""),
     ]
     return Chosen(values, reasons)
