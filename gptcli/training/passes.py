@@ -50,7 +50,7 @@ def choose_engine(
     if wanted == "native":
         raise GptcliError(f"`run.engine` native is not possible: {reason}", "`auto` does without")
     if can_be_helped:
-        return "torch", f"training with PyTorch alone, several times slower: {reason}"
+        return "torch", f"training with PyTorch alone, which is slower: {reason}"
     return "torch", None
 
 

@@ -295,7 +295,7 @@ def test_training_goes_on_without_a_compiler_and_says_so_once(
     monkeypatch.setenv("CC", compiler(tmp_path, "echo broken >&2; exit 1"))
     outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r", "--json")
     assert outcome.code == 0, outcome.err
-    note = "training with PyTorch alone, several times slower: the C compiler failed: broken"
+    note = "training with PyTorch alone, which is slower: the C compiler failed: broken"
     assert outcome.err.count(note) == 1
     assert "engine: torch" in (tmp_path / "r" / "config.yaml").read_text("utf-8")
     assert calls(tmp_path) == 1
@@ -343,7 +343,7 @@ def test_a_native_run_goes_on_where_there_is_no_compiler(
     assert resumed is not None
     assert resumed.setup.engine == resumed.setup.config.run.engine == "torch"
     assert [note for note in resumed.notes if "compiler" in note or "engine" in note] == [
-        "training with PyTorch alone, several times slower: the C compiler failed: without a word",
+        "training with PyTorch alone, which is slower: the C compiler failed: without a word",
         "run.engine is now torch, since native is not possible here: the numbers will be rounded "
         "otherwise than before",
     ]
