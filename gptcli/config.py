@@ -156,7 +156,8 @@ class RunConfig(_Section):
     """torch.compile the model. auto: on a GPU, for runs long enough to earn the compilation."""
     engine: Literal["auto", "native", "torch"] = "auto"
     """What computes the passes. native: a C library, built once for this processor, 1.5 to 3
-    times as quick as PyTorch for bfloat16 on a CPU; torch: PyTorch. auto: native where it can be had."""
+    times as quick as PyTorch for bfloat16 on a CPU; torch: PyTorch. auto: native where there is
+    one."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """CPU threads. auto: as many as there are cores."""
 
