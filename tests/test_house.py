@@ -17,7 +17,7 @@ PACKAGES = (
 MAY_IMPORT = {
     "cli": {*PACKAGES, "front"},
     "training": {"training", "sampling", "native", "model", "corpus", "tokenization", "front"},
-    "sampling": {"sampling", "model", "tokenization", "front"},
+    "sampling": {"sampling", "native", "model", "tokenization", "front"},
     "course": {"course", "model", "front"},
     "view": {"view", "front"},
     "native": {"native", "model", "front"},

@@ -22,6 +22,7 @@ from gptcli.cli import (
     exercise,
     runs,
     sample,
+    score,
     tokenizer,
     train,
 )
@@ -63,6 +64,7 @@ def _add(name: str, function: object, example: str) -> None:
 _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/mine")
 _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
+_add("score", score.score, "gptcli score mine poem.txt")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
 for _exercise, _what, _interface in check_parts.PARTS:
     _add(

@@ -22,8 +22,9 @@ def bench(
 ) -> None:
     """Measure how fast this machine trains and samples a config.
 
-    The share says how much of the machine's matrix products, measured first, a training step
-    uses. About ten seconds; nothing is kept."""
+    The share says how much of the machine's matrix products, measured first, a training step uses.
+    The limit of sampling is that all weights have to be read for a token, and multiplied; the
+    windows are full. About ten seconds; nothing is kept."""
     from gptcli.cli.asked_config import config_of_words
 
     config = config_of_words(arguments or [])
@@ -40,7 +41,10 @@ def bench(
         "train_tokens_per_second": speed.train_tokens_per_second,
         "train_flops_fraction_of_peak": speed.train_flops_fraction_of_peak,
         "sample_tokens_per_second": speed.sample_tokens_per_second,
+        "sample_fraction_of_limit": speed.sample_fraction_of_limit,
         "sample_tokens_per_second_batch": speed.sample_tokens_per_second_batch,
+        "sample_fraction_of_limit_batch": speed.sample_fraction_of_limit_batch,
+        "sample_dtype": dtype_name(speed.sample_dtype),
         "batch": speed.batch,
         "peak_flops": speed.peak_flops,
         "parameters": speed.parameters,
@@ -60,11 +64,17 @@ def bench(
             f"{speed.train_tokens_per_second:,.0f} tokens per second, "
             f"{speed.train_flops_fraction_of_peak:.0%} of that peak",
         ),
-        ("sampling", f"{speed.sample_tokens_per_second:,.0f} tokens per second, one stream"),
+        (
+            "sampling",
+            f"{speed.sample_tokens_per_second:,.0f} tokens per second, one stream: "
+            f"{speed.sample_fraction_of_limit:.0%} of the limit "
+            f"({dtype_name(speed.sample_dtype)})",
+        ),
         (
             "",
             f"{speed.sample_tokens_per_second_batch:,.0f} tokens per second, "
-            f"{speed.batch} streams together",
+            f"{speed.batch} streams together: "
+            f"{speed.sample_fraction_of_limit_batch:.0%} of the limit",
         ),
     ):
         typer.echo(f"{name:<10}{value}")

@@ -12,6 +12,7 @@ from gptcli.cli.own_files import OwnFiles, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.sampling.ways import Way
     from gptcli.training.loading import Trained
 
 RunArgument = Annotated[
@@ -55,13 +56,12 @@ def load(
     dtype_of_run: bool,
 ) -> tuple[Path, Trained]:
     """The run and its model. With `dtype_of_run`, `--dtype auto` is what the run was trained in
-    where this machine has it, so that figures repeat; else float32, whose output is exact."""
+    where this machine has it, so that figures repeat; else float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run, read_config
 
-    _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
-    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32"))
+    _check(machine)
     path = find_run(run)
     device = choose_device(machine.device)
     choose_threads(machine.threads or "auto")
@@ -83,3 +83,44 @@ def load(
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise GptcliError(f"{option} `{value}` is not known", f"one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that is to write, and how."""
+
+    path: Path
+    trained: Trained
+    way: Way
+    threads: int
+
+
+def load_writer(
+    run: str | None, checkpoint: str | None, machine: Machine, files: OwnFiles
+) -> Writer:
+    """The run and its model for sampling; `--dtype auto` is what is quick on this machine."""
+    from gptcli.native import library
+
+    if machine.device in ("auto", "cpu"):
+        library.start_building(library.SAMPLING)  # while PyTorch is imported
+    import torch
+
+    from gptcli.devices import choose_device, choose_threads
+    from gptcli.sampling.ways import choose_way
+    from gptcli.training.loading import load_trained
+    from gptcli.training.run_folder import find_run
+
+    _check(machine)
+    path = find_run(run)
+    device = choose_device(machine.device)
+    threads = choose_threads(machine.threads or "auto")
+    own = loaded(files)
+    way = choose_way(machine.dtype, device, own_parts=own is not None and own.in_network())
+    dtype = torch.float32 if way.native else way.dtype
+    trained = load_trained(path, checkpoint or "best", device=device, dtype=dtype, own=own)
+    return Writer(path, trained, way, threads)
+
+
+def _check(machine: Machine) -> None:
+    _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
+    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32"))

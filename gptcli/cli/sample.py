@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,8 @@ from gptcli.cli.options import (
     Machine,
     RunArgument,
     ThreadsOption,
-    load,
+    Writer,
+    load_writer,
 )
 from gptcli.cli.output import note, print_json
 from gptcli.cli.own_files import (
@@ -28,9 +29,11 @@ from gptcli.cli.own_files import (
     OwnFiles,
     TokenizerOption,
 )
+from gptcli.cli.prompts import read_prompts
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.sampling.choose import Choice
     from gptcli.sampling.text import Sample
 
 
@@ -44,12 +47,20 @@ def sample(
             help="A UTF-8 file that holds the prompt (one line end at its end is not part of it).",
         ),
     ] = None,
+    prompt_lines: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-lines", help="Each line of the prompt file is a prompt; written together."
+        ),
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=0, help="Tokens to write, at most.")
     ] = 500,
     num_samples: Annotated[
         int,
-        typer.Option("--num-samples", min=1, help="How many continuations, drawn in one batch."),
+        typer.Option(
+            "--num-samples", min=1, help="Continuations of each prompt, written together."
+        ),
     ] = 1,
     temperature: Annotated[
         float,
@@ -88,6 +99,14 @@ def sample(
             help="Show the text as it comes. Default: for one sample on a terminal.",
         ),
     ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Write in turns: type a prompt, see the continuation, type on.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = "auto",
@@ -100,9 +119,62 @@ def sample(
     tokenizer: TokenizerOption = None,
 ) -> None:
     """Let a model write."""
-    import math
     import secrets
-    import time
+
+    _check(temperature, repetition_penalty)
+    prompts = read_prompts(prompt, prompt_file, prompt_lines)
+    several = num_samples > 1 or len(prompts) > 1
+    if interactive and (several or as_json or prompt_file is not None):
+        raise GptcliError(
+            "--interactive writes one text, on the terminal",
+            "leave out --num-samples, --prompt-file and --json",
+        )
+    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
+    writer = load_writer(run, checkpoint, Machine(device, dtype, threads), files)
+    from gptcli.sampling.choose import Choice
+
+    how = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+    stops = stop or []
+    if interactive:
+        _talk(writer, prompt, how, max_new_tokens, seed, stops)
+        return
+    if stream is None:
+        stream = sys.stdout.isatty()
+    live = stream and not several and not as_json
+    samples, seconds = _write(
+        writer, prompts, num_samples, how, max_new_tokens, seed, stops, live=live
+    )
+    for i, one in enumerate(samples):
+        text = prompts[one.index // num_samples]
+        if as_json:
+            print_json(
+                {
+                    "text": one.text,
+                    "prompt": text,
+                    "tokens": one.tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": one.tokens / seconds,
+                    "stopped": one.stopped,
+                    "seed": seed,
+                    "run": str(writer.path),
+                    "checkpoint": writer.trained.step,
+                    "dtype": str(writer.way.dtype).removeprefix("torch."),
+                }
+            )
+        elif not live:
+            _show(("---\n" if i else "") + text + one.text + "\n")
+    if not as_json and sys.stderr.isatty():
+        tokens = sum(one.tokens for one in samples)
+        note(
+            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {writer.path}, "
+            f"step {writer.trained.step}; seed {seed})"
+        )
+
+
+def _check(temperature: float, repetition_penalty: float) -> None:
+    import math
 
     for name, value in (
         ("--temperature", temperature),
@@ -115,91 +187,74 @@ def sample(
             f"--repetition-penalty must be above 0; got {repetition_penalty:g}",
             "1 changes nothing, 1.1 to 1.3 is usual",
         )
-    text = _prompt(prompt, prompt_file)
-    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
-    path, trained = load(
-        run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False
-    )
-    from gptcli.sampling.choose import Choice
-    from gptcli.sampling.text import Piece, write
 
-    ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    if stream is None:
-        stream = sys.stdout.isatty() and num_samples == 1
-    live = stream and num_samples == 1 and not as_json
-    how = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
-    start = time.perf_counter()
-    done: list[Sample] = []
-    out = sys.stdout
+
+def _write(
+    writer: Writer,
+    prompts: list[str],
+    num_samples: int,
+    how: Choice,
+    max_new_tokens: int,
+    seed: int,
+    stops: list[str],
+    *,
+    live: bool,
+) -> tuple[list[Sample], float]:
+    """The samples, in order, and the seconds that they took together; shown as they come where
+    that is asked for."""
+    import time
+
+    from gptcli.sampling.generate import Job
+    from gptcli.sampling.text import Piece, write
+    from gptcli.sampling.ways import open_streams
+
+    trained = writer.trained
+    jobs = []
+    for text in prompts:
+        ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
+        jobs += [Job(ids, i) for i in range(num_samples)]
+    done = []
     if live:
-        _show(out, text)
+        _show(prompts[0])
+    out = sys.stdout
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+        streams = open_streams(trained.model, len(jobs), how, writer.way, writer.threads)
+        start = time.perf_counter()
         for item in write(
-            trained.model,
-            trained.tokenizer,
-            ids,
-            streams=num_samples,
-            max_new_tokens=max_new_tokens,
-            how=how,
-            seed=seed,
-            stops=stop or (),
+            streams, trained.tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed, stops=stops
         ):
             if not isinstance(item, Piece):
                 done.append(item)
             elif live:
-                _show(out, item.text)
+                with redirect_stdout(out):
+                    _show(item.text)
     seconds = time.perf_counter() - start
     if live:
-        _show(out, "\n")
-    for i, one in enumerate(sorted(done, key=lambda sample: sample.index)):
-        if as_json:
-            print_json(
-                {
-                    "text": one.text,
-                    "prompt": text,
-                    "tokens": one.tokens,
-                    "seconds": seconds,
-                    "tokens_per_second": one.tokens / seconds,
-                    "stopped": one.stopped,
-                    "seed": seed,
-                    "run": str(path),
-                    "checkpoint": trained.step,
-                }
-            )
-        elif not live:
-            _show(out, ("---\n" if i else "") + text + one.text + "\n")
-    if not as_json and sys.stderr.isatty():
-        tokens = sum(one.tokens for one in done)
-        note(
-            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {path}, step {trained.step}; "
-            f"seed {seed})"
-        )
+        _show("\n")
+    return sorted(done, key=lambda one: one.index), seconds
 
 
-def _show(out: TextIO, text: str) -> None:
-    if out.isatty():
+def _talk(
+    writer: Writer,
+    prompt: str | None,
+    how: Choice,
+    max_new_tokens: int,
+    seed: int,
+    stops: list[str],
+) -> None:
+    from gptcli.cli.interactive import talk
+    from gptcli.sampling.conversation import Conversation
+    from gptcli.sampling.ways import open_streams
+
+    streams = open_streams(writer.trained.model, 1, how, writer.way, writer.threads)
+    conversation = Conversation(streams, writer.trained.tokenizer, seed=seed, stops=stops)
+    talk(conversation, max_new_tokens, _show, prompt)
+
+
+def _show(text: str) -> None:
+    if sys.stdout.isatty():
         from gptcli.view.safe_text import clean
 
         text = clean(text)  # what a model writes must not steer the terminal
-    out.write(text)
-    out.flush()
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if file is None:
-        return prompt or ""
-    if prompt is not None:
-        raise GptcliError("--prompt and --prompt-file cannot both be given", "leave one out")
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise GptcliError(
-            f"{file}: cannot be read ({error.strerror})", "--prompt-file takes a UTF-8 text file"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise GptcliError(
-            f"{file}: not UTF-8 text (byte {error.start})", "save it as UTF-8"
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
+    sys.stdout.write(text)
+    sys.stdout.flush()

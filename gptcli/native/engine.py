@@ -42,6 +42,14 @@ def why_not(config: ModelConfig) -> str | None:
     return None
 
 
+def parameter_names(config: ModelConfig) -> list[str]:
+    """The parameters as the C library counts them; an arch lacks some."""
+    names = [*_GLOBALS, "lm_head.weight" if config.arch == "modern" else "wte.weight"]
+    for i in range(config.n_layer):
+        names += [f"h.{i}.{n}" for n in (*_ATTENTION, *_FEED_FORWARD[config.arch])]
+    return names
+
+
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
@@ -87,15 +95,11 @@ class Engine:
         threads: int,
     ) -> None:
         assert why_not(config) is None
-        modern = config.arch == "modern"
         self._library = library
         self._weights, self._gradients = weights, gradients
         self._vocab_size, self._block_size = vocab_size, config.block_size
         self.most_tokens = most_tokens
-        names = [*_GLOBALS, "lm_head.weight" if modern else "wte.weight"]
-        for i in range(config.n_layer):
-            names += [f"h.{i}.{n}" for n in (*_ATTENTION, *_FEED_FORWARD[config.arch])]
-        places = array("q", [offsets.get(name, -1) for name in names])
+        places = array("q", [offsets.get(name, -1) for name in parameter_names(config)])
         shape = _shape(config, vocab_size, most_tokens, threads)
         self._model = library.gpt_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._model:

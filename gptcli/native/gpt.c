@@ -1,31 +1,9 @@
 /* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit.
  */
 
+#include "begin.h"
 #include "gradients.h"
 #include "optimizers.h"
-
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-/* Asks the system for the tile registers, where there are any: whether they may be used. */
-int gpt_begin(void) {
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
-#else
-    return 1;
-#endif
-}
-
-int gpt_has_tiles(void) {
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
-    return 1;
-#else
-    return 0;
-#endif
-}
 
 /* Heads read beyond a sequence whose end is in the middle of 32 rows, and layers read whole blocks
  * of which heads write the real rows: what is there counts with weight 0, but has to be a number.

@@ -1,7 +1,7 @@
-"""The C files of this folder as a library: built once for the processor at hand, then kept.
+"""The C files of this folder as libraries: built once for the processor at hand, then kept.
 
-Linux on x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on), with gcc or
-another `cc`.
+Training needs Linux on x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on);
+sampling any Linux. Both need gcc or another `cc`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptcli.caches import cache_folder
 from gptcli.durable import fsync_file
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
-_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
 _TILES = {"amx_tile", "amx_bf16"}
 _SECONDS_TO_BUILD = 120.0
 _SECONDS_TO_STOP = 2.0
 
 _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A C file, what it offers, and what a processor must have for it to be built."""
+
+    name: str
+    functions: dict[str, tuple[Any, list[Any]]]
+    needed: frozenset[str] = frozenset()
 
 
 class Shape(ctypes.Structure):
@@ -48,17 +57,58 @@ class Shape(ctypes.Structure):
     ]
 
 
-_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "gpt_begin": (_I, []),
-    "gpt_has_tiles": (_I, []),
-    "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
-    "gpt_free": (None, [_P]),
-    "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
-    "gpt_pack": (None, [_P, _P]),
-    "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
-    "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
-    "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
+class DecoderShape(ctypes.Structure):
+    """`Shape` of decoder.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("modern", "half", "L", "H", "C", "F", "V", "W", "streams", "threads")
+    ]
+
+
+class How(ctypes.Structure):
+    """`How` of choose.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "penalty")),
+        ("top_k", ctypes.c_int32),
+    ]
+
+
+_BEGINNING: dict[str, tuple[Any, list[Any]]] = {
+    "tiles_allowed": (_I, []),
+    "tiles_known": (_I, []),
 }
+TRAINING = Source(
+    "gpt",
+    {
+        **_BEGINNING,
+        "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
+        "gpt_free": (None, [_P]),
+        "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
+        "gpt_pack": (None, [_P, _P]),
+        "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
+        "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
+        "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
+    },
+    _NEEDED,
+)
+SAMPLING = Source(
+    "decode",
+    {
+        **_BEGINNING,
+        "dec_new": (_P, [ctypes.POINTER(DecoderShape), _P]),
+        "dec_free": (None, [_P]),
+        "dec_bytes": (ctypes.c_size_t, [ctypes.POINTER(DecoderShape)]),
+        "dec_rounds_rows": (_I, []),
+        "dec_piece": (_I, [_P]),
+        "dec_rows": (_I, [_P]),
+        "dec_feed": (None, [_P, _I, _P, _P, _P, _P]),
+        "dec_copy": (None, [_P, _I, _I, _I]),
+        "dec_logits": (ctypes.POINTER(_F), [_P, _I]),
+        "dec_run": (None, [_P, _I, _P, _P, _I, _P, ctypes.POINTER(How), _P, _P, _I, _I]),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -71,64 +121,66 @@ class Found:
     """Whether the user could do something about the reason."""
 
 
-@functools.lru_cache(maxsize=1)
-def find() -> Found:
+@functools.cache
+def find(source: Source = TRAINING) -> Found:
     """The library, built if it was not yet, or the reason why it cannot be had. Never raises."""
     features = _processor_features()
-    if not features >= _NEEDED:
+    if features is None:
+        return Found(None, "this is not Linux")
+    if not features >= source.needed:
         return Found(None, "the processor has no AVX512-BF16 (or this is not Linux on x86-64)")
     try:
-        library = _kept(features) or _build(features)
+        library = _kept(source, features) or _build(source, features)
     except _NotBuilt as error:
         return Found(None, str(error), can_be_helped=True)
     except (OSError, AttributeError) as error:
         return Found(None, f"the built library cannot be loaded: {error}")
-    tiles = bool(library.gpt_has_tiles())
-    if tiles != (features >= _TILES) or not library.gpt_begin():
-        # Where PyTorch can use the tiles and we cannot, it is the quicker way.
+    # Where PyTorch can use the tiles and we cannot, it trains more quickly; sampling does without.
+    lacking = source is TRAINING and features >= _TILES and not library.tiles_known()
+    if lacking or not library.tiles_allowed():
         return Found(None, "the compiler or the system does not let us use the processor's tiles")
     return Found(library, "")
 
 
-def start_building() -> None:
+def start_building(source: Source = TRAINING) -> None:
     """Begin to build in the background, if that is to be done: `find` waits for it."""
     features = _processor_features()
-    if features >= _NEEDED and _built(features) is None:
-        try:
-            _Builder.running = _Builder(features)
-        except (_NotBuilt, OSError):
-            _Builder.running = None  # `find` meets the same error, and says it
+    if features is not None and features >= source.needed and _built(source, features) is None:
+        with suppress(_NotBuilt, OSError):  # `find` meets the same error, and says it
+            _Builder.running[source] = _Builder(source, features)
 
 
 class _NotBuilt(Exception):
     pass
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def _load(source: Source, path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _FUNCTIONS.items():
+    for name, (result, arguments) in source.functions.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
 
 
-def _processor_features() -> set[str]:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return set()
+def _processor_features() -> frozenset[str] | None:
+    """What the processor says it knows; None where there is no asking."""
+    if sys.platform != "linux":
+        return None
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            if line.startswith("flags"):
-                return set(line.partition(":")[2].split())
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset((platform.machine(), *value.split()))
     except OSError:
         pass
-    return set()
+    return frozenset()
 
 
 def _sources() -> list[Path]:
     return sorted(p for p in _HERE.iterdir() if p.suffix in (".c", ".h"))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _key(features: frozenset[str]) -> str:
     """What the built file depends on."""
     digest = hashlib.sha256()
@@ -138,13 +190,13 @@ def _key(features: frozenset[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _goal(features: set[str]) -> Path:
-    return cache_folder() / "native" / f"gpt-{_key(frozenset(features))}.so"
+def _goal(source: Source, features: frozenset[str]) -> Path:
+    return cache_folder() / "native" / f"{source.name}-{_key(features)}.so"
 
 
-def _built(features: set[str]) -> Path | None:
+def _built(source: Source, features: frozenset[str]) -> Path | None:
     """The built file, if it is there and nobody but this user can have written it."""
-    path = _goal(features)
+    path = _goal(source, features)
     try:
         return path if _ours(path) and _ours(path.parent) else None
     except OSError:
@@ -156,19 +208,18 @@ def _ours(path: Path) -> bool:
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _kept(features: set[str]) -> ctypes.CDLL | None:
-    path = _built(features)
+def _kept(source: Source, features: frozenset[str]) -> ctypes.CDLL | None:
+    path = _built(source, features)
     try:
-        return None if path is None else _load(path)
+        return None if path is None else _load(source, path)
     except (OSError, AttributeError):  # damaged; it will be replaced
         return None
 
 
-def _build(features: set[str]) -> ctypes.CDLL:
-    builder = _Builder.running or _Builder(features)
-    _Builder.running = None
+def _build(source: Source, features: frozenset[str]) -> ctypes.CDLL:
+    builder = _Builder.running.pop(source, None) or _Builder(source, features)
     try:
-        return _load(builder.finish())
+        return _load(source, builder.finish())
     finally:
         builder.clear_away()
 
@@ -176,27 +227,27 @@ def _build(features: set[str]) -> ctypes.CDLL:
 class _Builder:
     """A compiler at work on a temporary file, which takes its place when it is whole."""
 
-    running: _Builder | None = None
+    running: ClassVar[dict[Source, _Builder]] = {}
 
-    def __init__(self, features: set[str]) -> None:
+    def __init__(self, source: Source, features: frozenset[str]) -> None:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
         if not compiler:
             raise _NotBuilt("there is no C compiler (`gcc` or `cc`)")
-        self.goal = _goal(features)
+        self.goal = _goal(source, features)
         self.private: Path | None = None
         try:
             self.goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _ours(self.goal.parent):
                 raise OSError
-            handle, name = tempfile.mkstemp(prefix=".gpt-", suffix=".so", dir=self.goal.parent)
+            handle, name = tempfile.mkstemp(prefix=".building-", suffix=".so", dir=self.goal.parent)
             _sweep(self.goal.parent)
         except OSError:  # built anew in each process then
             self.private = Path(tempfile.mkdtemp(prefix="gptcli-native-"))
-            self.goal = self.private / "gpt.so"
+            self.goal = self.private / f"{source.name}.so"
             handle, name = tempfile.mkstemp(suffix=".so", dir=self.private)
         os.close(handle)
         self.temporary = Path(name)
-        words = [*compiler.split(), *_FLAGS, "-o", name, str(_HERE / "gpt.c"), "-lm"]
+        words = [*compiler.split(), *_FLAGS, "-o", name, str(_HERE / f"{source.name}.c"), "-lm"]
         try:
             self.process = subprocess.Popen(
                 words,
@@ -255,7 +306,7 @@ def _complaint(errors: bytes) -> str:
 
 def _sweep(folder: Path) -> None:
     """Remove what builders left that were killed."""
-    for path in folder.glob(".gpt-*"):
+    for path in folder.glob(".building-*"):
         with suppress(OSError):  # another process may be at it too
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:
                 path.unlink()

@@ -13,16 +13,10 @@
 #define GPTCLI_TILES_H
 
 #include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
 
-typedef uint16_t bf16;
+#include "lanes.h"
 
 enum { TILE = 512 }; /* numbers in a tile */
-
-#define INLINE static inline __attribute__((always_inline))
-
-static long up_to(long n, long m) { return (n + m - 1) / m * m; }
 
 INLINE __m512 load_bf16(const bf16 *p) {
     __m256i half = _mm256_loadu_si256((const __m256i *)p);
@@ -48,8 +42,9 @@ INLINE void mask_store_bf16(bf16 *p, __mmask16 there, __m512 x) {
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
-/* Every thread calls these two around its products. */
-static void tiles_begin(void) {
+/* Every thread calls one of the first two and the last around its products: rows of A and C may be
+ * fewer than 16. */
+static void tiles_begin_rows(int rows) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
@@ -58,11 +53,13 @@ static void tiles_begin(void) {
     shape.palette = 1;
     for (int i = 0; i < 8; i++) {
         shape.row_bytes[i] = 64;
-        shape.rows[i] = 16;
+        shape.rows[i] = i < 6 ? rows : 16;
     }
     __asm__ volatile("" ::: "memory");
     _tile_loadconfig(&shape);
 }
+
+static inline void tiles_begin(void) { tiles_begin_rows(16); }
 
 static void tiles_end(void) { _tile_release(); }
 

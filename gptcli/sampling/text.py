@@ -8,7 +8,9 @@ from typing import Literal
 
 from gptcli.model.gpt import GPT
 from gptcli.sampling.choose import Choice
-from gptcli.sampling.generate import generate
+from gptcli.sampling.generate import Generation, Job
+from gptcli.sampling.streams import Streams
+from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.tokenization import StreamDecoder, Tokenizer
 
 StoppedBy = Literal["length", "stop", "end"]
@@ -79,42 +81,47 @@ class _Stream:
 
 
 def write(
-    model: GPT,
+    streams: Streams,
     tokenizer: Tokenizer,
-    prompt: Sequence[int],
+    jobs: Sequence[Job],
     *,
-    streams: int,
     max_new_tokens: int,
-    how: Choice,
     seed: int,
     stops: Sequence[str] = (),
 ) -> Iterator[Piece | Sample]:
-    """Continue a prompt in `streams` ways: yields Pieces as they are ready, and each Sample, whole,
-    when it ends. End-of-text ends a stream and is not part of its text."""
-    all_streams = [
-        _Stream(Sample(i), tokenizer.stream(), StopFilter(stops)) for i in range(streams)
-    ]
-    steps = generate(
-        model, prompt, streams=streams, max_new_tokens=max_new_tokens, how=how, seed=seed
-    )
-    for tokens in steps:
-        for stream, token in zip(all_streams, tokens, strict=True):
-            if stream.done:
-                continue
-            if token == tokenizer.eot:
-                stream.sample.stopped = "end"
-                yield from _end(stream)
-                continue
-            stream.sample.tokens += 1
-            yield from _show(stream, stream.stops.push(stream.decoder.push(token)))
-            if stream.stops.stopped:
-                stream.sample.stopped = "stop"
-                yield from _end(stream)
-        if all(stream.done for stream in all_streams):
-            break
-    for stream in all_streams:
-        if not stream.done:
+    """Continue prompts: yields Pieces as they are ready, and each Sample, whole, when it ends; both
+    with the number of their job. End-of-text ends a text and is not part of it."""
+    texts = [_Stream(Sample(i), tokenizer.stream(), StopFilter(stops)) for i in range(len(jobs))]
+    generation = Generation(streams, jobs, max_new_tokens=max_new_tokens, seed=seed)
+    for written in generation:
+        for job, tokens in written:
+            yield from _take(texts[job], tokens, tokenizer.eot, whole=not stops)
+            if texts[job].done:
+                generation.end(job)
+            elif texts[job].sample.tokens == max_new_tokens:
+                yield from _end(texts[job])
+    for text in texts:
+        if not text.done:
+            yield from _end(text)
+
+
+def _take(
+    stream: _Stream, tokens: list[int], eot: int | None, *, whole: bool
+) -> Iterator[Piece | Sample]:
+    """Show tokens, all at once where they are to be taken `whole`; end where they say so."""
+    at = tokens.index(eot) if eot is not None and eot in tokens else None
+    kept = tokens[:at]
+    for part in [kept] if whole else [[token] for token in kept]:
+        stream.sample.tokens += len(part)
+        text = "".join(map(stream.decoder.push, part))
+        yield from _show(stream, stream.stops.push(text))
+        if stream.stops.stopped:
+            stream.sample.stopped = "stop"
             yield from _end(stream)
+            return
+    if at is not None:
+        stream.sample.stopped = "end"
+        yield from _end(stream)
 
 
 def _show(stream: _Stream, text: str) -> Iterator[Piece]:
@@ -142,9 +149,9 @@ def write_one(
     was_training = model.training
     model.eval()
     try:
-        for item in write(
-            model, tokenizer, ids, streams=1, max_new_tokens=max_new_tokens, how=how, seed=seed
-        ):
+        streams = TorchStreams(model, 1, how)
+        jobs = [Job(ids)]
+        for item in write(streams, tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed):
             if isinstance(item, Sample):
                 return item.text
     finally:

@@ -13,7 +13,8 @@ import torch
 from gptcli.config import Config
 from gptcli.model.gpt import GPT, initialise
 from gptcli.sampling.choose import Choice
-from gptcli.sampling.generate import generate
+from gptcli.sampling.generate import Uniforms
+from gptcli.sampling.ways import Way, choose_way, open_streams
 from gptcli.training.estimate import now, seconds_per_step
 from gptcli.training.passes import choose_engine
 
@@ -21,6 +22,7 @@ BATCH = 64
 _PRODUCTS = ((4096, 1024, 1024), (2048, 2048, 2048), (8192, 512, 2048))  # (rows, inner, columns)
 _PEAK_SECONDS = 0.7
 _SAMPLE_SECONDS = 2.0
+_READ_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,25 @@ class Speed:
     train_flops: float
     peak_flops: float
     sample_tokens_per_second: float
+    sample_fraction_of_limit: float
     sample_tokens_per_second_batch: float
+    sample_fraction_of_limit_batch: float
+    sample_dtype: torch.dtype
     batch: int = BATCH
 
     @property
     def train_flops_fraction_of_peak(self) -> float:
         """What share of the peak the products of a training step reach."""
         return self.train_flops / self.peak_flops
+
+
+def multiplied_weights(model: GPT) -> int:
+    """Weights of matrices that a token is multiplied with: the head's, not what is looked up."""
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    looked_up = [model.wpe.weight] if model.wpe is not None else []
+    if model.lm_head.weight is not model.wte.weight:
+        looked_up.append(model.wte.weight)
+    return weights - sum(p.numel() for p in looked_up)
 
 
 def flops_per_token(model: GPT) -> float:
@@ -48,11 +62,7 @@ def flops_per_token(model: GPT) -> float:
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
-    weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)
-    looked_up = [model.wpe.weight] if model.wpe is not None else []
-    if model.lm_head.weight is not model.wte.weight:
-        looked_up.append(model.wte.weight)
-    weights -= sum(p.numel() for p in looked_up)
+    weights = multiplied_weights(model)
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size / 2
 
 
@@ -81,25 +91,69 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
     train = config.train
     tokens = train.batch_size * train.grad_accum * config.model.block_size
     speed = tokens / seconds_per_step(config, vocab_size, dtype, device, engine)
-    model.to(torch.float32).eval()
+    model.eval()
+    way = choose_way("auto", device, own_parts=False)
+    model.to(device, torch.float32 if way.native else way.dtype)
+    sampling_peak = peak if way.dtype == dtype else peak_flops(way.dtype, device)
+    one, together = (_sampling(model, streams, way, sampling_peak) for streams in (1, BATCH))
     return Speed(
         parameters=sum(p.numel() for p in model.parameters()),
         train_tokens_per_second=speed,
         train_flops=speed * flops_per_token(model),
         peak_flops=peak,
-        sample_tokens_per_second=_sampling(model, 1),
-        sample_tokens_per_second_batch=_sampling(model, BATCH),
+        sample_tokens_per_second=one[0],
+        sample_fraction_of_limit=one[1],
+        sample_tokens_per_second_batch=together[0],
+        sample_fraction_of_limit_batch=together[1],
+        sample_dtype=way.dtype,
     )
 
 
-def _sampling(model: GPT, streams: int) -> float:
-    """Tokens per second of `streams` streams together, past the first ones."""
-    steps = generate(model, [0], streams=streams, max_new_tokens=10**9, how=Choice(), seed=0)
-    for _ in range(3):
-        next(steps)
+def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, float]:
+    """Tokens per second of `streams` streams together, their windows full, and the share of what
+    the machine can do at most."""
+    block_size = model.config.block_size
+    writer = open_streams(model, streams, Choice(), way, torch.get_num_threads())
+    numbers = [Uniforms(0, i) for i in range(streams)]
+    writer.feed({i: [0] * block_size for i in range(streams)}, anew=True)
+    count, steps = -1, 1
     begin = time.perf_counter()
-    count = 0
     while time.perf_counter() - begin < _SAMPLE_SECONDS:
-        next(steps)
-        count += streams
-    return count / (time.perf_counter() - begin)
+        before = time.perf_counter()
+        writer.run(range(streams), torch.stack([one.take(steps) for one in numbers]))
+        took = time.perf_counter() - before
+        if count < 0:  # the first call reads the prompt
+            count, begin = 0, time.perf_counter()
+            continue
+        count += steps
+        if took < _SAMPLE_SECONDS / 20:
+            steps = min(64, 2 * steps)
+    speed = count / (time.perf_counter() - begin)
+    least = least_seconds(model, streams, way.dtype.itemsize, peak, read_speed(model, way.dtype))
+    return speed * streams, speed * least
+
+
+def least_seconds(
+    model: GPT, streams: int, bytes_each: int, flops: float, bytes_per_second: float
+) -> float:
+    """What a token of each of `streams` streams takes at least, in seconds: all weights have to be
+    read once, and the keys and values of each stream's window; or, where that takes longer, all of
+    them have to be multiplied."""
+    config = model.config
+    weights = multiplied_weights(model)
+    cached = 2 * config.n_layer * config.n_embd * config.block_size * streams
+    reading = (weights + cached) * bytes_each / bytes_per_second
+    return max(reading, 2.0 * (weights * streams + cached) / flops)
+
+
+def read_speed(model: GPT, dtype: torch.dtype) -> float:
+    """Bytes per second at which as much memory as the weights take is read again and again."""
+    device = model.wte.weight.device
+    numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
+    best = 0.0
+    begin = now(device)
+    while now(device) - begin < _READ_SECONDS:
+        start = now(device)
+        numbers.sum()
+        best = max(best, 4 * len(numbers) / (now(device) - start))
+    return best

@@ -19,6 +19,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the usual patience: nothing here looks at how fast it is."""
     monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
+    monkeypatch.setattr("gptcli.training.speed._READ_SECONDS", 0.05)
     monkeypatch.setattr("gptcli.training.estimate._MEASURE_SECONDS", 0.1)
 
 
@@ -27,7 +28,8 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     figures = ("train_tokens_per_second", "train_flops_fraction_of_peak", "peak_flops",
-               "sample_tokens_per_second", "sample_tokens_per_second_batch")  # fmt: skip
+               "sample_tokens_per_second", "sample_tokens_per_second_batch",
+               "sample_fraction_of_limit", "sample_fraction_of_limit_batch")  # fmt: skip
     assert all(result[name] > 0 for name in figures)
     assert result["batch"] == 64
     assert result["train_flops_fraction_of_peak"] < 1

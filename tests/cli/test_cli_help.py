@@ -13,6 +13,7 @@ COMMANDS = (
     "train",
     "sample",
     "eval",
+    "score",
     "check-attention",
     "check-layernorm",
     "check-mlp",

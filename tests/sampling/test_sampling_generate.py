@@ -2,87 +2,94 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gptcli.config import ModelConfig
-from gptcli.model.attention import banded_mask
-from gptcli.model.gpt import GPT, initialise
-from gptcli.model.rotary import rotary_table, rotate
+from gptcli.model.gpt import GPT
 from gptcli.sampling.choose import Choice
-from gptcli.sampling.generate import Decoder, generate, window_start
+from gptcli.sampling.generate import Generation, Job, Uniforms
+from gptcli.sampling.streams import window_start
+from gptcli.sampling.torch_streams import Decoder, TorchStreams
+from gptcli.sampling.ways import Way, choose_way, open_streams
 
-W = 8
-V = 13
+sys.path.insert(0, str(Path(__file__).parent))
+from sampling_models import V, W, banded, model
 
-
-def model(arch: Any, n_layer: int = 2, width: int = W, attention: Any = None) -> GPT:
-    built = GPT(
-        ModelConfig(arch=arch, n_layer=n_layer, n_head=2, n_embd=16, block_size=width), V, attention
-    )
-    initialise(built, torch.Generator().manual_seed(3))
-    with torch.no_grad():  # a head and branches of zeros would make every token equal
-        for p in built.parameters():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.3)
-    return built.eval()
+CPU = torch.device("cpu")
+GREEDY = Choice(temperature=0.0)
 
 
-def greedy(m: GPT, prompt: list[int], n: int) -> list[int]:
-    steps = generate(m, prompt, streams=1, max_new_tokens=n, how=Choice(temperature=0.0), seed=0)
-    return [tokens[0] for tokens in steps]
+@pytest.fixture(params=["native", "torch"])
+def way(request: pytest.FixtureRequest) -> Way:
+    if request.param == "torch":
+        return Way(False, torch.float32)
+    found = choose_way("float32", CPU, own_parts=False)
+    if not found.native:
+        pytest.skip("no C decoder on this machine")
+    return found
 
 
-def banded(m: GPT, idx: Tensor) -> Tensor:
-    """The modern arch over the whole text under a banded mask, spelled out: (1, T) -> (1, T, V)."""
-    T = idx.shape[1]
-    at = torch.arange(T)
-    allowed = banded_mask(at, at, m.config.block_size)
-    cos, sin = rotary_table(T, m.config.head_dim, torch.float32, torch.device("cpu"))
-    x = m.wte(idx)
-    for block in m.h:
-        y, a = block.ln_1(x), block.attn
-        q, k, v = (
-            f(y).view(1, T, m.config.n_head, -1).transpose(1, 2) for f in (a.query, a.key, a.value)
-        )
-        q, k = rotate(a.q_norm(q), cos, sin), rotate(a.k_norm(k), cos, sin)
-        scores = (q @ k.transpose(2, 3)) / m.config.head_dim**0.5
-        mixed = scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v
-        x = x + a.c_proj(mixed.transpose(1, 2).reshape(1, T, -1))
-        x = x + block.mlp(block.ln_2(x))
-    return m.lm_head(m.ln_f(x))
+def write(
+    m: GPT,
+    way: Way,
+    prompts: Sequence[list[int]],
+    n: int,
+    *,
+    how: Choice = GREEDY,
+    seed: int = 0,
+    samples: int = 1,
+    streams: int | None = None,
+    threads: int = 2,
+) -> list[list[int]]:
+    """The tokens of each prompt's samples, in order."""
+    jobs = [Job(prompt, i) for prompt in prompts for i in range(samples)]
+    room = open_streams(m, streams or len(jobs), how, way, threads)
+    texts: list[list[int]] = [[] for _ in jobs]
+    for written in Generation(room, jobs, max_new_tokens=n, seed=seed):
+        for job, tokens in written:
+            texts[job] += tokens
+    return texts
+
+
+def greedy(m: GPT, way: Way, prompt: list[int], n: int) -> list[int]:
+    return write(m, way, [prompt], n)[0]
 
 
 @pytest.mark.parametrize("prompt", [1, 3, W, W + 1, 3 * W + 5])
 @pytest.mark.parametrize("n_layer", [1, 3])
-def test_modern_equals_the_whole_text_under_a_banded_mask(prompt: int, n_layer: int) -> None:
+def test_modern_equals_the_whole_text_under_a_banded_mask(
+    prompt: int, n_layer: int, way: Way
+) -> None:
     m = model("modern", n_layer)
     text = [i * 5 % V for i in range(prompt)]
-    got = greedy(m, text, 30)
+    got = greedy(m, way, text, 30)
     for token in got:
         logits = banded(m, torch.tensor([text]))[0, -1]
         assert token == int(logits.argmax())
         text.append(token)
 
 
-def test_up_to_block_size_both_archs_equal_plain_forward() -> None:
+def test_up_to_block_size_both_archs_equal_plain_forward(way: Way) -> None:
     for arch in ("modern", "gpt2"):
         m = model(arch)
         text = [1, 5]
-        for token in greedy(m, text, W - 2):
+        for token in greedy(m, way, text, W - 2):
             assert token == int(m(torch.tensor([text]))[0, -1].argmax())
             text.append(token)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("prompt", [1, 7, 20])
-def test_gpt2_equals_the_window_that_the_docs_define(width: int, prompt: int) -> None:
+def test_gpt2_equals_the_window_that_the_docs_define(width: int, prompt: int, way: Way) -> None:
     m = model("gpt2", width=width)
     text = [i * 5 % V for i in range(prompt)]
-    for token in greedy(m, text, 25):
+    for token in greedy(m, way, text, 25):
         start = window_start(len(text), width)
         assert 0 < len(text) - start <= width
         assert token == int(m(torch.tensor([text[start:]]))[0, -1].argmax())
@@ -118,43 +125,96 @@ def test_a_learners_attention_samples_without_a_cache() -> None:
 
     own, built_in = model("gpt2", attention=Own), model("gpt2")
     built_in.load_state_dict({k.replace(".inner", ""): v for k, v in own.state_dict().items()})
-    assert greedy(own, [1, 2], 20) == greedy(built_in, [1, 2], 20)
+    way = Way(False, torch.float32)
+    assert greedy(own, way, [1, 2], 20) == greedy(built_in, way, [1, 2], 20)
 
 
-def test_a_stream_does_not_depend_on_its_neighbours() -> None:
-    m = model("modern")
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Way) -> None:
+    m = model(arch)
 
-    def draw(streams: int, seed: int) -> list[tuple[int, ...]]:
-        steps = generate(m, [1], streams=streams, max_new_tokens=100, how=Choice(1.0), seed=seed)
-        return list(zip(*steps, strict=True))
+    def draw(samples: int, seed: int) -> list[list[int]]:
+        return write(m, way, [[1]], 100, how=Choice(1.0), seed=seed, samples=samples)
 
     four = draw(4, 7)
     assert draw(1, 7)[0] == four[0]
     assert draw(2, 7) == four[:2]
-    assert len(set(four)) == 4
+    assert len(set(map(tuple, four))) == 4
     assert draw(1, 8)[0] != four[0]
 
 
-def test_repetition_penalty_counts_prompt_and_output() -> None:
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_prompts_of_any_lengths_together_are_as_each_alone(
+    arch: str, threads: int, way: Way
+) -> None:
+    m = model(arch)
+    prompts = [[(3 * i + j * j) % V for j in range(1 + 5 * i % 23)] for i in range(9)]
+    how = Choice(0.9, top_k=7, repetition_penalty=1.2)
+    alone = [text for p in prompts for text in write(m, way, [p], 21, how=how, seed=5, samples=2)]
+    together = write(m, way, prompts, 21, how=how, seed=5, samples=2, threads=threads)
+    assert together == alone
+    assert write(m, way, prompts, 21, how=how, seed=5, samples=2, streams=4) == alone
+
+
+@pytest.mark.parametrize("steps", [1, 3, 70])
+def test_the_order_of_calls_does_not_matter(steps: int, way: Way) -> None:
+    m = model("gpt2")
+    room = open_streams(m, 1, Choice(1.0), way, 1)
+    room.feed({0: [1, 2]}, anew=True)
+    numbers, got = Uniforms(3, 0), []
+    while len(got) < 140:
+        got += room.run([0], numbers.take(steps)[None])[:, 0].tolist()
+    assert got[:140] == write(m, way, [[1, 2]], 140, how=Choice(1.0), seed=3)[0]
+
+
+def test_what_is_fed_later_goes_on(way: Way) -> None:
+    for arch in ("modern", "gpt2"):
+        m = model(arch)
+        room = open_streams(m, 1, GREEDY, way, 1)
+        room.feed({0: [1, 2]}, anew=True)
+        first = room.run([0], torch.zeros(1, 5, dtype=torch.float64))[:, 0].tolist()
+        room.feed({0: [4, 5, 6]}, anew=False)
+        second = room.run([0], torch.zeros(1, 9, dtype=torch.float64))[:, 0].tolist()
+        assert second == greedy(m, way, [1, 2, *first, 4, 5, 6], 9)
+
+
+def test_a_job_that_has_ended_makes_room() -> None:
+    for way in (Way(False, torch.float32), choose_way("float32", CPU, own_parts=False)):
+        m = model("modern")
+        jobs = [Job([1], i) for i in range(5)]
+        generation = Generation(
+            open_streams(m, 2, Choice(1.0), way, 1), jobs, max_new_tokens=40, seed=0
+        )
+        counts = [0] * 5
+        for written in generation:
+            for job, tokens in written:
+                counts[job] += len(tokens)
+                if job != 2:
+                    generation.end(job)
+        assert counts[2] == 40
+        assert all(0 < count < 40 for i, count in enumerate(counts) if i != 2)
+
+
+def test_repetition_penalty_counts_prompt_and_output(way: Way) -> None:
     m = model("modern")
-    steps = generate(
-        m,
-        [1, 2, 3],
-        streams=1,
-        max_new_tokens=20,
-        seed=0,
-        how=Choice(temperature=0.0, repetition_penalty=1.7),
-    )
+    how = Choice(temperature=0.0, repetition_penalty=1.7)
     text = [1, 2, 3]
-    for (token,) in steps:
+    for token in write(m, way, [text], 20, how=how)[0]:
         logits = banded(m, torch.tensor([text]))[0, -1]
         for seen in set(text):
             logits[seen] = logits[seen] / 1.7 if logits[seen] > 0 else logits[seen] * 1.7
         assert token == int(logits.argmax())
         text.append(token)
-    assert text[3:] != greedy(m, [1, 2, 3], 20)
+    assert text[3:] != greedy(m, way, [1, 2, 3], 20)
 
 
 def test_no_new_tokens_cost_nothing() -> None:
-    steps = generate(model("modern"), [1], streams=2, max_new_tokens=0, how=Choice(), seed=0)
-    assert list(islice(steps, 1)) == []
+    room = TorchStreams(model("modern"), 2, Choice())
+    assert list(Generation(room, [Job([1], 0)], max_new_tokens=0, seed=0)) == []
+
+
+def test_a_learners_part_and_float16_are_pytorchs() -> None:
+    assert not choose_way("auto", CPU, own_parts=True).native
+    assert choose_way("float32", CPU, own_parts=True).dtype == torch.float32
+    assert choose_way("auto", CPU, own_parts=True).dtype == torch.float32

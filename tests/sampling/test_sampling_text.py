@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from gptcli.sampling import text as sampling_text
-from gptcli.sampling.choose import Choice
+from gptcli.sampling.generate import Job
 from gptcli.sampling.text import Piece, Sample, StopFilter, write
 from gptcli.tokenization import build_tokenizer
 
@@ -48,33 +48,31 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert filtered.push("more") == ""
 
 
-class FakeModel:
-    pass
+class Fake:
+    """Streams that write what they were told to."""
 
+    refills = True
 
-def tokens(monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> None:
-    def steps(*_: Any, **__: Any) -> Iterator[list[int]]:
-        yield from rows
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows, self.at, self.count = rows, 0, len(rows[0])
 
-    monkeypatch.setattr(sampling_text, "generate", steps)
+    def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
+        pass
+
+    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+        steps = uniform.shape[1]
+        some = self.rows[self.at : self.at + steps]
+        self.at += steps
+        return torch.tensor(some)[:, list(streams)]
 
 
 def written(
-    monkeypatch: pytest.MonkeyPatch, rows: list[list[int]], stops: tuple[str, ...] = ()
+    rows: list[list[int]], stops: tuple[str, ...] = ()
 ) -> tuple[list[Sample], dict[int, str]]:
-    tokens(monkeypatch, rows)
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
     samples, shown = [], dict.fromkeys(range(len(rows[0])), "")
-    for item in write(
-        FakeModel(),
-        tokenizer,
-        [0],
-        streams=len(rows[0]),
-        max_new_tokens=len(rows),  # type: ignore[arg-type]
-        how=Choice(),
-        seed=0,
-        stops=stops,
-    ):
+    jobs = [Job([0], i) for i in range(len(rows[0]))]
+    for item in write(Fake(rows), tokenizer, jobs, max_new_tokens=len(rows), seed=0, stops=stops):
         if isinstance(item, Piece):
             shown[item.index] += item.text
         else:
@@ -82,34 +80,36 @@ def written(
     return samples, shown
 
 
-def test_half_a_character_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_character_is_never_shown() -> None:
     data = "aé€😀b".encode()
-    tokens(monkeypatch, [[byte] for byte in data])
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
+    rows = [[byte] for byte in data]
     pieces = [
         item.text
-        for item in write(
-            FakeModel(),
-            tokenizer,
-            [0],
-            streams=1,  # type: ignore[arg-type]
-            max_new_tokens=99,
-            how=Choice(),
-            seed=0,
-        )
+        for item in write(Fake(rows), tokenizer, [Job([0])], max_new_tokens=len(rows), seed=0)
         if isinstance(item, Piece)
     ]
-    assert pieces == ["a", "é", "€", "😀", "b"]
+    assert "".join(pieces) == "aé€😀b"
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert len(pieces) > 2
 
 
-def test_streams_end_each_for_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stops", [(), ("never in it",)])
+def test_end_of_text_within_what_was_written_at_once(stops: tuple[str, ...]) -> None:
+    rows = [[ord("a")], [ord("b")], [ord("c")], [256], [ord("d")], [ord("e")], [ord("f")]]
+    samples, shown = written(rows, stops)
+    assert [(s.text, s.tokens, s.stopped) for s in samples] == [("abc", 3, "end")]
+    assert shown == {0: "abc"}
+
+
+def test_streams_end_each_for_its_own_reason() -> None:
     eot = 256
     rows = [
         [ord("x"), ord("a"), eot],
         [ord("."), ord("b"), ord("q")],
         [ord("y"), ord("c"), ord("q")],
     ]
-    samples, shown = written(monkeypatch, rows, stops=(".y", "zzz"))
+    samples, shown = written(rows, stops=(".y", "zzz"))
     by_index = sorted(samples, key=lambda s: s.index)
     assert [(s.text, s.stopped, s.tokens) for s in by_index] == [
         ("x", "stop", 3),
@@ -119,12 +119,12 @@ def test_streams_end_each_for_its_own_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert [shown[i] for i in range(3)] == ["x", "abc", ""]
 
 
-def test_a_cut_character_at_the_end_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, _ = written(monkeypatch, [[ord("a")], [0xE2], [0x82]])
+def test_a_cut_character_at_the_end_is_shown_as_such() -> None:
+    samples, _ = written([[ord("a")], [0xE2], [0x82]])
     assert samples[0].text == "a\ufffd"
 
 
-def test_a_held_back_end_comes_out_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, shown = written(monkeypatch, [[ord("a")], [ord("K")]], stops=("KING",))
+def test_a_held_back_end_comes_out_at_the_end() -> None:
+    samples, shown = written([[ord("a")], [ord("K")]], stops=("KING",))
     assert samples[0].text == shown[0] == "aK"
     assert samples[0].stopped == "length"

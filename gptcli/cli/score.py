@@ -1,0 +1,137 @@
+"""`gptcli score`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    Machine,
+    ThreadsOption,
+    load,
+)
+from gptcli.cli.output import note, print_json, stdout_console
+from gptcli.cli.own_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    OwnFiles,
+    TokenizerOption,
+)
+from gptcli.cli.prompts import read_text
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_LEVELS = (  # the least probability, the style of what has it
+    (0.5, "", "above 1/2"),
+    (0.1, "green", "above 1/10"),
+    (0.01, "yellow", "above 1/100"),
+    (0.0, "bold red", "below"),
+)
+
+
+def score(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] FILE", help="A run (default: the newest), and a UTF-8 text file."
+        ),
+    ],
+    as_json: JsonOption = False,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+    threads: ThreadsOption = None,
+    attention: AttentionOption = None,
+    layernorm: LayerNormOption = None,
+    mlp: MlpOption = None,
+    block: BlockOption = None,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """Show how likely a model finds each token of a text.
+
+    On a terminal the text is coloured by it; into a file goes a line for each token: its
+    log-probability in nats, its number, its text. What a token is predicted from is what `sample`
+    would have looked at."""
+    import math
+
+    if len(words) > 2:
+        raise GptcliError(f"score takes a run and a file; got {len(words)} words", "RUN FILE")
+    run, file = (None, words[0]) if len(words) == 1 else words
+    text = read_text(Path(file), "score")
+    if not text:
+        raise GptcliError(f"{file} is empty", "score a text of at least one character")
+    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
+    _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False)
+    from gptcli.sampling.score import log_probabilities
+
+    ids = trained.tokenizer.encode(text)
+    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+        found = log_probabilities(trained.model, trained.tokenizer.start_ids(), ids).tolist()
+    pieces = [trained.tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
+    total = math.fsum(found)
+    loss = -total / len(ids)
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    bits_per_byte = -total / math.log(2) / len(text.encode("utf-8"))
+    if as_json:
+        print_json(
+            {
+                "log_probability": total,
+                "loss": loss,
+                "perplexity": perplexity,
+                "bits_per_byte": bits_per_byte,
+                "tokens": len(ids),
+                "checkpoint": trained.step,
+                "scores": [
+                    {"id": id, "text": piece, "log_probability": one}
+                    for id, piece, one in zip(ids, pieces, found, strict=True)
+                ],
+            }
+        )
+        return
+    if sys.stdout.isatty():
+        stream = trained.tokenizer.stream()  # whole characters, with the last of their tokens
+        whole = [stream.push(id) for id in ids]
+        stdout_console().print(_coloured(whole, found), soft_wrap=True)
+    else:
+        import json
+
+        for id, piece, one in zip(ids, pieces, found, strict=True):
+            sys.stdout.write(f"{one:.4f}\t{id}\t{json.dumps(piece, ensure_ascii=False)}\n")
+        sys.stdout.flush()
+    note(
+        f"{len(ids):,} tokens: {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
+        f"{bits_per_byte:.4f} bits per byte"
+    )
+
+
+def _coloured(pieces: list[str], found: list[float]) -> Text:
+    import math
+
+    from rich.text import Text
+
+    from gptcli.view.safe_text import clean
+
+    shown = Text()
+    for piece, one in zip(pieces, found, strict=True):
+        style = next(style for least, style, _ in _LEVELS if math.exp(min(0.0, one)) >= least)
+        # An end of a line has no colour to see: where it was not expected, a sign stands for it.
+        shown.append(clean(piece.replace("\n", "⏎\n") if style else piece), style)
+    if not shown.plain.endswith("\n"):
+        shown.append("\n")
+    shown.append("\nprobability: ", "dim")
+    for _, style, meaning in _LEVELS:
+        shown.append(meaning, style)
+        shown.append("  ")
+    return shown

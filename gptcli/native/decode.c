@@ -1,0 +1,472 @@
+/* The next token of many streams on a CPU, for gptcli.native.decoder: one translation unit.
+ *
+ * A step takes rows, each a token of a stream at a position: one of each stream while they write,
+ * a piece of a prompt before that. Threads share either the streams, each with all of the network,
+ * or the outputs of each product; no sum is divided between them. */
+
+#include "begin.h"
+#include "decoder.h"
+
+/* A thread's part of a step. */
+typedef struct {
+    Decoder *d;
+    Own *own;
+    int part, parts; /* of the outputs; 1 where the thread works alone */
+    int n;           /* rows */
+    long base;       /* where they begin */
+    const int32_t *stream, *position, *token;
+} Step;
+
+static void wait_for_others(const Step *s) {
+    if (s->parts == 1) return;
+    Decoder *d = s->d;
+    const int32_t phase = __atomic_load_n(&d->phase, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&d->arrived, 1, __ATOMIC_ACQ_REL) == s->parts) {
+        __atomic_store_n(&d->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&d->phase, phase + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (long i = 0; __atomic_load_n(&d->phase, __ATOMIC_ACQUIRE) == phase; i++)
+        if (i > 20000) sched_yield();
+}
+
+/* The thread's share of n things: from, and up to. */
+static void share(const Step *s, long n, long *from, long *to) {
+    *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
+}
+
+INLINE void put(int half, char *to, long i, v16 x) {
+    if (half)
+        store_half((bf16 *)to + i, x);
+    else
+        store((float *)to + i, x);
+}
+
+INLINE v16 get(int half, const char *from, long i) {
+    return half ? load_half((const bf16 *)from + i) : load((const float *)from + i);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------
+ */
+
+static void embed(const Step *s) {
+    const Decoder *d = s->d;
+    const int C = d->s.C, half = d->D / 2;
+    for (int r = s->part; r < s->n; r += s->parts) {
+        float *x = d->x + (s->base + r) * d->Cp;
+        const float *token = d->wte + (long)s->token[r] * C;
+        memcpy(x, token, C * sizeof(float));
+        if (d->wpe) {
+            const float *place = d->wpe + (long)s->position[r] * C;
+            for (int c = 0; c < C; c++) x[c] += place[c];
+            continue;
+        }
+        /* cos and sin of a sum of two angles, both from a table. */
+        float *turns = d->turns + (s->base + r) * d->D;
+        const long far = s->position[r] / NEAR;
+        const double *b = d->near_turns + s->position[r] % NEAR * d->D;
+        for (int j = 0; j < half; j++) {
+            double cos_a, sin_a;
+            if (far < FAR) {
+                cos_a = d->far_turns[far * d->D + j], sin_a = d->far_turns[far * d->D + half + j];
+            } else {
+                const double angle = (double)far * NEAR * pow(10000.0, -2.0 * j / d->D);
+                cos_a = cos(angle), sin_a = sin(angle);
+            }
+            turns[j] = cos_a * b[j] - sin_a * b[half + j];
+            turns[half + j] = sin_a * b[j] + cos_a * b[half + j];
+        }
+    }
+}
+
+/* One row, RMSNorm or LayerNorm; what is padded stays 0. */
+static void norm(const Decoder *d, const float *x, const float *gain, const float *bias,
+                 char *out) {
+    const int C = d->s.C, half = of_input(d) == 2;
+    v16 sum[2] = {all(0.0f), all(0.0f)}, square[2] = {all(0.0f), all(0.0f)};
+    v16 mean = all(0.0f);
+    if (!d->s.modern) {
+        for (long c = 0; c < d->Cp; c += 2 * LANES)
+            for (int i = 0; i < 2; i++) sum[i] += load(x + c + i * LANES);
+        mean = all(sum_of(sum[0] + sum[1]) / C);
+    }
+    for (long c = 0; c < d->Cp; c += 2 * LANES)
+        for (int i = 0; i < 2; i++) {
+            const long at = c + i * LANES;
+            const v16 y = either(LANE + (int)at < C, load(x + at) - mean, all(0.0f));
+            square[i] += y * y;
+        }
+    const float eps = d->s.modern ? 1e-6f : 1e-5f;
+    const v16 scale = all(1.0f / sqrtf(sum_of(square[0] + square[1]) / C + eps));
+    for (long c = 0; c < d->Cp; c += LANES)
+        put(half, out, c, (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
+}
+
+/* All rows normalised, for all threads of the team: by each for itself where they are few. */
+static const char *normed(const Step *s, const float *gain, const float *bias) {
+    Decoder *d = s->d;
+    const size_t row = d->Cp * of_input(d);
+    const int few = s->parts > 1 && s->n <= 4;
+    char *out = few ? s->own->in : d->in + s->base * row;
+    for (int r = few ? 0 : s->part; r < s->n; r += few ? 1 : s->parts)
+        norm(d, d->x + (s->base + r) * d->Cp, gain, bias, out + r * row);
+    if (!few) wait_for_others(s);
+    return out;
+}
+
+/* ---- attention ----------------------------------------------------------------------------------
+ */
+
+/* x (D) = rotated(x / rms(x) * gain). */
+static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *turns) {
+    const int D = d->D, half = D / 2;
+    float square = 0.0f;
+    for (int j = 0; j < D; j++) square += x[j] * x[j];
+    const float scale = 1.0f / sqrtf(square / D + 1e-6f);
+    for (int j = 0; j < half; j++) {
+        const float a = x[j] * scale * gain[j], b = x[half + j] * scale * gain[half + j];
+        x[j] = a * turns[j] - b * turns[half + j];
+        x[half + j] = b * turns[j] + a * turns[half + j];
+    }
+}
+
+static void remember(const Decoder *d, char *keys, int slot, const float *k, const float *v) {
+    char *values = values_of(d, keys);
+    const long group = slot / LANES * (long)d->D * LANES + slot % LANES;
+    if (d->s.half) {
+        for (int j = 0; j < d->D; j++) ((bf16 *)keys)[group + j * LANES] = half_of(k[j]);
+        for (int j = 0; j < d->P; j++) ((bf16 *)values)[(long)slot * d->P + j] = half_of(v[j]);
+    } else {
+        for (int j = 0; j < d->D; j++) ((float *)keys)[group + j * LANES] = k[j];
+        memcpy((float *)values + (long)slot * d->P, v, d->P * sizeof(float));
+    }
+}
+
+/* out (wide) = the sum of weights times values, wide numbers of each; wide at most 64. */
+INLINE void mix(const int half, const int wide, const char *values, long P, const float *weights,
+                int R, int slot, int seen, v16 *out) {
+    v16 sum[2][4];
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < wide / LANES; j++) sum[i][j] = all(0.0f);
+    /* The slots that count are one stretch of the ring, or two: they end at `slot`. */
+    for (int stretch = 0; stretch < 2; stretch++) {
+        int from = slot + 1 - seen, to = slot + 1;
+        if (stretch == 0) from = from < 0 ? from + R : R, to = R; /* what has wrapped */
+        if (stretch == 1 && from < 0) from = 0;
+        int s = from;
+        for (; s + 2 <= to; s += 2)
+            for (int i = 0; i < 2; i++)
+                for (int j = 0; j < wide / LANES; j++)
+                    sum[i][j] += all(weights[s + i]) * get(half, values, (s + i) * P + j * LANES);
+        if (s < to)
+            for (int j = 0; j < wide / LANES; j++)
+                sum[0][j] += all(weights[s]) * get(half, values, s * P + j * LANES);
+    }
+    for (int j = 0; j < wide / LANES; j++) out[j] = sum[0][j] + sum[1][j];
+}
+
+/* q (D) at a position over the last W tokens: the scores, softmax, and the values' sum. */
+INLINE void attend(const int half, const Decoder *d, const float *q, const char *keys, int position,
+                   float *scores, char *out) {
+    const int D = d->D, R = d->R, slot = position % R;
+    const int seen = position < d->s.W ? position + 1 : d->s.W;
+    const int end = position < R ? up_to(position + 1, 64) : R; /* slots beyond are empty */
+    const char *values = values_of(d, (char *)keys);
+    const v16 scale = all(1.0f / sqrtf(D));
+    v16 most = all(-INFINITY);
+    for (int s0 = 0; s0 < end; s0 += 64) {
+        /* A slot's age: how many tokens lie between it and the newest. */
+        int any = 0;
+        for (int i = 0; i < 64; i += LANES) {
+            const int age = (slot - s0 - i + R) % R; /* of the first; they fall */
+            any |= age < seen + LANES;
+        }
+        if (!any) {
+            for (int i = 0; i < 64; i += LANES) store(scores + s0 + i, all(-INFINITY));
+            continue;
+        }
+        v16 sum[4][2];
+        for (int i = 0; i < 4; i++) sum[i][0] = sum[i][1] = all(0.0f);
+        const long at = (long)s0 * D;
+        int j = 0;
+        for (; j + 2 <= D; j += 2)
+            for (int i = 0; i < 4; i++)
+                for (int e = 0; e < 2; e++)
+                    sum[i][e] +=
+                        all(q[j + e]) * get(half, keys, at + i * (long)D * LANES + (j + e) * LANES);
+        for (; j < D; j++)
+            for (int i = 0; i < 4; i++)
+                sum[i][0] += all(q[j]) * get(half, keys, at + i * (long)D * LANES + j * LANES);
+        for (int i = 0; i < 4; i++) {
+            i16 age = slot - (LANE + (s0 + i * LANES));
+            age += (age < 0) & R;
+            const v16 y = either(age < seen, (sum[i][0] + sum[i][1]) * scale, all(-INFINITY));
+            store(scores + s0 + i * LANES, y);
+            most = larger(y, most);
+        }
+    }
+    const v16 top = all(largest_of(most));
+    v16 total = all(0.0f);
+    for (int s0 = 0; s0 < end; s0 += LANES) {
+        const v16 e = exp_of(load(scores + s0) - top);
+        store(scores + s0, e);
+        total += e;
+    }
+    const v16 over = all(1.0f / sum_of(total));
+    const int rounded = of_input(d) == 2;
+    for (int c = 0; c < d->P; c += 64) {
+        v16 mixed[4];
+        const int wide = d->P - c < 64 ? d->P - c : 64;
+        const char *from = values + c * of_cache(d);
+        if (wide == 64)
+            mix(half, 64, from, d->P, scores, R, slot, seen, mixed);
+        else if (wide == 32)
+            mix(half, 32, from, d->P, scores, R, slot, seen, mixed);
+        else
+            for (int i = 0; i < wide; i += 16)
+                mix(half, 16, from + i * of_cache(d), d->P, scores, R, slot, seen, mixed + i / 16);
+        for (int i = 0; i < wide; i += LANES) put(rounded, out, c + i, mixed[i / LANES] * over);
+    }
+}
+
+/* The thread's heads of all rows: queries, keys and values, then what each token looks at. */
+static void heads(const Step *s, int l, const char *in) {
+    const Decoder *d = s->d;
+    const Layer *y = d->layers + l;
+    const int P = d->P, panels = up_to(3 * P / PANEL, 2);
+    const long width = panels * PANEL, row = d->Cp * of_input(d);
+    long from, to;
+    share(s, d->s.H, &from, &to);
+    for (long h = from; h < to; h++) {
+        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
+            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
+            /* A head's outputs may begin in the middle of 32: an odd panel more is computed. */
+            times(&y->qkv, in + r0 * row, d->Cp, n, h * 3 * P / PANEL, panels, s->own->piece,
+                  width);
+            for (int r = 0; r < n; r++) {
+                const int at = r0 + r;
+                float *q = s->own->piece + r * width;
+                const float *bias = y->qkv.bias + h * 3 * P;
+                for (int j = 0; j < 3 * P; j++) q[j] += bias[j];
+                if (d->s.modern) {
+                    const float *turns = d->turns + (s->base + at) * d->D;
+                    norm_rotate(d, q, y->q_norm, turns);
+                    norm_rotate(d, q + P, y->k_norm, turns);
+                }
+                memcpy(d->q + (s->base + at) * d->HP + h * P, q, P * sizeof(float));
+                remember(d, keys_of(d, s->stream[at], l, h), s->position[at] % d->R, q + P,
+                         q + 2 * P);
+            }
+        }
+        for (int r = 0; r < s->n; r++) {
+            const int p = s->position[r];
+            const char *keys = keys_of(d, s->stream[r], l, h);
+            const float *q = d->q + (s->base + r) * d->HP + h * P;
+            char *out = d->mixed + ((s->base + r) * d->HP + h * P) * of_input(d);
+            if (d->s.half)
+                attend(1, d, q, keys, p, s->own->scores, out);
+            else
+                attend(0, d, q, keys, p, s->own->scores, out);
+        }
+    }
+}
+
+/* ---- products of all rows, 64 outputs at a time -------------------------------------------------
+ */
+
+/* x += rows of `in` times the weights. */
+static void add_branch(const Step *s, const Packed *p, const char *in) {
+    const Decoder *d = s->d;
+    const long row = p->K * of_input(d);
+    long from, to;
+    share(s, p->N / 32, &from, &to);
+    for (long c = 32 * from; c < 32 * to; c += 64) {
+        const int wide = 32 * to - c < 64 ? 32 : 64;
+        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
+            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
+            times(p, in + r0 * row, p->K, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            for (int r = 0; r < n; r++)
+                for (int j = 0; j < wide; j += LANES) {
+                    float *x = d->x + (s->base + r0 + r) * d->Cp + c + j;
+                    store(x,
+                          load(x) + (load(s->own->piece + r * wide + j) + load(p->bias + c + j)));
+                }
+        }
+    }
+}
+
+static void feed_forward(const Step *s, const Layer *y, const char *in) {
+    const Decoder *d = s->d;
+    const int modern = d->s.modern, half = of_input(d) == 2;
+    const long row = d->Cp * of_input(d);
+    long from, to;
+    share(s, y->up.N / 32, &from, &to);
+    for (long c = 32 * from; c < 32 * to; c += 64) {
+        const int wide = 32 * to - c < 64 ? 32 : 64;
+        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
+            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
+            times(&y->up, in + r0 * row, d->Cp, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            for (int r = 0; r < n; r++) {
+                char *out = d->mid + (s->base + r0 + r) * d->Fp * of_input(d);
+                const float *z = s->own->piece + r * wide;
+                if (modern)
+                    for (int j = 0; j < wide; j += 32)
+                        put(half, out, (c + j) / 2, silu(load(z + j)) * load(z + j + LANES));
+                else
+                    for (int j = 0; j < wide; j += LANES)
+                        put(half, out, c + j, gelu(load(z + j) + load(y->up.bias + c + j)));
+            }
+        }
+    }
+}
+
+/* Logits of rows, each into its stream's place. */
+static void to_logits(const Step *s, const char *in, int rows, const int32_t *stream) {
+    const Decoder *d = s->d;
+    const long row = d->Cp * of_input(d);
+    long from, to;
+    share(s, d->Vp / 32, &from, &to);
+    for (long c = 32 * from; c < 32 * to; c += 64) {
+        const int wide = 32 * to - c < 64 ? 32 : 64;
+        for (int r0 = 0; r0 < rows; r0 += ROWS_AT_ONCE) {
+            const int n = rows - r0 < ROWS_AT_ONCE ? rows - r0 : ROWS_AT_ONCE;
+            times(&d->head, in + r0 * row, d->Cp, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            for (int r = 0; r < n; r++)
+                memcpy(d->logits + stream[r0 + r] * d->Vp + c, s->own->piece + r * wide,
+                       wide * sizeof(float));
+        }
+    }
+}
+
+/* ---- steps --------------------------------------------------------------------------------------
+ */
+
+static void layers(const Step *s) {
+    Decoder *d = s->d;
+    products_begin(d->s.half, s->n);
+    embed(s);
+    wait_for_others(s);
+    for (int l = 0; l < d->s.L; l++) {
+        const Layer *y = d->layers + l;
+        heads(s, l, normed(s, y->ln1, y->ln1_bias));
+        wait_for_others(s);
+        add_branch(s, &y->out, d->mixed + s->base * d->HP * of_input(d));
+        wait_for_others(s);
+        feed_forward(s, y, normed(s, y->ln2, y->ln2_bias));
+        wait_for_others(s);
+        add_branch(s, &y->down, d->mid + s->base * d->Fp * of_input(d));
+        wait_for_others(s);
+    }
+}
+
+/* One token of each of n streams, each at its position: what follows them is in their logits. */
+static void one_each(const Step *s) {
+    layers(s);
+    to_logits(s, normed(s, s->d->lnf, s->d->lnf_bias), s->n, s->stream);
+    products_end(s->d->s.half);
+    wait_for_others(s);
+}
+
+/* n rows, those of a stream side by side, in order, and no more than dec_piece. Where last[r], what
+ * follows row r is in the logits of its stream afterwards. */
+void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
+              const int32_t *token, const uint8_t *last) {
+#pragma omp parallel num_threads(d->s.threads)
+    {
+        const int part = omp_get_thread_num();
+        const Step s = {d,      d->own + part, part, omp_get_num_threads(), n, 0,
+                        stream, position,      token};
+        layers(&s);
+        const size_t row = d->Cp * of_input(d);
+        /* The rows that are asked for, side by side. */
+        int32_t to[n];
+        int count = 0;
+        for (int r = 0; r < n; r++)
+            if (last[r]) {
+                if (count % s.parts == part)
+                    norm(d, d->x + r * d->Cp, d->lnf, d->lnf_bias, d->in + count * row);
+                to[count++] = stream[r];
+            }
+        wait_for_others(&s);
+        if (count) to_logits(&s, d->in, count, to);
+        products_end(d->s.half);
+    }
+}
+
+/* Whether rows of numbers are rounded to bfloat16 where the weights are. */
+int dec_rounds_rows(void) { return HALF_ROWS; }
+
+/* Tokens of one stream that dec_feed takes at once, and rows in all. */
+int dec_piece(const Decoder *d) { return d->piece; }
+int dec_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
+
+/* Let stream `to` stand where stream `from` stands, which has seen `count` tokens. */
+void dec_copy(Decoder *d, int from, int to, int count) {
+    const long slots = count < d->R ? up_to(count, LANES) : d->R;
+    for (int l = 0; l < d->s.L; l++)
+        for (int h = 0; h < d->s.H; h++) {
+            char *a = keys_of(d, from, l, h), *b = keys_of(d, to, l, h);
+            memcpy(b, a, slots * d->D * of_cache(d));
+            memcpy(values_of(d, b), values_of(d, a), slots * d->P * of_cache(d));
+        }
+    memcpy(d->logits + to * d->Vp, d->logits + from * d->Vp, d->Vp * sizeof(float));
+}
+
+/* The logits of what follows in a stream: V numbers. */
+const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
+
+/* `steps` tokens of each of n different streams: chosen from their logits into out (steps, n), and
+ * all but the last of a stream fed. positions: of the first token each; uniform (n, steps); seen: V
+ * bytes for each of all streams, or NULL. alone: threads share streams, not outputs. */
+void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
+             const double *uniform, const How *how, uint8_t *seen, int32_t *out, int threads,
+             int alone) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        long from = 0, to = n;
+        if (alone) from = (long)n * thread / team, to = (long)n * (thread + 1) / team;
+        const int count = to - from;
+        int32_t position[count + 1];
+        for (int i = 0; i < count; i++) position[i] = positions[from + i];
+        Step s = {d,
+                  d->own + thread,
+                  alone ? 0 : thread,
+                  alone ? 1 : team,
+                  count,
+                  alone ? up_to(from, 16) + 16 * thread : 0,
+                  streams + from,
+                  position,
+                  NULL};
+        for (int step = 0; step < steps && count; step++) {
+            int32_t *token = out + (long)step * n + from;
+            for (int i = s.part; i < count; i += s.parts) {
+                const int stream = s.stream[i];
+                uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
+                token[i] = choose(dec_logits(d, stream), d->s.V, how,
+                                  uniform[(from + i) * steps + step], known, &s.own->choosing);
+                if (known) known[token[i]] = 1;
+            }
+            wait_for_others(&s);
+            if (step == steps - 1) break;
+            s.token = token;
+            one_each(&s);
+            for (int i = 0; i < count; i++) position[i]++;
+        }
+    }
+}
+
+/* The choice alone, for its tests: -1 where there is no memory. */
+int dec_choose(const float *logits, int V, const How *how, double uniform, const uint8_t *seen) {
+    const long Vp = up_to(V, 32);
+    float *numbers = calloc(3 * Vp, sizeof *numbers);
+    Candidate *candidates = malloc(Vp * sizeof *candidates);
+    int token = -1;
+    if (numbers && candidates) {
+        const Choosing c = {numbers, numbers + Vp, candidates};
+        memcpy(numbers + 2 * Vp, logits, V * sizeof *logits);
+        token = choose(numbers + 2 * Vp, V, how, uniform, seen, &c);
+    }
+    free(numbers), free(candidates);
+    return token;
+}

@@ -1,0 +1,313 @@
+/* What a decoder is: packed weights, the keys and values of its streams, and the memory of a step.
+ *
+ * C channels, H heads, D = C / H, P = D to 16, F the feed-forward's hidden width, V vocabulary,
+ * W the window: how many tokens a token looks at, itself among them.
+ *
+ * Each stream has a ring of R slots, W and those of one piece of a prompt: the token at position p
+ * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, D, 16), values slot by slot,
+ * (R, P), so that both are read in the order in which they lie. */
+
+#ifndef GPTCLI_DECODER_H
+#define GPTCLI_DECODER_H
+
+#include <omp.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include "choose.h"
+#include "packed.h"
+
+typedef struct {
+    int32_t modern, half, L, H, C, F, V, W, streams, threads;
+} Shape;
+
+/* Parameters, in the order in which Python gives their places; NULL where there is none. */
+enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
+enum {
+    LN1,
+    LN1_BIAS,
+    QUERY,
+    KEY,
+    VALUE,
+    QUERY_BIAS,
+    KEY_BIAS,
+    VALUE_BIAS,
+    OUT,
+    OUT_BIAS,
+    Q_NORM,
+    K_NORM,
+    LN2,
+    LN2_BIAS,
+    UP,
+    GATE,
+    UP_BIAS,
+    DOWN,
+    DOWN_BIAS,
+    OF_LAYER
+};
+
+typedef struct {
+    Packed qkv; /* by heads: queries, keys and values of one, P each; a panel more to read */
+    Packed out; /* from heads of P */
+    Packed up;  /* with a gate: 16 of its outputs, then the same 16 of up, and so on */
+    Packed down;
+    float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
+} Layer;
+
+/* What a thread has for itself. */
+typedef struct {
+    char *in;      /* (rows, widest): normalised rows, or the heads' */
+    float *piece;  /* (32, 3 P or 64 or 32) */
+    float *scores; /* (R) */
+    Choosing choosing;
+} Own;
+
+typedef struct {
+    Shape s;
+    int D, P, R;
+    long Cp, Fp, Vp, HP; /* C, F, V, H P: padded to 32 */
+    long rows;           /* for which there is memory */
+    int piece;           /* tokens of one stream that may come at once */
+    const float *wte, *wpe;
+    Layer *layers;
+    Packed head;
+    float *lnf, *lnf_bias;
+    float *x, *q, *turns; /* (rows, Cp) (rows, HP) (rows, D): cos, then sin */
+    char *in, *mixed, *mid;
+    float *logits;      /* (streams, Vp) */
+    double *far_turns;  /* (FAR, D) */
+    double *near_turns; /* (NEAR, D): cos, then sin */
+    Own *own;
+    char *cache;
+    size_t of_stream; /* bytes */
+    char *memory;
+    size_t bytes;
+    int32_t arrived; /* at the barrier */
+    int32_t phase;
+} Decoder;
+
+enum { NEAR = 1024, FAR = 256, HUGE_PAGE = 2 << 20, LONGEST_PIECE = 128 };
+
+static size_t of_input(const Decoder *d) { return d->s.half && HALF_ROWS ? 2 : 4; }
+
+static size_t of_cache(const Decoder *d) { return d->s.half ? 2 : 4; }
+
+/* The keys of a head (its values follow them). */
+static char *keys_of(const Decoder *d, int stream, int l, int h) {
+    const size_t head = (size_t)d->R * (d->D + d->P) * of_cache(d);
+    return d->cache + stream * d->of_stream + ((size_t)l * d->s.H + h) * head;
+}
+
+static char *values_of(const Decoder *d, char *keys) {
+    return keys + (size_t)d->R * d->D * of_cache(d);
+}
+
+/* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
+static size_t lay_out(Decoder *d, char *at) {
+    const Shape s = d->s;
+    size_t used = 0;
+#define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to(n, 64))
+#define TAKE(to, n) TAKE_BYTES(to, (n) * sizeof *(to))
+#define TAKE_PACKED(m, n, k)                                                                       \
+    ((m).N = (n), (m).K = (k), (m).half = s.half, TAKE_BYTES((m).weights, packed_bytes(&(m))),     \
+     TAKE((m).bias, (m).N))
+    for (int l = 0; l < s.L; l++) {
+        Layer *y = d->layers + l;
+        TAKE_PACKED(y->qkv, up_to(3L * s.H * d->P + PANEL, 32), d->Cp);
+        TAKE_PACKED(y->out, d->Cp, d->HP);
+        TAKE_PACKED(y->up, d->Fp * (s.modern ? 2 : 1), d->Cp);
+        TAKE_PACKED(y->down, d->Cp, d->Fp);
+        TAKE(y->ln1, d->Cp);
+        TAKE(y->ln1_bias, d->Cp);
+        TAKE(y->ln2, d->Cp);
+        TAKE(y->ln2_bias, d->Cp);
+        TAKE(y->q_norm, d->P);
+        TAKE(y->k_norm, d->P);
+    }
+    TAKE_PACKED(d->head, d->Vp, d->Cp);
+    TAKE(d->lnf, d->Cp);
+    TAKE(d->lnf_bias, d->Cp);
+    const long rows = d->rows;
+    TAKE(d->x, rows * d->Cp);
+    TAKE(d->q, rows * d->HP);
+    TAKE(d->turns, rows * d->D);
+    TAKE_BYTES(d->in, rows * d->Cp * 4);
+    TAKE_BYTES(d->mixed, rows * d->HP * 4);
+    TAKE_BYTES(d->mid, rows * d->Fp * 4);
+    TAKE(d->logits, s.streams * d->Vp);
+    TAKE(d->near_turns, (long)NEAR * d->D);
+    TAKE(d->far_turns, (long)FAR * d->D);
+    for (int t = 0; t < s.threads; t++) {
+        Own *o = d->own + t;
+        TAKE_BYTES(o->in, ROWS_AT_ONCE * d->Cp * 4);
+        TAKE(o->piece, ROWS_AT_ONCE * (3L * d->P + 64));
+        TAKE(o->scores, d->R);
+        TAKE(o->choosing.logits, d->Vp);
+        TAKE(o->choosing.weights, d->Vp);
+        TAKE(o->choosing.candidates, d->Vp);
+    }
+    used = up_to(used, 4096);
+    TAKE_BYTES(d->cache, s.streams * d->of_stream);
+    return used;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------
+ */
+
+typedef struct {
+    const Packed *packed;
+    long n; /* the panel's first output */
+    const float *rows[PANEL];
+    const int *columns;
+    long count;
+} Panel;
+
+static void copy_vector(float *to, const float *from, long n) {
+    if (from) memcpy(to, from, n * sizeof(float));
+}
+
+/* The rows of panel n of a matrix that is as in Python. */
+static void plain_rows(const float *W, long N, long K, long n, const float **rows) {
+    for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
+}
+
+static void qkv_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
+    const long C = d->s.C;
+    for (int i = 0; i < PANEL; i++) {
+        const long h = (n + i) / (3 * d->P), which = (n + i) / d->P % 3, c = (n + i) % d->P;
+        rows[i] = h < d->s.H && c < d->D ? W[which] + (h * d->D + c) * C : NULL;
+    }
+}
+
+static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
+                 const int *columns) {
+#pragma omp parallel for num_threads(d->s.threads) schedule(static)
+    for (long n = 0; n < p->N; n += PANEL) {
+        const float *rows[PANEL];
+        plain_rows(W, N, K, n, rows);
+        pack_panel(p, n, rows, columns, K);
+    }
+}
+
+/* Take in the weights: wte and wpe are looked up where they are, the rest is copied. */
+static void take_in(Decoder *d, const float *const *given) {
+    const Shape s = d->s;
+    int of_heads[d->HP];
+    for (long k = 0; k < d->HP; k++) {
+        const long h = k / d->P, c = k % d->P;
+        of_heads[k] = h < s.H && c < d->D ? h * d->D + c : -1;
+    }
+    d->wte = given[WTE], d->wpe = given[WPE];
+    copy_vector(d->lnf, given[LNF], s.C);
+    copy_vector(d->lnf_bias, given[LNF_BIAS], s.C);
+    pack(d, &d->head, given[HEAD], s.V, s.C, NULL);
+    for (int l = 0; l < s.L; l++) {
+        Layer *y = d->layers + l;
+        const float *const *w = given + GLOBALS + (long)l * OF_LAYER;
+        copy_vector(y->ln1, w[LN1], s.C);
+        copy_vector(y->ln1_bias, w[LN1_BIAS], s.C);
+        copy_vector(y->ln2, w[LN2], s.C);
+        copy_vector(y->ln2_bias, w[LN2_BIAS], s.C);
+        copy_vector(y->q_norm, w[Q_NORM], d->D);
+        copy_vector(y->k_norm, w[K_NORM], d->D);
+        copy_vector(y->out.bias, w[OUT_BIAS], s.C);
+        copy_vector(y->up.bias, w[UP_BIAS], s.F);
+        copy_vector(y->down.bias, w[DOWN_BIAS], s.C);
+        for (int h = 0; h < s.H; h++)
+            for (int i = 0; i < 3; i++)
+                if (w[QUERY_BIAS + i])
+                    copy_vector(y->qkv.bias + (3 * h + i) * d->P, w[QUERY_BIAS + i] + h * d->D,
+                                d->D);
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+        for (long n = 0; n < y->qkv.N; n += PANEL) {
+            const float *rows[PANEL];
+            qkv_rows(d, w + QUERY, n, rows);
+            pack_panel(&y->qkv, n, rows, NULL, s.C);
+        }
+        pack(d, &y->out, w[OUT], s.C, s.C, of_heads);
+        pack(d, &y->down, w[DOWN], s.C, s.F, NULL);
+        if (!s.modern) {
+            pack(d, &y->up, w[UP], s.F, s.C, NULL);
+            continue;
+        }
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+        for (long n = 0; n < y->up.N; n += PANEL) {
+            const float *rows[PANEL];
+            plain_rows(w[n / PANEL % 2 ? UP : GATE], s.F, s.C, n / (2 * PANEL) * PANEL, rows);
+            pack_panel(&y->up, n, rows, NULL, s.C);
+        }
+    }
+}
+
+/* ---- birth and death ----------------------------------------------------------------------------
+ */
+
+void dec_free(Decoder *d) {
+    if (!d) return;
+    if (d->memory) munmap(d->memory, d->bytes);
+    free(d->layers), free(d->own), free(d);
+}
+
+static Decoder *unborn(const Shape *shape) {
+    Decoder *d = calloc(1, sizeof *d);
+    if (!d) return NULL;
+    const Shape s = d->s = *shape;
+    d->D = s.C / s.H;
+    d->P = up_to(d->D, LANES);
+    d->Cp = up_to(s.C, 32), d->Fp = up_to(s.F, 32), d->Vp = up_to(s.V, 32);
+    d->HP = up_to((long)s.H * d->P, 32);
+    d->piece = s.W < 2 * LONGEST_PIECE ? up_to((s.W + 1) / 2, LANES) : LONGEST_PIECE;
+    if (!s.modern && d->piece > s.W) d->piece = s.W;
+    d->R = up_to(s.W + (s.modern ? d->piece : 0), 64);
+    /* Each thread's rows begin at a multiple of 16 and are read in sixteens. */
+    d->rows =
+        up_to(s.streams > 2 * LONGEST_PIECE ? s.streams : 2 * LONGEST_PIECE, 32) + 32L * s.threads;
+    d->of_stream = up_to((size_t)s.L * s.H * d->R * (d->D + d->P) * of_cache(d), 64);
+    d->layers = calloc(s.L, sizeof *d->layers);
+    d->own = calloc(s.threads, sizeof *d->own);
+    if (!d->layers || !d->own) {
+        dec_free(d);
+        return NULL;
+    }
+    d->bytes = up_to(lay_out(d, NULL), HUGE_PAGE);
+    return d;
+}
+
+/* Bytes that a decoder of that shape takes, or 0. */
+size_t dec_bytes(const Shape *shape) {
+    Decoder *d = unborn(shape);
+    const size_t bytes = d ? d->bytes : 0;
+    if (d) d->memory = NULL;
+    dec_free(d);
+    return bytes;
+}
+
+/* A decoder for that many streams, or NULL where there is no memory. The places of the float32
+ * parameters are given in the order above; wte and wpe must outlive it. */
+Decoder *dec_new(const Shape *shape, const float *const *given) {
+    Decoder *d = unborn(shape);
+    if (!d) return NULL;
+    /* Fresh pages are zeros, and are there only once they are written to. */
+    d->memory = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (d->memory == MAP_FAILED) {
+        d->memory = NULL;
+        dec_free(d);
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    madvise(d->memory, d->bytes, MADV_HUGEPAGE);
+#endif
+    lay_out(d, d->memory);
+    take_in(d, given);
+    for (int t = 0; t < NEAR + FAR; t++) {
+        double *to = t < NEAR ? d->near_turns + t * d->D : d->far_turns + (t - NEAR) * d->D;
+        const double at = t < NEAR ? t : (double)(t - NEAR) * NEAR;
+        for (int j = 0; j < d->D / 2 && d->s.modern; j++) {
+            const double angle = at * pow(10000.0, -2.0 * j / d->D);
+            to[j] = cos(angle), to[d->D / 2 + j] = sin(angle);
+        }
+    }
+    return d;
+}
+
+#endif

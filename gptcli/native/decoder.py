@@ -1,0 +1,174 @@
+"""The next token of many streams by the C library: packed weights, and a cache for each stream.
+
+Dimensions: V vocabulary, W window (block_size).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import swiglu_width
+from gptcli.native.engine import parameter_names
+from gptcli.native.library import DecoderShape, How
+
+
+def bytes_needed(
+    library: ctypes.CDLL,
+    config: ModelConfig,
+    vocab_size: int,
+    *,
+    half: bool,
+    streams: int,
+    threads: int,
+) -> int:
+    """Memory that a Decoder of this shape takes at most, beside the model's own weights."""
+    shape = _shape(config, vocab_size, half, streams, threads)
+    return int(library.dec_bytes(ctypes.byref(shape)))
+
+
+def _shape(
+    config: ModelConfig, vocab_size: int, half: bool, streams: int, threads: int
+) -> DecoderShape:
+    modern = config.arch == "modern"
+    return DecoderShape(
+        modern=modern,
+        half=half,
+        L=config.n_layer,
+        H=config.n_head,
+        C=config.n_embd,
+        F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
+        V=vocab_size,
+        W=config.block_size,
+        streams=streams,
+        threads=threads,
+    )
+
+
+class Decoder:
+    """The decoder of one network for `streams` streams, numbered from 0.
+
+    `half`: weights, keys and values in bfloat16, else all in float32. `model` is on the CPU in
+    float32, without parts of the user's own. Raises MemoryError."""
+
+    def __init__(
+        self, library: ctypes.CDLL, model: GPT, *, half: bool, streams: int, threads: int
+    ) -> None:
+        assert not model.own.in_network()
+        config = model.config
+        known = dict(model.named_parameters())
+        weights = [known.get(name) for name in parameter_names(config)]
+        self._kept = [w.detach().contiguous() for w in weights if w is not None]
+        assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in self._kept)
+        kept = iter(self._kept)
+        places = array("Q", [0 if w is None else next(kept).data_ptr() for w in weights])
+        self._library = library
+        self._threads, self._vocab_size, self.streams = threads, model.vocab_size, streams
+        shape = _shape(config, model.vocab_size, half, streams, threads)
+        self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
+        if not self._decoder:
+            raise MemoryError("no memory for the decoder")
+        self._piece = int(library.dec_piece(self._decoder))
+        self._rows = int(library.dec_rows(self._decoder))
+        self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
+        matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
+        self._weight_bytes = matrices * (2 if half else 4)
+
+    def __del__(self) -> None:
+        if getattr(self, "_decoder", None):
+            self._library.dec_free(self._decoder)
+
+    def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """Tokens of several streams: (stream, position of the first, tokens) of each. The logits
+        of a stream are afterwards those of what follows its last token.
+
+        With rotary positions they count from the beginning of the stream, and only the last W are
+        looked at; learned ones end at W."""
+        waiting = [(stream, position, tokens) for stream, position, tokens in rows if tokens]
+        while waiting:
+            parts: list[tuple[int, int, Sequence[int], bool]] = []
+            rest: list[tuple[int, int, Sequence[int]]] = []
+            room = self._rows
+            for stream, position, tokens in waiting:
+                count = min(room, self._piece, len(tokens))
+                room -= count
+                if count:
+                    parts.append((stream, position, tokens[:count], count == len(tokens)))
+                if count < len(tokens):
+                    rest.append((stream, position + count, tokens[count:]))
+            self._feed(parts)
+            waiting = rest
+
+    def _feed(self, parts: list[tuple[int, int, Sequence[int], bool]]) -> None:
+        streams, positions, ids, last = array("i"), array("i"), array("i"), bytearray()
+        for stream, position, tokens, ends in parts:
+            n = len(tokens)
+            streams.extend([stream] * n)
+            positions.extend(range(position, position + n))
+            ids.extend(tokens)
+            last += bytes(n - 1) + bytes([ends])
+        assert min(ids) >= 0
+        assert max(ids) < self._vocab_size
+        flags = array("B", last)
+        places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
+        self._library.dec_feed(self._decoder, len(ids), *places)
+
+    def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
+        """For the repetition penalty: these tokens have been seen in the stream."""
+        if anew:
+            self._seen[stream].zero_()
+        self._seen[stream][list(tokens)] = 1
+
+    def copy(self, stream: int, to: int, count: int) -> None:
+        """Let stream `to` stand where `stream` does, whose cache holds `count` tokens."""
+        self._library.dec_copy(self._decoder, stream, to, count)
+        self._seen[to] = self._seen[stream]
+
+    def logits(self, stream: int) -> Tensor:
+        """What follows in a stream: float32 (V,), a copy."""
+        place = self._library.dec_logits(self._decoder, stream)
+        return torch.tensor(place[: self._vocab_size])
+
+    def run(
+        self, streams: Sequence[int], positions: Sequence[int], uniform: Tensor, how: How
+    ) -> Tensor:
+        """Choose and feed: float64 (n, steps) uniform numbers -> int32 (steps, n) tokens of n
+        different streams, the first of each at the given position. The last ones are not fed."""
+        n, steps = uniform.shape
+        uniform = uniform.contiguous()
+        out = torch.empty(steps, n, dtype=torch.int32)
+        numbers = [array("i", streams), array("i", positions)]
+        threads, alone = self._team(n)
+        self._library.dec_run(
+            self._decoder,
+            n,
+            *(a.buffer_info()[0] for a in numbers),
+            steps,
+            uniform.data_ptr(),
+            ctypes.byref(how),
+            None if how.penalty == 1.0 else self._seen.data_ptr(),
+            out.data_ptr(),
+            threads,
+            int(alone),
+        )
+        return out
+
+    def _team(self, streams: int) -> tuple[int, bool]:
+        """How many threads, and whether they share the streams (else the outputs of products, which
+        costs them waits for each other but not one more reading of the weights)."""
+        small = self._weight_bytes <= _READ_TWICE
+        if streams > 1 and small:
+            return min(self._threads, streams), True
+        if self._weight_bytes <= _FOR_ONE:
+            return 1, False
+        return self._threads, False
+
+
+_READ_TWICE = 8 << 20
+_FOR_ONE = 3 << 20

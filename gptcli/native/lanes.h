@@ -1,0 +1,96 @@
+/* Sixteen numbers at a time, for any processor: the compiler makes of them what it has. */
+
+#ifndef GPTCLI_LANES_H
+#define GPTCLI_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16 };
+
+typedef uint16_t bf16;
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t i16 __attribute__((vector_size(64)));
+typedef uint16_t h16 __attribute__((vector_size(32)));
+
+static const i16 LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+static long up_to(long n, long m) { return (n + m - 1) / m * m; }
+
+INLINE v16 all(float x) { return x - (v16){0}; }
+
+INLINE v16 load(const float *p) {
+    v16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void store(float *p, v16 x) { memcpy(p, &x, sizeof x); }
+
+/* bfloat16 is the upper half of float32. */
+INLINE v16 load_half(const bf16 *p) {
+    h16 x;
+    memcpy(&x, p, sizeof x);
+    return (v16)(__builtin_convertvector(x, i16) << 16);
+}
+
+/* To the nearest, ties to even. */
+INLINE void store_half(bf16 *p, v16 x) {
+    const i16 bits = (i16)x, odd = (bits >> 16) & 1;
+    const h16 y = __builtin_convertvector((bits + odd + 0x7fff) >> 16, h16);
+    memcpy(p, &y, sizeof y);
+}
+
+INLINE bf16 half_of(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bf16)((bits + (bits >> 16 & 1) + 0x7fff) >> 16);
+}
+
+/* mask ? a : b, the mask's lanes all ones or zeros. */
+INLINE v16 either(i16 mask, v16 a, v16 b) { return (v16)((mask & (i16)a) | (~mask & (i16)b)); }
+
+INLINE v16 larger(v16 a, v16 b) { return either(a > b, a, b); }
+
+/* In halves, always in the same order. */
+INLINE float sum_of(v16 x) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+INLINE float largest_of(v16 x) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+/* e^x to about 1e-7, 0 below -87: x = n ln 2 + r, e^r by its series, 2^n by the exponent. */
+INLINE v16 exp_of(v16 x) {
+    const v16 bound = either(x > all(88.0f), all(88.0f), x);
+    const v16 shift = all(12582912.0f); /* 1.5 x 2^23: adding it rounds to a whole number */
+    const v16 n = (bound * 1.44269504f + shift) - shift;
+    const v16 r = (bound - n * 0.693359375f) + n * 2.12194440e-4f;
+    v16 y = all(1.0f / 5040);
+    y = y * r + 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    const i16 bits = (i16)y + (__builtin_convertvector(n, i16) << 23);
+    return (v16)(bits & (x > all(-87.0f)));
+}
+
+INLINE v16 sigmoid_of(v16 x) { return 1.0f / (1.0f + exp_of(-x)); }
+
+INLINE v16 silu(v16 x) { return x * sigmoid_of(x); }
+
+/* In the tanh form, as a sigmoid. Source: Hendrycks and Gimpel 2016, section 2. */
+INLINE v16 gelu(v16 x) { return x * sigmoid_of(1.5957691216f * (x + 0.044715f * x * x * x)); }
+
+#endif

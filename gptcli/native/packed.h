@@ -1,0 +1,163 @@
+/* Weights of linear layers, packed once, and their products with a few rows.
+ *
+ * N outputs and K inputs, both padded with zeros to multiples of 32. A panel is 16 outputs: for
+ * each input (float32) or each two inputs (bfloat16) their 16 or 32 weights in a row, which is also
+ * the layout of the processor's tiles. A row's sums are made in the same order whatever stands
+ * beside it, so that what a stream writes does not depend on the others. */
+
+#ifndef GPTCLI_PACKED_H
+#define GPTCLI_PACKED_H
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#define HAS_TILES 1
+#include "tiles.h"
+#else
+#define HAS_TILES 0
+#endif
+
+#if defined(__AVX512BF16__)
+#define HALF_ROWS 1 /* rows are rounded to bfloat16 where the weights are */
+#include <immintrin.h>
+#else
+#define HALF_ROWS 0
+#endif
+
+#include "lanes.h"
+
+enum { PANEL = 16, ROWS_AT_ONCE = 32 };
+
+typedef struct {
+    long N, K;
+    int half; /* bfloat16 */
+    char *weights;
+    float *bias; /* N, zeros where the layer has none */
+} Packed;
+
+static size_t packed_bytes(const Packed *p) { return p->N * p->K * (p->half ? 2 : 4); }
+
+/* Panel n / 16 from 16 rows of the source (NULL: zeros); input k comes from column columns[k] (-1:
+ * zero), or k itself up to `count` where columns is NULL. */
+static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
+                       long count) {
+    char *to = p->weights + n * p->K * (p->half ? 2 : 4);
+    for (long k = 0; k < p->K; k++) {
+        const long from = columns ? columns[k] : k < count ? k : -1;
+        for (int i = 0; i < PANEL; i++) {
+            const float x = rows[i] && from >= 0 ? rows[i][from] : 0.0f;
+            if (p->half)
+                ((bf16 *)to)[k / 2 * 32 + 2 * i + k % 2] = half_of(x);
+            else
+                ((float *)to)[k * PANEL + i] = x;
+        }
+    }
+}
+
+/* ---- out (nr, 16 nb) = rows (nr, K) times nb panels ---------------------------------------------
+ */
+
+INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long row,
+                     long panel, float *out, long out_row) {
+    const long bytes = PANEL * p->K * (p->half ? 2 : 4);
+    const char *w = p->weights + panel * bytes;
+    v16 sum[6][4];
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++) sum[r][j] = all(0.0f);
+    if (!p->half) {
+        const float *a = (const float *)rows;
+        for (long k = 0; k < p->K; k++, w += 64) {
+            v16 b[4];
+            for (int j = 0; j < nb; j++) b[j] = load((const float *)(w + j * bytes));
+            for (int r = 0; r < nr; r++)
+                for (int j = 0; j < nb; j++) sum[r][j] += all(a[r * row + k]) * b[j];
+        }
+    } else {
+        for (long k = 0; k < p->K; k += 2, w += 64) {
+#if HALF_ROWS
+            const bf16 *a = (const bf16 *)rows;
+            __m512bh b[4];
+            for (int j = 0; j < nb; j++) b[j] = (__m512bh)_mm512_loadu_si512(w + j * bytes);
+            for (int r = 0; r < nr; r++) {
+                int pair;
+                memcpy(&pair, a + r * row + k, sizeof pair);
+                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                for (int j = 0; j < nb; j++)
+                    sum[r][j] = (v16)_mm512_dpbf16_ps((__m512)sum[r][j], both, b[j]);
+            }
+#else
+            const float *a = (const float *)rows;
+            for (int j = 0; j < nb; j++) {
+                i16 pair;
+                memcpy(&pair, w + j * bytes, sizeof pair);
+                const v16 even = (v16)(pair << 16), odd = (v16)(pair & (int32_t)0xffff0000);
+                for (int r = 0; r < nr; r++) {
+                    sum[r][j] += all(a[r * row + k]) * even;
+                    sum[r][j] += all(a[r * row + k + 1]) * odd;
+                }
+            }
+#endif
+        }
+    }
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
+}
+
+#if defined(__AVX512F__)
+enum { MOST_ROWS = 6 };
+#else
+enum { MOST_ROWS = 2 }; /* of 16 registers */
+#endif
+
+INLINE void all_rows(const int nb, const Packed *p, const char *rows, long row, int n, long panel,
+                     float *out, long out_row) {
+    const long bytes = row * (p->half && HALF_ROWS ? 2 : 4);
+    int r = 0;
+#if defined(__AVX512F__)
+    for (; r + 6 <= n; r += 6)
+        few_rows(6, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+    for (; r + 3 <= n; r += 3)
+        few_rows(3, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+#endif
+    for (; r + 2 <= n; r += 2)
+        few_rows(2, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+    for (; r < n; r++) few_rows(1, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+}
+
+/* out (n, 16 panels) = rows times `panels` panels, an even number. n is at most 32; the rows are
+ * `row` numbers apart, and there is memory for 16 or 32 of them and of the outputs. */
+static void times(const Packed *p, const void *rows, long row, int n, long panel, int panels,
+                  float *out, long out_row) {
+#if HAS_TILES
+    if (p->half) {
+        const int steps = p->K / 32;
+        const long bytes = PANEL * p->K;
+        const bf16 *w = (const bf16 *)p->weights + panel * bytes;
+        for (int j = 0; j < panels; j += 2, w += 2 * bytes, out += 2 * PANEL)
+            if (n <= 16)
+                block(1, 2, rows, 0, row, 32, w, bytes, TILE, steps, out, out_row, 0);
+            else
+                block(2, 2, rows, 16 * row, row, 32, w, bytes, TILE, steps, out, out_row, 0);
+        return;
+    }
+#endif
+    int j = 0;
+    for (; j + 4 <= panels; j += 4)
+        all_rows(4, p, rows, row, n, panel + j, out + j * PANEL, out_row);
+    for (; j < panels; j += 2) all_rows(2, p, rows, row, n, panel + j, out + j * PANEL, out_row);
+}
+
+/* Every thread calls these two around its products; n as above. */
+static void products_begin(int half, int n) {
+#if HAS_TILES
+    if (half) tiles_begin_rows(n < 16 ? n : 16);
+#endif
+    (void)half, (void)n;
+}
+
+static void products_end(int half) {
+#if HAS_TILES
+    if (half) tiles_end();
+#endif
+    (void)half;
+}
+
+#endif

@@ -1,0 +1,60 @@
+"""A text that a user and a model write in turns; what was read is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from gptcli.sampling.generate import Uniforms
+from gptcli.sampling.streams import Streams
+from gptcli.sampling.text import StopFilter
+from gptcli.tokenization import Tokenizer
+
+
+class Conversation:
+    """One stream, fed by turns. `new` forgets all that was said."""
+
+    def __init__(
+        self, streams: Streams, tokenizer: Tokenizer, *, seed: int, stops: Sequence[str] = ()
+    ) -> None:
+        self._streams, self._tokenizer, self._stops = streams, tokenizer, stops
+        self._uniforms = Uniforms(seed, 0)
+        self.new()
+
+    def new(self) -> None:
+        """Begin anew; the random numbers go on."""
+        self._anew = True
+        self._line_is_open = False
+
+    def say(
+        self, text: str, max_new_tokens: int, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[str]:
+        """Add the user's text, on a line of its own, and continue: pieces of text as they come.
+
+        An empty text lets the model go on where it is. Ends after `max_new_tokens`, at a stop
+        string, at end-of-text, or where `should_stop` says so between two tokens. Raises
+        GptcliError for a character that the tokenizer lacks; nothing has changed then."""
+        if text and self._line_is_open:
+            text = "\n" + text
+        ids = self._tokenizer.encode(text)
+        if not ids and self._anew:
+            ids = self._tokenizer.start_ids()
+        if ids:
+            self._streams.feed({0: ids}, anew=self._anew)
+            self._anew = False
+        if text:
+            self._line_is_open = not text.endswith("\n")
+        decoder, stops = self._tokenizer.stream(), StopFilter(self._stops)
+        for _ in range(max_new_tokens):
+            if should_stop() or stops.stopped:
+                break
+            token = int(self._streams.run([0], self._uniforms.take(1)[None])[0, 0])
+            if token == self._tokenizer.eot:
+                self._line_is_open = False
+                break
+            yield from self._show(stops.push(decoder.push(token)))
+        yield from self._show(stops.push(decoder.flush()) + stops.flush())
+
+    def _show(self, text: str) -> Iterator[str]:
+        if text:
+            self._line_is_open = not text.endswith("\n")
+            yield text

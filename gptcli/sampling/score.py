@@ -1,0 +1,66 @@
+"""How likely a model finds a text: the log-probability of each token, as it would have written it.
+
+Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.model.gpt import GPT
+from gptcli.sampling.streams import window_start
+
+_TOKENS_AT_ONCE = 4096
+_LARGE_VOCABULARY = 8192  # its logits take more memory: a quarter of the tokens
+
+
+@torch.no_grad()
+def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """ln p of each of `ids` after `start` (at least one token) and those before it: float32 (T,).
+
+    What is looked at is what sampling looks at (gptcli.sampling.streams). The model is used as it
+    is: put it into evaluation mode first."""
+    text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
+    if len(ids) == 0:
+        return torch.empty(0)
+    parts = _ring(model, text) if model.wpe is None else _windows(model, text)
+    return torch.cat(list(parts))[len(start) - 1 :]
+
+
+def _ring(model: GPT, text: Tensor) -> Iterator[Tensor]:
+    cache = model.new_cache(1)
+    width = model.config.block_size
+    for at in range(0, len(text) - 1, width):
+        idx, targets = text[at : at + width], text[at + 1 : at + width + 1]
+        logits = model(idx[None, : len(targets)], cache=cache)
+        yield _chosen(logits[0], targets)
+
+
+def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
+    """Each window is computed once, many together; it counts for the tokens that are its own."""
+    width, last = model.config.block_size, len(text) - 1
+    first = min(width, last)
+    yield _chosen(model(text[None, :first])[0], text[1 : first + 1])
+    starts = sorted({window_start(length, width) for length in range(width + 1, last + 1)})
+    stride = max(1, width // 4)
+    at_once = _TOKENS_AT_ONCE if model.vocab_size <= _LARGE_VOCABULARY else _TOKENS_AT_ONCE // 4
+    each = max(1, at_once // width)
+    for i in range(0, len(starts), each):
+        some = starts[i : i + each]
+        # The last window may end early: what is beyond the text changes nothing before it.
+        idx = torch.stack(
+            [F.pad(text[at : at + width], (0, max(0, at + width - len(text)))) for at in some]
+        )
+        logits = model(idx)[:, width - stride :]  # (B, stride, V)
+        for at, own in zip(some, logits, strict=True):
+            targets = text[at + width - stride + 1 : at + width + 1]
+            yield _chosen(own[: len(targets)], targets)
+
+
+def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
+    """ln p of the targets: logits (T, V), targets (T,) -> float32 (T,) on the CPU."""
+    return -F.cross_entropy(logits.float(), targets, reduction="none").cpu()

@@ -1,0 +1,288 @@
+"""The C decoder gives PyTorch's logits, whatever stands beside a row, and chooses alike."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.model.gpt import GPT
+from gptcli.native import library
+from gptcli.native.decoder import Decoder, bytes_needed
+from gptcli.native.library import How
+from gptcli.sampling.choose import Choice, choose
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
+from sampling_models import banded, model
+
+SHAPES: list[dict[str, Any]] = [
+    {"arch": "modern", "n_layer": 2, "width": 24, "n_head": 2, "n_embd": 32, "vocab_size": 40},
+    {"arch": "modern", "n_layer": 1, "width": 7, "n_head": 5, "n_embd": 30, "vocab_size": 3},
+    {"arch": "modern", "n_layer": 2, "width": 300, "n_head": 3, "n_embd": 192, "vocab_size": 65},
+    {"arch": "modern", "n_layer": 1, "width": 20, "n_head": 1, "n_embd": 80, "vocab_size": 1000},
+    {"arch": "gpt2", "n_layer": 2, "width": 40, "n_head": 4, "n_embd": 64, "vocab_size": 65},
+    {
+        "arch": "gpt2", "n_layer": 2, "width": 20, "n_head": 3, "n_embd": 21, "vocab_size": 300,
+        "bias": True,
+    },
+    {
+        "arch": "gpt2", "n_layer": 1, "width": 1, "n_head": 1, "n_embd": 1, "vocab_size": 2,
+        "bias": True,
+    },
+]  # fmt: skip
+
+
+def made(shape: dict[str, Any]) -> GPT:
+    shape = dict(shape)
+    return model(shape.pop("arch"), shape.pop("n_layer"), shape.pop("width"), **shape)
+
+
+def text(m: GPT, length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, m.vocab_size, (length,), generator=generator).tolist()
+
+
+def decoder(
+    found: ctypes.CDLL, m: GPT, *, half: bool = False, streams: int = 1, threads: int = 2
+) -> Decoder:
+    return Decoder(found, m, half=half, streams=streams, threads=threads)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logits_are_pytorchs(decoding: ctypes.CDLL, shape: dict[str, Any]) -> None:
+    m = made(shape)
+    ids = text(m, m.config.block_size)
+    with torch.no_grad():
+        expected = m(torch.tensor([ids]))[0]
+    one, piece = decoder(decoding, m), max(1, len(ids) // 3)
+    for at in range(0, len(ids), piece):
+        one.feed([(0, at, ids[at : at + piece])])
+        last = min(at + piece, len(ids)) - 1
+        torch.testing.assert_close(one.logits(0), expected[last], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_bfloat16_they_are_near(decoding: ctypes.CDLL, shape: dict[str, Any]) -> None:
+    m = made(shape)
+    ids = text(m, m.config.block_size)
+    with torch.no_grad():
+        expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
+    m.to(torch.float32)  # its weights are rounded now, as the decoder would round them
+    half = decoder(decoding, m, half=True)
+    half.feed([(0, 0, ids)])
+    error = (half.logits(0).log_softmax(-1) - expected).abs().max()
+    # PyTorch, which rounds after every operation, is the measure.
+    assert error <= 1.5 * (plain - expected).abs().max() + 0.01
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_does_not_depend_on_its_neighbours(
+    decoding: ctypes.CDLL, shape: dict[str, Any], half: bool
+) -> None:
+    m = made(shape)
+    texts = [text(m, 1 + i * 7 % m.config.block_size, seed=i) for i in range(41)]
+    many = decoder(decoding, m, half=half, streams=41)
+    many.feed([(i, 0, ids) for i, ids in enumerate(texts)])
+    alone = decoder(decoding, m, half=half, threads=1)
+    for i, ids in enumerate(texts):
+        for position, token in enumerate(ids):
+            alone.feed([(0, position, [token])])
+        assert torch.equal(alone.logits(0), many.logits(i)), i
+
+
+@pytest.mark.parametrize("width", [5, 16, 33, 64, 70])
+def test_far_past_the_window(decoding: ctypes.CDLL, width: int) -> None:
+    m = model("modern", 2, width)
+    ids = text(m, 6 * width + 3)
+    expected = banded(m, torch.tensor([ids]))[0]
+    one = decoder(decoding, m)
+    one.feed([(0, 0, ids[: 2 * width])])
+    for at in range(2 * width, len(ids)):
+        torch.testing.assert_close(one.logits(0), expected[at - 1], rtol=1e-3, atol=1e-4)
+        one.feed([(0, at, [ids[at]])])
+
+
+@pytest.mark.parametrize("far", [1000, 1024 * 255, 1024 * 256 - 5, 10_000_000])
+def test_only_distances_count(decoding: ctypes.CDLL, far: int) -> None:
+    m = model("modern", 2, 16)
+    ids = text(m, 10)
+    here, there = decoder(decoding, m), decoder(decoding, m)
+    here.feed([(0, 0, ids)])
+    # Slots that nothing was written to are masked only near the beginning: fill the window first.
+    there.feed([(0, far - 32, text(m, 32, 1))])
+    here.feed([(0, 10, text(m, 32, 1))])
+    here.feed([(0, 42, ids)])
+    there.feed([(0, far, ids)])
+    torch.testing.assert_close(here.logits(0), there.logits(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("streams", "threads"), [(1, 1), (1, 2), (3, 2), (40, 2), (40, 3)])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_any_team_writes_the_same(
+    decoding: ctypes.CDLL, streams: int, threads: int, alone: bool, half: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    m = made(SHAPES[0])
+    uniform = torch.rand(streams, 30, generator=torch.Generator().manual_seed(1)).double()
+    how = How(temperature=1.0, top_p=1.0, penalty=1.0)
+
+    def run(chosen: list[int]) -> torch.Tensor:
+        one = decoder(decoding, m, half=half, streams=streams, threads=threads)
+        one.feed([(i, 0, [i % m.vocab_size, 1]) for i in chosen])
+        monkeypatch.setattr(one, "_team", lambda n: (threads if n > 1 or not alone else 1, alone))
+        return one.run(chosen, [2] * len(chosen), uniform[chosen], how)
+
+    together = run(list(range(streams)))
+    assert together.min() >= 0
+    assert together.max() < m.vocab_size
+    assert len(together.unique()) > 10
+    for i in {0, streams // 2, streams - 1}:
+        assert torch.equal(run([i])[:, 0], together[:, i])
+
+
+def test_a_copy_goes_on_alike(decoding: ctypes.CDLL) -> None:
+    for m in (model("modern", 2, 20), model("gpt2", 2, 20)):
+        one = decoder(decoding, m, streams=3)
+        ids = text(m, 18)
+        one.feed([(1, 0, ids)])
+        one.copy(1, 2, len(ids))
+        assert torch.equal(one.logits(1), one.logits(2))
+        one.feed([(1, 18, [3]), (2, 18, [3])])
+        assert torch.equal(one.logits(1), one.logits(2))
+
+
+def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
+    m = model("gpt2", 2, 64, n_embd=64)
+    sizes = [
+        bytes_needed(decoding, m.config, 13, half=half, streams=n, threads=2)
+        for half, n in ((False, 1), (False, 1000), (True, 1000))
+    ]
+    of_a_stream = 2 * 2 * 64 * 64 * 4  # layers, keys and values, tokens, channels, bytes
+    assert sizes[1] - sizes[0] == pytest.approx(999 * of_a_stream, rel=0.3)
+    assert sizes[2] < 0.7 * sizes[1]
+    config = m.config.model_copy(update={"block_size": 10**9})
+    huge = GPT.__new__(GPT)
+    huge.__dict__.update(m.__dict__)
+    huge.config = config
+    with pytest.raises(MemoryError):
+        Decoder(decoding, huge, half=False, streams=2**20, threads=1)
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+
+def chosen(found: ctypes.CDLL, logits: torch.Tensor, how: How, uniform: float, seen: Any) -> int:
+    """choose.h alone."""
+    function = found.dec_choose
+    function.restype = ctypes.c_int
+    place = None if seen is None else seen.data_ptr()
+    return int(
+        function(
+            ctypes.c_void_p(logits.data_ptr()), len(logits), ctypes.byref(how),
+            ctypes.c_double(uniform), ctypes.c_void_p(place),
+        )
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3000),
+    st.integers(0, 2**31),
+    st.floats(0, 1, exclude_max=True),
+    st.one_of(st.none(), st.integers(1, 3000)),
+    st.one_of(st.none(), st.floats(0, 1)),
+    st.one_of(st.none(), st.floats(0, 1)),
+    st.sampled_from([0.0, 0.1, 0.8, 3.0]),
+    st.sampled_from([1.0, 0.7, 1.6]),
+)
+def test_the_choice_is_pytorchs(
+    decoding: ctypes.CDLL, size: int, seed: int, uniform: float, top_k: int | None,
+    top_p: float | None, min_p: float | None, temperature: float, penalty: float,
+) -> None:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(size, generator=generator)
+    if seed % 3 == 0:
+        logits = logits.round()  # with ties
+    seen = torch.rand(size, generator=generator) < 0.3
+    native = How(
+        temperature=temperature,
+        top_p=1.0 if top_p is None else top_p,
+        min_p=min_p or 0.0,
+        penalty=penalty,
+        top_k=top_k or 0,
+    )
+    token = chosen(decoding, logits, native, uniform, seen.to(torch.uint8))
+    if temperature == 0.0:
+        penalised = logits
+        if penalty != 1.0:
+            divided = torch.where(logits > 0, logits / penalty, logits * penalty)
+            penalised = torch.where(seen, divided, logits)
+        assert penalised[token] == penalised.max()
+        return
+    # At the edge of top-p or min-p rounding may let one more token in, or one less.
+    for off in (0.0, 1e-5, -1e-5):
+        one = Choice(
+            temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
+            None if min_p is None else min(1.0, max(0.0, min_p - off)), penalty,
+        )  # fmt: skip
+        if pytorchs(logits, one, uniform, seen) == token:
+            return
+        before, after = share_of(token, logits, one, seen)
+        if before < after and before - 1e-5 <= uniform <= after + 1e-5:
+            return
+    raise AssertionError(token)
+
+
+def share_of(
+    token: int, logits: torch.Tensor, how: Choice, seen: torch.Tensor
+) -> tuple[float, float]:
+    """The uniform numbers with which PyTorch chooses the token: from, and up to."""
+    low, high = 0.0, 1.0
+    for _ in range(60):  # where the choice passes from below the token to it
+        middle = (low + high) / 2
+        if pytorchs(logits, how, middle, seen) < token:
+            low = middle
+        else:
+            high = middle
+    begin = high if low else 0.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if pytorchs(logits, how, middle, seen) <= token:
+            low = middle
+        else:
+            high = middle
+    return begin, low
+
+
+def pytorchs(logits: torch.Tensor, how: Choice, uniform: float, seen: torch.Tensor) -> int:
+    return int(choose(logits[None], how, torch.tensor([uniform]).double(), seen[None]))
+
+
+def test_logits_that_are_not_numbers_choose_a_token_all_the_same(decoding: ctypes.CDLL) -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        logits = torch.full((70,), value)
+        for how in (
+            How(temperature=0.0, top_p=1.0, penalty=1.0),
+            How(temperature=1.0, top_p=0.5, min_p=0.1, penalty=1.0, top_k=5),
+        ):
+            assert 0 <= chosen(decoding, logits, how, 0.5, None) < 70
+
+
+def test_sampling_needs_no_special_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.SAMPLING.needed == frozenset()
+    monkeypatch.setattr(library, "_processor_features", lambda: None)
+    library.find.cache_clear()
+    try:
+        assert library.find(library.SAMPLING).reason == "this is not Linux"
+    finally:
+        library.find.cache_clear()
