@@ -15,6 +15,7 @@ typedef struct {
     int n;           /* rows */
     long base;       /* where they begin */
     const int32_t *stream, *position, *token;
+    const uint8_t *asked; /* whether a row's logits are; NULL: all are */
 } Step;
 
 static void wait_for_others(const Step *s) {
@@ -132,105 +133,139 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
 
 static void remember(const Decoder *d, char *keys, int slot, const float *k, const float *v) {
     char *values = values_of(d, keys);
-    const long group = slot / LANES * (long)d->D * LANES + slot % LANES;
-    if (d->s.half) {
-        for (int j = 0; j < d->D; j++) ((bf16 *)keys)[group + j * LANES] = half_of(k[j]);
-        for (int j = 0; j < d->P; j++) ((bf16 *)values)[(long)slot * d->P + j] = half_of(v[j]);
-    } else {
-        for (int j = 0; j < d->D; j++) ((float *)keys)[group + j * LANES] = k[j];
-        memcpy((float *)values + (long)slot * d->P, v, d->P * sizeof(float));
+    const long group = slot / LANES * (long)d->E * LANES, place = slot % LANES;
+    const int half = d->s.half;
+    for (int j = 0; j < d->P; j += LANES) put(half, values, (long)slot * d->P + j, load(v + j));
+    for (int j0 = 0; j0 < d->E; j0 += LANES) {
+        const int n = d->E - j0 < LANES ? d->E - j0 : LANES;
+        if (half) {
+            bf16 rounded[LANES];
+            store_half(rounded, load(k + j0));
+            for (int j = 0; j < n; j += 2)
+                memcpy((bf16 *)keys + group + (j0 + j) * LANES + 2 * place, rounded + j, 4);
+        } else {
+            for (int j = 0; j < n; j++)
+                ((float *)keys)[group + (j0 + j) * LANES + place] = k[j0 + j];
+        }
     }
 }
 
-/* out (wide) = the sum of weights times values, wide numbers of each; wide at most 64. */
+/* The scores of n groups of 16 slots from `slot` on, scaled. Meanwhile what will be read next is
+ * asked for: as many keys from `ahead`, and values from `beside`. */
+INLINE void score(const int half, const int n, const Decoder *d, const float *q, const char *keys,
+                  int slot, const char *ahead, const char *beside, float *scores) {
+    const long E = d->E, group = E * LANES, at = slot * E, wide = LANES * (half ? 4 : 8);
+    const v16 scale = all(1.0f / sqrtf(d->D));
+    v16 even[4], odd[4];
+    for (int i = 0; i < n; i++) even[i] = odd[i] = all(0.0f);
+    for (long j = 0; j < E; j += 2)
+        for (int i = 0; i < n; i++) {
+            const long from = i * group + j * LANES, bytes = from * (half ? 2 : 4);
+            fetch_soon(ahead + bytes, wide);
+            fetch_soon(beside + bytes, wide);
+            if (half) {
+                const i16 pairs = load_pairs((const bf16 *)keys + at + from);
+                even[i] += all(q[j]) * firsts(pairs);
+                odd[i] += all(q[j + 1]) * seconds(pairs);
+            } else {
+                even[i] += all(q[j]) * load((const float *)keys + at + from);
+                odd[i] += all(q[j + 1]) * load((const float *)keys + at + from + LANES);
+            }
+        }
+    for (int i = 0; i < n; i++) store(scores + slot + i * LANES, (even[i] + odd[i]) * scale);
+}
+
+/* out (wide) = the sum of weights times values of slots, wide numbers of each: 16, or 32 or 64. */
 INLINE void mix(const int half, const int wide, const char *values, long P, const float *weights,
-                int R, int slot, int seen, v16 *out) {
+                const int stretch[4], float *out) {
+    const int n = wide / LANES;
     v16 sum[2][4];
     for (int i = 0; i < 2; i++)
-        for (int j = 0; j < wide / LANES; j++) sum[i][j] = all(0.0f);
-    /* The slots that count are one stretch of the ring, or two: they end at `slot`. */
-    for (int stretch = 0; stretch < 2; stretch++) {
-        int from = slot + 1 - seen, to = slot + 1;
-        if (stretch == 0) from = from < 0 ? from + R : R, to = R; /* what has wrapped */
-        if (stretch == 1 && from < 0) from = 0;
-        int s = from;
-        for (; s + 2 <= to; s += 2)
-            for (int i = 0; i < 2; i++)
-                for (int j = 0; j < wide / LANES; j++)
-                    sum[i][j] += all(weights[s + i]) * get(half, values, (s + i) * P + j * LANES);
-        if (s < to)
-            for (int j = 0; j < wide / LANES; j++)
-                sum[0][j] += all(weights[s]) * get(half, values, s * P + j * LANES);
+        for (int j = 0; j < n; j++) sum[i][j] = all(0.0f);
+    for (int part = 0; part < 4; part += 2)
+        for (int s = stretch[part]; s < stretch[part + 1]; s += 2)
+            for (int i = 0; i < 2 && s + i < stretch[part + 1]; i++) {
+                const v16 weight = all(weights[s + i]);
+                if (half && n > 1)
+                    for (int j = 0; j < n; j += 2) {
+                        const i16 pairs =
+                            load_pairs((const bf16 *)values + (s + i) * P + j * LANES);
+                        sum[i][j] += weight * firsts(pairs);
+                        sum[i][j + 1] += weight * seconds(pairs);
+                    }
+                else
+                    for (int j = 0; j < n; j++)
+                        sum[i][j] += weight * get(half, values, (s + i) * P + j * LANES);
+            }
+    for (int j = 0; j < n; j++) sum[0][j] += sum[1][j];
+    if (half && n > 1) {
+        for (int j = 0; j < n; j += 2)
+            for (int i = 0; i < LANES; i++) {
+                out[j * LANES + 2 * i] = sum[0][j][i];
+                out[j * LANES + 2 * i + 1] = sum[0][j + 1][i];
+            }
+        return;
     }
-    for (int j = 0; j < wide / LANES; j++) out[j] = sum[0][j] + sum[1][j];
+    for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
 }
 
-/* q (D) at a position over the last W tokens: the scores, softmax, and the values' sum. */
+/* q (E) at a position over the last W tokens: the scores, softmax, and the values' sum, P numbers,
+ * into out. `next` is what will be read after this. */
 INLINE void attend(const int half, const Decoder *d, const float *q, const char *keys, int position,
-                   float *scores, char *out) {
-    const int D = d->D, R = d->R, slot = position % R;
+                   float *scores, char *out, const char *next) {
+    const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
-    const int end = position < R ? up_to(position + 1, 64) : R; /* slots beyond are empty */
+    /* What counts is one stretch of the ring up to `slot`, or two; they share no group of 16. */
+    const int from = slot + 1 - seen;
+    const int stretch[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
+                            slot + 1};
+    const long key = d->E * of_cache(d), value = P * of_cache(d);
     const char *values = values_of(d, (char *)keys);
-    const v16 scale = all(1.0f / sqrtf(D));
-    v16 most = all(-INFINITY);
-    for (int s0 = 0; s0 < end; s0 += 64) {
-        /* A slot's age: how many tokens lie between it and the newest. */
-        int any = 0;
-        for (int i = 0; i < 64; i += LANES) {
-            const int age = (slot - s0 - i + R) % R; /* of the first; they fall */
-            any |= age < seen + LANES;
-        }
-        if (!any) {
-            for (int i = 0; i < 64; i += LANES) store(scores + s0 + i, all(-INFINITY));
-            continue;
-        }
-        v16 sum[4][2];
-        for (int i = 0; i < 4; i++) sum[i][0] = sum[i][1] = all(0.0f);
-        const long at = (long)s0 * D;
-        int j = 0;
-        for (; j + 2 <= D; j += 2)
-            for (int i = 0; i < 4; i++)
-                for (int e = 0; e < 2; e++)
-                    sum[i][e] +=
-                        all(q[j + e]) * get(half, keys, at + i * (long)D * LANES + (j + e) * LANES);
-        for (; j < D; j++)
-            for (int i = 0; i < 4; i++)
-                sum[i][0] += all(q[j]) * get(half, keys, at + i * (long)D * LANES + j * LANES);
-        for (int i = 0; i < 4; i++) {
-            i16 age = slot - (LANE + (s0 + i * LANES));
-            age += (age < 0) & R;
-            const v16 y = either(age < seen, (sum[i][0] + sum[i][1]) * scale, all(-INFINITY));
-            store(scores + s0 + i * LANES, y);
-            most = larger(y, most);
+    v16 most = all(-INFINITY), total = all(0.0f);
+    for (int part = 0; part < 4; part += 2) {
+        const int a = stretch[part], b = stretch[part + 1];
+        for (int s = a & -LANES; s < b;) {
+            const int n = b - s > 3 * LANES ? 4 : 1, end = s + n * LANES;
+            const char *ahead = end < b ? keys + end * key : part ? next : keys;
+            if (n == 4)
+                score(half, 4, d, q, keys, s, ahead, values + s * value, scores);
+            else
+                score(half, 1, d, q, keys, s, ahead, values + s * value, scores);
+            for (; s < end; s += LANES) {
+                const i16 at = LANE + s;
+                const v16 y = either((at >= a) & (at < b), load(scores + s), all(-INFINITY));
+                store(scores + s, y);
+                most = larger(y, most);
+            }
         }
     }
     const v16 top = all(largest_of(most));
-    v16 total = all(0.0f);
-    for (int s0 = 0; s0 < end; s0 += LANES) {
-        const v16 e = exp_of(load(scores + s0) - top);
-        store(scores + s0, e);
-        total += e;
-    }
+    for (int part = 0; part < 4; part += 2)
+        for (int s = stretch[part] & -LANES; s < stretch[part + 1]; s += LANES) {
+            const v16 e = exp_of(load(scores + s) - top);
+            store(scores + s, e);
+            total += e;
+        }
     const v16 over = all(1.0f / sum_of(total));
     const int rounded = of_input(d) == 2;
-    for (int c = 0; c < d->P; c += 64) {
-        v16 mixed[4];
-        const int wide = d->P - c < 64 ? d->P - c : 64;
-        const char *from = values + c * of_cache(d);
+    float mixed[64];
+    for (int c = 0; c < P;) {
+        const int wide = P - c >= 64 ? 64 : P - c >= 32 ? 32 : 16;
+        const char *of = values + c * of_cache(d);
         if (wide == 64)
-            mix(half, 64, from, d->P, scores, R, slot, seen, mixed);
+            mix(half, 64, of, P, scores, stretch, mixed);
         else if (wide == 32)
-            mix(half, 32, from, d->P, scores, R, slot, seen, mixed);
+            mix(half, 32, of, P, scores, stretch, mixed);
         else
-            for (int i = 0; i < wide; i += 16)
-                mix(half, 16, from + i * of_cache(d), d->P, scores, R, slot, seen, mixed + i / 16);
-        for (int i = 0; i < wide; i += LANES) put(rounded, out, c + i, mixed[i / LANES] * over);
+            mix(half, 16, of, P, scores, stretch, mixed);
+        for (int i = 0; i < wide; i += LANES) put(rounded, out, c + i, load(mixed + i) * over);
+        c += wide;
     }
 }
 
-/* The thread's heads of all rows: queries, keys and values, then what each token looks at. */
-static void heads(const Step *s, int l, const char *in) {
+/* The thread's heads of all rows: queries, keys and values, then what each token looks at; with
+ * `asked` of those rows alone, side by side. */
+static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
     const Decoder *d = s->d;
     const Layer *y = d->layers + l;
     const int P = d->P, panels = up_to(3 * P / PANEL, 2);
@@ -258,15 +293,17 @@ static void heads(const Step *s, int l, const char *in) {
                          q + 2 * P);
             }
         }
-        for (int r = 0; r < s->n; r++) {
+        for (int r = 0, to = 0; r < s->n; r++) {
+            if (asked && !asked[r]) continue;
             const int p = s->position[r];
             const char *keys = keys_of(d, s->stream[r], l, h);
             const float *q = d->q + (s->base + r) * d->HP + h * P;
-            char *out = d->mixed + ((s->base + r) * d->HP + h * P) * of_input(d);
+            char *out = d->mixed + ((s->base + to++) * d->HP + h * P) * of_input(d);
+            const char *next = r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h) : keys;
             if (d->s.half)
-                attend(1, d, q, keys, p, s->own->scores, out);
+                attend(1, d, q, keys, p, s->own->scores, out, next);
             else
-                attend(0, d, q, keys, p, s->own->scores, out);
+                attend(0, d, q, keys, p, s->own->scores, out, next);
         }
     }
 }
@@ -341,55 +378,78 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *st
 /* ---- steps --------------------------------------------------------------------------------------
  */
 
-static void layers(const Step *s) {
-    Decoder *d = s->d;
-    products_begin(d->s.half, s->n);
-    embed(s);
-    wait_for_others(s);
-    for (int l = 0; l < d->s.L; l++) {
-        const Layer *y = d->layers + l;
-        heads(s, l, normed(s, y->ln1, y->ln1_bias));
-        wait_for_others(s);
-        add_branch(s, &y->out, d->mixed + s->base * d->HP * of_input(d));
-        wait_for_others(s);
-        feed_forward(s, y, normed(s, y->ln2, y->ln2_bias));
-        wait_for_others(s);
-        add_branch(s, &y->down, d->mid + s->base * d->Fp * of_input(d));
-        wait_for_others(s);
+/* Lets only the rows stay that are asked for, side by side; their streams into `stream`. */
+static void gather(Step *s, int32_t *stream) {
+    const Decoder *d = s->d;
+    int count = 0;
+    for (int r = 0; r < s->n; r++) {
+        if (!s->asked[r]) continue;
+        float *to = d->x + (s->base + count) * d->Cp;
+        if (s->part == 0 && count < r)
+            memcpy(to, d->x + (s->base + r) * d->Cp, d->Cp * sizeof(float));
+        stream[count++] = s->stream[r];
     }
+    s->n = count, s->stream = stream;
 }
 
-/* One token of each of n streams, each at its position: what follows them is in their logits. */
-static void one_each(const Step *s) {
-    layers(s);
-    to_logits(s, normed(s, s->d->lnf, s->d->lnf_bias), s->n, s->stream);
-    products_end(s->d->s.half);
-    wait_for_others(s);
+/* All layers, and the logits of what follows the rows that are asked for. */
+static void step(Step s) {
+    Decoder *d = s.d;
+    int32_t asked[s.n];
+    products_begin(d->s.half, s.n);
+    embed(&s);
+    wait_for_others(&s);
+    for (int l = 0; l < d->s.L && s.n; l++) {
+        const Layer *y = d->layers + l;
+        const uint8_t *some = l == d->s.L - 1 ? s.asked : NULL; /* the others are only looked at */
+        heads(&s, l, normed(&s, y->ln1, y->ln1_bias), some);
+        wait_for_others(&s);
+        if (some) {
+            gather(&s, asked);
+            wait_for_others(&s);
+        }
+        add_branch(&s, &y->out, d->mixed + s.base * d->HP * of_input(d));
+        wait_for_others(&s);
+        feed_forward(&s, y, normed(&s, y->ln2, y->ln2_bias));
+        wait_for_others(&s);
+        add_branch(&s, &y->down, d->mid + s.base * d->Fp * of_input(d));
+        wait_for_others(&s);
+    }
+    to_logits(&s, normed(&s, d->lnf, d->lnf_bias), s.n, s.stream);
+    products_end(d->s.half);
+    wait_for_others(&s);
+}
+
+/* The first row from `r` on that begins another stream. */
+static int next_stream(const int32_t *stream, int n, int r) {
+    while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
+    return r;
 }
 
 /* n rows, those of a stream side by side, in order, and no more than dec_piece. Where last[r], what
- * follows row r is in the logits of its stream afterwards. */
+ * follows row r is in the logits of its stream afterwards. alone: threads share streams, not
+ * outputs. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
-              const int32_t *token, const uint8_t *last) {
+              const int32_t *token, const uint8_t *last, int alone) {
 #pragma omp parallel num_threads(d->s.threads)
     {
-        const int part = omp_get_thread_num();
-        const Step s = {d,      d->own + part, part, omp_get_num_threads(), n, 0,
-                        stream, position,      token};
-        layers(&s);
-        const size_t row = d->Cp * of_input(d);
-        /* The rows that are asked for, side by side. */
-        int32_t to[n];
-        int count = 0;
-        for (int r = 0; r < n; r++)
-            if (last[r]) {
-                if (count % s.parts == part)
-                    norm(d, d->x + r * d->Cp, d->lnf, d->lnf_bias, d->in + count * row);
-                to[count++] = stream[r];
-            }
-        wait_for_others(&s);
-        if (count) to_logits(&s, d->in, count, to);
-        products_end(d->s.half);
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        int from = 0, to = n;
+        if (alone) {
+            from = next_stream(stream, n, (long)n * thread / team);
+            to = next_stream(stream, n, (long)n * (thread + 1) / team);
+        }
+        const Step s = {d,
+                        d->own + thread,
+                        alone ? 0 : thread,
+                        alone ? 1 : team,
+                        to - from,
+                        alone ? up_to(from, 16) + 16 * thread : 0,
+                        stream + from,
+                        position + from,
+                        token + from,
+                        last + from};
+        if (s.n) step(s);
     }
 }
 
@@ -406,7 +466,7 @@ void dec_copy(Decoder *d, int from, int to, int count) {
     for (int l = 0; l < d->s.L; l++)
         for (int h = 0; h < d->s.H; h++) {
             char *a = keys_of(d, from, l, h), *b = keys_of(d, to, l, h);
-            memcpy(b, a, slots * d->D * of_cache(d));
+            memcpy(b, a, slots * d->E * of_cache(d));
             memcpy(values_of(d, b), values_of(d, a), slots * d->P * of_cache(d));
         }
     memcpy(d->logits + to * d->Vp, d->logits + from * d->Vp, d->Vp * sizeof(float));
@@ -437,20 +497,21 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
                   alone ? up_to(from, 16) + 16 * thread : 0,
                   streams + from,
                   position,
+                  NULL,
                   NULL};
-        for (int step = 0; step < steps && count; step++) {
-            int32_t *token = out + (long)step * n + from;
+        for (int at = 0; at < steps && count; at++) {
+            int32_t *token = out + (long)at * n + from;
             for (int i = s.part; i < count; i += s.parts) {
                 const int stream = s.stream[i];
                 uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
                 token[i] = choose(dec_logits(d, stream), d->s.V, how,
-                                  uniform[(from + i) * steps + step], known, &s.own->choosing);
+                                  uniform[(from + i) * steps + at], known, &s.own->choosing);
                 if (known) known[token[i]] = 1;
             }
             wait_for_others(&s);
-            if (step == steps - 1) break;
+            if (at == steps - 1) break;
             s.token = token;
-            one_each(&s);
+            step(s);
             for (int i = 0; i < count; i++) position[i]++;
         }
     }

@@ -4,8 +4,9 @@
  * W the window: how many tokens a token looks at, itself among them.
  *
  * Each stream has a ring of R slots, W and those of one piece of a prompt: the token at position p
- * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, D, 16), values slot by slot,
- * (R, P), so that both are read in the order in which they lie. */
+ * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, D, 16) in float32 and
+ * (R / 16, E / 2, 16, 2) in bfloat16 with E = D to 2; values slot by slot, (R, P). So both are read
+ * in the order in which they lie. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
@@ -64,7 +65,7 @@ typedef struct {
 
 typedef struct {
     Shape s;
-    int D, P, R;
+    int D, E, P, R;
     long Cp, Fp, Vp, HP; /* C, F, V, H P: padded to 32 */
     long rows;           /* for which there is memory */
     int piece;           /* tokens of one stream that may come at once */
@@ -94,12 +95,12 @@ static size_t of_cache(const Decoder *d) { return d->s.half ? 2 : 4; }
 
 /* The keys of a head (its values follow them). */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
-    const size_t head = (size_t)d->R * (d->D + d->P) * of_cache(d);
+    const size_t head = (size_t)d->R * (d->E + d->P) * of_cache(d);
     return d->cache + stream * d->of_stream + ((size_t)l * d->s.H + h) * head;
 }
 
 static char *values_of(const Decoder *d, char *keys) {
-    return keys + (size_t)d->R * d->D * of_cache(d);
+    return keys + (size_t)d->R * d->E * of_cache(d);
 }
 
 /* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
@@ -253,6 +254,7 @@ static Decoder *unborn(const Shape *shape) {
     if (!d) return NULL;
     const Shape s = d->s = *shape;
     d->D = s.C / s.H;
+    d->E = up_to(d->D, 2);
     d->P = up_to(d->D, LANES);
     d->Cp = up_to(s.C, 32), d->Fp = up_to(s.F, 32), d->Vp = up_to(s.V, 32);
     d->HP = up_to((long)s.H * d->P, 32);
@@ -262,7 +264,7 @@ static Decoder *unborn(const Shape *shape) {
     /* Each thread's rows begin at a multiple of 16 and are read in sixteens. */
     d->rows =
         up_to(s.streams > 2 * LONGEST_PIECE ? s.streams : 2 * LONGEST_PIECE, 32) + 32L * s.threads;
-    d->of_stream = up_to((size_t)s.L * s.H * d->R * (d->D + d->P) * of_cache(d), 64);
+    d->of_stream = up_to((size_t)s.L * s.H * d->R * (d->E + d->P) * of_cache(d), 64);
     d->layers = calloc(s.L, sizeof *d->layers);
     d->own = calloc(s.threads, sizeof *d->own);
     if (!d->layers || !d->own) {

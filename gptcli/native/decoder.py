@@ -117,7 +117,8 @@ class Decoder:
         assert max(ids) < self._vocab_size
         flags = array("B", last)
         places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
-        self._library.dec_feed(self._decoder, len(ids), *places)
+        _, alone = self._team(len(parts))
+        self._library.dec_feed(self._decoder, len(ids), *places, int(alone))
 
     def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
         """For the repetition penalty: these tokens have been seen in the stream."""
@@ -162,13 +163,15 @@ class Decoder:
     def _team(self, streams: int) -> tuple[int, bool]:
         """How many threads, and whether they share the streams (else the outputs of products, which
         costs them waits for each other but not one more reading of the weights)."""
-        small = self._weight_bytes <= _READ_TWICE
-        if streams > 1 and small:
+        if streams > 1 and (
+            self._weight_bytes <= _READ_TWICE
+            or (streams >= 16 * self._threads and self._weight_bytes <= _READ_BY_MANY)
+        ):
             return min(self._threads, streams), True
-        if self._weight_bytes <= _FOR_ONE:
-            return 1, False
-        return self._threads, False
+        return (self._threads if self._weight_bytes > _FOR_ONE else 1), False
 
 
-_READ_TWICE = 8 << 20
-_FOR_ONE = 3 << 20
+# Measured on two cores of a Xeon with AMX, 2 MiB of second cache each: benchmarks/LOG.md.
+_READ_TWICE = 4 << 20
+_READ_BY_MANY = 48 << 20
+_FOR_ONE = 512 << 10

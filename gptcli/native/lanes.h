@@ -3,6 +3,9 @@
 #ifndef GPTCLI_LANES_H
 #define GPTCLI_LANES_H
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -34,13 +37,37 @@ INLINE void store(float *p, v16 x) { memcpy(p, &x, sizeof x); }
 INLINE v16 load_half(const bf16 *p) {
     h16 x;
     memcpy(&x, p, sizeof x);
+#if defined(__AVX512F__) /* which gcc makes of it only from some version on */
+    return (v16)((i16)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#else
     return (v16)(__builtin_convertvector(x, i16) << 16);
+#endif
+}
+
+/* Sixteen pairs: the first of each, and the second. */
+INLINE i16 load_pairs(const bf16 *p) {
+    i16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE v16 firsts(i16 pairs) { return (v16)(pairs << 16); }
+
+INLINE v16 seconds(i16 pairs) { return (v16)(pairs & (int32_t)0xffff0000); }
+
+/* Ask for memory that will be read soon. */
+INLINE void fetch_soon(const char *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
 /* To the nearest, ties to even. */
 INLINE void store_half(bf16 *p, v16 x) {
     const i16 bits = (i16)x, odd = (bits >> 16) & 1;
+#if defined(__AVX512F__)
+    const h16 y = (h16)_mm512_cvtepi32_epi16((__m512i)((bits + odd + 0x7fff) >> 16));
+#else
     const h16 y = __builtin_convertvector((bits + odd + 0x7fff) >> 16, h16);
+#endif
     memcpy(p, &y, sizeof y);
 }
 

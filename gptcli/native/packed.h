@@ -86,9 +86,8 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
 #else
             const float *a = (const float *)rows;
             for (int j = 0; j < nb; j++) {
-                i16 pair;
-                memcpy(&pair, w + j * bytes, sizeof pair);
-                const v16 even = (v16)(pair << 16), odd = (v16)(pair & (int32_t)0xffff0000);
+                const i16 pairs = load_pairs((const bf16 *)(w + j * bytes));
+                const v16 even = firsts(pairs), odd = seconds(pairs);
                 for (int r = 0; r < nr; r++) {
                     sum[r][j] += all(a[r * row + k]) * even;
                     sum[r][j] += all(a[r * row + k + 1]) * odd;

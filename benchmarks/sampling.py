@@ -1,0 +1,216 @@
+"""Sampling: gptcli beside nanoGPT on one machine, both sides in turn.
+
+    python benchmarks/sampling.py --nanogpt ../nanoGPT
+    python benchmarks/sampling.py --run runs/NAME --text TEXT
+    python benchmarks/sampling.py --startup runs/NAME
+
+The first: new tokens per second from a prompt of one token, of networks with random weights.
+nanoGPT as its `generate` stands: eager, float32, no cache. gptcli as `sample` writes: `--dtype
+auto`, in both archs, and gpt2 in float32 too. The second: how far bfloat16 is from float32 in the
+log-probabilities of 1,000 tokens of a text, and after how many tokens greedy outputs part. The
+third: wall time of `gptcli sample RUN --max-new-tokens 200` as a process.
+
+nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, int]] = {
+    "0.8 M": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab": 65},
+    "10.65 M": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab": 65},
+    "124 M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab": 50257},
+}
+CASES = (  # shape, streams, new tokens; nanoGPT writes fewer where it needs minutes
+    ("0.8 M", 1, 1000, 500),
+    ("0.8 M", 64, 500, 100),
+    ("10.65 M", 1, 500, 200),
+    ("10.65 M", 64, 200, 200),
+    ("124 M", 1, 200, 50),
+)
+WAYS = (("gpt2", "auto"), ("modern", "auto"), ("gpt2", "float32"))
+
+
+def main() -> None:
+    """Read the command line; run one side, or both in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--text", type=Path, help="a text that the run was not trained on")
+    parser.add_argument("--startup", type=Path, help="a run folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="a shape")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps(side(json.loads(asked.side), asked.nanogpt)))
+    elif asked.run:
+        precision(asked.run, asked.text)
+    elif asked.startup:
+        startup(asked.startup, asked.rounds)
+    else:
+        compare(asked.nanogpt, asked.rounds, asked.only)
+
+
+def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
+    """A table of tokens per second, medians of alternating rounds, and of the rounds' ratios."""
+    heads = [f"{arch}, {dtype}" for arch, dtype in WAYS]
+    print(f"| shape | streams | nanoGPT | {' | '.join(heads)} |")
+    print("|---" * (3 + len(WAYS)) + "|")
+    for shape, streams, ours, theirs in CASES:
+        if only not in (None, shape):
+            continue
+        case = {"shape": shape, "streams": streams}
+        peer: list[float] = []
+        found: list[list[float]] = [[] for _ in WAYS]
+        for _ in range(rounds):
+            peer.append(other({**case, "new": theirs, "side": "nanogpt"}, nanogpt))
+            for (arch, dtype), values in zip(WAYS, found, strict=True):
+                mine = {**case, "new": ours, "side": "gptcli", "arch": arch, "dtype": dtype}
+                values.append(other(mine, nanogpt))
+        cells = []
+        for values in found:
+            ratio = statistics.median(b / a for a, b in zip(peer, values, strict=True))
+            cells.append(f"{statistics.median(values):,.0f} ({ratio:.1f}x)")
+        print(
+            f"| {shape} | {streams} | {statistics.median(peer):,.0f} | {' | '.join(cells)} |",
+            flush=True,
+        )
+
+
+def other(case: dict[str, Any], nanogpt: Path) -> float:
+    """One side in a process of its own: tokens per second."""
+    words = [sys.executable, __file__, "--nanogpt", str(nanogpt), "--side", json.dumps(case)]
+    told = subprocess.run(words, check=True, capture_output=True).stdout
+    return float(json.loads(told))
+
+
+def side(case: dict[str, Any], nanogpt: Path) -> float:
+    """New tokens per second, all streams together."""
+    sizes = dict(SHAPES[case["shape"]])
+    vocabulary = sizes.pop("vocab")
+    streams, new = case["streams"], case["new"]
+    if case["side"] == "nanogpt":
+        import contextlib
+
+        import torch
+
+        sys.path.insert(0, str(nanogpt))
+        from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+        torch.manual_seed(1337)
+        with contextlib.redirect_stdout(sys.stderr):
+            theirs = GPT(GPTConfig(**sizes, vocab_size=vocabulary, dropout=0.0, bias=False)).eval()
+        idx = torch.zeros(streams, 1, dtype=torch.int64)
+        with torch.no_grad():
+            theirs.generate(idx, 3, temperature=0.8)
+            start = time.perf_counter()
+            theirs.generate(idx, new, temperature=0.8)
+            return streams * new / (time.perf_counter() - start)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line sets it
+    import torch
+
+    from gptcli.config import ModelConfig
+    from gptcli.devices import choose_threads
+    from gptcli.model.gpt import GPT as Ours
+    from gptcli.model.gpt import initialise
+    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.generate import Generation, Job
+    from gptcli.sampling.ways import choose_way, open_streams
+
+    threads = choose_threads("auto")
+    model = Ours(ModelConfig(arch=case["arch"], **sizes), vocabulary).eval()  # type: ignore[arg-type]
+    initialise(model, torch.Generator().manual_seed(1337))
+    way = choose_way(case["dtype"], torch.device("cpu"), own_parts=False)
+    room = open_streams(model, streams, Choice(0.8), way, threads)
+    jobs = [Job([0], i) for i in range(streams)]
+    for _ in Generation(room, jobs, max_new_tokens=3, seed=0):
+        pass
+    start = time.perf_counter()
+    count = 0
+    for written in Generation(room, jobs, max_new_tokens=new, seed=0):
+        count += sum(len(tokens) for _, tokens in written)
+    return count / (time.perf_counter() - start)
+
+
+def startup(run: Path, rounds: int) -> None:
+    """Whole processes."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        words = [sys.executable, "-m", "gptcli", "sample", str(run), "--max-new-tokens", "200"]
+        subprocess.run(words, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    print(
+        "200 tokens, s:", ", ".join(f"{t:.2f}" for t in times), "median", statistics.median(times)
+    )
+
+
+def precision(run: Path, text: Path) -> None:
+    """Log-probabilities token by token, and greedy outputs, of both dtypes and of PyTorch."""
+    import torch
+
+    from gptcli.native import library
+    from gptcli.native.decoder import Decoder
+    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.generate import Generation, Job
+    from gptcli.sampling.score import log_probabilities
+    from gptcli.sampling.ways import Way, open_streams
+    from gptcli.training.loading import load_trained
+
+    trained = load_trained(run, "best", device=torch.device("cpu"), dtype=torch.float32)
+    model, ids = trained.model, trained.tokenizer.encode(text.read_text("utf-8"))[:1001]
+    plain = log_probabilities(model, ids[:1], ids[1:])
+    found = library.find(library.SAMPLING).library
+    assert found is not None
+    width = model.config.block_size
+    for half in (False, True):
+        decoder = Decoder(found, model, half=half, streams=1, threads=2)
+        scores = []
+        for at, token in enumerate(ids[:-1]):
+            if model.wpe is None:
+                decoder.feed([(0, at, [token])])
+            else:
+                from gptcli.sampling.streams import window_start
+
+                start = window_start(at + 1, width)
+                decoder.feed([(0, 0, ids[start : at + 1])])
+            scores.append(float(decoder.logits(0).log_softmax(-1)[ids[at + 1]]))
+        off = (torch.tensor(scores) - plain).abs()
+        print(
+            f"{'bfloat16' if half else 'float32'}: log-probabilities of {len(off)} tokens are off "
+            f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"
+        )
+    written: dict[str, list[list[int]]] = {}
+    prompts = [ids[i : i + 20] for i in range(0, 1000, 100)]
+    for name, way in (
+        ("PyTorch", Way(False, torch.float32)),
+        ("float32", Way(True, torch.float32)),
+        ("bfloat16", Way(True, torch.bfloat16)),
+    ):
+        room = open_streams(model, len(prompts), Choice(temperature=0.0), way, 2)
+        texts: list[list[int]] = [[] for _ in prompts]
+        jobs = [Job(prompt) for prompt in prompts]
+        for some in Generation(room, jobs, max_new_tokens=500, seed=0):
+            for job, tokens in some:
+                texts[job] += tokens
+        written[name] = texts
+    for name in ("float32", "bfloat16"):
+        same = [
+            next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+            for a, b in zip(written["PyTorch"], written[name], strict=True)
+        ]
+        print(f"{name}: greedy, as PyTorch for so many of 500 tokens: {same}")
+
+
+if __name__ == "__main__":
+    main()
