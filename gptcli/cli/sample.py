@@ -210,8 +210,13 @@ def _write(
 
     trained = writer.trained
     jobs = []
-    for text in prompts:
-        ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
+    for number, text in enumerate(prompts, 1):
+        try:
+            ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
+        except GptcliError as error:
+            if len(prompts) == 1:
+                raise
+            raise GptcliError(f"prompt {number}: {error.message}", error.hint) from None
         jobs += [Job(ids, i) for i in range(num_samples)]
     done = []
     if live:

@@ -151,7 +151,7 @@ static void remember(const Decoder *d, char *keys, int slot, const float *k, con
 }
 
 /* The scores of n groups of 16 slots from `slot` on, scaled. Meanwhile what will be read next is
- * asked for: as many keys from `ahead`, and values from `beside`. */
+ * asked for: as many keys from `ahead`, and values from `beside`; nothing where that is NULL. */
 INLINE void score(const int half, const int n, const Decoder *d, const float *q, const char *keys,
                   int slot, const char *ahead, const char *beside, float *scores) {
     const long E = d->E, group = E * LANES, at = slot * E, wide = LANES * (half ? 4 : 8);
@@ -161,8 +161,10 @@ INLINE void score(const int half, const int n, const Decoder *d, const float *q,
     for (long j = 0; j < E; j += 2)
         for (int i = 0; i < n; i++) {
             const long from = i * group + j * LANES, bytes = from * (half ? 2 : 4);
-            fetch_soon(ahead + bytes, wide);
-            fetch_soon(beside + bytes, wide);
+            if (ahead) {
+                fetch_soon(ahead + bytes, wide);
+                fetch_soon(beside + bytes, wide);
+            }
             if (half) {
                 const i16 pairs = load_pairs((const bf16 *)keys + at + from);
                 even[i] += all(q[j]) * firsts(pairs);
@@ -199,18 +201,14 @@ INLINE void mix(const int half, const int wide, const char *values, long P, cons
             }
     for (int j = 0; j < n; j++) sum[0][j] += sum[1][j];
     if (half && n > 1) {
-        for (int j = 0; j < n; j += 2)
-            for (int i = 0; i < LANES; i++) {
-                out[j * LANES + 2 * i] = sum[0][j][i];
-                out[j * LANES + 2 * i + 1] = sum[0][j + 1][i];
-            }
+        for (int j = 0; j < n; j += 2) store_in_turn(out + j * LANES, sum[0][j], sum[0][j + 1]);
         return;
     }
     for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
 }
 
 /* q (E) at a position over the last W tokens: the scores, softmax, and the values' sum, P numbers,
- * into out. `next` is what will be read after this. */
+ * into out. `next` is what will be read after this, NULL where it has just been read. */
 INLINE void attend(const int half, const Decoder *d, const float *q, const char *keys, int position,
                    float *scores, char *out, const char *next) {
     const int R = d->R, P = d->P, slot = position % R;
@@ -227,6 +225,7 @@ INLINE void attend(const int half, const Decoder *d, const float *q, const char 
         for (int s = a & -LANES; s < b;) {
             const int n = b - s > 3 * LANES ? 4 : 1, end = s + n * LANES;
             const char *ahead = end < b ? keys + end * key : part ? next : keys;
+            if (!next) ahead = NULL;
             if (n == 4)
                 score(half, 4, d, q, keys, s, ahead, values + s * value, scores);
             else
@@ -299,7 +298,10 @@ static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
             const char *keys = keys_of(d, s->stream[r], l, h);
             const float *q = d->q + (s->base + r) * d->HP + h * P;
             char *out = d->mixed + ((s->base + to++) * d->HP + h * P) * of_input(d);
-            const char *next = r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h) : keys;
+            /* Rows of one stream find its keys in the cache. */
+            const char *next = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
+                               : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
+                                              : keys;
             if (d->s.half)
                 attend(1, d, q, keys, p, s->own->scores, out, next);
             else

@@ -82,17 +82,36 @@ INLINE v16 either(i16 mask, v16 a, v16 b) { return (v16)((mask & (i16)a) | (~mas
 
 INLINE v16 larger(v16 a, v16 b) { return either(a > b, a, b); }
 
-/* In halves, always in the same order. */
+/* Always in the same order. */
 INLINE float sum_of(v16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) x[i] += x[i + half];
     return x[0];
+#endif
 }
 
 INLINE float largest_of(v16 x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
     return x[0];
+#endif
+}
+
+/* The first of a, the first of b, the second of a, and so on: 32 numbers to p. */
+INLINE void store_in_turn(float *p, v16 a, v16 b) {
+#if defined(__AVX512F__)
+    const i16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    store(p, (v16)_mm512_permutex2var_ps((__m512)a, (__m512i)low, (__m512)b));
+    store(p + LANES, (v16)_mm512_permutex2var_ps((__m512)a, (__m512i)(low + 8), (__m512)b));
+#else
+    for (int i = 0; i < LANES; i++) p[2 * i] = a[i], p[2 * i + 1] = b[i];
+#endif
 }
 
 /* e^x to about 1e-7, 0 below -87: x = n ln 2 + r, e^r by its series, 2^n by the exponent. */

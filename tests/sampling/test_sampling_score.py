@@ -1,0 +1,45 @@
+"""The log-probability of each token is what sampling would have drawn it with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptcli.sampling.score import log_probabilities
+from gptcli.sampling.streams import window_start
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sampling_models import V, W, banded, model
+
+
+def text(length: int) -> list[int]:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(0, V, (length,), generator=generator).tolist()
+
+
+@pytest.mark.parametrize("length", [1, W - 1, W, W + 1, 5 * W + 3])
+@pytest.mark.parametrize("start", [1, 3])
+def test_modern_over_the_whole_text(length: int, start: int) -> None:
+    m, ids = model("modern"), text(length + start)
+    found = log_probabilities(m, ids[:start], ids[start:])
+    whole = banded(m, torch.tensor([ids])).detach()[0].log_softmax(-1)
+    expected = [whole[at - 1, ids[at]] for at in range(start, len(ids))]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 30, 1500])
+def test_gpt2_in_the_windows_of_sampling(width: int, length: int) -> None:
+    m, ids = model("gpt2", width=width), text(length + 1)
+    found = log_probabilities(m, ids[:1], ids[1:])
+    assert len(found) == length
+    for at in {1, min(width, length), length // 2 + 1, length}:
+        logits = m(torch.tensor([ids[window_start(at, width) : at]])).detach()[0, -1]
+        assert float(found[at - 1]) == pytest.approx(float(logits.log_softmax(-1)[ids[at]]), 1e-4)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert len(log_probabilities(model("modern"), [1], [])) == 0
