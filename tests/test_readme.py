@@ -40,7 +40,7 @@ def test_gptcli_commands(
 ) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     text = text_file.read_text("utf-8")
-    for name in ("my.txt", "more.txt"):
+    for name in ("my.txt", "more.txt", "prompts.txt"):
         Path(name).write_text(text + "The End. Once", encoding="utf-8")
     Path("my_attention.py").write_text(ATTENTION, encoding="utf-8")
     for command in commands():
