@@ -19,7 +19,6 @@ from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus
 from gptcli.devices import describe_device, dtype_name
 from gptcli.events import (
-    CheckpointSaved,
     Evaluated,
     Event,
     Finished,
@@ -35,11 +34,10 @@ from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
 from gptcli.training.diagnose import first_not_finite
 from gptcli.training.passes import EngineName
+from gptcli.training.saving import Saver
 from gptcli.training.schedule import lr_at
 from gptcli.training.state import TrainingState
 
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_SHARE = 0.01
 _SAMPLE_TOKENS = 200
 
 
@@ -105,9 +103,12 @@ class _Loop:
         self.tokens_per_step = (
             self.config.batch_size * self.config.grad_accum * setup.config.model.block_size
         )
-        self.saved_at: int | None = setup.resume.step if setup.resume else None
-        self.last_save = time.perf_counter()
-        self.save_cost = 0.0
+        self.saver = Saver(
+            setup.run,
+            self.config.keep_checkpoints,
+            self.config.checkpoint_every,
+            setup.resume.step if setup.resume else None,
+        )
 
     # ---- the run -------------------------------------------------------------------------
 
@@ -116,13 +117,16 @@ class _Loop:
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
-            yield from self.save()  # a kill in the first minute must not lose where it began
+            # A kill in the first minute must not lose where it began.
+            yield from self.saver.must(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
         if isinstance(stopped, _Diverged):
             diagnosis, hint = stopped.diagnosis, stopped.hint
-        elif self.saved_at != self.progress.step:
-            yield from self.save()
+            yield from self.saver.gather(wait=True)
+        else:
+            self.progress.seconds = self.clock()
+            yield from self.saver.must(self.state, self.meta())
         p = self.progress
         yield Finished(
             step=p.step,
@@ -163,11 +167,12 @@ class _Loop:
     def after_step(self) -> Generator[Event, None, Stopped | _Diverged | None]:
         if self.should_stop():
             return "interrupted"
+        yield from self.saver.gather(wait=False)
         stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
         every = self.config.sample_every
         if stopped is None and every and self.progress.step % every == 0:
             yield self.sample()
-        if stopped is None and self.checkpoint_is_due():
+        if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         return stopped or ("interrupted" if self.should_stop() else None)
 
@@ -288,28 +293,10 @@ class _Loop:
         )
         return SampleDrawn(self.progress.step, "", text)
 
-    def checkpoint_is_due(self) -> bool:
-        every = self.config.checkpoint_every
-        if self.saved_at == self.progress.step:
-            return False
-        if every != "auto":
-            return self.progress.step % every == 0
-        waited = time.perf_counter() - self.last_save
-        return waited >= max(_CHECKPOINT_SECONDS, self.save_cost / _CHECKPOINT_SHARE)
-
     def save(self) -> Iterator[Event]:
-        """A durable checkpoint; the best one is marked, those that are no longer kept go."""
-        start = time.perf_counter()
-        p = self.progress
-        p.seconds = self.clock()
-        path = self.state.save(self.setup.run, self.meta())
-        if p.best_step == p.step:
-            checkpoint.mark_best(self.setup.run, p.step)
-        checkpoint.prune(self.setup.run, self.config.keep_checkpoints)
-        self.saved_at = p.step
-        self.last_save = time.perf_counter()
-        self.save_cost = self.last_save - start
-        yield CheckpointSaved(p.step, path)
+        """A checkpoint of this moment; the best one is marked, those that are no longer kept go."""
+        self.progress.seconds = self.clock()
+        yield from self.saver.save(self.state, self.meta())
 
     def meta(self) -> dict[str, Any]:
         corpus = self.setup.corpus

@@ -6,8 +6,7 @@ state of its own: weights, optimizer, counters and the loss scale are all there 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,16 +78,6 @@ class TrainingState:
                 native, self.model, self.weights, batch_size=train.batch_size, threads=threads
             )
         self.progress = Progress(loss_scale=2.0**15 if dtype == torch.float16 else 1.0)
-
-    def save(self, run: Path, extra: dict[str, Any]) -> Path:
-        """Write a durable checkpoint of this moment; `extra` goes into its meta.json."""
-        return checkpoint.save(
-            run,
-            self.progress.step,
-            self.weights.named(),
-            self.optimizers.state(),
-            {"progress": asdict(self.progress), **extra},
-        )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Put back optimizer and counters; the weights were given at construction."""

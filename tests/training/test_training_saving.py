@@ -1,0 +1,140 @@
+"""Saves in the middle of a run: beside the training, and when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli import durable
+from gptcli.errors import GptcliError
+from gptcli.events import CheckpointSaved, Event, Finished, Notice
+from gptcli.training import checkpoint, saving
+
+Drive = Callable[..., list[Event]]
+OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoints=9")
+
+
+@pytest.fixture(params=["at once", "beside"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Checkpoints of these small networks as small ones are written, and as large ones are."""
+    monkeypatch.setattr(saving, "BESIDE_BYTES", 0 if request.param == "beside" else 1 << 40)
+    return str(request.param)
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted((run / "checkpoints").rglob("*.safetensors"))
+    }
+
+
+def saved(events: list[Event]) -> list[int]:
+    return [event.step for event in events if isinstance(event, CheckpointSaved)]
+
+
+def test_what_is_written_beside_is_what_was(
+    new: Any, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in (("at once", 1 << 40), ("beside", 0)):
+        monkeypatch.setattr(saving, "BESIDE_BYTES", most)
+        events = drive(new(name, *OFTEN))
+        assert set(saved(events)) == {3, 6, 8, 9, 12, 15, 16, 18, 20}
+        assert len(saved(events)) == 9
+    assert files(tmp_path / "at once") == files(tmp_path / "beside")
+    for step in checkpoint.steps_of(tmp_path / "beside"):
+        checkpoint.load(tmp_path / "beside", step, with_state=True)
+    assert checkpoint.best_step(tmp_path / "beside") == checkpoint.best_step(tmp_path / "at once")
+
+
+def test_a_stopped_run_goes_on_from_where_it_was(
+    how: str, new: Any, resumed: Any, drive: Drive, tmp_path: Path
+) -> None:
+    drive(new("whole", *OFTEN))
+    drive(new("cut", *OFTEN), stop_at=10)
+    assert checkpoint.steps_of(tmp_path / "cut")[-1] == 10
+    drive(resumed("cut"))
+    assert (
+        files(tmp_path / "cut")["checkpoints/step-00000020/model.safetensors"]
+        == (files(tmp_path / "whole")["checkpoints/step-00000020/model.safetensors"])
+    )
+
+
+class FullDisk:
+    """Writes fail while `full`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self.refused = False, 0
+        write = durable.write_file
+
+        def write_or_not(path: Path, data: bytes) -> None:
+            if self.full:
+                self.refused += 1
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            write(path, data)
+
+        monkeypatch.setattr(durable, "write_file", write_or_not)
+
+
+def test_a_failed_save_is_said_and_tried_again(
+    how: str, new: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gptcli.training.loop import train
+
+    disk = FullDisk(monkeypatch)
+    events = []
+    for event in train(new("r", *OFTEN)):
+        events.append(event)
+        step = getattr(event, "step", 0)
+        disk.full = 4 <= step < 14
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert disk.refused >= 2
+    assert len(notices) >= 2
+    assert all("WARNING" in text and "No space left" in text for text in notices)
+    assert all("MiB" in text and "\n" not in text for text in notices)
+    assert isinstance(events[-1], Finished)
+    assert events[-1].stopped == "done"
+    if how == "at once":
+        assert 3 in saved(events)
+    assert {15, 16, 18, 20} <= set(saved(events))
+    assert not {6, 9} & set(saved(events))
+    assert not list((tmp_path / "r" / "checkpoints").glob(".*"))
+    for step in checkpoint.steps_of(tmp_path / "r"):
+        checkpoint.load(tmp_path / "r", step, with_state=True)
+
+
+def test_the_last_save_must_not_fail(
+    how: str, new: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gptcli.training.loop import train
+
+    disk = FullDisk(monkeypatch)
+
+    def run() -> None:
+        for event in train(new("r", *OFTEN)):
+            disk.full = getattr(event, "step", 0) >= 13
+
+    with pytest.raises(GptcliError, match="No space left") as failed:
+        run()
+    assert failed.value.exit_code == 1
+    assert "free space" in failed.value.hint
+    newest, notes = checkpoint.newest_valid(tmp_path / "r")
+    assert newest is not None
+    assert newest.step in ((12,) if how == "at once" else (9, 12))  # 12 may have been on its way
+    assert notes == []
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(
+    how: str, new: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training.loop import train
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoint, "prune", broken)
+    with pytest.raises(ZeroDivisionError):
+        list(train(new("r", *OFTEN)))
