@@ -85,10 +85,10 @@ def test_a_failed_save_is_said_and_tried_again(
     from gptcli.training.loop import train
 
     disk = FullDisk(monkeypatch)
-    events = []
+    events, step = [], 0
     for event in train(new("r", *OFTEN)):
         events.append(event)
-        step = getattr(event, "step", 0)
+        step = getattr(event, "step", step)
         disk.full = 4 <= step < 14
     notices = [event.message for event in events if isinstance(event, Notice)]
     assert disk.refused >= 2
@@ -114,8 +114,10 @@ def test_the_last_save_must_not_fail(
     disk = FullDisk(monkeypatch)
 
     def run() -> None:
+        step = 0
         for event in train(new("r", *OFTEN)):
-            disk.full = getattr(event, "step", 0) >= 13
+            step = getattr(event, "step", step)
+            disk.full = step >= 13
 
     with pytest.raises(GptcliError, match="No space left") as failed:
         run()
