@@ -28,6 +28,8 @@ def talk(
     first: str | None = None,
 ) -> None:
     """Turns until the input ends; `first` is said before the user is asked."""
+    if sys.stdin is None:  # closed by the caller
+        return
     terminal = sys.stdin.isatty()
     if terminal:
         note(_HELP)
@@ -44,6 +46,9 @@ def talk(
                 return
             except KeyboardInterrupt:
                 note("\n(Ctrl-D leaves)")
+                continue
+            except UnicodeDecodeError:
+                print_error(GptcliError("the line is not UTF-8 text", "type it again"))
                 continue
         command = line.strip()
         if command == "/quit":
@@ -64,7 +69,7 @@ def _answer(
             for piece in conversation.say(line, max_new_tokens, should_stop):
                 with redirect_stdout(out):
                     show(piece)
-                line_is_open = not piece.endswith("\n")
+                line_is_open = not piece.endswith("\n") if piece else line_is_open
     except GptcliError as error:
         print_error(error)
     if line_is_open:
@@ -73,7 +78,8 @@ def _answer(
 
 @contextmanager
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C is a wish: what is given says whether it came. A second one is as always."""
+    """Within, Ctrl-C is a wish: what is given says whether it came. A second one leaves at once
+    what is being done within."""
     came = False
 
     def wish(number: int, frame: FrameType | None) -> None:
@@ -86,6 +92,6 @@ def stopped_by_user() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: came
     except KeyboardInterrupt:
-        pass
+        note("\n(cut short; a new text begins)")
     finally:
         signal.signal(signal.SIGINT, before)

@@ -59,7 +59,10 @@ def sample(
     num_samples: Annotated[
         int,
         typer.Option(
-            "--num-samples", min=1, help="Continuations of each prompt, written together."
+            "--num-samples",
+            min=1,
+            max=100_000,
+            help="Continuations of each prompt, written together.",
         ),
     ] = 1,
     temperature: Annotated[
@@ -121,7 +124,7 @@ def sample(
     """Let a model write."""
     import secrets
 
-    _check(temperature, repetition_penalty)
+    _check(temperature, repetition_penalty, top_p, min_p)
     prompts = read_prompts(prompt, prompt_file, prompt_lines)
     several = num_samples > 1 or len(prompts) > 1
     if interactive and (several or as_json or prompt_file is not None):
@@ -173,15 +176,19 @@ def sample(
         )
 
 
-def _check(temperature: float, repetition_penalty: float) -> None:
+def _check(
+    temperature: float, repetition_penalty: float, top_p: float | None, min_p: float | None
+) -> None:
     import math
 
-    for name, value in (
-        ("--temperature", temperature),
-        ("--repetition-penalty", repetition_penalty),
+    for name, value, usual in (
+        ("--temperature", temperature, "0.5 to 1.2"),
+        ("--repetition-penalty", repetition_penalty, "1 to 1.3"),
+        ("--top-p", top_p, "0.9 to 0.98"),
+        ("--min-p", min_p, "0.01 to 0.1"),
     ):
-        if not math.isfinite(value):
-            raise GptcliError(f"{name} must be a finite number; got {value}", "0.5 to 1.2 is usual")
+        if value is not None and not math.isfinite(value):
+            raise GptcliError(f"{name} must be a finite number; got {value}", f"{usual} is usual")
     if repetition_penalty <= 0:
         raise GptcliError(
             f"--repetition-penalty must be above 0; got {repetition_penalty:g}",

@@ -77,12 +77,14 @@ def score(
     from gptcli.sampling.score import log_probabilities
 
     ids = trained.tokenizer.encode(text)
+    if not ids:
+        raise GptcliError(f"the tokenizer makes no token of {file}", "score another text")
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
         found = log_probabilities(trained.model, trained.tokenizer.start_ids(), ids).tolist()
     pieces = [trained.tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
     total = math.fsum(found)
     loss = -total / len(ids)
-    perplexity = math.exp(loss) if loss < 700 else math.inf
+    perplexity = math.inf if loss >= 700 else math.exp(loss)
     bits_per_byte = -total / math.log(2) / len(text.encode("utf-8"))
     if as_json:
         print_json(
@@ -125,7 +127,9 @@ def _coloured(pieces: list[str], found: list[float]) -> Text:
 
     shown = Text()
     for piece, one in zip(pieces, found, strict=True):
-        style = next(style for least, style, _ in _LEVELS if math.exp(min(0.0, one)) >= least)
+        # What is not a number is as surprising as can be.
+        probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
+        style = next(style for least, style, _ in _LEVELS if probability >= least)
         # An end of a line has no colour to see: where it was not expected, a sign stands for it.
         shown.append(clean(piece.replace("\n", "⏎\n") if style else piece), style)
     if not shown.plain.endswith("\n"):

@@ -17,6 +17,7 @@ from gptcli.model.attention import CausalSelfAttention
 from gptcli.model.layers import RMSNorm
 
 THETA = 10_000.0
+_LONGEST_KEPT = 1 << 14  # positions of a table
 
 
 @lru_cache(maxsize=16)
@@ -25,9 +26,11 @@ def rotary_table(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, each (length, head_dim), the sine signed for the
-    split-halves form: rotated = x * cos + halves_swapped(x) * sin.
+    """cos and sin of position times frequency, each (length, head_dim), of the positions from
+    `first` on; the sine signed for the split-halves form: rotated = x * cos + halves_swapped(x) *
+    sin.
 
     Frequencies are THETA^(-2i/D) for i in 0..D/2-1. Computed in float64, kept in `dtype`.
     Source: Su et al. 2021, "RoFormer", section 3.4.2."""
@@ -35,7 +38,9 @@ def rotary_table(
     with torch.inference_mode(False):
         half = torch.arange(head_dim // 2, dtype=torch.float64)
         frequency = THETA ** (-2.0 * half / head_dim)
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (length, D/2)
+        angle = (
+            torch.arange(first, first + length, dtype=torch.float64)[:, None] * frequency
+        )  # (length, D/2)
         cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
         sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
         return cos.to(device, dtype), sin.to(device, dtype)
@@ -66,13 +71,17 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D); the first token at position `start`."""
         T, D = qkv.shape[1], qkv.shape[4]
-        # A power of two, so that sampling far ahead makes a new table only now and then.
-        length = max(256, 1 << (start + T - 1).bit_length())
+        # A power of two, so that sampling ahead makes a new table only now and then; far ahead one
+        # for these tokens alone, and every time.
+        first, length = 0, max(256, 1 << (start + T - 1).bit_length())
+        if length > _LONGEST_KEPT:
+            first, length = start, T
         # A compiler traces the plain function; it has its own ways to compute a table once.
-        table = rotary_table.__wrapped__ if torch.compiler.is_compiling() else rotary_table
-        cos, sin = table(length, D, qkv.dtype, qkv.device)
+        kept = first == 0 and not torch.compiler.is_compiling()
+        table = rotary_table if kept else rotary_table.__wrapped__
+        cos, sin = table(length, D, qkv.dtype, qkv.device, first)
         gains = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]  # (2, 1, D)
-        where = slice(start, start + T)
+        where = slice(start - first, start - first + T)
         cos, sin = cos[where, None, None], sin[where, None, None]  # (T, 1, 1, D)
         # q and k together: half as many operations, each twice as large.
         qk = qkv[:, :, :2]  # (B, T, 2, H, D)

@@ -57,6 +57,7 @@ static void embed(const Step *s) {
         float *x = d->x + (s->base + r) * d->Cp;
         const float *token = d->wte + (long)s->token[r] * C;
         memcpy(x, token, C * sizeof(float));
+        memset(x + C, 0, (d->Cp - C) * sizeof(float));
         if (d->wpe) {
             const float *place = d->wpe + (long)s->position[r] * C;
             for (int c = 0; c < C; c++) x[c] += place[c];

@@ -4,7 +4,7 @@
  * W the window: how many tokens a token looks at, itself among them.
  *
  * Each stream has a ring of R slots, W and those of one piece of a prompt: the token at position p
- * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, D, 16) in float32 and
+ * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, E, 16) in float32 and
  * (R / 16, E / 2, 16, 2) in bfloat16 with E = D to 2; values slot by slot, (R, P). So both are read
  * in the order in which they lie. */
 
@@ -58,7 +58,7 @@ typedef struct {
 /* What a thread has for itself. */
 typedef struct {
     char *in;      /* (rows, widest): normalised rows, or the heads' */
-    float *piece;  /* (32, 3 P or 64 or 32) */
+    float *piece;  /* (32, up to 3 P + 16, or 64) */
     float *scores; /* (R) */
     Choosing choosing;
 } Own;

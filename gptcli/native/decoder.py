@@ -30,7 +30,7 @@ def bytes_needed(
 ) -> int:
     """Memory that a Decoder of this shape takes at most, beside the model's own weights."""
     shape = _shape(config, vocab_size, half, streams, threads)
-    return int(library.dec_bytes(ctypes.byref(shape)))
+    return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
 
 def _shape(
@@ -74,6 +74,8 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
+        # Learned positions end; others at what the library counts with.
+        self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
         self._piece = int(library.dec_piece(self._decoder))
         self._rows = int(library.dec_rows(self._decoder))
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
@@ -90,18 +92,25 @@ class Decoder:
 
         With rotary positions they count from the beginning of the stream, and only the last W are
         looked at; learned ones end at W."""
-        waiting = [(stream, position, tokens) for stream, position, tokens in rows if tokens]
+        for stream, position, tokens in rows:
+            assert 0 <= stream < self.streams
+            assert 0 <= position <= self._last_position - len(tokens)
+        waiting = [
+            (i, 0) for i, (_, _, tokens) in enumerate(rows) if tokens
+        ]  # which, and fed of it
         while waiting:
             parts: list[tuple[int, int, Sequence[int], bool]] = []
-            rest: list[tuple[int, int, Sequence[int]]] = []
+            rest: list[tuple[int, int]] = []
             room = self._rows
-            for stream, position, tokens in waiting:
-                count = min(room, self._piece, len(tokens))
-                room -= count
-                if count:
-                    parts.append((stream, position, tokens[:count], count == len(tokens)))
-                if count < len(tokens):
-                    rest.append((stream, position + count, tokens[count:]))
+            for i, done in waiting:
+                stream, position, tokens = rows[i]
+                end = done + min(room, self._piece, len(tokens) - done)
+                room -= end - done
+                if end > done:
+                    part = tokens[done:end]
+                    parts.append((stream, position + done, part, end == len(tokens)))
+                if end < len(tokens):
+                    rest.append((i, end))
             self._feed(parts)
             waiting = rest
 
@@ -142,6 +151,10 @@ class Decoder:
         """Choose and feed: float64 (n, steps) uniform numbers -> int32 (steps, n) tokens of n
         different streams, the first of each at the given position. The last ones are not fed."""
         n, steps = uniform.shape
+        assert len({*streams}) == len(streams) == len(positions) == n
+        assert min(streams) >= 0
+        assert max(streams) < self.streams
+        assert max(positions) + steps - 1 <= self._last_position
         uniform = uniform.contiguous()
         out = torch.empty(steps, n, dtype=torch.int32)
         numbers = [array("i", streams), array("i", positions)]

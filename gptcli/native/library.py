@@ -265,6 +265,9 @@ class _Builder:
         """Leave nothing behind where nobody waited for the end."""
         if self.process.poll() is None:
             self.stop()
+        elif self.process.returncode == 0 and self.private is None and self.temporary.exists():
+            self.temporary.chmod(0o700)  # it was built; the next process will need it
+            self.temporary.replace(self.goal)
         self.clear_away()
 
     def stop(self) -> None:

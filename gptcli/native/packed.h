@@ -8,7 +8,7 @@
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__)
 #define HAS_TILES 1
 #include "tiles.h"
 #else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from gptcli.errors import GptcliError
 from gptcli.sampling.generate import Uniforms
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.text import StopFilter
@@ -18,6 +19,10 @@ class Conversation:
     ) -> None:
         self._streams, self._tokenizer, self._stops = streams, tokenizer, stops
         self._uniforms = Uniforms(seed, 0)
+        try:
+            self._has_newline = bool(tokenizer.encode("\n"))
+        except GptcliError:
+            self._has_newline = False
         self.new()
 
     def new(self) -> None:
@@ -28,21 +33,29 @@ class Conversation:
     def say(
         self, text: str, max_new_tokens: int, should_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[str]:
-        """Add the user's text, on a line of its own, and continue: pieces of text as they come.
+        """Add the user's text, on a line of its own, and continue: pieces of text as they come,
+        some of them empty.
 
         An empty text lets the model go on where it is. Ends after `max_new_tokens`, at a stop
         string, at end-of-text, or where `should_stop` says so between two tokens. Raises
         GptcliError for a character that the tokenizer lacks; nothing has changed then."""
-        if text and self._line_is_open:
+        if text and self._line_is_open and self._has_newline:
             text = "\n" + text
         ids = self._tokenizer.encode(text)
         if not ids and self._anew:
             ids = self._tokenizer.start_ids()
-        if ids:
-            self._streams.feed({0: ids}, anew=self._anew)
-            self._anew = False
-        if text:
-            self._line_is_open = not text.endswith("\n")
+        try:
+            if ids:
+                self._streams.feed({0: ids}, anew=self._anew)
+                self._anew = False
+            if text:
+                self._line_is_open = not text.endswith("\n")
+            yield from self._answer(max_new_tokens, should_stop)
+        except BaseException:
+            self.new()  # cut short in the middle of something: what was read is not known
+            raise
+
+    def _answer(self, max_new_tokens: int, should_stop: Callable[[], bool]) -> Iterator[str]:
         decoder, stops = self._tokenizer.stream(), StopFilter(self._stops)
         for _ in range(max_new_tokens):
             if should_stop() or stops.stopped:
@@ -50,11 +63,10 @@ class Conversation:
             token = int(self._streams.run([0], self._uniforms.take(1)[None])[0, 0])
             if token == self._tokenizer.eot:
                 self._line_is_open = False
-                break
-            yield from self._show(stops.push(decoder.push(token)))
-        yield from self._show(stops.push(decoder.flush()) + stops.flush())
-
-    def _show(self, text: str) -> Iterator[str]:
-        if text:
-            self._line_is_open = not text.endswith("\n")
-            yield text
+                yield stops.push(decoder.flush()) + stops.flush()
+                return
+            written = decoder.push(token)
+            if written:  # shown or not, it has been written
+                self._line_is_open = not written.endswith("\n")
+            yield stops.push(written)
+        yield stops.push(decoder.flush()) + stops.flush()

@@ -1,7 +1,7 @@
 """The generation loop: prompts in, tokens out, as many of them at once as the machine takes.
 
-A stream's text is a function of its prompt, the seed and its sample number; not of how many others
-are written beside it.
+A stream's text is a function of its prompt, the seed and its sample number; not of what else is
+written beside it (by the C library to the bit; PyTorch's products may round otherwise in company).
 """
 
 from __future__ import annotations

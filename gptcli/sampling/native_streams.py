@@ -74,8 +74,9 @@ class NativeStreams:
                 if start != text.start:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
-            text.fed = length
         self._decoder.feed(rows)
+        for stream in streams:  # only now: what was cut short is fed again
+            self._texts[stream].fed = len(self._texts[stream].tokens)
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
         """As Streams.run."""

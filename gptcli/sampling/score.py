@@ -33,9 +33,9 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
 
 def _ring(model: GPT, text: Tensor) -> Iterator[Tensor]:
     cache = model.new_cache(1)
-    width = model.config.block_size
-    for at in range(0, len(text) - 1, width):
-        idx, targets = text[at : at + width], text[at + 1 : at + width + 1]
+    piece = min(model.config.block_size, _at_once(model))
+    for at in range(0, len(text) - 1, piece):
+        idx, targets = text[at : at + piece], text[at + 1 : at + piece + 1]
         logits = model(idx[None, : len(targets)], cache=cache)
         yield _chosen(logits[0], targets)
 
@@ -47,8 +47,7 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
     yield _chosen(model(text[None, :first])[0], text[1 : first + 1])
     starts = sorted({window_start(length, width) for length in range(width + 1, last + 1)})
     stride = max(1, width // 4)
-    at_once = _TOKENS_AT_ONCE if model.vocab_size <= _LARGE_VOCABULARY else _TOKENS_AT_ONCE // 4
-    each = max(1, at_once // width)
+    each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
         # The last window may end early: what is beyond the text changes nothing before it.
@@ -59,6 +58,10 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
         for at, own in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
             yield _chosen(own[: len(targets)], targets)
+
+
+def _at_once(model: GPT) -> int:
+    return _TOKENS_AT_ONCE if model.vocab_size <= _LARGE_VOCABULARY else _TOKENS_AT_ONCE // 4
 
 
 def _chosen(logits: Tensor, targets: Tensor) -> Tensor:

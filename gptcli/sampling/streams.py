@@ -27,7 +27,7 @@ def window_start(length: int, width: int) -> int:
 
 
 class Streams(Protocol):
-    """Texts that grow side by side, numbered from 0; what one becomes does not depend on others."""
+    """Texts that grow side by side, numbered from 0, none of which looks at another."""
 
     count: int
     """How many there can be."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +46,12 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     """Room for `wanted` streams, or for as many as there is memory for.
 
     The model is in float32 for the C library, else in the dtype of the way. Raises GptcliError
-    where there is no memory for one stream."""
+    (exit code 1) where there is no memory for one stream."""
     count = min(wanted, MOST_STREAMS)
     if not way.native:
-        return TorchStreams(model, count, how)
+        each = _bytes_of_a_stream(model)
+        room = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
+        return TorchStreams(model, max(1, min(count, room)), how)
     found = library.find(library.SAMPLING).library
     assert found is not None
     half = way.dtype == torch.bfloat16
@@ -60,25 +61,53 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
             found, model.config, model.vocab_size, half=half, streams=streams, threads=threads
         )
 
-    while count > 1 and needed(count) > _SHARE_OF_MEMORY * _free_memory():
+    free = free_memory(torch.device("cpu"))
+    while count > 1 and needed(count) > _SHARE_OF_MEMORY * free:
         count = (count + 1) // 2
-    try:
-        decoder = Decoder(found, model, half=half, streams=count, threads=threads)
-    except MemoryError:
-        raise GptcliError(
-            f"no memory for one stream: {needed(1) / 2**30:.1f} GiB",
-            "a smaller block_size, or a smaller model",
-        ) from None
-    return NativeStreams(decoder, model, how)
+    while needed(count) <= free:
+        try:
+            decoder = Decoder(found, model, half=half, streams=count, threads=threads)
+            return NativeStreams(decoder, model, how)
+        except MemoryError:
+            if count == 1:
+                break
+            count = (count + 1) // 2
+    raise GptcliError(
+        f"sampling needs {needed(1) / 2**30:.2f} GiB beside the model, and {free / 2**30:.2f} GiB "
+        "are free",
+        "--dtype bfloat16 needs half of it; else a smaller model",
+        exit_code=1,
+    )
 
 
-def _free_memory() -> int:
-    """Bytes that can be had without swapping, nearly; on Linux, where the C library is."""
+def _bytes_of_a_stream(model: GPT) -> int:
+    """What PyTorch keeps for a stream: keys and values, or, without a cache, what a pass over the
+    window makes."""
+    config, each = model.config, model.wte.weight.element_size()
+    if model.has_cache:
+        return 2 * config.n_layer * config.block_size * config.n_embd * each
+    return config.block_size * (2 * config.n_head * config.block_size + 8 * config.n_embd) * each
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device without swapping, nearly; on Linux a container's limit
+    counts too."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_number_after("MemAvailable:", Path("/proc/meminfo")) * 1024]
+    most = _number_after("", Path("/sys/fs/cgroup/memory.max"))
+    if most:
+        found.append(max(0, most - _number_after("", Path("/sys/fs/cgroup/memory.current"))))
+    known = [value for value in found if value]
+    return min(known) if known else 8 << 30  # another system, which does not say
+
+
+def _number_after(word: str, path: Path) -> int:
+    """The number after a word at the beginning of a line; 0 where there is none."""
     try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
+        for line in path.read_text("ascii").splitlines():
+            if line.startswith(word) and (rest := line[len(word) :].split()):
+                return int(rest[0])
+    except (OSError, ValueError):
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 0

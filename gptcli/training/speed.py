@@ -38,7 +38,7 @@ class Speed:
     sample_tokens_per_second_batch: float
     sample_fraction_of_limit_batch: float
     sample_dtype: torch.dtype
-    batch: int = BATCH
+    batch: int
 
     @property
     def train_flops_fraction_of_peak(self) -> float:
@@ -106,14 +106,16 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
         sample_tokens_per_second_batch=together[0],
         sample_fraction_of_limit_batch=together[1],
         sample_dtype=way.dtype,
+        batch=together[2],
     )
 
 
-def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, float]:
-    """Tokens per second of `streams` streams together, their windows full, and the share of what
-    the machine can do at most."""
+def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, float, int]:
+    """Tokens per second of `streams` streams together, their windows full, the share of what the
+    machine can do at most, and of how many streams that is."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, Choice(), way, torch.get_num_threads())
+    streams = min(streams, writer.count)  # as many as there is memory for
     numbers = [Uniforms(0, i) for i in range(streams)]
     writer.feed({i: [0] * block_size for i in range(streams)}, anew=True)
     count, steps = -1, 1
@@ -130,7 +132,7 @@ def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, f
             steps = min(64, 2 * steps)
     speed = count / (time.perf_counter() - begin)
     least = least_seconds(model, streams, way.dtype.itemsize, peak, read_speed(model, way.dtype))
-    return speed * streams, speed * least
+    return speed * streams, speed * least, streams
 
 
 def least_seconds(

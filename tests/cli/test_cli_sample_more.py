@@ -113,6 +113,26 @@ def test_turns_from_a_pipe(trained: Path, cli: Any) -> None:
     assert "Traceback" not in told.stderr
 
 
+def test_turns_of_bytes_that_are_no_text(trained: Path) -> None:
+    told = subprocess.run(
+        command(trained, "--max-new-tokens", "5"), input=b"\xff\nKING:\n", capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0
+    assert b"Traceback" not in told.stderr
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command(trained)], capture_output=True
+    )
+    assert (closed.returncode, closed.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("option", ["--top-p", "--min-p", "--temperature"])
+def test_what_is_not_a_number_is_refused(cli: Any, trained: Path, option: str) -> None:
+    outcome = cli("sample", trained, option, "nan")
+    assert outcome.code == 2
+    assert option in outcome.err
+
+
 def test_what_does_not_go_with_turns_is_refused(cli: Any, trained: Path) -> None:
     for words in (("--json",), ("--num-samples", 2)):
         outcome = cli("sample", trained, "--interactive", *words)

@@ -142,3 +142,18 @@ def test_odd_head_dim_is_refused() -> None:
     config = SimpleNamespace(n_embd=9, n_head=3, dropout=0.0, bias=False)
     with pytest.raises(ValueError, match="even head_dim, got 3"):
         RotaryCausalSelfAttention(config)
+
+
+@pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
+def test_positions_far_ahead_are_turned_alike(start: int) -> None:
+    """The whole table, and the part of it for these tokens alone."""
+    torch.manual_seed(0)
+    config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
+    qkv = torch.randn(1, 5, 3, 2, 8)
+    q, _, _ = RotaryCausalSelfAttention(config).heads(qkv, start)
+    cos, sin = rotary_table.__wrapped__(5, 8, torch.float32, torch.device("cpu"), start)
+    normed = torch.nn.functional.rms_norm(qkv[:, :, 0], (8,), eps=1e-6)
+    expected = rotate(normed, cos[:, None], sin[:, None]).transpose(1, 2)
+    torch.testing.assert_close(q, expected, rtol=1e-5, atol=1e-5)
+    one = torch.arange(start, start + 5, dtype=torch.float64)
+    torch.testing.assert_close(cos[:, 0], one.cos().float())

@@ -137,9 +137,9 @@ def test_any_team_writes_the_same(
 
     def run(chosen: list[int]) -> torch.Tensor:
         one = decoder(decoding, m, half=half, streams=streams, threads=threads)
-        one.feed([(i, 0, [i % m.vocab_size, 1]) for i in chosen])
         monkeypatch.setattr(one, "_team", lambda n: (threads if n > 1 or not alone else 1, alone))
-        return one.run(chosen, [2] * len(chosen), uniform[chosen], how)
+        one.feed([(i, 0, [i % m.vocab_size, 1, 2 + i % 5][: 2 + i % 2]) for i in chosen])
+        return one.run(chosen, [2 + i % 2 for i in chosen], uniform[chosen], how)
 
     together = run(list(range(streams)))
     assert together.min() >= 0

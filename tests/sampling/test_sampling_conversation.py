@@ -113,3 +113,43 @@ def test_a_new_text_knows_nothing_of_the_old(m: GPT, way: Way, tokenizer: Tokeni
     list(conversation.say("abcabc", 20))
     conversation.new()
     assert "".join(conversation.say("de", 8)) == continued(m, way, tokenizer, "de", 8)
+
+
+def test_a_stop_at_the_end_of_a_line_opens_no_other(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+    newline = tokenizer.encode("\n")[0]  # all that it writes
+    conversation = talk(m, way, tokenizer, "\n")
+    fed: list[list[int]] = []
+    feed = conversation._streams.feed
+
+    def watched(texts: dict[int, list[int]], *, anew: bool) -> None:
+        fed.append(texts[0])
+        feed(texts, anew=anew)
+
+    conversation._streams.feed = watched  # type: ignore[method-assign]
+    run = conversation._streams.run
+    conversation._streams.run = lambda streams, uniform: (  # type: ignore[method-assign]
+        torch.full_like(run(streams, uniform), newline)
+    )
+    assert "".join(conversation.say("ab", 5)) == ""
+    list(conversation.say("cd", 5))
+    assert [tokenizer.decode(ids) for ids in fed] == ["ab", "cd"]
+
+
+def test_turns_without_a_newline_in_the_vocabulary(m: GPT, way: Way) -> None:
+    letters = build_tokenizer("char", 0, lambda: iter(["abcdefghijklm"]))
+    conversation = talk(m, way, letters)
+    first = "".join(conversation.say("ab", 4))
+    second = "".join(conversation.say("cd", 4))
+    assert second == continued(m, way, letters, "ab" + first + "cd", 4)
+
+
+def test_after_an_accident_a_new_text_begins(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+    conversation = talk(m, way, tokenizer)
+    list(conversation.say("abc", 4))
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(conversation.say("de", 4, interrupted))
+    assert "".join(conversation.say("fg", 6)) == continued(m, way, tokenizer, "fg", 6)

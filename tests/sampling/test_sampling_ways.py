@@ -1,0 +1,55 @@
+"""Which streams, and how many: by the memory that is free."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptcli.errors import GptcliError
+from gptcli.sampling import ways
+from gptcli.sampling.choose import Choice
+from gptcli.sampling.ways import Way, choose_way, free_memory, open_streams
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sampling_models import model
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_free_is_a_plausible_number() -> None:
+    assert 2**24 < free_memory(CPU) < 2**44
+
+
+def test_a_container_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"/proc/meminfo": "MemTotal: 9\nMemAvailable:  5000 kB\n",
+            "/sys/fs/cgroup/memory.max": "3000000\n",
+            "/sys/fs/cgroup/memory.current": "1000000\n"}  # fmt: skip
+    monkeypatch.setattr(Path, "read_text", lambda self, *_: told[str(self)])
+    assert free_memory(CPU) == 2_000_000
+    told["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert free_memory(CPU) == 5000 * 1024
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_fewer_streams_where_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = choose_way("float32", CPU, own_parts=False) if native else Way(False, torch.float32)
+    if native and not way.native:
+        pytest.skip("no C decoder on this machine")
+    m = model("gpt2", 2, 64, n_embd=64)
+    assert open_streams(m, 40, Choice(), way, 1).count == 40
+    one = 2 * 2 * 64 * 64 * 4
+    monkeypatch.setattr(ways, "free_memory", lambda device: 8_000_000 if native else 20 * one)
+    assert 1 <= open_streams(m, 256, Choice(), way, 1).count < 256
+
+
+def test_no_memory_for_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = choose_way("float32", CPU, own_parts=False)
+    if not way.native:
+        pytest.skip("no C decoder on this machine")
+    monkeypatch.setattr(ways, "free_memory", lambda device: 1000)
+    with pytest.raises(GptcliError, match="GiB beside the model") as failed:
+        open_streams(model("modern"), 1, Choice(), way, 1)
+    assert failed.value.exit_code == 1
