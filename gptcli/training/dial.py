@@ -39,6 +39,7 @@ _EPOCHS_UNDROPPED, _DROPOUT_GROWS, _MOST_DROPOUT = 2.7, 0.05, 0.4
 _STEP_TOKENS = 2048  # for some three million tokens in all
 _MOST_CHARACTERS = 256  # different ones, with which a token is a character
 _CHARACTERS_A_TOKEN = 2.5  # of a bpe
+_LONG, _READ = 4e6, 0.6  # characters of a text that is read at least so often, or in pieces
 _LOOKED_AT = 500_000  # characters of the text
 
 _AT_THE_END = 0.5  # seconds to save, and to leave
@@ -78,12 +79,14 @@ def shape_of(parameters: float) -> tuple[int, int]:
 def choose(operations: float, characters: float, different: int) -> Chosen:
     """What to train with so many operations on a text of so many characters, of which so many
     are different. The network grows with the operations, but no further than the text can fill;
-    a text that is read again and again is dropped in part; larger steps where there are many."""
-    kind = "char" if different <= _MOST_CHARACTERS else "bpe"
-    each = 1.0 if kind == "char" else _CHARACTERS_A_TOKEN
+    a text that is read again and again is dropped in part; larger steps where there are many.
+    A text that is too long to be read once is read in pieces of words."""
     wanted, room = best_size(operations), _FILL * characters
     n_layer, n_embd = shape_of(min(wanted, room))
     tokens = operations / (6 * block_parameters(n_layer, n_embd))
+    too_long = characters > _LONG and tokens < _READ * characters
+    kind = "bpe" if different > _MOST_CHARACTERS or too_long else "char"
+    each = 1.0 if kind == "char" else _CHARACTERS_A_TOKEN
     epochs = tokens * each / characters
     dropout = dropout_for(epochs)
     block_size = 256 if tokens > 256 * 4000 else 128
@@ -103,6 +106,14 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
     fits = "the size that fits the time" if wanted <= room else "all that so short a text can fill"
     reasons = [
         f"{size}: {fits}",
+        f"tokenizer {kind}: "
+        + (
+            f"{different} different characters"
+            if kind == "char"
+            else "the text is too long to be read by characters"
+            if too_long
+            else "many different characters"
+        ),
         f"{batch_size} x {block_size} tokens a step; the text is read about {epochs:,.1f} times"
         + (f", so dropout is {dropout}" if dropout else ""),
     ]

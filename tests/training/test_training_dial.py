@@ -45,6 +45,12 @@ def test_a_text_of_many_different_characters_gets_a_bpe() -> None:
     assert choose(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
 
 
+def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
+    kinds = [choose(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)]
+    assert kinds == ["char", "char", "char", "bpe", "bpe"]
+    assert choose(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
+
+
 @pytest.mark.parametrize("operations", [1e11, 1e13, 1e15, 1e17])
 @pytest.mark.parametrize("characters", [3e3, 5e4, 1e6, 2e7])
 @pytest.mark.parametrize("different", [60, 5000])
