@@ -41,6 +41,9 @@ RUNS = [
     (5, 256, 256, 8, 2700, 0.1, 1.5103),
     (4, 192, 256, 8, 1608, 0.0, 1.5358),
     (5, 256, 256, 8, 2109, 0.02, 1.5033),
+    (6, 320, 256, 8, 4519, 0.06, 1.4806),
+    (5, 256, 256, 8, 7767, 0.15, 1.4900),
+    (6, 384, 256, 16, 1809, 0.1, 1.5094),
 ]
 CHARACTERS = 1_140_545
 
@@ -79,7 +82,13 @@ def draw(path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for low, high, colour in ((0, 30, "C0"), (30, 80, "C1"), (80, 130, "C2"), (130, 220, "C3")):
+    for low, high, colour in (
+        (0, 30, "C0"),
+        (30, 80, "C1"),
+        (80, 130, "C2"),
+        (130, 220, "C3"),
+        (500, 700, "C4"),
+    ):
         there = [run for run in RUNS if low <= budget(run) < high]
         label = f"{min(map(budget, there)):.0f} to {max(map(budget, there)):.0f} s"
         for run in there:
