@@ -73,7 +73,7 @@ def create(run: Path, config: Config, tokenizer: Tokenizer) -> None:
     aside (`put_aside`), not lost. Raises GptcliError where the folder cannot be written."""
     try:
         put_aside(run)
-        run.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(run)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         write_config(run, config)
     except OSError as error:
@@ -119,6 +119,11 @@ def put_back(run: Path) -> None:
         elif path.is_file():
             path.replace(goal)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def tidy(run: Path) -> None:
+    """Delete what killed writers of a run's files have left beside them."""
+    durable.sweep(run, "|".join(map(re.escape, _WRITTEN)))
 
 
 def forget_replaced(run: Path) -> None:
