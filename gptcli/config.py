@@ -130,7 +130,7 @@ class TrainConfig(_Section):
     auto: as many as cost 2 % of the time, at most twenty."""
     checkpoint_every: Count | Auto = "auto"
     """Steps between checkpoints. auto: once a minute, at most 1 % of the time."""
-    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
     """How many of the newest checkpoints stay (the best one stays beside them)."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps between samples shown while training; 0: none."""

@@ -7,41 +7,110 @@ flush, fsync of the file, rename, fsync of the folder. On systems where a folder
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
-import shutil
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from gptcli.errors import GptcliError
 
 
+class Disk:
+    """The steps of which writing and deleting are made, each as the system does it: after each of
+    them a crash can come, and each can fail. Tests put another one in the place of `disk`."""
+
+    def create(self, path: Path) -> io.FileIO:
+        """Open a file for writing, emptied, without a buffer: there is nothing to flush."""
+        return io.FileIO(path, "w")
+
+    def write(self, file: io.FileIO, data: memoryview) -> int:
+        """Write as many bytes as the system takes at once; how many that was."""
+        return file.write(data)
+
+    def fsync(self, file: IO[bytes]) -> None:
+        """Wait until what was written to a file is on the disk."""
+        os.fsync(file.fileno())
+
+    def fsync_folder(self, path: Path) -> None:
+        """Wait until the names in a folder are on the disk, where the system can."""
+        if os.name != "posix":
+            return
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # a folder that may be written to, but not read
+            return
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that does not sync folders
+                raise
+        finally:
+            os.close(descriptor)
+
+    def mkdir(self, path: Path) -> None:
+        """Make one folder."""
+        path.mkdir()
+
+    def rename(self, source: Path, goal: Path) -> None:
+        """Give a file or folder its name; a file of that name is replaced."""
+        source.replace(goal)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file."""
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        """Delete an empty folder."""
+        path.rmdir()
+
+
+disk = Disk()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` and wait until it is on the disk. Not atomic: for files in a
     temporary folder that is renamed afterwards."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with disk.create(path) as file:
+        rest = memoryview(data)
+        while rest:
+            written = disk.write(file, rest)
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            rest = rest[written:]
+        disk.fsync(file)
 
 
 def fsync_file(path: Path) -> None:
     """Wait until what was written to `path` is on the disk."""
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        disk.fsync(file)
 
 
 def fsync_folder(path: Path) -> None:
     """Make the names in a folder durable, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+    disk.fsync_folder(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, and make their names durable; also the
+    name of one that exists, since who made it may have been killed before."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        disk.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_folder(path.parent)
+        with suppress(FileExistsError):  # made by another process in the meantime
+            disk.mkdir(path)
+    disk.fsync_folder(path.parent)
 
 
 def temporary_beside(goal: Path) -> Path:
@@ -55,27 +124,52 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = temporary_beside(path)
     try:
         write_file(temporary, data)
-        temporary.replace(path)
+        disk.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove_tree(temporary)
         raise
-    fsync_folder(path.parent)
+    disk.fsync_folder(path.parent)
 
 
 def replace_folder(temporary: Path, goal: Path) -> None:
     """Rename a folder whose files are durable to its goal, which must not exist, and make the
     name durable."""
-    fsync_folder(temporary)
-    temporary.rename(goal)
-    fsync_folder(goal.parent)
+    disk.fsync_folder(temporary)
+    disk.rename(temporary, goal)
+    disk.fsync_folder(goal.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, first away from its name: half a folder is never seen under it."""
+    """Delete a folder, first away from its name: half a folder is never seen under it. Raises
+    OSError where it cannot be renamed; what of it cannot be deleted then waits for `sweep`."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove_tree(doomed)
+    disk.rename(path, doomed)
+    disk.fsync_folder(path.parent)  # or a crash could bring the name back to half a folder
+    remove_tree(doomed)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a file, or a folder and all that is in it, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
+            for child in path.iterdir():
+                remove_tree(child)
+        with suppress(OSError):
+            disk.rmdir(path)
+    elif path.exists() or path.is_symlink():
+        with suppress(OSError):
+            disk.unlink(path)
+
+
+def sweep(folder: Path, goals: str) -> None:
+    """Delete what killed writers have left in a folder of files and folders whose names match the
+    regular expression `goals`, as far as the system lets us. For the folder's only writer."""
+    temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if temporary.fullmatch(path.name):
+                remove_tree(path)
 
 
 def sha256_file(path: Path) -> str:

@@ -284,12 +284,12 @@ def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
 @contextmanager
 def _front_row(run: Path, create: bool) -> Iterator[None]:
     """Hold the run folder's lock, so that no two trainings write into it."""
-    from gptcli.durable import only_writer
+    from gptcli.durable import make_folder, only_writer
 
     made = create and not run.exists()
     try:
         if create:
-            run.mkdir(parents=True, exist_ok=True)
+            make_folder(run)
     except OSError as error:
         raise GptcliError(
             f"{run}: cannot be written ({error.strerror})",

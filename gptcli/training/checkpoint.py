@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # listing runs must not wait for torch
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FILES = ("model.safetensors", "state.safetensors")
+_WRITTEN = r"step-\d{8,}|best|meta\.json"
 
 
 @dataclass(frozen=True)
@@ -60,76 +62,124 @@ def save(
 
     A step that has one keeps its tensors, which are the same, and gets the new meta.json.
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
+    goal = folder_of(run, step)
+    meta = {"format": 1, "step": step, **meta}
+    with _told(goal, run):
+        durable.make_folder(goal.parent)
+        durable.sweep(
+            goal.parent, _WRITTEN
+        )  # what a failed save could not delete must not fill the disk
+        files = _files_there(run, step)
+        if files is not None:
+            durable.write_atomically(goal / "meta.json", _to_json({**meta, "files": files}))
+            durable.fsync_folder(goal.parent)  # in case that failed when the folder was new
+        else:
+            _write_folder(goal, model, state, meta)
+    return goal
+
+
+def _files_there(run: Path, step: int) -> dict[str, Any] | None:
+    """Sizes and hashes of the files of a checkpoint, None where there is none or it is damaged."""
+    try:
+        return dict(read_meta(run, step)["files"])
+    except GptcliError:
+        return None
+
+
+def _write_folder(
+    goal: Path, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    """Write a checkpoint folder, in the place of a damaged one where there is one: all of it, or,
+    with the exception, nothing."""
     from safetensors.torch import save as to_bytes
 
-    goal = folder_of(run, step)
     temporary = durable.temporary_beside(goal)
     try:
-        if goal.exists():
-            files = read_meta(run, step)["files"]
-            meta = {"format": 1, "step": step, **meta, "files": files}
-            durable.write_atomically(goal / "meta.json", json.dumps(meta, indent=1).encode())
-            return goal
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        durable.disk.mkdir(temporary)
         files = {}
         for name, tensors in zip(_FILES, (model, state), strict=True):
             data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             durable.write_file(temporary / name, data)
             files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        meta = {"format": 1, "step": step, **meta, "files": files}
-        durable.write_file(temporary / "meta.json", json.dumps(meta, indent=1).encode())
+        durable.write_file(temporary / "meta.json", _to_json({**meta, "files": files}))
+        if goal.exists():
+            durable.remove_folder(goal)
         durable.replace_folder(temporary, goal)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
+    except BaseException:
+        durable.remove_tree(temporary)
+        raise
+
+
+def _to_json(meta: dict[str, Any]) -> bytes:
+    return json.dumps(meta, indent=1).encode()
+
+
+@contextmanager
+def _told(path: Path, run: Path) -> Iterator[None]:
+    """Tell what the disk refused of the writing of `path`: OSError becomes GptcliError."""
+    try:
+        yield
+    except OSError as error:
         raise GptcliError(
-            f"{goal}: the checkpoint could not be written ({error.strerror})",
-            f"free space there: {_free(run)}; earlier checkpoints are whole, "
+            f"{path} could not be written ({error.strerror or error}); {_free(run)} free there",
+            "make room, or see what is wrong with the disk; earlier checkpoints are whole, "
             "--resume goes on from them",
             exit_code=1,
         ) from None
-    return goal
 
 
 def mark_best(run: Path, step: int) -> None:
-    """Let `checkpoints/best` name this step."""
-    durable.write_atomically(
-        run / "checkpoints" / "best", f"{folder_of(run, step).name}\n".encode()
-    )
+    """Let `checkpoints/best` name this step. Raises GptcliError (exit code 1) where the disk
+    refuses; it names the old one then, or this."""
+    path = run / "checkpoints" / "best"
+    with _told(path, run):
+        durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
 
 
 def best_step(run: Path) -> int | None:
     """The step that `checkpoints/best` names, or None."""
     try:
-        match = _NAME.fullmatch((run / "checkpoints" / "best").read_text("utf-8").strip())
-    except (OSError, UnicodeDecodeError):
+        return _read_best(run)
+    except (OSError, ValueError):
         return None
-    return int(match[1]) if match else None
+
+
+def _read_best(run: Path) -> int | None:
+    """The step that `checkpoints/best` names, None where there is no such file. Raises OSError or
+    ValueError where it cannot be read or is damaged."""
+    try:
+        text = (run / "checkpoints" / "best").read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    match = _NAME.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1])
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one. One that cannot be deleted
-    now (somebody reads it, on Windows) stays until the next time."""
-    best = best_step(run)
-    for step in steps_of(run)[:-keep]:
-        if step != best:
-            with suppress(OSError):
-                durable.remove_folder(folder_of(run, step))
+    """Delete all but the newest `keep` (at least 2) checkpoints and the best one. What cannot be
+    deleted now (somebody reads it, on Windows) stays until the next time, and so does all where
+    the file that names the best one cannot be read."""
+    assert keep >= 2, "the newest may turn out to be damaged"
+    with suppress(OSError, ValueError):
+        best = _read_best(run)
+        for step in steps_of(run)[:-keep]:
+            if step != best:
+                with suppress(OSError):
+                    durable.remove_folder(folder_of(run, step))
 
 
 def tidy(run: Path, newest: int) -> None:
     """Before a run goes on from the checkpoint `newest` (-1: from none): delete what a killed save
     left behind, and checkpoints after `newest`, which are damaged, so that they are never counted
-    among those to keep."""
-    folder = run / "checkpoints"
-    for path in folder.glob(".step-*") if folder.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+    among those to keep. Raises GptcliError (exit code 1) where one of those cannot be deleted."""
+    for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
+        durable.sweep(folder, _WRITTEN)
     for step in steps_of(run):
         if step > newest:
-            durable.remove_folder(folder_of(run, step))
+            with _told(folder_of(run, step), run):
+                durable.remove_folder(folder_of(run, step))
 
 
 def read_meta(run: Path, step: int) -> dict[str, Any]:

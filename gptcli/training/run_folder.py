@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,8 @@ def create(run: Path, config: Config, tokenizer: Tokenizer) -> None:
     aside (`put_aside`), not lost. Raises GptcliError where the folder cannot be written."""
     try:
         put_aside(run)
-        run.mkdir(parents=True, exist_ok=True)
+        tidy(run)
+        durable.make_folder(run)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         write_config(run, config)
     except OSError as error:
@@ -90,40 +90,60 @@ def write_config(run: Path, config: Config) -> None:
 
 def put_aside(run: Path) -> None:
     """Move what gptcli wrote for an earlier run into a folder of its own; nothing else in the run
-    folder is touched. It waits there until the new run has a checkpoint."""
+    folder is touched. It waits there until the new run has a checkpoint. config.yaml goes first and
+    is written last: without it, moving was broken off, and goes on here."""
     aside = run / _REPLACED
     old = [run / name for name in _WRITTEN] + [
         path for path in (run / "checkpoints").glob("*") if _is_checkpoint_file(path)
     ]
     old = [path for path in old if path.exists()]
-    if aside.exists() and any((run / "checkpoints").glob("step-*")):
-        shutil.rmtree(aside)  # the run that put it aside has checkpoints of its own by now
+    if aside.exists() and _has_checkpoints(run):
+        durable.remove_tree(aside)  # the run that put it aside has checkpoints of its own by now
     for path in old:
         goal = aside / path.relative_to(run)
-        goal.parent.mkdir(parents=True, exist_ok=True)
         if not goal.exists():
-            path.rename(goal)
+            _move(path, goal)
         elif path.is_file():
-            path.unlink()
+            durable.disk.unlink(path)
 
 
 def put_back(run: Path) -> None:
     """Undo `put_aside` where the new run came to nothing before its first checkpoint."""
     aside = run / _REPLACED
-    if not aside.is_dir() or any((run / "checkpoints").glob("step-*")):
+    if not aside.is_dir() or _has_checkpoints(run):
         return
-    for path in sorted(aside.rglob("*")):
+    if (aside / "config.yaml").exists() and (run / "config.yaml").exists():
+        durable.disk.unlink(run / "config.yaml")  # the new run's
+        durable.fsync_folder(run)
+    for path in sorted(aside.rglob("*"), key=lambda path: path.name == "config.yaml"):
         goal = run / path.relative_to(aside)
-        if path.is_dir() and not goal.exists():
-            path.rename(goal)
-        elif path.is_file():
-            path.replace(goal)
-    shutil.rmtree(aside, ignore_errors=True)
+        if path.is_file() or (path.is_dir() and not goal.exists()):
+            _move(path, goal)
+    durable.remove_tree(aside)
+
+
+def _move(path: Path, goal: Path) -> None:
+    """Rename across folders, and make that durable before anything else is done."""
+    durable.make_folder(goal.parent)
+    durable.disk.rename(path, goal)
+    durable.fsync_folder(goal.parent)
+    durable.fsync_folder(path.parent)
+
+
+def tidy(run: Path) -> None:
+    """Delete what killed writers of a run's files have left beside them."""
+    durable.sweep(run, "|".join(map(re.escape, _WRITTEN)))
 
 
 def forget_replaced(run: Path) -> None:
     """Delete what was put aside, now that the new run has a checkpoint."""
-    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+    durable.remove_tree(run / _REPLACED)
+
+
+def _has_checkpoints(run: Path) -> bool:
+    """Whether there are checkpoints, and of a run that has begun: without config.yaml they are
+    those of the run before it."""
+    return (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
 
 
 def _is_checkpoint_file(path: Path) -> bool:
@@ -146,7 +166,7 @@ def refuse_other_folder(run: Path) -> None:
     """Raise GptcliError where `--overwrite` points to something that is not a run."""
     files = [path for path in run.iterdir() if path.name != ".lock"] if run.is_dir() else [run]
     is_run = (run / "config.yaml").is_file() and (run / "tokenizer.json").is_file()
-    if run.exists() and files and not is_run:
+    if run.exists() and files and not is_run and not _is_half_made(run):
         raise GptcliError(
             f"{run} is not a run folder, and --overwrite replaces runs only",
             "name a folder of its own with --out",
@@ -166,6 +186,18 @@ def read_config(run: Path) -> Config:
 def read_tokenizer(run: Path, own: type[Any] | None = None) -> Tokenizer:
     """The tokenizer of a run; `own` is the learner's class where it has learnt by theirs."""
     return load_tokenizer(run / "tokenizer.json", own)
+
+
+def _is_half_made(run: Path) -> bool:
+    """Whether a folder is a run that was killed before it had its config.yaml."""
+    ours = {*_WRITTEN, "checkpoints", ".lock", _REPLACED}
+    names = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    temporary = re.compile(r"\.(tokenizer\.json|config\.yaml)\.\d+\.tmp")
+    return (
+        ".lock" in names
+        and "config.yaml" not in names
+        and all(name in ours or temporary.fullmatch(name) for name in names)
+    )
 
 
 class Metrics:

@@ -209,6 +209,7 @@ def prepare_resume(
         notes.append("run.engine is now torch, since native is not possible here: the numbers will "
                      "be rounded otherwise than before")  # fmt: skip
     checkpoint.tidy(run, saved.step if saved else -1)
+    run_folder.tidy(run)
     run_folder.write_config(run, config)
     setup = _setup(run, config, corpus, own=own, resume=saved)
     return Prepared(setup, [*corpus.notes, *notes])

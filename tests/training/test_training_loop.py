@@ -170,12 +170,12 @@ def test_every_damaged_file_is_named(name: str, new: Any, drive: Drive, tmp_path
 
 
 def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_path: Path) -> None:
-    drive(new("r", "train.checkpoint_every=2", "train.keep_checkpoints=3", "train.eval_every=20"))
-    assert checkpoint.steps_of(tmp_path / "r") == [16, 18, 20]
-    checkpoint.mark_best(tmp_path / "r", 16)
-    checkpoint.prune(tmp_path / "r", 1)
-    assert checkpoint.steps_of(tmp_path / "r") == [16, 20]
-    assert checkpoint.choose_step(tmp_path / "r", "best") == 16
+    drive(new("r", "train.checkpoint_every=2", "train.keep_checkpoints=4", "train.eval_every=20"))
+    assert checkpoint.steps_of(tmp_path / "r") == [14, 16, 18, 20]
+    checkpoint.mark_best(tmp_path / "r", 14)
+    checkpoint.prune(tmp_path / "r", 2)
+    assert checkpoint.steps_of(tmp_path / "r") == [14, 18, 20]
+    assert checkpoint.choose_step(tmp_path / "r", "best") == 14
     assert checkpoint.choose_step(tmp_path / "r", "last") == 20
     assert checkpoint.choose_step(tmp_path / "r", "20") == 20
     with pytest.raises(GptcliError, match="no checkpoint `7`"):

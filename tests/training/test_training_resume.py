@@ -71,8 +71,13 @@ def test_what_a_killed_save_left_behind_is_swept(
     left = tmp_path / "r" / "checkpoints" / ".step-00000009.77.tmp"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
+    config, theirs = (tmp_path / "r" / name for name in (".config.yaml.77.tmp", ".notes.77.tmp"))
+    for path in (config, theirs):
+        path.write_bytes(b"half")
     resumed("r")
     assert not left.exists()
+    assert not config.exists()
+    assert theirs.exists()  # not gptcli's
 
 
 def test_a_target_that_was_reached_ends_the_run_whatever_comes_beside_it(

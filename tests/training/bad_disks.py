@@ -1,0 +1,338 @@
+"""Disks that record, die or refuse in the place of gptcli.durable.disk; and what is done to a run
+while they do, with what must hold afterwards."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from gptcli import durable
+from gptcli.errors import GptcliError
+from gptcli.training import checkpoint
+from gptcli.training.state import Progress
+
+Operation = tuple[Any, ...]
+"""("write", path, data), ("rename", source, goal), and for the others the name and the path."""
+
+
+class Watched(durable.Disk):
+    """A disk that hands each operation to `watch`. It does not wait for the hardware: what a
+    process has written outlives it without that, and the tests are quick."""
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        """Do it, or something else."""
+        return do()
+
+    def create(self, path: Path) -> io.FileIO:
+        file: io.FileIO = self.watch(("create", path), lambda: super(Watched, self).create(path))
+        return file
+
+    def write(self, file: io.FileIO, data: memoryview) -> int:
+        operation = ("write", Path(file.name), bytes(data))
+        written: int = self.watch(operation, lambda: super(Watched, self).write(file, data))
+        return written
+
+    def fsync(self, file: IO[bytes]) -> None:
+        self.watch(("fsync", Path(file.name)), lambda: None)
+
+    def fsync_folder(self, path: Path) -> None:
+        self.watch(("fsync_folder", path), lambda: None)
+
+    def mkdir(self, path: Path) -> None:
+        self.watch(("mkdir", path), lambda: super(Watched, self).mkdir(path))
+
+    def rename(self, source: Path, goal: Path) -> None:
+        self.watch(("rename", source, goal), lambda: super(Watched, self).rename(source, goal))
+
+    def unlink(self, path: Path) -> None:
+        self.watch(("unlink", path), lambda: super(Watched, self).unlink(path))
+
+    def rmdir(self, path: Path) -> None:
+        self.watch(("rmdir", path), lambda: super(Watched, self).rmdir(path))
+
+
+class Recording(Watched):
+    """Remembers the operations: those that were tried, and of them those that succeeded."""
+
+    def __init__(self) -> None:
+        self.tried: list[Operation] = []
+        self.operations: list[Operation] = []
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        self.tried.append(operation)
+        result = do()
+        self.operations.append(operation)
+        return result
+
+
+class Deadly(Watched):
+    """Kills its process by SIGKILL after `count` operations; with `half`, after half of the data
+    of the write that comes then."""
+
+    def __init__(self, count: int, half: bool) -> None:
+        self.left = count
+        self.half = half
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        if self.left == 0:
+            if self.half and operation[0] == "write":
+                _, path, data = operation
+                with path.open("r+b") as file:
+                    file.write(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        return do()
+
+
+class Refusing(Watched):
+    """Fails with `number` (of the module errno) at the operation that `count` others precede, and
+    with `always` at all that follow. A write that fails has written half of its data."""
+
+    def __init__(self, count: int, number: int, always: bool = False) -> None:
+        self.left = count
+        self.number = number
+        self.always = always
+        self.refused = False
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        self.left -= 1
+        if self.left == -1 or (self.always and self.left < 0):
+            self.refused = True
+            if operation[0] == "write":
+                with operation[1].open("r+b") as file:
+                    file.write(operation[2][: len(operation[2]) // 2])
+            raise OSError(self.number, os.strerror(self.number), str(operation[1]))
+        return do()
+
+
+class Short(durable.Disk):
+    """Takes a few bytes at a time."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def write(self, file: io.FileIO, data: memoryview) -> int:
+        return super().write(file, data[: self.size])
+
+
+def in_child(body: Callable[[], None]) -> tuple[int, str]:
+    """Run `body` in a forked process: its wait status (0: it ended well) and what it raised."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            body()
+            status = 0
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, "rb") as file:  # noqa: PTH123  # a descriptor
+        text = file.read().decode()
+    return os.waitpid(child, 0)[1], text
+
+
+# ---- what is done to a run -------------------------------------------------------------------
+
+
+def write(run: Path, step: int, more: int = 0, size: int = 5) -> None:
+    """Save a checkpoint whose tensors, of `size` floats, tell its step."""
+    model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
+    meta = {"progress": asdict(Progress(step=step)), "more": more}
+    checkpoint.save(run, step, model, state, meta)
+
+
+def leave_behind(run: Path) -> None:
+    """What writers that were killed have left: among the checkpoints and in one of them."""
+    folder = run / "checkpoints"
+    (folder / ".best.77.tmp").write_bytes(b"half")
+    for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.safetensors").write_bytes(b"half")
+    (checkpoint.folder_of(run, 20) / ".meta.json.77.tmp").write_bytes(b"half")
+
+
+def damage(run: Path, step: int, name: str) -> None:
+    """Cut a byte off a file of a checkpoint."""
+    path = checkpoint.folder_of(run, step) / name
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@dataclass(frozen=True)
+class Story:
+    """Calls on a run that has the checkpoints `before` (and the best one, the first of them), and
+    what must hold whenever they are broken off."""
+
+    name: str
+    before: tuple[int, ...]
+    calls: tuple[Callable[[Path], None], ...]
+    new: int | None
+    """The newest valid step once the first call has returned."""
+    old: int | None
+    """The newest valid step before that."""
+    kept: frozenset[int]
+    """Steps that stay whole throughout."""
+    best: int | None
+    """The best step once all calls have returned."""
+    prepare: Callable[[Path], None] = lambda run: None
+    torn: int | None = None
+    """A step that may be found damaged, since it was damaged before."""
+
+    def begin(self, run: Path) -> Path:
+        """Write the run as it is before the calls; returns `run`."""
+        run.mkdir()
+        for step in self.before:
+            write(run, step)
+        if self.before:
+            checkpoint.mark_best(run, self.before[0])
+        self.prepare(run)
+        return run
+
+    def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
+        """Make the calls; `returned` is called after each."""
+        for call in self.calls:
+            call(run)
+            returned()
+
+    def check(self, run: Path, returned: int) -> None:
+        """Assert what must hold of `run` when that many of the calls had returned."""
+        saved, notes = checkpoint.newest_valid(run)
+        step = saved.step if saved else None
+        assert step in ((self.new,) if returned else (self.old, self.new)), (step, notes)
+        whole = set()
+        for step in checkpoint.steps_of(run):
+            if step == self.torn:
+                with suppress(GptcliError):
+                    check_tensors(run, step)
+            else:
+                check_tensors(run, step)
+                whole.add(step)
+        assert self.kept <= whole
+        assert len(whole) >= min(2, len({*self.before} - {self.torn}))
+        old_best = self.before[0] if self.before else None
+        ended = returned == len(self.calls)
+        assert checkpoint.best_step(run) in ((self.best,) if ended else (self.best, old_best))
+        if self.name == "the same step":
+            more = checkpoint.read_meta(run, 20)["more"]
+            assert more in ((1,) if ended else (0, 1))
+
+    def go_on(self, run: Path) -> None:
+        """Assert that a resumed run finds nothing in its way and leaves nothing behind."""
+        saved, _ = checkpoint.newest_valid(run)
+        checkpoint.tidy(run, saved.step if saved else -1)
+        assert temporaries(run) == []
+        write(run, 60)
+        checkpoint.mark_best(run, 60)
+        checkpoint.prune(run, 2)
+        after, notes = checkpoint.newest_valid(run)
+        assert after is not None
+        assert (after.step, notes, temporaries(run)) == (60, [], [])
+        assert checkpoint.choose_step(run, "best") == 60
+        if saved:
+            assert saved.step in checkpoint.steps_of(run)
+
+
+def check_tensors(run: Path, step: int) -> None:
+    """Assert that a checkpoint loads and has the numbers of its step."""
+    loaded = checkpoint.load(run, step, with_state=True)
+    assert set(loaded.model["w"].tolist()) == {float(step)}
+    assert set(loaded.state["m"].tolist()) == {-float(step)}
+
+
+def temporaries(run: Path) -> list[str]:
+    """Temporary names under a run folder."""
+    return sorted(p.name for p in run.rglob(".*"))
+
+
+STORIES = (
+    Story("the first save", (), (lambda run: write(run, 10),), 10, None, frozenset(), None),
+    Story("a save", (10, 20), (lambda run: write(run, 30),), 30, 20, frozenset({10, 20}), 10),
+    Story(
+        "a save after a killed one",
+        (10, 20),
+        (lambda run: write(run, 30),),
+        30,
+        20,
+        frozenset({10, 20}),
+        10,
+        leave_behind,
+    ),
+    Story(
+        "a new best one",
+        (10, 20),
+        (
+            lambda run: write(run, 30),
+            lambda run: checkpoint.mark_best(run, 30),
+            lambda run: checkpoint.prune(run, 2),
+        ),
+        30,
+        20,
+        frozenset({20}),
+        30,
+    ),
+    Story(
+        "the same step",
+        (10, 20),
+        (lambda run: write(run, 20, more=1),),
+        20,
+        20,
+        frozenset({10, 20}),
+        10,
+    ),
+    Story(
+        "a damaged step again",
+        (5, 10, 20),
+        (lambda run: write(run, 20),),
+        20,
+        10,
+        frozenset({5, 10}),
+        5,
+        lambda run: damage(run, 20, "meta.json"),
+        torn=20,
+    ),
+    Story(
+        "a mark",
+        (10, 20),
+        (lambda run: checkpoint.mark_best(run, 20),),
+        20,
+        20,
+        frozenset({10, 20}),
+        20,
+    ),
+    Story(
+        "the old ones go",
+        (10, 20, 30, 40, 50),
+        (lambda run: checkpoint.prune(run, 2),),
+        50,
+        50,
+        frozenset({10, 40, 50}),
+        10,
+    ),
+    Story(
+        "a resume",
+        (10, 20, 30),
+        (lambda run: checkpoint.tidy(run, 20),),
+        20,
+        20,
+        frozenset({10, 20}),
+        10,
+        lambda run: (leave_behind(run), damage(run, 30, "state.safetensors"))[0],
+        torn=30,
+    ),
+)
+
+
+def names(stories: Iterable[Story]) -> list[str]:
+    """Names for pytest.mark.parametrize."""
+    return [story.name.replace(" ", "-") for story in stories]

@@ -1,0 +1,193 @@
+"""What a disk may hold after a crash, in the manner of ALICE (Pillai et al., "All File Systems Are
+Not Created Equal", OSDI 2014): the recorded operations up to the crash, with any of those lost that
+were not synced.
+
+A file's data is on the disk once the file was synced, the names in a folder (created, renamed,
+deleted) once that folder was. Until then each change of a name may have reached the disk or not,
+whatever came before or after it; of a file's data all, nothing, half, or zeros in its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bad_disks import Operation
+
+Tree = frozenset[tuple[str, bytes | None]]
+"""The files of a run with their data, and its folders with None."""
+
+LIMIT = 2000
+"""Combinations tried at one crash; of more than that a sample is drawn."""
+
+
+class File:
+    """Data as written, and as synced (None: not yet, or changed since)."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.synced = True
+
+    def remains(self) -> list[bytes]:
+        """What may be left of it."""
+        if self.synced:
+            return [self.data]
+        size = len(self.data)
+        return [self.data, b"", self.data[: size // 2], bytes(size)]
+
+
+class Folder:
+    """Names as they are for the processes, names on the disk, and the changes between the two:
+    each the names that it sets, or with None deletes."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, File | Folder] = {}
+        self.on_disk: dict[str, File | Folder] = {}
+        self.changes: list[dict[str, File | Folder | None]] = []
+
+    def change(self, names: dict[str, File | Folder | None]) -> None:
+        """Set names, all of them at once."""
+        self.changes.append(names)
+        _set(self.names, names)
+
+    def sync(self) -> None:
+        """Bring all names to the disk."""
+        self.on_disk = dict(self.names)
+        self.changes = []
+
+
+def _set(
+    there: dict[str, File | Folder], names: dict[str, File | Folder | None]
+) -> dict[str, File | Folder]:
+    for name, node in names.items():
+        if node is None:
+            there.pop(name, None)
+        else:
+            there[name] = node
+    return there
+
+
+class Model:
+    """A run folder on a disk that can crash."""
+
+    def __init__(self, run: Path) -> None:
+        """Take what is in `run` as synced."""
+        self.run = run
+        self.root = Folder()
+        for path in sorted(run.rglob("*")):
+            node = Folder() if path.is_dir() else File(path.read_bytes())
+            self.folder(path.parent).names[path.name] = node
+            self.folder(path.parent).sync()
+
+    def folder(self, path: Path) -> Folder:
+        """The folder of a path, as the processes see it."""
+        node: File | Folder = self.root
+        for part in path.relative_to(self.run).parts:
+            assert isinstance(node, Folder)
+            node = node.names[part]
+        assert isinstance(node, Folder)
+        return node
+
+    def apply(self, operation: Operation) -> None:
+        """Do what was recorded."""
+        name, path = operation[:2]
+        if not path.is_relative_to(self.run):
+            assert name == "fsync_folder", operation  # of the folder in which the run stands
+            return
+        if name == "fsync_folder":
+            self.folder(path).sync()
+            return
+        folder = self.folder(path.parent)
+        if name == "create":
+            new = File(b"")
+            new.synced = False
+            folder.change({path.name: new})
+        elif name == "mkdir":
+            folder.change({path.name: Folder()})
+        elif name in ("unlink", "rmdir"):
+            folder.change({path.name: None})
+        elif name == "rename":
+            goal = operation[2]
+            assert goal.parent == path.parent
+            folder.change({goal.name: folder.names[path.name], path.name: None})
+        else:
+            file = folder.names[path.name]
+            assert isinstance(file, File)
+            if name == "write":
+                file.data, file.synced = file.data + operation[2], False
+            else:
+                assert name == "fsync", operation
+                file.synced = True
+
+    def after_a_crash(self, choice: random.Random) -> set[Tree]:
+        """Every tree that the disk may hold now, or a sample where they are many."""
+        folders, files = _nodes(self.root)
+        changes = [(folder, names) for folder in folders for names in folder.changes]
+        options: list[Iterable[object]] = [[False, True]] * len(changes)
+        options += [file.remains() for file in files]
+        trees = set()
+        for taken in _product(options, choice):
+            there = {folder: dict(folder.on_disk) for folder in folders}
+            for (folder, names), kept in zip(changes, taken, strict=False):
+                if kept:
+                    _set(there[folder], names)
+            data = dict(zip(files, taken[len(changes) :], strict=True))
+            trees.add(frozenset(_walk(self.root, "", there, data)))
+        return trees
+
+
+def _nodes(root: Folder) -> tuple[list[Folder], list[File]]:
+    """All folders and files that a crash may leave a name of, each once."""
+    folders, files, waiting = [root], [], [root]
+    while waiting:
+        folder = waiting.pop()
+        sets = [folder.on_disk, *folder.changes]
+        for node in itertools.chain.from_iterable(names.values() for names in sets):
+            if isinstance(node, Folder) and node not in folders:
+                folders.append(node)
+                waiting.append(node)
+            elif isinstance(node, File) and node not in files:
+                files.append(node)
+    return folders, files
+
+
+def _product(options: list[Iterable[object]], choice: random.Random) -> Iterator[tuple]:
+    sizes = [list(option) for option in options]
+    count = 1
+    for size in sizes:
+        count *= len(size)
+    if count <= LIMIT:
+        yield from itertools.product(*sizes)
+        return
+    for _ in range(LIMIT):
+        yield tuple(choice.choice(size) for size in sizes)
+
+
+def _walk(
+    folder: Folder,
+    path: str,
+    there: dict[Folder, dict[str, File | Folder]],
+    data: dict[File, object],
+) -> Iterator[tuple[str, bytes | None]]:
+    for name, node in there[folder].items():
+        if isinstance(node, File):
+            content = data[node]
+            assert isinstance(content, bytes)
+            yield f"{path}{name}", content
+        else:
+            yield f"{path}{name}", None
+            yield from _walk(node, f"{path}{name}/", there, data)
+
+
+def write_tree(tree: Tree, run: Path) -> Path:
+    """Write a tree to a folder, which must not exist."""
+    run.mkdir()
+    for name, content in sorted(tree, key=lambda item: item[0]):
+        if content is None:
+            (run / name).mkdir(exist_ok=True)
+        else:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_bytes(content)
+    return run

@@ -1,0 +1,257 @@
+"""A kill after any operation of a save, and any operation that fails: the checkpoint is old or
+new, and the run goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_disks import (
+    STORIES,
+    Deadly,
+    Recording,
+    Refusing,
+    Short,
+    Story,
+    Watched,
+    check_tensors,
+    in_child,
+    names,
+    temporaries,
+    write,
+)
+
+from gptcli import durable
+from gptcli.errors import GptcliError
+from gptcli.training import checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+all_stories = pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def begun(story: Story, tmp_path: Path, monkeypatch: Patch) -> Path:
+    """The run of a story, before its calls."""
+    monkeypatch.setattr(durable, "disk", Watched())
+    return story.begin(tmp_path / "begun")
+
+
+def copy(begun: Path) -> Path:
+    """A fresh copy of a run, in the place of the last one."""
+    run = begun.parent / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    return shutil.copytree(begun, run)
+
+
+def record(story: Story, begun: Path, monkeypatch: Patch) -> list[Any]:
+    """The operations that a story tries when nothing disturbs it."""
+    disk = Recording()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        story.tell(copy(begun))
+    return disk.tried
+
+
+@needs_fork
+@pytest.mark.parametrize("half", [False, True], ids=["between", "within-a-write"])
+@all_stories
+def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path, monkeypatch: Patch) -> None:
+    operations = record(story, begun, monkeypatch)
+    for count in range(len(operations) + 1):
+        if half and (count == len(operations) or operations[count][0] != "write"):
+            continue
+        run = copy(begun)
+
+        def body(run: Path = run, count: int = count) -> None:
+            durable.disk = Deadly(count, half)
+            story.tell(run)
+
+        status, text = in_child(body)
+        died = count < len(operations)
+        assert status == (signal.SIGKILL if died else 0), text
+        story.check(run, 0 if died else len(story.calls))
+        story.go_on(run)
+
+
+@all_stories
+def test_any_operation_that_fails(story: Story, begun: Path, monkeypatch: Patch) -> None:
+    operations = record(story, begun, monkeypatch)
+    for count, operation in enumerate(operations):
+        for number in (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT):
+            disk = Refusing(count, number)
+            run, error = refused(story, begun, disk, monkeypatch)
+            assert disk.refused
+            if error is None:  # deleting what is no longer needed can wait
+                assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
+                story.check(run, len(story.calls))
+            else:
+                check_words(error, run, number)
+                story.check(run, 0)
+                ours = f".{os.getpid()}.tmp"
+                assert [name for name in temporaries(run) if name.endswith(ours)] == []
+            story.go_on(run)
+
+
+TIDYING = ("a new best one", "the old ones go", "a resume")
+"""Stories in which old checkpoints go: where one cannot go now, that is no error."""
+
+
+@all_stories
+def test_a_disk_that_fails_for_good(story: Story, begun: Path, monkeypatch: Patch) -> None:
+    for count in range(len(record(story, begun, monkeypatch))):
+        run, error = refused(story, begun, Refusing(count, errno.EIO, always=True), monkeypatch)
+        if error is not None:
+            check_words(error, run, errno.EIO)
+        story.check(run, 0 if error else len(story.calls))
+        story.go_on(run)
+
+
+def refused(
+    story: Story, begun: Path, disk: Refusing, monkeypatch: Patch
+) -> tuple[Path, GptcliError | None]:
+    """Tell a story on a disk that refuses: the run, and the error it ended with."""
+    run = copy(begun)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        try:
+            story.tell(run)
+        except GptcliError as error:
+            return run, error
+    return run, None
+
+
+def check_words(error: GptcliError, run: Path, number: int) -> None:
+    """Assert that an error is one line with the path, the reason and the free space."""
+    assert error.exit_code == 1
+    assert "\n" not in error.message
+    assert str(run / "checkpoints") in error.message
+    assert f"({os.strerror(number)});" in error.message
+    assert "MiB free there" in error.message
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_disk_that_takes_a_few_bytes_at_a_time(
+    size: int, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(durable, "disk", Short(size))
+    write(tmp_path, 10)
+    check_tensors(tmp_path, 10)
+
+
+def test_a_disk_that_takes_nothing_is_full(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(durable, "disk", Short(0))
+    with pytest.raises(GptcliError, match=os.strerror(errno.ENOSPC)):
+        write(tmp_path, 10)
+    assert temporaries(tmp_path) == []
+
+
+def test_a_folder_whose_sync_failed_is_synced_when_its_step_is_saved_again(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    disk = Recording()
+    monkeypatch.setattr(durable, "disk", disk)
+    write(tmp_path, 10)
+    last = disk.operations[-1]
+    assert last == ("fsync_folder", tmp_path / "checkpoints")
+    count = len(disk.tried)
+    write(tmp_path, 20)
+    assert disk.tried[-1] == last
+    shutil.rmtree(checkpoint.folder_of(tmp_path, 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", Refusing(len(disk.tried) - count - 1, errno.EIO))
+        with pytest.raises(GptcliError):
+            write(tmp_path, 20)
+    assert checkpoint.steps_of(tmp_path) == [10, 20]  # there, but perhaps not for long
+    write(tmp_path, 20)
+    assert disk.operations[-1] == last
+
+
+def test_the_best_checkpoint_stays_where_its_mark_cannot_be_read(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+    best = tmp_path / "checkpoints" / "best"
+    best.write_text("step-000000\n", "utf-8")
+    checkpoint.prune(tmp_path, 2)
+    assert checkpoint.steps_of(tmp_path) == [10, 20, 30]
+    checkpoint.mark_best(tmp_path, 20)
+    checkpoint.prune(tmp_path, 2)
+    assert checkpoint.steps_of(tmp_path) == [20, 30]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
+def test_a_save_waits_for_its_files_and_folders(tmp_path: Path, monkeypatch: Patch) -> None:
+    synced: set[int] = set()
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = tmp_path / "runs" / "run"
+    durable.make_folder(run)
+    write(run, 10)
+    there = {path.stat().st_ino for path in (tmp_path, run.parent, run, *run.rglob("*"))}
+    assert synced == there
+    checkpoint.mark_best(run, 10)
+    assert (run / "checkpoints" / "best").stat().st_ino in synced
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
+def test_a_file_system_that_cannot_sync_folders_is_no_error(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    number = errno.EINVAL
+    durable.fsync_folder(tmp_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        durable.fsync_folder(tmp_path)
+
+
+def test_the_watched_disk_watches_all() -> None:
+    def public(owner: type) -> set[str]:
+        return {name for name in vars(owner) if not name.startswith("_")}
+
+    assert public(Watched) == public(durable.Disk) | {"watch"}
+
+
+AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "os.rmdir": "rmdir"}
+
+
+@needs_fork
+@all_stories
+def test_nothing_is_written_past_the_disk(story: Story, begun: Path, monkeypatch: Patch) -> None:
+    """What the interpreter says that it does to files is what goes through gptcli.durable.disk."""
+    run = copy(begun)
+
+    def body() -> None:
+        seen: list[str] = []
+
+        def hear(event: str, arguments: tuple[Any, ...]) -> None:
+            if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                seen.append("create")
+            elif event in AUDITED:
+                seen.append(AUDITED[event])
+
+        disk = Recording()
+        durable.disk = disk
+        sys.addaudithook(hear)  # for the life of the process: this one's is short
+        story.tell(run)
+        told = [name for name, *_ in disk.tried]
+        assert seen == [name for name in told if name in {"create", *AUDITED.values()}]
+        assert seen
+
+    assert in_child(body) == (0, "")

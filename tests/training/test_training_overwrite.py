@@ -1,0 +1,164 @@
+"""A kill while one run takes the place of another, or makes way for it again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bad_disks import (
+    Deadly,
+    Recording,
+    Refusing,
+    Watched,
+    check_tensors,
+    in_child,
+    temporaries,
+    write,
+)
+
+from gptcli import durable
+from gptcli.config_files import parse_config
+from gptcli.errors import GptcliError
+from gptcli.tokenization.byte import ByteTokenizer
+from gptcli.training import checkpoint, run_folder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
+
+OLD, NEW = (10, 20), (5,)
+
+
+def create(run: Path, seed: int) -> None:
+    """What `gptcli train --overwrite` makes of a folder."""
+    config = parse_config("", [f"train.seed={seed}", "data.source=text.txt"])
+    run_folder.create(run, config, ByteTokenizer())
+
+
+def overwrite(run: Path) -> None:
+    """A new run up to its first checkpoint, after which the old one is forgotten."""
+    create(run, 2)
+    write(run, *NEW)
+    run_folder.forget_replaced(run)
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """The files of a run, but not those that wait or are half written."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(run).parts)
+    }
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with two checkpoints, whose folder has a lock as every run's has."""
+    monkeypatch.setattr(durable, "disk", Watched())
+    run = tmp_path / "old"
+    create(run, 1)
+    for step in OLD:
+        write(run, step)
+    checkpoint.mark_best(run, OLD[0])
+    (run / "metrics.jsonl").write_bytes(b'{"step": 20}\n')
+    (run / ".lock").touch()
+    return run
+
+
+def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A copy of `begun` for every operation of a call, which was killed there."""
+    disk = Recording()
+    runs = [shutil.copytree(begun, begun.parent / "whole")]
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        call(runs[0])
+    for count in range(len(disk.tried)):
+        runs.append(shutil.copytree(begun, begun.parent / f"killed-{count}"))
+
+        def body(run: Path = runs[-1], count: int = count) -> None:
+            durable.disk = Deadly(count, half=False)
+            call(run)
+
+        status, text = in_child(body)
+        assert status == signal.SIGKILL, text
+    return runs
+
+
+def check_not_mixed(run: Path) -> None:
+    """Assert that a run that could be gone on with has the checkpoints of its own config alone."""
+    if (run / "config.yaml").exists():
+        new = run_folder.read_config(run).train.seed == 2
+        steps = checkpoint.steps_of(run)
+        assert set(steps) <= set(NEW) if new else steps == list(OLD)
+        for step in steps:
+            check_tensors(run, step)
+
+
+def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(old)
+    new, *runs = kills(old, overwrite, monkeypatch)
+    after = content(new)
+    assert after.keys() & before.keys() == {"config.yaml", "tokenizer.json"}
+    for run in runs:
+        check_not_mixed(run)
+        run_folder.refuse_other_folder(run)  # --overwrite is still allowed
+        had_new = checkpoint.steps_of(run) == list(NEW)
+        create(run, 2)
+        assert temporaries(run / "checkpoints") == []
+        run_folder.put_back(run)
+        assert content(run) == (after if had_new else before)
+    assert had_new
+
+
+def test_a_kill_while_the_old_run_is_put_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(old)
+    create(old, 2)
+    assert content(old) != before
+    for run in kills(old, run_folder.put_back, monkeypatch):
+        check_not_mixed(run)
+        run_folder.refuse_other_folder(run)
+        create(run, 2)
+        run_folder.put_back(run)
+        assert content(run) == before
+
+
+def test_a_full_disk_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(old)
+    disk = Recording()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        create(shutil.copytree(old, old.parent / "whole"), 2)
+    for count in range(len(disk.tried)):
+        run = shutil.copytree(old, old.parent / f"full-{count}")
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "disk", Refusing(count, errno.ENOSPC))
+            with pytest.raises(GptcliError, match=os.strerror(errno.ENOSPC)):
+                create(run, 2)
+            run_folder.put_back(run)
+        assert content(run) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "is_half_a_run"),
+    [
+        ((".lock", "tokenizer.json", ".config.yaml.77.tmp"), True),
+        ((".lock", "tokenizer.json", ".replaced"), True),
+        ((".lock", "tokenizer.json", "notes.txt"), False),
+        ((".lock", "config.yaml"), False),
+        (("tokenizer.json",), False),
+    ],
+)
+def test_what_half_a_run_is(names: tuple[str, ...], is_half_a_run: bool, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    if is_half_a_run:
+        run_folder.refuse_other_folder(tmp_path)
+        return
+    with pytest.raises(GptcliError, match="is not a run folder"):
+        run_folder.refuse_other_folder(tmp_path)
