@@ -137,9 +137,7 @@ class Saver:
         self.saved_at = None
         if self._must or not isinstance(writing.error, (GptcliError, OSError, MemoryError)):
             raise writing.error
-        error = writing.error
-        room = f"; {error.hint.partition(';')[0]}" if isinstance(error, GptcliError) else ""
         yield Notice(
-            f"WARNING: {error}{room}. The training goes on, and tries again when the next "
+            f"WARNING: {writing.error}. The training goes on, and tries again when the next "
             "checkpoint is due"
         )

@@ -122,7 +122,7 @@ def test_the_last_save_must_not_fail(
     with pytest.raises(GptcliError, match="No space left") as failed:
         run()
     assert failed.value.exit_code == 1
-    assert "free space" in failed.value.hint
+    assert "free there" in failed.value.message
     newest, notes = checkpoint.newest_valid(tmp_path / "r")
     assert newest is not None
     assert newest.step in ((12,) if how == "at once" else (9, 12))  # 12 may have been on its way
