@@ -6,6 +6,7 @@ A problem names its file and line (or the override), what is wrong, and the near
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes += 1
         self._depth += 1
         if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _TooMuchError(problem="too much for a config", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
@@ -112,14 +113,16 @@ def find_config(name: str) -> Path:
 
     Raises GptcliError where there is neither, with the nearest name."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
         return path
     shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
-    beside = [str(p) for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    folder = path.parent
+    there = os.path.isdir(folder)  # noqa: PTH112
+    beside = [str(p) for p in sorted(folder.glob("*.y*ml"))] if there else []
     close = nearest(name, [*shipped, *beside])
     ways = "shipped configs: " + ", ".join(shipped)
     raise GptcliError(
@@ -158,6 +161,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
     _read_yaml(document, text)
     for override in overrides:
         _apply(document, override)
+    # A section with nothing in it is all defaults, wherever it was emptied.
+    values = {key: {} if value is None else value for key, value in document.values.items()}
+    document.values = values
     config = None
     try:
         config = Config.model_validate(document.values, strict=True)
@@ -201,8 +207,7 @@ def _read_yaml(document: _Document, text: str) -> None:
             f"{document.name}:1: expected `section:` lines, found a single value",
             "`gptcli configs tiny` prints a config to start from",
         )
-    values = _construct(document, root, (), [0])
-    document.values = {key: {} if value is None else value for key, value in values.items()}
+    document.values = _construct(document, root, (), [0])
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:

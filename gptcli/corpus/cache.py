@@ -95,18 +95,19 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         sealed = meta.pop("sha256") == _meta_sha256(meta) and meta["key"] == key
         shards = [ShardFile(**shard) for shard in meta["shards"]]
         dtype = dtype_for(meta["vocab_size"])
+        fingerprint, documents = str(meta["tokenizer"]), int(meta["documents"])
         ours = all(Path(shard.name).name == shard.name for shard in shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    if not sealed or not ours:
+    if not sealed or not ours:  # a name with a folder in it leads elsewhere
         raise _DamagedError("meta.json")
     try:
-        if sha256_file(folder / "tokenizer.json") != meta["tokenizer"]:  # that is its fingerprint
+        if sha256_file(folder / "tokenizer.json") != fingerprint:  # of what stands in it
             raise _DamagedError("tokenizer.json")
         tokenizer = tokenizer or load_tokenizer(folder / "tokenizer.json")
     except (OSError, GptcliError):
         raise _DamagedError("tokenizer.json") from None
-    if tokenizer.fingerprint() != meta["tokenizer"]:
+    if tokenizer.fingerprint() != fingerprint:
         return None  # whole, but made by another
     maps = []
     for shard in shards:
@@ -114,7 +115,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         if ids is None:
             raise _DamagedError(shard.name)
         maps.append(ids)
-    return Entry(tokenizer, TokenStore(maps), meta["documents"])
+    return Entry(tokenizer, TokenStore(maps), documents)
 
 
 def open_or_build(

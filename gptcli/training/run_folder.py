@@ -32,9 +32,9 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
         return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
     for path in (Path(name), runs / name):
-        if (path / "config.yaml").is_file():
+        if os.path.isfile(path / "config.yaml"):  # noqa: PTH113
             return path
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(
             f"{name} is not a run folder (it has no config.yaml)",
             "a run folder is what gptcli train writes",
