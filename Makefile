@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types wheel-check check clean
+.PHONY: install train test lint types wheel-check fuzz check clean
 
 install: $(STAMP)
 
@@ -29,6 +29,11 @@ types: $(STAMP)
 # The built wheel, in an empty environment, outside the checkout; needs the package index.
 wheel-check: $(STAMP)
 	$(BIN)/python tests/wheel_check.py
+
+# Whatever is fed in is accepted or refused in words; FUZZ=2000000 for a night.
+FUZZ ?= 200000
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py --count $(FUZZ)
 
 check: test lint types wheel-check
 

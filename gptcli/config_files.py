@@ -6,6 +6,7 @@ A problem names its file and line (or the override), what is wrong, and the near
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from gptcli.bounded import read_bounded
 from gptcli.config import Config
 from gptcli.config_problems import Key, Problem, explain, flat
 from gptcli.errors import GptcliError, nearest
 from gptcli.shipped import shipped_configs
 
-_MOST_NODES = 10_000
+_MOST_BYTES = 1 << 17
+_MOST_NODES = 1_000
 _MOST_DEPTH = 20
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 
@@ -34,8 +37,28 @@ class ConfigError(GptcliError):
         self.problems = list(problems)
 
 
+class _TooMuchError(yaml.MarkedYAMLError):
+    """More than a config can be."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as YAML 1.2 and Python write them: `3e-4` is a number, `on` is a word."""
+    """YAML with numbers as YAML 1.2 and Python write them: `3e-4` is a number, `on` is a word.
+
+    What is far more than a config is refused as soon as it is seen."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _TooMuchError(problem="too much for a config", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 # The resolvers are copied before they are changed: yaml.SafeLoader itself stays as it is.
@@ -90,14 +113,16 @@ def find_config(name: str) -> Path:
 
     Raises GptcliError where there is neither, with the nearest name."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
         return path
     shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
-    beside = [str(p) for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    folder = path.parent
+    there = os.path.isdir(folder)  # noqa: PTH112
+    beside = [str(p) for p in sorted(folder.glob("*.y*ml"))] if there else []
     close = nearest(name, [*shipped, *beside])
     ways = "shipped configs: " + ", ".join(shipped)
     raise GptcliError(
@@ -111,18 +136,23 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with all problems found."""
     path = find_config(name)
+    return parse_config(read_yaml(path), overrides, name=str(path))
+
+
+def read_yaml(path: Path, inside: Path | None = None) -> str:
+    """The text of a config file; with `inside`, of one that must lie in that folder."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return read_bounded(path, _MOST_BYTES, inside).decode("utf-8-sig")
     except OSError as error:
         raise GptcliError(
-            f"{path}: cannot be read ({error.strerror})", "is it yours to read?"
+            f"{path}: cannot be read ({error.strerror})",
+            "is it a config, and yours to read? `gptcli configs tiny` prints one",
         ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(
             f"{path}: not UTF-8 text (byte {error.start})",
             "a config is a YAML text file; `gptcli configs tiny` prints one",
         ) from None
-    return parse_config(text, overrides, name=str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
@@ -131,6 +161,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
     _read_yaml(document, text)
     for override in overrides:
         _apply(document, override)
+    # A section with nothing in it is all defaults, wherever it was emptied.
+    values = {key: {} if value is None else value for key, value in document.values.items()}
+    document.values = values
     config = None
     try:
         config = Config.model_validate(document.values, strict=True)
@@ -166,29 +199,42 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _read_yaml(document: _Document, text: str) -> None:
+    root = _compose(document.name, text)
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise GptcliError(
+            f"{document.name}:1: expected `section:` lines, found a single value",
+            "`gptcli configs tiny` prints a config to start from",
+        )
+    document.values = _construct(document, root, (), [0])
+
+
+def _compose(name: str, text: str) -> yaml.Node | None:
+    """The nodes of a YAML text. Raises GptcliError, which names the line."""
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        if root is None:
-            return
-        if not isinstance(root, yaml.MappingNode):
-            raise GptcliError(
-                f"{document.name}:1: expected `section:` lines, found a single value",
-                "`gptcli configs tiny` prints a config to start from",
-            )
-        values = _construct(document, root, (), [0])
+        found: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        return found
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{document.name}:{mark.line + 1}" if mark is not None else document.name
+        where = f"{name}:{mark.line + 1}" if mark is not None else name
+        if isinstance(error, _TooMuchError):
+            raise _too_much(where) from None
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise GptcliError(
             f"{where}: not valid YAML: {what}",
             "keys are indented by spaces and followed by a colon and a space",
         ) from None
-    except RecursionError:
+    except (RecursionError, ValueError, OverflowError):  # an escape that is no character
         raise GptcliError(
-            f"{document.name}: nested too deeply", "a config has two levels"
+            f"{name}: not valid YAML: it cannot be read", "a config has two levels of plain values"
         ) from None
-    document.values = {key: {} if value is None else value for key, value in values.items()}
+
+
+def _too_much(where: str) -> GptcliError:
+    return GptcliError(
+        f"{where}: too much for a config", "a config has two levels: a section, and its keys"
+    )
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
@@ -196,20 +242,17 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
     count[0] += 1
     line = node.start_mark.line + 1
     if count[0] > _MOST_NODES or len(key) > _MOST_DEPTH:
-        raise GptcliError(
-            f"{document.name}:{line}: too much for a config",
-            "a config has two levels: a section, and its keys",
-        )
-    if node.tag.rpartition(":")[2] not in _KINDS or not node.tag.startswith("tag:yaml.org,2002:"):
-        raise GptcliError(
-            f"{document.name}:{line}: YAML tag `{node.tag}` is refused", "write a plain value"
-        )
+        raise _too_much(f"{document.name}:{line}")
+    _refuse_tag(document.name, node)
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for name_node, value_node in node.value:
-            name = str(getattr(name_node, "value", name_node))
-            below = (*key, name)
             where = f"{document.name}:{name_node.start_mark.line + 1}"
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise GptcliError(f"{where}: a key must be a plain word", "write `key: value`")
+            _refuse_tag(document.name, name_node, also="merge")
+            name = str(name_node.value)
+            below = (*key, name)
             if name in values:
                 problem = f"{where}: key `{'.'.join(below)}` stands twice"
                 document.problems.append((problem, "remove one"))
@@ -221,6 +264,16 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
             _construct(document, item, (*key, str(i)), count) for i, item in enumerate(node.value)
         ]
     return _scalar(document.name, node)
+
+
+def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
+    """Only what plain values are is let through: a tag could name code."""
+    prefix, _, kind = node.tag.rpartition(":")
+    if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
+        raise GptcliError(
+            f"{name}:{node.start_mark.line + 1}: YAML tag `{node.tag[:80]}` is refused",
+            "write a plain value",
+        )
 
 
 def _scalar(name: str, node: yaml.Node) -> Any:
@@ -251,13 +304,15 @@ def _apply(document: _Document, override: str) -> None:
     if not equals or not name:
         raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
     try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError:
+        node = _compose(override, text)
+    except GptcliError:
         raise GptcliError(
-            f"{override}: the value is not valid YAML",
+            f"{override[:80]}: the value is not valid YAML",
             "quote it, for example data.source='\"a: b\"'",
         ) from None
     key = tuple(name.split("."))
+    if len(key) > _MOST_DEPTH:
+        raise GptcliError(f"{override[:80]}: no key has so many parts", "such as model.n_layer=6")
     value = None if node is None else _construct(_Document(override), node, (), [0])
     section = document.values
     for part in key[:-1]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.output import note
 from gptcli.cli.own_files import OwnFiles, loaded
 from gptcli.errors import GptcliError
 
@@ -72,11 +73,12 @@ def load(
             wanted = "float32"
     trained = load_trained(
         path,
-        checkpoint or "best",
+        checkpoint,
         device=device,
         dtype=choose_dtype(wanted, device),
         own=loaded(files),
     )
+    _say(trained)
     return path, trained
 
 
@@ -117,8 +119,14 @@ def load_writer(
     own = loaded(files)
     way = choose_way(machine.dtype, device, own_parts=own is not None and own.in_network())
     dtype = torch.float32 if way.native else way.dtype
-    trained = load_trained(path, checkpoint or "best", device=device, dtype=dtype, own=own)
+    trained = load_trained(path, checkpoint, device=device, dtype=dtype, own=own)
+    _say(trained)
     return Writer(path, trained, way, threads)
+
+
+def _say(trained: Trained) -> None:
+    for message in trained.notes:
+        note(f"note: {message}")
 
 
 def _check(machine: Machine) -> None:

@@ -41,6 +41,10 @@ def print_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """A line for the user, on stderr."""
+    if not message.isprintable() and sys.stderr.isatty():
+        from gptcli.view.safe_text import clean
+
+        message = clean(message)
     with suppress(BrokenPipeError):
         sys.stderr.write(message + "\n")
         sys.stderr.flush()
@@ -56,8 +60,11 @@ def print_error(error: GptcliError) -> None:
     if sys.stderr.isatty():
         from rich.text import Text
 
+        from gptcli.view.safe_text import clean
+
         console = stderr_console()
-        for line in lines:
+        # What a file says in an error must not steer the terminal.
+        for line in map(clean, lines):
             head, colon, rest = line.partition(":")
             style = "bold red" if head == "error" else "cyan"
             console.print(Text.assemble((head + colon, style), rest) if colon else line)

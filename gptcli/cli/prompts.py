@@ -6,11 +6,20 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError
 
+_MOST_BYTES = 1 << 26
+
 
 def read_text(file: Path, who: str) -> str:
     """A UTF-8 file, whole; an error says that `who` takes such."""
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        with file.open("rb") as opened:  # a pipe will do, one that never ends will not
+            data = opened.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise GptcliError(
+                f"{file}: longer than {_MOST_BYTES:,} bytes",
+                f"{who} takes a text that fits a model",
+            )
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise GptcliError(
             f"{file}: cannot be read ({error.strerror})", f"{who} takes a UTF-8 text file"

@@ -52,11 +52,12 @@ def _row(run: Path) -> RunRow:
 
 def _number(value: object) -> float | None:
     """A value of a file that anybody may have edited, where it is a number."""
-    return float(value) if isinstance(value, (int, float)) else None
+    fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    return float(value) if fits else None  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and abs(value) < 2**63 else 0
 
 
 def _last_sign(run: Path) -> datetime:
@@ -78,9 +79,12 @@ def _last_records(path: Path) -> dict[str, dict[str, Any]]:
             continue
         if not isinstance(record, dict):
             continue
-        found[record.get("kind", "")] = record
-        if record.get("kind") == "eval" and record.get("val_loss") is not None:
+        kind, loss = record.get("kind"), _number(record.get("val_loss"))
+        if kind not in ("step", "eval"):
+            continue
+        found[kind] = record
+        if kind == "eval" and loss is not None:
             best = found.get("best")
-            if best is None or (_number(record["val_loss"]) or 0.0) < best["val_loss"]:
-                found["best"] = record
+            if best is None or loss < best["val_loss"]:
+                found["best"] = {**record, "val_loss": loss}
     return found

@@ -145,7 +145,8 @@ def _load(name: str) -> Tokenizer:
     from gptcli.training.run_folder import find_run
 
     try:
-        return load_tokenizer(find_run(name) / "tokenizer.json")
+        run = find_run(name)
+        return load_tokenizer(run / "tokenizer.json", inside=run)
     except GptcliError as error:
         if error.message.startswith("no run named"):
             raise GptcliError(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.bounded import read_bounded
 from gptcli.corpus.store import ShardFile, TokenStore, dtype_for, map_shard
 from gptcli.durable import fsync_folder, sha256_file, write_file
 from gptcli.errors import GptcliError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Raised whenever the same text would come out as other tokens or other files."""
 
+_MOST_META = 1 << 24  # a hundred bytes for each shard of 128 MiB
 _ABANDONED_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 
@@ -66,30 +68,54 @@ def write_meta(
     write_file(folder / "meta.json", json.dumps(meta, indent=2).encode("utf-8"))
 
 
-def read_entry(folder: Path, key: str, tokenizer: Tokenizer | None = None) -> Entry | None:
-    """Open an entry, or None where it is absent, torn, changed, or of another key.
+def read_entry(
+    folder: Path, key: str, tokenizer: Tokenizer | None = None, notes: list[str] | None = None
+) -> Entry | None:
+    """Open an entry, or None where it is absent, torn, changed, or of another key; `notes` is
+    told which file is damaged.
 
     With a `tokenizer` it must also be the one that made the entry. Reads every byte once."""
+    try:
+        return _opened(folder, key, tokenizer)
+    except _DamagedError as error:
+        if notes is not None and folder.is_dir():
+            notes.append(f"{folder / str(error)} is damaged; the text is prepared again")
+        return None
+
+
+class _DamagedError(Exception):
+    """The name of the file that is not what it should be."""
+
+
+def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
     from gptcli.tokenization import load_tokenizer
 
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        if meta.pop("sha256") != _meta_sha256(meta) or meta["key"] != key:
-            return None
-        if sha256_file(folder / "tokenizer.json") != meta["tokenizer"]:  # that is its fingerprint
-            return None
+        meta = json.loads(read_bounded(folder / "meta.json", _MOST_META))
+        sealed = meta.pop("sha256") == _meta_sha256(meta) and meta["key"] == key
+        shards = [ShardFile(**shard) for shard in meta["shards"]]
+        dtype = dtype_for(meta["vocab_size"])
+        fingerprint, documents = str(meta["tokenizer"]), int(meta["documents"])
+        ours = all(Path(shard.name).name == shard.name for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _DamagedError("meta.json") from None
+    if not sealed or not ours:  # a name with a folder in it leads elsewhere
+        raise _DamagedError("meta.json")
+    try:
+        if sha256_file(folder / "tokenizer.json") != fingerprint:  # of what stands in it
+            raise _DamagedError("tokenizer.json")
         tokenizer = tokenizer or load_tokenizer(folder / "tokenizer.json")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, GptcliError):
-        return None
-    if tokenizer.fingerprint() != meta["tokenizer"]:
-        return None
-    shards = []
-    for shard in meta["shards"]:
-        ids = map_shard(folder, ShardFile(**shard), dtype_for(meta["vocab_size"]))
+    except (OSError, GptcliError):
+        raise _DamagedError("tokenizer.json") from None
+    if tokenizer.fingerprint() != fingerprint:
+        return None  # whole, but made by another
+    maps = []
+    for shard in shards:
+        ids = map_shard(folder, shard, dtype)
         if ids is None:
-            return None
-        shards.append(ids)
-    return Entry(tokenizer, TokenStore(shards), meta["documents"])
+            raise _DamagedError(shard.name)
+        maps.append(ids)
+    return Entry(tokenizer, TokenStore(maps), documents)
 
 
 def open_or_build(
@@ -107,7 +133,7 @@ def open_or_build(
     ends, and a note says so. Raises GptcliError where there is no room on the disk."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
-        entry = read_entry(goal, key, tokenizer)
+        entry = read_entry(goal, key, tokenizer, notes)
         entry = entry or _build_entry(goal, key, build, tokenizer, notes)
         if entry is not None:
             return entry

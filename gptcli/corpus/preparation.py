@@ -82,7 +82,7 @@ def open_corpus(
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
         # A run that is resumed brings the tokenizer that was trained on this very text.
-        entry = read_entry(folder / trained, trained, tokenizer)
+        entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         key = entry_key(found.content_key, tokenizer.encoding_key())
     if entry is None:

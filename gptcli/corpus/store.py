@@ -165,7 +165,7 @@ def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | 
         if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
             return None
         ids: Tokens = np.asarray(np.memmap(folder / shard.name, dtype=dtype, mode="r"))
-    except (OSError, ValueError):  # ValueError: the file became empty or odd in between
+    except (OSError, ValueError, TypeError):  # ValueError: the file became empty or odd in between
         return None
     digest = hashlib.sha256()
     for first in range(0, len(ids), _CHUNK_TOKENS):

@@ -11,6 +11,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import sys
 import tokenize
 import traceback
@@ -46,9 +47,9 @@ def find_file(
     A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError where there is no
     such file, or where it is not Python."""
     name, class_name = spec, default_class
-    if not Path(spec).is_file() and ":" in spec:
+    if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
-        if right.isidentifier() or Path(left).is_file():
+        if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113
             name, class_name = left, right
     if not class_name.isidentifier():
         raise GptcliError(
@@ -56,9 +57,9 @@ def find_file(
             "write FILE or FILE:CLASS, for example `attention.py:MyAttention`",
         )
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder", "name the Python file in it" + _such_as(path))
-    if not path.is_file():
+    if not os.path.isfile(name):  # noqa: PTH113
         raise GptcliError(f"there is no file {name}", _where_else(path))
     if path.suffix == ".ipynb":
         raise GptcliError(
@@ -135,6 +136,7 @@ def _parse(name: str, path: Path) -> None:
     except SyntaxError as error:
         where = f"{name}:{error.lineno}" if error.lineno else name
         line = (error.text or "").strip()
+        line = line if len(line) <= 200 else line[:197] + "..."
         raise GptcliError(
             f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
             "Python cannot read this file; mend that line first",
@@ -156,7 +158,7 @@ def _such_as(folder: Path) -> str:
 
 def _where_else(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112
         return f"there is no folder {folder} either"
     like = nearest(path.name, (p.name for p in folder.glob("*.py")))
     if like is not None:

@@ -27,8 +27,9 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.keys = torch.zeros(batch, n_head, width, head_dim, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+        # Not set to 0: a slot is read only once it is filled, and takes no memory before.
+        self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
         self.width = width
         self.seen = 0
         self.weights: list[Tensor | None] = []  # what CausalSelfAttention.project keeps

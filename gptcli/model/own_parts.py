@@ -64,8 +64,8 @@ def starts_as_made(name: str, parameter: Tensor) -> bool:
 
 def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
     """Which parts of a checkpoint's model were the learner's, from its meta.json."""
-    if "own_parts" in meta:
-        return tuple(meta["own_parts"])
+    if isinstance(meta.get("own_parts"), list):
+        return tuple(map(str, meta["own_parts"]))
     return ("attention",) if meta.get("own_attention") else ()
 
 

@@ -15,6 +15,7 @@ from gptcli.model.gpt import GPT
 from gptcli.sampling.streams import window_start
 
 _TOKENS_AT_ONCE = 4096
+_LONGEST_PIECE = 1024  # the scores of attention grow with its square
 _LARGE_VOCABULARY = 8192  # its logits take more memory: a quarter of the tokens
 
 
@@ -33,7 +34,7 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
 
 def _ring(model: GPT, text: Tensor) -> Iterator[Tensor]:
     cache = model.new_cache(1)
-    piece = min(model.config.block_size, _at_once(model))
+    piece = min(model.config.block_size, _LONGEST_PIECE)
     for at in range(0, len(text) - 1, piece):
         idx, targets = text[at : at + piece], text[at + 1 : at + piece + 1]
         logits = model(idx[None, : len(targets)], cache=cache)

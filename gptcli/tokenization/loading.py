@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gptcli.bounded import read_bounded
 from gptcli.errors import GptcliError
 from gptcli.tokenization.bpe import BpeTokenizer
 from gptcli.tokenization.building import KINDS
@@ -15,22 +16,28 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
+_MOST_BYTES = 1 << 26  # a vocabulary of a million tokens takes half of it
+_LONGEST = 1024  # bytes of a token; training makes none of a third of that
+_MOST_WORK = 1 << 26  # sum of the squared lengths: what finding the merges takes
+
 
 class _DamagedError(Exception):
     """What is wrong with a file, in words that fit behind its path and a colon."""
 
 
-def load_tokenizer(path: Path, own: type[Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: Path, own: type[Any] | None = None, inside: Path | None = None
+) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
     It is rebuilt from the kind and the vocabulary, and then has to say the same as the file in
     every other point: so no file is taken for more than it is, and what Hugging Face `tokenizers`
     makes of the file is what this makes of it. Raises GptcliError for a file that cannot be read,
     is damaged, or was not written by gptcli. A file written for a tokenizer of the user's own needs
-    their class as `own`.
+    their class as `own`; with `inside` it must lie in that folder, links followed.
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES, inside)
     except OSError as error:
         raise GptcliError(
             f"{path}: the tokenizer cannot be read ({error.strerror})",
@@ -68,7 +75,7 @@ def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
     elif kind in KINDS:
         tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
     else:
-        raise _DamagedError(f"model.kind is {kind!r}, not one of {', '.join(KINDS)}")
+        raise _DamagedError(f"model.kind is {_short(kind)}, not one of {', '.join(KINDS)}")
     try:
         written = json.loads(tokenizer.to_json())
     except GptcliError as error:
@@ -92,9 +99,11 @@ def _tokens_by_id(vocab: Any) -> list[str]:
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < len(vocab):
-            raise _DamagedError(f"token {token!r} has the id {id!r}")
+            raise _DamagedError(f"token {_short(token)} has the id {_short(id)}")
         if id in by_id:
-            raise _DamagedError(f"tokens {by_id[id]!r} and {token!r} have the same id {id}")
+            raise _DamagedError(
+                f"tokens {_short(by_id[id])} and {_short(token)} have the same id {id}"
+            )
         by_id[id] = token
     return [by_id[id] for id in range(len(by_id))]
 
@@ -103,7 +112,7 @@ def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
     if kind == "char":
         for token in tokens:
             if len(token) != 1 or "\ud800" <= token <= "\udfff":
-                raise _DamagedError(f"token {token!r} is not one character")
+                raise _DamagedError(f"token {_short(token)} is not one character")
         return CharTokenizer("".join(tokens))
     if kind == "byte":
         return ByteTokenizer()
@@ -121,4 +130,12 @@ def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
         raise _DamagedError("ids 0 to 255 are not the single bytes")
     if not all(pieces):
         raise _DamagedError("the vocabulary has an empty token")
+    longest = max(map(len, pieces))
+    if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > _MOST_WORK:
+        raise _DamagedError(f"the vocabulary has tokens of up to {longest:,} bytes, or too many")
     return BpeTokenizer(pieces[256:])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

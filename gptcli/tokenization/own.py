@@ -31,6 +31,8 @@ for as many in plain Python."""
 LONGEST_LINE = 1_000
 """Characters; longer lines are cut, since merging in plain Python takes quadratic time."""
 
+_MOST_BYTES = 1 << 24  # of all tokens together
+
 _REMEMBERED = 50_000  # lines whose ids are kept: names of speakers come again and again
 
 
@@ -144,13 +146,21 @@ def own_from_json(model: dict[str, Any], cls: type[Any]) -> OwnTokenizer:
     if not isinstance(lines, list) or not isinstance(saved, str):
         raise ValueError("it has no model.merges or no model.saved")
     merges: list[tuple[int, int]] = []
+    lengths, total = [1] * 256, 0
     for number, line in enumerate(lines):
         words = line.split(" ") if isinstance(line, str) else []
-        if len(words) != 2 or not all(word.isdecimal() and word.isascii() for word in words):
-            raise ValueError(f"merge {number} is {line!r}")
+        plain = all(w.isdecimal() and w.isascii() and len(w) < 10 for w in words)
+        if len(words) != 2 or not plain:
+            raise ValueError(f"merge {number} is {line!r:.80}")
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # each may double the one before
+        total += lengths[-1]
+        if total > _MOST_BYTES:
+            raise ValueError(
+                f"the tokens up to merge {number} have more than {_MOST_BYTES:,} bytes"
+            )
     return restore_own(cls, merges, base64.b64decode(saved, validate=True))
 
 

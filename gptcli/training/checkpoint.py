@@ -8,7 +8,6 @@ the others. Nothing is pickled.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,14 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli import durable
+from gptcli.bounded import MOST_JSON, read_bounded
 from gptcli.errors import GptcliError
+from gptcli.training.meta_file import TENSOR_FILES, parse_meta, seal
+from gptcli.training.tensor_file import read_tensors
 
 if TYPE_CHECKING:  # listing runs must not wait for torch
     from torch import Tensor
 
-_NAME = re.compile(r"step-(\d{8,})")
-_FILES = ("model.safetensors", "state.safetensors")
-_WRITTEN = r"step-\d{8,}|best|meta\.json"
+_NAME = re.compile(r"step-([0-9]{8,18})")
+_MOST_NAME = 100  # bytes of `checkpoints/best`
+_WRITTEN = r"step-[0-9]{8,18}|best|meta\.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def steps_of(run: Path) -> list[int]:
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
+        if match and path.is_dir() and path == folder_of(run, int(match[1])):
             found.append(int(match[1]))
     return sorted(found)
 
@@ -63,18 +65,16 @@ def save(
     A step that has one keeps its tensors, which are the same, and gets the new meta.json.
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
     goal = folder_of(run, step)
-    meta = {"format": 1, "step": step, **meta}
     with _told(goal, run):
         durable.make_folder(goal.parent)
-        durable.sweep(
-            goal.parent, _WRITTEN
-        )  # what a failed save could not delete must not fill the disk
+        # What a failed save could not delete must not fill the disk.
+        durable.sweep(goal.parent, _WRITTEN)
         files = _files_there(run, step)
         if files is not None:
-            durable.write_atomically(goal / "meta.json", _to_json({**meta, "files": files}))
+            durable.write_atomically(goal / "meta.json", seal(step, meta, files))
             durable.fsync_folder(goal.parent)  # in case that failed when the folder was new
         else:
-            _write_folder(goal, model, state, meta)
+            _write_folder(goal, step, model, state, meta)
     return goal
 
 
@@ -87,7 +87,11 @@ def _files_there(run: Path, step: int) -> dict[str, Any] | None:
 
 
 def _write_folder(
-    goal: Path, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
+    goal: Path,
+    step: int,
+    model: dict[str, Tensor],
+    state: dict[str, Tensor],
+    meta: dict[str, Any],
 ) -> None:
     """Write a checkpoint folder, in the place of a damaged one where there is one: all of it, or,
     with the exception, nothing."""
@@ -97,21 +101,17 @@ def _write_folder(
     try:
         durable.disk.mkdir(temporary)
         files = {}
-        for name, tensors in zip(_FILES, (model, state), strict=True):
+        for name, tensors in zip(TENSOR_FILES, (model, state), strict=True):
             data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             durable.write_file(temporary / name, data)
             files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        durable.write_file(temporary / "meta.json", _to_json({**meta, "files": files}))
+        durable.write_file(temporary / "meta.json", seal(step, meta, files))
         if goal.exists():
             durable.remove_folder(goal)
         durable.replace_folder(temporary, goal)
     except BaseException:
         durable.remove_tree(temporary)
         raise
-
-
-def _to_json(meta: dict[str, Any]) -> bytes:
-    return json.dumps(meta, indent=1).encode()
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _read_best(run: Path) -> int | None:
     """The step that `checkpoints/best` names, None where there is no such file. Raises OSError or
     ValueError where it cannot be read or is damaged."""
     try:
-        text = (run / "checkpoints" / "best").read_text("utf-8").strip()
+        text = read_bounded(run / "checkpoints" / "best", _MOST_NAME, run).decode("utf-8").strip()
     except FileNotFoundError:
         return None
     match = _NAME.fullmatch(text)
@@ -186,62 +186,31 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
     """meta.json of a checkpoint. Raises GptcliError (exit code 1) where it is damaged."""
     path = folder_of(run, step) / "meta.json"
     try:
-        meta = json.loads(path.read_text("utf-8"))
-        whole = (
-            isinstance(meta, dict)
-            and (meta["format"], meta["step"]) == (1, step)
-            and isinstance(meta["progress"], dict)
-            and all(
-                isinstance(meta["files"][name]["size"], int)
-                and isinstance(meta["files"][name]["sha256"], str)
-                for name in _FILES
-            )
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
-        raise GptcliError(f"{path} {what}", _others(run, step), exit_code=1) from None
-    if not whole:
-        raise GptcliError(f"{path} is damaged", _others(run, step), exit_code=1)
-    return dict(meta)
+        return parse_meta(read_bounded(path, MOST_JSON, run), step)
+    except FileNotFoundError:
+        raise _damaged(run, step, f"{path} is missing") from None
+    except OSError as error:
+        raise _damaged(run, step, f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise _damaged(run, step, f"{path} is damaged: {error}") from None
 
 
 def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
     """Read a checkpoint, sizes and hashes verified; `state` is empty unless asked for.
 
     Raises GptcliError (exit code 1) that names the damaged file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
     meta = read_meta(run, step)
     tensors: list[dict[str, Tensor]] = []
-    for name in _FILES if with_state else _FILES[:1]:
+    for name in TENSOR_FILES if with_state else TENSOR_FILES[:1]:
         path = folder_of(run, step) / name
-        expected = meta["files"][name]
+        file = meta["files"][name]
         try:
-            if path.stat().st_size != expected["size"]:
-                raise GptcliError(
-                    f"{path} is damaged: {path.stat().st_size:,} bytes, meta.json says "
-                    f"{expected['size']:,}",
-                    _others(run, step),
-                    exit_code=1,
-                )
-            data = path.read_bytes()
+            tensors.append(read_tensors(path, file["size"], file["sha256"], run))
         except OSError as error:
-            raise GptcliError(
-                f"{path} cannot be read ({error.strerror})", _others(run, step), exit_code=1
-            ) from None
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise GptcliError(
-                f"{path} is damaged: its SHA-256 is not the one in meta.json",
-                _others(run, step),
-                exit_code=1,
-            )
-        try:
-            tensors.append(from_bytes(data))
-        except (SafetensorError, ValueError):
-            raise GptcliError(
-                f"{path} is not a safetensors file", _others(run, step), exit_code=1
-            ) from None
+            what = f"{path} cannot be read ({error.strerror})"
+            raise _damaged(run, step, what) from None
+        except ValueError as error:
+            raise _damaged(run, step, f"{path} is damaged: {error}") from None
     return Checkpoint(
         step, folder_of(run, step), tensors[0], tensors[1] if with_state else {}, meta
     )
@@ -250,20 +219,51 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, with its state, and a note for each damaged one that
     was passed over. Raises GptcliError where there are checkpoints but none is whole."""
-    notes: list[str] = []
     steps = steps_of(run)
-    for step in reversed(steps):
+    return _first_whole(run, steps[::-1], with_state=True) if steps else (None, [])
+
+
+def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
+    """The best checkpoint, or where it is damaged the newest that is whole, without state; and
+    what to say of it. Raises GptcliError where there is none, or none is whole."""
+    first = choose_step(run, "best")
+    _, notes = best_of(run)
+    others = [step for step in reversed(steps_of(run)) if step != first]
+    saved, more = _first_whole(run, [first, *others], with_state=False)
+    if saved.step != first:
+        more.append(f"using the newest checkpoint that is whole, step {saved.step}")
+    return saved, [*notes, *more]
+
+
+def _first_whole(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpoint, list[str]]:
+    notes: list[str] = []
+    for step in steps:
         try:
-            return load(run, step, with_state=True), notes
+            return load(run, step, with_state=with_state), notes
         except GptcliError as error:
             notes.append(error.message)
-    if steps:
-        raise GptcliError(
-            f"{run}: no checkpoint is whole: " + "; ".join(notes),
-            "start again with --overwrite",
-            exit_code=1,
-        )
-    return None, notes
+    raise GptcliError(
+        f"{run}: no checkpoint is whole: " + "; ".join(notes),
+        "start again: gptcli train --overwrite",
+        exit_code=1,
+    )
+
+
+def best_of(run: Path) -> tuple[int | None, list[str]]:
+    """The best step, None without one; and a note where `checkpoints/best` does not say so: the
+    newest checkpoint that can be read knows it too."""
+    path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
+    known = None
+    for step in reversed(steps):
+        with suppress(GptcliError):
+            known = read_meta(run, step)["progress"].get("best_step")
+            break
+    if known not in steps:
+        known = named if named in steps else None
+    if known == named:
+        return known, []
+    what = f"names step {named}" if named is not None else "is damaged or missing"
+    return known, [f"{path} {what}; by its meta.json the best checkpoint is of step {known}"]
 
 
 def choose_step(run: Path, which: str) -> int:
@@ -274,15 +274,19 @@ def choose_step(run: Path, which: str) -> int:
             f"{run} has no checkpoint yet", f"train it: gptcli train --resume --out {run}"
         )
     if which == "best":
-        best = best_step(run)
-        return best if best in steps else steps[-1]
+        best, _ = best_of(run)
+        return best if best is not None else steps[-1]
     if which == "last":
         return steps[-1]
-    if which.isdecimal() and int(which) in steps:
+    if which.isdecimal() and which.isascii() and len(which) < 20 and int(which) in steps:
         return int(which)
     raise GptcliError(
         f"{run} has no checkpoint `{which}`", "there are: best, last, " + ", ".join(map(str, steps))
     )
+
+
+def _damaged(run: Path, step: int, message: str) -> GptcliError:
+    return GptcliError(message, _others(run, step), exit_code=1)
 
 
 def _others(run: Path, step: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptcli.bounded import machine_memory
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
@@ -74,7 +74,4 @@ def _memory_of(device: torch.device) -> float:
     """Bytes of memory of the device, used or not; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
+    return machine_memory() or math.inf

@@ -13,40 +13,46 @@ from gptcli.model.gpt import GPT
 from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.setup import check_same_model, same_tokenizer
+from gptcli.training.consistency import same_config, same_tokenizer
 from gptcli.training.state import build_model
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode with what belongs to it."""
+    """A model in evaluation mode with what belongs to it, and what the user should be told."""
 
     model: GPT
     tokenizer: Tokenizer
     config: Config
     step: int
     meta: dict[str, Any]
+    notes: list[str]
 
 
 def load_trained(
     run: Path,
-    which: str,
+    which: str | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
     own: OwnParts | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint `which` ("best", "last" or a step).
+    """The model of a run's checkpoint `which` ("best", "last" or a step); None: the best where
+    there is one, else the newest, and where that is damaged the newest that is whole.
 
     Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
     (or does not need) files of the user's own."""
     config = run_folder.read_config(run)
-    step = checkpoint.choose_step(run, which)
-    meta = checkpoint.read_meta(run, step)
-    refuse_other_parts(run, parts_of(meta), own)
-    check_same_model(run, meta, config)
+    if which is None:
+        loaded, notes = checkpoint.best_valid(run)
+    else:
+        loaded = checkpoint.load(run, checkpoint.choose_step(run, which))
+        notes = checkpoint.best_of(run)[1] if which == "best" else []
+    refuse_other_parts(run, parts_of(loaded.meta), own)
+    notes += same_config(run, loaded.meta, config)
     tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
-    same_tokenizer(run, tokenizer, meta)
-    loaded = checkpoint.load(run, step)
+    same_tokenizer(run, tokenizer, loaded.meta)
     model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)
-    return Trained(model.to(device, dtype).eval(), tokenizer, config, step, meta)
+    return Trained(
+        model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
+    )

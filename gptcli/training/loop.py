@@ -306,6 +306,7 @@ class _Loop:
             "tokenizer": corpus.tokenizer.fingerprint(),
             "data": corpus.content_key,
             "model": self.setup.config.model.model_dump(),
+            "config": self.setup.config.model_dump(),
             "own_attention": "attention" in own,
             "own_parts": list(own),
         }

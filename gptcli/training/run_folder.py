@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import durable
+from gptcli.bounded import MOST_JSON, read_bounded
 from gptcli.config import Config
-from gptcli.config_files import dump_config, parse_config
+from gptcli.config_files import dump_config, parse_config, read_yaml
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenization import Tokenizer, load_tokenizer
 
@@ -30,9 +31,9 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
         return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
     for path in (Path(name), runs / name):
-        if (path / "config.yaml").is_file():
+        if os.path.isfile(path / "config.yaml"):  # noqa: PTH113
             return path
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(
             f"{name} is not a run folder (it has no config.yaml)",
             "a run folder is what gptcli train writes",
@@ -176,16 +177,12 @@ def refuse_other_folder(run: Path) -> None:
 def read_config(run: Path) -> Config:
     """The resolved config of a run."""
     path = run / "config.yaml"
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise GptcliError(f"{path} cannot be read as UTF-8 text", "train the run again") from None
-    return parse_config(text, name=str(path))
+    return parse_config(read_yaml(path, inside=run), name=str(path))
 
 
 def read_tokenizer(run: Path, own: type[Any] | None = None) -> Tokenizer:
     """The tokenizer of a run; `own` is the learner's class where it has learnt by theirs."""
-    return load_tokenizer(run / "tokenizer.json", own)
+    return load_tokenizer(run / "tokenizer.json", own, inside=run)
 
 
 def _is_half_made(run: Path) -> bool:
@@ -228,7 +225,7 @@ class Metrics:
 def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return float("inf")
 
 
@@ -244,7 +241,7 @@ def trim_samples(run: Path, resumed_from: int) -> None:
     if not path.exists():
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
-    for match in re.finditer(r"^=== step (\d+) ===$", text, re.MULTILINE):
+    for match in re.finditer(r"^=== step ([0-9]{1,18}) ===$", text, re.MULTILINE):
         if int(match[1]) > resumed_from:
             durable.write_atomically(path, text[: match.start()].encode("utf-8"))
             return
@@ -258,7 +255,7 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
 def read_status(run: Path) -> dict[str, Any]:
     """What run.json says, {} where it is not there or not readable."""
     try:
-        values = json.loads((run / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        values = json.loads(read_bounded(run / "run.json", MOST_JSON))
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

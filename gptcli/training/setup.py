@@ -16,6 +16,13 @@ from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.consistency import (
+    HARMLESS,
+    ROUNDING,
+    other_network,
+    same_config,
+    same_tokenizer,
+)
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
 from gptcli.training.schedule import (
@@ -28,18 +35,6 @@ from gptcli.training.schedule import (
 from gptcli.training.state import progress_of
 from gptcli.training.summary import standing
 
-# Changing these between a stop and a resume leaves the weights as they would have been.
-_HARMLESS = {
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "train.log_every",
-    "train.stop_at_val_loss",
-    "train.patience",
-}
-# These change the rounding only: the run goes on, but no longer bit for bit.
-_ROUNDING = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
 # A compilation takes about a minute on a GPU; a run should last a good deal longer than that.
 _COMPILE_FROM_TOKENS = 50_000_000
 
@@ -185,7 +180,7 @@ def prepare_resume(
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
     else:
         parts = parts_of(saved.meta)
-        check_same_model(run, saved.meta, config)
+        notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, own)
     if saved is not None and _is_finished(run, saved, config, stored):
         return None
@@ -224,37 +219,6 @@ def status_of_finished(run: Path) -> dict[str, Any]:
         progress = progress_of(checkpoint.read_meta(run, step))
         status |= {"run": str(run), **standing(progress, "done")}
     return {**status, "resumed_from": step}
-
-
-def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
-    """Raise GptcliError where a run's tokenizer.json is not the one its weights learned with."""
-    if meta.get("tokenizer") != tokenizer.fingerprint():
-        raise GptcliError(
-            f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
-            "put the original file back",
-            exit_code=1,
-        )
-
-
-def check_same_model(run: Path, meta: dict[str, Any], config: Config) -> None:
-    """Raise GptcliError where config.yaml names another network than the checkpoint's."""
-    odd = _other_keys(config, meta)
-    if odd:
-        raise GptcliError(
-            f"{run / 'config.yaml'} is not the config of this checkpoint: {', '.join(odd)}",
-            "put the original values back",
-            exit_code=1,
-        )
-
-
-def _other_keys(config: Config, meta: dict[str, Any]) -> list[str]:
-    """What of the network differs from a checkpoint's, dropout aside."""
-    there, now = meta.get("model", {}), config.model.model_dump()
-    return [
-        f"model.{key} {now[key]} (there {there.get(key)})"
-        for key in now
-        if key != "dropout" and now[key] != there.get(key)
-    ]
 
 
 def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
@@ -304,9 +268,9 @@ def _merge(
                 )
         elif key == "data.source":
             pass  # a text that has moved; its content is compared once it has been read
-        elif key in _ROUNDING:
+        elif key in ROUNDING:
             notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
-        elif key in _HARMLESS:
+        elif key in HARMLESS:
             notes.append(f"{key} is now {new}")
         else:
             old = differences(stored, wanted)[key][0]
@@ -359,7 +323,7 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
 
 def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
     """A fine-tune keeps the other run's network; only dropout is its own choice."""
-    odd = _other_keys(config, meta)
+    odd = other_network(config, meta)
     if odd:
         raise GptcliError(
             f"the config's network is not the one of {run}: " + ", ".join(odd),

@@ -6,12 +6,14 @@ state of its own: weights, optimizer, counters and the loss scale are all there 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptcli.bounded import machine_memory
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT, initialise
@@ -109,24 +111,86 @@ def build_model(
 ) -> GPT:
     """A float32 model on the CPU with given or newly drawn weights.
 
-    Raises GptcliError (exit code 1) where the weights have other names or shapes."""
+    Raises GptcliError before anything is allocated where the weights have other names or shapes
+    (exit code 1), or the model is larger than this machine's memory."""
+    in_network = own is not None and own.in_network()
+    given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
+    if given is not None:
+        _refuse_other_shapes(_outer_shapes(config, vocab_size), given, all_of_them=False)
+        _refuse_other_depth(config, given)
+    if not in_network:
+        wanted = parameter_shapes(config, vocab_size)
+        if given is not None:
+            _refuse_other_shapes(wanted, given)
+        _refuse_too_large(wanted)
     model = GPT(config, vocab_size, own=own)
-    if weights is None:
+    if weights is None or given is None:
         initialise(model, torch.Generator().manual_seed(seed))
         return model
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if wanted != given:
-        odd = sorted(
-            name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
-        )
-        raise GptcliError(
-            f"the checkpoint's weights are not this model's: `{odd[0]}` is "
-            f"{given.get(odd[0], 'missing')}, the config wants {wanted.get(odd[0], 'none')}",
-            "was the run trained with another file of your own, or was config.yaml edited?",
-            exit_code=1,
-        )
+    if in_network:
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        _refuse_other_shapes(wanted, given)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
     return model
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """Name and shape of every parameter of the built-in model, without allocating one."""
+    with torch.device("meta"):  # all blocks are alike
+        one = GPT(config.model_copy(update={"n_layer": 1}), vocab_size)
+    shapes: Shapes = {}
+    for name, parameter in one.named_parameters():
+        if name.startswith("h.0."):
+            rest = name.removeprefix("h.0.")
+            names = [f"h.{layer}.{rest}" for layer in range(config.n_layer)]
+        else:
+            names = [name]
+        shapes |= dict.fromkeys(names, tuple(parameter.shape))
+    return shapes
+
+
+def _outer_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """What every model of the config has, whoever wrote its parts."""
+    shapes: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
+    if config.arch == "gpt2":
+        shapes["wpe.weight"] = (config.block_size, config.n_embd)
+    return shapes
+
+
+def _refuse_other_shapes(wanted: Shapes, given: Shapes, all_of_them: bool = True) -> None:
+    odd = [name for name, shape in wanted.items() if given.get(name) != shape]
+    if all_of_them:
+        odd += [name for name in given if name not in wanted]
+    if odd:
+        name = min(odd)
+        raise GptcliError(
+            f"the checkpoint's weights are not this model's: `{name}` is "
+            f"{given.get(name, 'missing')}, the config wants {wanted.get(name, 'none')}",
+            "was the run trained with another file of your own, or was config.yaml edited?",
+            exit_code=1,
+        )
+
+
+def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
+    layers = {name.split(".")[1] for name in given if name.startswith("h.")}
+    if len(layers) != config.n_layer:
+        raise GptcliError(
+            f"the checkpoint has {len(layers):,} layers, the config n_layer {config.n_layer:,}",
+            "was config.yaml edited?",
+            exit_code=1,
+        )
+
+
+def _refuse_too_large(shapes: Shapes) -> None:
+    count, memory = sum(math.prod(shape) for shape in shapes.values()), machine_memory()
+    if memory is not None and 4 * count > memory:
+        raise GptcliError(
+            f"the model has {count:,} parameters, {4 * count / 2**30:,.0f} GiB; this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory",
+            "lower model.n_layer, model.n_embd or model.block_size",
+        )

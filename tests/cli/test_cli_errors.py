@@ -169,6 +169,39 @@ def test_more_wrong_command_lines(
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+def test_what_a_file_says_in_an_error_does_not_steer_the_terminal(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    path = tmp_path / "mine.yaml"
+    path.write_text('"\\e[2J\\e]0;title\\a": 1\n', encoding="utf-8")
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    outcome = cli("train", path)
+    assert outcome.code == 2
+    assert "unknown key `\N{SYMBOL FOR ESCAPE}[2J" in outcome.err
+    assert "\x1b[2J" not in outcome.err
+    assert "\x1b]0" not in outcome.err
+
+
+@pytest.mark.parametrize("dots", [20, 100_000])
+def test_an_override_of_absurd_depth_is_refused_at_once(dots: int, cli: Any) -> None:
+    outcome = cli("train", "tiny", "model" + ".x" * dots + "=1")
+    assert outcome.code == 2
+    assert "no key has so many parts" in form(outcome)[0]
+
+
+def test_a_model_beyond_the_machines_memory_is_refused_before_it_is_built(
+    cli: Any, tmp_path: Path, text_file: Path
+) -> None:
+    large = ("model.n_layer=1000", "model.n_embd=16384", "model.block_size=8")
+    outcome = cli("train", text_file, *large, "--out", tmp_path / "r", "run.engine=torch")
+    assert outcome.code == 2, outcome.err
+    assert "this machine has" in outcome.err
+    assert "error: the model has 3,222," in outcome.err
+
+
 def test_debug_shows_the_traceback(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

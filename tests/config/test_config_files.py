@@ -57,6 +57,13 @@ def test_a_whole_number_with_an_exponent_counts_steps() -> None:
     assert parse_config("", ["train.max_steps=2e3"]).train.max_steps == 2000
 
 
+@pytest.mark.parametrize("override", ["model=", "model=null", "train=~"])
+def test_a_section_emptied_by_an_override_is_all_defaults(override: str) -> None:
+    assert parse_config("model: {n_layer: 2}\ntrain: {seed: 1}", [override, "data="]) == (
+        parse_config("train: {seed: 1}" if override.startswith("model") else "model: {n_layer: 2}")
+    )
+
+
 def test_overrides_win_and_are_read_as_yaml() -> None:
     config = parse_config(
         "model: {n_layer: 2}",
@@ -165,8 +172,11 @@ def test_single_problems(text: str, message: str, hint: str | None) -> None:
         ("- a\n- b\n", "mine.yaml:1: expected `section:` lines"),
         ("a: !!python/object/apply:os.system [ls]", "YAML tag"),
         ("a: !!python/name:os.system", "YAML tag"),
+        ("!!python/name:os.system a: 1", "YAML tag"),
         ("a: &x [*x, *x]", "too much for a config"),
-        ("a: " + "[" * 2000, "mine.yaml"),
+        ("a: " + "[" * 2000, "too much for a config"),
+        ("? [&a [x, x], &b [*a, *a]]\n: 1", "a key must be a plain word"),
+        ('a: "\\UFFFFFFFF"', "it cannot be read"),
         ("train: {seed: !!int abc}", "is not a number"),
         ("model: {n_layer: " + "9" * 5000 + "}", "is not a number"),
     ],

@@ -1,0 +1,93 @@
+"""meta.json of a checkpoint: sealed with a hash of its own content, and believed only in full.
+
+Format 2 holds, under `sha256`, the hash of everything else in it; format 1, which was written
+before, has none and is still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+from gptcli.config_problems import flat
+
+FORMAT = 2
+TENSOR_FILES = ("model.safetensors", "state.safetensors")
+
+_COUNTERS = ("step", "tokens", "evaluations_without_best")
+_COUNTERS_OR_NONE = ("evaluated_at", "best_step")
+_NUMBERS = ("seconds", "loss_scale")
+_NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss")
+_MOST = 2**63
+
+
+def seal(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
+    """The text of meta.json for a step: `meta`, what the tensor files must be, and the hash."""
+    whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
+    whole.pop("sha256", None)
+    # As it will be read: numbers and keys that JSON writes otherwise must not change the hash.
+    whole = json.loads(json.dumps(whole))
+    return json.dumps({**whole, "sha256": _digest(whole)}, indent=1).encode("utf-8")
+
+
+def parse_meta(content: bytes, step: int) -> dict[str, Any]:
+    """What `seal` wrote for this step. Raises ValueError, which says what is wrong with it."""
+    try:
+        return _parsed(content, step)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError("it is not JSON that can be read") from None
+
+
+def _parsed(content: bytes, step: int) -> dict[str, Any]:
+    meta = json.loads(content.decode("utf-8"))
+    if not isinstance(meta, dict) or meta.get("format") not in (1, FORMAT):
+        raise ValueError("it is not the meta.json of a checkpoint")
+    if meta["format"] == FORMAT:
+        sealed = {key: value for key, value in meta.items() if key != "sha256"}
+        if meta.get("sha256") != _digest(sealed):
+            raise ValueError("its SHA-256 is not the one in it")
+    if type(meta.get("step")) is not int or meta["step"] != step:
+        raise ValueError(f"it is of another step than {step}")
+    if wrong := _wrong(meta):
+        raise ValueError(f"`{wrong}` is not what it should be")
+    return meta
+
+
+def _wrong(meta: dict[str, Any]) -> str | None:
+    """The first key whose value is of the wrong kind."""
+    progress, files = meta.get("progress"), meta.get("files")
+    if not isinstance(progress, dict):
+        return "progress"
+    known = (*_COUNTERS, *_COUNTERS_OR_NONE, *_NUMBERS, *_NUMBERS_OR_NONE)
+    for key, value in progress.items():
+        count = type(value) is int and 0 <= value < _MOST
+        number = type(value) is float or count
+        none = value is None and key in (*_COUNTERS_OR_NONE, *_NUMBERS_OR_NONE)
+        fits = count if key in (*_COUNTERS, *_COUNTERS_OR_NONE) else number
+        if key not in known or not (fits or none):
+            return f"progress.{key}"
+    if progress.get("step") != meta["step"]:
+        return "progress.step"
+    if not math.isfinite(progress.get("loss_scale", 1.0)) or not progress.get("loss_scale", 1.0):
+        return "progress.loss_scale"
+    for name in TENSOR_FILES:
+        file = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(file, dict) or not isinstance(file.get("sha256"), str):
+            return f"files.{name}"
+        if type(file.get("size")) is not int or not 0 <= file["size"] < _MOST:
+            return f"files.{name}"
+    for key, kind in (("tokenizer", str), ("data", str), ("model", dict), ("config", dict)):
+        if key in meta and not isinstance(meta[key], kind):
+            return key
+    parts = meta.get("own_parts", [])
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return "own_parts"
+    if any(isinstance(value, list) for value in flat(meta.get("config", {})).values()):
+        return "config"
+    return None
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,0 +1,108 @@
+"""The long run of the fuzzing: `make fuzz`, or python tests/fuzz/run.py --count 200000.
+
+Prints a line for each target: inputs, how many were accepted and refused, the slowest, and what
+went wrong, with the smallest input that shows it. Exit code 1 where anything did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from interesting import INTERESTING  # noqa: E402
+from targets import Target, targets  # noqa: E402
+
+ROUND = 2_000  # inputs from one seed: Hypothesis remembers all of them
+
+
+@dataclass
+class Count:
+    """What came of the inputs of one target."""
+
+    inputs: int = 0
+    accepted: int = 0
+    slowest: float = 0.0
+    failure: str = ""
+
+
+def fuzz(target: Target, count: int, first_seed: int) -> Count:
+    """Feed `count` inputs, or as many as it takes until one goes wrong."""
+    done = Count()
+
+    def feed(value: object) -> None:
+        start = time.perf_counter()
+        done.inputs += 1
+        done.accepted += target.accepts(value)
+        done.slowest = max(done.slowest, time.perf_counter() - start)
+
+    def several(number: int) -> None:
+        @seed(number)
+        @settings(
+            max_examples=min(ROUND, count - done.inputs),
+            deadline=None,
+            database=None,
+            print_blob=False,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(target.strategy)
+        def round_of_inputs(value: object) -> None:
+            feed(value)
+
+        round_of_inputs()
+
+    try:
+        for value in INTERESTING.get(target.name, []):
+            feed(value)
+        number = first_seed
+        while done.inputs < count:
+            several(number)
+            number += 1
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        notes = "\n".join(getattr(error, "__notes__", []))
+        done.failure = f"{''.join(traceback.format_exception(error)[-4:])}{notes}"[:3000]
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200_000, help="inputs in all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", help="only targets whose name contains this")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GPTCLI_CACHE"] = str(Path(folder, "cache"))
+        chosen = [t for t in targets(Path(folder)) if (asked.target or "") in t.name]
+        shares = sum(target.share for target in chosen)
+        print(f"{'target':24} {'inputs':>8} {'accepted':>9} {'refused':>8} {'slowest':>9}")
+        total, failed = 0, 0
+        for target in chosen:
+            count = fuzz(target, -(-asked.count * target.share // shares), asked.seed)
+            total += count.inputs
+            print(
+                f"{target.name:24} {count.inputs:8,} {count.accepted:9,} "
+                f"{count.inputs - count.accepted:8,} {count.slowest * 1000:6.0f} ms",
+                flush=True,
+            )
+            if count.failure:
+                failed += 1
+                print(f"FAILED: {target.name}\n{count.failure}", flush=True)
+    print(f"{total:,} inputs; targets that failed: {failed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

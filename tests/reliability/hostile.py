@@ -1,0 +1,386 @@
+"""Run folders made to do harm, and what `score` and `train --resume` make of them.
+
+`python hostile.py RUN TEXT FOLDER` prints one line of JSON for each case: how it ended, in how many
+seconds, and by how many bytes the process grew beyond PyTorch and gptcli themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Case = Callable[[Path, Path], None]
+"""Changes a run folder, which has one checkpoint; the second folder lies outside it."""
+
+CASES: dict[str, tuple[Case, str]] = {}
+STEP = "checkpoints/step-00000012"
+
+
+def case(words: str) -> Callable[[Case], Case]:
+    """Register a case whose error must contain `words` (or, after a `|`, these)."""
+
+    def register(function: Case) -> Case:
+        CASES[function.__name__] = (function, words)
+        return function
+
+    return register
+
+
+def seal_again(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change meta.json and give it the hash that fits."""
+    from gptcli.training.meta_file import seal
+
+    path = run / STEP / "meta.json"
+    meta = json.loads(path.read_bytes())
+    change(meta)
+    path.write_bytes(seal(12, meta, meta["files"]))
+
+
+def put_tensors(run: Path, data: bytes) -> None:
+    """A model.safetensors that meta.json vouches for."""
+    (run / STEP / "model.safetensors").write_bytes(data)
+
+    def vouch(meta: dict[str, Any]) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        meta["files"]["model.safetensors"] = {"size": len(data), "sha256": digest}
+
+    seal_again(run, vouch)
+
+
+def tensors(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: list[Any], end: Any = 4, dtype: str = "F32") -> dict[str, Any]:
+    return {"wte.weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+
+
+@case("a header of 1,152,921,504,606,846,976 bytes in a file of 12")
+def header_of_2_to_the_60(run: Path, outside: Path) -> None:
+    put_tensors(run, struct.pack("<Q", 2**60) + b"{}  ")
+
+
+@case("a header of 1,000 bytes in a file of 10")
+def header_beyond_the_file(run: Path, outside: Path) -> None:
+    put_tensors(run, struct.pack("<Q", 1000) + b"{}")
+
+
+@case("is not a safetensors file")
+def empty_file(run: Path, outside: Path) -> None:
+    put_tensors(run, b"")
+
+
+@case("a shape or a place it cannot have")
+def absurd_shape(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(entry([2**40, 2**20]), b"1234"))
+
+
+@case("a shape or a place it cannot have")
+def shape_that_overflows(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(entry([2**62, 4]), b"1234"))
+
+
+@case("a shape or a place it cannot have")
+def empty_shape_of_absurd_size(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(entry([0, 2**62], end=0)))
+
+
+@case("a shape or a place it cannot have")
+def place_beyond_the_file(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(entry([2**40], end=2**42), b"1234"))
+
+
+@case("its header describes")
+def tensors_that_overlap(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors({f"t{i}": entry([1])["wte.weight"] for i in range(9)}, b"1234"))
+
+
+@case("its header is not JSON")
+def header_nested_deeply(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(b'{"a":' * 100_000))
+
+
+@case("its header is not an object")
+def header_that_is_a_list(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors([1]))
+
+
+@case("the checkpoint's weights are not this model's")
+def weights_of_no_model(run: Path, outside: Path) -> None:
+    put_tensors(run, tensors(entry([1]), b"1234"))
+
+
+@case("of this machine's memory")
+def meta_that_claims_2_to_the_60_bytes(run: Path, outside: Path) -> None:
+    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**60))
+
+
+@case("of this machine's memory")
+def a_terabyte_of_nothing(run: Path, outside: Path) -> None:
+    os.truncate(run / STEP / "model.safetensors", 2**40)
+    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**40))
+
+
+@case("`files.model.safetensors` is not what it should be")
+def meta_with_a_size_below_zero(run: Path, outside: Path) -> None:
+    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=-1))
+
+
+@case("meta.json cannot be read (1,099,511,627,776 bytes; at most 1,048,576 are read)")
+def meta_of_a_terabyte(run: Path, outside: Path) -> None:
+    os.truncate(run / STEP / "meta.json", 2**40)
+
+
+@case("meta.json is damaged: it is not JSON that can be read")
+def meta_nested_deeply(run: Path, outside: Path) -> None:
+    (run / STEP / "meta.json").write_bytes(b'{"a":' * 100_000)
+
+
+@case("is not the config of this checkpoint|meta.json is damaged")
+def meta_nested_as_deeply_as_json_goes(run: Path, outside: Path) -> None:
+    path = run / STEP / "meta.json"
+    meta = json.loads(path.read_bytes())
+    del meta["sha256"]
+    text = json.dumps({**meta, "format": 1, "config": 0})
+    path.write_text(text.replace('"config": 0', '"config": ' + '{"a":' * 900 + "0" + "}" * 900))
+
+
+@case("meta.json cannot be read (Not a regular file)")
+def meta_that_is_a_pipe(run: Path, outside: Path) -> None:
+    path = run / STEP / "meta.json"
+    path.unlink()
+    os.mkfifo(path)
+
+
+def network(run: Path, **changes: Any) -> None:
+    """Another network in config.yaml, and a meta.json that agrees."""
+    from gptcli.config_files import dump_config, parse_config
+
+    path = run / "config.yaml"
+    overrides = [f"model.{key}={value}" for key, value in changes.items()]
+    config = parse_config(path.read_text("utf-8"), overrides)
+    path.write_text(dump_config(config), encoding="utf-8")
+    values = config.model_dump()
+    seal_again(run, lambda meta: meta.update(model=values["model"], config=values))
+
+
+@case("the checkpoint's weights are not this model's")
+def the_largest_network_of_the_schema(run: Path, outside: Path) -> None:
+    network(run, n_layer=1000, n_embd=1_000_000, n_head=2)
+
+
+@case("the config n_layer 1,000")
+def a_thousand_layers(run: Path, outside: Path) -> None:
+    network(run, n_layer=1000)
+
+
+@case("the checkpoint's weights are not this model's|is too short")
+def a_context_of_ten_million(run: Path, outside: Path) -> None:
+    network(run, arch="gpt2", block_size=10_000_000)
+
+
+@case("nats per token|is too short")
+def a_ring_of_ten_million(run: Path, outside: Path) -> None:
+    """Nothing is wrong with it: the weights have no part in the context's length."""
+    network(run, block_size=10_000_000)
+
+
+@case("`model.n_layer` must be a whole number of at least 1 and at most 1,000")
+def a_billion_layers(run: Path, outside: Path) -> None:
+    path = run / "config.yaml"
+    path.write_text(path.read_text("utf-8").replace("n_layer: 1\n", "n_layer: 1000000000\n"))
+
+
+def config_text(words: str, text: str) -> None:
+    def write(run: Path, outside: Path) -> None:
+        (run / "config.yaml").write_text(text, encoding="utf-8")
+
+    name = f"config_{len(CASES)}_{''.join(c if c.isalnum() else '_' for c in text[:24])}"
+    CASES[name] = (write, words)
+
+
+_LAUGHS = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)
+]
+config_text("too much for a config", "\n".join(_LAUGHS))
+config_text("too much for a config", "a: " + "[" * 100_000)
+config_text("too much for a config", "- " * 50_000)
+config_text("a key must be a plain word", "? [&a [x, x], &b [*a, *a], &c [*b, *b]]\n: 1")
+config_text("YAML tag", "data: !!python/object/apply:os.system ['touch /tmp/gptcli-was-here']")
+config_text("YAML tag", "!!python/name:os.system data: 1")
+config_text("YAML tag", "data: {source: !!python/name:os.system }")
+config_text("YAML tag", "data: !!binary aGVsbG8=")
+config_text("cannot be read (", "# " + "x" * 200_000)
+
+
+@case("config.yaml: cannot be read (")
+def config_of_a_terabyte(run: Path, outside: Path) -> None:
+    os.truncate(run / "config.yaml", 2**40)
+
+
+@case("tokenizer.json: the tokenizer cannot be read (1,099,511,627,776 bytes")
+def tokenizer_of_a_terabyte(run: Path, outside: Path) -> None:
+    os.truncate(run / "tokenizer.json", 2**40)
+
+
+@case("tokenizer.json: the tokenizer cannot be read (Not a regular file)")
+def tokenizer_that_is_a_pipe(run: Path, outside: Path) -> None:
+    (run / "tokenizer.json").unlink()
+    os.mkfifo(run / "tokenizer.json")
+
+
+def tokenizer_model(words: str, name: str, model: dict[str, Any]) -> None:
+    def write(run: Path, outside: Path) -> None:
+        (run / "tokenizer.json").write_text(json.dumps({"model": model}), encoding="utf-8")
+
+    CASES[name] = (write, words)
+
+
+def _bpe(merged: list[str]) -> dict[str, Any]:
+    from gptcli.tokenization.byte_level import to_characters
+
+    tokens = [to_characters(bytes([value])) for value in range(256)]
+    names = [*tokens, *merged, "<|endoftext|>"]
+    return {"kind": "bpe", "vocab": {token: id for id, token in enumerate(names)}}
+
+
+tokenizer_model(
+    "has the id 1000000000", "an_id_of_a_billion", {"kind": "char", "vocab": {"a": 10**9}}
+)
+tokenizer_model("have the same id 0", "two_of_one_id", {"kind": "char", "vocab": {"a": 0, "b": 0}})
+tokenizer_model("tokens of up to 1,048,576 bytes", "a_token_of_a_megabyte", _bpe(["a" * 2**20]))
+tokenizer_model(
+    "tokens of up to 1,001 bytes, or too many",
+    "many_long_tokens",
+    _bpe([f"{'a' * 1000}{chr(number)}" for number in range(0x100, 0x143)] * 1
+         + [f"{i:0900}" for i in range(100)]),
+)  # fmt: skip
+
+
+@case("tokenizer.json: JSON that cannot be read")
+def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
+    (run / "tokenizer.json").write_bytes(b'{"model":' * 100_000)
+
+
+def _moved_out(path: Path, outside: Path) -> None:
+    """The real thing outside, a link in its place: everything else about it is right."""
+    path.rename(outside / path.name)
+    path.symlink_to(outside / path.name)
+
+
+def link(words: str, name: str) -> None:
+    def write(run: Path, outside: Path) -> None:
+        _moved_out(run / name, outside)
+
+    CASES[f"link_{Path(name).name}"] = (write, words)
+
+
+link("model.safetensors cannot be read (A link to ", f"{STEP}/model.safetensors")
+link("meta.json cannot be read (A link to ", f"{STEP}/meta.json")
+link("meta.json cannot be read (A link to ", STEP)
+link("meta.json cannot be read (A link to ", "checkpoints")
+link("tokenizer.json: the tokenizer cannot be read (A link to ", "tokenizer.json")
+link("config.yaml: cannot be read (A link to ", "config.yaml")
+
+
+@case("meta.json cannot be read (Too many levels")
+def a_link_to_itself(run: Path, outside: Path) -> None:
+    path = run / STEP / "meta.json"
+    path.unlink()
+    path.symlink_to(path)
+
+
+@case("no checkpoint is whole")
+def best_that_climbs(run: Path, outside: Path) -> None:
+    (run / "checkpoints" / "best").write_text("../../../step-00000012\n", encoding="utf-8")
+    os.truncate(run / STEP / "state.safetensors", 3)
+    (run / STEP / "model.safetensors").unlink()
+    seal_again(run, lambda meta: meta["progress"].update(best_step=12))
+
+
+def attempt(arguments: list[str], report: Path) -> None:
+    """Run the command line in this process; write how it ended."""
+    import resource
+    import signal
+    import time
+
+    from gptcli.cli import main
+
+    signal.alarm(20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    sys.argv = ["gptcli", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        code: Any = ended.code
+    except BaseException as error:
+        code = f"{type(error).__name__}: {error}"
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    sys.stderr.flush()
+    seconds = time.perf_counter() - start
+    report.write_text(json.dumps({"code": code, "seconds": seconds, "grown": grown}))
+
+
+def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """The same in a fork, which has everything imported."""
+    report, words = folder / "report.json", folder / "words.txt"
+    report.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            for stream in (1, 2):
+                opened = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(opened, stream)
+            attempt(arguments, report)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    ended = json.loads(report.read_bytes()) if report.exists() else {"code": f"died: {status}"}
+    return {**ended, "words": words.read_text("utf-8", errors="replace")}
+
+
+def main() -> None:
+    source, text, folder = map(Path, sys.argv[1:])
+    import torch
+
+    from gptcli.training import setup
+    from gptcli.training.loading import load_trained
+
+    torch.set_num_threads(1)
+    assert setup.checkpoint.steps_of(source) == [12]
+    load_trained(source, None, device=torch.device("cpu"), dtype=torch.float32)
+    assert in_child(["score", str(source), str(text)], folder)["code"] == 0
+    for name, (change, _) in CASES.items():
+        run, outside = folder / "run", folder / "outside"
+        for command in ("score", "resume"):
+            for old in (run, outside):
+                shutil.rmtree(old, ignore_errors=True)
+            outside.mkdir()
+            shutil.copytree(source, run)
+            change(run, outside)
+            words = {
+                "score": ["score", str(run), str(text)],
+                "resume": [
+                    "train",
+                    "train.max_steps=24",
+                    "--resume",
+                    "--extend",
+                    "--out",
+                    str(run),
+                ],
+            }[command]
+            ended = in_child(words, folder)
+            print(json.dumps({"case": name, "command": command, **ended}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

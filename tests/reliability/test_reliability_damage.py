@@ -1,0 +1,155 @@
+"""Damage is found, named, and gone around."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import damage
+import pytest
+
+from gptcli.errors import GptcliError
+from gptcli.training import checkpoint
+from gptcli.training.meta_file import seal
+from gptcli.training.setup import prepare_resume
+
+
+@pytest.fixture
+def run(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the small run, to be damaged."""
+    return Path(shutil.copytree(small_run, tmp_path / "run"))
+
+
+def spoil(run: Path, step: int, name: str = "model.safetensors") -> Path:
+    path = checkpoint.folder_of(run, step) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    return path
+
+
+def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_path: Path) -> None:
+    trials = damage.run_trials(small_run, text_file, tmp_path / "cache", 120)
+    assert damage.failures(trials) == []
+    found = [trial for trial in trials if trial.outcome == "found"]
+    assert len(found) > 100
+    assert {trial.damage for trial in found} == {one.__name__ for one in damage.DAMAGES}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
+def test_resume_goes_on_from_the_newest_that_is_whole(run: Path, name: str) -> None:
+    path = spoil(run, 12, name)
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    assert prepared.setup.resume is not None
+    assert prepared.setup.resume.step == 8
+    (note,) = [note for note in prepared.notes if "passed over" in note]
+    assert note.startswith(f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
+@pytest.mark.parametrize("command", ["sample", "eval", "score"])
+def test_commands_fall_back_with_a_notice_unless_a_checkpoint_was_named(
+    command: str, name: str, cli: Any, run: Path, text_file: Path
+) -> None:
+    path = spoil(run, 8, name)
+    words = [command, run] + ([text_file] if command == "score" else [])
+    words += ["--max-new-tokens", 3] if command == "sample" else []
+    outcome = cli(*words)
+    assert outcome.code == 0, outcome.err
+    assert f"note: {path} is damaged: " in outcome.err
+    assert "note: using the newest checkpoint that is whole, step 12\n" in outcome.err
+    for which in ("best", "8"):
+        outcome = cli(*words, "--checkpoint", which)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err.startswith(f"error: {path} is damaged: ")
+        assert "hint: choose another with --checkpoint: 4, 12" in outcome.err
+    assert cli(*words, "--checkpoint", "last").code == 0
+
+
+def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:
+    paths = [spoil(run, step) for step in damage.STEPS]
+    for words in (("sample", run), ("train", "--resume", "--out", run)):
+        outcome = cli(*words)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+        assert all(str(path) in outcome.err for path in paths)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"step-00000004\n", b"step-00000009\n", b"\xff"])
+def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
+    content: bytes | None, cli: Any, run: Path
+) -> None:
+    path = run / "checkpoints" / "best"
+    path.unlink() if content is None else path.write_bytes(content)
+    outcome = cli("eval", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert '"checkpoint": 8' in outcome.out
+    assert f"note: {path} " in outcome.err
+    assert "the best checkpoint is of step 8" in outcome.err
+
+
+def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
+    path = checkpoint.folder_of(run, 12) / "meta.json"
+    text = path.read_text("utf-8")
+    changed = text.replace('"evaluations_without_best": ', '"evaluations_without_best": 1')
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(GptcliError, match="its SHA-256 is not the one in it"):
+        checkpoint.read_meta(run, 12)
+    path.write_text(text.replace('"sha256": "', '"sha25v": "'), encoding="utf-8")
+    with pytest.raises(GptcliError, match=r"meta\.json is damaged"):
+        checkpoint.read_meta(run, 12)
+
+
+def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> None:
+    import json
+
+    path = checkpoint.folder_of(run, 12) / "meta.json"
+    meta = json.loads(path.read_text("utf-8"))
+    del meta["sha256"], meta["config"]
+    path.write_text(json.dumps({**meta, "format": 1}), encoding="utf-8")
+    saved, notes = checkpoint.newest_valid(run)
+    assert saved is not None
+    assert (saved.step, notes) == (12, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed: 1337", "seed: 1336", "train.seed 1336 (there 1337)"),
+        ("batch_size: 4", "batch_size: 5", "train.batch_size 5 (there 4)"),
+        ("dropout: 0.0", "dropout: 0.1", "model.dropout 0.1 (there 0.0)"),
+        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction 0.3 (there 0.1)"),
+        ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (there 12)"),
+    ],
+)
+def test_a_changed_config_that_would_change_the_run_is_refused(
+    old: str, new: str, words: str, cli: Any, run: Path
+) -> None:
+    path = run / "config.yaml"
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    for arguments in (("sample", run), ("train", "--resume", "--out", run)):
+        outcome = cli(*arguments)
+        assert outcome.code == 1
+        assert outcome.err.startswith(f"error: {path} is not the config of this checkpoint: ")
+        assert words in outcome.err
+
+
+def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) -> None:
+    path = run / "config.yaml"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("keep_checkpoints: 3", "keep_checkpoints: 7"), encoding="utf-8")
+    outcome = cli("sample", run, "--max-new-tokens", 1)
+    assert outcome.code == 0
+    assert f"{path}: train.keep_checkpoints is 7; the checkpoint had 3" in outcome.err
+
+
+def test_the_seal_counts_every_value(run: Path) -> None:
+    meta = checkpoint.read_meta(run, 12)
+    sealed = seal(12, meta, meta["files"])
+    assert sealed == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
+    assert seal(12, {**meta, "data": "x"}, meta["files"]) != sealed
