@@ -9,14 +9,13 @@ from typing import Any
 from gptcli.bounded import read_bounded
 from gptcli.errors import GptcliError
 from gptcli.tokenization.bpe import BpeTokenizer
-from gptcli.tokenization.building import KINDS
+from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
-_MOST_BYTES = 1 << 26  # a vocabulary of a million tokens takes half of it
 _LONGEST = 1024  # bytes of a token; training makes none of a third of that
 _MOST_WORK = 1 << 26  # sum of the squared lengths: what finding the merges takes
 
@@ -37,7 +36,7 @@ def load_tokenizer(
     their class as `own`; with `inside` it must lie in that folder, links followed.
     """
     try:
-        content = read_bounded(path, _MOST_BYTES, inside)
+        content = read_bounded(path, MOST_BYTES, inside)
     except OSError as error:
         raise GptcliError(
             f"{path}: the tokenizer cannot be read ({error.strerror})",
@@ -53,6 +52,8 @@ def load_tokenizer(
 
 
 def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
+    if has_too_many_parts(content):
+        raise _DamagedError("JSON of too many parts")
     try:
         stored = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
