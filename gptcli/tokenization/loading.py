@@ -17,7 +17,9 @@ from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 _LONGEST = 1024  # bytes of a token; training makes none of a third of that
-_MOST_WORK = 1 << 26  # sum of the squared lengths: what finding the merges takes
+# The squared lengths of the tokens, summed: what finding the merges takes. A few long tokens are
+# rulers and blanks; all together are words.
+_MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
 
 class _DamagedError(Exception):
@@ -132,7 +134,8 @@ def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
     if not all(pieces):
         raise _DamagedError("the vocabulary has an empty token")
     longest = max(map(len, pieces))
-    if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > _MOST_WORK:
+    most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
+    if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
         raise _DamagedError(f"the vocabulary has tokens of up to {longest:,} bytes, or too many")
     return BpeTokenizer(pieces[256:])
 

@@ -265,6 +265,16 @@ tokenizer_model(
 )  # fmt: skip
 
 
+@case("tokenizer.json is not the tokenizer of this checkpoint|tokens of up to")
+def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
+    """Long tokens, each rightly joined from two before it."""
+    from gptcli.tokenization.bpe import BpeTokenizer
+
+    merged = [b"a" * 2**k for k in range(1, 10)]
+    merged += [b"a" * 512 + bytes([value]) for value in range(15) if value != 97]
+    (run / "tokenizer.json").write_text(BpeTokenizer(merged).to_json(), encoding="utf-8")
+
+
 @case("tokenizer.json: JSON of too many parts")
 def tokenizer_of_millions_of_lists(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b"[" + b"[]," * 5_000_000 + b"[]]")
