@@ -9,16 +9,17 @@ from typing import Any
 from gptcli.bounded import read_bounded
 from gptcli.errors import GptcliError
 from gptcli.tokenization.bpe import BpeTokenizer
-from gptcli.tokenization.building import KINDS
+from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
-_MOST_BYTES = 1 << 26  # a vocabulary of a million tokens takes half of it
 _LONGEST = 1024  # bytes of a token; training makes none of a third of that
-_MOST_WORK = 1 << 26  # sum of the squared lengths: what finding the merges takes
+# The squared lengths of the tokens, summed: what finding the merges takes. A few long tokens are
+# rulers and blanks; all together are words.
+_MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
 
 class _DamagedError(Exception):
@@ -37,7 +38,7 @@ def load_tokenizer(
     their class as `own`; with `inside` it must lie in that folder, links followed.
     """
     try:
-        content = read_bounded(path, _MOST_BYTES, inside)
+        content = read_bounded(path, MOST_BYTES, inside)
     except OSError as error:
         raise GptcliError(
             f"{path}: the tokenizer cannot be read ({error.strerror})",
@@ -53,6 +54,8 @@ def load_tokenizer(
 
 
 def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
+    if has_too_many_parts(content):
+        raise _DamagedError("JSON of too many parts")
     try:
         stored = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -131,7 +134,8 @@ def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
     if not all(pieces):
         raise _DamagedError("the vocabulary has an empty token")
     longest = max(map(len, pieces))
-    if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > _MOST_WORK:
+    most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
+    if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
         raise _DamagedError(f"the vocabulary has tokens of up to {longest:,} bytes, or too many")
     return BpeTokenizer(pieces[256:])
 

@@ -265,6 +265,37 @@ tokenizer_model(
 )  # fmt: skip
 
 
+@case("tokenizer.json is not the tokenizer of this checkpoint|tokens of up to")
+def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
+    """Long tokens, each rightly joined from two before it."""
+    from gptcli.tokenization.bpe import BpeTokenizer
+
+    merged = [b"a" * 2**k for k in range(1, 10)]
+    merged += [b"a" * 512 + bytes([value]) for value in range(15) if value != 97]
+    (run / "tokenizer.json").write_text(BpeTokenizer(merged).to_json(), encoding="utf-8")
+
+
+@case("tokenizer.json: JSON of too many parts")
+def tokenizer_of_millions_of_lists(run: Path, outside: Path) -> None:
+    (run / "tokenizer.json").write_bytes(b"[" + b"[]," * 5_000_000 + b"[]]")
+
+
+@case("tokenizer.json: JSON of too many parts")
+def tokenizer_of_millions_of_words(run: Path, outside: Path) -> None:
+    (run / "tokenizer.json").write_bytes(b'["ab"' + b',"ab"' * 3_200_000 + b"]")
+
+
+@case("tokenizer.json: JSON of too many parts")
+def tokenizer_of_millions_of_numbers(run: Path, outside: Path) -> None:
+    (run / "tokenizer.json").write_bytes(b"[1.5" + b",1.5" * 4_000_000 + b"]")
+
+
+@case("tokenizer.json: not a tokenizer of gptcli")
+def tokenizer_of_as_many_parts_as_may_be(run: Path, outside: Path) -> None:
+    entries = ",".join(f'"{number}":{number}.5' for number in range(690_000))
+    (run / "tokenizer.json").write_text("{" + entries + "}", encoding="utf-8")
+
+
 @case("tokenizer.json: JSON that cannot be read")
 def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b'{"model":' * 100_000)
@@ -350,6 +381,8 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     source, text, folder = map(Path, sys.argv[1:])
+    short = folder / "short.txt"
+    short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
 
     from gptcli.training import setup
@@ -358,7 +391,7 @@ def main() -> None:
     torch.set_num_threads(1)
     assert setup.checkpoint.steps_of(source) == [12]
     load_trained(source, None, device=torch.device("cpu"), dtype=torch.float32)
-    assert in_child(["score", str(source), str(text)], folder)["code"] == 0
+    assert in_child(["score", str(source), str(short)], folder)["code"] == 0
     for name, (change, _) in CASES.items():
         run, outside = folder / "run", folder / "outside"
         for command in ("score", "resume"):
@@ -368,7 +401,7 @@ def main() -> None:
             shutil.copytree(source, run)
             change(run, outside)
             words = {
-                "score": ["score", str(run), str(text)],
+                "score": ["score", str(run), str(short)],
                 "resume": [
                     "train",
                     "train.max_steps=24",
