@@ -66,9 +66,7 @@ def save(
     meta = {"format": 1, "step": step, **meta}
     with _told(goal, run):
         durable.make_folder(goal.parent)
-        durable.sweep(
-            goal.parent, _WRITTEN
-        )  # what a failed save could not delete must not fill the disk
+        durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
         files = _files_there(run, step)
         if files is not None:
             durable.write_atomically(goal / "meta.json", _to_json({**meta, "files": files}))
