@@ -67,8 +67,7 @@ def save(
     goal = folder_of(run, step)
     with _told(goal, run):
         durable.make_folder(goal.parent)
-        # What a failed save could not delete must not fill the disk.
-        durable.sweep(goal.parent, _WRITTEN)
+        durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
         files = _files_there(run, step)
         if files is not None:
             durable.write_atomically(goal / "meta.json", seal(step, meta, files))

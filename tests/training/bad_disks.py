@@ -158,8 +158,8 @@ def leave_behind(run: Path) -> None:
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "model.safetensors").write_bytes(b"half")
+        (folder / name).mkdir()
+    (folder / ".step-00000030.77.tmp" / "model.safetensors").write_bytes(b"half")
     (checkpoint.folder_of(run, 20) / ".meta.json.77.tmp").write_bytes(b"half")
 
 

@@ -22,6 +22,7 @@ from bad_disks import (
     Watched,
     check_tensors,
     in_child,
+    leave_behind,
     names,
     temporaries,
     write,
@@ -99,6 +100,32 @@ def test_any_operation_that_fails(story: Story, begun: Path, monkeypatch: Patch)
                 ours = f".{os.getpid()}.tmp"
                 assert [name for name in temporaries(run) if name.endswith(ours)] == []
             story.go_on(run)
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(durable, "disk", Watched())
+    story = next(story for story in STORIES if story.name == "the old ones go")
+    begun = story.begin(tmp_path / "begun")
+    for count, (name, *_) in enumerate(record(story, begun, monkeypatch)):
+        run, error = refused(story, begun, Refusing(count, errno.EIO), monkeypatch)
+        assert error is None
+        left = [path for path in run.rglob(".step-*/*") if path.is_file()]
+        assert len(left) == {"fsync_folder": 3, "unlink": 1}.get(name, 0)
+        assert len(checkpoint.steps_of(run)) == (4 if name == "rename" else 3)
+
+
+def test_a_save_makes_room_first(tmp_path: Path, monkeypatch: Patch) -> None:
+    """What an earlier one left goes before anything is written, or a full disk stays full."""
+    for step in (10, 20):
+        write(tmp_path, step)
+    leave_behind(tmp_path)
+    disk = Recording()
+    monkeypatch.setattr(durable, "disk", disk)
+    write(tmp_path, 30)
+    told = [name for name, *_ in disk.tried]
+    assert told.count("rmdir") == 2
+    assert max(i for i, name in enumerate(told) if name == "rmdir") < told.index("create")
+    assert [path.name for path in (tmp_path / "checkpoints").glob(".*")] == []
 
 
 TIDYING = ("a new best one", "the old ones go", "a resume")
