@@ -103,6 +103,61 @@ def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
         checkpoint.read_meta(run, 12)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("progress", []),
+        ("progress.step", 13),
+        ("progress.tokens", -1),
+        ("progress.tokens", True),
+        ("progress.tokens", None),
+        ("progress.seconds", "1"),
+        ("progress.train_loss", []),
+        ("progress.best_step", 1.5),
+        ("progress.loss_scale", 0),
+        ("progress.loss_scale", float("nan")),
+        ("progress.nonsense", 1),
+        ("files", []),
+        ("files.model.safetensors", {"size": 1}),
+        ("files.model.safetensors", {"size": 1.0, "sha256": ""}),
+        ("files.state.safetensors", {"size": -1, "sha256": ""}),
+        ("tokenizer", 1),
+        ("model", []),
+        ("config", []),
+        ("own_parts", "attention"),
+        ("own_parts", [1]),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
+    key: str, value: Any, run: Path
+) -> None:
+    meta = checkpoint.read_meta(run, 12)
+    above, _, below = key.partition(".")
+    if below:
+        meta[above][below] = value
+    else:
+        meta[above] = value
+    path = checkpoint.folder_of(run, 12) / "meta.json"
+    path.write_bytes(seal(12, meta, meta["files"]))
+    with pytest.raises(GptcliError) as caught:
+        checkpoint.read_meta(run, 12)
+    assert caught.value.message.startswith(f"{path} is damaged: `{above}")
+    assert caught.value.message.endswith("` is not what it should be")
+
+
+def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
+    from dataclasses import fields
+
+    from gptcli.training import meta_file
+    from gptcli.training.state import Progress
+
+    known = (
+        *meta_file._COUNTERS, *meta_file._COUNTERS_OR_NONE,
+        *meta_file._NUMBERS, *meta_file._NUMBERS_OR_NONE,
+    )  # fmt: skip
+    assert sorted(known) == sorted(field.name for field in fields(Progress))
+
+
 def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> None:
     import json
 
