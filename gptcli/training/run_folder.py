@@ -169,15 +169,18 @@ def read_tokenizer(run: Path, own: type[Any] | None = None) -> Tokenizer:
 
 
 class Metrics:
-    """metrics.jsonl: one object a line, never torn, never repeated after a resume."""
+    """metrics.jsonl: one object a line, never torn, never repeated after a resume.
 
-    def __init__(self, run: Path, resumed_from: int | None) -> None:
+    `evaluated_at` is the last evaluation that the checkpoint knows of: a later one at the very
+    step that a run goes on from will be made again."""
+
+    def __init__(self, run: Path, resumed_from: int | None, evaluated_at: int | None) -> None:
         path = run / "metrics.jsonl"
         if resumed_from is not None and path.exists():
             kept = [
                 line
                 for line in path.read_bytes().splitlines(keepends=True)
-                if _step_of(line) <= resumed_from and line.endswith(b"\n")
+                if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
             ]
             durable.write_atomically(path, b"".join(kept))
         else:
@@ -193,11 +196,13 @@ class Metrics:
         self._file.close()
 
 
-def _step_of(line: bytes) -> float:
+def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        last = evaluated_at if record["kind"] == "eval" else resumed_from
+        return float(record["step"]) <= last
     except (ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")
+        return False
 
 
 def write_sample(run: Path, step: int, prompt: str, text: str) -> None:

@@ -17,6 +17,7 @@ class Summary:
         self._setup = setup
         self.resumed_from = setup.resume.step if setup.resume else None
         self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
+        self.evaluated_at = self._progress.evaluated_at
         self._parameters: int | None = None
         self._stopped: str | None = None
 
