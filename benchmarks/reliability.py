@@ -1,7 +1,7 @@
 """Is a run ever lost? The promises of README, "Stop and resume", tried many times at random.
 
     python benchmarks/reliability.py                     # reduced counts, some minutes
-    python benchmarks/reliability.py --full --state soak.jsonl
+    python benchmarks/reliability.py --full --state soak.jsonl  # an hour, in parts
     python benchmarks/reliability.py --parts kills signals --nanogpt ../nanoGPT
 
 Each trial is one line of the --state file, so that a long programme can be stopped and taken up
@@ -103,6 +103,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="reliability-", ignore_cleanup_errors=True) as folder:
         state = asked.state or Path(folder) / "state.jsonl"
+        state.parent.mkdir(parents=True, exist_ok=True)
         state.touch()
         reliability_processes.warm()
         workers = [start(work, j, asked, targets, state, Path(folder)) for j in range(asked.jobs)]

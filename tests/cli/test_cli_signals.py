@@ -103,7 +103,7 @@ def test_nohup_holds() -> None:
 def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptcli.training.run_folder import Metrics
+    from gptcli.view.plain import PlainView
 
     def steps(*arguments: object) -> Any:
         here(signal.SIGINT)
@@ -111,12 +111,11 @@ def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
         here(signal.SIGINT)
         yield
 
-    def close(self: Any) -> None:
-        self._file.close()
+    def leave(*arguments: object) -> None:
         here(signal.SIGINT)
 
     monkeypatch.setattr(loop, "train", steps)
-    monkeypatch.setattr(Metrics, "close", close)
+    monkeypatch.setattr(PlainView, "__exit__", leave)
     outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
