@@ -18,9 +18,11 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,9 @@ def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
     import torch
 
     cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        cpu = found[1] if found else cpu
     print(
         f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, torch {torch.__version__}; "

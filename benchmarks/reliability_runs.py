@@ -219,6 +219,8 @@ def _interrupt_twice(
     training.until(lambda: newest(run) > 0)
     time.sleep(chance.uniform(0.0, 0.3) * reference.seconds)
     slow.touch()
+    if not in_save:
+        time.sleep(0.2)  # the next step has begun
     training.send(signal.SIGINT)
     time.sleep(chance.uniform(1.05, 2.0))
     if not training.running():

@@ -173,3 +173,26 @@ def test_an_evaluation_made_up_for_is_remembered_where_it_is_not_the_best(
     (made_up,) = (e for e in events if isinstance(e, Evaluated))
     assert (made_up.step, made_up.best) == (6, False)
     assert prepare_resume(run, None) is None  # finished: the checkpoint knows of it
+
+
+def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
+    """Else a signal would be obeyed late: a small batch, and a network that is large for it."""
+    import numpy as np
+
+    from gptcli.config import ModelConfig
+    from gptcli.corpus import TokenStore
+    from gptcli.training.evaluate import evaluate
+    from gptcli.training.state import build_model
+
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=512, block_size=16)
+    model = build_model(config, 20)
+    parameters = sum(p.numel() for p in model.parameters())
+    store = TokenStore([np.zeros(16 * 600 + 1, np.uint16)])
+    sizes: list[int] = []
+    model.register_forward_hook(lambda module, given, logits: sizes.append(given[0].numel()))
+    found = []
+    for step_tokens, most in ((16, int(1e10 / parameters)), (1500, 4500), (None, 8192)):
+        sizes.clear()
+        found.append(evaluate(model, store, 16, step_tokens=step_tokens))
+        assert most - 16 < max(sizes) <= most
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-5)
