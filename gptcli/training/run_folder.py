@@ -68,12 +68,18 @@ _WRITTEN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "ru
 _REPLACED = ".replaced"
 
 
-def create(run: Path, config: Config, tokenizer: Tokenizer) -> None:
-    """Make a run folder with its config and tokenizer. What an earlier run left in it is put
-    aside (`put_aside`), not lost. Raises GptcliError where the folder cannot be written."""
+def create(
+    run: Path, config: Config, tokenizer: Tokenizer, status: dict[str, Any] | None = None
+) -> None:
+    """Make a run folder with its config and tokenizer, and before them, as a `status`, what nothing
+    else would say until the first checkpoint: whose weights it starts from, which parts are a
+    learner's. What an earlier run left in it is put aside (`put_aside`), not lost. Raises
+    GptcliError where the folder cannot be written."""
     try:
         put_aside(run)
         run.mkdir(parents=True, exist_ok=True)
+        if status:
+            write_status(run, status)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         write_config(run, config)
     except OSError as error:
