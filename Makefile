@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types wheel-check fuzz check clean
+.PHONY: install train test lint types wheel-check fuzz check reliability soak clean
 
 install: $(STAMP)
 
@@ -36,6 +36,14 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --count $(FUZZ)
 
 check: test lint types wheel-check
+
+# Trainings killed and interrupted at random times, and resumed: some minutes, or the full counts,
+# which can be stopped and taken up again.
+reliability: $(STAMP)
+	$(BIN)/python benchmarks/reliability.py
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/reliability.py --full --state build/soak.jsonl
 
 clean:
 	rm -rf .venv dist build

@@ -21,6 +21,12 @@ class GptcliError(Exception):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine refused memory, in any of the ways in which Python and PyTorch say so."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "allocate memory" in words
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name most like `name`, or None where none is like it."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

@@ -20,6 +20,7 @@ from gptcli.cli import (
     configs,
     evaluate,
     exercise,
+    inspect_batch,
     runs,
     sample,
     score,
@@ -27,7 +28,7 @@ from gptcli.cli import (
     train,
 )
 from gptcli.cli.output import note, print_error
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, is_out_of_memory
 
 app = typer.Typer(
     name="gptcli",
@@ -75,6 +76,7 @@ for _exercise, _what, _interface in check_parts.PARTS:
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
+_add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")
 app.add_typer(tokenizer.app, name="tokenizer")
@@ -143,8 +145,7 @@ def _of_the_machine(error: Exception) -> GptcliError | None:
             "run.compile=false does without; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in words or "allocate memory" in words:
+    if is_out_of_memory(error):  # of a training, gptcli.training.memory says more
         return GptcliError(
             "out of memory",
             "lower train.batch_size (and raise train.grad_accum by as much), model.block_size, or "

@@ -31,8 +31,13 @@ from gptcli.cli.own_files import (
     TokenizerOption,
     checked,
 )
-from gptcli.cli.watching import LeaveAtOnce, stop_on_signals, while_somebody_looks
-from gptcli.errors import GptcliError
+from gptcli.cli.watching import (
+    LeaveAtOnce,
+    leave_on_signals,
+    stop_on_signals,
+    while_somebody_looks,
+)
+from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.native import library
 
 if TYPE_CHECKING:
@@ -146,7 +151,7 @@ def train(
         run_folder.refuse_other_folder(run)
     else:
         run_folder.refuse_existing(run)
-    with _front_row(run, create=True):
+    with leave_on_signals(), _front_row(run, create=True):
         try:
             prepared = setup.prepare_new(
                 config,
@@ -180,7 +185,7 @@ def _resume(
     elif overrides:
         wanted = load_config(str(run / "config.yaml"), overrides)
     own = checked(files, stored, force)
-    with _front_row(run, create=False):
+    with leave_on_signals(), _front_row(run, create=False):
         prepared = setup.prepare_resume(run, wanted, extend=extend, own=own)
         if prepared is not None:
             _run(prepared, as_json, files)
@@ -215,7 +220,7 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
     finished: Finished | None = None
     try:
         with (
-            closing(run_folder.Metrics(run, summary.resumed_from)) as metrics,
+            closing(run_folder.Metrics(run, summary.resumed_from, summary.evaluated_at)) as metrics,
             # What a learner's module prints must not get among the data.
             redirect_stdout(sys.stderr),
             stop_on_signals() as stop,
@@ -242,6 +247,10 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
     except Exception as error:
         if as_json:
             print_json(summary.ended())
+        if is_out_of_memory(error):
+            from gptcli.training.memory import out_of_memory
+
+            raise out_of_memory(setup) from error
         machine = isinstance(error, (GptcliError, OSError, MemoryError))
         if machine or not files.given():
             raise

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from gptcli.events import Event
 
@@ -29,8 +30,9 @@ def while_somebody_looks(handle: Callable[[Event], None]) -> Callable[[Event], N
     return show
 
 
-class LeaveAtOnce(BaseException):
-    """The second Ctrl-C: no more steps, no more saving."""
+class LeaveAtOnce(KeyboardInterrupt):
+    """The second Ctrl-C: no more steps, no more saving. One more, on the way out, ends like any
+    Ctrl-C outside of a training."""
 
 
 class Stop:
@@ -53,13 +55,33 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
+    """While steps are made: the first signal sets Stop, and the loop saves and ends."""
     stop = Stop()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):
-        numbers.append(signal.SIGHUP)  # the terminal was closed
-    before = {number: signal.signal(number, stop.handle) for number in numbers}
-    try:
+    with _handled_by(stop.handle):
         yield stop
+
+
+@contextmanager
+def leave_on_signals() -> Iterator[None]:
+    """While there is nothing to save: SIGTERM and a closed terminal end what is being done as
+    Ctrl-C does, tidily and with its exit code, not in the middle of a file operation."""
+    with _handled_by(_leave):
+        yield
+
+
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the closing of the terminal, which under nohup stays without effect."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,9 +142,17 @@ def _end(stream: _Stream) -> Iterator[Piece | Sample]:
 
 
 def write_one(
-    model: GPT, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, how: Choice, seed: int
-) -> str:
-    """One continuation, whole: what training shows while it learns. The mode is put back."""
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    how: Choice,
+    seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """One continuation, whole: what training shows while it learns. The mode is put back. None
+    where `should_stop`, asked as the text comes, said so."""
     ids = tokenizer.encode(prompt) or tokenizer.start_ids()
     was_training = model.training
     model.eval()
@@ -154,6 +162,8 @@ def write_one(
         for item in write(streams, tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed):
             if isinstance(item, Sample):
                 return item.text
+            if should_stop():
+                return None
     finally:
         model.train(was_training)
     return ""

@@ -6,6 +6,7 @@ for event in train(setup): ...
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from gptcli.events import (
     Evaluated,
     Event,
     Finished,
+    Notice,
     RunStarted,
     SampleDrawn,
     StepDone,
@@ -36,6 +38,7 @@ from gptcli.training.diagnose import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
 from gptcli.training.schedule import lr_at
+from gptcli.training.spikes import Spikes
 from gptcli.training.state import TrainingState
 
 _SAMPLE_TOKENS = 200
@@ -109,6 +112,7 @@ class _Loop:
             self.config.checkpoint_every,
             setup.resume.step if setup.resume else None,
         )
+        self.spikes = Spikes()
 
     # ---- the run -------------------------------------------------------------------------
 
@@ -157,6 +161,8 @@ class _Loop:
             yield StepDone(
                 p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed, logged
             )
+            if (usual := self.spikes.excess(done.loss)) is not None:
+                yield self.spike(done.loss, usual)
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
             away = time.perf_counter()
@@ -171,7 +177,7 @@ class _Loop:
         stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
         every = self.config.sample_every
         if stopped is None and every and self.progress.step % every == 0:
-            yield self.sample()
+            yield from self.sample()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         return stopped or ("interrupted" if self.should_stop() else None)
@@ -267,7 +273,7 @@ class _Loop:
         if best:
             p.best_val_loss, p.best_step = loss, p.step
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
-        if best:
+        if best or self.saver.saved_at == p.step:  # a checkpoint of this step does not know it yet
             yield from self.save()
         return self.enough()
 
@@ -281,7 +287,7 @@ class _Loop:
             return "patience"
         return None
 
-    def sample(self) -> Event:
+    def sample(self) -> Iterator[Event]:
         tokenizer = self.setup.corpus.tokenizer
         text = write_one(
             self.state.passes.model(),
@@ -290,8 +296,10 @@ class _Loop:
             max_new_tokens=_SAMPLE_TOKENS,
             how=Choice(),
             seed=self.config.seed,
+            should_stop=self.should_stop,
         )
-        return SampleDrawn(self.progress.step, "", text)
+        if text is not None:
+            yield SampleDrawn(self.progress.step, "", text)
 
     def save(self) -> Iterator[Event]:
         """A checkpoint of this moment; the best one is marked, those that are no longer kept go."""
@@ -312,6 +320,13 @@ class _Loop:
         }
 
     # ---- small things --------------------------------------------------------------------
+
+    def spike(self, loss: float, usual: float) -> Event:
+        step, run = self.progress.step, shlex.quote(str(self.setup.run))
+        return Notice(
+            f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
+            f"its batch: gptcli inspect-batch {run} {step}"
+        )
 
     def clock(self) -> float:
         return time.perf_counter() - self.started

@@ -62,8 +62,11 @@ def library_of(engine: EngineName) -> ctypes.CDLL | None:
 class TorchPasses:
     """By PyTorch: any device, dtype and part of the user's, compiled or not."""
 
-    def __init__(self, model: GPT, weights: Weights, compiled: bool = False) -> None:
+    def __init__(
+        self, model: GPT, weights: Weights, compiled: bool = False, *, step_tokens: int
+    ) -> None:
         self._model, self._weights = model, weights
+        self._step_tokens = step_tokens
         self._loss: Callable[[Tensor, Tensor], Tensor] = model.loss
         if compiled:
             self._loss = torch.compile(model.loss)
@@ -91,7 +94,7 @@ class TorchPasses:
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
         """gptcli.training.evaluate.evaluate, by these passes."""
-        return evaluate(self._model, tokens, context, should_stop)
+        return evaluate(self._model, tokens, context, should_stop, step_tokens=self._step_tokens)
 
     def model(self) -> GPT:
         """The model with its weights as they are now."""

@@ -68,13 +68,19 @@ _WRITTEN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "ru
 _REPLACED = ".replaced"
 
 
-def create(run: Path, config: Config, tokenizer: Tokenizer) -> None:
-    """Make a run folder with its config and tokenizer. What an earlier run left in it is put
-    aside (`put_aside`), not lost. Raises GptcliError where the folder cannot be written."""
+def create(
+    run: Path, config: Config, tokenizer: Tokenizer, status: dict[str, Any] | None = None
+) -> None:
+    """Make a run folder with its config and tokenizer, and before them, as a `status`, what nothing
+    else would say until the first checkpoint: whose weights it starts from, which parts are a
+    learner's. What an earlier run left in it is put aside (`put_aside`), not lost. Raises
+    GptcliError where the folder cannot be written."""
     try:
         put_aside(run)
         tidy(run)
         durable.make_folder(run)
+        if status:
+            write_status(run, status)
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         write_config(run, config)
     except OSError as error:
@@ -198,15 +204,18 @@ def _is_half_made(run: Path) -> bool:
 
 
 class Metrics:
-    """metrics.jsonl: one object a line, never torn, never repeated after a resume."""
+    """metrics.jsonl: one object a line, never torn, never repeated after a resume.
 
-    def __init__(self, run: Path, resumed_from: int | None) -> None:
+    `evaluated_at` is the last evaluation that the checkpoint knows of: a later one at the very
+    step that a run goes on from will be made again."""
+
+    def __init__(self, run: Path, resumed_from: int | None, evaluated_at: int | None) -> None:
         path = run / "metrics.jsonl"
         if resumed_from is not None and path.exists():
             kept = [
                 line
                 for line in path.read_bytes().splitlines(keepends=True)
-                if _step_of(line) <= resumed_from and line.endswith(b"\n")
+                if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
             ]
             durable.write_atomically(path, b"".join(kept))
         else:
@@ -222,11 +231,13 @@ class Metrics:
         self._file.close()
 
 
-def _step_of(line: bytes) -> float:
+def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        last = evaluated_at if record["kind"] == "eval" else resumed_from
+        return float(record["step"]) <= last
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return float("inf")
+        return False
 
 
 def write_sample(run: Path, step: int, prompt: str, text: str) -> None:

@@ -8,25 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.config_files import differences
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
 from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
-from gptcli.shipped import shipped_texts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.consistency import (
-    HARMLESS,
-    ROUNDING,
-    other_network,
-    same_config,
-    same_tokenizer,
-)
+from gptcli.training.changes import lasting, merge
+from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
 from gptcli.training.schedule import (
-    lr_at,
     resolve_eval_every,
     resolve_log_every,
     resolve_rate,
@@ -83,7 +75,7 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"source": _lasting(config.data.source)}),
+            "data": config.data.model_copy(update={"source": lasting(config.data.source)}),
             "tokenizer": config.tokenizer.model_copy(
                 update={"kind": kind}  # a fine-tune has the other run's
                 | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
@@ -135,8 +127,10 @@ def prepare_new(
     run left there is put aside (gptcli.training.run_folder)."""
     notes: list[str] = []
     weights, tokenizer = None, None
+    status: dict[str, Any] = {"own_parts": list(own.names())} if own is not None else {}
     if from_run is not None:
         step = checkpoint.choose_step(from_run, "best")
+        status["started_from"] = {"run": str(from_run.absolute()), "step": step}
         _refuse_own_parts(from_run, checkpoint.read_meta(from_run, step), own)
         tokenizer = run_folder.read_tokenizer(from_run)
         try:
@@ -153,7 +147,7 @@ def prepare_new(
     config = resolve(config, corpus, own_parts=own is not None and own.in_network())
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
-    run_folder.create(run, config, corpus.tokenizer)
+    run_folder.create(run, config, corpus.tokenizer, status)
     setup = _setup(run, config, corpus, own=own, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
@@ -173,11 +167,13 @@ def prepare_resume(
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was passed over" for note in notes]
     step = saved.step if saved else 0
-    config, more = _merge(stored, wanted, extend, step)
+    config, more = merge(stored, wanted, extend, step)
     notes += more
     parts = parts_of(run_folder.read_status(run))
+    weights = None
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
+        weights = _weights_again(run)
     else:
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
@@ -206,7 +202,7 @@ def prepare_resume(
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.tidy(run)
     run_folder.write_config(run, config)
-    setup = _setup(run, config, corpus, own=own, resume=saved)
+    setup = _setup(run, config, corpus, own=own, resume=saved, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -238,75 +234,6 @@ def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
     )
 
 
-def _merge(
-    stored: Config, wanted: Config | None, extend: bool, step: int
-) -> tuple[Config, list[str]]:
-    """The run's config with the changes that may be made to it, and what to say of them."""
-    if extend and (wanted is None or wanted.train.max_steps <= stored.train.max_steps):
-        raise GptcliError(
-            f"--extend needs more steps than the {stored.train.max_steps} of this run",
-            f"for example train.max_steps={2 * stored.train.max_steps} --resume --extend",
-        )
-    if wanted is None:
-        return stored, []
-    notes, refused = [], []
-    changes = {
-        key: new
-        for key, (_, new) in differences(stored, wanted).items()
-        if new != "auto" and not _same_source(key, stored, wanted)
-    }
-    if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # the text may have had fewer pairs than asked
-    for key, new in list(changes.items()):
-        if key == "train.max_steps":
-            if extend and new > stored.train.max_steps:
-                notes.append(_extension(stored, new, step))
-            else:
-                refused.append(
-                    f"{key} {stored.train.max_steps} -> {new}"
-                    + (" (needs --extend)" if new > stored.train.max_steps else "")
-                )
-        elif key == "data.source":
-            pass  # a text that has moved; its content is compared once it has been read
-        elif key in ROUNDING:
-            notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
-        elif key in HARMLESS:
-            notes.append(f"{key} is now {new}")
-        else:
-            old = differences(stored, wanted)[key][0]
-            refused.append(f"{key} {old} -> {new}")
-    if refused:
-        raise GptcliError(
-            "a resume may not change what the run computes: " + ", ".join(refused),
-            "leave these as they are, or start a new run (--from takes this one's weights)",
-        )
-    values = stored.model_dump()
-    for key, new in changes.items():
-        section, _, name = key.partition(".")
-        values[section][name] = new
-    return Config.model_validate(values), notes
-
-
-def _extension(stored: Config, max_steps: int, step: int) -> str:
-    train = stored.train
-    rates = [
-        lr_at(
-            step,
-            peak=float(train.learning_rate),
-            max_steps=steps,
-            warmup_steps=int(train.warmup_steps),
-            decay_fraction=train.decay_fraction,
-        )
-        for steps in (train.max_steps, max_steps)
-    ]
-    falling_from = round(max_steps * (1 - train.decay_fraction))
-    return (
-        f"extended to {max_steps} steps: the learning rate goes on at {rates[1]:.2e} "
-        f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
-        f"to 0 at step {max_steps}"
-    )
-
-
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
     """Whether nothing is left to do: all steps, and the evaluation of the last one; or the end
     that the config asked for."""
@@ -331,6 +258,23 @@ def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
         )
 
 
+def _weights_again(run: Path) -> dict[str, Any] | None:
+    """What a fine-tune started from that has no checkpoint yet; None for every other run."""
+    origin = run_folder.read_status(run).get("started_from")
+    if origin is None:
+        return None
+    try:
+        return checkpoint.load(Path(origin["run"]), int(origin["step"])).model
+    except (GptcliError, KeyError, TypeError, ValueError) as error:
+        why = error.message if isinstance(error, GptcliError) else "run.json is damaged"
+        raise GptcliError(
+            f"{run} was stopped before its first checkpoint, and the weights that it was to start "
+            f"from are gone: {why}",
+            "start it again with --from RUN --overwrite",
+            exit_code=1,
+        ) from None
+
+
 def _refuse_own_parts(run: Path, meta: dict[str, Any], own: OwnParts | None) -> None:
     if there := parts_of(meta):
         raise GptcliError(
@@ -351,12 +295,3 @@ def _needs_validation(corpus: Corpus) -> None:
             "data.val_fraction is 0",
             "set data.val_fraction=0.1",
         )
-
-
-def _lasting(source: str) -> str:
-    """A path that still holds when the run is resumed from another folder."""
-    return source if source in shipped_texts() else Path(source).absolute().as_posix()
-
-
-def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    return key == "data.source" and _lasting(wanted.data.source) == stored.data.source

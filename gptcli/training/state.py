@@ -74,7 +74,8 @@ class TrainingState:
         )
         self.passes: Passes
         if native is None:
-            self.passes = TorchPasses(self.model, self.weights, compiled)
+            step_tokens = train.batch_size * train.grad_accum * model.block_size
+            self.passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
         else:
             self.passes = NativePasses(
                 native, self.model, self.weights, batch_size=train.batch_size, threads=threads

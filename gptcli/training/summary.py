@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gptcli.events import Evaluated, Event, Finished, RunStarted, StepDone
+from gptcli.training import run_folder
 from gptcli.training.loop import Setup
 from gptcli.training.state import Progress, progress_of
 
@@ -17,6 +18,8 @@ class Summary:
         self._setup = setup
         self.resumed_from = setup.resume.step if setup.resume else None
         self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
+        self.evaluated_at = self._progress.evaluated_at
+        self._started_from = run_folder.read_status(setup.run).get("started_from")
         self._parameters: int | None = None
         self._stopped: str | None = None
 
@@ -37,8 +40,10 @@ class Summary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """What is known before the first step; above all which parts are a learner's."""
-        return {"own_parts": list(self._setup.own.names()) if self._setup.own else []}
+        """What is known before the first step: which parts are a learner's, and, of a fine-tune,
+        whose weights it starts from."""
+        own = {"own_parts": list(self._setup.own.names()) if self._setup.own else []}
+        return own | ({"started_from": self._started_from} if self._started_from else {})
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, and a few more."""

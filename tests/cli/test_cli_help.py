@@ -23,6 +23,7 @@ COMMANDS = (
     "exercise",
     "bench",
     "runs",
+    "inspect-batch",
     "configs",
     "schema",
     "tokenizer",

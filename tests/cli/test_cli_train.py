@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -484,22 +485,37 @@ def test_a_paragraph_is_learned_by_heart_and_recited(cli: Any, tmp_path: Path) -
     assert said["prompt"] + said["text"] + "\n" == paragraph
 
 
+@pytest.mark.parametrize(("where", "origin"), [("one_step", 0), ("events", None)])
 def test_a_fine_tune_killed_at_once_goes_on_from_its_weights(
-    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    origin: int | None,
+    cli: Any,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from gptcli.training import loop
 
-    run = tmp_path / "tuned"
+    run, old = tmp_path / "tuned", tmp_path / "old"
+    shutil.copytree(trained, old)
 
     def killed(self: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "one_step", killed)
-        assert cli("train", "train.max_steps=5", "--from", trained, "--out", run).code == 130
+    for _ in range(2):  # the second time as a resume
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Loop, where, killed)
+            words = ("--resume",) if run.exists() else ("train.max_steps=5", "--from", old)
+            assert cli("train", *words, "--out", run).code == 130
+    if origin is None:
+        away = old.rename(tmp_path / "away")
+        gone = cli("train", "--resume", "--out", run)
+        assert gone.code == 1
+        assert "the weights that it was to start from are gone" in gone.err
+        away.rename(old)
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err
-    assert one_object(outcome.out)["resumed_from"] == 0
+    assert one_object(outcome.out)["resumed_from"] == origin
     assert records(run)[0]["loss"] < 3.0
 
 

@@ -17,7 +17,7 @@ from gptcli.events import Evaluated, Event, Finished
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import train
 from gptcli.training.meta_file import seal
-from gptcli.training.setup import prepare_resume, status_of_finished
+from gptcli.training.setup import prepare_new, prepare_resume, status_of_finished
 
 Drive = Callable[..., list[Event]]
 
@@ -220,9 +220,12 @@ def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
 def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
+    from gptcli.model.attention import CausalSelfAttention
+    from gptcli.model.own_parts import OwnParts
+
+    config = new("other", "model.arch=gpt2").config
     run = tmp_path / "r"
-    new("r", "model.arch=gpt2")
-    run_folder.write_status(run, {"own_parts": ["attention"]})
+    prepare_new(config, run, own=OwnParts(attention=CausalSelfAttention))
     with pytest.raises(GptcliError, match="an attention file of your own"):
         prepare_resume(run, None)
 

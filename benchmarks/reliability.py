@@ -1,0 +1,197 @@
+"""Is a run ever lost? The promises of README, "Stop and resume", tried many times at random.
+
+    python benchmarks/reliability.py                     # reduced counts, some minutes
+    python benchmarks/reliability.py --full --state soak.jsonl  # an hour, in parts
+    python benchmarks/reliability.py --parts kills signals --nanogpt ../nanoGPT
+
+Each trial is one line of the --state file, so that a long programme can be stopped and taken up
+again, and a failure made again: a trial depends on its part and number alone (but for the moments
+at which a signal finds a process). Ends with a table; the exit code is 1 where anything failed.
+nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import reliability_nanogpt
+import reliability_processes
+import reliability_runs
+from reliability_runs import Outcome, Workshop
+
+
+@dataclass(frozen=True)
+class Part:
+    """One promise: how it is tried, what of its counts are the trials, and how many there are to be
+    at reduced and at full length."""
+
+    promise: str
+    trial: Callable[[Workshop, int, random.Random], Outcome]
+    counts: str
+    reduced: int
+    full: int
+
+
+PARTS = {
+    "kills": Part(
+        "killed at a random time after its first checkpoint, a run goes on and ends as if nothing "
+        "had been (SIGKILL)",
+        reliability_runs.kills,
+        "kills",
+        150,
+        1000,
+    ),
+    "signals": Part(
+        "SIGTERM or Ctrl-C at a random time, evaluations included: saved and left in time, exit "
+        "code 130, and the run ends as if nothing had been",
+        reliability_runs.signals,
+        "signals",
+        150,
+        1000,
+    ),
+    "second": Part(
+        "a second Ctrl-C, in a slow step or save, leaves at once and nothing torn; the run ends as "
+        "if nothing had been",
+        reliability_runs.second_interrupts,
+        "second signals",
+        20,
+        200,
+    ),
+    "nanogpt": Part(
+        "for comparison, nanoGPT killed at a random time after its first checkpoint can be resumed "
+        "(--init_from=resume)",
+        reliability_nanogpt.kills,
+        "kills",
+        100,
+        1000,
+    ),
+}
+
+
+def main() -> None:
+    """Read the command line, make the trials that are missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
+    parser.add_argument("--full", action="store_true", help="the full counts: hours")
+    parser.add_argument("--count", type=int, help="this many trials of each part")
+    parser.add_argument("--state", type=Path, help="a file to keep the trials in, and take up")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, for comparison")
+    asked = parser.parse_args()
+    if not hasattr(os, "fork"):
+        sys.exit("this needs os.fork: Linux or macOS")
+    parts = asked.parts or [name for name in PARTS if name != "nanogpt" or asked.nanogpt]
+    if "nanogpt" in parts and asked.nanogpt is None:
+        parser.error("the part nanogpt needs --nanogpt")
+    if asked.nanogpt is not None:
+        os.environ["NANOGPT"] = str(asked.nanogpt.resolve())
+    targets = {
+        name: asked.count or (PARTS[name].full if asked.full else PARTS[name].reduced)
+        for name in parts
+    }
+    with tempfile.TemporaryDirectory(prefix="reliability-", ignore_cleanup_errors=True) as folder:
+        state = asked.state or Path(folder) / "state.jsonl"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.touch()
+        reliability_processes.warm()
+        workers = [start(work, j, asked, targets, state, Path(folder)) for j in range(asked.jobs)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
+        lines = read(state)
+    failed = table(lines, targets)
+    sys.exit(1 if failed or any(codes) else 0)
+
+
+def start(work: Callable[..., None], *arguments: Any) -> int:
+    """Do some of the work in a forked process; its id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        os._exit(code)
+    return pid
+
+
+def work(
+    job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
+) -> None:
+    """The trials whose number leaves `job` when divided by the number of jobs, one after another,
+    until all jobs together have made enough."""
+    mine = folder / f"job-{job}"
+    mine.mkdir()
+    shop = Workshop(mine)
+    for name, target in targets.items():
+        part = PARTS[name]
+        trial = job
+        while True:
+            lines = [line for line in read(state) if line["part"] == name]
+            if sum(line["counts"].get(part.counts, 0) for line in lines) >= target:
+                break
+            if trial not in {line["trial"] for line in lines}:
+                chance = random.Random(f"{asked.seed} {name} {trial}")
+                outcome = part.trial(shop, trial, chance)
+                record = {"part": name, "trial": trial, **vars(outcome)}
+                with state.open("a", encoding="utf-8") as file:  # one write: jobs do not mix
+                    file.write(json.dumps(record) + "\n")
+                for failure in outcome.failures:
+                    print(f"FAILED {name}: {failure}", file=sys.stderr, flush=True)
+            trial += asked.jobs
+
+
+def read(state: Path) -> list[dict[str, Any]]:
+    """The trials that were made."""
+    lines = state.read_text("utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
+    """Print promises, trials and failures; how many failed."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        cpu = found[1] if found else cpu
+    print(
+        f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; "
+        f"`python {' '.join(['benchmarks/reliability.py', *sys.argv[1:]])}`\n"
+    )
+    print("| promise | trials | failures | remarks |\n|---|---|---|---|")
+    failed = 0
+    for name in targets:
+        part, counts, most, failures = PARTS[name], {}, {}, 0
+        for line in lines:
+            if line["part"] == name:
+                failures += len(line["failures"])
+                for what, count in line["counts"].items():
+                    counts[what] = counts.get(what, 0) + count
+                for what, value in line["most"].items():
+                    most[what] = max(most.get(what, value), value)
+        trials = counts.pop(part.counts, 0)
+        remarks = [f"{count:,} {what}" for what, count in counts.items()]
+        remarks += [f"at most {value:.3g} {what}" for what, value in most.items()]
+        print(f"| {part.promise} | {trials:,} | {failures:,} | {', '.join(remarks)} |")
+        failed += failures if name != "nanogpt" else 0
+    return failed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Trainings as processes of their own, for benchmarks/reliability.py.
+
+Each calls the command line's front door. So that start-up does not dominate, it is forked from a
+process that has imported everything and computed nothing yet (POSIX only).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 60.0  # seconds after which a training is taken to hang
+
+
+def warm() -> None:
+    """Import what a training imports, without computing anything: no thread may run at a fork."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in ("safetensors.torch", "tokenizers", "yaml", "gptcli.cli", "gptcli.config_files",
+                 "gptcli.tokenization.bpe_training", "gptcli.training.loop",
+                 "gptcli.training.setup", "gptcli.training.summary",
+                 "gptcli.view.terminal"):  # fmt: skip
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    assert threading.active_count() == 1
+
+
+class Training:
+    """`gptcli WORDS` in a process of its own; its words go to files beside the run."""
+
+    def __init__(
+        self, words: list[str], folder: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
+        self._out, self._err = folder / "out.txt", folder / "err.txt"
+        self._out.write_bytes(b"")
+        self._err.write_bytes(b"")
+        self._begun, self.seconds = time.perf_counter(), 0.0
+        self._code: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._child(words, prepare)
+
+    def _child(self, words: list[str], prepare: Callable[[], None] | None) -> None:
+        code = 70
+        try:
+            flags = os.O_WRONLY | os.O_APPEND
+            for number, path in ((1, self._out), (2, self._err)):
+                os.dup2(os.open(path, flags), number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            if prepare is not None:
+                prepare()
+            from gptcli.cli import main
+
+            sys.argv = ["gptcli", *words]
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 70
+        except BaseException:
+            traceback.print_exc()
+        for thread in threading.enumerate():  # as the interpreter does at its end
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def running(self) -> bool:
+        """Whether it still runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._ended(status)
+        return self._code is None
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal; killed with -100 where it hangs."""
+        deadline = time.perf_counter() + PATIENCE
+        while self.running():
+            if time.perf_counter() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self._code = -100
+            time.sleep(0.0005)
+        assert self._code is not None
+        return self._code
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so, or the training has ended."""
+        deadline = time.perf_counter() + PATIENCE
+        while not condition() and self.running() and time.perf_counter() < deadline:
+            time.sleep(0.0005)
+
+    def send(self, number: int) -> None:
+        """A signal, where it still runs."""
+        if self.running():
+            os.kill(self.pid, number)
+
+    def said(self) -> str:
+        """What came on stderr."""
+        return self._err.read_text("utf-8", "replace")
+
+    def last_words(self) -> str:
+        """The end of it, for a report."""
+        return self.said()[-500:]
+
+    def summary(self) -> dict[str, Any]:
+        """What --json printed; {} where it did not come to that."""
+        lines = self._out.read_text("utf-8").splitlines()
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def resumed_from(self) -> int | None:
+        """The step that the headline says it goes on from; None where there is none (yet)."""
+        found = re.search(r" tokens, from step (\d+)$", self.said(), re.MULTILINE)
+        return int(found[1]) if found else None
+
+    def has_begun(self) -> bool:
+        """Whether the headline has come."""
+        return " steps of " in self.said()
+
+    def _ended(self, status: int) -> None:
+        self._code = os.waitstatus_to_exitcode(status)
+        self.seconds = time.perf_counter() - self._begun

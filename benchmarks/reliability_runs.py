@@ -1,0 +1,320 @@
+"""Real trainings that are killed, interrupted and resumed, for benchmarks/reliability.py.
+
+Nothing here knows of tallies and tables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from reliability_processes import Training
+
+STEPS, EVERY, EVAL_EVERY = 60, 5, 10
+LEAVE_WITHIN = 1.25  # one second, one step and one save of this size
+
+TINY = (
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.block_size=16",
+    "model.dropout=0.1",
+    "train.batch_size=4",
+    "train.grad_accum=2",
+    f"train.max_steps={STEPS}",
+    f"train.checkpoint_every={EVERY}",
+    f"train.eval_every={EVAL_EVERY}",
+    "train.log_every=1",
+    "data.val_fraction=0.8",
+    "run.threads=1",
+    "run.device=cpu",
+)
+GRID = [
+    (f"run.dtype={dtype}", f"train.optimizer={optimizer}", f"tokenizer.kind={kind}",
+     "tokenizer.vocab_size=300")
+    for dtype, optimizer, kind in product(
+        ("float32", "bfloat16"), ("adamw", "muon"), ("char", "bpe")
+    )
+]  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What a trial came to: counts, maxima, and what went wrong."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def count(self, what: str, by: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + by
+
+    def largest(self, what: str, value: float) -> None:
+        self.most[what] = max(self.most.get(what, value), value)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed."""
+
+    weights: bytes
+    records: list[dict[str, Any]]
+    seconds: float
+
+
+class Workshop:
+    """A folder with a text, a cache and one undisturbed run for each config of the grid."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.text = folder / "text.txt"
+        if not self.text.exists():
+            words = ["the", "a", "night", "king", "light", "shadow", "comes", "sings", "is", "not"]
+            generator = random.Random(1)
+            lines = (" ".join(generator.choices(words, k=8)) for _ in range(1500))
+            self.text.write_text("\n".join(lines), encoding="utf-8")
+        self._references: dict[int, Reference] = {}
+        os.environ["GPTCLI_CACHE"] = str(folder / "cache")
+
+    def words(self, combination: int, run: Path) -> list[str]:
+        """The command line of a new run."""
+        return ["train", str(self.text), *TINY, *GRID[combination], "--out", str(run), "--json"]
+
+    def reference(self, combination: int) -> Reference:
+        """The undisturbed run of a config, trained when it is first asked for."""
+        if combination not in self._references:
+            run = Path(tempfile.mkdtemp(dir=self.folder)) / "whole"
+            for name in ("first", "timed"):  # the first may have to build and prepare
+                training = Training(self.words(combination, run.with_name(name)), run.parent)
+                code = training.wait()
+                assert code == 0, training.last_words()
+            run = run.with_name("timed")
+            self._references[combination] = Reference(
+                final_weights(run), records(run), training.seconds
+            )
+        return self._references[combination]
+
+
+def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run that is killed at random times after its first checkpoint, until it is done."""
+    return _disturbed(shop, trial, chance, _kill)
+
+
+def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run that gets SIGTERM or Ctrl-C at random times, evaluations included, until it is done."""
+    return _disturbed(shop, trial, chance, _interrupt)
+
+
+def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run that gets a second Ctrl-C while the first one is being obeyed: in a slow step or in a
+    slow save; then it is resumed to its end."""
+    return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
+
+
+Disturb = Callable[[list[str], Path, Reference, random.Random, Outcome], "Training"]
+
+
+def _disturbed(
+    shop: Workshop, trial: int, chance: random.Random, disturb: Disturb, most: int = 40
+) -> Outcome:
+    combination = trial % len(GRID)
+    reference, outcome = shop.reference(combination), Outcome()
+    with tempfile.TemporaryDirectory(dir=shop.folder) as name:
+        folder = Path(name)
+        run = folder / "run"
+        words = shop.words(combination, run)
+        for attempt in range(most + 1):
+            before = newest(run)
+            whole = attempt == most
+            training = (
+                Training(words, folder)
+                if whole
+                else disturb(words, run, reference, chance, outcome)
+            )
+            code = training.wait()
+            _check_resumed(training, before, code, outcome)
+            if code == 0:
+                break
+            if code in (70, -100, 1, 2) or (whole and code != 0):
+                outcome.failures.append(
+                    f"{' '.join(words)}: exit code {code}: {training.last_words()}"
+                )
+                break
+            words = ["train", "--resume", "--out", str(run), "--json"]
+            _check_whole(run, outcome)
+        else:
+            outcome.failures.append(f"trial {trial} did not end")
+        outcome.count("runs")
+        if not outcome.failures:
+            _check_equal(run, reference, outcome)
+    outcome.failures = [f"trial {trial}, {' '.join(GRID[combination])}: {failure}"
+                        for failure in outcome.failures]  # fmt: skip
+    return outcome
+
+
+def _kill(
+    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+) -> Training:
+    training = Training(words, run.parent)
+    if chance.random() < 0.5 or newest(run) == 0:  # else the start may be hit, too
+        training.until(lambda: training.has_begun() and newest(run) > 0)
+    time.sleep(chance.uniform(0.0, 0.6) * reference.seconds)
+    if training.running():
+        training.send(signal.SIGKILL)
+        training.wait()
+        reached = max((r["step"] for r in records(run, torn=True)), default=0)
+        outcome.count("kills")
+        lost = reached - newest(run)
+        outcome.largest("steps lost", lost)
+        if lost > 2 * EVERY:  # an interval, and what ran while a checkpoint was written
+            outcome.failures.append(f"{lost} steps lost, a checkpoint every {EVERY}")
+    return training
+
+
+def _interrupt(
+    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+) -> Training:
+    training = Training(words, run.parent)
+    training.until(training.has_begun)
+    time.sleep(chance.uniform(0.0, 0.7) * reference.seconds)
+    if not training.running():
+        return training
+    name = chance.choice(("SIGTERM", "SIGINT"))
+    sent = time.perf_counter()
+    training.send(getattr(signal, name))
+    code = training.wait()
+    took = time.perf_counter() - sent
+    outcome.count("signals")
+    outcome.largest("seconds to leave", took)
+    if took > LEAVE_WITHIN:
+        outcome.failures.append(f"{name}: left after {took:.2f} s")
+    summary = training.summary()
+    if code == 130:
+        step = summary.get("steps")
+        if summary.get("stopped") != "interrupted" or newest(run) != step:
+            outcome.failures.append(f"{name}: {summary}, newest checkpoint {newest(run)}")
+        evaluated = [r["step"] for r in records(run) if r["kind"] == "eval"]
+        if step and step % EVAL_EVERY == 0 and step not in evaluated:
+            outcome.count("in or before an evaluation")
+    elif code != 0:
+        outcome.failures.append(f"{name}: exit code {code}: {training.last_words()}")
+    return training
+
+
+def _interrupt_twice(
+    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+) -> Training:
+    slow = run.parent / "slow"
+    in_save = chance.random() < 0.5
+    training = Training(words, run.parent, lambda: _slow_down(slow, in_save))
+    training.until(lambda: newest(run) > 0)
+    time.sleep(chance.uniform(0.0, 0.3) * reference.seconds)
+    slow.touch()
+    if not in_save:
+        time.sleep(0.2)  # the next step has begun
+    training.send(signal.SIGINT)
+    time.sleep(chance.uniform(1.05, 2.0))
+    if not training.running():
+        outcome.count("left before the second")
+        return training
+    sent = time.perf_counter()
+    training.send(signal.SIGINT)
+    code = training.wait()
+    took = time.perf_counter() - sent
+    outcome.count("second signals")
+    outcome.count("in a save" if in_save else "in a step")
+    outcome.largest("seconds to leave", took)
+    if code not in (0, 130) or took > 1.0:
+        outcome.failures.append(f"exit code {code} after {took:.2f} s: {training.last_words()}")
+    return training
+
+
+def _slow_down(slow: Path, in_save: bool) -> None:
+    """In the child: once `slow` is there, each sync takes 0.4 s, or each batch 1.5 s."""
+    from gptcli.corpus import Batches
+
+    sync, batch = os.fsync, Batches.batch
+
+    def slow_sync(descriptor: int) -> None:
+        if slow.exists():
+            time.sleep(0.4)
+        sync(descriptor)
+
+    def slow_batch(self: Batches, k: int) -> Any:
+        if slow.exists():
+            time.sleep(1.5)
+        return batch(self, k)
+
+    if in_save:
+        os.fsync = slow_sync
+    else:
+        Batches.batch = slow_batch  # type: ignore[method-assign]
+
+
+def _check_resumed(training: Training, before: int, code: int, outcome: Outcome) -> None:
+    """It went on from the newest checkpoint that there was, above step 0."""
+    if before == 0:
+        return
+    origin = training.resumed_from()
+    if origin is None and (code == -signal.SIGKILL or "is finished" in training.said()):
+        return  # killed before it could say, or nothing was left to do
+    if origin is None and code == 130 and not training.has_begun():
+        return
+    if origin != before:
+        outcome.failures.append(f"went on from {origin} with a checkpoint of {before}")
+
+
+def _check_whole(run: Path, outcome: Outcome) -> None:
+    """What a stop left behind is whole, but for the last line of metrics.jsonl."""
+    from gptcli.errors import GptcliError
+    from gptcli.training import checkpoint
+
+    for step in checkpoint.steps_of(run):
+        try:
+            checkpoint.load(run, step, with_state=True)
+        except GptcliError as error:
+            outcome.failures.append(error.message)
+    try:
+        records(run, torn=True)
+    except ValueError as error:
+        outcome.failures.append(f"metrics.jsonl: {error}")
+
+
+def _check_equal(run: Path, reference: Reference, outcome: Outcome) -> None:
+    if final_weights(run) != reference.weights:
+        outcome.failures.append("the final weights are not those of the undisturbed run")
+    if records(run) != reference.records:
+        outcome.failures.append("metrics.jsonl is not that of the undisturbed run")
+
+
+def newest(run: Path) -> int:
+    """The newest checkpoint of a run, 0 where there is none."""
+    from gptcli.training import checkpoint
+
+    return max(checkpoint.steps_of(run), default=0)
+
+
+def final_weights(run: Path) -> bytes:
+    return (run / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors").read_bytes()
+
+
+def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
+    """metrics.jsonl without what goes by the clock; a `torn` last line is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if lines[-1] and not torn:
+        raise ValueError("the last line is torn")
+    found = [dict(json.loads(line)) for line in lines[:-1]]
+    for record in found:
+        record.pop("seconds")
+        record.pop("tokens_per_second", None)
+    return found

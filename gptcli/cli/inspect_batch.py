@@ -1,0 +1,151 @@
+"""`gptcli inspect-batch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli.options import JsonOption
+from gptcli.cli.output import note, print_json
+from gptcli.cli.own_files import OwnFiles, TokenizerOption, loaded
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+    from gptcli.corpus import Corpus
+
+
+def inspect_batch(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, or its name under runs/.")
+    ],
+    step: Annotated[
+        int, typer.Argument(metavar="STEP", help="A step, counted as in metrics.jsonl: from 1 on.")
+    ],
+    as_json: JsonOption = False,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """Show the text of the batch of a step: what its loss was computed on.
+
+    The order of the text depends on the seed and the step alone, so nothing is trained. Each
+    sequence is shown with the token that follows it, which its last position predicts."""
+    from gptcli.training import run_folder
+
+    path = run_folder.find_run(run)
+    config = run_folder.read_config(path)
+    most = config.train.max_steps
+    if not 1 <= step <= most:
+        raise GptcliError(
+            f"step {step} is not among the steps of {path}, 1 to {most}",
+            "metrics.jsonl has the steps that were logged, with their losses",
+        )
+    corpus = _text_of(path, config, OwnFiles(tokenizer=tokenizer))
+    rows = _sequences(config, corpus, step)
+    loss = _loss_at(path, step)
+    if as_json:
+        for row in rows:
+            print_json({"step": step, "loss": loss, **row})
+        return
+    from gptcli.view.safe_text import clean
+
+    train = config.train
+    known = "" if loss is None else f", loss {loss:.4f}"
+    lines = [
+        f"step {step}: {len(rows)} sequences of {config.model.block_size} tokens{known}; "
+        f"epoch {rows[0]['epoch']:.2f}"
+    ]
+    for row in rows:
+        part = f", micro-batch {row['micro_batch']}" if train.grad_accum > 1 else ""
+        lines += [
+            "",
+            f"--- sequence {row['sequence']}{part}, from token {row['start']:,} of "
+            f"{len(corpus.train):,}",
+            row["text"],
+        ]
+    sys.stdout.write(clean("\n".join(lines), sys.stdout.encoding or "utf-8") + "\n")
+
+
+def _text_of(run: Path, config: Config, files: OwnFiles) -> Corpus:
+    """The text that the run was trained on, by its own tokenizer.
+
+    Raises GptcliError where it is no longer the same, or the tokenizer is a learner's."""
+    from gptcli.model.own_parts import parts_of, refuse_other_parts
+    from gptcli.training.consistency import same_tokenizer
+    from gptcli.training.run_folder import read_status, read_tokenizer
+    from gptcli.training.setup import open_text
+
+    meta = _some_meta(run)
+    parts = parts_of(read_status(run) if meta is None else meta)
+    own = loaded(files)
+    # The other parts of a learner's are not needed to cut a text.
+    refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), own)
+    tokenizer = read_tokenizer(run, own.tokenizer if own is not None else None)
+    corpus = open_text(config, tokenizer)
+    if meta is None:
+        note(f"{run} has no checkpoint to say which text it was trained on; this is today's")
+        return corpus
+    same_tokenizer(run, tokenizer, meta)
+    if corpus.content_key != meta.get("data"):
+        raise GptcliError(
+            f"the text of {config.data.source} has changed since the run",
+            "put the old text back: what another text has there was not trained on",
+        )
+    return corpus
+
+
+def _some_meta(run: Path) -> dict[str, Any] | None:
+    """meta.json of the newest checkpoint that has a readable one; None where none has."""
+    from gptcli.training import checkpoint
+
+    for step in reversed(checkpoint.steps_of(run)):
+        try:
+            return checkpoint.read_meta(run, step)
+        except GptcliError as error:
+            note(f"{error.message}; it was passed over")
+    return None
+
+
+def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]]:
+    """The sequences of the update that made step - 1 into step, in the order of the loop."""
+    from gptcli.corpus import Batches
+
+    train = config.train
+    batches = Batches(corpus.train, config.model.block_size, train.batch_size, train.seed)
+    rows: list[dict[str, Any]] = []
+    for part in range(train.grad_accum):
+        k = (step - 1) * train.grad_accum + part
+        inputs, targets = batches.batch(k)
+        for idx, target, start in zip(inputs, targets, batches.starts(k), strict=True):
+            ids = [*idx.tolist(), int(target[-1])]
+            rows.append(
+                {
+                    "sequence": len(rows) + 1,
+                    "micro_batch": part + 1,
+                    "epoch": batches.epoch_of(k),
+                    "start": start,
+                    "ids": ids,
+                    "text": corpus.tokenizer.decode(ids),
+                }
+            )
+    return rows
+
+
+def _loss_at(run: Path, step: int) -> float | None:
+    """The loss in metrics.jsonl of a step; None where it was not logged."""
+    import json
+
+    try:
+        lines = (run / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if (record["kind"], record["step"]) == ("step", step):
+                return float(record["loss"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return None

@@ -1,0 +1,198 @@
+"""Ctrl-C, SIGTERM and a closed terminal: before, during and after the steps of a training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gptcli.cli import watching
+from gptcli.cli.watching import LeaveAtOnce, leave_on_signals, stop_on_signals
+from gptcli.events import Evaluated, SampleDrawn
+from gptcli.training import checkpoint, loop, setup
+from gptcli.training.passes import TorchPasses
+from gptcli.training.setup import prepare_resume
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+SMALL = (
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.block_size=32",
+    "train.batch_size=8",
+    "train.max_steps=6",
+    "run.threads=1",
+    "run.dtype=float32",
+    "run.device=cpu",
+)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def here(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # its handler runs between two instructions
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_before_the_first_step_nothing_is_left_behind(
+    number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **more: object) -> None:
+        here(number)
+
+    monkeypatch.setattr(setup, "prepare_new", interrupted)
+    outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
+    assert outcome.code == 130
+    assert outcome.err.endswith("interrupted\n")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_an_overwritten_run_comes_back(
+    number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train", text_file, *SMALL, "--out", tmp_path / "r")
+    assert cli(*words).code == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    resolve = setup._setup
+
+    def interrupted(*arguments: Any, **more: Any) -> Any:
+        here(number)
+        return resolve(*arguments, **more)
+
+    monkeypatch.setattr(setup, "_setup", interrupted)  # after the old files were put aside
+    assert cli(*words, "--overwrite").code == 130
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
+
+
+def test_the_first_signal_is_remembered_the_second_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    before = [signal.getsignal(number) for number in HANDLED]
+    with stop_on_signals() as stop:
+        assert not stop.wanted()
+        here(signal.SIGINT)
+        assert stop.wanted()
+        clock[0] += 0.5
+        here(signal.SIGTERM)  # passed on by a wrapper: still the first
+        clock[0] += 1.0
+        with pytest.raises(LeaveAtOnce):
+            here(signal.SIGINT)
+    with leave_on_signals(), pytest.raises(KeyboardInterrupt):
+        here(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+def test_nohup_holds() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with leave_on_signals(), stop_on_signals() as stop:
+            here(signal.SIGHUP)
+            assert not stop.wanted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.view.plain import PlainView
+
+    def steps(*arguments: object) -> Any:
+        here(signal.SIGINT)
+        monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: 1e12))
+        here(signal.SIGINT)
+        yield
+
+    def leave(*arguments: object) -> None:
+        here(signal.SIGINT)
+
+    monkeypatch.setattr(loop, "train", steps)
+    monkeypatch.setattr(PlainView, "__exit__", leave)
+    outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+
+
+def run_until(of: loop.Setup, stop: Callable[[list[Any]], bool]) -> list[Any]:
+    events: list[Any] = []
+    for event in loop.train(of, lambda: stop(events)):
+        events.append(event)
+    return events
+
+
+def new_run(text_file: Path, run: Path, *more: str) -> loop.Setup:
+    from gptcli.config_files import parse_config
+
+    config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
+    return setup.prepare_new(config, run).setup
+
+
+def test_a_sample_is_not_waited_for(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.sampling import text
+
+    started = []
+
+    def write(*arguments: Any, **more: Any) -> Any:
+        started.append(1)
+        return real(*arguments, **more)
+
+    real = text.write
+    monkeypatch.setattr(text, "write", write)
+    of = new_run(text_file, tmp_path / "r", "train.sample_every=2")
+    events = run_until(of, lambda events: len(started) == 2)
+    assert events[-1].stopped == "interrupted"
+    assert events[-1].step == 4
+    assert [event.step for event in events if isinstance(event, SampleDrawn)] == [2]
+    assert checkpoint.steps_of(tmp_path / "r")[-1] == 4
+
+
+def test_an_evaluation_made_up_for_is_remembered_where_it_is_not_the_best(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(TorchPasses, "evaluate", lambda *arguments: next(losses))
+    run = tmp_path / "r"
+    run_until(
+        new_run(text_file, run, "train.eval_every=3"),
+        lambda events: any(e.step == 6 for e in events[1:]),
+    )
+    assert checkpoint.steps_of(run)[-1] == 6
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    events = run_until(prepared.setup, lambda events: False)
+    (made_up,) = (e for e in events if isinstance(e, Evaluated))
+    assert (made_up.step, made_up.best) == (6, False)
+    assert prepare_resume(run, None) is None  # finished: the checkpoint knows of it
+
+
+def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
+    """Else a signal would be obeyed late: a small batch, and a network that is large for it."""
+    import numpy as np
+
+    from gptcli.config import ModelConfig
+    from gptcli.corpus import TokenStore
+    from gptcli.training.evaluate import evaluate
+    from gptcli.training.state import build_model
+
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=512, block_size=16)
+    model = build_model(config, 20)
+    parameters = sum(p.numel() for p in model.parameters())
+    store = TokenStore([np.zeros(16 * 600 + 1, np.uint16)])
+    sizes: list[int] = []
+    model.register_forward_hook(lambda module, given, logits: sizes.append(given[0].numel()))
+    found = []
+    for step_tokens, most in ((16, int(1e10 / parameters)), (1500, 4500), (None, 8192)):
+        sizes.clear()
+        found.append(evaluate(model, store, 16, step_tokens=step_tokens))
+        assert most - 16 < max(sizes) <= most
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-5)

@@ -1,0 +1,104 @@
+"""Real trainings, stopped at given moments and resumed: run by test_training_resume_soak.py.
+
+    python forked_stops.py FOLDER KEY=VALUE ...
+
+The trainings are forked from this process, which has imported everything and computed nothing, so
+that a start takes no time. Prints, for each, its exit code and the step that it went on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gptcli.cli
+import gptcli.training.setup
+from gptcli.training import evaluate, loop
+
+# What is stopped when: after the listener has had an event of that step, or, for "evaluation",
+# between two batches of the evaluation of that step.
+STOPS = (
+    ("StepDone", 7, "SIGKILL"),
+    ("Evaluated", 10, "SIGKILL"),
+    ("CheckpointSaved", 10, "SIGKILL"),
+    ("StepDone", 13, "SIGTERM"),
+    ("StepDone", 14, "SIGINT"),
+    ("evaluation", 20, "SIGTERM"),
+    ("Evaluated", 20, "SIGKILL"),
+)
+
+
+def stop_at(name: str, step: int, number: int) -> None:
+    """Let this process get a signal at that moment."""
+    train, windows = loop.train, evaluate.windows
+    reached = 0
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        nonlocal reached
+        for event in train(*arguments):
+            reached = getattr(event, "step", reached) or getattr(event, "resumed_from", 0) or 0
+            yield event
+            if type(event).__name__ == name and reached == step:
+                os.kill(os.getpid(), number)
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        for place, window in enumerate(windows(*arguments)):
+            if name == "evaluation" and reached == step and place == 1:
+                os.kill(os.getpid(), number)
+            yield window
+
+    loop.train = watched
+    evaluate.windows = interrupted
+
+
+def run(words: list[str], said: Path, stop: tuple[str, int, str] | None) -> int:
+    """`gptcli WORDS` in a process of its own; its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            opened = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(opened, 1)
+            os.dup2(opened, 2)
+            if stop is not None:
+                stop_at(stop[0], stop[1], getattr(signal, stop[2]))
+            sys.argv = ["gptcli", *words]
+            gptcli.cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 70
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, words = Path(sys.argv[1]), sys.argv[2:]
+    for name, stops in (("whole", ()), ("parts", STOPS)):
+        out = ["--out", str(folder / name)]
+        again = ["train", *words, *out]
+        for stop in (*stops, None):
+            said = folder / "said.txt"
+            code = run(again, said, stop)
+            text = said.read_text("utf-8")
+            found = re.search(r" tokens, from step (\d+)$", text, re.MULTILINE)
+            origin = int(found[1]) if found else None
+            print(json.dumps({"run": name, "code": code, "from": origin, "said": text[-800:]}))
+            sys.stdout.flush()
+            again = ["train", "--resume", *out]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Out of memory: the message names the setting to lower, and by how much."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.errors import is_out_of_memory
+from gptcli.model.gpt import GPT, count_parameters
+from gptcli.training import memory
+from gptcli.training.estimate import memory_bytes
+from gptcli.training.loop import Setup
+
+MIB = 2**20
+
+
+def need(setup: Setup, batch_size: int, block_size: int) -> int:
+    model = setup.config.model.model_copy(update={"block_size": block_size})
+    train = setup.config.train.model_copy(update={"batch_size": batch_size})
+    config = setup.config.model_copy(update={"model": model, "train": train})
+    vocab_size = setup.corpus.tokenizer.vocab_size
+    count = count_parameters(GPT(setup.config.model, vocab_size)).total
+    return memory_bytes(config, vocab_size, count, 4)
+
+
+@pytest.fixture
+def setup(new: Any) -> Setup:
+    found = new("r", "train.batch_size=12", "train.grad_accum=2", "model.block_size=64")
+    assert isinstance(found, Setup)
+    return found
+
+
+@pytest.mark.parametrize("fits", [6, 4, 3, 1])
+def test_the_largest_batch_that_fits_is_named(
+    fits: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = need(setup, fits, 64) / 0.89
+    monkeypatch.setattr(memory, "room_for_training", lambda device: room)
+    error = memory.out_of_memory(setup)
+    assert error.exit_code == 1
+    assert f"about {need(setup, 12, 64) / MIB:,.0f} MiB by the estimate" in error.message
+    assert f"there is room for about {room / MIB:,.0f} MiB" in error.message
+    assert f"train.batch_size={fits} train.grad_accum={24 // fits}: the same" in error.hint
+
+
+def test_a_machine_that_says_nothing_is_advised_to_halve(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "room_for_training", lambda device: None)
+    error = memory.out_of_memory(setup)
+    assert "room" not in error.message
+    assert "train.batch_size=6 train.grad_accum=4" in error.hint
+
+
+def test_a_batch_is_lowered_even_where_the_estimate_says_that_it_fits(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "room_for_training", lambda device: 1e12)
+    assert "train.batch_size=6 train.grad_accum=4" in memory.out_of_memory(setup).hint
+
+
+def test_then_the_context_then_the_network(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = need(setup, 1, 32) / 0.89
+    assert need(setup, 1, 64) > 0.9 * room
+    monkeypatch.setattr(memory, "room_for_training", lambda device: room)
+    hint = memory.out_of_memory(setup).hint
+    assert "train.batch_size=1 train.grad_accum=24 and model.block_size=32" in hint
+    monkeypatch.setattr(memory, "room_for_training", lambda device: 1000.0)
+    assert "lower model.n_embd (now 32" in memory.out_of_memory(setup).hint
+
+
+def test_a_resumed_run_is_told_that_it_takes_a_new_one(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "room_for_training", lambda device: 1e12)
+    resumed = replace(setup, resume=object())
+    assert "grad_accum=4, in a new run:" in memory.out_of_memory(resumed).hint
+
+
+def test_the_room_of_this_machine() -> None:
+    room = memory.room_for_training(torch.device("cpu"))
+    assert room is None or 100 * MIB < room < 2**50
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate "
+                     "memory: you tried to allocate 400 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    ],
+)  # fmt: skip
+def test_the_command_says_it(
+    error: Exception, cli: Any, text_file: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training.passes import TorchPasses
+
+    def refused(*args: Any) -> float:
+        raise error
+
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("another bug"))
+    monkeypatch.setattr(TorchPasses, "gradients", refused)
+    words = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "train.batch_size=8")
+    outcome = cli("train", text_file, *words, "run.dtype=float32", "model.block_size=32",
+                  "--out", tmp_path / "r", "--json")  # fmt: skip
+    assert outcome.code == 1
+    assert re.search(r"^error: out of memory: this run needs about \d+ MiB", outcome.err, re.M)
+    assert re.search(r"^hint: train.batch_size=4 train.grad_accum=2", outcome.err, re.M)
