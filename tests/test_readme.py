@@ -52,7 +52,7 @@ def test_gptcli_commands(
             given = {word.partition("=")[0] for word in words if "=" in word}
             if "--minutes" in words:  # which chooses the number of steps
                 given |= {"train.max_steps", "train.eval_every"}
-                words = ["0.15" if word == "0.2" else word for word in words]
+                words = ["0.2" if word == "0.5" else word for word in words]
             fine_tune = "--from" in words
             words += [small for small in SMALL if small.partition("=")[0] not in given
                       and not (fine_tune and small.startswith("model."))]  # fmt: skip

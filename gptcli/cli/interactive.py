@@ -55,6 +55,10 @@ def talk(
             return
         if command == "/new":
             conversation.new()
+        elif command.startswith("/") and command[1:].isalpha():
+            note(f"no such command: {command}. {_HELP}")
+        elif any("\ud800" <= character <= "\udfff" for character in line):
+            print_error(GptcliError("the line is not UTF-8 text", "type it again"))
         else:
             _answer(conversation, line, max_new_tokens, show)
         line = None

@@ -126,6 +126,8 @@ def sample(
 
     _check(temperature, repetition_penalty, top_p, min_p)
     prompts = read_prompts(prompt, prompt_file, prompt_lines)
+    if "" in (stop or ()):
+        raise GptcliError("--stop takes a text of at least one character", "leave it out")
     several = num_samples > 1 or len(prompts) > 1
     if interactive and (several or as_json or prompt_file is not None):
         raise GptcliError(
@@ -147,7 +149,15 @@ def sample(
         stream = sys.stdout.isatty()
     live = stream and not several and not as_json
     samples, seconds = _write(
-        writer, prompts, num_samples, how, max_new_tokens, seed, stops, live=live
+        writer,
+        prompts,
+        num_samples,
+        how,
+        max_new_tokens,
+        seed,
+        stops,
+        live=live,
+        prompt_file=prompt_file,
     )
     for i, one in enumerate(samples):
         text = prompts[one.index // num_samples]
@@ -206,6 +216,7 @@ def _write(
     stops: list[str],
     *,
     live: bool,
+    prompt_file: Path | None,
 ) -> tuple[list[Sample], float]:
     """The samples, in order, and the seconds that they took together; shown as they come where
     that is asked for."""
@@ -221,9 +232,9 @@ def _write(
         try:
             ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
         except GptcliError as error:
-            if len(prompts) == 1:
-                raise
-            raise GptcliError(f"prompt {number}: {error.message}", error.hint) from None
+            line = f":{number}" if len(prompts) > 1 else ""
+            where = f"{prompt_file}{line}: " if prompt_file else ""
+            raise GptcliError(f"{where}{error.message}", error.hint) from None
         jobs += [Job(ids, i) for i in range(num_samples)]
     done = []
     if live:

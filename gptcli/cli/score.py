@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -76,7 +77,10 @@ def score(
     _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False)
     from gptcli.sampling.score import log_probabilities
 
-    ids = trained.tokenizer.encode(text)
+    try:
+        ids = trained.tokenizer.encode(text)
+    except GptcliError as error:
+        raise GptcliError(f"{file}: {error.message}", error.hint) from None
     if not ids:
         raise GptcliError(f"the tokenizer makes no token of {file}", "score another text")
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
@@ -102,7 +106,7 @@ def score(
             }
         )
         return
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         stream = trained.tokenizer.stream()  # whole characters, with the last of their tokens
         whole = [stream.push(id) for id in ids]
         stdout_console().print(_coloured(whole, found), soft_wrap=True)
@@ -131,7 +135,8 @@ def _coloured(pieces: list[str], found: list[float]) -> Text:
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
         # An end of a line has no colour to see: where it was not expected, a sign stands for it.
-        shown.append(clean(piece.replace("\n", "⏎\n") if style else piece), style)
+        marked = piece.replace("\r", "␍")
+        shown.append(clean(marked.replace("\n", "⏎\n") if style else marked), style)
     if not shown.plain.endswith("\n"):
         shown.append("\n")
     shown.append("\nprobability: ", "dim")

@@ -90,6 +90,7 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
     epochs = tokens * each / characters
     dropout = dropout_for(epochs)
     block_size = 256 if tokens > 256 * 4000 else 128
+    block_size = min(block_size, max(4, 2 ** int(math.log2(max(4.0, characters / each / 4)))))
     batch_size = max(4, 2 ** round(math.log2(_STEP_TOKENS * (tokens / 3e6) ** 0.25 / block_size)))
     values = {
         "tokenizer.kind": kind,
@@ -114,8 +115,7 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
             if too_long
             else "many different characters"
         ),
-        f"{batch_size} x {block_size} tokens a step; the text is read about {epochs:,.1f} times"
-        + (f", so dropout is {dropout}" if dropout else ""),
+        f"{batch_size} x {block_size} tokens a step",
     ]
     return Chosen(values, reasons)
 
@@ -143,7 +143,10 @@ def plan(
         config, reasons = _fill_in(config, asked, end)
     corpus = open_text(config, own=own)
     own_parts = own is not None and own.in_network()
-    step = _measure(resolve(config, corpus, own_parts=own_parts), corpus.tokenizer.vocab_size, own)
+    patience = min(2.0, 0.05 * (end - begun))
+    step = _measure(
+        resolve(config, corpus, own_parts=own_parts), corpus.tokenizer.vocab_size, own, patience
+    )
     tokens_per_step = config.train.batch_size * config.train.grad_accum * config.model.block_size
     evaluation = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step * step + _SAVING
     left = end - time.perf_counter()
@@ -157,13 +160,17 @@ def plan(
         steps -= max(1, int(over / step))
     else:
         raise GptcliError(
-            f"{minutes:g} minutes are too short: a step takes {step:.2g} s here, and "
-            f"{max(0.0, left):.0f} s are left after the start",
-            f"--minutes {math.ceil((60 * minutes - left + 2 * _FEWEST_STEPS * step) / 6) / 10:g}, "
-            "or a smaller network",
+            f"{minutes:g} minutes are too short: {60 * minutes - left:.0f} s had passed when the "
+            f"training could begin, and a step takes {step:.2g} s here",
+            f"--minutes {math.ceil((60 * minutes - left) / 20 + _FEWEST_STEPS * step / 10) / 2:g}",
         )
-    reasons.append(f"{steps:,} steps of {1e3 * step:.3g} ms, measured on this machine")
     epochs = steps * tokens_per_step / len(corpus.train)
+    read = f"; the text is read {epochs:,.3g} times"
+    if not keep and "model.dropout" not in asked:
+        tried = _with(tried, {"model.dropout": dropout_for(epochs)})
+        if tried.model.dropout:
+            read += f", so dropout is {tried.model.dropout}"
+    reasons.append(f"{steps:,} steps of {1e3 * step:.3g} ms, measured on this machine{read}")
     if epochs > _BY_HEART_EPOCHS:
         reasons.append(
             f"the text is small: it will be read {epochs:,.0f} times and learned by heart; "

@@ -76,7 +76,7 @@ def test_bad_prompts_are_named(cli: Any, trained: Path, tmp_path: Path) -> None:
     file.write_text("KING\nK\u00f6nig\n", encoding="utf-8")
     outcome = cli("sample", trained, "--prompt-file", file, "--prompt-lines")
     assert outcome.code == 2
-    assert "prompt 2: " in outcome.err
+    assert f"{file}:2: " in outcome.err
     file.write_bytes(b"")
     outcome = cli("sample", trained, "--prompt-file", file, "--prompt-lines")
     assert (outcome.code, "no line in it" in outcome.err) == (2, True)
