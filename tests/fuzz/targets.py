@@ -358,7 +358,7 @@ def _run_files(run: Path) -> list[Target]:
         path.write_bytes(b"\n".join(lines))
         runs_lines(run_rows(run.parent))
         for one in lines:
-            run_folder._step_of(one)
+            run_folder._is_kept(one, 5, 5)
 
     def feed_samples(data: bytes) -> None:
         path = run / "samples.txt"
