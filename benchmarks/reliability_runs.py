@@ -198,7 +198,9 @@ def _interrupt(
     if took > LEAVE_WITHIN:
         outcome.failures.append(f"{name}: left after {took:.2f} s")
     summary = training.summary()
-    if code == 130:
+    if summary.get("stopped") == "done":
+        outcome.count("after the last step")
+    elif code == 130:
         step = summary.get("steps")
         if summary.get("stopped") != "interrupted" or newest(run) != step:
             outcome.failures.append(f"{name}: {summary}, newest checkpoint {newest(run)}")

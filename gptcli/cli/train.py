@@ -33,6 +33,7 @@ from gptcli.cli.own_files import (
 )
 from gptcli.cli.watching import (
     LeaveAtOnce,
+    Stop,
     leave_on_signals,
     stop_on_signals,
     while_somebody_looks,
@@ -200,6 +201,12 @@ def _resume(
 
 
 def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
+    # To the last word: a signal that comes when all steps are made takes nothing from the result.
+    with stop_on_signals() as stop:
+        _watch(prepared, stop, as_json, files)
+
+
+def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> None:
     """Train, show it, keep the run's files, say how it ended."""
     from dataclasses import replace
 
@@ -223,7 +230,6 @@ def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
             closing(run_folder.Metrics(run, summary.resumed_from, summary.evaluated_at)) as metrics,
             # What a learner's module prints must not get among the data.
             redirect_stdout(sys.stderr),
-            stop_on_signals() as stop,
             open_view(stderr_console()) as view,
             suppress(LeaveAtOnce),
         ):

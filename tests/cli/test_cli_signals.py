@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import pytest
 from gptcli.cli import watching
 from gptcli.cli.watching import LeaveAtOnce, leave_on_signals, stop_on_signals
 from gptcli.events import Evaluated, SampleDrawn
-from gptcli.training import checkpoint, loop, setup
+from gptcli.training import checkpoint, loop, run_folder, setup
 from gptcli.training.passes import TorchPasses
 from gptcli.training.setup import prepare_resume
 
@@ -119,6 +120,24 @@ def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
     outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_signal_after_the_last_step_takes_nothing_from_the_result(
+    number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status = run_folder.write_status
+
+    def interrupted(run: Path, values: dict[str, Any]) -> None:
+        if "stopped" in values:
+            here(number)
+        write_status(run, values)
+
+    monkeypatch.setattr(run_folder, "write_status", interrupted)
+    outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["stopped"] == "done"
+    assert run_folder.read_status(tmp_path / "r")["stopped"] == "done"
 
 
 def run_until(of: loop.Setup, stop: Callable[[list[Any]], bool]) -> list[Any]:
