@@ -7,6 +7,7 @@ the others. Nothing is pickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -189,7 +190,7 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise _damaged(run, step, f"{path} is missing") from None
     except OSError as error:
-        raise _damaged(run, step, f"{path} cannot be read ({error.strerror})") from None
+        raise _unreadable(run, step, path, error) from None
     except ValueError as error:
         raise _damaged(run, step, f"{path} is damaged: {error}") from None
 
@@ -206,8 +207,7 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
         try:
             tensors.append(read_tensors(path, file["size"], file["sha256"], run))
         except OSError as error:
-            what = f"{path} cannot be read ({error.strerror})"
-            raise _damaged(run, step, what) from None
+            raise _unreadable(run, step, path, error) from None
         except ValueError as error:
             raise _damaged(run, step, f"{path} is damaged: {error}") from None
     return Checkpoint(
@@ -239,6 +239,8 @@ def _first_whole(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpo
     for step in steps:
         try:
             return load(run, step, with_state=with_state), notes
+        except _RefusedError:
+            raise
         except GptcliError as error:
             notes.append(error.message)
     raise GptcliError(
@@ -282,6 +284,21 @@ def choose_step(run: Path, which: str) -> int:
     raise GptcliError(
         f"{run} has no checkpoint `{which}`", "there are: best, last, " + ", ".join(map(str, steps))
     )
+
+
+class _RefusedError(GptcliError):
+    """The system would not let us read what may well be whole."""
+
+
+# Of the process or the machine, not of the file: no reason to pass a checkpoint over.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR}
+
+
+def _unreadable(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
+    message = f"{path} cannot be read ({error.strerror})"
+    if error.errno in _PASSING:
+        return _RefusedError(message, "is it yours to read?", exit_code=1)
+    return _damaged(run, step, message)
 
 
 def _damaged(run: Path, step: int, message: str) -> GptcliError:

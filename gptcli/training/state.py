@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gptcli.bounded import machine_memory
 from gptcli.config import ModelConfig, TrainConfig
@@ -140,9 +141,22 @@ def build_model(
 Shapes = dict[str, tuple[int, ...]]
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Within, modules come without their random numbers: where there is no memory there is nothing
+    to draw, and PyTorch's way to do nothing takes it a second to import."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
     """Name and shape of every parameter of the built-in model, without allocating one."""
-    with torch.device("meta"):  # all blocks are alike
+    with torch.device("meta"), _NothingDrawn():  # all blocks are alike
         one = GPT(config.model_copy(update={"n_layer": 1}), vocab_size)
     shapes: Shapes = {}
     for name, parameter in one.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -289,3 +290,22 @@ def test_overwriting_twice_before_any_checkpoint_keeps_the_run_that_was_worth_so
     run_folder.put_back(run)
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    new: Any, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    drive(new("r", "train.checkpoint_every=5"))
+    steps = checkpoint.steps_of(run)
+    read = checkpoint.read_bounded
+
+    def too_many_open(path: Path, *rest: Any) -> bytes:
+        if path.name == "meta.json" and f"{steps[-1]:08d}" in str(path):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "read_bounded", too_many_open)
+    with pytest.raises(GptcliError, match="Too many open files"):
+        prepare_resume(run, None)
+    assert checkpoint.steps_of(run) == steps
