@@ -17,35 +17,11 @@
 
 #include "choose.h"
 #include "packed.h"
+#include "parameters.h"
 
 typedef struct {
     int32_t modern, half, L, H, C, F, V, W, streams, threads;
 } Shape;
-
-/* Parameters, in the order in which Python gives their places; NULL where there is none. */
-enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
-enum {
-    LN1,
-    LN1_BIAS,
-    QUERY,
-    KEY,
-    VALUE,
-    QUERY_BIAS,
-    KEY_BIAS,
-    VALUE_BIAS,
-    OUT,
-    OUT_BIAS,
-    Q_NORM,
-    K_NORM,
-    LN2,
-    LN2_BIAS,
-    UP,
-    GATE,
-    UP_BIAS,
-    DOWN,
-    DOWN_BIAS,
-    OF_LAYER
-};
 
 typedef struct {
     Packed qkv; /* by heads: queries, keys and values of one, P each; a panel more to read */

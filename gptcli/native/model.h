@@ -12,32 +12,7 @@
 #include <sys/mman.h>
 
 #include "attention.h"
-
-/* Places of parameters, in the order in which Python gives their offsets; -1 where there is none.
- */
-enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
-enum {
-    LN1,
-    LN1_BIAS,
-    QUERY,
-    KEY,
-    VALUE,
-    QUERY_BIAS,
-    KEY_BIAS,
-    VALUE_BIAS,
-    OUT,
-    OUT_BIAS,
-    Q_NORM,
-    K_NORM,
-    LN2,
-    LN2_BIAS,
-    UP,
-    GATE,
-    UP_BIAS,
-    DOWN,
-    DOWN_BIAS,
-    OF_LAYER
-};
+#include "parameters.h"
 
 typedef struct {
     int32_t modern, tied, L, H, C, F, V, T, threads;
