@@ -160,14 +160,43 @@ def _read_best(run: Path) -> int | None:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` (at least 2) checkpoints and the best one. What cannot be
     deleted now (somebody reads it, on Windows) stays until the next time, and so does all where
-    the file that names the best one cannot be read."""
+    it cannot be known which one is the best."""
     assert keep >= 2, "the newest may turn out to be damaged"
-    with suppress(OSError, ValueError):
-        best = _read_best(run)
-        for step in steps_of(run)[:-keep]:
-            if step != best:
+    steps = steps_of(run)
+    if not steps[:-keep]:
+        return
+    with suppress(OSError, ValueError, GptcliError):
+        best = _any_best(run, steps)
+        for step in steps[:-keep]:
+            if step not in best:
                 with suppress(OSError):
                     durable.remove_folder(folder_of(run, step))
+
+
+def _any_best(run: Path, steps: list[int]) -> set[int | None]:
+    """The best step by the newest meta.json and, where that is another, by `checkpoints/best`.
+    Raises OSError, ValueError or GptcliError where what is there does not tell."""
+    known = _best_by_meta(run, steps)
+    try:
+        return {known, _read_best(run)}
+    except ValueError:  # the file is damaged; the checkpoints may still tell
+        if known in steps:
+            return {known}
+        raise
+
+
+def _best_by_meta(run: Path, steps: list[int]) -> int | None:
+    """The best step by the newest meta.json that is whole. Raises GptcliError where none is, or
+    one cannot be read now."""
+    for step in reversed(steps):
+        try:
+            found: int | None = read_meta(run, step)["progress"].get("best_step")
+        except _RefusedError:
+            raise
+        except GptcliError:
+            continue
+        return found
+    raise GptcliError(f"{run}: no meta.json is whole", "train again", exit_code=1)
 
 
 def tidy(run: Path, newest: int) -> None:
@@ -255,10 +284,8 @@ def best_of(run: Path) -> tuple[int | None, list[str]]:
     newest checkpoint that can be read knows it too."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
-    for step in reversed(steps):
-        with suppress(GptcliError):
-            known = read_meta(run, step)["progress"].get("best_step")
-            break
+    with suppress(GptcliError):
+        known = _best_by_meta(run, steps)
     if known not in steps:
         known = named if named in steps else None
     if known == named:

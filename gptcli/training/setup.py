@@ -129,19 +129,16 @@ def prepare_new(
     weights, tokenizer = None, None
     status: dict[str, Any] = {"own_parts": list(own.names())} if own is not None else {}
     if from_run is not None:
-        step = checkpoint.choose_step(from_run, "best")
-        status["started_from"] = {"run": str(from_run.absolute()), "step": step}
-        _refuse_own_parts(from_run, checkpoint.read_meta(from_run, step), own)
+        loaded, notes = checkpoint.best_valid(from_run)
+        status["started_from"] = {"run": str(from_run.absolute()), "step": loaded.step}
+        _refuse_own_parts(from_run, loaded.meta, own)
         tokenizer = run_folder.read_tokenizer(from_run)
-        try:
-            loaded = checkpoint.load(from_run, step)
-        except GptcliError as error:
-            hint = "--from takes the best checkpoint, or the last where there is no best"
-            raise GptcliError(error.message, hint, exit_code=1) from None
         same_tokenizer(from_run, tokenizer, loaded.meta)
         _same_model(config, from_run, loaded.meta)
         weights = loaded.model
-        notes.append(f"starting from the weights of {from_run}, step {step}, with its tokenizer")
+        notes.append(
+            f"starting from the weights of {from_run}, step {loaded.step}, with its tokenizer"
+        )
     corpus = open_text(config, tokenizer, own)
     notes += engine_notes(config, own)
     config = resolve(config, corpus, own_parts=own is not None and own.in_network())

@@ -10,7 +10,7 @@ import damage
 import pytest
 
 from gptcli.errors import GptcliError
-from gptcli.training import checkpoint
+from gptcli.training import checkpoint, run_folder
 from gptcli.training.meta_file import seal
 from gptcli.training.setup import prepare_resume
 
@@ -66,6 +66,25 @@ def test_commands_fall_back_with_a_notice_unless_a_checkpoint_was_named(
         assert outcome.err.startswith(f"error: {path} is damaged: ")
         assert "hint: choose another with --checkpoint: 4, 12" in outcome.err
     assert cli(*words, "--checkpoint", "last").code == 0
+
+
+def test_a_fine_tune_falls_back_with_the_same_notice(
+    cli: Any, run: Path, text_file: Path, tmp_path: Path
+) -> None:
+    path = spoil(run, 8)
+    new = tmp_path / "new"
+    outcome = cli("train", text_file, "train.max_steps=2", "--from", run, "--out", new)
+    assert outcome.code == 0, outcome.err
+    assert f"{path} is damaged: " in outcome.err
+    assert "using the newest checkpoint that is whole, step 12\n" in outcome.err
+    assert f"starting from the weights of {run}, step 12" in outcome.err
+    assert run_folder.read_status(new)["started_from"] == {"run": str(run), "step": 12}
+    spoil(run, 4)
+    spoil(run, 12)
+    outcome = cli("train", text_file, "--from", run, "--out", tmp_path / "none")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+    assert not (tmp_path / "none").exists()
 
 
 def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:

@@ -146,10 +146,10 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
 # ---- what is done to a run -------------------------------------------------------------------
 
 
-def write(run: Path, step: int, more: int = 0, size: int = 5) -> None:
+def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
     """Save a checkpoint whose tensors, of `size` floats, tell its step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
-    meta = {"progress": asdict(Progress(step=step)), "more": more}
+    meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
 
 

@@ -21,6 +21,7 @@ from bad_disks import (
     Story,
     Watched,
     check_tensors,
+    damage,
     in_child,
     leave_behind,
     names,
@@ -212,6 +213,30 @@ def test_the_best_checkpoint_stays_where_its_mark_cannot_be_read(tmp_path: Path)
     checkpoint.mark_best(tmp_path, 20)
     checkpoint.prune(tmp_path, 2)
     assert checkpoint.steps_of(tmp_path) == [20, 30]
+
+
+@pytest.mark.parametrize("mark", [None, "step-000000\n", "step-00000030\n", "step-00000099\n"])
+def test_the_best_checkpoint_stays_where_its_mark_is_wrong(
+    tmp_path: Path, mark: str | None
+) -> None:
+    """The newest meta.json knows the best one too; what either calls the best is kept."""
+    for step in (10, 20, 30, 40, 50):
+        write(tmp_path, step, best=20)
+    if mark is not None:
+        (tmp_path / "checkpoints" / "best").write_text(mark, "utf-8")
+    damage(tmp_path, 50, "meta.json")
+    checkpoint.prune(tmp_path, 2)
+    named = {30} if mark == "step-00000030\n" else set()
+    assert set(checkpoint.steps_of(tmp_path)) == {20, 40, 50} | named
+    assert checkpoint.choose_step(tmp_path, "best") == 20
+
+
+def test_nothing_goes_where_nothing_says_which_one_is_the_best(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+        damage(tmp_path, step, "meta.json")
+    checkpoint.prune(tmp_path, 2)
+    assert checkpoint.steps_of(tmp_path) == [10, 20, 30]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
