@@ -12,7 +12,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -72,16 +73,17 @@ class Disk:
 disk = Disk()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` and wait until it is on the disk. Not atomic: for files in a
-    temporary folder that is renamed afterwards."""
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk. Not atomic: for
+    files in a temporary folder that is renamed afterwards."""
     with disk.create(path) as file:
-        rest = memoryview(data)
-        while rest:
-            written = disk.write(file, rest)
-            if not written:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            rest = rest[written:]
+        for piece in (data,) if isinstance(data, bytes) else data:
+            rest = memoryview(piece)
+            while rest:
+                written = disk.write(file, rest)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                rest = rest[written:]
         disk.fsync(file)
 
 
@@ -172,6 +174,36 @@ def sweep(folder: Path, goals: str) -> None:
                 remove_tree(path)
 
 
+# Of the path, not of the disk: another one helps.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
+                errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
+
+
+def refused(folder: Path, error: OSError) -> GptcliError:
+    """What the system said to the making of a folder and the files in it, for people: a wrong
+    command line where it is the path (exit code 2), else the disk (1)."""
+    if error.errno in _OF_THE_PATH:
+        return GptcliError(
+            f"{folder}: cannot be written ({error.strerror})",
+            "choose a folder that you may write to with --out",
+        )
+    return GptcliError(
+        f"{folder} could not be written ({error.strerror or error}); {room(folder)} free there",
+        "make room, or choose a folder on another disk with --out",
+        exit_code=1,
+    )
+
+
+def room(path: Path) -> str:
+    """The free space of the disk on which `path` is, or would be, for an error."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return f"{shutil.disk_usage(path).free / 2**20:,.0f} MiB"
+    except OSError:
+        return "unknown"
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
@@ -196,10 +228,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         opened = path.open("ab")
     except OSError as error:
-        raise GptcliError(
-            f"{folder}: cannot be written ({error.strerror})",
-            "choose a folder that you may write to with --out",
-        ) from None
+        raise refused(folder, error) from None
     with opened as file:
         if not _lock(file):
             raise GptcliError(

@@ -299,17 +299,14 @@ def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
 @contextmanager
 def _front_row(run: Path, create: bool) -> Iterator[None]:
     """Hold the run folder's lock, so that no two trainings write into it."""
-    from gptcli.durable import make_folder, only_writer
+    from gptcli.durable import make_folder, only_writer, refused
 
     made = create and not run.exists()
     try:
         if create:
             make_folder(run)
     except OSError as error:
-        raise GptcliError(
-            f"{run}: cannot be written ({error.strerror})",
-            "choose a folder that you may write to with --out",
-        ) from None
+        raise refused(run, error) from None
     try:
         with only_writer(run):
             yield

@@ -8,9 +8,7 @@ the others. Nothing is pickled.
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from gptcli import durable
 from gptcli.bounded import MOST_JSON, read_bounded
 from gptcli.errors import GptcliError
 from gptcli.training.meta_file import TENSOR_FILES, parse_meta, seal
-from gptcli.training.tensor_file import read_tensors
+from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
 
 if TYPE_CHECKING:  # listing runs must not wait for torch
     from torch import Tensor
@@ -95,16 +93,14 @@ def _write_folder(
 ) -> None:
     """Write a checkpoint folder, in the place of a damaged one where there is one: all of it, or,
     with the exception, nothing."""
-    from safetensors.torch import save as to_bytes
-
     temporary = durable.temporary_beside(goal)
     try:
         durable.disk.mkdir(temporary)
         files = {}
         for name, tensors in zip(TENSOR_FILES, (model, state), strict=True):
-            data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-            durable.write_file(temporary / name, data)
-            files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            file = Counted(tensor_pieces(tensors))
+            durable.write_file(temporary / name, file)
+            files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
         durable.write_file(temporary / "meta.json", seal(step, meta, files))
         if goal.exists():
             durable.remove_folder(goal)
@@ -121,7 +117,8 @@ def _told(path: Path, run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise GptcliError(
-            f"{path} could not be written ({error.strerror or error}); {_free(run)} free there",
+            f"{path} could not be written ({error.strerror or error}); "
+            f"{durable.room(run)} free there",
             "make room, or see what is wrong with the disk; earlier checkpoints are whole, "
             "--resume goes on from them",
             exit_code=1,
@@ -162,11 +159,9 @@ def prune(run: Path, keep: int) -> None:
     deleted now (somebody reads it, on Windows) stays until the next time, and so does all where
     it cannot be known which one is the best."""
     assert keep >= 2, "the newest may turn out to be damaged"
-    steps = steps_of(run)
-    if not steps[:-keep]:
-        return
     with suppress(OSError, ValueError, GptcliError):
-        best = _any_best(run, steps)
+        steps = steps_of(run)
+        best = _any_best(run, steps) if steps[:-keep] else set()
         for step in steps[:-keep]:
             if step not in best:
                 with suppress(OSError):
@@ -339,10 +334,3 @@ def _others(run: Path, step: int) -> str:
         if others
         else "it is the only checkpoint of this run; train again"
     )
-
-
-def _free(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(path).free / 2**20:,.0f} MiB"
-    except OSError:
-        return "unknown"

@@ -74,7 +74,7 @@ def create(
     """Make a run folder with its config and tokenizer, and before them, as a `status`, what nothing
     else would say until the first checkpoint: whose weights it starts from, which parts are a
     learner's. What an earlier run left in it is put aside (`put_aside`), not lost. Raises
-    GptcliError where the folder cannot be written."""
+    GptcliError where the folder cannot be written, or the disk is full (exit code 1)."""
     try:
         put_aside(run)
         tidy(run)
@@ -84,10 +84,7 @@ def create(
         durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
         write_config(run, config)
     except OSError as error:
-        raise GptcliError(
-            f"{run}: cannot be written ({error.strerror})",
-            "choose a folder that you may write to with --out",
-        ) from None
+        raise durable.refused(run, error) from None
 
 
 def write_config(run: Path, config: Config) -> None:

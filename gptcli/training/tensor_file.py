@@ -1,4 +1,4 @@
-"""A safetensors file, proven whole before a tensor is made of it.
+"""A safetensors file: written tensor by tensor, proven whole before a tensor is made of it.
 
 The format is 8 bytes with the length of the header, the header (a JSON object that gives each
 tensor its dtype, shape and place), and the numbers. Nothing that the header claims is believed
@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,42 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         words = " ".join(str(error).split())[:100]
         raise ValueError(f"it is not a safetensors file ({words})") from None
+
+
+def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The file of these tensors in pieces: its header, then one tensor after another, none of them
+    copied where it lies on the CPU. The bytes are those of safetensors.torch.save."""
+    import torch
+
+    if sys.byteorder != "little" or any(t.dtype != torch.float32 for t in tensors.values()):
+        from safetensors.torch import save as whole  # it knows every dtype, and holds all at once
+
+        yield whole({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        return
+    header, end = {}, 0
+    for name, tensor in sorted(tensors.items()):
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # so that the numbers stand at multiples of 8
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
+
+
+class Counted:
+    """Pieces as they come, with their `size` in bytes and their SHA-256 `digest` so far."""
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self._pieces = pieces
+        self.size, self.digest = 0, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for piece in self._pieces:
+            self.size += len(piece)
+            self.digest.update(piece)
+            yield piece
 
 
 def check_header(data: bytes) -> None:

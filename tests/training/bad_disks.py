@@ -86,7 +86,7 @@ class Deadly(Watched):
         if self.left == 0:
             if self.half and operation[0] == "write":
                 _, path, data = operation
-                with path.open("r+b") as file:
+                with path.open("ab") as file:
                     file.write(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
@@ -108,7 +108,7 @@ class Refusing(Watched):
         if self.left == -1 or (self.always and self.left < 0):
             self.refused = True
             if operation[0] == "write":
-                with operation[1].open("r+b") as file:
+                with operation[1].open("ab") as file:
                     file.write(operation[2][: len(operation[2]) // 2])
             raise OSError(self.number, os.strerror(self.number), str(operation[1]))
         return do()

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bad_disks import (
@@ -142,6 +143,45 @@ def test_a_full_disk_while_a_run_is_replaced(old: Path, monkeypatch: pytest.Monk
                 create(run, 2)
             run_folder.put_back(run)
         assert content(run) == before
+
+
+REFUSALS = [
+    (errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EIO, 1), (errno.EMFILE, 1),
+    (errno.EACCES, 2), (errno.EROFS, 2), (errno.ENOTDIR, 2), (errno.ENAMETOOLONG, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), REFUSALS)
+def test_what_refuses_a_new_run_is_the_disk_or_the_path(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is no wrong command line, and the error says how full."""
+    run = tmp_path / "new"
+    disk = Recording()
+    monkeypatch.setattr(durable, "disk", disk)
+    create(tmp_path / "whole", 1)
+    for count in range(len(disk.tried)):
+        monkeypatch.setattr(durable, "disk", Refusing(count, number))
+        with pytest.raises(GptcliError) as raised:
+            create(run, 1)
+        error = raised.value
+        assert (error.exit_code, "\n" in error.message) == (code, False)
+        assert error.message.startswith(f"{run}")
+        assert f"({os.strerror(number)})" in error.message
+        assert ("MiB free there" in error.message) == (code == 1)
+        shutil.rmtree(run, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("number", "code"), REFUSALS)
+def test_the_command_says_which(
+    number: int, code: int, cli: Any, text_file: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(durable, "disk", Refusing(0, number, always=True))
+    outcome = cli("train", text_file, "--out", tmp_path / "new" / "run")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err.startswith(f"error: {tmp_path / 'new' / 'run'}")
+    assert f"({os.strerror(number)})" in outcome.err
 
 
 @pytest.mark.parametrize(
