@@ -15,7 +15,7 @@ from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.own_parts import OwnParts
-from gptcli.training.estimate import memory_bytes, seconds_per_step
+from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 
 
@@ -43,7 +43,7 @@ def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
     with torch.device("meta"):
         count = count_parameters(GPT(config.model, vocab_size, own=own))
     assert config.run.engine != "auto"
-    memory = memory_bytes(
+    memory = training_bytes(
         config, vocab_size, count.total, torch.finfo(dtype).bits // 8, config.run.engine
     )
     step_seconds = None

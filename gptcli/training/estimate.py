@@ -7,11 +7,13 @@ import time
 import torch
 
 from gptcli.config import Config
+from gptcli.devices import choose_device
 from gptcli.model.layers import swiglu_width
 from gptcli.model.own_parts import OwnParts
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
 from gptcli.training.passes import EngineName, library_of
+from gptcli.training.saving import BESIDE_BYTES
 from gptcli.training.state import TrainingState
 
 _MEASURE_SECONDS = 2.0
@@ -34,10 +36,10 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
 def memory_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
-    """Peak memory of training, in bytes, beyond the libraries' own: float32 masters and
+    """Peak memory of a step, in bytes, beyond the libraries' own: float32 masters and
     gradients, the working copy and its gradients, the optimizer's one (muon) or two (adamw)
     values per parameter, the activations of one batch."""
-    slots = 1 if config.train.optimizer == "muon" else 2
+    slots = _slots(config)
     library = library_of(engine)
     if library is not None:
         passes = bytes_needed(
@@ -50,6 +52,21 @@ def memory_bytes(
         return parameters * (4 + 4 + 4 * slots + bytes_each) + passes
     per_parameter = 4 + 4 + 4 * slots + (2 * bytes_each if bytes_each < 4 else 0)
     return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
+
+
+def training_bytes(
+    config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
+) -> int:
+    """Peak memory of training, in bytes, beyond the libraries' own: a step's, and on a CPU the copy
+    of a large checkpoint that is written while the next steps are made."""
+    step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
+    copy = parameters * 4 * (1 + _slots(config))
+    beside = copy >= BESIDE_BYTES and choose_device(config.run.device).type == "cpu"
+    return step + (copy if beside else 0)
+
+
+def _slots(config: Config) -> int:
+    return 1 if config.train.optimizer == "muon" else 2
 
 
 def seconds_per_step(

@@ -12,7 +12,7 @@ import torch
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT, count_parameters
-from gptcli.training.estimate import memory_bytes
+from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
 
 _OF_ROOM = 0.9  # the estimate is right within some 15 %, and something else may need a little
@@ -69,7 +69,7 @@ def _what_to_lower(setup: Setup, parameters: int, room: float | None) -> str:
 
 
 def _need(setup: Setup, config: Config, parameters: int) -> int:
-    return memory_bytes(
+    return training_bytes(
         config,
         setup.corpus.tokenizer.vocab_size,
         parameters,

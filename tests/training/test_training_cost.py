@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,5 +89,45 @@ print(rule / (resident() - before))
 def test_the_memory_rule_is_near_what_a_step_takes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
+    assert 0.8 < float(done.stdout) < 1.2
+
+
+TRAIN = """
+import sys
+from gptcli.config_files import parse_config
+from gptcli.training.dry_run import plan
+from gptcli.training.loop import train
+from gptcli.training.setup import prepare_new
+from pathlib import Path
+
+def resident():
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+folder, text = sys.argv[1:]
+def setup(name, width):
+    words = [f"data.source={text}", f"model.n_embd={width}", "train.optimizer=adamw",
+             "model.n_layer=4", "model.block_size=32", "train.batch_size=8", "train.max_steps=4",
+             "train.checkpoint_every=2", "run.device=cpu", "run.threads=1", "run.dtype=float32"]
+    return prepare_new(parse_config("", words), Path(folder, name)).setup
+
+list(train(setup("first", 32)))
+before = resident()
+large = setup("large", 320)
+list(train(large))
+took = resident() - before
+print(plan(large.config)["memory_bytes"] / took)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_estimate_counts_the_copy_of_a_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, str(tmp_path), str(text_file)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert 0.8 < float(done.stdout) < 1.2

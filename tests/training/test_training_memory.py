@@ -12,7 +12,7 @@ import torch
 from gptcli.errors import is_out_of_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.training import memory
-from gptcli.training.estimate import memory_bytes
+from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
 
 MIB = 2**20
@@ -24,7 +24,7 @@ def need(setup: Setup, batch_size: int, block_size: int) -> int:
     config = setup.config.model_copy(update={"model": model, "train": train})
     vocab_size = setup.corpus.tokenizer.vocab_size
     count = count_parameters(GPT(setup.config.model, vocab_size)).total
-    return memory_bytes(config, vocab_size, count, 4)
+    return training_bytes(config, vocab_size, count, 4)
 
 
 @pytest.fixture
