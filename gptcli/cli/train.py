@@ -153,6 +153,7 @@ def train(
     else:
         run_folder.refuse_existing(run)
     with leave_on_signals(), _front_row(run, create=True):
+        prepared = None  # until then the folder may hold the old run's files, and not ours
         try:
             prepared = setup.prepare_new(
                 config,
@@ -162,6 +163,10 @@ def train(
             )
             prepared.notes[:0] = notes
             _run(prepared, as_json, files)
+        except (Exception, KeyboardInterrupt):
+            if prepared is not None:
+                run_folder.forget_unbegun(run)
+            raise
         finally:
             run_folder.put_back(run)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,14 @@ def create(
         put_aside(run)
         tidy(run)
         durable.make_folder(run)
-        if status:
-            write_status(run, status)
-        durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
-        write_config(run, config)
+        try:
+            if status:
+                write_status(run, status)
+            durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
+            write_config(run, config)
+        except BaseException:
+            forget_unbegun(run)
+            raise
     except OSError as error:
         raise durable.refused(run, error) from None
 
@@ -124,6 +129,21 @@ def put_back(run: Path) -> None:
         if path.is_file() or (path.is_dir() and not goal.exists()):
             _move(path, goal)
     durable.remove_tree(aside)
+
+
+def forget_unbegun(run: Path) -> None:
+    """Delete what a new run wrote into its folder, where an error ended it before its first step:
+    it is in nobody's way then. Not where it ended by itself, and run.json says how."""
+    metrics = run / "metrics.jsonl"
+    with suppress(OSError):
+        begun = metrics.exists() and metrics.stat().st_size > 0
+        if begun or _has_checkpoints(run) or "stopped" in read_status(run):
+            return
+        for name in _WRITTEN:  # config.yaml first: without it this is no run any more
+            with suppress(FileNotFoundError):
+                durable.disk.unlink(run / name)
+        durable.sweep(run / "checkpoints", r"step-\d+|best")
+        durable.disk.rmdir(run / "checkpoints")
 
 
 def _move(path: Path, goal: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,88 @@ def test_a_resumed_run_is_told_that_it_takes_a_new_one(
 def test_the_room_of_this_machine() -> None:
     room = memory.room_for_training(torch.device("cpu"))
     assert room is None or 100 * MIB < room < 2**50
+
+
+WORDS = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
+         "train.batch_size=8", "train.max_steps=3", "run.dtype=float32")  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["model", "optimizer", "first step"])
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a run"])
+def test_a_run_that_came_to_nothing_leaves_nothing(
+    where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Refused before its first step, it blocks no other run, and an old one is as it was."""
+    from gptcli.training import state
+    from gptcli.training.passes import TorchPasses
+
+    run = tmp_path / "r"
+    again = ("train", text_file, *WORDS, "--out", run)
+    if there == "an empty folder":
+        run.mkdir()
+    if there == "a run":
+        assert cli(*again).code == 0
+        (run / "samples.txt").unlink()
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    def refused(*args: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    place = {"model": (state, "build_model"), "optimizer": (state, "Optimizers"),
+             "first step": (TorchPasses, "gradients")}[where]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, refused)
+        outcome = cli(*again, *(["--overwrite"] if there == "a run" else []))
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: out of memory: ") or "\nerror: out of" in outcome.err
+    left = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert left == {p: data for p, data in before.items() if p.name != ".lock"}
+    assert run.exists() == (there != "nothing")
+    if there != "a run":
+        assert cli(*again).code == 0  # not "exists already"
+
+
+def test_a_run_that_made_a_step_stays(
+    cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training.passes import TorchPasses
+
+    gradients, calls = TorchPasses.gradients, []
+
+    def refused(*args: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return gradients(*args)
+
+    run = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchPasses, "gradients", refused)
+        assert cli("train", text_file, *WORDS, "--out", run).code == 1
+    assert (run / "config.yaml").exists()
+    assert cli("train", "--resume", "--out", run).code == 0
+
+
+def test_a_resumed_run_keeps_its_folder(
+    cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was stopped before its first step, by a kill."""
+    from gptcli.training import state
+
+    run = tmp_path / "r"
+    assert cli("train", text_file, *WORDS, "--out", run).code == 0
+    shutil.rmtree(run / "checkpoints")
+    for name in ("metrics.jsonl", "run.json"):
+        (run / name).unlink()
+
+    def refused(*args: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "build_model", refused)
+        assert cli("train", "--resume", "--out", run).code == 1
+    assert cli("train", "--resume", "--out", run).code == 0
 
 
 @pytest.mark.parametrize(
