@@ -17,8 +17,9 @@ from gptcli.errors import GptcliError
 CHUNK = 1 << 18
 """Bytes read at once, and characters of the largest piece."""
 
-LINE_LIMIT = 1 << 26
-"""Bytes of the longest line of a .jsonl: a line is parsed whole, so it must fit in memory."""
+LINE_LIMIT = 1 << 24
+"""Bytes of the longest line of a .jsonl, several books: a line is parsed whole, and what JSON makes
+of it may take 25 times its bytes."""
 
 
 class BinaryFileError(GptcliError):
@@ -142,14 +143,14 @@ def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, str]]:
                 break
             if len(line) > LINE_LIMIT:
                 raise GptcliError(
-                    f"{path}:{number}: the line is longer than {LINE_LIMIT} bytes",
+                    f"{path}:{number}: the line is longer than {LINE_LIMIT:,} bytes",
                     "a .jsonl holds one document per line; split the document, or save it as a "
                     "plain text file",
                 )
             start = len(codecs.BOM_UTF8) if number == 1 and line[:3] == codecs.BOM_UTF8 else 0
             text, _ = _decode(path, line[start:], offset + start, final=True)
             offset += len(line)
-            if text.strip():
+            if text and not text.isspace():
                 yield number, text
             if offset - shown >= CHUNK:
                 advance(offset - shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -156,6 +157,10 @@ def test_a_bad_byte_in_a_jsonl_is_named_by_its_offset_in_the_file(tmp_path: Path
 def test_a_line_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    long = tmp_path / "long.jsonl"
+    long.write_bytes(b'{"text": "' + b"a" * (17 << 20) + b'"}\n')
+    with pytest.raises(GptcliError, match="the line is longer than 16,777,216 bytes"):
+        list(jsonl_pieces(long))
     monkeypatch.setattr(reading, "LINE_LIMIT", 20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "12345678"}\n')
@@ -163,3 +168,27 @@ def test_a_line_that_would_fill_the_memory_is_refused(
         list(jsonl_pieces(path))
     path.write_bytes(b'{"text": "1234567"}\n' * 3)
     assert len(list(jsonl_pieces(path))) == 3
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from gptcli.corpus.reading import LINE_LIMIT, jsonl_pieces
+
+path, what = Path(sys.argv[1]), b"[],"
+path.write_bytes(b'{"a": [' + what * ((LINE_LIMIT - 40) // 3) + b'[]], "text": "x"}\\n')
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert [piece.text for piece in jsonl_pieces(path)] == ["x"]
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB")
+def test_the_worst_line_takes_less_than_half_a_gigabyte(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "a.jsonl")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 500
