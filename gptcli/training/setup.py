@@ -176,6 +176,7 @@ def prepare_resume(
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, own)
     if saved is not None and _is_finished(run, saved, config, stored):
+        checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
         return None
     tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
     if saved is not None:

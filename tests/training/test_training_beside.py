@@ -1,0 +1,244 @@
+"""Kills, signals and failing disks while a checkpoint is written beside the training."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_disks import Deadly, Operation, Recording, Refusing, Watched, in_child, temporaries
+
+from gptcli import durable
+from gptcli.config_files import parse_config
+from gptcli.errors import GptcliError
+from gptcli.events import CheckpointSaved, Event, Notice
+from gptcli.training import checkpoint, saving
+from gptcli.training.loop import Setup, train
+from gptcli.training.setup import prepare_new, prepare_resume
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
+
+WORDS = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
+    "train.batch_size=4", "train.max_steps=7", "train.checkpoint_every=2", "train.eval_every=3",
+    "run.threads=1", "run.device=cpu", "run.dtype=float32",
+)  # fmt: skip
+SAVED = (2, 3, 4, 6, 7)
+"""The steps that get a checkpoint, all but the last of them beside the training."""
+
+
+@pytest.fixture(autouse=True)
+def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(durable, "disk", Watched())
+
+
+@pytest.fixture
+def begin(tmp_path: Path, text_file: Path) -> Callable[[str], Setup]:
+    """begin("name") -> the Setup of a new run tmp_path/name."""
+
+    def new(name: str) -> Setup:
+        config = parse_config("", [f"data.source={text_file}", *WORDS])
+        return prepare_new(config, tmp_path / name).setup
+
+    return new
+
+
+def ended(run: Path) -> bytes:
+    """The weights that a run ended with."""
+    return (checkpoint.folder_of(run, 7) / "model.safetensors").read_bytes()
+
+
+def resume(run: Path) -> list[Event]:
+    """Go on to the end; nothing may be left lying about."""
+    prepared = prepare_resume(run, None)
+    events = [] if prepared is None else list(train(prepared.setup))
+    assert temporaries(run) == []
+    return events
+
+
+def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
+    """The operations of a training that nothing disturbs."""
+    disk = Recording()
+    writers: set[str] = set()
+    save = checkpoint.save
+
+    def saved(*arguments: Any) -> Path:
+        writers.add(threading.current_thread().name)
+        return save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", disk)
+        patch.setattr(checkpoint, "save", saved)
+        events = list(train(setup))
+    assert {e.step for e in events if isinstance(e, CheckpointSaved)} == set(SAVED)
+    assert len(writers) == len(SAVED)
+    return disk.tried
+
+
+def moments(operations: list[Operation]) -> Iterator[int]:
+    """How many operations come before each, of a row of writes to one file before the first, the
+    second and the last."""
+    for count, operation in enumerate(operations):
+        before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
+        rows = [other[:2] == operation[:2] for other in (*before, *after)]
+        if operation[0] != "write" or not all(rows):
+            yield count
+
+
+def arrived(operations: list[Operation]) -> int | None:
+    """The newest checkpoint that has its name after these operations."""
+    goals = [str(o[2].name) for o in operations if o[0] == "rename"]
+    steps = [int(goal[5:]) for goal in goals if goal.startswith("step-")]
+    return max(steps, default=None)
+
+
+def test_a_kill_at_any_operation(
+    begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = begin("whole")
+    operations = record(whole, monkeypatch)
+    for count in moments(operations):
+        setup = begin(f"killed-{count}")
+
+        def body(setup: Setup = setup, count: int = count) -> None:
+            durable.disk = Deadly(count, half=True)
+            list(train(setup))
+
+        status, text = in_child(body)
+        assert status == signal.SIGKILL, text
+        newest, notes = checkpoint.newest_valid(setup.run)
+        assert notes == []
+        assert (newest.step if newest else None) == arrived(operations[:count])
+        resume(setup.run)
+        assert ended(setup.run) == ended(whole.run)
+        assert checkpoint.choose_step(setup.run, "best") == checkpoint.best_step(whole.run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_any_operation_that_fails(
+    number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = begin("whole")
+    operations = record(whole, monkeypatch)
+    for count in moments(operations):
+        setup = begin(f"failed-{count}")
+        events: list[Event] = []
+        words, code = "", 1
+        disk = Refusing(count, number)
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "disk", disk)
+            try:
+                events.extend(train(setup))
+            except GptcliError as error:  # of the last checkpoint
+                words, code = error.message, error.exit_code
+        assert disk.refused
+        assert code == 1
+        notices = [e.message for e in events if isinstance(e, Notice)]
+        if words or notices:
+            (said,) = notices or [words]
+            assert os.strerror(number) in said
+            assert "MiB free there" in said
+            assert "\n" not in said
+        else:  # deleting what is no longer needed can wait
+            assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
+        for step in checkpoint.steps_of(setup.run):
+            checkpoint.load(setup.run, step, with_state=True)
+        resume(setup.run)
+        assert ended(setup.run) == ended(whole.run)
+
+
+class Interrupting(Watched):
+    """Sends its process a signal at the operation beside the training that `count` others precede,
+    and is slow then."""
+
+    def __init__(self, count: int, number: int) -> None:
+        self.left, self.number = count, number
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return do()
+        self.left -= 1
+        if self.left == -1:
+            os.kill(os.getpid(), self.number)
+            threading.Event().wait(0.02)  # the training goes on meanwhile
+        return do()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_one_is_written(
+    number: int, begin: Callable[[str], Setup], cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = begin("whole")
+    operations = record(whole, monkeypatch)
+    first = next(i for i, o in enumerate(operations) if o[0] == "rename")
+    source = whole.config.data.source
+    for count in (0, 2, first // 2, first, first + 1):
+        run = whole.run.with_name(f"stopped-{count}")
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "disk", Interrupting(count, number))
+            outcome = cli("train", source, *WORDS, "--out", run)
+        assert outcome.code == 130, outcome.err
+        assert "saved at step" in outcome.err
+        newest, notes = checkpoint.newest_valid(run)
+        assert newest is not None
+        assert f"saved at step {newest.step}; " in outcome.err
+        assert notes == []
+        assert temporaries(run) == [".lock"]
+        prepared = prepare_resume(run, None)
+        assert prepared is not None
+        list(train(prepared.setup))
+        assert ended(run) == ended(whole.run)
+
+
+LEAVE = """
+import os, signal, sys, threading, time
+from gptcli import durable
+from gptcli.training import saving
+
+saving.BESIDE_BYTES = 0
+
+class Stuck(durable.Disk):
+    def write(self, file, data):
+        if threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(600)
+        return super().write(file, data)
+
+durable.disk = Stuck()
+from gptcli.cli import main
+main()
+"""
+
+
+def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
+    begin: Callable[[str], Setup], tmp_path: Path
+) -> None:
+    whole = begin("whole")
+    list(train(whole))
+    run = tmp_path / "left"
+    source = whole.config.data.source
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVE, "train", source, *WORDS, "--out", str(run)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "left at once, without saving; go on with: gptcli train --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Fatal" not in done.stderr
+    prepared = prepare_resume(run, None)
+    assert prepared is not None
+    list(train(prepared.setup))
+    assert ended(run) == ended(whole.run)
