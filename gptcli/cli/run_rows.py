@@ -60,9 +60,12 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and abs(value) < 2**63 else 0
 
 
-def _last_sign(run: Path) -> datetime:
+def _last_sign(run: Path) -> datetime | None:
     files = [run / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
-    return datetime.fromtimestamp(max(f.stat().st_mtime for f in files if f.exists()))
+    try:
+        return datetime.fromtimestamp(max(f.stat().st_mtime for f in files if f.exists()))
+    except (OverflowError, ValueError, OSError):  # by a clock that was years off; or deleted now
+        return None
 
 
 def _last_records(path: Path) -> dict[str, dict[str, Any]]:

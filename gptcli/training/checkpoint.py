@@ -64,6 +64,12 @@ def save(
     A step that has one keeps its tensors, which are the same, and gets the new meta.json.
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
     goal = folder_of(run, step)
+    if not run.is_dir():  # a new one would hold weights alone, which nothing can be done with
+        raise GptcliError(
+            f"{run} is gone: it was deleted or moved while it was trained",
+            "where it was moved, go on there: gptcli train --resume --out PLACE",
+            exit_code=1,
+        )
     with _told(goal, run):
         durable.make_folder(goal.parent)
         durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
