@@ -163,7 +163,7 @@ def train(
             )
             prepared.notes[:0] = notes
             _run(prepared, as_json, files)
-        except (Exception, KeyboardInterrupt):
+        except Exception:
             if prepared is not None:
                 run_folder.forget_unbegun(run)
             raise
