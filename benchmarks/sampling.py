@@ -128,7 +128,8 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     from gptcli.sampling.ways import choose_way, open_streams
 
     threads = choose_threads("auto")
-    model = Ours(ModelConfig(arch=case["arch"], **sizes), vocabulary).eval()  # type: ignore[arg-type]
+    config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
+    model = Ours(config, vocabulary).eval()
     initialise(model, torch.Generator().manual_seed(1337))
     way = choose_way(case["dtype"], torch.device("cpu"), own_parts=False)
     room = open_streams(model, streams, Choice(0.8), way, threads)
