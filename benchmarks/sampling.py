@@ -194,9 +194,9 @@ def precision(run: Path, text: Path) -> None:
     written: dict[str, list[list[int]]] = {}
     prompts = [ids[i : i + 20] for i in range(0, 1000, 100)]
     for name, way in (
-        ("PyTorch", Way(False, torch.float32)),
-        ("float32", Way(True, torch.float32)),
-        ("bfloat16", Way(True, torch.bfloat16)),
+        ("PyTorch", Way("torch", torch.float32)),
+        ("float32", Way("c", torch.float32)),
+        ("bfloat16", Way("c", torch.bfloat16)),
     ):
         room = open_streams(model, len(prompts), Choice(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]
