@@ -107,3 +107,20 @@ def test_alike_prompts_are_read_once(arch: str, monkeypatch: pytest.MonkeyPatch)
     first = room.run(range(5), numbers(5, 1))
     assert rows == [1, 5]  # the last token is fed by the step
     assert len(set(first[0, :4].tolist())) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@ARCHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_writes_what_the_step_writes(arch: str, dtype: torch.dtype) -> None:
+    class Plain(StepStreams):
+        def _record(self, span: int) -> Callable[[], None]:
+            return lambda: self._step(span)
+
+    m = model(arch, width=200).to("cuda", dtype)
+    texts = []
+    for kind in (StepStreams, Plain):
+        room = kind(m, 2, ALL)
+        room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
+        texts.append(room.run([0, 1], numbers(2, 300)).tolist())
+    assert texts[0] == texts[1]
