@@ -22,7 +22,7 @@ DAMAGES = 50  # a trial's
 HOSTILE = len(CASES)
 TARGETS = 16  # of tests/fuzz/targets.py
 INPUTS = 250  # a trial's, of a target with one share
-ROUNDS = 40  # 200,000 inputs
+ROUNDS = 34  # 200,000 inputs
 
 
 def _small_run(shop: Workshop) -> Path:

@@ -70,8 +70,8 @@ PARTS = {
         "a power cut after each operation, any of what was not synced lost, cut or zeros",
         reliability_disks.crashes,
         "trees",
-        reliability_disks.CRASHES,
-        10 * reliability_disks.CRASHES,
+        3 * reliability_disks.CRASHES,
+        20 * reliability_disks.CRASHES,
         cases=True,
     ),
     "kills": Part(
@@ -80,7 +80,7 @@ PARTS = {
         "go on and end, to the byte, as if nothing had been",
         reliability_runs.kills,
         "kills",
-        120,
+        100,
         1000,
     ),
     "failing": Part(
@@ -104,12 +104,13 @@ PARTS = {
     ),
     "refused": Part(
         FAILING,
-        "real trainings on a disk that refuses a random operation, or from there on all; they go "
-        "on, or end in words and are resumed, to the same end",
+        "real trainings on a disk that refuses one operation (ENOSPC, EIO, EMFILE or EDQUOT), or "
+        "from there on all; they go on, or end in words and are resumed, to the same end",
         reliability_neighbours.refusing_disks,
         "trainings",
-        40,
-        400,
+        60,
+        reliability_neighbours.REFUSING,
+        cases=True,
     ),
     "signals": Part(
         RESUMED,
@@ -117,7 +118,7 @@ PARTS = {
         "in time, exit code 130; they end, to the byte, as if nothing had been",
         reliability_runs.signals,
         "signals",
-        120,
+        100,
         1000,
     ),
     "damage": Part(
@@ -126,7 +127,7 @@ PARTS = {
         "changed: named when it is loaded, and never taken for what was saved",
         reliability_loading.damages,
         "damages",
-        8,
+        20,
         40,
         cases=True,
     ),
@@ -145,8 +146,8 @@ PARTS = {
         "random inputs for everything that reads a file or a name: accepted, or refused in words",
         reliability_loading.fuzzing,
         "inputs",
-        reliability_loading.TARGETS,
-        reliability_loading.TARGETS * reliability_loading.ROUNDS,
+        4 * reliability_loading.TARGETS,
+        reliability_loading.ROUNDS * reliability_loading.TARGETS,
         cases=True,
     ),
     "second": Part(
@@ -155,7 +156,7 @@ PARTS = {
         "if nothing had been",
         reliability_runs.second_interrupts,
         "second signals",
-        32,
+        24,
         200,
     ),
     "neighbours": Part(
