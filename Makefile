@@ -37,8 +37,8 @@ fuzz: $(STAMP)
 
 check: test lint types wheel-check
 
-# Trainings killed and interrupted at random times, and resumed: some minutes, or the full counts,
-# which can be stopped and taken up again.
+# Every promise about runs and files, tried: under ten minutes, or the full counts, which can be
+# stopped and taken up again.
 reliability: $(STAMP)
 	$(BIN)/python benchmarks/reliability.py
 

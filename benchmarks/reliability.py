@@ -1,13 +1,15 @@
-"""Is a run ever lost? The promises of README, "Stop and resume", tried many times at random.
+"""Is a run ever lost? The promises of README and SECURITY.md, each tried many times.
 
-    python benchmarks/reliability.py                     # reduced counts, some minutes
-    python benchmarks/reliability.py --full --state soak.jsonl  # an hour, in parts
+    python benchmarks/reliability.py                     # reduced counts, under ten minutes
+    python benchmarks/reliability.py --full --state soak.jsonl  # hours, in parts
     python benchmarks/reliability.py --parts kills signals --nanogpt ../nanoGPT
 
 Each trial is one line of the --state file, so that a long programme can be stopped and taken up
 again, and a failure made again: a trial depends on its part and number alone (but for the moments
 at which a signal finds a process). Ends with a table; the exit code is 1 where anything failed.
-nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
+What trainings cost and how quick they are is tried elsewhere: checkpoint_cost.py and its
+neighbours. nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is
+here.
 """
 
 from __future__ import annotations
@@ -23,62 +25,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import reliability_nanogpt
 import reliability_processes
-import reliability_runs
-from reliability_runs import Outcome, Workshop
-
-
-@dataclass(frozen=True)
-class Part:
-    """One promise: how it is tried, what of its counts are the trials, and how many there are to be
-    at reduced and at full length."""
-
-    promise: str
-    trial: Callable[[Workshop, int, random.Random], Outcome]
-    counts: str
-    reduced: int
-    full: int
-
-
-PARTS = {
-    "kills": Part(
-        "killed at a random time after its first checkpoint, a run goes on and ends as if nothing "
-        "had been (SIGKILL)",
-        reliability_runs.kills,
-        "kills",
-        150,
-        1000,
-    ),
-    "signals": Part(
-        "SIGTERM or Ctrl-C at a random time, evaluations included: saved and left in time, exit "
-        "code 130, and the run ends as if nothing had been",
-        reliability_runs.signals,
-        "signals",
-        150,
-        1000,
-    ),
-    "second": Part(
-        "a second Ctrl-C, in a slow step or save, leaves at once and nothing torn; the run ends as "
-        "if nothing had been",
-        reliability_runs.second_interrupts,
-        "second signals",
-        20,
-        200,
-    ),
-    "nanogpt": Part(
-        "for comparison, nanoGPT killed at a random time after its first checkpoint can be resumed "
-        "(--init_from=resume)",
-        reliability_nanogpt.kills,
-        "kills",
-        100,
-        1000,
-    ),
-}
+from reliability_parts import PARTS
+from reliability_runs import Workshop
 
 
 def main() -> None:
@@ -99,10 +51,7 @@ def main() -> None:
         parser.error("the part nanogpt needs --nanogpt")
     if asked.nanogpt is not None:
         os.environ["NANOGPT"] = str(asked.nanogpt.resolve())
-    targets = {
-        name: asked.count or (PARTS[name].full if asked.full else PARTS[name].reduced)
-        for name in parts
-    }
+    targets = {name: PARTS[name].target(asked.full, asked.count) for name in PARTS if name in parts}
     with tempfile.TemporaryDirectory(prefix="reliability-", ignore_cleanup_errors=True) as folder:
         state = asked.state or Path(folder) / "state.jsonl"
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +91,7 @@ def work(
         trial = job
         while True:
             lines = [line for line in read(state) if line["part"] == name]
-            if sum(line["counts"].get(part.counts, 0) for line in lines) >= target:
+            if part.done(lines, trial, target):
                 break
             if trial not in {line["trial"] for line in lines}:
                 chance = random.Random(f"{asked.seed} {name} {trial}")
@@ -174,8 +123,8 @@ def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
         f"{platform.python_version()}, torch {torch.__version__}; "
         f"`python {' '.join(['benchmarks/reliability.py', *sys.argv[1:]])}`\n"
     )
-    print("| promise | trials | failures | remarks |\n|---|---|---|---|")
-    failed = 0
+    print("| promise | how it is tried | trials | failures | remarks |\n|---|---|---|---|---|")
+    failed, before = 0, ""
     for name in targets:
         part, counts, most, failures = PARTS[name], {}, {}, 0
         for line in lines:
@@ -186,9 +135,14 @@ def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
                 for what, value in line["most"].items():
                     most[what] = max(most.get(what, value), value)
         trials = counts.pop(part.counts, 0)
-        remarks = [f"{count:,} {what}" for what, count in counts.items()]
+        remarks = [f"{count:,} {what}" for what, count in counts.items() if count]
         remarks += [f"at most {value:.3g} {what}" for what, value in most.items()]
-        print(f"| {part.promise} | {trials:,} | {failures:,} | {', '.join(remarks)} |")
+        promise = "" if part.promise == before else part.promise
+        before = part.promise
+        print(
+            f"| {promise} | {part.how} | {trials:,} {part.counts} | {failures:,} "
+            f"| {', '.join(remarks)} |"
+        )
         failed += failures if name != "nanogpt" else 0
     return failed
 

@@ -12,11 +12,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from reliability_outcome import Outcome
 from reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
@@ -45,21 +46,6 @@ GRID = [
         ("float32", "bfloat16"), ("adamw", "muon"), ("char", "bpe")
     )
 ]  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """What a trial came to: counts, maxima, and what went wrong."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    most: dict[str, float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def count(self, what: str, by: int = 1) -> None:
-        self.counts[what] = self.counts.get(what, 0) + by
-
-    def largest(self, what: str, value: float) -> None:
-        self.most[what] = max(self.most.get(what, value), value)
 
 
 @dataclass(frozen=True)
@@ -120,13 +106,26 @@ def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outc
     return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
 
 
-Disturb = Callable[[list[str], Path, Reference, random.Random, Outcome], "Training"]
+Prepare = Callable[[], None]
+Disturb = Callable[[list[str], Path, Reference, random.Random, Outcome, Prepare], "Training"]
+
+
+def at_once() -> None:
+    """In the child: checkpoints of these small networks are written as small ones are."""
+
+
+def beside() -> None:
+    """In the child: as large ones are, beside the training."""
+    from gptcli.training import saving
+
+    saving.BESIDE_BYTES = 0
 
 
 def _disturbed(
     shop: Workshop, trial: int, chance: random.Random, disturb: Disturb, most: int = 40
 ) -> Outcome:
     combination = trial % len(GRID)
+    prepare = beside if trial // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)
@@ -136,12 +135,12 @@ def _disturbed(
             before = newest(run)
             whole = attempt == most
             training = (
-                Training(words, folder)
+                Training(words, folder, prepare)
                 if whole
-                else disturb(words, run, reference, chance, outcome)
+                else disturb(words, run, reference, chance, outcome, prepare)
             )
             code = training.wait()
-            _check_resumed(training, before, code, outcome)
+            check_resumed(training, before, code, outcome)
             if code == 0:
                 break
             if code in (70, -100, 1, 2) or (whole and code != 0):
@@ -150,21 +149,29 @@ def _disturbed(
                 )
                 break
             words = ["train", "--resume", "--out", str(run), "--json"]
-            _check_whole(run, outcome)
+            check_whole(run, outcome)
         else:
             outcome.failures.append(f"trial {trial} did not end")
         outcome.count("runs")
+        outcome.count("of them with checkpoints beside the training", int(prepare is beside))
         if not outcome.failures:
-            _check_equal(run, reference, outcome)
-    outcome.failures = [f"trial {trial}, {' '.join(GRID[combination])}: {failure}"
-                        for failure in outcome.failures]  # fmt: skip
+            check_equal(run, reference, outcome)
+    outcome.about = f"{' '.join(GRID[combination])}, checkpoints {prepare.__name__}"
+    outcome.failures = [
+        f"trial {trial}, {outcome.about}: {failure}" for failure in outcome.failures
+    ]
     return outcome
 
 
 def _kill(
-    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+    words: list[str],
+    run: Path,
+    reference: Reference,
+    chance: random.Random,
+    outcome: Outcome,
+    prepare: Prepare,
 ) -> Training:
-    training = Training(words, run.parent)
+    training = Training(words, run.parent, prepare)
     if chance.random() < 0.5 or newest(run) == 0:  # else the start may be hit, too
         training.until(lambda: training.has_begun() and newest(run) > 0)
     time.sleep(chance.uniform(0.0, 0.6) * reference.seconds)
@@ -181,9 +188,14 @@ def _kill(
 
 
 def _interrupt(
-    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+    words: list[str],
+    run: Path,
+    reference: Reference,
+    chance: random.Random,
+    outcome: Outcome,
+    prepare: Prepare,
 ) -> Training:
-    training = Training(words, run.parent)
+    training = Training(words, run.parent, prepare)
     training.until(training.has_begun)
     time.sleep(chance.uniform(0.0, 0.7) * reference.seconds)
     if not training.running():
@@ -213,11 +225,16 @@ def _interrupt(
 
 
 def _interrupt_twice(
-    words: list[str], run: Path, reference: Reference, chance: random.Random, outcome: Outcome
+    words: list[str],
+    run: Path,
+    reference: Reference,
+    chance: random.Random,
+    outcome: Outcome,
+    prepare: Prepare,
 ) -> Training:
     slow = run.parent / "slow"
     in_save = chance.random() < 0.5
-    training = Training(words, run.parent, lambda: _slow_down(slow, in_save))
+    training = Training(words, run.parent, lambda: (prepare(), _slow_down(slow, in_save))[0])
     training.until(lambda: newest(run) > 0)
     time.sleep(chance.uniform(0.0, 0.3) * reference.seconds)
     slow.touch()
@@ -262,7 +279,7 @@ def _slow_down(slow: Path, in_save: bool) -> None:
         Batches.batch = slow_batch  # type: ignore[method-assign]
 
 
-def _check_resumed(training: Training, before: int, code: int, outcome: Outcome) -> None:
+def check_resumed(training: Training, before: int, code: int, outcome: Outcome) -> None:
     """It went on from the newest checkpoint that there was, above step 0."""
     if before == 0:
         return
@@ -275,7 +292,7 @@ def _check_resumed(training: Training, before: int, code: int, outcome: Outcome)
         outcome.failures.append(f"went on from {origin} with a checkpoint of {before}")
 
 
-def _check_whole(run: Path, outcome: Outcome) -> None:
+def check_whole(run: Path, outcome: Outcome) -> None:
     """What a stop left behind is whole, but for the last line of metrics.jsonl."""
     from gptcli.errors import GptcliError
     from gptcli.training import checkpoint
@@ -291,7 +308,7 @@ def _check_whole(run: Path, outcome: Outcome) -> None:
         outcome.failures.append(f"metrics.jsonl: {error}")
 
 
-def _check_equal(run: Path, reference: Reference, outcome: Outcome) -> None:
+def check_equal(run: Path, reference: Reference, outcome: Outcome) -> None:
     if final_weights(run) != reference.weights:
         outcome.failures.append("the final weights are not those of the undisturbed run")
     if records(run) != reference.records:

@@ -128,7 +128,8 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     from gptcli.sampling.ways import choose_way, open_streams
 
     threads = choose_threads("auto")
-    model = Ours(ModelConfig(arch=case["arch"], **sizes), vocabulary).eval()  # type: ignore[arg-type]
+    config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
+    model = Ours(config, vocabulary).eval()
     initialise(model, torch.Generator().manual_seed(1337))
     way = choose_way(case["dtype"], torch.device("cpu"), own_parts=False)
     room = open_streams(model, streams, Choice(0.8), way, threads)
@@ -193,9 +194,9 @@ def precision(run: Path, text: Path) -> None:
     written: dict[str, list[list[int]]] = {}
     prompts = [ids[i : i + 20] for i in range(0, 1000, 100)]
     for name, way in (
-        ("PyTorch", Way(False, torch.float32)),
-        ("float32", Way(True, torch.float32)),
-        ("bfloat16", Way(True, torch.bfloat16)),
+        ("PyTorch", Way("torch", torch.float32)),
+        ("float32", Way("c", torch.float32)),
+        ("bfloat16", Way("c", torch.bfloat16)),
     ):
         room = open_streams(model, len(prompts), Choice(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]

@@ -51,6 +51,12 @@ def explain(
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue
         value = detail["input"]
+        if len(key) < 2 and detail["type"] == "string_unicode":
+            yield (
+                f"{place(key)}: a key is not text: `{_short(value)}`",
+                _did_you_mean((str(value),)),
+            )
+            continue
         if len(key) == 1:
             if value is None or value == {}:
                 continue

@@ -6,6 +6,8 @@ W the width of the window (block_size).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -87,3 +89,48 @@ class KeyValueCache:
         """Forget all tokens."""
         for layer in self.layers:
             layer.clear()
+
+
+class Places:
+    """Where in its text the next token of each stream stands: `at`, int64 (B,)."""
+
+    def __init__(self, at: Tensor) -> None:
+        self.at = at
+        self._turns: tuple[Tensor, Tensor] | None = None
+
+    def turns(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What rotary positions make of the places, computed for the first layer and kept."""
+        if self._turns is None:
+            self._turns = compute(self.at)
+        return self._turns
+
+
+class StepLayerCache:
+    """The first `span` slots of a layer's ring, for one new token of each stream, the streams each
+    at a place of its own. All shapes stay the same and nothing is read back to the host, so that a
+    GPU can record the step and repeat it."""
+
+    def __init__(self, ring: LayerCache, places: Places, filled: Tensor) -> None:
+        self._ring, self._filled = ring, filled
+        self.seen = places
+        self.weights = ring.weights
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As LayerCache.extend for T = 1: the slots to look at, each (B, H, span, D), and which of
+        them are filled, bool (B, 1, 1, span)."""
+        slot = (self.seen.at % self._ring.width)[:, None, None, None].expand_as(k)  # (B, H, 1, D)
+        self._ring.keys.scatter_(2, slot, k)
+        self._ring.values.scatter_(2, slot, v)
+        span = self._filled.shape[-1]
+        return self._ring.keys[:, :, :span], self._ring.values[:, :, :span], self._filled
+
+
+class StepCache:
+    """StepLayerCache for each layer, for one step. Every place must be below `span`, or span be
+    the width of the rings."""
+
+    def __init__(self, rings: KeyValueCache, at: Tensor, span: int) -> None:
+        self.seen = Places(at)
+        slots = torch.arange(span, device=at.device)
+        filled = (slots <= at[:, None])[:, None, None]  # (B, 1, 1, span)
+        self.layers = [StepLayerCache(ring, self.seen, filled) for ring in rings.layers]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gptcli.config import ModelConfig
 from gptcli.model.attention import CausalSelfAttention, drop
-from gptcli.model.cache import KeyValueCache
+from gptcli.model.cache import KeyValueCache, Places, StepCache
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
 from gptcli.model.own_parts import Maker, OwnParts, starts_as_made
 from gptcli.model.rotary import RotaryCausalSelfAttention
@@ -89,14 +89,20 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
 
     def forward(
-        self, idx: Tensor, cache: KeyValueCache | None = None, last_only: bool = False
+        self,
+        idx: Tensor,
+        cache: KeyValueCache | StepCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits of the next token after each position: int64 (B, T) -> (B, T, V) in the
         parameters' dtype; with `last_only` (B, 1, V), of the last position alone."""
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
-            x = x + self.wpe.weight[start : start + idx.shape[1]]
+            if isinstance(start, Places):
+                x = x + self.wpe(start.at[:, None])  # (B, 1, C)
+            else:
+                x = x + self.wpe.weight[start : start + idx.shape[1]]
         x = drop(x, self.config.dropout if self.training else 0.0)
         for i, block in enumerate(self.h):
             x = block(x) if cache is None else block(x, cache.layers[i])

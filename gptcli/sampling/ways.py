@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,7 @@ from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.native_streams import NativeStreams
+from gptcli.sampling.step_streams import StepStreams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 
@@ -23,10 +25,16 @@ _SHARE_OF_MEMORY = 0.5  # of what is free
 
 @dataclass(frozen=True)
 class Way:
-    """How a model is sampled: whether by the C library, and in which dtype."""
+    """How a model is sampled: by the C library ("c"), by PyTorch in steps of one shape ("steps")
+    or as it comes ("torch"); and in which dtype."""
 
-    native: bool
+    by: Literal["c", "steps", "torch"]
     dtype: torch.dtype
+
+    @property
+    def native(self) -> bool:
+        """Whether the C library does it."""
+        return self.by == "c"
 
 
 def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
@@ -39,7 +47,10 @@ def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
         found = library.find(library.SAMPLING).library
     if wanted == "auto":
         wanted = "bfloat16" if found is not None and found.dec_rounds_rows() else "float32"
-    return Way(found is not None, choose_dtype(wanted, device))
+    if found is not None:
+        return Way("c", choose_dtype(wanted, device))
+    recorded = device.type == "cuda" and not own_parts  # what a GPU can record as one graph
+    return Way("steps" if recorded else "torch", choose_dtype(wanted, device))
 
 
 def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -> Streams:
@@ -51,7 +62,8 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     if not way.native:
         each = _bytes_of_a_stream(model)
         room = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
-        return TorchStreams(model, max(1, min(count, room)), how)
+        room = max(1, min(count, room))
+        return (StepStreams if way.by == "steps" else TorchStreams)(model, room, how)
     found = library.find(library.SAMPLING).library
     assert found is not None
     half = way.dtype == torch.bfloat16

@@ -13,6 +13,8 @@ INTERESTING: dict[str, list[Any]] = {
         'a: "\\UFFFFFFFF"',
         'data: {source: "\\ud800"}',
         'data: {source: "a\\0b"}',
+        '"\\ud800": {seed: 1}',
+        'train: {"\\ud800": 1}',
         "? [&a [x, x], &b [*a, *a], &c [*b, *b], &d [*c, *c]]\n: 1",
         "? [&a0 [x]" + "".join(f", &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)) + "]",
         "a: " + "[" * 5000,

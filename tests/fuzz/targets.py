@@ -389,6 +389,7 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
+            value = json.loads(json.dumps(value))  # keys are text, or they could not be sorted
             value["sha256"] = cache._meta_sha256(value)
         return as_json(value)
 

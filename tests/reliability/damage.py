@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -280,17 +279,3 @@ def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) ->
 
 def failures(trials: list[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.outcome not in ("found", "harmless")]
-
-
-def table(trials: list[Trial]) -> list[str]:
-    """Lines of a summary: file kind and damage, trials, found, without effect, missed."""
-    kinds = Counter((Path(trial.file).name, trial.damage, trial.outcome) for trial in trials)
-    rows = sorted({(file, damage) for file, damage, _ in kinds})
-    lines = [f"{'file':20} {'damage':10} {'trials':>7} {'found':>7} {'no effect':>9} {'missed':>7}"]
-    for file, damage in rows:
-        found, harmless = (kinds[file, damage, what] for what in ("found", "harmless"))
-        total = sum(n for (f, d, _), n in kinds.items() if (f, d) == (file, damage))
-        lines.append(
-            f"{file:20} {damage:10} {total:7} {found:7} {harmless:9} {total - found - harmless:7}"
-        )
-    return lines

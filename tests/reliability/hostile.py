@@ -1,17 +1,11 @@
-"""Run folders made to do harm, and what `score` and `train --resume` make of them.
-
-`python hostile.py RUN TEXT FOLDER` prints one line of JSON for each case: how it ended, in how many
-seconds, and by how many bytes the process grew beyond PyTorch and gptcli themselves.
-"""
+"""Run folders made to do harm. hostile_attempts.py tries them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,85 +329,3 @@ def best_that_climbs(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "state.safetensors", 3)
     (run / STEP / "model.safetensors").unlink()
     seal_again(run, lambda meta: meta["progress"].update(best_step=12))
-
-
-def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process; write how it ended."""
-    import resource
-    import signal
-    import time
-
-    from gptcli.cli import main
-
-    signal.alarm(20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # of the processor: other processes may run beside this one
-    sys.argv = ["gptcli", *arguments]
-    try:
-        main()
-    except SystemExit as ended:
-        code: Any = ended.code
-    except BaseException as error:
-        code = f"{type(error).__name__}: {error}"
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    sys.stderr.flush()
-    seconds = time.process_time() - start
-    report.write_text(json.dumps({"code": code, "seconds": seconds, "grown": grown}))
-
-
-def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """The same in a fork, which has everything imported."""
-    report, words = folder / "report.json", folder / "words.txt"
-    report.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        try:
-            for stream in (1, 2):
-                opened = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(opened, stream)
-            attempt(arguments, report)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    ended = json.loads(report.read_bytes()) if report.exists() else {"code": f"died: {status}"}
-    return {**ended, "words": words.read_text("utf-8", errors="replace")}
-
-
-def main() -> None:
-    source, text, folder = map(Path, sys.argv[1:])
-    short = folder / "short.txt"
-    short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
-    import torch
-
-    from gptcli.training import setup
-    from gptcli.training.loading import load_trained
-
-    torch.set_num_threads(1)
-    assert setup.checkpoint.steps_of(source) == [12]
-    load_trained(source, None, device=torch.device("cpu"), dtype=torch.float32)
-    assert in_child(["score", str(source), str(short)], folder)["code"] == 0
-    for name, (change, _) in CASES.items():
-        run, outside = folder / "run", folder / "outside"
-        for command in ("score", "resume"):
-            for old in (run, outside):
-                shutil.rmtree(old, ignore_errors=True)
-            outside.mkdir()
-            shutil.copytree(source, run)
-            change(run, outside)
-            words = {
-                "score": ["score", str(run), str(short)],
-                "resume": [
-                    "train",
-                    "train.max_steps=24",
-                    "--resume",
-                    "--extend",
-                    "--out",
-                    str(run),
-                ],
-            }[command]
-            ended = in_child(words, folder)
-            print(json.dumps({"case": name, "command": command, **ended}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

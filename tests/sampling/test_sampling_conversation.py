@@ -14,23 +14,13 @@ from gptcli.sampling.choose import Choice
 from gptcli.sampling.conversation import Conversation
 from gptcli.sampling.generate import Job
 from gptcli.sampling.text import Sample, write
-from gptcli.sampling.ways import Way, choose_way, open_streams
+from gptcli.sampling.ways import Way, open_streams
 from gptcli.tokenization import Tokenizer, build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import model
 
 GREEDY = Choice(temperature=0.0)
-
-
-@pytest.fixture(params=[True, False], ids=["native", "torch"])
-def way(request: pytest.FixtureRequest) -> Way:
-    if not request.param:
-        return Way(False, torch.float32)
-    found = choose_way("float32", torch.device("cpu"), own_parts=False)
-    if not found.native:
-        pytest.skip("no C decoder on this machine")
-    return found
 
 
 @pytest.fixture(params=["modern", "gpt2"])

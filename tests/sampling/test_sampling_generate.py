@@ -25,16 +25,6 @@ CPU = torch.device("cpu")
 GREEDY = Choice(temperature=0.0)
 
 
-@pytest.fixture(params=["native", "torch"])
-def way(request: pytest.FixtureRequest) -> Way:
-    if request.param == "torch":
-        return Way(False, torch.float32)
-    found = choose_way("float32", CPU, own_parts=False)
-    if not found.native:
-        pytest.skip("no C decoder on this machine")
-    return found
-
-
 def write(
     m: GPT,
     way: Way,
@@ -125,7 +115,7 @@ def test_a_learners_attention_samples_without_a_cache() -> None:
 
     own, built_in = model("gpt2", attention=Own), model("gpt2")
     built_in.load_state_dict({k.replace(".inner", ""): v for k, v in own.state_dict().items()})
-    way = Way(False, torch.float32)
+    way = Way("torch", torch.float32)
     assert greedy(own, way, [1, 2], 20) == greedy(built_in, way, [1, 2], 20)
 
 
@@ -180,7 +170,11 @@ def test_what_is_fed_later_goes_on(way: Way) -> None:
 
 
 def test_a_job_that_has_ended_makes_room() -> None:
-    for way in (Way(False, torch.float32), choose_way("float32", CPU, own_parts=False)):
+    for way in (
+        Way("torch", torch.float32),
+        Way("steps", torch.float32),
+        choose_way("float32", CPU, own_parts=False),
+    ):
         m = model("modern")
         jobs = [Job([1], i) for i in range(5)]
         generation = Generation(
@@ -217,4 +211,7 @@ def test_no_new_tokens_cost_nothing() -> None:
 def test_a_learners_part_and_float16_are_pytorchs() -> None:
     assert not choose_way("auto", CPU, own_parts=True).native
     assert choose_way("float32", CPU, own_parts=True).dtype == torch.float32
+    cuda = torch.device("cuda")
+    assert choose_way("auto", cuda, own_parts=False) == Way("steps", torch.float32)
+    assert choose_way("auto", cuda, own_parts=True) == Way("torch", torch.float32)
     assert choose_way("auto", CPU, own_parts=True).dtype == torch.float32

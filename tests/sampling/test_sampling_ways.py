@@ -35,7 +35,7 @@ def test_a_container_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("native", [True, False])
 def test_fewer_streams_where_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    way = choose_way("float32", CPU, own_parts=False) if native else Way(False, torch.float32)
+    way = choose_way("float32", CPU, own_parts=False) if native else Way("torch", torch.float32)
     if native and not way.native:
         pytest.skip("no C decoder on this machine")
     m = model("gpt2", 2, 64, n_embd=64)

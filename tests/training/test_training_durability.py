@@ -6,28 +6,25 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import disk_trials
 import pytest
 from bad_disks import (
     STORIES,
-    Deadly,
     Recording,
     Refusing,
-    Short,
     Story,
     Watched,
-    check_tensors,
     damage,
     in_child,
     leave_behind,
     names,
-    temporaries,
     write,
 )
+from disk_trials import record, refused
 
 from gptcli import durable
 from gptcli.errors import GptcliError
@@ -41,74 +38,31 @@ Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
-def begun(story: Story, tmp_path: Path, monkeypatch: Patch) -> Path:
+def begun(story: Story, tmp_path: Path) -> Path:
     """The run of a story, before its calls."""
-    monkeypatch.setattr(durable, "disk", Watched())
-    return story.begin(tmp_path / "begun")
-
-
-def copy(begun: Path) -> Path:
-    """A fresh copy of a run, in the place of the last one."""
-    run = begun.parent / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    return shutil.copytree(begun, run)
-
-
-def record(story: Story, begun: Path, monkeypatch: Patch) -> list[Any]:
-    """The operations that a story tries when nothing disturbs it."""
-    disk = Recording()
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "disk", disk)
-        story.tell(copy(begun))
-    return disk.tried
+    return disk_trials.begin(story, tmp_path)
 
 
 @needs_fork
 @pytest.mark.parametrize("half", [False, True], ids=["between", "within-a-write"])
 @all_stories
-def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path, monkeypatch: Patch) -> None:
-    operations = record(story, begun, monkeypatch)
-    for count in range(len(operations) + 1):
-        if half and (count == len(operations) or operations[count][0] != "write"):
-            continue
-        run = copy(begun)
-
-        def body(run: Path = run, count: int = count) -> None:
-            durable.disk = Deadly(count, half)
-            story.tell(run)
-
-        status, text = in_child(body)
-        died = count < len(operations)
-        assert status == (signal.SIGKILL if died else 0), text
-        story.check(run, 0 if died else len(story.calls))
-        story.go_on(run)
+def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path) -> None:
+    writes = sum(name == "write" for name, *_ in record(story, begun))
+    tried = list(disk_trials.killed_at_any_operation(story, half, begun))
+    assert len(tried) == (writes if half else len(record(story, begun)) + 1)
 
 
 @all_stories
-def test_any_operation_that_fails(story: Story, begun: Path, monkeypatch: Patch) -> None:
-    operations = record(story, begun, monkeypatch)
-    for count, operation in enumerate(operations):
-        for number in (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT):
-            disk = Refusing(count, number)
-            run, error = refused(story, begun, disk, monkeypatch)
-            assert disk.refused
-            if error is None:  # deleting what is no longer needed can wait
-                assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
-                story.check(run, len(story.calls))
-            else:
-                check_words(error, run, number)
-                story.check(run, 0)
-                ours = f".{os.getpid()}.tmp"
-                assert [name for name in temporaries(run) if name.endswith(ours)] == []
-            story.go_on(run)
+def test_any_operation_that_fails(story: Story, begun: Path) -> None:
+    tried = list(disk_trials.failing_at_any_operation(story, begun))
+    assert len(tried) == 4 * len(record(story, begun)) > 0
 
 
-def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(durable, "disk", Watched())
+def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path) -> None:
     story = next(story for story in STORIES if story.name == "the old ones go")
-    begun = story.begin(tmp_path / "begun")
-    for count, (name, *_) in enumerate(record(story, begun, monkeypatch)):
-        run, error = refused(story, begun, Refusing(count, errno.EIO), monkeypatch)
+    begun = disk_trials.begin(story, tmp_path)
+    for count, (name, *_) in enumerate(record(story, begun)):
+        run, error = refused(story, begun, Refusing(count, errno.EIO))
         assert error is None
         left = [path for path in run.rglob(".step-*/*") if path.is_file()]
         assert len(left) == {"fsync_folder": 3, "unlink": 1}.get(name, 0)
@@ -129,57 +83,15 @@ def test_a_save_makes_room_first(tmp_path: Path, monkeypatch: Patch) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").glob(".*")] == []
 
 
-TIDYING = ("a new best one", "the old ones go", "a resume")
-"""Stories in which old checkpoints go: where one cannot go now, that is no error."""
-
-
 @all_stories
-def test_a_disk_that_fails_for_good(story: Story, begun: Path, monkeypatch: Patch) -> None:
-    for count in range(len(record(story, begun, monkeypatch))):
-        run, error = refused(story, begun, Refusing(count, errno.EIO, always=True), monkeypatch)
-        if error is not None:
-            check_words(error, run, errno.EIO)
-        story.check(run, 0 if error else len(story.calls))
-        story.go_on(run)
+def test_a_disk_that_fails_for_good(story: Story, begun: Path) -> None:
+    tried = list(disk_trials.failing_for_good(story, begun))
+    assert tried == list(range(len(record(story, begun))))
 
 
-def refused(
-    story: Story, begun: Path, disk: Refusing, monkeypatch: Patch
-) -> tuple[Path, GptcliError | None]:
-    """Tell a story on a disk that refuses: the run, and the error it ended with."""
-    run = copy(begun)
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "disk", disk)
-        try:
-            story.tell(run)
-        except GptcliError as error:
-            return run, error
-    return run, None
-
-
-def check_words(error: GptcliError, run: Path, number: int) -> None:
-    """Assert that an error is one line with the path, the reason and the free space."""
-    assert error.exit_code == 1
-    assert "\n" not in error.message
-    assert str(run / "checkpoints") in error.message
-    assert f"({os.strerror(number)});" in error.message
-    assert "MiB free there" in error.message
-
-
-@pytest.mark.parametrize("size", [1, 7, 100])
-def test_a_disk_that_takes_a_few_bytes_at_a_time(
-    size: int, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.setattr(durable, "disk", Short(size))
-    write(tmp_path, 10)
-    check_tensors(tmp_path, 10)
-
-
-def test_a_disk_that_takes_nothing_is_full(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(durable, "disk", Short(0))
-    with pytest.raises(GptcliError, match=os.strerror(errno.ENOSPC)):
-        write(tmp_path, 10)
-    assert temporaries(tmp_path) == []
+@pytest.mark.parametrize("size", [0, 1, 7, 100])
+def test_a_disk_that_takes_a_few_bytes_at_a_time_or_none(size: int, tmp_path: Path) -> None:
+    assert list(disk_trials.short_writes(size, tmp_path)) == [size]
 
 
 def test_a_folder_whose_sync_failed_is_synced_when_its_step_is_saved_again(
@@ -285,9 +197,9 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 
 @needs_fork
 @all_stories
-def test_nothing_is_written_past_the_disk(story: Story, begun: Path, monkeypatch: Patch) -> None:
+def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
     """What the interpreter says that it does to files is what goes through gptcli.durable.disk."""
-    run = copy(begun)
+    run = disk_trials.copy(begun)
 
     def body() -> None:
         seen: list[str] = []

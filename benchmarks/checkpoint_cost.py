@@ -1,0 +1,239 @@
+"""What checkpoints, evaluations and logging take from a training.
+
+    python benchmarks/checkpoint_cost.py                       # half an hour on two cores
+    python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
+    python benchmarks/checkpoint_cost.py --tiny                # whether it works, in seconds
+
+Checkpoints: the same steps with and without a checkpoint every N steps, in turn, each in a process
+of its own; the difference of the medians, divided by the checkpoints, is what one takes from the
+training, and a sixtieth of that its share at one a minute. The first steps, which make things
+ready, do not count; nor does the save at the end of a run.
+Evaluations and logging: `gptcli train` with the default config, whole processes, in turn with the
+intervals at `auto` and longer than the run. Both evaluate the last step: that one is added.
+Nothing else should compute meanwhile. Exit code 1 where something takes more than it may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEVER = 10**9
+WARM_UP = 3  # steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and how often it saves here."""
+
+    overrides: tuple[str, ...]
+    every: int
+    """Steps between checkpoints: more time than writing one takes."""
+    checkpoints: int
+    most: float
+    """The share of the time that a checkpoint a minute may take."""
+
+    @property
+    def steps(self) -> int:
+        """A whole interval after the last checkpoint, which is written in it."""
+        return self.every * (self.checkpoints + 1) - 1
+
+
+_GPT2 = ("model.arch=gpt2", "train.optimizer=adamw", "model.dropout=0.0")
+CASES = {
+    "10.65 M": Case(
+        (*_GPT2, "tokenizer.kind=char", "model.n_layer=6", "model.n_head=6", "model.n_embd=384",
+         "model.block_size=256", "train.batch_size=12"),
+        every=40, checkpoints=5, most=0.01,
+    ),
+    "124 M": Case(
+        (*_GPT2, "tokenizer.kind=gpt2", "model.n_layer=12", "model.n_head=12", "model.n_embd=768",
+         "model.block_size=1024", "train.batch_size=1"),
+        every=20, checkpoints=3, most=0.05,
+    ),
+}  # fmt: skip
+TINY = {
+    "tiny": Case(
+        (*_GPT2, "tokenizer.kind=char", "model.n_layer=1", "model.n_head=2", "model.n_embd=64",
+         "model.block_size=32", "train.batch_size=4"),
+        every=10, checkpoints=3, most=1.0,
+    )
+}  # fmt: skip
+EVALUATING = "evaluations and logging"
+MOST_EVALUATING = 0.02
+
+
+def main() -> None:
+    """Read the command line; run one side, or all in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=(*CASES, EVALUATING), help="default: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every", type=int, help="steps between checkpoints")
+    parser.add_argument("--checkpoints", type=int, help="checkpoints in a run")
+    parser.add_argument("--runs", type=Path, help="a folder on the disk in question; else TMPDIR")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to see that it works")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(train_one(**json.loads(asked.one))))
+        return
+    cases = TINY if asked.tiny else CASES
+    chosen = asked.only or (*cases, EVALUATING)
+    rows, over = [], False
+    for name, case in cases.items():
+        if name in chosen:
+            case = replace(
+                case,
+                every=asked.every or case.every,
+                checkpoints=asked.checkpoints or case.checkpoints,
+            )
+            row, share = checkpoint_row(name, case, asked.rounds, asked.runs)
+            rows.append(row)
+            over |= share > case.most
+    header()
+    print(
+        "| network | steps | without | with | checkpoints | one takes | at one a minute | may be |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    if EVALUATING in chosen:
+        row, share = evaluating_row(asked.rounds, asked.runs, asked.tiny)
+        print("\n| default config | intervals auto | never | evaluations | share | may be |")
+        print(f"|---|---|---|---|---|---|\n{row}")
+        over |= share > MOST_EVALUATING and not asked.tiny
+    sys.exit(1 if over else 0)
+
+
+def header() -> None:
+    """Date, machine, versions, command."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        cpu = found[1] if found else cpu
+    print(
+        f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; "
+        f"`python {' '.join(['benchmarks/checkpoint_cost.py', *sys.argv[1:]])}`\n"
+    )
+
+
+# ---- checkpoints -----------------------------------------------------------------------------
+
+
+def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
+    """A row of the table, and the share of a checkpoint a minute."""
+    found: dict[str, list[float]] = {"without": [], "with": []}
+    saved = 0
+    for number in range(rounds):
+        # Each side comes first as often: a machine that slows down favours neither.
+        for side in ("without", "with") if number % 2 == 0 else ("with", "without"):
+            told = one(case, side == "with", runs)
+            found[side].append(told["seconds"])
+            saved = max(saved, int(told["saved"]))
+            print(f"{name}, round {number + 1}, {side}: {told}", file=sys.stderr, flush=True)
+    without, with_them = (statistics.median(found[side]) for side in ("without", "with"))
+    takes = (with_them - without) / max(1, saved)
+    share = takes / 60
+    spread = max(max(values) - min(values) for values in found.values())
+    row = (
+        f"| {name} | {case.steps - WARM_UP} | {without:.1f} s | {with_them:.1f} s | {saved} | "
+        f"{takes:.2f} s (± {spread / max(1, saved):.2f}) | {share:.2%} | {case.most:.0%} |"
+    )
+    return row, share
+
+
+def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
+    """`train_one` in a process of its own."""
+    words = [sys.executable, __file__, "--one"]
+    words.append(json.dumps({"case": asdict(case), "saving": saving, "runs": str(runs or "")}))
+    return dict(json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout))
+
+
+def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
+    """Seconds from the end of the warm-up to the end of the last step; the checkpoints in them."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line sets it
+    sys.path.insert(0, str(ROOT))
+    from gptcli.config_files import parse_config
+    from gptcli.events import CheckpointSaved, StepDone
+    from gptcli.training.loop import train
+    from gptcli.training.setup import prepare_new
+
+    shape = Case(**case)
+    begin = end = 0.0
+    saved: list[int] = []
+    with tempfile.TemporaryDirectory(dir=runs or None, ignore_cleanup_errors=True) as folder:
+        config = parse_config(
+            "",
+            [
+                "data.source=shakespeare",
+                *shape.overrides,
+                f"train.max_steps={shape.steps + 1}",
+                f"train.checkpoint_every={shape.every if saving else NEVER}",
+                f"train.eval_every={NEVER}",
+                f"train.log_every={NEVER}",
+            ],
+        )
+        events = train(prepare_new(config, Path(folder) / "run").setup)
+        for event in events:
+            if isinstance(event, CheckpointSaved):
+                saved.append(event.step)
+            elif isinstance(event, StepDone) and event.step == WARM_UP:
+                begin = time.perf_counter()
+            elif isinstance(event, StepDone) and event.step == shape.steps:
+                end = time.perf_counter()
+                break
+        assert len(saved) == (shape.checkpoints if saving else 0), saved
+    return {"seconds": end - begin, "saved": len(saved)}
+
+
+# ---- evaluations and logging -----------------------------------------------------------------
+
+
+def evaluating_row(rounds: int, runs: Path | None, tiny: bool) -> tuple[str, float]:
+    """A row of the table, and the share of the time."""
+    sides = {
+        "auto": ("train.eval_every=auto", "train.log_every=auto"),
+        "never": (f"train.eval_every={NEVER}", f"train.log_every={NEVER}"),
+    }
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    evaluations = 0
+    for number in range(rounds):
+        for side in sides if number % 2 == 0 else reversed(sides):
+            with tempfile.TemporaryDirectory(dir=runs, ignore_cleanup_errors=True) as folder:
+                run = Path(folder) / "run"
+                words = [sys.executable, "-m", "gptcli", "train", *(["tiny"] if tiny else [])]
+                words += ["train.sample_every=0", *sides[side], "--out", str(run)]
+                begin = time.perf_counter()
+                subprocess.run(words, check=True, cwd=ROOT, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+                found[side].append(time.perf_counter() - begin)
+                if side == "auto":
+                    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+                    evaluations = sum(json.loads(line)["kind"] == "eval" for line in lines)
+            print(f"{side}, round {number + 1}: {found[side][-1]:.2f} s", file=sys.stderr)
+    auto, never = (statistics.median(found[side]) for side in sides)
+    share = (auto - never) / auto * evaluations / max(1, evaluations - 1)
+    row = (
+        f"| {'tiny' if tiny else 'shakespeare'} | {auto:.1f} s | {never:.1f} s | {evaluations} "
+        f"| {share:.1%} | {MOST_EVALUATING:.0%} |"
+    )
+    return row, share
+
+
+if __name__ == "__main__":
+    main()

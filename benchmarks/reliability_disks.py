@@ -1,0 +1,107 @@
+"""Saves on disks that kill, refuse, lose and fill up, for benchmarks/reliability.py.
+
+What is tried stands in tests/training/disk_trials.py: here it is counted.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from reliability_outcome import Outcome, apart
+from reliability_runs import Workshop
+
+import disk_trials  # isort: skip
+from bad_disks import STORIES  # isort: skip
+
+KILLS = 2 * len(STORIES)
+CRASHES = len(STORIES)
+FAILING = 2 * len(STORIES)
+SHORT = (0, 1, 2, 3, 7, 64, 100, 1000)
+
+
+def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A story, killed between any two of its operations, or within each of its writes."""
+    story, half = STORIES[trial // 2], trial % 2 == 1
+
+    def body(folder: Path) -> Iterator[object]:
+        return disk_trials.killed_at_any_operation(story, half, disk_trials.begin(story, folder))
+
+    return _counted(shop, f"{story.name}{', within a write' * half}", "kills", body)
+
+
+def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A story and all that a power cut may leave of it; where that is too much, another sample of
+    it each time."""
+    story, seed = STORIES[trial % len(STORIES)], trial // len(STORIES)
+
+    def tried(folder: Path) -> Outcome:
+        outcome = Outcome(about=f"{story.name}, sample {seed}")
+        trees = disk_trials.crashed_after_any_operation(story, folder, seed)
+
+        def counted() -> Iterator[int]:
+            for crashes in trees:
+                outcome.count("crashes, some with the same tree", crashes)
+                yield crashes
+
+        outcome.count_each("trees", counted())
+        return outcome
+
+    return apart(tried, shop.folder)
+
+
+def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A story, of which each operation fails: once with each error, or it and all after it."""
+    story, for_good = STORIES[trial // 2], trial % 2 == 1
+    fail = disk_trials.failing_for_good if for_good else disk_trials.failing_at_any_operation
+
+    def body(folder: Path) -> Iterator[object]:
+        return fail(story, disk_trials.begin(story, folder))
+
+    return _counted(shop, f"{story.name}{', for good' * for_good}", "failures of the disk", body)
+
+
+def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A disk that takes a few bytes at a time, limits of the system, a small file system."""
+    if trial < len(SHORT):
+        size = SHORT[trial]
+        return _counted(
+            shop, f"{size} bytes a write", "saves", lambda at: disk_trials.short_writes(size, at)
+        )
+    if trial == len(SHORT):
+        return _counted(shop, "RLIMIT_FSIZE", "saves", disk_trials.limited_file_sizes)
+    if trial == len(SHORT) + 1:
+        return _counted(shop, "RLIMIT_NOFILE", "saves", disk_trials.no_more_open_files)
+    what = ("room", "inodes")[trial - len(SHORT) - 2]
+
+    def tried(folder: Path) -> Outcome:
+        outcome = Outcome(about=f"tmpfs without {what}")
+        small = folder / "small"
+        small.mkdir()
+        try:
+            if sys.platform != "linux":
+                raise disk_trials.NotAllowedError
+            refused = list(disk_trials.full_file_system(what, small))
+        except disk_trials.NotAllowedError:
+            outcome.count("file systems that could not be mounted")
+        else:
+            outcome.count("saves", len(refused))
+        return outcome
+
+    return apart(tried, shop.folder)
+
+
+FULL = len(SHORT) + 4
+
+
+def _counted(
+    shop: Workshop, about: str, what: str, body: Callable[[Path], Iterator[object]]
+) -> Outcome:
+    def tried(folder: Path) -> Outcome:
+        outcome = Outcome(about=about)
+        outcome.count_each(what, body(folder))
+        return outcome
+
+    return apart(tried, shop.folder)

@@ -1,0 +1,113 @@
+"""Files that were damaged, made to do harm or drawn at random, for benchmarks/reliability.py.
+
+What is tried stands in tests/reliability and tests/fuzz: here it is counted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import warnings
+from pathlib import Path
+
+from reliability_outcome import Outcome, apart
+from reliability_runs import Workshop
+
+import damage  # isort: skip
+import hostile_attempts  # isort: skip
+from hostile import CASES  # isort: skip
+
+DAMAGES = 50  # a trial's
+HOSTILE = len(CASES)
+TARGETS = 16  # of tests/fuzz/targets.py
+INPUTS = 250  # a trial's, of a target with one share
+ROUNDS = 34  # 200,000 inputs
+
+
+def _small_run(shop: Workshop) -> Path:
+    """A finished run of three checkpoints and its text beside it, made when first asked for."""
+    run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
+    if not run.exists():
+        from gptcli.shipped import shipped_texts
+
+        text.parent.mkdir()
+        text.write_bytes(shipped_texts()["shakespeare"].read_bytes()[:3000])
+
+        def train(folder: Path) -> Outcome:
+            damage.train_small_run(run, text)
+            return Outcome()
+
+        made = apart(train, shop.folder)
+        assert not made.failures, made.failures
+    return run
+
+
+def damages(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """Some damages to a copy of a run folder and of a token cache, one after another."""
+    run = _small_run(shop)
+
+    def tried(folder: Path) -> Outcome:
+        outcome = Outcome()
+        copy = Path(folder / "run")
+        copy.symlink_to(run)
+        found = damage.run_trials(
+            copy, run.with_name("text.txt"), folder / "cache", DAMAGES, trial * DAMAGES
+        )
+        outcome.count("damages", len(found))
+        for one in found:
+            if one.outcome in ("found", "harmless"):
+                outcome.count({"found": "found and named", "harmless": "without effect"}[
+                    one.outcome
+                ])  # fmt: skip
+        outcome.failures = [
+            f"trial {trial}, {one.file}, {one.damage}: {one.outcome}"
+            for one in damage.failures(found)
+        ]
+        return outcome
+
+    return apart(tried, shop.folder)
+
+
+def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """One run folder that was made to do harm, for `score` and for `train --resume`."""
+    run = _small_run(shop)
+    name = sorted(CASES)[trial]
+
+    def tried(folder: Path) -> Outcome:
+        outcome = Outcome(about=name)
+        source = hostile_attempts.one_checkpoint(run, folder / "source")
+        text = run.with_name("text.txt")
+        for ending in hostile_attempts.tried(source, text, folder, [name]):
+            outcome.count("attempts")
+            try:
+                hostile_attempts.check(ending)
+            except AssertionError as error:
+                outcome.failures.append(f"{name}, {ending['command']}: {error}")
+            outcome.largest("seconds of a processor", ending.get("seconds", 0.0))
+            outcome.largest("MB grown", ending.get("grown", 0) / 1e6)
+        return outcome
+
+    return apart(tried, shop.folder)
+
+
+def fuzzing(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """Some inputs for one target after another."""
+    fuzz = importlib.import_module("run")  # tests/fuzz/run.py; before the fork, for it takes long
+
+    def tried(folder: Path) -> Outcome:
+        os.environ["GPTCLI_CACHE"] = str(folder / "cache")
+        warnings.simplefilter("ignore")
+        targets = fuzz.targets(folder)
+        assert len(targets) == TARGETS
+        target = targets[trial % TARGETS]
+        done = fuzz.fuzz(target, INPUTS * target.share, 1000 * trial)
+        outcome = Outcome(about=target.name)
+        outcome.count("inputs", done.inputs)
+        outcome.count("refused in words", done.inputs - done.accepted)
+        outcome.largest("seconds an input", done.slowest)
+        if done.failure:
+            outcome.failures.append(f"{target.name}: {done.failure}")
+        return outcome
+
+    return apart(tried, shop.folder)

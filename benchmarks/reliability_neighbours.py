@@ -1,0 +1,133 @@
+"""Real trainings with a second one at the same folder, or on a disk that refuses something, for
+benchmarks/reliability.py."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from reliability_outcome import Outcome
+from reliability_processes import Training
+from reliability_runs import (
+    GRID,
+    Workshop,
+    at_once,
+    beside,
+    check_equal,
+    check_whole,
+    newest,
+)
+
+from bad_disks import Refusing  # isort: skip
+from disk_trials import ERRORS  # isort: skip
+
+OPERATIONS = 294  # of a run of these steps; a few more where nothing is written beside it
+REFUSING = 2 * OPERATIONS
+
+
+def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run, and others into its folder while it goes: new, resumed, to overwrite it."""
+    combination = trial % len(GRID)
+    reference, outcome = shop.reference(combination), Outcome()
+    with tempfile.TemporaryDirectory(dir=shop.folder) as name:
+        folder = Path(name)
+        run, other = folder / "run", folder / "other"
+        other.mkdir()
+        new = shop.words(combination, run)
+        first = Training(new, folder, _slowly)
+        first.until(first.has_begun)
+        for words in (new, ["train", "--resume", "--out", str(run)], [*new, "--overwrite"]):
+            time.sleep(chance.uniform(0.0, 0.1))
+            second = Training(words, other)
+            code, said = second.wait(), second.last_words()
+            if not first.running():
+                outcome.count("too late")
+                break
+            outcome.count("second trainings")
+            taken = code == 2 and "exists already" in said and words is new
+            if not taken and not (code == 1 and "being written by another gptcli train" in said):
+                outcome.failures.append(f"{words[-1]}: exit code {code}: {said}")
+        code = first.wait()
+        if code != 0:
+            outcome.failures.append(f"the first: exit code {code}: {first.last_words()}")
+        else:
+            check_whole(run, outcome)
+            check_equal(run, reference, outcome)
+    outcome.failures = [f"trial {trial}: {failure}" for failure in outcome.failures]
+    return outcome
+
+
+def _slowly() -> None:
+    """In the child: each batch takes a hundredth of a second more."""
+    from gptcli.corpus import Batches
+
+    batch = Batches.batch
+
+    def slow(self: Batches, k: int) -> object:
+        time.sleep(0.01)
+        return batch(self, k)
+
+    Batches.batch = slow  # type: ignore[method-assign]
+
+
+def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run on a disk that refuses one operation, or one and all that follow; then it goes on, or
+    begins again, on one that works."""
+    combination = trial // 2 % len(GRID)
+    how = beside if trial // 2 // len(GRID) % 2 else at_once
+    reference, outcome = shop.reference(combination), Outcome()
+    number, for_good = chance.choice(ERRORS), trial % 2 == 1
+    count = 37 * (trial // 2) % OPERATIONS  # each once, and the first few from all over the run
+    outcome.about = (
+        f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "
+        f"checkpoints {how.__name__}"
+    )
+    with tempfile.TemporaryDirectory(dir=shop.folder) as name:
+        folder = Path(name)
+        run, mark = folder / "run", folder / "refused"
+
+        class Disk(Refusing):
+            def watch(self, operation: tuple, do: object) -> object:
+                if self.left <= 0:
+                    mark.touch()
+                return super().watch(operation, do)  # type: ignore[arg-type]
+
+        def prepare() -> None:
+            from gptcli import durable
+
+            how()
+            durable.disk = Disk(count, number, for_good)
+
+        new = shop.words(combination, run)
+        training = Training(new, folder, prepare)
+        code = training.wait()
+        if not mark.exists():
+            outcome.count("ended before it")
+        else:
+            outcome.count("trainings")
+        if code == 0:
+            outcome.count("ended as if nothing had been", int(mark.exists()))
+        elif (code != 1 and training.has_begun()) or os.strerror(number) not in training.said():
+            outcome.failures.append(f"exit code {code}: {training.last_words()}")
+        check_whole(run, outcome)
+        if code != 0:
+            outcome.count("ended in an error, and resumed" if newest(run) else "began again")
+            words = (
+                ["train", "--resume", "--out", str(run), "--json"]
+                if newest(run)
+                else [*new, "--overwrite"]
+            )
+            training = Training(words, folder, how)
+            code = training.wait()
+        if code != 0:
+            outcome.failures.append(f"{words[1]}: exit code {code}: {training.last_words()}")
+        elif not outcome.failures:
+            check_equal(run, reference, outcome)
+    outcome.failures = [
+        f"trial {trial}, {outcome.about}: {failure}" for failure in outcome.failures
+    ]
+    return outcome

@@ -1,0 +1,68 @@
+"""What a trial came to, and trials in a process of their own, for benchmarks/reliability.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+# What is tried here stands beside the tests that try it, too.
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in
+                             ("training", "reliability", "fuzz"))]  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What a trial came to: counts, maxima, and what went wrong."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    about: str = ""
+    """What of its part was tried, for who reads the file of trials."""
+
+    def count(self, what: str, by: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + by
+
+    def largest(self, what: str, value: float) -> None:
+        self.most[what] = max(self.most.get(what, value), value)
+
+    def count_each(self, what: str, held: Iterator[object]) -> None:
+        """Count what a function yields for each trial that held; what it raises is a failure."""
+        try:
+            for _ in held:
+                self.count(what)
+        except Exception:
+            self.count(what)
+            self.failures.append(f"{self.about}: {traceback.format_exc()[-1500:]}")
+
+
+def apart(trial: Callable[[Path], Outcome], folder: Path) -> Outcome:
+    """Make a trial in a forked process, so that what it puts in the place of the disk, its limits,
+    signals and environment are gone with it. It gets a folder of its own under `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
+        report = Path(name) / "outcome.json"
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                room = Path(name) / "room"
+                room.mkdir()
+                outcome = trial(room)
+                report.write_text(json.dumps(vars(outcome)), encoding="utf-8")
+            except BaseException:
+                outcome = Outcome(failures=[traceback.format_exc()[-1500:]])
+                report.write_text(json.dumps(vars(outcome)), encoding="utf-8")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not report.exists():
+            return Outcome(failures=[f"died with status {status}"])
+        return Outcome(**json.loads(report.read_bytes()))

@@ -1,0 +1,345 @@
+"""What is tried on disks that kill, refuse, lose and fill up: by the tests beside this file, and by
+benchmarks/reliability.py, which counts. Each function yields once for each trial that held."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bad_disks import (
+    Deadly,
+    Operation,
+    Recording,
+    Refusing,
+    Short,
+    Story,
+    Watched,
+    check_tensors,
+    in_child,
+    temporaries,
+    write,
+)
+from lost_writes import Model, write_tree
+
+from gptcli import durable
+from gptcli.errors import GptcliError
+from gptcli.training import checkpoint
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
+FLOATS = 3000  # 12 kB: a checkpoint of some pages
+TIDYING = ("a new best one", "the old ones go", "a resume")
+"""Stories in which old checkpoints go: where one cannot go now, that is no error."""
+
+
+@contextmanager
+def on(disk: durable.Disk) -> Iterator[None]:
+    """Write through another disk."""
+    before, durable.disk = durable.disk, disk
+    try:
+        yield
+    finally:
+        durable.disk = before
+
+
+def begin(story: Story, folder: Path) -> Path:
+    """The run of a story, before its calls."""
+    with on(Watched()):
+        return story.begin(folder / "begun")
+
+
+def copy(begun: Path) -> Path:
+    """A fresh copy of a run, in the place of the last one."""
+    run = begun.parent / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    return Path(shutil.copytree(begun, run))
+
+
+def record(story: Story, begun: Path) -> list[Operation]:
+    """The operations that a story tries when nothing disturbs it."""
+    disk = Recording()
+    with on(disk):
+        story.tell(copy(begun))
+    return disk.tried
+
+
+def check(story: Story, run: Path, returned: int) -> None:
+    """Assert what must hold of a run, and that it goes on."""
+    with on(Watched()):
+        story.check(run, returned)
+        story.go_on(run)
+
+
+# ---- kills and crashes -----------------------------------------------------------------------
+
+
+def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
+    """SIGKILL after each number of operations; with `half`, within each write. Yields it."""
+    operations = record(story, begun)
+    for count in range(len(operations) + 1):
+        if half and (count == len(operations) or operations[count][0] != "write"):
+            continue
+        run = copy(begun)
+
+        def body(run: Path = run, count: int = count) -> None:
+            durable.disk = Deadly(count, half)
+            story.tell(run)
+
+        status, text = in_child(body)
+        died = count < len(operations)
+        assert status == (signal.SIGKILL if died else 0), text
+        check(story, run, 0 if died else len(story.calls))
+        yield count
+
+
+def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> Iterator[int]:
+    """Every prefix of the operations, and of what was not synced by then any subset lost or cut.
+    Yields how many crashes left the tree that was tried: the same one is tried once.
+
+    Also: what a call that has returned has saved is there after a crash."""
+    crashed = folder / "crashed"
+    run = begin(story, folder)
+    model = Model(run)
+    disk = Recording()
+    returned: list[int] = []  # the number of operations at which each call returned
+    with on(disk):
+        story.tell(run, lambda: returned.append(len(disk.operations)))
+    choice = random.Random(seed)
+    tried = 0
+    checked = set()
+    for count in range(len(disk.operations) + 1):
+        if count:
+            model.apply(disk.operations[count - 1])
+        ended = sum(at <= count for at in returned)
+        for tree in model.after_a_crash(choice):
+            tried += 1
+            if (tree, ended) in checked:
+                continue
+            checked.add((tree, ended))
+            shutil.rmtree(crashed, ignore_errors=True)
+            write_tree(tree, crashed)
+            check(story, crashed, ended)
+            yield tried
+            tried = 0
+    assert len(checked) > len(story.calls)
+
+
+# ---- operations that fail --------------------------------------------------------------------
+
+
+def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
+    """Tell a story on a disk that refuses: the run, and the error it ended with."""
+    run = copy(begun)
+    with on(disk):
+        try:
+            story.tell(run)
+        except GptcliError as error:
+            return run, error
+    return run, None
+
+
+def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
+    """Each operation fails once, with each of ERRORS. Yields which."""
+    for count, operation in enumerate(record(story, begun)):
+        for number in ERRORS:
+            disk = Refusing(count, number)
+            run, error = refused(story, begun, disk)
+            assert disk.refused
+            if error is None:  # deleting what is no longer needed can wait
+                assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
+            else:
+                check_words(error, run, number)
+                ours = f".{os.getpid()}.tmp"
+                assert [name for name in temporaries(run) if name.endswith(ours)] == []
+            check(story, run, 0 if error else len(story.calls))
+            yield count
+
+
+def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
+    """From each operation on all fail. Yields which."""
+    for count in range(len(record(story, begun))):
+        run, error = refused(story, begun, Refusing(count, errno.EIO, always=True))
+        if error is not None:
+            check_words(error, run, errno.EIO)
+        check(story, run, 0 if error else len(story.calls))
+        yield count
+
+
+def check_words(error: GptcliError, run: Path, number: int) -> None:
+    """Assert that an error is one line with the path, the reason and the free space."""
+    assert error.exit_code == 1
+    assert "\n" not in error.message
+    assert str(run / "checkpoints") in error.message
+    assert f"({os.strerror(number)});" in error.message
+    assert "MiB free there" in error.message
+
+
+def short_writes(size: int, folder: Path) -> Iterator[int]:
+    """A disk that takes a few bytes at a time, and with `size` 0 none at all."""
+    run, refused = folder / "short", None
+    run.mkdir()
+    try:
+        with on(Short(size)):
+            write(run, 10)
+    except GptcliError as error:
+        refused = error
+    if size:
+        assert refused is None
+        check_tensors(run, 10)
+    else:
+        assert refused is not None
+        assert os.strerror(errno.ENOSPC) in refused.message
+        assert temporaries(run) == []
+    yield size
+
+
+# ---- disks that are really full --------------------------------------------------------------
+
+
+def refuses(run: Path, step: int) -> str | None:
+    """Save a step: None, or the error's line, the disk having been left as it was."""
+    error = None
+    try:
+        write(run, step, size=FLOATS)
+    except GptcliError as raised:
+        error = raised
+    if error is None:
+        check_tensors(run, step)
+        return None
+    assert error.exit_code == 1
+    assert "\n" not in error.message
+    assert "MiB free there" in error.message
+    assert temporaries(run) == []
+    assert step not in checkpoint.steps_of(run)
+    return error.message
+
+
+def check_old(run: Path, step: int) -> None:
+    """Assert that the newest checkpoint is this one, and whole."""
+    saved, notes = checkpoint.newest_valid(run)
+    assert saved is not None
+    assert (saved.step, notes) == (step, [])
+    check_tensors(run, step)
+
+
+def limited_file_sizes(run: Path) -> Iterator[int]:
+    """RLIMIT_FSIZE, which is how a quota shows itself: a write is short, the next one fails.
+    Yields the limits."""
+    import resource
+
+    write(run, 10, size=FLOATS)
+    sizes = [path.stat().st_size for path in checkpoint.folder_of(run, 10).iterdir()]
+    for limit in (0, 1, min(sizes) - 1, 5000, max(sizes) - 1, max(sizes)):
+
+        def body(limit: int = limit) -> None:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            line = refuses(run, 20)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            if limit < max(sizes):
+                assert line is not None
+                assert os.strerror(errno.EFBIG) in line
+                check_old(run, 10)
+            assert refuses(run, 30) is None
+
+        assert in_child(body) == (0, "")
+        check_old(run, 30)
+        checkpoint.tidy(run, 10)
+        assert checkpoint.steps_of(run) == [10]
+        yield limit
+
+
+def no_more_open_files(run: Path) -> Iterator[int]:
+    """RLIMIT_NOFILE: not one file more."""
+    import resource
+
+    write(run, 10, size=FLOATS)
+
+    def body() -> None:
+        free = os.dup(0)
+        os.close(free)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        error = None
+        try:
+            write(run, 20, size=FLOATS)
+        except GptcliError as raised:
+            error = raised
+        finally:
+            checkpoint.prune(run, 2)  # does nothing, says nothing
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert error is not None
+        assert os.strerror(errno.EMFILE) in error.message
+        assert temporaries(run) == []
+        check_old(run, 10)
+        assert refuses(run, 20) is None
+
+    assert in_child(body) == (0, "")
+    check_old(run, 20)
+    yield 1
+
+
+NOT_ALLOWED = 77
+
+
+class NotAllowedError(Exception):
+    """This system lets nobody mount a file system."""
+
+
+def mount_tmpfs(folder: Path, options: str) -> None:
+    """Mount a small file system in memory, which this process and its children alone see and
+    which goes with them. Ends the process with NOT_ALLOWED where the system refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    new_user, new_mount = 0x10000000, 0x00020000
+    if libc.unshare(new_user | new_mount) != 0:
+        os._exit(NOT_ALLOWED)
+    try:
+        Path("/proc/self/setgroups").write_text("deny", "utf-8")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1", "utf-8")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1", "utf-8")
+    except OSError:
+        os._exit(NOT_ALLOWED)
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options.encode()) != 0:
+        os._exit(NOT_ALLOWED)
+
+
+def full_file_system(what: str, folder: Path) -> Iterator[int]:
+    """A small tmpfs without `room`, or without `inodes`, that is filled and then freed bit by bit,
+    so that it is full at every operation. Raises NotAllowedError. Yields the saves refused."""
+    pages, inodes = 24, 40
+    one = b"full" * 1024 if what == "room" else b""
+    told = folder.with_name(f"{folder.name}-{what}")
+
+    def body() -> None:
+        with told.open("wb") as count:
+            mount_tmpfs(folder, f"size={4096 * pages},nr_inodes={inodes}")
+            run = folder / "run"
+            run.mkdir()
+            write(run, 10, size=FLOATS)
+            fillers = [folder / f"filler-{number}" for number in range(pages + inodes)]
+            with suppress(OSError):
+                for filler in fillers:
+                    filler.write_bytes(one)
+            fillers = [filler for filler in fillers if filler.exists()]
+            lines = []
+            while (line := refuses(run, 20)) is not None:
+                lines.append(line)
+                check_old(run, 10)
+                fillers.pop().unlink()
+            assert all(os.strerror(errno.ENOSPC) in line for line in lines)
+            assert len(lines) >= 4  # the folder and the files of a checkpoint
+            check_old(run, 20)
+            count.write(b"." * len(lines))
+
+    status, text = in_child(body)
+    if os.waitstatus_to_exitcode(status) == NOT_ALLOWED:
+        raise NotAllowedError
+    assert (status, text) == (0, "")
+    yield from range(1, told.stat().st_size + 1)
