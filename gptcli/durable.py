@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,13 +79,17 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     files in a temporary folder that is renamed afterwards."""
     with disk.create(path) as file:
         for piece in (data,) if isinstance(data, bytes) else data:
-            rest = memoryview(piece)
-            while rest:
-                written = disk.write(file, rest)
-                if not written:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-                rest = rest[written:]
+            _write_whole(file, piece, path)
         disk.fsync(file)
+
+
+def _write_whole(file: io.FileIO, data: bytes | memoryview, path: Path) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = disk.write(file, rest)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        rest = rest[written:]
 
 
 def fsync_file(path: Path) -> None:
@@ -187,9 +192,16 @@ def refused(folder: Path, error: OSError) -> GptcliError:
             f"{folder}: cannot be written ({error.strerror})",
             "choose a folder that you may write to with --out",
         )
+    return could_not_write(
+        folder, error, "make room, or choose a folder on another disk with --out"
+    )
+
+
+def could_not_write(path: Path, error: OSError, hint: str) -> GptcliError:
+    """What a disk refused, for people: the path, the reason, the free space (exit code 1)."""
     return GptcliError(
-        f"{folder} could not be written ({error.strerror or error}); {room(folder)} free there",
-        "make room, or choose a folder on another disk with --out",
+        f"{path} could not be written ({error.strerror or error}); {room(path)} free there",
+        hint,
         exit_code=1,
     )
 
@@ -213,10 +225,47 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def append_line(file: IO[bytes], line: str) -> None:
-    """Append one line in a single write, so that a kill leaves it out or leaves it whole."""
-    file.write(line.encode("utf-8") + b"\n")
-    file.flush()
+class Lines:
+    """A file that grows by whole pieces of text and is not synced: a kill leaves a piece out or
+    leaves it whole. What the disk refuses waits here, and goes before what comes later."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = io.FileIO(path, "a")
+        self._size = path.stat().st_size
+        self._torn = False  # whether there is more in the file, of a piece that was refused
+        self._waiting: deque[bytes] = deque()
+
+    def write(self, text: str) -> GptcliError | None:
+        """Append a piece, or keep it; what the disk says, where it refuses."""
+        self._waiting.append(text.encode("utf-8"))
+        return self._catch_up()
+
+    def _catch_up(self) -> GptcliError | None:
+        try:
+            self._cut()
+            while self._waiting:
+                self._torn = True
+                _write_whole(self._file, self._waiting[0], self._path)
+                self._size += len(self._waiting.popleft())
+                self._torn = False
+        except OSError as error:
+            with suppress(OSError):
+                self._cut()
+            return could_not_write(self._path, error, "make room, or see what is wrong with it")
+        return None
+
+    def _cut(self) -> None:
+        if self._torn:
+            self._file.truncate(self._size)
+            self._torn = False
+
+    def close(self) -> GptcliError | None:
+        """Close the file; what the disk says, where something still waits and is lost now."""
+        refused = self._catch_up()
+        with suppress(OSError):
+            self._file.close()
+        return refused
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +44,9 @@ from gptcli.native import library
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.model.own_parts import OwnParts
+    from gptcli.training.run_folder import Journal
     from gptcli.training.setup import Prepared
+    from gptcli.training.summary import Summary
 
 
 def train(
@@ -227,12 +229,10 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
     summary = Summary(setup)
     # How an earlier part of the run ended is no longer true.
     run_folder.write_status(run, summary.begun())
-    (run / "samples.txt").touch()
-    run_folder.trim_samples(run, summary.resumed_from or 0)
     finished: Finished | None = None
     try:
         with (
-            closing(run_folder.Metrics(run, summary.resumed_from, summary.evaluated_at)) as metrics,
+            _journal(run, summary) as journal,
             # What a learner's module prints must not get among the data.
             redirect_stdout(sys.stderr),
             open_view(stderr_console()) as view,
@@ -249,10 +249,13 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
                     show(replace(event, diagnosis=None, hint=None))
                 else:
                     show(event)
+                refused = None
                 if (record := metrics_record(event)) is not None:
-                    metrics.write(record)
+                    refused = journal.record(record)
                 if isinstance(event, SampleDrawn):
-                    run_folder.write_sample(run, event.step, event.prompt, event.text)
+                    refused = journal.sample(event.step, event.prompt, event.text)
+                if refused is not None:
+                    show(Notice(f"WARNING: {refused}. The training goes on, and tries again"))
                 if isinstance(event, CheckpointSaved):
                     run_folder.forget_replaced(run)
     except Exception as error:
@@ -286,6 +289,23 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
         raise GptcliError(
             finished.diagnosis or "the run diverged", finished.hint or "", exit_code=1
         )
+
+
+@contextmanager
+def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
+    """What a run writes as it goes. Raises GptcliError at the end where the disk has not taken it,
+    if nothing worse has happened."""
+    from gptcli.training.run_folder import Journal
+
+    journal = Journal(run, summary.resumed_from, summary.evaluated_at)
+    try:
+        yield journal
+    except BaseException:
+        journal.close()
+        raise
+    refused = journal.close()
+    if refused is not None:
+        raise refused
 
 
 def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:

@@ -65,12 +65,8 @@ def save(
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
     goal = folder_of(run, step)
     if not run.is_dir():  # a new one would hold weights alone, which nothing can be done with
-        raise GptcliError(
-            f"{run} is gone: it was deleted or moved while it was trained",
-            "where it was moved, go on there: gptcli train --resume --out PLACE",
-            exit_code=1,
-        )
-    with _told(goal, run):
+        raise gone(run)
+    with _told(goal):
         durable.make_folder(goal.parent)
         durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
         files = _files_there(run, step)
@@ -80,6 +76,15 @@ def save(
         else:
             _write_folder(goal, step, model, state, meta)
     return goal
+
+
+def gone(run: Path) -> GptcliError:
+    """The error for a run folder that is no longer there, or no longer this one."""
+    return GptcliError(
+        f"{run} is gone: it was deleted or moved while it was trained",
+        "where it was moved, go on there: gptcli train --resume --out PLACE",
+        exit_code=1,
+    )
 
 
 def _files_there(run: Path, step: int) -> dict[str, Any] | None:
@@ -117,17 +122,16 @@ def _write_folder(
 
 
 @contextmanager
-def _told(path: Path, run: Path) -> Iterator[None]:
+def _told(path: Path) -> Iterator[None]:
     """Tell what the disk refused of the writing of `path`: OSError becomes GptcliError."""
     try:
         yield
     except OSError as error:
-        raise GptcliError(
-            f"{path} could not be written ({error.strerror or error}); "
-            f"{durable.room(run)} free there",
+        raise durable.could_not_write(
+            path,
+            error,
             "make room, or see what is wrong with the disk; earlier checkpoints are whole, "
             "--resume goes on from them",
-            exit_code=1,
         ) from None
 
 
@@ -135,7 +139,7 @@ def mark_best(run: Path, step: int) -> None:
     """Let `checkpoints/best` name this step. Raises GptcliError (exit code 1) where the disk
     refuses; it names the old one then, or this."""
     path = run / "checkpoints" / "best"
-    with _told(path, run):
+    with _told(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
 
 
@@ -208,7 +212,7 @@ def tidy(run: Path, newest: int) -> None:
         durable.sweep(folder, _WRITTEN)
     for step in steps_of(run):
         if step > newest:
-            with _told(folder_of(run, step), run):
+            with _told(folder_of(run, step)):
                 durable.remove_folder(folder_of(run, step))
 
 

@@ -82,7 +82,7 @@ def create(
         durable.make_folder(run)
         try:
             if status:
-                write_status(run, status)
+                durable.write_atomically(run / "run.json", _as_json(status))
             durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
             write_config(run, config)
         except BaseException:
@@ -220,32 +220,48 @@ def _is_half_made(run: Path) -> bool:
     )
 
 
-class Metrics:
-    """metrics.jsonl: one object a line, never torn, never repeated after a resume.
+class Journal:
+    """metrics.jsonl, one object a line, and samples.txt, what the model wrote as it learned: never
+    torn, never repeated after a resume.
 
     `evaluated_at` is the last evaluation that the checkpoint knows of: a later one at the very
-    step that a run goes on from will be made again."""
+    step that a run goes on from will be made again. What the disk refuses is kept and written
+    before what comes later; the error is given once, and again where it was better in between."""
 
     def __init__(self, run: Path, resumed_from: int | None, evaluated_at: int | None) -> None:
-        path = run / "metrics.jsonl"
-        if resumed_from is not None and path.exists():
+        metrics, samples = run / "metrics.jsonl", run / "samples.txt"
+        if resumed_from is not None and metrics.exists():
             kept = [
                 line
-                for line in path.read_bytes().splitlines(keepends=True)
+                for line in metrics.read_bytes().splitlines(keepends=True)
                 if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
             ]
-            durable.write_atomically(path, b"".join(kept))
+            durable.write_atomically(metrics, b"".join(kept))
         else:
-            path.unlink(missing_ok=True)
-        self._file = path.open("ab")
+            metrics.unlink(missing_ok=True)
+        trim_samples(samples, resumed_from or 0)
+        self._metrics, self._samples = durable.Lines(metrics), durable.Lines(samples)
+        self._refused: set[durable.Lines] = set()
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one object."""
-        durable.append_line(self._file, json.dumps(record))
+    def record(self, values: dict[str, Any]) -> GptcliError | None:
+        """Append an object to metrics.jsonl."""
+        return self._news(self._metrics, json.dumps(values) + "\n")
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def sample(self, step: int, prompt: str, text: str) -> GptcliError | None:
+        """Append what the model wrote at a step to samples.txt."""
+        heading = _SAMPLE_HEADING.format(step=step)
+        return self._news(self._samples, f"{heading}{prompt}{text}\n\n")
+
+    def _news(self, lines: durable.Lines, text: str) -> GptcliError | None:
+        error = lines.write(text)
+        known = lines in self._refused
+        (self._refused.discard if error is None else self._refused.add)(lines)
+        return None if known else error
+
+    def close(self) -> GptcliError | None:
+        """Close both files; what the disk says, where something is lost."""
+        errors = [self._metrics.close(), self._samples.close()]
+        return next((error for error in errors if error is not None), None)
 
 
 def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
@@ -257,15 +273,8 @@ def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
         return False
 
 
-def write_sample(run: Path, step: int, prompt: str, text: str) -> None:
-    """Append what the model wrote at a step to samples.txt."""
-    with (run / "samples.txt").open("a", encoding="utf-8", newline="\n") as file:
-        file.write(_SAMPLE_HEADING.format(step=step) + prompt + text + "\n\n")
-
-
-def trim_samples(run: Path, resumed_from: int) -> None:
-    """Drop the samples of steps after the one that a run goes on from."""
-    path = run / "samples.txt"
+def trim_samples(path: Path, resumed_from: int) -> None:
+    """Drop the samples of steps after the one that a run goes on from, from samples.txt."""
     if not path.exists():
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
@@ -276,8 +285,18 @@ def trim_samples(run: Path, resumed_from: int) -> None:
 
 
 def write_status(run: Path, values: dict[str, Any]) -> None:
-    """Replace run.json: how a run stands, in the keys of `train --json`."""
-    durable.write_atomically(run / "run.json", json.dumps(values, indent=1).encode())
+    """Replace run.json: how a run stands, in the keys of `train --json`. Raises GptcliError (exit
+    code 1) where the disk refuses."""
+    try:
+        durable.write_atomically(run / "run.json", _as_json(values))
+    except OSError as error:
+        raise durable.could_not_write(
+            run / "run.json", error, "make room; --resume goes on from the newest checkpoint"
+        ) from None
+
+
+def _as_json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1).encode()
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ what it writes, and in which order, is checkpoint.save's affair, and so the guar
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Saver:
         self.saved_at = saved_at
         """The step of the newest checkpoint, written or on its way."""
         self._run, self._keep, self._every = run, keep, every
+        self._folder = _identity(run)
         self._writing: _Writing | None = None
         self._last = time.perf_counter()
         self._cost = 0.0  # seconds that a save took from the training
@@ -110,6 +112,8 @@ class Saver:
     ) -> None:
         begin = time.thread_time()
         try:
+            if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
+                raise checkpoint.gone(self._run)  # and another run in its place
             writing.path = checkpoint.save(self._run, writing.step, model, optimizer, meta)
             if best:
                 checkpoint.mark_best(self._run, writing.step)
@@ -141,3 +145,10 @@ class Saver:
             f"WARNING: {writing.error}. The training goes on, and tries again when the next "
             "checkpoint is due"
         )
+
+
+def _identity(run: Path) -> os.stat_result:
+    """What tells a run folder from another one in its place: its lock, which is held open, so that
+    no other file can get its number; without one (a loop that nobody locked) the folder."""
+    lock = run / ".lock"
+    return (lock if lock.exists() else run).stat()

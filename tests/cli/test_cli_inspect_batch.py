@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """Five steps of two micro-batches, with a checkpoint of step 3."""
     from gptcli.config_files import parse_config
     from gptcli.training.loop import train
-    from gptcli.training.run_folder import Metrics
+    from gptcli.training.run_folder import Journal
     from gptcli.training.setup import prepare_new
     from gptcli.view.metrics import metrics_record
 
@@ -49,11 +49,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup
-    metrics = Metrics(path, None, None)
+    journal = Journal(path, None, None)
     for event in train(setup):
         if (record := metrics_record(event)) is not None:
-            metrics.write(record)
-    metrics.close()
+            journal.record(record)
+    journal.close()
     return path
 
 

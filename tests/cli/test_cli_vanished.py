@@ -70,6 +70,30 @@ def test_a_run_folder_that_vanishes(
         assert json.loads(resumed.out)["resumed_from"] == 4
 
 
+@pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
+def test_another_run_in_the_place_of_one_that_vanished(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written into it."""
+    run, other = tmp_path / "r", tmp_path / "other"
+    assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
+
+    def replaced() -> None:
+        shutil.rmtree(run)
+        shutil.copytree(other, run)
+
+    with monkeypatch.context() as patch:
+        at_step(5, replaced, patch)
+        outcome = cli("train", text_file, *SMALL, "--out", run)
+    assert outcome.code == 1
+    assert f"\nerror: {run} is gone: it was deleted or moved while it was trained" in outcome.err
+    assert files(run) == files(other)
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
 def test_a_text_that_is_gone_when_a_run_goes_on(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -363,7 +363,7 @@ def _run_files(run: Path) -> list[Target]:
     def feed_samples(data: bytes) -> None:
         path = run / "samples.txt"
         path.write_bytes(data)
-        run_folder.trim_samples(run, 3)
+        run_folder.trim_samples(path, 3)
 
     line = changed(record).map(as_json) | edited(as_json(record)) | any_bytes | nested
     headings = b"=== step 2 ===\nWhat\n=== step 4 ===\n=== step " + b"9" * 5000 + b" ===\n"

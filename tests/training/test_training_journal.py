@@ -1,0 +1,127 @@
+"""metrics.jsonl and samples.txt on a disk that is full for a while, or for good: no gap, no half a
+line, and the training goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli import durable
+from gptcli.training import checkpoint
+
+SMALL = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
+    "train.batch_size=8", "train.max_steps=12", "train.checkpoint_every=4", "train.eval_every=4",
+    "train.log_every=1", "train.sample_every=3", "run.threads=1", "run.dtype=float32",
+    "run.device=cpu",
+)  # fmt: skip
+
+
+class Full(durable.Disk):
+    """Takes half of what is written to a file of this name and then nothing, where `is_full` says
+    so of a call."""
+
+    def __init__(self, name: str, is_full: Callable[[int], bool]) -> None:
+        self.name, self.is_full = name, is_full
+        self.calls = 0
+
+    def write(self, file: io.FileIO, data: memoryview) -> int:
+        if Path(str(file.name)).name != self.name:
+            return super().write(file, data)
+        self.calls += 1
+        if not self.is_full(self.calls):
+            return super().write(file, data)
+        super().write(file, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
+
+
+def trained(cli: Any, text: Path, run: Path) -> tuple[Any, list[dict[str, Any]], str]:
+    outcome = cli("train", text, *SMALL, "--out", run)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("seconds")
+        record.pop("tokens_per_second", None)
+    return outcome, records, (run / "samples.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_what_a_full_disk_refused_is_written_when_there_is_room(
+    name: str, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, records, samples = trained(cli, text_file, tmp_path / "whole")
+    disk = Full(name, lambda call: call in (2, 3))
+    monkeypatch.setattr(durable, "disk", disk)
+    run = tmp_path / "r"
+    outcome, records_here, samples_here = trained(cli, text_file, run)
+    assert outcome.code == 0
+    assert (records_here, samples_here) == (records, samples)
+    warning = f"WARNING: {run / name} could not be written (No space left on device); "
+    assert outcome.err.count(warning) == 1  # two in a row are one piece of news
+    assert "MiB free there. The training goes on, and tries again" in outcome.err
+    assert disk.calls > 4
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_end(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "disk", Full("metrics.jsonl", lambda call: call > 5))
+    run = tmp_path / "r"
+    outcome, records, _ = trained(cli, text_file, run)
+    assert outcome.code == 1
+    path = run / "metrics.jsonl"
+    assert f"error: {path} could not be written (No space left on device); " in outcome.err
+    assert "\nhint: " in outcome.err
+    assert "Traceback" not in outcome.err
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
+    assert checkpoint.newest_valid(run)[0].step == 12  # type: ignore[union-attr]
+
+
+def test_half_a_line_that_could_not_be_cut_off_is_cut_off_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = durable.Lines(path)
+    assert lines.write("one\n") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "disk", Full("metrics.jsonl", lambda call: True))
+        cut = durable.Lines._cut
+        told: list[int] = []
+
+        def once(self: durable.Lines) -> None:
+            told.append(1)
+            if len(told) == 2:
+                raise OSError(errno.EIO, "no")
+            cut(self)
+
+        patch.setattr(durable.Lines, "_cut", once)
+        assert lines.write("two\n") is not None
+        assert path.read_text() == "one\ntw"
+    assert lines.write("three\n") is None
+    assert lines.close() is None
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_status_that_cannot_be_written_names_file_and_room(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = durable.write_atomically
+
+    def write(path: Path, data: bytes) -> None:
+        if path.name == "run.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real(path, data)
+
+    monkeypatch.setattr(durable, "write_atomically", write)
+    run = tmp_path / "r"
+    outcome = cli("train", text_file, *SMALL, "--out", run)
+    assert outcome.code == 1
+    words = f"error: {run / 'run.json'} could not be written (Input/output error); "
+    assert words in outcome.err
+    assert "MiB free there\n\nhint: " in outcome.err
