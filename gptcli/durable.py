@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +37,7 @@ class Disk:
 
     def fsync(self, file: IO[bytes]) -> None:
         """Wait until what was written to a file is on the disk."""
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
     def fsync_folder(self, path: Path) -> None:
         """Wait until the names in a folder are on the disk, where the system can."""
@@ -47,7 +48,7 @@ class Disk:
         except PermissionError:  # a folder that may be written to, but not read
             return
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         except OSError as error:
             if error.errno != errno.EINVAL:  # a file system that does not sync folders
                 raise
@@ -72,6 +73,17 @@ class Disk:
 
 
 disk = Disk()
+
+
+def _sync(descriptor: int) -> None:
+    """fsync; on macOS, whose fsync leaves data in the drive's own memory, what empties that."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # not every file system knows it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:

@@ -195,10 +195,12 @@ def _resume(
     own = checked(files, stored, force)
     with leave_on_signals(), _front_row(run, create=False):
         prepared = setup.prepare_resume(run, wanted, extend=extend, own=own)
-        if prepared is not None:
+        if isinstance(prepared, setup.Prepared):
             _run(prepared, as_json, files)
             return
-        status = setup.status_of_finished(run)
+        for line in prepared.notes:
+            note(line)
+        status = prepared.status
         note(
             f"{run} is finished (step {status['steps']}, {status['stopped']}); nothing to do. "
             "More steps: train.max_steps=N --resume --extend"

@@ -179,16 +179,19 @@ def _why_no_text(files: int) -> str:
 def _files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError, what: str = "the folder ") -> None:
         raise GptcliError(
-            f"cannot read the folder {error.filename}: {error.strerror}",
+            f"cannot read {what}{error.filename}: {error.strerror}",
             "check that you may read it",
         ) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = [Path(place, name) for name in names if not name.startswith(".")]
-        found += [path for path in inside if path.is_file()]
+        try:
+            found += [path for path in inside if path.is_file()]
+        except OSError as error:  # a link to where nobody may look
+            refuse(error, "")
     return sorted(found, key=lambda path: _order(path.relative_to(folder)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from gptcli.sampling.choose import Choice, choose
 from gptcli.sampling.streams import window_start
 
 _MOST_STEPS = 64  # without a word to the host
+_READ_AT_ONCE = 4096  # tokens of several texts: what they take beside the rings is bounded
 _LEAST_SPAN = 64  # slots of a ring that are looked at, at least
 
 
@@ -57,6 +59,7 @@ class StepStreams:
         self._seen = None
         if how.repetition_penalty != 1.0:
             self._seen = torch.zeros(count, model.vocab_size, dtype=torch.bool, device=device)
+        self._pool: Any = None  # of the recorded steps' memory
         self._recorded: dict[int, Callable[[], None]] = {}  # by span
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
@@ -89,21 +92,29 @@ class StepStreams:
                 groups.setdefault((before, len(ids)), {}).setdefault(key, []).append(stream)
             text.fed = len(text.tokens) - 1
         for (before, length), alike in groups.items():
-            first = [streams[0] for streams in alike.values()]
-            cache = self._model.new_cache(len(first))
-            for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
-                layer.seen, layer.weights = before, ring.weights
-                if before:
-                    layer.keys, layer.values = ring.keys[first], ring.values[first]
-            idx = torch.tensor([ids[:length] for ids in alike], device=self._device)
-            for piece in torch.split(idx, self._width, dim=1):
-                self._model(piece, cache=cache, last_only=True)
-            rows = [stream for streams in alike.values() for stream in streams]
-            source = [i for i, streams in enumerate(alike.values()) for _ in streams]
-            filled = min(before + length, self._width)
-            for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
-                ring.keys[rows, :, :filled] = layer.keys[source, :, :filled]
-                ring.values[rows, :, :filled] = layer.values[source, :, :filled]
+            texts, at_once = list(alike.items()), max(1, _READ_AT_ONCE // length)
+            for i in range(0, len(texts), at_once):
+                self._read(before, length, texts[i : i + at_once])
+
+    def _read(
+        self, before: int, length: int, texts: Sequence[tuple[tuple[int, ...], list[int]]]
+    ) -> None:
+        """Put `length` tokens of each text into the rings of its streams, after `before` others."""
+        first = [streams[0] for _, streams in texts]
+        cache = self._model.new_cache(len(first))
+        for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
+            layer.seen, layer.weights = before, ring.weights
+            if before:
+                layer.keys, layer.values = ring.keys[first], ring.values[first]
+        idx = torch.tensor([ids[:length] for ids, _ in texts], device=self._device)
+        for piece in torch.split(idx, self._width, dim=1):
+            self._model(piece, cache=cache, last_only=True)
+        rows = [stream for _, streams in texts for stream in streams]
+        source = [i for i, (_, streams) in enumerate(texts) for _ in streams]
+        filled = min(before + length, self._width)
+        for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
+            ring.keys[rows, :, :filled] = layer.keys[source, :, :filled]
+            ring.values[rows, :, :filled] = layer.values[source, :, :filled]
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
         """As Streams.run."""
@@ -174,7 +185,9 @@ class StepStreams:
                 self._step(span)
         torch.cuda.current_stream(self._device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # One pool for all spans: what a step leaves for the next is in tensors of its own.
+        with torch.cuda.graph(graph, pool=self._pool):
             self._step(span)
+        self._pool = graph.pool()
         replay: Callable[[], None] = graph.replay
         return replay

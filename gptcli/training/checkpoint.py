@@ -323,7 +323,8 @@ class _RefusedError(GptcliError):
 
 
 # Of the process or the machine, not of the file: no reason to pass a checkpoint over.
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR}
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
+            errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN)}  # fmt: skip
 
 
 def _unreadable(run: Path, step: int, path: Path, error: OSError) -> GptcliError:

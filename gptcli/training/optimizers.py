@@ -238,16 +238,16 @@ class Optimizers:
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Put back what `state` gave. Raises KeyError where it is not what these optimizers keep
-        (before their first step: nothing)."""
+        (nothing of a parameter that no gradient has reached, all of the others)."""
         by_name = {self._names[p]: (one, p) for one in self._all for p in one.params}
-        adamw, muon = ("step", "exp_avg", "exp_avg_sq"), ("momentum",)
-        wanted = {
-            f"{slot}/{name}"
-            for name, (optimizer, _) in by_name.items()
-            for slot in (adamw if optimizer is self._adamw else muon)
-        }
-        if saved and saved.keys() != wanted:
-            raise KeyError(sorted(saved.keys() ^ wanted)[0])
+        adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
+        slots: dict[str, set[str]] = {}
+        for key in saved:
+            slot, _, name = key.partition("/")
+            slots.setdefault(name, set()).add(slot)
+        for name, kept in slots.items():
+            if kept != (adamw if by_name[name][0] is self._adamw else muon):
+                raise KeyError(name)
         for key, value in saved.items():
             slot, _, name = key.partition("/")
             optimizer, p = by_name[name]

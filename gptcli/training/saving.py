@@ -78,18 +78,36 @@ class Saver:
         if size < BESIDE_BYTES or not beside:
             self._write(writing, model, optimizer, meta, best)
         else:
-            # Copies: the next steps change the tensors.
-            model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.items()}
-            optimizer = {
-                name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
-            }
-            # It may be killed with the process; the checkpoint before it is whole.
-            writing.thread = threading.Thread(
-                target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
-            )
-            writing.thread.start()
+            try:
+                self._write_beside(writing, model, optimizer, meta, best)
+            except (MemoryError, RuntimeError):  # no room for the copies, or for one thread more
+                self._write(writing, model, optimizer, meta, best)
         writing.took += time.perf_counter() - begin
         yield from self.gather(wait=False)
+
+    def _write_beside(
+        self,
+        writing: _Writing,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        meta: dict[str, Any],
+        best: bool,
+    ) -> None:
+        """Begin to write copies: the next steps change the tensors."""
+        model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.items()}
+        optimizer = {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
+        }
+        # It may be killed with the process; the checkpoint before it is whole.
+        thread = threading.Thread(
+            target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
+        )
+        writing.thread = thread
+        try:
+            thread.start()
+        except BaseException:
+            writing.thread = None
+            raise
 
     def must(self, state: TrainingState, meta: dict[str, Any]) -> Iterator[Event]:
         """The checkpoint of this step, durable; raises GptcliError where it cannot be written."""

@@ -39,6 +39,15 @@ class Prepared:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Done:
+    """A run that is finished: how it ended, in the keys of `train --json`, and what the user should
+    know of its checkpoints."""
+
+    status: dict[str, Any]
+    notes: list[str]
+
+
 def open_text(
     config: Config, tokenizer: Tokenizer | None = None, own: OwnParts | None = None
 ) -> Corpus:
@@ -155,8 +164,8 @@ def prepare_resume(
     *,
     extend: bool = False,
     own: OwnParts | None = None,
-) -> Prepared | None:
-    """Go on with a run folder; None where it is finished already.
+) -> Prepared | Done:
+    """Go on with a run folder, if it is not finished.
 
     `wanted` is the config asked for now (None: the run's own); keys in which it differs from
     the run's are refused, said, or need `extend`, by what they would change."""
@@ -177,7 +186,7 @@ def prepare_resume(
     refuse_other_parts(run, parts, own)
     if saved is not None and _is_finished(run, saved, config, stored):
         checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
-        return None
+        return Done(_status_of_finished(run, saved), notes)
     tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
     if saved is not None:
         same_tokenizer(run, tokenizer, saved.meta)
@@ -204,15 +213,13 @@ def prepare_resume(
     return Prepared(setup, [*corpus.notes, *notes])
 
 
-def status_of_finished(run: Path) -> dict[str, Any]:
-    """How a finished run ended, in the keys of `train --json`: from run.json, or, where the process
-    was killed before it could write it, from the newest checkpoint."""
+def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+    """From run.json, or, where the process was killed before it could write it, from the newest
+    checkpoint."""
     status = run_folder.read_status(run)
-    step = checkpoint.steps_of(run)[-1]
     if "stopped" not in status:
-        progress = progress_of(checkpoint.read_meta(run, step))
-        status |= {"run": str(run), **standing(progress, "done")}
-    return {**status, "resumed_from": step}
+        status |= {"run": str(run), **standing(progress_of(saved.meta), "done")}
+    return {**status, "resumed_from": saved.step}
 
 
 def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
@@ -240,7 +247,10 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
     if saved.step >= config.train.max_steps:
         evaluated = saved.meta.get("progress", {}).get("evaluated_at") == saved.step
         return evaluated or config.data.val_fraction == 0
-    stopped = run_folder.read_status(run).get("stopped")
+    status = run_folder.read_status(run)
+    if status.get("steps") != saved.step:  # the checkpoint that it ended with is damaged
+        return False
+    stopped = status.get("stopped")
     same_target = config.train.stop_at_val_loss == stored.train.stop_at_val_loss
     same_patience = config.train.patience == stored.train.patience
     return (stopped == "target" and same_target) or (stopped == "patience" and same_patience)

@@ -407,7 +407,8 @@ def _cache(folder: Path) -> Target:
 def _names(run: Path) -> list[Target]:
     def feed(name: str) -> None:
         looks: list[Callable[[str], object]] = [find_config, find_file, run_folder.find_run]
-        if not os.path.exists(name):  # noqa: PTH110 (a folder such as / would be read)
+        # A folder such as / would be read.
+        if not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111
             looks.append(find_source)
         for look in looks:
             with suppress(GptcliError):

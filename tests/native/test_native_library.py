@@ -20,7 +20,7 @@ from gptcli.errors import GptcliError
 from gptcli.native import library
 from gptcli.training.loop import train
 from gptcli.training.passes import choose_engine
-from gptcli.training.setup import prepare_new, prepare_resume
+from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is built on Linux alone")
 
@@ -342,7 +342,7 @@ def test_a_native_run_goes_on_where_there_is_no_compiler(
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "another"))
     forget()
     resumed = prepare_resume(run, None)
-    assert resumed is not None
+    assert isinstance(resumed, Prepared)
     assert resumed.setup.engine == resumed.setup.config.run.engine == "torch"
     assert [note for note in resumed.notes if "compiler" in note or "engine" in note] == [
         "training with PyTorch alone, which is slower: the C compiler failed: without a word",
@@ -350,14 +350,14 @@ def test_a_native_run_goes_on_where_there_is_no_compiler(
         "otherwise than before",
     ]
     list(train(resumed.setup))
-    assert prepare_resume(run, None) is None
+    assert isinstance(prepare_resume(run, None), Done)
 
 
 @pytest.mark.parametrize("engine", ["auto", "native"])  # as the user, or as config.yaml has it
 def test_a_native_run_goes_on_in_another_dtype(engine: str, stopped: tuple[Path, Config]) -> None:
     run, config = stopped
     resumed = prepare_resume(run, with_run(config, dtype="float32", engine=engine))
-    assert resumed is not None
+    assert isinstance(resumed, Prepared)
     assert (resumed.setup.engine, resumed.setup.dtype) == ("torch", torch.float32)
     assert any("run.engine is now torch" in note for note in resumed.notes)
     list(train(resumed.setup, lambda: True))
@@ -366,7 +366,7 @@ def test_a_native_run_goes_on_in_another_dtype(engine: str, stopped: tuple[Path,
             run, with_run(config, engine="native", dtype="float32")
         )  # asked for now, in float32
     again = prepare_resume(run, with_run(config, engine="native", dtype="bfloat16"))
-    assert again is not None
+    assert isinstance(again, Prepared)
     assert again.setup.engine == "native"
 
 
@@ -374,6 +374,6 @@ def test_a_native_run_stays_native(stopped: tuple[Path, Config]) -> None:
     run, config = stopped
     for wanted in (None, config, with_run(config, engine="native")):
         resumed = prepare_resume(run, wanted)
-        assert resumed is not None
+        assert isinstance(resumed, Prepared)
         assert resumed.setup.engine == resumed.setup.config.run.engine == "native"
         assert not any("engine" in note for note in resumed.notes)

@@ -16,7 +16,7 @@ from gptcli.config_files import parse_config
 from gptcli.events import StepDone
 from gptcli.training import checkpoint
 from gptcli.training.loop import train
-from gptcli.training.setup import prepare_new, prepare_resume
+from gptcli.training.setup import Prepared, prepare_new, prepare_resume
 from gptcli.training.state import TrainingState
 
 TEXT = "What light through yonder window breaks? It is the east, and Juliet is the sun. " * 40
@@ -103,7 +103,7 @@ def test_an_interrupted_native_run_ends_with_the_same_bytes(
         if isinstance(event, StepDone):
             done.append(event.step)
     resumed = prepare_resume(tmp_path / "parts", None)
-    assert resumed is not None
+    assert isinstance(resumed, Prepared)
     assert resumed.setup.engine == "native"
     steps = [event.step for event in train(resumed.setup) if isinstance(event, StepDone)]
     assert (done[-1], steps) == (7, [8, 9, 10, 11, 12])

@@ -12,7 +12,7 @@ import pytest
 from gptcli.errors import GptcliError
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.meta_file import seal
-from gptcli.training.setup import prepare_resume
+from gptcli.training.setup import Prepared, prepare_resume
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_pa
 def test_resume_goes_on_from_the_newest_that_is_whole(run: Path, name: str) -> None:
     path = spoil(run, 12, name)
     prepared = prepare_resume(run, None)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     assert prepared.setup.resume is not None
     assert prepared.setup.resume.step == 8
     (note,) = [note for note in prepared.notes if "passed over" in note]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gptcli.config_files import parse_config
 from gptcli.events import Event
 from gptcli.training.loop import Setup, train
-from gptcli.training.setup import prepare_new, prepare_resume
+from gptcli.training.setup import Prepared, prepare_new, prepare_resume
 
 BASE = (
     "model.n_layer=1",
@@ -48,7 +48,7 @@ def resumed(tmp_path: Path) -> Resumed:
 
     def build(name: str) -> Setup:
         prepared = prepare_resume(tmp_path / name, None)
-        assert prepared is not None, "finished already"
+        assert isinstance(prepared, Prepared), "finished already"
         return prepared.setup
 
     return build

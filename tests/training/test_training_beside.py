@@ -21,7 +21,7 @@ from gptcli.errors import GptcliError
 from gptcli.events import CheckpointSaved, Event, Notice
 from gptcli.training import checkpoint, saving
 from gptcli.training.loop import Setup, train
-from gptcli.training.setup import prepare_new, prepare_resume
+from gptcli.training.setup import Prepared, prepare_new, prepare_resume
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -62,7 +62,7 @@ def ended(run: Path) -> bytes:
 def resume(run: Path) -> list[Event]:
     """Go on to the end; nothing may be left lying about."""
     prepared = prepare_resume(run, None)
-    events = [] if prepared is None else list(train(prepared.setup))
+    events = list(train(prepared.setup)) if isinstance(prepared, Prepared) else []
     assert temporaries(run) == []
     return events
 
@@ -196,7 +196,7 @@ def test_a_signal_while_one_is_written(
         assert notes == []
         assert temporaries(run) == [".lock"]
         prepared = prepare_resume(run, None)
-        assert prepared is not None
+        assert isinstance(prepared, Prepared)
         list(train(prepared.setup))
         assert ended(run) == ended(whole.run)
 
@@ -239,6 +239,6 @@ def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
     assert "Traceback" not in done.stderr
     assert "Fatal" not in done.stderr
     prepared = prepare_resume(run, None)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     list(train(prepared.setup))
     assert ended(run) == ended(whole.run)

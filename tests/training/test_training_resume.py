@@ -18,7 +18,7 @@ from gptcli.events import Evaluated, Event, Finished
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import train
 from gptcli.training.meta_file import seal
-from gptcli.training.setup import prepare_new, prepare_resume, status_of_finished
+from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
 
 Drive = Callable[..., list[Event]]
 
@@ -34,7 +34,7 @@ def evaluated(events: list[Event]) -> list[int]:
 
 def go_on(run: Path) -> None:
     prepared = prepare_resume(run, None)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     list(train(prepared.setup))
 
 
@@ -190,7 +190,7 @@ def test_auto_values_in_an_edited_config_are_worked_out_again(
     config = (run / "config.yaml").read_text("utf-8")
     (run / "config.yaml").write_text(config.replace("threads: 1", "threads: auto"), "utf-8")
     prepared = prepare_resume(run, None)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     assert isinstance(prepared.setup.threads, int)
 
 
@@ -202,7 +202,7 @@ def test_a_loss_scale_belongs_to_float16_alone(new: Any, drive: Drive, tmp_path:
     meta["progress"]["loss_scale"] = 1024.0
     path.write_bytes(seal(5, meta, meta["files"]))
     prepared = prepare_resume(run, None)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     assert end(drive(prepared.setup)).stopped == "done"
 
 
@@ -212,8 +212,9 @@ def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
     run = tmp_path / "r"
     last = end(drive(new("r")))
     assert not (run / "run.json").exists()
-    assert prepare_resume(run, None) is None
-    status = status_of_finished(run)
+    done = prepare_resume(run, None)
+    assert isinstance(done, Done)
+    status = done.status
     assert (status["steps"], status["stopped"], status["resumed_from"]) == (20, "done", 20)
     assert status["val_loss"] == last.val_loss
 
@@ -240,7 +241,7 @@ def test_extending_before_the_first_checkpoint_holds(
         update={"train": setup.config.train.model_copy(update={"max_steps": 30})}
     )
     prepared = prepare_resume(run, longer, extend=True)
-    assert prepared is not None
+    assert isinstance(prepared, Prepared)
     assert (run / "config.yaml").read_text("utf-8") == dump_config(prepared.setup.config)
     assert prepared.setup.config.train.max_steps == 30
     with pytest.raises(GptcliError, match="--extend needs more steps"):

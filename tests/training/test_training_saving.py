@@ -140,3 +140,36 @@ def test_a_bug_is_not_taken_for_a_full_disk(
     monkeypatch.setattr(checkpoint, "prune", broken)
     with pytest.raises(ZeroDivisionError):
         list(train(new("r", *OFTEN)))
+
+
+@pytest.mark.parametrize("what", ["a copy", "the thread"])
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_what_cannot_be_written_beside_is_written_at_once(
+    what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No room for a second copy, or for one thread more."""
+    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    drive(new("whole", *OFTEN))
+
+    def refuse(*args: Any, **more: Any) -> Any:
+        raise error("can't")
+
+    with monkeypatch.context() as patch:
+        if what == "the thread":
+            patch.setattr(saving.threading.Thread, "start", refuse)
+        else:
+            import torch
+
+            to = torch.Tensor.to
+
+            def copied(self: Any, *args: Any, **more: Any) -> Any:
+                return (
+                    refuse() if more.get("copy") and args == ("cpu",) else to(self, *args, **more)
+                )
+
+            patch.setattr(torch.Tensor, "to", copied)
+        events = drive(new("r", *OFTEN))
+    assert set(saved(events)) == {3, 6, 8, 9, 12, 15, 16, 18, 20}
+    assert not [event for event in events if isinstance(event, Notice)]
+    assert files(tmp_path / "r") == files(tmp_path / "whole")

@@ -1,0 +1,88 @@
+"""Which runs are finished, and which can go on: by their checkpoints, not by run.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.training import checkpoint
+
+BASE = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
+    "train.batch_size=4", "train.max_steps=20", "run.threads=1", "run.device=cpu",
+    "run.dtype=float32",
+)  # fmt: skip
+
+
+def damage(run: Path, step: int) -> None:
+    path = checkpoint.folder_of(run, step) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("why", ["target", "patience"])
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
+    why: str, cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """It ended where its config told it to; it goes on from the checkpoint before that."""
+    run = tmp_path / "r"
+    small = [word for word in BASE if not word.startswith("train.max_steps")]
+    rule = {"target": "train.stop_at_val_loss=100", "patience": "train.patience=1"}[why]
+    more = (rule, "train.eval_every=10", "train.checkpoint_every=5", "train.max_steps=40",
+            "train.learning_rate=1e-9" if why == "patience" else "train.seed=1")  # fmt: skip
+    first = cli("train", text_file, *small, *more, "--out", run, "--json")
+    ended = json.loads(first.out)
+    assert ended["stopped"] == why
+    weights = (checkpoint.folder_of(run, ended["steps"]) / "model.safetensors").read_bytes()
+    damage(run, ended["steps"])
+    again = cli("train", "--resume", "--out", run, "--json")
+    assert again.code == 0
+    assert f"step-{ended['steps']:08d}" in again.err.split("passed over")[0]
+    told = json.loads(again.out)
+    assert (told["stopped"], told["steps"]) == (why, ended["steps"])
+    assert told["resumed_from"] == ended["steps"] - 5
+    path = checkpoint.folder_of(run, ended["steps"]) / "model.safetensors"
+    assert path.read_bytes() == weights
+
+
+def test_a_finished_run_says_what_is_damaged(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    more = ("train.checkpoint_every=5", "train.eval_every=5")
+    assert cli("train", text_file, *BASE, *more, "--out", run).code == 0
+    best = checkpoint.folder_of(run, 20)
+    (best.with_name("step-00000021")).mkdir()
+    again = cli("train", "--resume", "--out", run)
+    assert again.code == 0
+    assert "passed over" in again.err
+    assert "is finished" in again.err
+
+
+def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
+    cli: Any, tmp_path: Path, text_file: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class MLP(nn.Module):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__()\n"
+        "        C = config.n_embd\n"
+        "        self.c_fc, self.c_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)\n"
+        "        self.unused = nn.Parameter(torch.ones(3))\n"
+        "    def forward(self, x):\n"
+        "        return self.c_proj(nn.functional.gelu(self.c_fc(x), approximate='tanh'))\n",
+        encoding="utf-8",
+    )
+    run, whole = tmp_path / "r", tmp_path / "whole"
+    words = (*BASE, "model.arch=gpt2", "train.eval_every=50", "--mlp", own, "--force")
+    assert cli("train", text_file, *words, "--out", whole).code == 0
+    first = cli("train", text_file, *words, "--out", run, "train.checkpoint_every=7")
+    assert first.code == 0
+    damage(run, 20)
+    again = cli("train", "--resume", "--out", run, "--mlp", own, "--force")
+    assert again.code == 0, again.err
+    name = "checkpoints/step-00000020/model.safetensors"
+    assert (run / name).read_bytes() == (whole / name).read_bytes()
