@@ -299,7 +299,7 @@ def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
     if nothing worse has happened."""
     from gptcli.training.run_folder import Journal
 
-    journal = Journal(run, summary.resumed_from, summary.evaluated_at)
+    journal = Journal(run, summary.resumed_from, summary.evaluated_at, summary.sampled_at)
     try:
         yield journal
     except BaseException:

@@ -63,9 +63,10 @@ def starts_as_made(name: str, parameter: Tensor) -> bool:
 
 
 def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
-    """Which parts of a checkpoint's model were the learner's, from its meta.json."""
+    """Which parts of a checkpoint's model were the learner's, from its meta.json; others than there
+    are do not count."""
     if isinstance(meta.get("own_parts"), list):
-        return tuple(map(str, meta["own_parts"]))
+        return tuple(name for name in PARTS if name in meta["own_parts"])
     return ("attention",) if meta.get("own_attention") else ()
 
 

@@ -296,7 +296,10 @@ def best_of(run: Path) -> tuple[int | None, list[str]]:
     if known == named:
         return known, []
     what = f"names step {named}" if named is not None else "is damaged or missing"
-    return known, [f"{path} {what}; by its meta.json the best checkpoint is of step {known}"]
+    truth = (
+        f"the best checkpoint is of step {known}" if known is not None else "there is no best one"
+    )
+    return known, [f"{path} {what}; by the newest meta.json {truth}"]
 
 
 def choose_step(run: Path, which: str) -> int:

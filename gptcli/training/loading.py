@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptcli.config import Config
+from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
@@ -52,7 +53,19 @@ def load_trained(
     notes += same_config(run, loaded.meta, config)
     tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
     same_tokenizer(run, tokenizer, loaded.meta)
+    _refuse_not_finite(loaded)
     model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)
     return Trained(
         model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
     )
+
+
+def _refuse_not_finite(loaded: checkpoint.Checkpoint) -> None:
+    """Raise GptcliError where a weight is not a number: whatever it computed would mean nothing."""
+    for name, tensor in loaded.model.items():
+        if not torch.isfinite(tensor.sum()):
+            raise GptcliError(
+                f"{loaded.path}: its weights are not finite, first in `{name}`",
+                "choose another with --checkpoint; training stops before it saves such weights",
+                exit_code=1,
+            )

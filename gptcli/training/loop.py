@@ -149,6 +149,8 @@ class _Loop:
         p, config = self.progress, self.config
         # An evaluation that an interruption cut short is made up for.
         stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
+        if stopped is None:  # and so is a sample
+            yield from self.due_sample()
         window_start, window_tokens = time.perf_counter(), p.tokens
         while stopped is None and p.step < config.max_steps:
             done = self.one_step()
@@ -175,9 +177,8 @@ class _Loop:
             return "interrupted"
         yield from self.saver.gather(wait=False)
         stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
-        every = self.config.sample_every
-        if stopped is None and every and self.progress.step % every == 0:
-            yield from self.sample()
+        if stopped is None:
+            yield from self.due_sample()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         return stopped or ("interrupted" if self.should_stop() else None)
@@ -287,7 +288,11 @@ class _Loop:
             return "patience"
         return None
 
-    def sample(self) -> Iterator[Event]:
+    def due_sample(self) -> Iterator[Event]:
+        """Draw a sample where one is to be drawn at this step and was not."""
+        p, every = self.progress, self.config.sample_every
+        if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
+            return
         tokenizer = self.setup.corpus.tokenizer
         text = write_one(
             self.state.passes.model(),
@@ -298,8 +303,12 @@ class _Loop:
             seed=self.config.seed,
             should_stop=self.should_stop,
         )
-        if text is not None:
-            yield SampleDrawn(self.progress.step, "", text)
+        if text is None:  # interrupted
+            return
+        p.sampled_at = p.step
+        yield SampleDrawn(p.step, "", text)
+        if self.saver.saved_at == p.step:  # a checkpoint of this step does not know it yet
+            yield from self.save()
 
     def save(self) -> Iterator[Event]:
         """A checkpoint of this moment; the best one is marked, those that are no longer kept go."""

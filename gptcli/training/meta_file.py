@@ -17,7 +17,7 @@ FORMAT = 2
 TENSOR_FILES = ("model.safetensors", "state.safetensors")
 
 _COUNTERS = ("step", "tokens", "evaluations_without_best")
-_COUNTERS_OR_NONE = ("evaluated_at", "best_step")
+_COUNTERS_OR_NONE = ("evaluated_at", "best_step", "sampled_at")
 _NUMBERS = ("seconds", "loss_scale")
 _NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss")
 _MOST = 2**63

@@ -224,11 +224,18 @@ class Journal:
     """metrics.jsonl, one object a line, and samples.txt, what the model wrote as it learned: never
     torn, never repeated after a resume.
 
-    `evaluated_at` is the last evaluation that the checkpoint knows of: a later one at the very
-    step that a run goes on from will be made again. What the disk refuses is kept and written
-    before what comes later; the error is given once, and again where it was better in between."""
+    `evaluated_at` and `sampled_at` are the last evaluation and sample that the checkpoint knows of:
+    a later one at the very step that a run goes on from will be made again. What the disk refuses
+    is kept and written before what comes later; the error is given once, and again where it was
+    better in between."""
 
-    def __init__(self, run: Path, resumed_from: int | None, evaluated_at: int | None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resumed_from: int | None,
+        evaluated_at: int | None,
+        sampled_at: int | None,
+    ) -> None:
         metrics, samples = run / "metrics.jsonl", run / "samples.txt"
         if resumed_from is not None and metrics.exists():
             kept = [
@@ -239,7 +246,7 @@ class Journal:
             durable.write_atomically(metrics, b"".join(kept))
         else:
             metrics.unlink(missing_ok=True)
-        trim_samples(samples, resumed_from or 0)
+        trim_samples(samples, sampled_at or 0)
         self._metrics, self._samples = durable.Lines(metrics), durable.Lines(samples)
         self._refused: set[durable.Lines] = set()
 
@@ -273,13 +280,14 @@ def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
         return False
 
 
-def trim_samples(path: Path, resumed_from: int) -> None:
-    """Drop the samples of steps after the one that a run goes on from, from samples.txt."""
+def trim_samples(path: Path, sampled_at: int) -> None:
+    """Drop the samples of later steps than the last one that a checkpoint knows, from
+    samples.txt."""
     if not path.exists():
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
     for match in re.finditer(r"^=== step ([0-9]{1,18}) ===$", text, re.MULTILINE):
-        if int(match[1]) > resumed_from:
+        if int(match[1]) > sampled_at:
             durable.write_atomically(path, text[: match.start()].encode("utf-8"))
             return
 

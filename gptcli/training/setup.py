@@ -184,7 +184,8 @@ def prepare_resume(
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, own)
-    if saved is not None and _is_finished(run, saved, config, stored):
+    finished = saved is not None and _is_finished(run, saved, config, stored)
+    if saved is not None and finished and config.data.source == stored.data.source:
         checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
         return Done(_status_of_finished(run, saved), notes)
     tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
@@ -196,6 +197,9 @@ def prepare_resume(
             f"the text of {config.data.source} has changed since {run} began",
             "put the old text back, or start a new run: --from takes its weights",
         )
+    if saved is not None and finished:  # and the text, which has moved, is the same
+        checkpoint.tidy(run, saved.step)
+        return Done(_status_of_finished(run, saved), notes)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     was_native = config.run.engine == stored.run.engine == "native"
@@ -240,13 +244,15 @@ def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
 
 
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
-    """Whether nothing is left to do: all steps, and the evaluation of the last one; or the end
-    that the config asked for."""
+    """Whether nothing is left to do: all steps, and the evaluation and the sample of the last one;
+    or the end that the config asked for."""
     if config.train.max_steps > stored.train.max_steps:
         return False
     if saved.step >= config.train.max_steps:
-        evaluated = saved.meta.get("progress", {}).get("evaluated_at") == saved.step
-        return evaluated or config.data.val_fraction == 0
+        progress, every = saved.meta.get("progress", {}), config.train.sample_every
+        evaluated = progress.get("evaluated_at") == saved.step or config.data.val_fraction == 0
+        sampled = not every or saved.step % every or progress.get("sampled_at") == saved.step
+        return bool(evaluated and sampled)
     status = run_folder.read_status(run)
     if status.get("steps") != saved.step:  # the checkpoint that it ended with is damaged
         return False

@@ -38,6 +38,7 @@ class Progress:
     best_val_loss: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0
+    sampled_at: int | None = None
     loss_scale: float = 1.0
 
 

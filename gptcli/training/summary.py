@@ -19,6 +19,7 @@ class Summary:
         self.resumed_from = setup.resume.step if setup.resume else None
         self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
         self.evaluated_at = self._progress.evaluated_at
+        self.sampled_at = self._progress.sampled_at
         self._started_from = run_folder.read_status(setup.run).get("started_from")
         self._parameters: int | None = None
         self._stopped: str | None = None

@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup
-    journal = Journal(path, None, None)
+    journal = Journal(path, None, None, None)
     for event in train(setup):
         if (record := metrics_record(event)) is not None:
             journal.record(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,68 @@ def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
     assert again.code == 0, again.err
     name = "checkpoints/step-00000020/model.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("stop", [6, 9, 12, 20])
+def test_the_sample_of_the_step_at_which_a_run_was_stopped_is_drawn_later(
+    stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once; and so where the checkpoint of the step was there before the sample."""
+    from gptcli.events import SampleDrawn, StepDone
+    from gptcli.training import loop
+
+    words = (*BASE, "train.sample_every=3", "train.max_steps=21", "train.eval_every=10",
+             "train.checkpoint_every=4")  # fmt: skip
+    assert cli("train", text_file, *words, "--out", tmp_path / "whole").code == 0
+    whole = (tmp_path / "whole" / "samples.txt").read_bytes()
+    train, run = loop.train, tmp_path / "r"
+    for kind in (StepDone, SampleDrawn):
+        run = tmp_path / kind.__name__
+
+        def stopped(setup: Any, should_stop: Any, kind: Any = kind) -> Any:
+            asked: list[int] = []
+            for event in train(setup, lambda: bool(asked)):
+                yield event
+                if isinstance(event, kind) and event.step >= stop:
+                    asked.append(event.step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train", stopped)
+            assert cli("train", text_file, *words, "--out", run).code in (0, 130)
+        assert cli("train", "--resume", "--out", run).code == 0
+        assert (run / "samples.txt").read_bytes() == whole
+    assert whole.count(b"=== step ") == 7
+
+
+def test_weights_that_are_not_finite_are_not_used(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    from dataclasses import asdict
+
+    from gptcli.training.state import progress_of
+
+    run = tmp_path / "r"
+    assert cli("train", text_file, *BASE, "--out", run).code == 0
+    saved = checkpoint.load(run, 20, with_state=True)
+    saved.model["ln_f.weight"][3] = float("nan")
+    meta = {key: value for key, value in saved.meta.items() if key not in ("files", "step")}
+    shutil.rmtree(saved.path)
+    checkpoint.save(
+        run, 20, saved.model, saved.state, {**meta, "progress": asdict(progress_of(meta))}
+    )
+    for words in (("sample",), ("eval",), ("score", text_file)):
+        outcome = cli(words[0], run, *words[1:])
+        assert outcome.code == 1
+        assert "its weights are not finite, first in `ln_f.weight`" in outcome.err
+
+
+def test_a_finished_run_refuses_another_text(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    run, other = tmp_path / "r", tmp_path / "other.txt"
+    other.write_text("something else\n" * 300, encoding="utf-8")
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(text_file.read_bytes())
+    assert cli("train", text_file, *BASE, "--out", run).code == 0
+    refused = cli("train", "--resume", "--out", run, f"data.source={other}")
+    assert refused.code == 2
+    assert "has changed since" in refused.err
+    assert "is finished" in cli("train", "--resume", "--out", run, f"data.source={moved}").err
