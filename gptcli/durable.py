@@ -276,10 +276,12 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises GptcliError (exit code 1) where another process holds it, and not just for the moment in
     which `is_locked` looks."""
     path = folder / ".lock"
-    for wait in (0.02, 0.05, 0.1, 0.0):
+    for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
             opened = path.open("ab")
         except OSError as error:
+            if tries and isinstance(error, FileNotFoundError):
+                break  # who held it has just deleted the folder, since nothing came of it
             raise refused(folder, error) from None
         with opened as file:
             if _lock(file) and _is_at(file, path):

@@ -129,7 +129,10 @@ def put_back(run: Path) -> bool:
     if not aside.is_dir() or _has_checkpoints(run):
         return False
     if (aside / "config.yaml").exists() and (run / "config.yaml").exists():
-        durable.disk.unlink(run / "config.yaml")  # the new run's
+        for name in reversed(_WRITTEN):  # the new run's; config.yaml last
+            if name == "config.yaml" or not (aside / name).exists():
+                with suppress(FileNotFoundError):
+                    durable.disk.unlink(run / name)
         durable.fsync_folder(run)
     # Not the folder of the checkpoints itself: a save that was given up may just be making one.
     waiting = [*(aside / "checkpoints").glob("*"), *aside.iterdir()]

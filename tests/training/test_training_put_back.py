@@ -190,6 +190,21 @@ def test_one_more_signal_while_it_is_put_back(
     assert content(old) == before
 
 
+def test_nothing_of_the_new_run_stays(
+    old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed early has no run.json; another one's would say whose weights to take."""
+    (old / "run.json").unlink()
+    before = content(old)
+
+    def leave(self: _Loop) -> Any:
+        raise LeaveAtOnce
+
+    monkeypatch.setattr(_Loop, "one_step", leave)
+    assert cli("train", text_file, *WORDS, "--out", old, "--overwrite").code == 130
+    assert content(old) == before
+
+
 def killed_while_put_back(old: Path) -> Iterator[Path]:
     """Copies of the run, each where put_back was killed before another of its operations and left
     no config.yaml."""
