@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -284,20 +285,35 @@ class Lines:
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold a folder's lock. It dies with the process, however that ends.
 
-    Raises GptcliError (exit code 1) where another process holds it."""
+    Raises GptcliError (exit code 1) where another process holds it, and not just for the moment in
+    which `is_locked` looks."""
     path = folder / ".lock"
+    for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
+        try:
+            opened = path.open("ab")
+        except OSError as error:
+            if tries and isinstance(error, FileNotFoundError):
+                break  # who held it has just deleted the folder, since nothing came of it
+            raise refused(folder, error) from None
+        with opened as file:
+            if _lock(file) and _is_at(file, path):
+                yield
+                return
+        time.sleep(wait)
+    raise GptcliError(
+        f"{folder} is being written by another gptcli train",
+        "wait for it, or give this run a folder of its own with --out",
+        exit_code=1,
+    )
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of this name: who held its lock may have deleted it,
+    and then it keeps nobody out."""
     try:
-        opened = path.open("ab")
-    except OSError as error:
-        raise refused(folder, error) from None
-    with opened as file:
-        if not _lock(file):
-            raise GptcliError(
-                f"{folder} is being written by another gptcli train",
-                "wait for it, or give this run a folder of its own with --out",
-                exit_code=1,
-            )
-        yield
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def is_locked(folder: Path) -> bool:

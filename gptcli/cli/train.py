@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +34,7 @@ from gptcli.cli.watching import (
     LeaveAtOnce,
     Stop,
     leave_on_signals,
+    signals_held,
     stop_on_signals,
     while_somebody_looks,
 )
@@ -150,11 +150,11 @@ def train(
     run = out if out is not None else run_folder.free_name(name)
     if out is not None and str(out) in ("", "."):
         raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
-    if overwrite:
-        run_folder.refuse_other_folder(run)
-    else:
-        run_folder.refuse_existing(run)
+    refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
+    run_folder.mend(run)
+    refuse(run)
     with leave_on_signals(), _front_row(run, create=True):
+        refuse(run)  # another training may have held the lock, and ended, in the meantime
         prepared = None  # until then the folder may hold the old run's files, and not ours
         try:
             prepared = setup.prepare_new(
@@ -170,7 +170,7 @@ def train(
                 run_folder.forget_unbegun(run)
             raise
         finally:
-            run_folder.put_back(run)
+            _put_back(run)
 
 
 def _resume(
@@ -239,11 +239,13 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
             redirect_stdout(sys.stderr),
             open_view(stderr_console()) as view,
             suppress(LeaveAtOnce),
+            # A save that is still on its way is given up before anything is put back.
+            closing(events_of(setup, stop.wanted)) as events,
         ):
             show = while_somebody_looks(view.handle)
             for message in prepared.notes:
                 show(Notice(message))
-            for event in events_of(setup, stop.wanted):
+            for event in events:
                 summary.absorb(event)
                 if isinstance(event, Finished):
                     finished = event
@@ -280,6 +282,9 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
     run_folder.write_status(run, result)
     if as_json:
         print_json(result)
+    if finished is None and _put_back(run):
+        note(f"left at once, without saving; the run that was in {run} before is there again")
+        sys.exit(130)
     if finished is None or finished.stopped == "interrupted":
         again = f"gptcli train --resume --out {shlex.quote(str(run))}" + "".join(
             f" --{part} {shlex.quote(spec)}" for part, spec in files.given().items()
@@ -291,6 +296,15 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
         raise GptcliError(
             finished.diagnosis or "the run diverged", finished.hint or "", exit_code=1
         )
+
+
+def _put_back(run: Path) -> bool:
+    """Bring back the run that this one was to replace, if it came to nothing; whether it did. One
+    more Ctrl-C must not leave one half there and the other here; nothing is left to stop then."""
+    from gptcli.training.run_folder import put_back
+
+    with signals_held():
+        return put_back(run)
 
 
 @contextmanager
@@ -327,6 +341,7 @@ def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
 def _front_row(run: Path, create: bool) -> Iterator[None]:
     """Hold the run folder's lock, so that no two trainings write into it."""
     from gptcli.durable import make_folder, only_writer, refused
+    from gptcli.training.run_folder import remove_empty
 
     made = create and not run.exists()
     try:
@@ -334,10 +349,10 @@ def _front_row(run: Path, create: bool) -> Iterator[None]:
             make_folder(run)
     except OSError as error:
         raise refused(run, error) from None
-    try:
-        with only_writer(run):
+    with only_writer(run):
+        try:
             yield
-    except BaseException:
-        if made and not (run / "config.yaml").exists():
-            shutil.rmtree(run, ignore_errors=True)  # nothing came of it
-        raise
+        except BaseException:
+            if made:  # and nothing came of it, unless there is something in it
+                remove_empty(run)
+            raise

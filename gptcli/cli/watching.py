@@ -74,6 +74,15 @@ def _leave(number: int, frame: object) -> None:
 
 
 @contextmanager
+def signals_held() -> Iterator[list[int]]:
+    """While the files of a run are moved, which takes a moment: signals that come are gathered in
+    the list, and do nothing else."""
+    came: list[int] = []
+    with _handled_by(lambda number, frame: came.append(number)):
+        yield came
+
+
+@contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM and the closing of the terminal, which under nohup stays without effect."""
     numbers = [signal.SIGINT, signal.SIGTERM]

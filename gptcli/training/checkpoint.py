@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,17 @@ def steps_of(run: Path) -> list[int]:
 
 
 def save(
-    run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
+    run: Path,
+    step: int,
+    model: dict[str, Tensor],
+    state: dict[str, Tensor],
+    meta: dict[str, Any],
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the checkpoint of a step and return its folder once it is durable.
 
     A step that has one keeps its tensors, which are the same, and gets the new meta.json.
+    `still_wanted` is called once, before anything gets its name; raising, it ends the save.
     Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
     goal = folder_of(run, step)
     if not run.is_dir():  # a new one would hold weights alone, which nothing can be done with
@@ -71,10 +77,11 @@ def save(
         durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
         files = _files_there(run, step)
         if files is not None:
+            still_wanted()
             durable.write_atomically(goal / "meta.json", seal(step, meta, files))
             durable.fsync_folder(goal.parent)  # in case that failed when the folder was new
         else:
-            _write_folder(goal, step, model, state, meta)
+            _write_folder(goal, step, model, state, meta, still_wanted)
     return goal
 
 
@@ -101,6 +108,7 @@ def _write_folder(
     model: dict[str, Tensor],
     state: dict[str, Tensor],
     meta: dict[str, Any],
+    still_wanted: Callable[[], None],
 ) -> None:
     """Write a checkpoint folder, in the place of a damaged one where there is one: all of it, or,
     with the exception, nothing."""
@@ -113,6 +121,7 @@ def _write_folder(
             durable.write_file(temporary / name, file)
             files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
         durable.write_file(temporary / "meta.json", seal(step, meta, files))
+        still_wanted()
         if goal.exists():
             durable.remove_folder(goal)
         durable.replace_folder(temporary, goal)

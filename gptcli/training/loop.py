@@ -61,13 +61,20 @@ class Setup:
     start_from: dict[str, Tensor] | None = None
 
 
-def train(setup: Setup, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def train(
+    setup: Setup, should_stop: Callable[[], bool] = lambda: False
+) -> Generator[Event, None, None]:
     """Train and yield what happens; the last event is always Finished.
 
     `should_stop` is asked after every step and between the batches of an evaluation; when it
     says so, the run saves and finishes as "interrupted". A loss or gradient that is not finite
-    finishes it as "diverged" before the update. Raises GptcliError where the disk refuses."""
-    yield from _Loop(setup, should_stop).events()
+    finishes it as "diverged" before the update. Raises GptcliError where the disk refuses.
+    Once it has ended, was closed or has raised, nothing of it touches the run folder any more."""
+    loop = _Loop(setup, should_stop)
+    try:
+        yield from loop.events()
+    finally:
+        loop.saver.abandon()
 
 
 class _Loop:

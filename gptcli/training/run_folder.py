@@ -25,13 +25,15 @@ _SAMPLE_HEADING = "=== step {step} ===\n"
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     """The run folder that RUN means: a path, a name under `runs`, or, with None, the newest.
 
-    Raises GptcliError where there is none, with the nearest name."""
+    One whose putting back was broken off is mended first. Raises GptcliError where there is none,
+    with the nearest name."""
     known = list_runs(runs)
     if name is None:
         if not known:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
         return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
     for path in (Path(name), runs / name):
+        mend(path)
         if os.path.isfile(path / "config.yaml"):  # noqa: PTH113
             return path
     if os.path.isdir(name):  # noqa: PTH112
@@ -51,10 +53,13 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
 
 
 def list_runs(runs: Path) -> list[Path]:
-    """Every run folder directly under `runs`, by name."""
+    """Every run folder directly under `runs`, by name, and mended where it needs to be."""
     if not runs.is_dir():
         return []
-    return sorted(p for p in runs.iterdir() if os.path.isfile(p / "config.yaml"))  # noqa: PTH113
+    paths = sorted(runs.iterdir())
+    for path in paths:
+        mend(path)
+    return [p for p in paths if os.path.isfile(p / "config.yaml")]  # noqa: PTH113
 
 
 def free_name(name: str, runs: Path = Path("runs")) -> Path:
@@ -67,6 +72,7 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 
 _WRITTEN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json")
 _REPLACED = ".replaced"
+_TEMPORARY = r"step-\d+|best"
 
 
 def create(
@@ -116,19 +122,41 @@ def put_aside(run: Path) -> None:
             durable.disk.unlink(path)
 
 
-def put_back(run: Path) -> None:
-    """Undo `put_aside` where the new run came to nothing before its first checkpoint."""
+def put_back(run: Path) -> bool:
+    """Undo `put_aside` where the new run came to nothing before its first checkpoint; whether it
+    did. config.yaml comes back last: without it, `mend` goes on here."""
     aside = run / _REPLACED
     if not aside.is_dir() or _has_checkpoints(run):
-        return
+        return False
     if (aside / "config.yaml").exists() and (run / "config.yaml").exists():
-        durable.disk.unlink(run / "config.yaml")  # the new run's
+        for name in reversed(_WRITTEN):  # the new run's; config.yaml last
+            if name == "config.yaml" or not (aside / name).exists():
+                with suppress(FileNotFoundError):
+                    durable.disk.unlink(run / name)
         durable.fsync_folder(run)
-    for path in sorted(aside.rglob("*"), key=lambda path: path.name == "config.yaml"):
+    # Not the folder of the checkpoints itself: a save that was given up may just be making one.
+    waiting = [*(aside / "checkpoints").glob("*"), *aside.iterdir()]
+    for path in sorted(waiting, key=lambda path: path.name == "config.yaml"):
         goal = run / path.relative_to(aside)
-        if path.is_file() or (path.is_dir() and not goal.exists()):
+        if path != aside / "checkpoints" and (path.is_file() or not goal.exists()):
             _move(path, goal)
+    durable.sweep(run / "checkpoints", _TEMPORARY)  # of a save that was given up: often large
     durable.remove_tree(aside)
+    return True
+
+
+def mend(run: Path) -> None:
+    """Put the old run back where a kill broke that off, or broke off putting it aside, and nobody
+    is at work there: what is left has no config.yaml, and would not be found as a run."""
+    if _is_broken_off(run):
+        with suppress(OSError, GptcliError), durable.only_writer(run):
+            if _is_broken_off(run):  # it may just have been mended by another process
+                put_back(run)
+
+
+def _is_broken_off(run: Path) -> bool:
+    there = os.path.isfile(run / "config.yaml")  # noqa: PTH113  # of any name that people type
+    return not there and os.path.isfile(run / _REPLACED / "config.yaml")  # noqa: PTH113
 
 
 def forget_unbegun(run: Path) -> None:
@@ -142,8 +170,18 @@ def forget_unbegun(run: Path) -> None:
         for name in _WRITTEN:  # config.yaml first: without it this is no run any more
             with suppress(FileNotFoundError):
                 durable.disk.unlink(run / name)
-        durable.sweep(run / "checkpoints", r"step-\d+|best")
+        durable.sweep(run / "checkpoints", _TEMPORARY)
         durable.disk.rmdir(run / "checkpoints")
+
+
+def remove_empty(run: Path) -> None:
+    """Delete a run folder that has nothing in it but its lock, which the caller must hold, and
+    what killed writers left."""
+    tidy(run)
+    with suppress(OSError):
+        if all(path.name == ".lock" for path in run.iterdir()):
+            durable.disk.unlink(run / ".lock")
+            durable.disk.rmdir(run)
 
 
 def _move(path: Path, goal: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gptcli.training.state import TrainingState
 
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_SHARE = 0.01
+_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits no longer for a disk that is stuck
 BESIDE_BYTES = 32 << 20  # from so many on it pays to copy and to write beside the training
 
 
@@ -50,6 +52,8 @@ class Saver:
         self._cost = 0.0  # seconds that a save took from the training
         self._tried_at = saved_at
         self._must = False  # whether a failed save is the end
+        self._naming = threading.Lock()  # held while a written checkpoint takes its place
+        self._abandoned = False
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint of this step should be written: at the steps that were asked for,
@@ -132,14 +136,35 @@ class Saver:
         try:
             if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
                 raise checkpoint.gone(self._run)  # and another run in its place
-            writing.path = checkpoint.save(self._run, writing.step, model, optimizer, meta)
-            if best:
-                checkpoint.mark_best(self._run, writing.step)
-            checkpoint.prune(self._run, self._keep)
+            with ExitStack() as held:
+
+                def still_wanted() -> None:
+                    held.enter_context(self._naming)
+                    self._refuse_abandoned()
+
+                self._refuse_abandoned()
+                writing.path = checkpoint.save(
+                    self._run, writing.step, model, optimizer, meta, still_wanted
+                )
+                if best:
+                    checkpoint.mark_best(self._run, writing.step)
+                checkpoint.prune(self._run, self._keep)
         except BaseException as error:  # said by whoever gathers it
             writing.error = error
         if writing.thread is not None:
             writing.took += time.thread_time() - begin
+
+    def abandon(self) -> None:
+        """Give up a checkpoint that is still on its way, without waiting for its writing: from now
+        on nothing of it gets a name, is marked or makes another one go, since the run folder may
+        become another run's. One that is just getting its name is waited for, for a moment."""
+        self._abandoned = True
+        if self._naming.acquire(timeout=_ABANDON_SECONDS):
+            self._naming.release()
+
+    def _refuse_abandoned(self) -> None:
+        if self._abandoned:
+            raise _AbandonedError
 
     def gather(self, *, wait: bool) -> Iterator[Event]:
         """What has become of a checkpoint that was on its way, if it has arrived."""
@@ -163,6 +188,10 @@ class Saver:
             f"WARNING: {writing.error}. The training goes on, and tries again when the next "
             "checkpoint is due"
         )
+
+
+class _AbandonedError(Exception):
+    """Nobody wants the checkpoint any more."""
 
 
 def _identity(run: Path) -> os.stat_result:

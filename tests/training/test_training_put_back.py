@@ -1,0 +1,355 @@
+"""An old run that `--overwrite` put aside comes back as it was: late saves, signals, kills; and a
+training that does not get a folder's lock leaves the folder alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_disks import Deadly, Operation, Recording, Watched, in_child
+from test_training_beside import LEAVE, WORDS
+
+from gptcli import durable
+from gptcli.cli.watching import LeaveAtOnce
+from gptcli.errors import GptcliError
+from gptcli.training import checkpoint, run_folder, saving
+from gptcli.training.loop import _Loop
+from gptcli.training.saving import Saver
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals as POSIX has them"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(durable, "disk", Watched())
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """Everything in a run folder but its lock."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture
+def old(cli: Any, text_file: Path, tmp_path: Path) -> Path:
+    """A finished run, in runs/ of a folder of its own."""
+    run = tmp_path / "runs" / "old"
+    assert cli("train", text_file, *WORDS, "--out", run).code == 0
+    return run
+
+
+class Late(Watched):
+    """Keeps the writing beside the training waiting at its first file, until it is let go."""
+
+    def __init__(self) -> None:
+        self.at_work, self.let_go = threading.Event(), threading.Event()
+        self.threads: set[threading.Thread] = set()
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            self.threads.add(threading.current_thread())
+            if operation[0] == "create":
+                self.at_work.set()
+                assert self.let_go.wait(60)
+        return do()
+
+
+@pytest.mark.parametrize("error", [LeaveAtOnce(), GptcliError("a bad step", "", exit_code=1)])
+def test_a_save_that_is_late_touches_nothing_of_the_old_run(
+    error: BaseException, old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(old)
+    disk = Late()
+    one_step = _Loop.one_step
+
+    def step(self: _Loop) -> Any:
+        if self.progress.step == 3:  # its checkpoint, the first and best one, is being written
+            assert disk.at_work.wait(60)
+            raise error
+        return one_step(self)
+
+    monkeypatch.setattr(durable, "disk", disk)
+    monkeypatch.setattr(_Loop, "one_step", step)
+    words = [word for word in WORDS if "checkpoint_every" not in word]
+    outcome = cli("train", text_file, *words, "train.seed=9", "--out", old, "--overwrite")
+    assert outcome.code in (1, 130)
+    disk.let_go.set()
+    for thread in disk.threads:
+        thread.join(60)
+    assert content(old) == before
+    if outcome.code == 130:
+        assert "--resume" not in outcome.err  # that would go on with the old run
+        assert f"the run that was in {old} before is there again" in outcome.err
+
+
+class Slow(Watched):
+    """Takes a while for the renaming of a checkpoint."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.begun, self.ended = seconds, threading.Event(), False
+
+    def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+        if operation[0] == "rename" and operation[2].name.startswith("step-"):
+            self.begun.set()
+            time.sleep(self.seconds)
+            self.ended = True
+        return do()
+
+
+@pytest.mark.parametrize(("seconds", "waited_for"), [(0.1, True), (2.0, False)])
+def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
+    seconds: float, waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from gptcli.training.state import Progress
+
+    class State:
+        progress = Progress(step=2, best_step=2)
+
+        class weights:
+            named = staticmethod(lambda: {"w": torch.zeros(3)})
+
+        class optimizers:
+            state = staticmethod(lambda: {"m": torch.zeros(3)})
+
+    disk = Slow(seconds)
+    monkeypatch.setattr(durable, "disk", disk)
+    saver = Saver(tmp_path, 2, 2, None)
+    list(saver.save(State(), {}))  # type: ignore[arg-type]
+    assert disk.begun.wait(60)
+    begun = time.perf_counter()
+    saver.abandon()
+    assert time.perf_counter() - begun < 0.9
+    assert disk.ended == waited_for
+    if waited_for:  # with all that belongs to it
+        assert checkpoint.best_step(tmp_path) == 2
+    list(saver.gather(wait=True))
+
+
+def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
+    old: Path, text_file: Path
+) -> None:
+    before = content(old)
+    words = [*WORDS, "train.seed=9", "--out", str(old), "--overwrite"]
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVE, "train", str(text_file), *words],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "is there again" in done.stderr
+    assert "--resume" not in done.stderr
+    assert content(old) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_more_signal_while_it_is_put_back(
+    number: int, old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(old)
+    put_back = run_folder.put_back
+    came = []
+
+    class Interrupting(Watched):
+        def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
+            result = do()
+            came.append(operation)
+            os.kill(os.getpid(), number)
+            return result
+
+    def interrupted(run: Path) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "disk", Interrupting())
+            return put_back(run)
+
+    def leave(self: _Loop) -> Any:
+        raise LeaveAtOnce
+
+    monkeypatch.setattr(run_folder, "put_back", interrupted)
+    monkeypatch.setattr(_Loop, "one_step", leave)
+    outcome = cli("train", text_file, *WORDS, "train.seed=9", "--out", old, "--overwrite")
+    assert came
+    assert outcome.code == 130, outcome.err
+    assert content(old) == before
+
+
+def test_nothing_of_the_new_run_stays(
+    old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed early has no run.json; another's would say whose weights to take."""
+    (old / "run.json").unlink()
+    before = content(old)
+
+    def leave(self: _Loop) -> Any:
+        raise LeaveAtOnce
+
+    monkeypatch.setattr(_Loop, "one_step", leave)
+    assert cli("train", text_file, *WORDS, "--out", old, "--overwrite").code == 130
+    assert content(old) == before
+
+
+def killed_while_put_back(old: Path) -> Iterator[Path]:
+    """Copies of the run, each where put_back was killed before another of its operations and left
+    no config.yaml."""
+    config = run_folder.read_config(old)
+    tokenizer = run_folder.read_tokenizer(old)
+    begun = shutil.copytree(old, old.parent.parent / "begun")
+    config = config.model_copy(update={"train": config.train.model_copy(update={"seed": 9})})
+    run_folder.create(begun, config, tokenizer)
+    durable.disk = disk = Recording()
+    run_folder.put_back(shutil.copytree(begun, old.parent.parent / "whole"))
+    durable.disk = Watched()
+    for count in range(len(disk.tried)):
+        shutil.rmtree(old)
+        run = shutil.copytree(begun, old)
+
+        def body(run: Path = run, count: int = count) -> None:
+            durable.disk = Deadly(count, half=False)
+            run_folder.put_back(run)
+
+        status, text = in_child(body)
+        assert status == signal.SIGKILL, text
+        if not (run / "config.yaml").exists():
+            yield run
+
+
+def test_a_kill_while_it_is_put_back_is_mended_by_whoever_looks(
+    old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(old)
+    monkeypatch.chdir(old.parent.parent)
+    looks: list[Callable[[], object]] = [
+        lambda: run_folder.find_run("old"),
+        lambda: run_folder.find_run(str(old)),
+        lambda: run_folder.list_runs(old.parent),
+    ]
+    commands: list[tuple[tuple[object, ...], str]] = [
+        (("train", "--resume", "--out", old), "is finished"),
+        (("train", text_file, *WORDS, "--out", old), "exists already"),
+    ]
+    states = 0
+    for states, run in enumerate(killed_while_put_back(old), 1):
+        left = shutil.copytree(run, old.parent.parent / "left")
+        for look in looks if states > 1 else [*looks, *commands]:
+            shutil.rmtree(run)
+            shutil.copytree(left, run)
+            if isinstance(look, tuple):
+                assert look[1] in cli(*look[0]).err
+            else:
+                assert look() in (run, Path("runs/old"), [run])
+            assert content(run) == before
+            assert not (run / ".replaced").exists()
+        shutil.rmtree(left)
+    assert states > 5
+
+
+def test_who_is_at_work_is_not_mended(old: Path) -> None:
+    run = next(killed_while_put_back(old))
+    before = content(run)
+    with durable.only_writer(run):
+        assert run_folder.list_runs(run.parent) == []
+    assert content(run) == before
+
+
+# ---- who gets a folder's lock, and who does not ----------------------------------------------
+
+
+def test_who_loses_the_lock_leaves_the_winners_folder(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    make_folder = durable.make_folder
+    winner: list[Any] = []
+
+    def make(path: Path) -> None:
+        """Both have seen that the folder is not there; the other one is quicker."""
+        make_folder(path)
+        if path == run and not winner:
+            winner.append(durable.only_writer(run))
+            winner[0].__enter__()
+
+    monkeypatch.setattr(durable, "make_folder", make)
+    outcome = cli("train", text_file, *WORDS, "--out", run)
+    assert outcome.code == 1, outcome.err
+    assert "is being written by another gptcli train" in outcome.err
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    winner[0].__exit__(None, None, None)
+
+
+def test_a_run_that_was_finished_meanwhile_is_not_replaced(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    only_writer = durable.only_writer
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(durable, "only_writer", only_writer)
+        (run / "config.yaml").write_text("the other's", encoding="utf-8")
+        with only_writer(folder):
+            yield
+
+    monkeypatch.setattr(durable, "only_writer", late)
+    outcome = cli("train", text_file, *WORDS, "--out", run)
+    assert (outcome.code, "exists already" in outcome.err) == (2, True), outcome.err
+    assert content(run) == {"config.yaml": b"the other's"}
+
+
+def test_a_folder_that_came_to_nothing_keeps_what_others_put_there(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.training import setup
+
+    run = tmp_path / "r"
+
+    def refused(*arguments: object, **more: object) -> None:
+        (run / "notes.txt").write_text("mine", encoding="utf-8")
+        raise GptcliError("no", "")
+
+    monkeypatch.setattr(setup, "prepare_new", refused)
+    assert cli("train", text_file, *WORDS, "--out", run).code == 2
+    assert content(run) == {"notes.txt": b"mine"}
+
+
+def test_a_look_at_the_lock_keeps_no_training_out(tmp_path: Path) -> None:
+    looking = durable.only_writer(tmp_path)
+    looking.__enter__()
+    timer = threading.Timer(0.06, looking.__exit__, (None, None, None))
+    timer.start()
+    with durable.only_writer(tmp_path):
+        assert durable.is_locked(tmp_path)
+    timer.join()
+    assert not durable.is_locked(tmp_path)
+
+
+def test_a_lock_that_was_deleted_keeps_nobody_out_and_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = durable._lock
+    deleted = []
+
+    def deleting(file: Any) -> bool:
+        if not deleted:  # by the one that held it until now
+            deleted.append((tmp_path / ".lock").unlink())
+        return lock(file)
+
+    monkeypatch.setattr(durable, "_lock", deleting)
+    with durable.only_writer(tmp_path):
+        assert durable.is_locked(tmp_path)
