@@ -31,13 +31,7 @@ from gptcli.cli.own_files import (
     TokenizerOption,
     checked,
 )
-from gptcli.cli.watching import (
-    LeaveAtOnce,
-    Stop,
-    leave_on_signals,
-    stop_on_signals,
-    while_somebody_looks,
-)
+from gptcli.cli.watching import LeaveAtOnce, Stop, leave_on_signals, stop_on_signals
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.native import library
 
@@ -238,7 +232,7 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
             open_view(stderr_console()) as view,
             suppress(LeaveAtOnce),
         ):
-            show = while_somebody_looks(view.handle)
+            show = view.handle
             for message in prepared.notes:
                 show(Notice(message))
             for event in events_of(setup, stop.wanted):
@@ -260,7 +254,8 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
                     run_folder.forget_replaced(run)
     except Exception as error:
         if as_json:
-            print_json(summary.ended())
+            with suppress(OSError):  # an unreadable stdout must not hide why the run ended
+                print_json(summary.ended())
         if is_out_of_memory(error):
             from gptcli.training.memory import out_of_memory
 
