@@ -5,15 +5,17 @@ config.yaml  tokenizer.json  metrics.jsonl  samples.txt  run.json  checkpoints/
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gptcli import durable
-from gptcli.bounded import MOST_JSON, read_bounded
+from gptcli.bounded import MOST_JSON, lines_inside, read_bounded
 from gptcli.config import Config
 from gptcli.config_files import dump_config, parse_config, read_yaml
 from gptcli.errors import GptcliError, nearest
@@ -226,21 +228,32 @@ class Journal:
 
     `evaluated_at` is the last evaluation that the checkpoint knows of: a later one at the very
     step that a run goes on from will be made again. What the disk refuses is kept and written
-    before what comes later; the error is given once, and again where it was better in between."""
+    before what comes later; the error is given once, and again where it was better in between.
+
+    Raises GptcliError (exit code 1) where one of the files is nothing that gptcli wrote."""
 
     def __init__(self, run: Path, resumed_from: int | None, evaluated_at: int | None) -> None:
         metrics, samples = run / "metrics.jsonl", run / "samples.txt"
-        if resumed_from is not None and metrics.exists():
-            kept = [
-                line
-                for line in metrics.read_bytes().splitlines(keepends=True)
-                if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
-            ]
-            durable.write_atomically(metrics, b"".join(kept))
-        else:
-            metrics.unlink(missing_ok=True)
-        trim_samples(samples, resumed_from or 0)
-        self._metrics, self._samples = durable.Lines(metrics), durable.Lines(samples)
+        with _opening(metrics):
+            if resumed_from is None:
+                metrics.unlink(missing_ok=True)
+            elif _is_there(metrics):
+                durable.write_atomically(
+                    metrics,
+                    (
+                        line
+                        for line in lines_inside(metrics, run)
+                        if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
+                    ),
+                )
+            self._metrics = durable.Lines(metrics)
+        try:
+            with _opening(samples):
+                trim_samples(samples, resumed_from or 0)
+                self._samples = durable.Lines(samples)
+        except BaseException:
+            self._metrics.close()
+            raise
         self._refused: set[durable.Lines] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
@@ -273,15 +286,53 @@ def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
         return False
 
 
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Around the opening of a file of lines: where what stands in its place is no such file, that
+    is said, with its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.EFBIG):
+            raise
+        raise refused_lines(path, error) from None
+
+
+def refused_lines(path: Path, error: OSError) -> GptcliError:
+    """What the system or gptcli.bounded said to a file of lines, for people (exit code 1)."""
+    return GptcliError(
+        f"{path} cannot be opened ({error.strerror})",
+        "gptcli has not made it so: move it away; the checkpoints are whole without it",
+        exit_code=1,
+    )
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
 def trim_samples(path: Path, resumed_from: int) -> None:
     """Drop the samples of steps after the one that a run goes on from, from samples.txt."""
-    if not path.exists():
+    if not _is_there(path):
         return
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    for match in re.finditer(r"^=== step ([0-9]{1,18}) ===$", text, re.MULTILINE):
-        if int(match[1]) > resumed_from:
-            durable.write_atomically(path, text[: match.start()].encode("utf-8"))
+    whole, begins = 0, True  # bytes of the lines so far; whether the next part begins a line
+    for line in lines_inside(path, path.parent):
+        heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
+        if heading is not None and int(heading[1]) > resumed_from:
+            break
+        whole, begins = whole + len(line), line.endswith(b"\n")
+    else:
+        return
+    durable.write_atomically(path, _first(path, whole))
+
+
+def _first(path: Path, count: int) -> Iterator[bytes]:
+    """The first bytes of a file of lines, which end with a line."""
+    for line in lines_inside(path, path.parent):
+        if count == 0:
             return
+        count -= len(line)
+        yield line
 
 
 def write_status(run: Path, values: dict[str, Any]) -> None:
@@ -302,7 +353,7 @@ def _as_json(values: dict[str, Any]) -> bytes:
 def read_status(run: Path) -> dict[str, Any]:
     """What run.json says, {} where it is not there or not readable."""
     try:
-        values = json.loads(read_bounded(run / "run.json", MOST_JSON))
+        values = json.loads(read_bounded(run / "run.json", MOST_JSON, inside=run))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
