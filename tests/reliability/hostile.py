@@ -383,7 +383,7 @@ def huge(name: str, who: str) -> None:
 
 
 file_of_lines("metrics.jsonl", "resume runs inspect-batch", b'{"kind": "step", "step": 1}\n')
-file_of_lines("samples.txt", "resume", b"=== step 99 ===\n")
+file_of_lines("samples.txt", "resume", b"alias ll=ls\n")
 file_of_lines(".lock", "resume runs", b"")
 huge("metrics.jsonl", "resume runs inspect-batch")
 huge("samples.txt", "resume")
