@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from gptcli.bounded import open_own
 from gptcli.errors import GptcliError
 
 
@@ -30,7 +31,7 @@ class Disk:
 
     def create(self, path: Path) -> io.FileIO:
         """Open a file for writing, emptied, without a buffer: there is nothing to flush."""
-        return io.FileIO(path, "w")
+        return io.FileIO(path, "w", opener=open_own)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
         """Write as many bytes as the system takes at once; how many that was."""
@@ -139,7 +140,7 @@ def temporary_beside(goal: Path) -> Path:
     return goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace `path` by `data`: a reader, or a crash at any moment, sees the old or the new."""
     temporary = temporary_beside(path)
     try:
@@ -240,11 +241,12 @@ def sha256_file(path: Path) -> str:
 
 class Lines:
     """A file that grows by whole pieces of text and is not synced: a kill leaves a piece out or
-    leaves it whole. What the disk refuses waits here, and goes before what comes later."""
+    leaves it whole. What the disk refuses waits here, and goes before what comes later. Raises
+    OSError where the path is a link, or nothing that lines could be written to."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = io.FileIO(path, "a")
+        self._file = io.FileIO(path, "a", opener=open_own)
         self._size = path.stat().st_size
         self._torn = False  # whether there is more in the file, of a piece that was refused
         self._waiting: deque[bytes] = deque()
@@ -290,10 +292,16 @@ def only_writer(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
-            opened = path.open("ab")
+            opened = io.FileIO(path, "a", opener=open_own)
         except OSError as error:
             if tries and isinstance(error, FileNotFoundError):
                 break  # who held it has just deleted the folder, since nothing came of it
+            if path.is_symlink() or path.exists():
+                raise GptcliError(
+                    f"{path} cannot be opened ({error.strerror})",
+                    "it only keeps two trainings apart: where none is at work there, delete it",
+                    exit_code=1,
+                ) from None
             raise refused(folder, error) from None
         with opened as file:
             if _lock(file) and _is_at(file, path):
@@ -307,7 +315,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     )
 
 
-def _is_at(file: IO[bytes], path: Path) -> bool:
+def _is_at(file: io.FileIO, path: Path) -> bool:
     """Whether an open file is still the one of this name: who held its lock may have deleted it,
     and then it keeps nobody out."""
     try:
@@ -317,18 +325,20 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock."""
+    """Whether a living process holds the folder's lock. Raises OSError where it is no such file."""
     path = folder / ".lock"
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return False
     try:
-        with path.open("ab") as file:
+        with io.FileIO(path, "a", opener=open_own) as file:
             return not _lock(file)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # another's run: to be read
+            return False
+        raise
 
 
-def _lock(file: IO[bytes]) -> bool:
+def _lock(file: io.FileIO) -> bool:
     """Try to lock an open file for this process; the lock goes when the file is closed."""
     try:
         import fcntl

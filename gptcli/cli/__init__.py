@@ -27,7 +27,7 @@ from gptcli.cli import (
     tokenizer,
     train,
 )
-from gptcli.cli.output import note, print_error
+from gptcli.cli.output import note, patient, print_error
 from gptcli.errors import GptcliError, is_out_of_memory
 
 app = typer.Typer(
@@ -92,6 +92,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    sys.stderr = patient(sys.stderr)
     arguments = sys.argv[1:]
     debug = "--debug" in _before_dashes(arguments)
     arguments = [a for a in _before_dashes(arguments) if a != "--debug"] + _from_dashes(arguments)

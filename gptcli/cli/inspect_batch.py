@@ -137,15 +137,20 @@ def _loss_at(run: Path, step: int) -> float | None:
     """The loss in metrics.jsonl of a step; None where it was not logged."""
     import json
 
+    from gptcli.bounded import lines_inside
+    from gptcli.training.journal import refused_lines
+
+    path = run / "metrics.jsonl"
     try:
-        lines = (run / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
+        for line in lines_inside(path, run):
+            try:
+                record = json.loads(line)
+                if (record["kind"], record["step"]) == ("step", step):
+                    return float(record["loss"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+    except FileNotFoundError:
         return None
-    for line in lines:
-        try:
-            record = json.loads(line)
-            if (record["kind"], record["step"]) == ("step", step):
-                return float(record["loss"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+    except OSError as error:
+        raise refused_lines(path, error) from None
     return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gptcli.errors import GptcliError
 
@@ -14,16 +14,52 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class _Patient(io.RawIOBase):
+    """A stream that takes what it is given, whether or not the system does."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._raw.write(data)
+        except OSError:
+            written = None
+        # None is also what a pipe says that does not wait and is full.
+        return memoryview(data).nbytes if written is None else written
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+
+def patient(stream: TextIO) -> TextIO:
+    """stderr as a stream whose writes never fail, where it can be one: what it says is for people,
+    and no work may end because nobody reads it any more. A closed terminal, a reader that left
+    (`2>&1 | head`), a full disk under a log: what cannot be shown is dropped. As a stream, so that
+    it also holds for what libraries and a learner's files print."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # with python -u there is no buffer between
+    if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Patient):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Patient(raw)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=True,
+    )
+
+
 def stderr_console() -> Console:
-    """A rich console on stderr; colour only on a terminal and without NO_COLOR. It falls silent
-    when its reader leaves (rich's own ends the process)."""
+    """A rich console on stderr; colour only on a terminal and without NO_COLOR."""
     from rich.console import Console
 
-    class Patient(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-
-    return Patient(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False)
 
 
 def stdout_console() -> Console:
@@ -45,9 +81,8 @@ def note(message: str) -> None:
         from gptcli.view.safe_text import clean
 
         message = clean(message)
-    with suppress(BrokenPipeError):
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
 
 
 def print_error(error: GptcliError) -> None:

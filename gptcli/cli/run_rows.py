@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gptcli.bounded import lines_inside
 from gptcli.durable import is_locked
 from gptcli.errors import GptcliError
 from gptcli.training import run_folder
@@ -22,9 +24,14 @@ def run_rows(folder: Path) -> list[RunRow]:
 
 def _row(run: Path) -> RunRow:
     status = run_folder.read_status(run)
-    last = _last_records(run / "metrics.jsonl")
+    last: dict[str, dict[str, Any]] = {}
+    running = damaged = False
+    try:
+        last = _last_records(run)
+        running = is_locked(run)
+    except OSError:  # a link out, a pipe, a file of absurd size: one row of many
+        damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
-    running = is_locked(run)
     if running:
         state = "running"
     else:
@@ -34,6 +41,8 @@ def _row(run: Path) -> RunRow:
     try:
         max_steps = run_folder.read_config(run).train.max_steps
     except GptcliError:
+        damaged = True
+    if damaged:
         state = "damaged"
     ended = {} if running else status
     return RunRow(
@@ -68,26 +77,28 @@ def _last_sign(run: Path) -> datetime | None:
         return None
 
 
-def _last_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each kind in a metrics file, and the best evaluation."""
+def _last_records(run: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each kind in a run's metrics file, and the best evaluation. Raises OSError
+    where what is there is no such file."""
     found: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(record, dict):
-            continue
-        kind, loss = record.get("kind"), _number(record.get("val_loss"))
-        if kind not in ("step", "eval"):
-            continue
-        found[kind] = record
-        if kind == "eval" and loss is not None:
-            best = found.get("best")
-            if best is None or loss < best["val_loss"]:
-                found["best"] = {**record, "val_loss": loss}
+    with suppress(FileNotFoundError, PermissionError):
+        for line in lines_inside(run / "metrics.jsonl", run):
+            _take_in(line, found)
     return found
+
+
+def _take_in(line: bytes, found: dict[str, dict[str, Any]]) -> None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(record, dict):
+        return
+    kind, loss = record.get("kind"), _number(record.get("val_loss"))
+    if kind not in ("step", "eval"):
+        return
+    found[kind] = record
+    if kind == "eval" and loss is not None:
+        best = found.get("best")
+        if best is None or loss < best["val_loss"]:
+            found["best"] = {**record, "val_loss": loss}

@@ -36,7 +36,6 @@ from gptcli.cli.watching import (
     leave_on_signals,
     signals_held,
     stop_on_signals,
-    while_somebody_looks,
 )
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.native import library
@@ -44,7 +43,7 @@ from gptcli.native import library
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.model.own_parts import OwnParts
-    from gptcli.training.run_folder import Journal
+    from gptcli.training.journal import Journal
     from gptcli.training.setup import Prepared
     from gptcli.training.summary import Summary
 
@@ -242,8 +241,8 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
             # A save that is still on its way is given up before anything is put back.
             closing(events_of(setup, stop.wanted)) as events,
         ):
-            show = while_somebody_looks(view.handle)
-            for message in prepared.notes:
+            show = view.handle
+            for message in [*prepared.notes, *journal.notes]:
                 show(Notice(message))
             for event in events:
                 summary.absorb(event)
@@ -264,7 +263,8 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
                     run_folder.forget_replaced(run)
     except Exception as error:
         if as_json:
-            print_json(summary.ended())
+            with suppress(OSError):  # an unreadable stdout must not hide why the run ended
+                print_json(summary.ended())
         if is_out_of_memory(error):
             from gptcli.training.memory import out_of_memory
 
@@ -311,7 +311,7 @@ def _put_back(run: Path) -> bool:
 def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
     """What a run writes as it goes. Raises GptcliError at the end where the disk has not taken it,
     if nothing worse has happened."""
-    from gptcli.training.run_folder import Journal
+    from gptcli.training.journal import Journal
 
     journal = Journal(run, summary.resumed_from, summary.evaluated_at, summary.sampled_at)
     try:

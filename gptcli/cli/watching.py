@@ -1,33 +1,14 @@
-"""While a training runs: Ctrl-C and its like, and a reader who may leave."""
+"""While a training runs: Ctrl-C and its like."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gptcli.events import Event
-
-
-def while_somebody_looks(handle: Callable[[Event], None]) -> Callable[[Event], None]:
-    """The view's handle, until the reader of stderr has left (`2>&1 | head`): then nothing more is
-    shown, and the training goes on."""
-    gone = False
-
-    def show(event: Event) -> None:
-        nonlocal gone
-        if not gone:
-            try:
-                handle(event)
-            except BrokenPipeError:
-                gone = True
-                sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-
-    return show
+_HANG_UP = getattr(signal, "SIGHUP", None)  # None: Windows
 
 
 class LeaveAtOnce(KeyboardInterrupt):
@@ -38,7 +19,8 @@ class LeaveAtOnce(KeyboardInterrupt):
 class Stop:
     """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
     leaves at once, unless it comes within a second: a terminal and a wrapper around gptcli may
-    both pass on the first."""
+    both pass on the first. The closing of the terminal is never a second one: nobody is in a
+    hurry who has gone, and what is being saved then is to be saved."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
@@ -49,7 +31,7 @@ class Stop:
     def handle(self, number: int, frame: object) -> None:
         if self.asked_at is None:
             self.asked_at = time.monotonic()
-        elif time.monotonic() > self.asked_at + 1.0:
+        elif number != _HANG_UP and time.monotonic() > self.asked_at + 1.0:
             raise LeaveAtOnce
 
 
@@ -86,8 +68,8 @@ def signals_held() -> Iterator[list[int]]:
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM and the closing of the terminal, which under nohup stays without effect."""
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
+        numbers.append(_HANG_UP)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

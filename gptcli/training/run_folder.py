@@ -19,8 +19,6 @@ from gptcli.config_files import dump_config, parse_config, read_yaml
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenization import Tokenizer, load_tokenizer
 
-_SAMPLE_HEADING = "=== step {step} ===\n"
-
 
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     """The run folder that RUN means: a path, a name under `runs`, or, with None, the newest.
@@ -258,78 +256,6 @@ def _is_half_made(run: Path) -> bool:
     )
 
 
-class Journal:
-    """metrics.jsonl, one object a line, and samples.txt, what the model wrote as it learned: never
-    torn, never repeated after a resume.
-
-    `evaluated_at` and `sampled_at` are the last evaluation and sample that the checkpoint knows of:
-    a later one at the very step that a run goes on from will be made again. What the disk refuses
-    is kept and written before what comes later; the error is given once, and again where it was
-    better in between."""
-
-    def __init__(
-        self,
-        run: Path,
-        resumed_from: int | None,
-        evaluated_at: int | None,
-        sampled_at: int | None,
-    ) -> None:
-        metrics, samples = run / "metrics.jsonl", run / "samples.txt"
-        if resumed_from is not None and metrics.exists():
-            kept = [
-                line
-                for line in metrics.read_bytes().splitlines(keepends=True)
-                if line.endswith(b"\n") and _is_kept(line, resumed_from, evaluated_at or 0)
-            ]
-            durable.write_atomically(metrics, b"".join(kept))
-        else:
-            metrics.unlink(missing_ok=True)
-        trim_samples(samples, sampled_at or 0)
-        self._metrics, self._samples = durable.Lines(metrics), durable.Lines(samples)
-        self._refused: set[durable.Lines] = set()
-
-    def record(self, values: dict[str, Any]) -> GptcliError | None:
-        """Append an object to metrics.jsonl."""
-        return self._news(self._metrics, json.dumps(values) + "\n")
-
-    def sample(self, step: int, prompt: str, text: str) -> GptcliError | None:
-        """Append what the model wrote at a step to samples.txt."""
-        heading = _SAMPLE_HEADING.format(step=step)
-        return self._news(self._samples, f"{heading}{prompt}{text}\n\n")
-
-    def _news(self, lines: durable.Lines, text: str) -> GptcliError | None:
-        error = lines.write(text)
-        known = lines in self._refused
-        (self._refused.discard if error is None else self._refused.add)(lines)
-        return None if known else error
-
-    def close(self) -> GptcliError | None:
-        """Close both files; what the disk says, where something is lost."""
-        errors = [self._metrics.close(), self._samples.close()]
-        return next((error for error in errors if error is not None), None)
-
-
-def _is_kept(line: bytes, resumed_from: int, evaluated_at: int) -> bool:
-    try:
-        record = json.loads(line)
-        last = evaluated_at if record["kind"] == "eval" else resumed_from
-        return float(record["step"]) <= last
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return False
-
-
-def trim_samples(path: Path, sampled_at: int) -> None:
-    """Drop the samples of later steps than the last one that a checkpoint knows, from
-    samples.txt."""
-    if not path.exists():
-        return
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    for match in re.finditer(r"^=== step ([0-9]{1,18}) ===$", text, re.MULTILINE):
-        if int(match[1]) > sampled_at:
-            durable.write_atomically(path, text[: match.start()].encode("utf-8"))
-            return
-
-
 def write_status(run: Path, values: dict[str, Any]) -> None:
     """Replace run.json: how a run stands, in the keys of `train --json`. Raises GptcliError (exit
     code 1) where the disk refuses."""
@@ -348,7 +274,7 @@ def _as_json(values: dict[str, Any]) -> bytes:
 def read_status(run: Path) -> dict[str, Any]:
     """What run.json says, {} where it is not there or not readable."""
     try:
-        values = json.loads(read_bounded(run / "run.json", MOST_JSON))
+        values = json.loads(read_bounded(run / "run.json", MOST_JSON, inside=run))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

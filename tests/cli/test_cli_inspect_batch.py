@@ -39,8 +39,8 @@ def logged(run: Path, step: int) -> float:
 def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """Five steps of two micro-batches, with a checkpoint of step 3."""
     from gptcli.config_files import parse_config
+    from gptcli.training.journal import Journal
     from gptcli.training.loop import train
-    from gptcli.training.run_folder import Journal
     from gptcli.training.setup import prepare_new
     from gptcli.view.metrics import metrics_record
 

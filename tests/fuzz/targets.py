@@ -40,6 +40,7 @@ from gptcli.tokenization import build_tokenizer, load_tokenizer
 from gptcli.tokenization.own import own_from_json
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config
+from gptcli.training.journal import Journal, trim_samples
 from gptcli.training.meta_file import seal
 from gptcli.training.state import build_model, progress_of
 from gptcli.training.summary import standing
@@ -357,13 +358,12 @@ def _run_files(run: Path) -> list[Target]:
         path = run / "metrics.jsonl"
         path.write_bytes(b"\n".join(lines))
         runs_lines(run_rows(run.parent))
-        for one in lines:
-            run_folder._is_kept(one, 5, 5)
+        Journal(run, 5, 5, 5).close()
 
     def feed_samples(data: bytes) -> None:
         path = run / "samples.txt"
         path.write_bytes(data)
-        run_folder.trim_samples(path, 3)
+        trim_samples(path, 3)
 
     line = changed(record).map(as_json) | edited(as_json(record)) | any_bytes | nested
     headings = b"=== step 2 ===\nWhat\n=== step 4 ===\n=== step " + b"9" * 5000 + b" ===\n"

@@ -14,6 +14,9 @@ Case = Callable[[Path, Path], None]
 """Changes a run folder, which has one checkpoint; the second folder lies outside it."""
 
 CASES: dict[str, tuple[Case, str]] = {}
+FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
+"""Cases of metrics.jsonl, samples.txt and .lock, which not every command opens: the words of their
+error, and who gives it. `gptcli runs` has such a run as damaged; to all others it is a run."""
 STEP = "checkpoints/step-00000012"
 
 
@@ -329,3 +332,64 @@ def best_that_climbs(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "state.safetensors", 3)
     (run / STEP / "model.safetensors").unlink()
     seal_again(run, lambda meta: meta["progress"].update(best_step=12))
+
+
+def of_lines(name: str, who: str, kind: str, words: str) -> Callable[[Case], None]:
+    """Register a case of the file `name`, which the commands `who` open."""
+
+    def register(function: Case) -> None:
+        FILES_OF_LINES[f"{name.strip('.').partition('.')[0]}_{kind}"] = (
+            function,
+            f"{name} cannot be opened ({words}",
+            frozenset(who.split()),
+        )
+
+    return register
+
+
+def file_of_lines(name: str, who: str, old: bytes) -> None:
+    def put(run: Path, make: Callable[[Path], None]) -> None:
+        (run / name).unlink(missing_ok=True)
+        make(run / name)
+
+    @of_lines(name, who, "that_leads_out", "A link to ")
+    def leads_out(run: Path, outside: Path) -> None:
+        (outside / "bashrc").write_bytes(old)
+        put(run, lambda path: path.symlink_to(outside / "bashrc"))
+
+    @of_lines(name, who, "that_makes_a_file_outside", "A link to ")
+    def makes_one(run: Path, outside: Path) -> None:
+        put(run, lambda path: path.symlink_to(outside / "bashrc"))
+
+    @of_lines(name, who, "that_is_a_pipe", "Not a regular file")
+    def pipe(run: Path, outside: Path) -> None:
+        put(run, os.mkfifo)
+
+    @of_lines(name, who, "that_links_to_a_pipe", "")  # a link, to who writes; a pipe, to who reads
+    def linked_pipe(run: Path, outside: Path) -> None:
+        os.mkfifo(run / "pipe")
+        put(run, lambda path: path.symlink_to("pipe"))
+
+    @of_lines(name, who, "that_is_a_folder", "Is a directory")
+    def directory(run: Path, outside: Path) -> None:
+        put(run, Path.mkdir)
+
+
+def huge(name: str, who: str) -> None:
+    @of_lines(name, who, "of_a_terabyte", "1,099,511,627,776 bytes; at most 1,073,741,824 are read")
+    def terabyte(run: Path, outside: Path) -> None:
+        (run / name).touch()
+        os.truncate(run / name, 2**40)
+
+
+file_of_lines("metrics.jsonl", "resume runs inspect-batch", b'{"kind": "step", "step": 1}\n')
+file_of_lines("samples.txt", "resume", b"alias ll=ls\n")
+file_of_lines(".lock", "resume runs", b"")
+huge("metrics.jsonl", "resume runs inspect-batch")
+huge("samples.txt", "resume")
+
+
+@of_lines("samples.txt", "resume", "that_is_the_config", "A link")
+def samples_that_are_the_config(run: Path, outside: Path) -> None:
+    (run / "samples.txt").unlink(missing_ok=True)
+    (run / "samples.txt").symlink_to("config.yaml")

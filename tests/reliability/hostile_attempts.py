@@ -1,4 +1,4 @@
-"""What `score` and `train --resume` make of run folders made to do harm (hostile.py).
+"""What `score`, `train --resume` and their like make of run folders made to do harm (hostile.py).
 
 `python hostile_attempts.py RUN TEXT FOLDER` prints one line of JSON for each case: how it ended, in
 how many seconds, and by how many bytes the process grew beyond PyTorch and gptcli themselves.
@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hostile import CASES, STEP
+from hostile import CASES, FILES_OF_LINES, STEP
 
 SECONDS = 1.0
 BYTES = 200e6
 COMMANDS = ("score", "resume")
+ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
 WAS_HERE = Path("/tmp/gptcli-was-here")  # what a case would make, if it could
 
 
@@ -74,6 +75,10 @@ def one_checkpoint(small_run: Path, goal: Path) -> Path:
     return goal
 
 
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """How each case ended, with either command. The process must be free to fork."""
     short = folder / "short.txt"
@@ -88,15 +93,20 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
     load_trained(source, None, device=torch.device("cpu"), dtype=torch.float32)
     assert in_child(["score", str(source), str(short)], folder)["code"] == 0
     for name in names:
-        run, outside = folder / "run", folder / "outside"
-        for command in COMMANDS:
+        run, outside = folder / "runs" / "run", folder / "outside"
+        for command in COMMANDS if name in CASES else ALL_COMMANDS:
             for old in (run, outside):
                 shutil.rmtree(old, ignore_errors=True)
             outside.mkdir()
             shutil.copytree(source, run)
-            CASES[name][0](run, outside)
+            (CASES.get(name) or FILES_OF_LINES[name])[0](run, outside)
+            before = content_of(outside)
             words = {
                 "score": ["score", str(run), str(short)],
+                "eval": ["eval", str(run)],
+                "sample": ["sample", str(run), "--max-new-tokens", "3"],
+                "runs": ["runs", str(run.parent)],
+                "inspect-batch": ["inspect-batch", str(run), "3"],
                 "resume": [
                     "train",
                     "train.max_steps=24",
@@ -106,17 +116,28 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
                     str(run),
                 ],
             }[command]
-            yield {"case": name, "command": command, **in_child(words, folder)}
+            ended = in_child(words, folder)
+            after = content_of(outside)
+            yield {"case": name, "command": command, "outside": before == after, **ended}
 
 
 def check(ending: dict[str, Any]) -> None:
     """Assert that a case ended in an error with the right words, at once and in little memory."""
-    case = ending["case"]
-    works = (case, ending["command"]) == ("a_ring_of_ten_million", "score")
+    case, command = ending["case"], ending["command"]
+    if case in CASES:
+        words = CASES[case][1].split("|")
+        works = (case, command) == ("a_ring_of_ten_million", "score")
+    else:
+        words = [FILES_OF_LINES[case][1]]
+        refuses = command in FILES_OF_LINES[case][2]
+        works = command == "runs" or not refuses
+        if works:
+            words = ["damaged"] if refuses else [""]
     assert ending["code"] in ([0] if works else [1, 2]), ending
     assert "Traceback" not in ending["words"], ending
     assert works or "error: " in ending["words"], ending
-    assert any(words in ending["words"] for words in CASES[case][1].split("|")), ending
+    assert any(some in ending["words"] for some in words), ending
+    assert ending["outside"], "something outside the run folder has changed"
     assert ending["seconds"] < SECONDS, ending
     assert ending["grown"] < BYTES, ending
     assert not WAS_HERE.exists(), "what was loaded ran code"
@@ -124,7 +145,7 @@ def check(ending: dict[str, Any]) -> None:
 
 def main() -> None:
     source, text, folder = map(Path, sys.argv[1:])
-    for ending in tried(source, text, folder, CASES):
+    for ending in tried(source, text, folder, (*CASES, *FILES_OF_LINES)):
         print(json.dumps(ending), flush=True)
 
 

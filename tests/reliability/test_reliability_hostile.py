@@ -44,3 +44,11 @@ def test_a_hostile_run_folder_ends_in_an_error_at_once(
     case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     hostile_attempts.check(endings[case, command])
+
+
+@pytest.mark.parametrize("command", hostile_attempts.ALL_COMMANDS)
+@pytest.mark.parametrize("case", sorted(hostile.FILES_OF_LINES))
+def test_a_hostile_journal_or_lock_is_refused_by_who_opens_it(
+    case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    hostile_attempts.check(endings[case, command])

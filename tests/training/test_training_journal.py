@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,33 @@ def test_a_status_that_cannot_be_written_names_file_and_room(
     words = f"error: {run / 'run.json'} could not be written (Input/output error); "
     assert words in outcome.err
     assert "MiB free there\n\nhint: " in outcome.err
+
+
+def test_what_is_missing_of_the_metrics_is_said_on_a_resume(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """And nothing where nothing is: a line that a kill cut short is made again."""
+    run = tmp_path / "r"
+    assert cli("train", text_file, *SMALL, "--out", run).code == 0
+    path, more = run / "metrics.jsonl", ["train.max_steps=13", "--extend"]
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    def resumed(data: bytes | None) -> str:
+        again = tmp_path / "again"
+        shutil.rmtree(again, ignore_errors=True)
+        shutil.copytree(run, again)
+        (again / "metrics.jsonl").unlink() if data is None else (
+            again / "metrics.jsonl"
+        ).write_bytes(data)
+        outcome = cli("train", "--resume", "--out", again, *more)
+        assert outcome.code == 0
+        return str(outcome.err)
+
+    assert "metrics.jsonl" not in resumed(b"".join(lines))
+    assert "metrics.jsonl" not in resumed(b"".join(lines) + b'{"kind": "st')
+    assert "metrics.jsonl is missing; it begins again" in resumed(None)
+    assert "metrics.jsonl has nothing of the steps up to 12" in resumed(b"")
+    assert "metrics.jsonl has nothing of the steps before 4" in resumed(b"".join(lines[3:]))
+    assert "metrics.jsonl has nothing of the steps from 6 to 12" in resumed(b"".join(lines[:6]))
+    damaged = b"".join([*lines[:3], b"\xff\xfe\n", b"[]\n", *lines[3:]])
+    assert "metrics.jsonl was damaged: 2 lines that cannot be read are left out" in resumed(damaged)
