@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from gptcli.bounded import open_own
+from gptcli.direct_io import write_past_the_cache
 from gptcli.errors import GptcliError
 
 
@@ -88,12 +89,18 @@ def _sync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk. Not atomic: for
-    files in a temporary folder that is renamed afterwards."""
+def write_file(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, large: bool = False
+) -> None:
+    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk; a `large` file
+    past the page cache. Not atomic: for files in a temporary folder that is renamed afterwards."""
+    pieces = (data,) if isinstance(data, bytes) else data
     with disk.create(path) as file:
-        for piece in (data,) if isinstance(data, bytes) else data:
-            _write_whole(file, piece, path)
+        if large:
+            write_past_the_cache(file, pieces, lambda block: _write_whole(file, block, path))
+        else:
+            for piece in pieces:
+                _write_whole(file, piece, path)
         disk.fsync(file)
 
 

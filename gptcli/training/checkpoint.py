@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli import durable
 from gptcli.bounded import MOST_JSON, read_bounded
+from gptcli.direct_io import LARGE
 from gptcli.errors import GptcliError
 from gptcli.training.meta_file import TENSOR_FILES, parse_meta, seal
 from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
@@ -118,7 +119,8 @@ def _write_folder(
         files = {}
         for name, tensors in zip(TENSOR_FILES, (model, state), strict=True):
             file = Counted(tensor_pieces(tensors))
-            durable.write_file(temporary / name, file)
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            durable.write_file(temporary / name, file, large=size >= LARGE)
             files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
         durable.write_file(temporary / "meta.json", seal(step, meta, files))
         still_wanted()

@@ -120,6 +120,8 @@ class _Loop:
             setup.resume.step if setup.resume else None,
         )
         self.spikes = Spikes()
+        # Of a learner's parts; the built-in ones have none.
+        self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
     # ---- the run -------------------------------------------------------------------------
 
@@ -138,6 +140,12 @@ class _Loop:
         else:
             self.progress.seconds = self.clock()
             yield from self.saver.must(self.state, self.meta())
+        for name, buffer in self.state.model.named_buffers():
+            if not torch.equal(buffer, self.buffers[name]):
+                yield Notice(
+                    f"the buffer `{name}` of a part of yours has changed; checkpoints keep "
+                    "parameters alone: sampled or resumed, it is as its constructor makes it"
+                )
         p = self.progress
         yield Finished(
             step=p.step,

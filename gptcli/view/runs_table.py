@@ -66,7 +66,7 @@ def _day(row: RunRow) -> str:
 
 
 _NAME = _Column("run", lambda row: clean(row.name).replace("\n", " "), right=False)
-_STATUS = _Column("status", lambda row: row.status, right=False)
+_STATUS = _Column("status", lambda row: clean(row.status).replace("\n", " "), right=False)
 _WHEN = _Column("when", _day, right=False)
 _PARAMETERS = _Column("params", _parameters)
 _VAL = _Column("val", lambda row: loss_text(row.val_loss))
@@ -105,7 +105,7 @@ def runs_table(rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8")
     for row in rows:
         style = _STATUS_STYLES.get(row.status, "")
         name = crop(clean(_NAME.cell(row), encoding), name_width, ellipsis=ellipsis_for(encoding))
-        styled = {_NAME: Text(name, style="bold"), _STATUS: Text(row.status, style=style)}
+        styled = {_NAME: Text(name, style="bold"), _STATUS: Text(_STATUS.cell(row), style=style)}
         table.add_row(*(styled.get(column) or Text(column.cell(row)) for column in columns))
     return table
 

@@ -152,3 +152,29 @@ def test_a_finished_run_refuses_another_text(cli: Any, text_file: Path, tmp_path
     assert refused.code == 2
     assert "has changed since" in refused.err
     assert "is finished" in cli("train", "--resume", "--out", run, f"data.source={moved}").err
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_buffer_that_changes_is_said_not_to_be_saved(
+    counts: bool, cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class MLP(nn.Module):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__()\n"
+        "        C, bias = config.n_embd, config.bias\n"
+        "        self.c_fc = nn.Linear(C, 4 * C, bias=bias)\n"
+        "        self.c_proj = nn.Linear(4 * C, C, bias=bias)\n"
+        "        self.register_buffer('calls', torch.zeros(()))\n"
+        "    def forward(self, x):\n"
+        f"        self.calls += {int(counts)}\n"
+        "        return self.c_proj(nn.functional.gelu(self.c_fc(x), approximate='tanh'))\n",
+        encoding="utf-8",
+    )
+    words = (*BASE, "model.arch=gpt2", "--mlp", own, "--force")
+    outcome = cli("train", text_file, *words, "--out", tmp_path / "r")
+    assert outcome.code == 0
+    assert ("the buffer `h.0.mlp.calls` of a part of yours has changed" in outcome.err) is counts

@@ -71,3 +71,10 @@ def test_plain_lines_are_aligned_and_whole() -> None:
               for line, word in zip(lines, ("status", "done", "interrupted", "diverged"),
                                     strict=True)}  # fmt: skip
     assert len(starts) == 1
+
+
+def test_a_status_that_somebody_wrote_stays_harmless_and_on_its_line() -> None:
+    row = RunRow("x", "\x1b[31mPWN\nerror: y", 1, 2, None, None, None, None, None, None)
+    for lines in (printed([row], 80), runs_lines([row])):
+        assert len(lines) == 2
+        assert "\x1b" not in "".join(lines)
