@@ -70,11 +70,11 @@ class FullDisk:
         self.full, self.refused = False, 0
         write = durable.write_file
 
-        def write_or_not(path: Path, data: bytes) -> None:
+        def write_or_not(path: Path, data: bytes, **more: bool) -> None:
             if self.full:
                 self.refused += 1
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            write(path, data)
+            write(path, data, **more)
 
         monkeypatch.setattr(durable, "write_file", write_or_not)
 
