@@ -8,6 +8,7 @@ back to the host. Dimensions: B streams, T tokens, V vocabulary, W window (block
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,10 +175,15 @@ class StepStreams:
         self._at.add_(1)
 
     def _record(self, span: int) -> Callable[[], None]:
-        """What makes a step: on a GPU one graph. No stream may be active, so that the steps before
-        the recording, which make what is made once, change nothing."""
-        if self._device.type != "cuda":
-            return lambda: self._step(span)
+        """What makes a step: on a GPU one graph where it can be recorded, else one operation after
+        another. No stream may be active, so that the steps before the recording, which make what is
+        made once, change nothing."""
+        if self._device.type == "cuda":
+            with suppress(RuntimeError):
+                return self._graph(span)
+        return lambda: self._step(span)
+
+    def _graph(self, span: int) -> Callable[[], None]:
         beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(beside):
