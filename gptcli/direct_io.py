@@ -1,5 +1,5 @@
-"""Large files past the page cache, where the system can: what is written once and seldom read costs
-a processor a twentieth then, and pushes nothing out of memory that is needed.
+"""Large files past the page cache, where the system can: what is written once and seldom read takes
+less of a processor then, and pushes nothing out of memory that is needed.
 
 Linux alone (O_DIRECT, open(2)): it wants whole blocks from memory at whole pages, so what is to be
 written is gathered in a buffer. Where a file system does not know it, nothing changes.
