@@ -160,6 +160,7 @@ def precision(run: Path, text: Path) -> None:
     """Log-probabilities token by token, and greedy outputs, of both dtypes and of PyTorch."""
     import torch
 
+    from gptcli.devices import dtype_name
     from gptcli.native import library
     from gptcli.native.decoder import Decoder
     from gptcli.sampling.choose import Choice
@@ -174,8 +175,8 @@ def precision(run: Path, text: Path) -> None:
     found = library.find(library.SAMPLING).library
     assert found is not None
     width = model.config.block_size
-    for half in (False, True):
-        decoder = Decoder(found, model, half=half, streams=1, threads=2)
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = Decoder(found, model, dtype=dtype, streams=1, threads=2)
         scores = []
         for at, token in enumerate(ids[:-1]):
             if model.wpe is None:
@@ -188,7 +189,7 @@ def precision(run: Path, text: Path) -> None:
             scores.append(float(decoder.logits(0).log_softmax(-1)[ids[at + 1]]))
         off = (torch.tensor(scores) - plain).abs()
         print(
-            f"{'bfloat16' if half else 'float32'}: log-probabilities of {len(off)} tokens are off "
+            f"{dtype_name(dtype)}: log-probabilities of {len(off)} tokens are off "
             f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"
         )
     written: dict[str, list[list[int]]] = {}

@@ -135,7 +135,7 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
 static void remember(const Decoder *d, char *keys, int slot, const float *k, const float *v) {
     char *values = values_of(d, keys);
     const long group = slot / LANES * (long)d->E * LANES, place = slot % LANES;
-    const int half = d->s.half;
+    const int half = of_cache(d) == 2;
     for (int j = 0; j < d->P; j += LANES) put(half, values, (long)slot * d->P + j, load(v + j));
     for (int j0 = 0; j0 < d->E; j0 += LANES) {
         const int n = d->E - j0 < LANES ? d->E - j0 : LANES;
@@ -269,15 +269,14 @@ static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
     const Decoder *d = s->d;
     const Layer *y = d->layers + l;
     const int P = d->P, panels = up_to(3 * P / PANEL, 2);
-    const long width = panels * PANEL, row = d->Cp * of_input(d);
+    const long width = panels * PANEL, row = row_bytes(&y->qkv);
     long from, to;
     share(s, d->s.H, &from, &to);
     for (long h = from; h < to; h++) {
         for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
             const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
             /* A head's outputs may begin in the middle of 32: an odd panel more is computed. */
-            times(&y->qkv, in + r0 * row, d->Cp, n, h * 3 * P / PANEL, panels, s->own->piece,
-                  width);
+            times(&y->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels, s->own->piece, width);
             for (int r = 0; r < n; r++) {
                 const int at = r0 + r;
                 float *q = s->own->piece + r * width;
@@ -303,7 +302,7 @@ static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
             const char *next = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
                                : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
                                               : keys;
-            if (d->s.half)
+            if (of_cache(d) == 2)
                 attend(1, d, q, keys, p, s->own->scores, out, next);
             else
                 attend(0, d, q, keys, p, s->own->scores, out, next);
@@ -317,14 +316,14 @@ static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
 /* x += rows of `in` times the weights. */
 static void add_branch(const Step *s, const Packed *p, const char *in) {
     const Decoder *d = s->d;
-    const long row = p->K * of_input(d);
+    const long row = row_bytes(p);
     long from, to;
     share(s, p->N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
             const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
-            times(p, in + r0 * row, p->K, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            times(p, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
             for (int r = 0; r < n; r++)
                 for (int j = 0; j < wide; j += LANES) {
                     float *x = d->x + (s->base + r0 + r) * d->Cp + c + j;
@@ -338,14 +337,14 @@ static void add_branch(const Step *s, const Packed *p, const char *in) {
 static void feed_forward(const Step *s, const Layer *y, const char *in) {
     const Decoder *d = s->d;
     const int modern = d->s.modern, half = of_input(d) == 2;
-    const long row = d->Cp * of_input(d);
+    const long row = row_bytes(&y->up);
     long from, to;
     share(s, y->up.N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
             const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
-            times(&y->up, in + r0 * row, d->Cp, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            times(&y->up, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
             for (int r = 0; r < n; r++) {
                 char *out = d->mid + (s->base + r0 + r) * d->Fp * of_input(d);
                 const float *z = s->own->piece + r * wide;
@@ -363,14 +362,14 @@ static void feed_forward(const Step *s, const Layer *y, const char *in) {
 /* Logits of rows, each into its stream's place. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *stream) {
     const Decoder *d = s->d;
-    const long row = d->Cp * of_input(d);
+    const long row = row_bytes(&d->head);
     long from, to;
     share(s, d->Vp / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < rows; r0 += ROWS_AT_ONCE) {
             const int n = rows - r0 < ROWS_AT_ONCE ? rows - r0 : ROWS_AT_ONCE;
-            times(&d->head, in + r0 * row, d->Cp, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+            times(&d->head, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
             for (int r = 0; r < n; r++)
                 memcpy(d->logits + stream[r0 + r] * d->Vp + c, s->own->piece + r * wide,
                        wide * sizeof(float));
@@ -399,7 +398,7 @@ static void gather(Step *s, int32_t *stream) {
 static void step(Step s) {
     Decoder *d = s.d;
     int32_t asked[s.n];
-    products_begin(d->s.half, s.n);
+    products_begin(d->s.kind, s.n);
     embed(&s);
     wait_for_others(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
@@ -419,7 +418,7 @@ static void step(Step s) {
         wait_for_others(&s);
     }
     to_logits(&s, normed(&s, d->lnf, d->lnf_bias), s.n, s.stream);
-    products_end(d->s.half);
+    products_end(d->s.kind);
     wait_for_others(&s);
 }
 

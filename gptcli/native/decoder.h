@@ -20,7 +20,7 @@
 #include "parameters.h"
 
 typedef struct {
-    int32_t modern, half, L, H, C, F, V, W, streams, threads;
+    int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
 typedef struct {
@@ -65,9 +65,10 @@ typedef struct {
 
 enum { NEAR = 1024, FAR = 256, HUGE_PAGE = 2 << 20, LONGEST_PIECE = 128 };
 
-static size_t of_input(const Decoder *d) { return d->s.half && HALF_ROWS ? 2 : 4; }
+/* Bytes of a number: of the rows that go into products, and of keys and values. */
+static size_t of_input(const Decoder *d) { return d->s.kind == BFLOAT16 && HALF_ROWS ? 2 : 4; }
 
-static size_t of_cache(const Decoder *d) { return d->s.half ? 2 : 4; }
+static size_t of_cache(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
 /* The keys of a head (its values follow them). */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
@@ -86,7 +87,7 @@ static size_t lay_out(Decoder *d, char *at) {
 #define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to(n, 64))
 #define TAKE(to, n) TAKE_BYTES(to, (n) * sizeof *(to))
 #define TAKE_PACKED(m, n, k)                                                                       \
-    ((m).N = (n), (m).K = (k), (m).half = s.half, TAKE_BYTES((m).weights, packed_bytes(&(m))),     \
+    ((m).N = (n), (m).K = (k), (m).kind = s.kind, TAKE_BYTES((m).weights, packed_bytes(&(m))),     \
      TAKE((m).bias, (m).N))
     for (int l = 0; l < s.L; l++) {
         Layer *y = d->layers + l;

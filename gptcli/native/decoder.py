@@ -18,28 +18,30 @@ from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
 
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}  # `Kind` of packed.h
+
 
 def bytes_needed(
     library: ctypes.CDLL,
     config: ModelConfig,
     vocab_size: int,
     *,
-    half: bool,
+    dtype: torch.dtype,
     streams: int,
     threads: int,
 ) -> int:
     """Memory that a Decoder of this shape takes at most, beside the model's own weights."""
-    shape = _shape(config, vocab_size, half, streams, threads)
+    shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
 
 def _shape(
-    config: ModelConfig, vocab_size: int, half: bool, streams: int, threads: int
+    config: ModelConfig, vocab_size: int, dtype: torch.dtype, streams: int, threads: int
 ) -> DecoderShape:
     modern = config.arch == "modern"
     return DecoderShape(
         modern=modern,
-        half=half,
+        kind=_KINDS[dtype],
         L=config.n_layer,
         H=config.n_head,
         C=config.n_embd,
@@ -54,11 +56,11 @@ def _shape(
 class Decoder:
     """The decoder of one network for `streams` streams, numbered from 0.
 
-    `half`: weights, keys and values in bfloat16, else all in float32. `model` is on the CPU in
+    `dtype`: float32, or bfloat16 for weights, keys and values. `model` is on the CPU in
     float32, without parts of the user's own. Raises MemoryError."""
 
     def __init__(
-        self, library: ctypes.CDLL, model: GPT, *, half: bool, streams: int, threads: int
+        self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
     ) -> None:
         assert not model.own.in_network()
         config = model.config
@@ -70,7 +72,7 @@ class Decoder:
         places = array("Q", [0 if w is None else next(kept).data_ptr() for w in weights])
         self._library = library
         self._threads, self._vocab_size, self.streams = threads, model.vocab_size, streams
-        shape = _shape(config, model.vocab_size, half, streams, threads)
+        shape = _shape(config, model.vocab_size, dtype, streams, threads)
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
@@ -80,7 +82,7 @@ class Decoder:
         self._rows = int(library.dec_rows(self._decoder))
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
         matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
-        self._weight_bytes = matrices * (2 if half else 4)
+        self._weight_bytes = matrices * dtype.itemsize
 
     def __del__(self) -> None:
         if getattr(self, "_decoder", None):

@@ -62,7 +62,7 @@ class DecoderShape(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("modern", "half", "L", "H", "C", "F", "V", "W", "streams", "threads")
+        for name in ("modern", "kind", "L", "H", "C", "F", "V", "W", "streams", "threads")
     ]
 
 

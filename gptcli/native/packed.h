@@ -26,25 +26,32 @@
 
 enum { PANEL = 16, ROWS_AT_ONCE = 32 };
 
+typedef enum { FLOAT32, BFLOAT16 } Kind;
+
 typedef struct {
     long N, K;
-    int half; /* bfloat16 */
+    Kind kind;
     char *weights;
     float *bias; /* N, zeros where the layer has none */
 } Packed;
 
-static size_t packed_bytes(const Packed *p) { return p->N * p->K * (p->half ? 2 : 4); }
+static long panel_bytes(const Packed *p) { return PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4); }
+
+static size_t packed_bytes(const Packed *p) { return p->N / PANEL * panel_bytes(p); }
+
+/* Bytes of a row of K numbers, as products read it. */
+static long row_bytes(const Packed *p) { return p->K * (p->kind == BFLOAT16 && HALF_ROWS ? 2 : 4); }
 
 /* Panel n / 16 from 16 rows of the source (NULL: zeros); input k comes from column columns[k] (-1:
  * zero), or k itself up to `count` where columns is NULL. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
-    char *to = p->weights + n * p->K * (p->half ? 2 : 4);
+    char *to = p->weights + n / PANEL * panel_bytes(p);
     for (long k = 0; k < p->K; k++) {
         const long from = columns ? columns[k] : k < count ? k : -1;
         for (int i = 0; i < PANEL; i++) {
             const float x = rows[i] && from >= 0 ? rows[i][from] : 0.0f;
-            if (p->half)
+            if (p->kind == BFLOAT16)
                 ((bf16 *)to)[k / 2 * 32 + 2 * i + k % 2] = half_of(x);
             else
                 ((float *)to)[k * PANEL + i] = x;
@@ -55,14 +62,14 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
 /* ---- out (nr, 16 nb) = rows (nr, K) times nb panels ---------------------------------------------
  */
 
-INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long row,
-                     long panel, float *out, long out_row) {
-    const long bytes = PANEL * p->K * (p->half ? 2 : 4);
+INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
+                     float *out, long out_row) {
+    const long bytes = panel_bytes(p), row = p->K;
     const char *w = p->weights + panel * bytes;
     v16 sum[6][4];
     for (int r = 0; r < nr; r++)
         for (int j = 0; j < nb; j++) sum[r][j] = all(0.0f);
-    if (!p->half) {
+    if (p->kind == FLOAT32) {
         const float *a = (const float *)rows;
         for (long k = 0; k < p->K; k++, w += 64) {
             v16 b[4];
@@ -106,57 +113,56 @@ enum { MOST_ROWS = 6 };
 enum { MOST_ROWS = 2 }; /* of 16 registers */
 #endif
 
-INLINE void all_rows(const int nb, const Packed *p, const char *rows, long row, int n, long panel,
-                     float *out, long out_row) {
-    const long bytes = row * (p->half && HALF_ROWS ? 2 : 4);
+INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
+                     long out_row) {
+    const long row = row_bytes(p);
     int r = 0;
 #if defined(__AVX512F__)
     for (; r + 6 <= n; r += 6)
-        few_rows(6, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+        few_rows(6, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r + 3 <= n; r += 3)
-        few_rows(3, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+        few_rows(3, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 #endif
     for (; r + 2 <= n; r += 2)
-        few_rows(2, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
-    for (; r < n; r++) few_rows(1, nb, p, rows + r * bytes, row, panel, out + r * out_row, out_row);
+        few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
+    for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
 
-/* out (n, 16 panels) = rows times `panels` panels, an even number. n is at most 32; the rows are
- * `row` numbers apart, and there is memory for 16 or 32 of them and of the outputs. */
-static void times(const Packed *p, const void *rows, long row, int n, long panel, int panels,
-                  float *out, long out_row) {
+/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number. n is at most 32, and
+ * there is memory for 16 or 32 of the rows and of the outputs. */
+static void times(const Packed *p, const char *rows, int n, long panel, int panels, float *out,
+                  long out_row) {
 #if HAS_TILES
-    if (p->half) {
+    if (p->kind == BFLOAT16) {
         const int steps = p->K / 32;
         const long bytes = PANEL * p->K;
-        const bf16 *w = (const bf16 *)p->weights + panel * bytes;
+        const bf16 *w = (const bf16 *)p->weights + panel * bytes, *a = (const bf16 *)rows;
         for (int j = 0; j < panels; j += 2, w += 2 * bytes, out += 2 * PANEL)
             if (n <= 16)
-                block(1, 2, rows, 0, row, 32, w, bytes, TILE, steps, out, out_row, 0);
+                block(1, 2, a, 0, p->K, 32, w, bytes, TILE, steps, out, out_row, 0);
             else
-                block(2, 2, rows, 16 * row, row, 32, w, bytes, TILE, steps, out, out_row, 0);
+                block(2, 2, a, 16 * p->K, p->K, 32, w, bytes, TILE, steps, out, out_row, 0);
         return;
     }
 #endif
     int j = 0;
-    for (; j + 4 <= panels; j += 4)
-        all_rows(4, p, rows, row, n, panel + j, out + j * PANEL, out_row);
-    for (; j < panels; j += 2) all_rows(2, p, rows, row, n, panel + j, out + j * PANEL, out_row);
+    for (; j + 4 <= panels; j += 4) all_rows(4, p, rows, n, panel + j, out + j * PANEL, out_row);
+    for (; j < panels; j += 2) all_rows(2, p, rows, n, panel + j, out + j * PANEL, out_row);
 }
 
 /* Every thread calls these two around its products; n as above. */
-static void products_begin(int half, int n) {
+static void products_begin(Kind kind, int n) {
 #if HAS_TILES
-    if (half) tiles_begin_rows(n < 16 ? n : 16);
+    if (kind == BFLOAT16) tiles_begin_rows(n < 16 ? n : 16);
 #endif
-    (void)half, (void)n;
+    (void)kind, (void)n;
 }
 
-static void products_end(int half) {
+static void products_end(Kind kind) {
 #if HAS_TILES
-    if (half) tiles_end();
+    if (kind == BFLOAT16) tiles_end();
 #endif
-    (void)half;
+    (void)kind;
 }
 
 #endif

@@ -1,4 +1,5 @@
-/* The parameters of a GPT, in the order in which gptcli.native.engine.parameter_names gives them. */
+/* The parameters of a GPT, in the order in which gptcli.native.engine.parameter_names gives them.
+ */
 
 #ifndef GPTCLI_PARAMETERS_H
 #define GPTCLI_PARAMETERS_H

@@ -66,11 +66,10 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
         return (StepStreams if way.by == "steps" else TorchStreams)(model, room, how)
     found = library.find(library.SAMPLING).library
     assert found is not None
-    half = way.dtype == torch.bfloat16
 
     def needed(streams: int) -> int:
         return bytes_needed(
-            found, model.config, model.vocab_size, half=half, streams=streams, threads=threads
+            found, model.config, model.vocab_size, dtype=way.dtype, streams=streams, threads=threads
         )
 
     free = free_memory(torch.device("cpu"))
@@ -78,7 +77,7 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
         count = (count + 1) // 2
     while needed(count) <= free:
         try:
-            decoder = Decoder(found, model, half=half, streams=count, threads=threads)
+            decoder = Decoder(found, model, dtype=way.dtype, streams=count, threads=threads)
             return NativeStreams(decoder, model, how)
         except MemoryError:
             if count == 1:

@@ -36,6 +36,7 @@ SHAPES: list[dict[str, Any]] = [
         "bias": True,
     },
 ]  # fmt: skip
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def made(shape: dict[str, Any]) -> GPT:
@@ -49,9 +50,14 @@ def text(m: GPT, length: int, seed: int = 0) -> list[int]:
 
 
 def decoder(
-    found: ctypes.CDLL, m: GPT, *, half: bool = False, streams: int = 1, threads: int = 2
+    found: ctypes.CDLL,
+    m: GPT,
+    dtype: torch.dtype = torch.float32,
+    *,
+    streams: int = 1,
+    threads: int = 2,
 ) -> Decoder:
-    return Decoder(found, m, half=half, streams=streams, threads=threads)
+    return Decoder(found, m, dtype=dtype, streams=streams, threads=threads)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -75,23 +81,23 @@ def test_in_bfloat16_they_are_near(decoding: ctypes.CDLL, shape: dict[str, Any])
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
     m.to(torch.float32)  # its weights are rounded now, as the decoder would round them
-    half = decoder(decoding, m, half=True)
+    half = decoder(decoding, m, torch.bfloat16)
     half.feed([(0, 0, ids)])
     error = (half.logits(0).log_softmax(-1) - expected).abs().max()
     # PyTorch, which rounds after every operation, is the measure.
     assert error <= 1.5 * (plain - expected).abs().max() + 0.01
 
 
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_row_does_not_depend_on_its_neighbours(
-    decoding: ctypes.CDLL, shape: dict[str, Any], half: bool
+    decoding: ctypes.CDLL, shape: dict[str, Any], dtype: torch.dtype
 ) -> None:
     m = made(shape)
     texts = [text(m, 1 + i * 7 % m.config.block_size, seed=i) for i in range(41)]
-    many = decoder(decoding, m, half=half, streams=41)
+    many = decoder(decoding, m, dtype, streams=41)
     many.feed([(i, 0, ids) for i, ids in enumerate(texts)])
-    alone = decoder(decoding, m, half=half, threads=1)
+    alone = decoder(decoding, m, dtype, threads=1)
     for i, ids in enumerate(texts):
         for position, token in enumerate(ids):
             alone.feed([(0, position, [token])])
@@ -126,9 +132,9 @@ def test_only_distances_count(decoding: ctypes.CDLL, far: int) -> None:
 
 @pytest.mark.parametrize(("streams", "threads"), [(1, 1), (1, 2), (3, 2), (40, 2), (40, 3)])
 @pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_any_team_writes_the_same(
-    decoding: ctypes.CDLL, streams: int, threads: int, alone: bool, half: bool,
+    decoding: ctypes.CDLL, streams: int, threads: int, alone: bool, dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     m = made(SHAPES[0])
@@ -136,7 +142,7 @@ def test_any_team_writes_the_same(
     how = How(temperature=1.0, top_p=1.0, penalty=1.0)
 
     def run(chosen: list[int]) -> torch.Tensor:
-        one = decoder(decoding, m, half=half, streams=streams, threads=threads)
+        one = decoder(decoding, m, dtype, streams=streams, threads=threads)
         monkeypatch.setattr(one, "_team", lambda n: (threads if n > 1 or not alone else 1, alone))
         one.feed([(i, 0, [i % m.vocab_size, 1, 2 + i % 5][: 2 + i % 2]) for i in chosen])
         return one.run(chosen, [2 + i % 2 for i in chosen], uniform[chosen], how)
@@ -163,8 +169,8 @@ def test_a_copy_goes_on_alike(decoding: ctypes.CDLL) -> None:
 def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
     m = model("gpt2", 2, 64, n_embd=64)
     sizes = [
-        bytes_needed(decoding, m.config, 13, half=half, streams=n, threads=2)
-        for half, n in ((False, 1), (False, 1000), (True, 1000))
+        bytes_needed(decoding, m.config, 13, dtype=dtype, streams=n, threads=2)
+        for dtype, n in ((torch.float32, 1), (torch.float32, 1000), (torch.bfloat16, 1000))
     ]
     of_a_stream = 2 * 2 * 64 * 64 * 4  # layers, keys and values, tokens, channels, bytes
     assert sizes[1] - sizes[0] == pytest.approx(999 * of_a_stream, rel=0.3)
@@ -174,7 +180,7 @@ def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
     huge.__dict__.update(m.__dict__)
     huge.config = config
     with pytest.raises(MemoryError):
-        Decoder(decoding, huge, half=False, streams=2**20, threads=1)
+        Decoder(decoding, huge, dtype=torch.float32, streams=2**20, threads=1)
 
 
 # ---- the choice ----------------------------------------------------------------------------------
