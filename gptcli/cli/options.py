@@ -32,6 +32,13 @@ CheckpointOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 DTypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+WriterDTypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto, bfloat16, float16 or float32; on a CPU also int8, weights of eight bits.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads. Default: as many as there are cores."),
@@ -112,7 +119,7 @@ def load_writer(
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run
 
-    _check(machine)
+    _check(machine, "int8")
     path = find_run(run)
     device = choose_device(machine.device)
     threads = choose_threads(machine.threads or "auto")
@@ -129,6 +136,10 @@ def _say(trained: Trained) -> None:
         note(f"note: {message}")
 
 
-def _check(machine: Machine) -> None:
+def _check(machine: Machine, *more_dtypes: str) -> None:
     _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
-    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32"))
+    if machine.dtype == "int8" and not more_dtypes:
+        raise GptcliError(
+            "--dtype `int8` is for `gptcli sample`", "float32 or bfloat16 here, or leave it out"
+        )
+    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32", *more_dtypes))

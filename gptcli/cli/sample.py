@@ -12,12 +12,12 @@ import typer
 from gptcli.cli.options import (
     CheckpointOption,
     DeviceOption,
-    DTypeOption,
     JsonOption,
     Machine,
     RunArgument,
     ThreadsOption,
     Writer,
+    WriterDTypeOption,
     load_writer,
 )
 from gptcli.cli.output import note, print_json
@@ -113,7 +113,7 @@ def sample(
     as_json: JsonOption = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    dtype: WriterDTypeOption = "auto",
     threads: ThreadsOption = None,
     attention: AttentionOption = None,
     layernorm: LayerNormOption = None,

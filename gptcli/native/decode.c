@@ -104,14 +104,28 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
         put(half, out, c, (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* All rows normalised, for all threads of the team: by each for itself where they are few. */
+/* Whether a thread of a team makes all rows of a product for itself rather than wait for others. */
+static int are_few(const Step *s) { return s->parts > 1 && s->n <= 4; }
+
+/* All rows normalised, for all threads of the team. */
 static const char *normed(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * of_input(d);
-    const int few = s->parts > 1 && s->n <= 4;
+    const int few = are_few(s);
     char *out = few ? s->own->in : d->in + s->base * row;
     for (int r = few ? 0 : s->part; r < s->n; r += few ? 1 : s->parts)
         norm(d, d->x + (s->base + r) * d->Cp, gain, bias, out + r * row);
+    if (!few) wait_for_others(s);
+    return out;
+}
+
+/* Rows as products with p read them, for all threads of the team. */
+static const char *readable(const Step *s, const Packed *p, const char *rows) {
+    if (p->kind != INT8) return rows;
+    const int few = are_few(s);
+    char *out = few ? s->own->as_bytes : s->d->as_bytes + s->base * s->d->widest_row;
+    for (int r = few ? 0 : s->part; r < s->n; r += few ? 1 : s->parts)
+        to_bytes((const float *)rows + r * p->K, p->K, out + r * row_bytes(p));
     if (!few) wait_for_others(s);
     return out;
 }
@@ -271,6 +285,7 @@ static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
     const int P = d->P, panels = up_to(3 * P / PANEL, 2);
     const long width = panels * PANEL, row = row_bytes(&y->qkv);
     long from, to;
+    in = readable(s, &y->qkv, in);
     share(s, d->s.H, &from, &to);
     for (long h = from; h < to; h++) {
         for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
@@ -318,6 +333,7 @@ static void add_branch(const Step *s, const Packed *p, const char *in) {
     const Decoder *d = s->d;
     const long row = row_bytes(p);
     long from, to;
+    in = readable(s, p, in);
     share(s, p->N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
@@ -339,6 +355,7 @@ static void feed_forward(const Step *s, const Layer *y, const char *in) {
     const int modern = d->s.modern, half = of_input(d) == 2;
     const long row = row_bytes(&y->up);
     long from, to;
+    in = readable(s, &y->up, in);
     share(s, y->up.N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
@@ -364,6 +381,7 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *st
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
     long from, to;
+    in = readable(s, &d->head, in);
     share(s, d->Vp / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;

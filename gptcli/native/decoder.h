@@ -33,9 +33,10 @@ typedef struct {
 
 /* What a thread has for itself. */
 typedef struct {
-    char *in;      /* (rows, widest): normalised rows, or the heads' */
-    float *piece;  /* (32, up to 3 P + 16, or 64) */
-    float *scores; /* (R) */
+    char *in;       /* (rows, widest): normalised rows, or the heads' */
+    char *as_bytes; /* (32, widest_row): rows for weights of eight bits */
+    float *piece;   /* (32, up to 3 P + 16, or 64) */
+    float *scores;  /* (R) */
     Choosing choosing;
 } Own;
 
@@ -51,6 +52,8 @@ typedef struct {
     float *lnf, *lnf_bias;
     float *x, *q, *turns; /* (rows, Cp) (rows, HP) (rows, D): cos, then sin */
     char *in, *mixed, *mid;
+    char *as_bytes; /* (rows, widest_row) */
+    long widest_row;
     float *logits;      /* (streams, Vp) */
     double *far_turns;  /* (FAR, D) */
     double *near_turns; /* (NEAR, D): cos, then sin */
@@ -112,12 +115,17 @@ static size_t lay_out(Decoder *d, char *at) {
     TAKE_BYTES(d->in, rows * d->Cp * 4);
     TAKE_BYTES(d->mixed, rows * d->HP * 4);
     TAKE_BYTES(d->mid, rows * d->Fp * 4);
+    long widest = d->Cp > d->Fp ? d->Cp : d->Fp;
+    if (d->HP > widest) widest = d->HP;
+    d->widest_row = s.kind == INT8 ? byte_row_bytes(widest) : 0;
+    TAKE_BYTES(d->as_bytes, rows * d->widest_row);
     TAKE(d->logits, s.streams * d->Vp);
     TAKE(d->near_turns, (long)NEAR * d->D);
     TAKE(d->far_turns, (long)FAR * d->D);
     for (int t = 0; t < s.threads; t++) {
         Own *o = d->own + t;
         TAKE_BYTES(o->in, ROWS_AT_ONCE * d->Cp * 4);
+        TAKE_BYTES(o->as_bytes, ROWS_AT_ONCE * d->widest_row);
         TAKE(o->piece, ROWS_AT_ONCE * (3L * d->P + 64));
         TAKE(o->scores, d->R);
         TAKE(o->choosing.logits, d->Vp);

@@ -18,7 +18,7 @@ from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}  # `Kind` of packed.h
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 
 
 def bytes_needed(
@@ -56,8 +56,9 @@ def _shape(
 class Decoder:
     """The decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype`: float32, or bfloat16 for weights, keys and values. `model` is on the CPU in
-    float32, without parts of the user's own. Raises MemoryError."""
+    `dtype`: float32; bfloat16 for weights, keys and values; or int8 for weights of eight bits with
+    a scale for each 32, beside keys and values in bfloat16. `model` is on the CPU in float32,
+    without parts of the user's own. Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int

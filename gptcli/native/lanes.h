@@ -25,6 +25,20 @@ static long up_to(long n, long m) { return (n + m - 1) / m * m; }
 
 INLINE v16 all(float x) { return x - (v16){0}; }
 
+INLINE i16 every(int32_t x) { return x - (i16){0}; }
+
+INLINE int32_t int_at(const void *p) {
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE float float_at(const void *p) {
+    float x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
 INLINE v16 load(const float *p) {
     v16 x;
     memcpy(&x, p, sizeof x);
@@ -44,12 +58,14 @@ INLINE v16 load_half(const bf16 *p) {
 #endif
 }
 
-/* Sixteen pairs: the first of each, and the second. */
-INLINE i16 load_pairs(const bf16 *p) {
+INLINE i16 load_whole(const void *p) {
     i16 x;
     memcpy(&x, p, sizeof x);
     return x;
 }
+
+/* Sixteen pairs: the first of each, and the second. */
+INLINE i16 load_pairs(const bf16 *p) { return load_whole(p); }
 
 INLINE v16 firsts(i16 pairs) { return (v16)(pairs << 16); }
 
@@ -75,6 +91,22 @@ INLINE bf16 half_of(float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (bf16)((bits + (bits >> 16 & 1) + 0x7fff) >> 16);
+}
+
+INLINE float float_of(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+/* The lowest byte of each. */
+INLINE void store_bytes(char *p, i16 x) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+    for (int i = 0; i < LANES; i++) p[i] = (char)x[i];
+#endif
 }
 
 /* mask ? a : b, the mask's lanes all ones or zeros. */

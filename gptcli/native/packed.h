@@ -2,8 +2,9 @@
  *
  * N outputs and K inputs, both padded with zeros to multiples of 32. A panel is 16 outputs: for
  * each input (float32) or each two inputs (bfloat16) their 16 or 32 weights in a row, which is also
- * the layout of the processor's tiles. A row's sums are made in the same order whatever stands
- * beside it, so that what a stream writes does not depend on the others. */
+ * the layout of the processor's tiles; those of eight bits are described in bytes.h. A row's sums
+ * are made in the same order whatever stands beside it, so that what a stream writes does not
+ * depend on the others. */
 
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
@@ -22,11 +23,11 @@
 #define HALF_ROWS 0
 #endif
 
-#include "lanes.h"
+#include "bytes.h"
 
 enum { PANEL = 16, ROWS_AT_ONCE = 32 };
 
-typedef enum { FLOAT32, BFLOAT16 } Kind;
+typedef enum { FLOAT32, BFLOAT16, INT8 } Kind;
 
 typedef struct {
     long N, K;
@@ -35,27 +36,38 @@ typedef struct {
     float *bias; /* N, zeros where the layer has none */
 } Packed;
 
-static long panel_bytes(const Packed *p) { return PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4); }
+static long panel_bytes(const Packed *p) {
+    return p->kind == INT8 ? byte_panel_bytes(p->K) : PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4);
+}
 
 static size_t packed_bytes(const Packed *p) { return p->N / PANEL * panel_bytes(p); }
 
 /* Bytes of a row of K numbers, as products read it. */
-static long row_bytes(const Packed *p) { return p->K * (p->kind == BFLOAT16 && HALF_ROWS ? 2 : 4); }
+static long row_bytes(const Packed *p) {
+    return p->kind == INT8 ? byte_row_bytes(p->K)
+                           : p->K * (p->kind == BFLOAT16 && HALF_ROWS ? 2 : 4);
+}
 
 /* Panel n / 16 from 16 rows of the source (NULL: zeros); input k comes from column columns[k] (-1:
  * zero), or k itself up to `count` where columns is NULL. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
     char *to = p->weights + n / PANEL * panel_bytes(p);
+    float group[PANEL][GROUP];
     for (long k = 0; k < p->K; k++) {
         const long from = columns ? columns[k] : k < count ? k : -1;
         for (int i = 0; i < PANEL; i++) {
             const float x = rows[i] && from >= 0 ? rows[i][from] : 0.0f;
-            if (p->kind == BFLOAT16)
+            if (p->kind == INT8)
+                group[i][k % GROUP] = x;
+            else if (p->kind == BFLOAT16)
                 ((bf16 *)to)[k / 2 * 32 + 2 * i + k % 2] = half_of(x);
             else
                 ((float *)to)[k * PANEL + i] = x;
         }
+        if (p->kind == INT8 && k % GROUP == GROUP - 1)
+            pack_group(group, (uint8_t *)to + (k - k % GROUP) * PANEL,
+                       (bf16 *)(to + PANEL * p->K) + k / GROUP * PANEL);
     }
 }
 
@@ -132,6 +144,11 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
  * there is memory for 16 or 32 of the rows and of the outputs. */
 static void times(const Packed *p, const char *rows, int n, long panel, int panels, float *out,
                   long out_row) {
+    if (p->kind == INT8) {
+        const char *w = p->weights + panel * panel_bytes(p);
+        times_bytes(p->K, w, rows, n, panels, out, out_row);
+        return;
+    }
 #if HAS_TILES
     if (p->kind == BFLOAT16) {
         const int steps = p->K / 32;
@@ -155,12 +172,15 @@ static void products_begin(Kind kind, int n) {
 #if HAS_TILES
     if (kind == BFLOAT16) tiles_begin_rows(n < 16 ? n : 16);
 #endif
+#if HAS_BYTE_TILES
+    if (kind == INT8) byte_tiles_begin(n < 16 ? n : 16);
+#endif
     (void)kind, (void)n;
 }
 
 static void products_end(Kind kind) {
 #if HAS_TILES
-    if (kind == BFLOAT16) tiles_end();
+    if (kind != FLOAT32) tiles_end();
 #endif
     (void)kind;
 }

@@ -42,15 +42,17 @@ INLINE void mask_store_bf16(bf16 *p, __mmask16 there, __m512 x) {
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
+/* What the processor is told about the sizes of its tiles. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((packed, aligned(64))) TileShape;
+
 /* Every thread calls one of the first two and the last around its products: rows of A and C may be
  * fewer than 16. */
 static void tiles_begin_rows(int rows) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } __attribute__((packed, aligned(64))) shape = {0};
-    shape.palette = 1;
+    TileShape shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         shape.row_bytes[i] = 64;
         shape.rows[i] = i < 6 ? rows : 16;

@@ -41,12 +41,22 @@ def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
     """How to sample on this device in the dtype `wanted`.
 
     `auto` is bfloat16 where the C library can be had and the processor multiplies it, else float32,
-    whose greedy output is that of plain recomputation."""
-    found = None
+    whose greedy output is that of plain recomputation. `int8` (weights of eight bits) is for the C
+    library alone. Raises GptcliError where it cannot be had."""
+    found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
     if device.type == "cpu" and not own_parts and wanted != "float16":
-        found = library.find(library.SAMPLING).library
+        there = library.find(library.SAMPLING)
+        found, reason = there.library, there.reason
     if wanted == "auto":
         wanted = "bfloat16" if found is not None and found.dec_rounds_rows() else "float32"
+    if wanted == "int8":
+        if found is None:
+            raise GptcliError(
+                "--dtype `int8` is for networks of our own parts, sampled by the C library: "
+                + (reason or "this one has parts of yours"),
+                "--dtype bfloat16 or float32, or leave it out",
+            )
+        return Way("c", torch.int8)
     if found is not None:
         return Way("c", choose_dtype(wanted, device))
     recorded = device.type == "cuda" and not own_parts  # what a GPU can record as one graph
@@ -86,7 +96,8 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     raise GptcliError(
         f"sampling needs {needed(1) / 2**30:.2f} GiB beside the model, and {free / 2**30:.2f} GiB "
         "are free",
-        "--dtype bfloat16 needs half of it; else a smaller model",
+        "--dtype bfloat16 needs half of that for float32, --dtype int8 a quarter; else a smaller "
+        "model",
         exit_code=1,
     )
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from gptcli.native import library
+
 LINES = ["KING:", "", "QUEEN:\tWhat".replace("\t", " "), "What light is this, that comes by night?"]
 
 
@@ -22,14 +24,22 @@ def objects(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
+def needs_the_library() -> None:
+    found = library.find(library.SAMPLING)
+    if found.library is None:
+        pytest.skip(f"no C decoder on this machine: {found.reason}")
+
+
 # ---- prompts by lines ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", "float32", "int8"])
 def test_each_line_is_a_prompt_and_as_alone(
     cli: Any, trained: Path, tmp_path: Path, ending: str, dtype: str
 ) -> None:
+    if dtype == "int8":
+        needs_the_library()
     file = tmp_path / "prompts.txt"
     file.write_bytes((ending.join(LINES) + ending).encode())
     words = ("--max-new-tokens", 25, "--seed", 4, "--dtype", dtype, "--num-samples", 2, "--json")
@@ -89,6 +99,30 @@ def test_the_dtype_is_said(cli: Any, trained: Path) -> None:
     assert objects(cli(*words, "float32").out)[0]["dtype"] == "float32"
     assert objects(cli(*words, "bfloat16").out)[0]["dtype"] == "bfloat16"
     assert objects(cli(*words, "auto").out)[0]["dtype"] in ("float32", "bfloat16")
+
+
+def test_eight_bits(cli: Any, trained: Path) -> None:
+    needs_the_library()
+    words = ("sample", trained, "--max-new-tokens", 4000, "--temperature", 3, "--seed", 1, "--json")
+    one = objects(cli(*words, "--dtype", "int8").out)[0]
+    exact = objects(cli(*words, "--dtype", "float32").out)[0]
+    assert (one["dtype"], exact["dtype"]) == ("int8", "float32")
+    assert one["text"][:5] == exact["text"][:5]
+    assert one["text"] != exact["text"]  # of 4,000 choices one or another is a near thing
+
+
+def test_eight_bits_are_for_sampling_in_c(
+    cli: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (("eval", trained), ("score", trained, __file__)):
+        outcome = cli(*words, "--dtype", "int8")
+        assert (outcome.code, "`int8` is for `gptcli sample`" in outcome.err) == (2, True)
+    none = library.Found(None, "there is no C compiler")
+    monkeypatch.setattr(library, "find", lambda source: none)
+    outcome = cli("sample", trained, "--dtype", "int8")
+    assert outcome.code == 2
+    assert "there is no C compiler" in outcome.err
+    assert "hint: --dtype bfloat16" in outcome.err
 
 
 # ---- turns ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.generate import Generation, Job, Uniforms
@@ -215,3 +216,6 @@ def test_a_learners_part_and_float16_are_pytorchs() -> None:
     assert choose_way("auto", cuda, own_parts=False) == Way("steps", torch.float32)
     assert choose_way("auto", cuda, own_parts=True) == Way("torch", torch.float32)
     assert choose_way("auto", CPU, own_parts=True).dtype == torch.float32
+    for device, own_parts in ((CPU, True), (cuda, False)):
+        with pytest.raises(GptcliError, match="int8"):
+            choose_way("int8", device, own_parts=own_parts)
