@@ -29,7 +29,7 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # Not set to 0: a slot is read only once it is filled, and takes no memory before.
+        # Not set to 0: a slot is read only once it is filled, and on a CPU takes no memory before.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width

@@ -115,15 +115,16 @@ class GPT(nn.Module):
         logits = self(idx)
         return F.cross_entropy(logits.view(-1, self.vocab_size).float(), targets.reshape(-1))
 
-    def new_cache(self, batch: int) -> KeyValueCache:
-        """An empty cache for `batch` streams, in the dtype and on the device of the weights."""
+    def new_cache(self, batch: int, width: int | None = None) -> KeyValueCache:
+        """An empty cache for `batch` streams, in the dtype and on the device of the weights; of
+        block_size tokens, or of fewer, where no more will go in."""
         weight = self.wte.weight
         return KeyValueCache(
             self.config.n_layer,
             batch,
             self.config.n_head,
             self.config.head_dim,
-            self.config.block_size,
+            width or self.config.block_size,
             weight.dtype,
             weight.device,
         )

@@ -8,7 +8,6 @@ back to the host. Dimensions: B streams, T tokens, V vocabulary, W window (block
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from gptcli.sampling.choose import Choice, choose
 from gptcli.sampling.streams import window_start
 
 _MOST_STEPS = 64  # without a word to the host
-_READ_AT_ONCE = 4096  # tokens of several texts: what they take beside the rings is bounded
+_READ_AT_ONCE = 4096  # slots of several texts: what they take beside the rings is bounded
 _LEAST_SPAN = 64  # slots of a ring that are looked at, at least
 
 
@@ -60,8 +59,8 @@ class StepStreams:
         self._seen = None
         if how.repetition_penalty != 1.0:
             self._seen = torch.zeros(count, model.vocab_size, dtype=torch.bool, device=device)
-        self._pool: Any = None  # of the recorded steps' memory
-        self._recorded: dict[int, Callable[[], None]] = {}  # by span
+        self._recorder = _Recorder(device) if _can_record(device) else None
+        self._recorded: dict[int, Any] = {}  # by span: a graph, or None where there is none
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
         """As Streams.feed; the last token waits for the next step."""
@@ -93,7 +92,8 @@ class StepStreams:
                 groups.setdefault((before, len(ids)), {}).setdefault(key, []).append(stream)
             text.fed = len(text.tokens) - 1
         for (before, length), alike in groups.items():
-            texts, at_once = list(alike.items()), max(1, _READ_AT_ONCE // length)
+            slots = max(length, min(before + length, self._width))
+            texts, at_once = list(alike.items()), max(1, _READ_AT_ONCE // slots)
             for i in range(0, len(texts), at_once):
                 self._read(before, length, texts[i : i + at_once])
 
@@ -101,18 +101,19 @@ class StepStreams:
         self, before: int, length: int, texts: Sequence[tuple[tuple[int, ...], list[int]]]
     ) -> None:
         """Put `length` tokens of each text into the rings of its streams, after `before` others."""
-        first = [streams[0] for _, streams in texts]
-        cache = self._model.new_cache(len(first))
+        filled = min(before + length, self._width)
+        first = torch.tensor([streams[0] for _, streams in texts], device=self._device)
+        cache = self._model.new_cache(len(texts), filled)
         for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
             layer.seen, layer.weights = before, ring.weights
             if before:
-                layer.keys, layer.values = ring.keys[first], ring.values[first]
+                layer.keys = ring.keys[:, :, :filled].index_select(0, first)
+                layer.values = ring.values[:, :, :filled].index_select(0, first)
         idx = torch.tensor([ids[:length] for ids, _ in texts], device=self._device)
         for piece in torch.split(idx, self._width, dim=1):
             self._model(piece, cache=cache, last_only=True)
-        rows = [stream for _, streams in texts for stream in streams]
-        source = [i for i, (_, streams) in enumerate(texts) for _ in streams]
-        filled = min(before + length, self._width)
+        pairs = [(stream, i) for i, (_, streams) in enumerate(texts) for stream in streams]
+        rows, source = torch.tensor(pairs, device=self._device).t()
         for ring, layer in zip(self._rings.layers, cache.layers, strict=True):
             ring.keys[rows, :, :filled] = layer.keys[source, :, :filled]
             ring.values[rows, :, :filled] = layer.values[source, :, :filled]
@@ -140,22 +141,25 @@ class StepStreams:
     @torch.no_grad()
     def _steps(self, streams: Sequence[int], uniform: Tensor, span: int) -> Tensor:
         """The next tokens of these streams: uniform (n, steps) -> int64 (steps, n) on the host."""
-        rows = torch.tensor(streams, device=self._device)
         texts = [self._texts[stream] for stream in streams]
-        self._token[rows] = torch.tensor([t.tokens[-1] for t in texts], device=self._device)
-        self._place[rows] = torch.tensor([t.fed - t.start for t in texts], device=self._device)
+        given = [streams, [t.tokens[-1] for t in texts], [t.fed - t.start for t in texts]]
+        rows, last, places = torch.tensor(given).to(self._device)
+        self._token[rows], self._place[rows] = last, places
         if self._model.wpe is not None:  # of a stream that waits, whose window is computed anew
             self._place.clamp_(max=self._width - 1)
         self._active.zero_()
         self._at.zero_()
-        if span not in self._recorded:
-            self._recorded[span] = self._record(span)
-        step = self._recorded[span]
-        self._active[rows] = True
+        if self._recorder is not None and span not in self._recorded:
+            self._recorded[span] = self._recorder.record(lambda: self._step(span))
+        graph = self._recorded.get(span)
+        self._active.index_fill_(0, rows, True)
         self._uniform[: uniform.shape[1], rows] = uniform.t().to(self._device)
         self._at.zero_()
         for _ in range(uniform.shape[1]):
-            step()
+            if graph is None:
+                self._step(span)
+            else:
+                graph.replay()
         return self._out[: uniform.shape[1], rows].cpu()
 
     def _step(self, span: int) -> None:
@@ -174,26 +178,47 @@ class StepStreams:
         self._place.add_(self._active)
         self._at.add_(1)
 
-    def _record(self, span: int) -> Callable[[], None]:
-        """What makes a step: on a GPU one graph where it can be recorded, else one operation after
-        another. No stream may be active, so that the steps before the recording, which make what is
-        made once, change nothing."""
-        if self._device.type == "cuda":
-            with suppress(RuntimeError):
-                return self._graph(span)
-        return lambda: self._step(span)
 
-    def _graph(self, span: int) -> Callable[[], None]:
-        beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(beside):
-            for _ in range(3):
-                self._step(span)
-        torch.cuda.current_stream(self._device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # One pool for all spans: what a step leaves for the next is in tensors of its own.
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._step(span)
-        self._pool = graph.pool()
-        replay: Callable[[], None] = graph.replay
-        return replay
+def _can_record(device: torch.device) -> bool:
+    """Whether steps are recorded there: on NVIDIA's GPUs (top-k in a graph fails on AMD's)."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+class _Recorder:
+    """Makes graphs of steps. All are recorded on one stream and share one pool: what a step leaves
+    for the next is in tensors of its own.
+
+    The graphs stay as long as this does, also those whose recording failed: when one goes, PyTorch
+    frees the workspace of the stream that it was recorded on, which the others still use."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._works = True
+
+    def record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """A graph of the step, or None where that cannot be had. The step is made some times
+        before: what is made once is made then, and nothing may change by it."""
+        if not self._works:
+            return None
+        pool = self._graphs[0].pool() if self._graphs else None
+        with torch.cuda.device(self._device):
+            usual = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(usual)
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):
+                    step()
+            usual.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            self._graphs.append(graph)
+            try:
+                with torch.cuda.graph(
+                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    step()
+            except RuntimeError:
+                torch.cuda.set_stream(usual)  # where it went wrong at the end it is not back
+                self._works = False
+                return None
+        return graph

@@ -21,6 +21,7 @@ from gptcli.sampling.torch_streams import TorchStreams
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # of what is free
+_BYTES_OF_A_CHOICE = 64  # for each token that can be chosen: sorted, with places, in float64
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,15 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
 
 def _bytes_of_a_stream(model: GPT) -> int:
     """What PyTorch keeps for a stream: keys and values, or, without a cache, what a pass over the
-    window makes."""
+    window makes; and what the choice of a token makes of its logits."""
     config, each = model.config, model.wte.weight.element_size()
+    choice = _BYTES_OF_A_CHOICE * model.vocab_size
     if model.has_cache:
-        return 2 * config.n_layer * config.block_size * config.n_embd * each
-    return config.block_size * (2 * config.n_head * config.block_size + 8 * config.n_embd) * each
+        return choice + 2 * config.n_layer * config.block_size * config.n_embd * each
+    return (
+        choice
+        + config.block_size * (2 * config.n_head * config.block_size + 8 * config.n_embd) * each
+    )
 
 
 def free_memory(device: torch.device) -> int:

@@ -4,13 +4,18 @@ That it writes what every other way writes is in test_sampling_generate.py."""
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptcli.sampling import step_streams
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.generate import Uniforms
 from gptcli.sampling.step_streams import StepStreams
@@ -55,24 +60,23 @@ def test_a_step_allocates_nothing_that_stays(arch: str) -> None:
     assert len(before) >= 7
 
 
-class _Rehearsed(StepStreams):
-    """Makes the steps that come before a recording."""
+class _Rehearsal:
+    """Makes the steps of a recording, and records nothing."""
 
-    def _record(self, span: int) -> Callable[[], None]:
-        with torch.no_grad():
-            for _ in range(4):
-                self._step(span)
-        return super()._record(span)
+    def record(self, step: Callable[[], None]) -> None:
+        for _ in range(4):
+            step()
 
 
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
-def test_recording_changes_nothing(arch: str, width: int) -> None:
+def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several spans, past the window, and in between."""
     m = model(arch, width=width)
     texts = []
-    for kind in (StepStreams, _Rehearsed):
-        room = kind(m, 2, ALL)
+    for recorder in (None, _Rehearsal()):
+        room = StepStreams(m, 2, ALL)
+        monkeypatch.setattr(room, "_recorder", recorder)
         room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
         got = [room.run([0, 1], numbers(2, 300))]
         room.feed({1: [5, 6]}, anew=False)
@@ -109,18 +113,141 @@ def test_alike_prompts_are_read_once(arch: str, monkeypatch: pytest.MonkeyPatch)
     assert len(set(first[0, :4].tolist())) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class _Unrecordable(TorchDispatchMode):
+    """Raises at what a graph of a GPU cannot hold, as far as PyTorch says so of its operations."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, name
+        assert torch.Tag.cudagraph_unsafe not in func.tags, name
+        assert torch.Tag.data_dependent_output not in func.tags, name
+        assert torch.Tag.dynamic_output_shape not in func.tags, name
+        return func(*args, **(kwargs or {}))
+
+
+@ARCHS
+@pytest.mark.parametrize("how", [Choice(0.0), ALL])
+def test_a_step_can_be_recorded(arch: str, how: Choice) -> None:
+    room = StepStreams(model(arch), 2, how)
+    room.feed({0: [1, 2], 1: [3]}, anew=True)
+    room.run([0, 1], numbers(2, 2))  # makes what is made once
+    with torch.no_grad(), _Unrecordable():
+        room._step(8)
+    with _Unrecordable(), pytest.raises(AssertionError):
+        torch.tensor(1.0)
+    with _Unrecordable(), pytest.raises(AssertionError):
+        int(room._token[0])
+
+
+@ARCHS
+def test_a_room_goes_when_nobody_needs_it(arch: str) -> None:
+    """At once, not when garbage is looked for: on a GPU its rings are half of the memory."""
+    room = StepStreams(model(arch), 2, ALL)
+    room.feed({0: [1, 2], 1: [3]}, anew=True)
+    room.run([0, 1], numbers(2, 3))
+    gone = weakref.ref(room)
+    gc.disable()
+    try:
+        del room
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@ARCHS
+def test_what_prompts_take_beside_the_rings_is_bounded(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = model(arch)
+    room = StepStreams(m, 40, Choice(0.0))
+    slots: list[int] = []
+    new_cache = m.new_cache
+    monkeypatch.setattr(
+        m, "new_cache", lambda n, width: (slots.append(n * width), new_cache(n, width))[1]
+    )
+    monkeypatch.setattr(step_streams, "_READ_AT_ONCE", 20)
+    room.feed({i: [i % 13, i // 13, 1, 2, 3] for i in range(39)}, anew=True)
+    room.run(range(39), numbers(39, 2))
+    assert max(slots) == 20
+    assert sum(slots) == 39 * 4
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def written(room: StepStreams, *, recorded: bool = True) -> list[list[int]]:
+    if not recorded:
+        room._recorder = None
+    room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
+    text: list[list[int]] = room.run([0, 1], numbers(2, 300)).tolist()
+    graphs = room._recorded.values()
+    assert bool(graphs) == recorded
+    assert all(isinstance(graph, torch.cuda.CUDAGraph) for graph in graphs)
+    return text
+
+
+@gpu
 @ARCHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_recorded_step_writes_what_the_step_writes(arch: str, dtype: torch.dtype) -> None:
-    class Plain(StepStreams):
-        def _record(self, span: int) -> Callable[[], None]:
-            return lambda: self._step(span)
-
+@pytest.mark.parametrize("how", [Choice(0.0), ALL])
+def test_a_recorded_step_writes_what_the_step_writes(
+    arch: str, dtype: torch.dtype, how: Choice
+) -> None:
     m = model(arch, width=200).to("cuda", dtype)
-    texts = []
-    for kind in (StepStreams, Plain):
-        room = kind(m, 2, ALL)
-        room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
-        texts.append(room.run([0, 1], numbers(2, 300)).tolist())
-    assert texts[0] == texts[1]
+    plain = written(StepStreams(m, 2, how), recorded=False)
+    assert written(StepStreams(m, 2, how)) == plain
+
+
+@gpu
+@ARCHS
+def test_recordings_do_not_need_each_other(arch: str) -> None:
+    """One room goes, another comes, a third writes as before."""
+    m = model(arch, width=200).to("cuda")
+    stays, goes = StepStreams(m, 2, ALL), StepStreams(m, 2, ALL)
+    first = written(stays)
+    assert written(goes) == first
+    del goes
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert written(StepStreams(m, 2, ALL)) == first
+    assert written(stays) == first
+
+
+@gpu
+@ARCHS
+def test_steps_do_not_wait_for_the_host(arch: str) -> None:
+    m = model(arch, width=200).to("cuda")
+    room = StepStreams(m, 2, ALL)
+    written(room)
+    room._at.zero_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            room._recorded[200].replay()
+        with torch.no_grad():
+            room._step(200)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+def test_what_cannot_be_recorded_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = model("modern", width=200).to("cuda")
+    plain = written(StepStreams(m, 2, ALL), recorded=False)
+    room = StepStreams(m, 2, ALL)
+    step = room._step
+
+    def asks(span: int) -> None:
+        step(span)
+        if torch.cuda.is_current_stream_capturing():
+            int(room._at[0])
+
+    monkeypatch.setattr(room, "_step", asks)
+    room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
+    assert room.run([0, 1], numbers(2, 300)).tolist() == plain
+    assert set(room._recorded.values()) == {None}
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    monkeypatch.undo()
+    assert written(StepStreams(m, 2, ALL)) == plain
