@@ -21,7 +21,7 @@ from typing import Any
 
 from sampling import SHAPES, other
 
-PRECISIONS = (("float32", "F32"), ("bfloat16", "BF16"))
+PRECISIONS = (("float32", "F32"), ("bfloat16", "BF16"), ("int8", "Q8_0"))
 NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens; all within the context
 
 

@@ -6,9 +6,9 @@
 
 The first: new tokens per second from a prompt of one token, of networks with random weights.
 nanoGPT as its `generate` stands: eager, float32, no cache. gptcli as `sample` writes: `--dtype
-auto`, in both archs, and gpt2 in float32 too. The second: how far bfloat16 is from float32 in the
-log-probabilities of 1,000 tokens of a text, and after how many tokens greedy outputs part. The
-third: wall time of `gptcli sample RUN --max-new-tokens 200` as a process.
+auto` and `--dtype int8`, in both archs, and gpt2 in float32 too. The second: how far bfloat16 and
+int8 are from float32 in the log-probabilities of 1,000 tokens of a text, and after how many tokens
+greedy outputs part. The third: wall time of `gptcli sample RUN --max-new-tokens 200` as a process.
 
 nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
 """
@@ -37,7 +37,13 @@ CASES = (  # shape, streams, new tokens of each
     ("10.65 M", 64, 100),
     ("124 M", 1, 100),
 )
-WAYS = (("gpt2", "auto"), ("modern", "auto"), ("gpt2", "float32"))
+WAYS = (
+    ("gpt2", "auto"),
+    ("modern", "auto"),
+    ("gpt2", "float32"),
+    ("gpt2", "int8"),
+    ("modern", "int8"),
+)
 
 
 def main() -> None:
@@ -175,7 +181,7 @@ def precision(run: Path, text: Path) -> None:
     found = library.find(library.SAMPLING).library
     assert found is not None
     width = model.config.block_size
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
         decoder = Decoder(found, model, dtype=dtype, streams=1, threads=2)
         scores = []
         for at, token in enumerate(ids[:-1]):
@@ -198,6 +204,7 @@ def precision(run: Path, text: Path) -> None:
         ("PyTorch", Way("torch", torch.float32)),
         ("float32", Way("c", torch.float32)),
         ("bfloat16", Way("c", torch.bfloat16)),
+        ("int8", Way("c", torch.int8)),
     ):
         room = open_streams(model, len(prompts), Choice(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]
@@ -206,7 +213,7 @@ def precision(run: Path, text: Path) -> None:
             for job, tokens in some:
                 texts[job] += tokens
         written[name] = texts
-    for name in ("float32", "bfloat16"):
+    for name in ("float32", "bfloat16", "int8"):
         same = [
             next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
             for a, b in zip(written["PyTorch"], written[name], strict=True)
