@@ -136,10 +136,18 @@ static const char *readable(const Step *s, const Packed *p, const char *rows) {
 /* x (D) = rotated(x / rms(x) * gain). */
 static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *turns) {
     const int D = d->D, half = D / 2;
-    float square = 0.0f;
-    for (int j = 0; j < D; j++) square += x[j] * x[j];
-    const float scale = 1.0f / sqrtf(square / D + 1e-6f);
-    for (int j = 0; j < half; j++) {
+    v16 squares = all(0.0f); /* of P numbers: 0 beyond D */
+    for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
+    const float scale = 1.0f / sqrtf(sum_of(squares) / D + 1e-6f);
+    int j = 0;
+    for (; j + LANES <= half; j += LANES) {
+        const v16 a = load(x + j) * scale * load(gain + j);
+        const v16 b = load(x + half + j) * scale * load(gain + half + j);
+        const v16 cosine = load(turns + j), sine = load(turns + half + j);
+        store(x + j, a * cosine - b * sine);
+        store(x + half + j, b * cosine + a * sine);
+    }
+    for (; j < half; j++) {
         const float a = x[j] * scale * gain[j], b = x[half + j] * scale * gain[half + j];
         x[j] = a * turns[j] - b * turns[half + j];
         x[half + j] = b * turns[j] + a * turns[half + j];
@@ -238,13 +246,19 @@ INLINE void attend(const int half, const Decoder *d, const float *q, const char 
     for (int part = 0; part < 4; part += 2) {
         const int a = stretch[part], b = stretch[part + 1];
         for (int s = a & -LANES; s < b;) {
-            const int n = b - s > 3 * LANES ? 4 : 1, end = s + n * LANES;
+            const int left = up_to(b - s, LANES) / LANES, n = left < 4 ? left : 4;
+            const int end = s + n * LANES;
             const char *ahead = end < b ? keys + end * key : part ? next : keys;
             if (!next) ahead = NULL;
+            const char *beside = values + s * value;
             if (n == 4)
-                score(half, 4, d, q, keys, s, ahead, values + s * value, scores);
+                score(half, 4, d, q, keys, s, ahead, beside, scores);
+            else if (n == 3)
+                score(half, 3, d, q, keys, s, ahead, beside, scores);
+            else if (n == 2)
+                score(half, 2, d, q, keys, s, ahead, beside, scores);
             else
-                score(half, 1, d, q, keys, s, ahead, values + s * value, scores);
+                score(half, 1, d, q, keys, s, ahead, beside, scores);
             for (; s < end; s += LANES) {
                 const i16 at = LANE + s;
                 const v16 y = either((at >= a) & (at < b), load(scores + s), all(-INFINITY));
