@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,16 +11,7 @@ from gptcli.model.gpt import GPT
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
 from gptcli.sampling.choose import Choice
-from gptcli.sampling.streams import window_start
-
-
-@dataclass
-class _Text:
-    """A stream's tokens; those in its cache are tokens[start:fed]."""
-
-    tokens: list[int]
-    fed: int = 0
-    start: int = 0
+from gptcli.sampling.streams import Text, window_start
 
 
 class NativeStreams:
@@ -41,7 +31,7 @@ class NativeStreams:
             penalty=how.repetition_penalty,
             top_k=min(how.top_k or 0, 2**31 - 1),
         )
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, Text] = {}
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
         """As Streams.feed."""
@@ -49,7 +39,7 @@ class NativeStreams:
         alike: dict[int, int] = {}
         for stream, ids in texts.items():
             if anew:
-                self._texts[stream] = _Text(list(ids))
+                self._texts[stream] = Text(list(ids))
                 alike[stream] = first.setdefault(tuple(ids), stream)
             else:
                 self._texts[stream].tokens.extend(ids)

@@ -8,7 +8,6 @@ back to the host. Dimensions: B streams, T tokens, V vocabulary, W window (block
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,20 +16,11 @@ from torch import Tensor
 from gptcli.model.cache import StepCache
 from gptcli.model.gpt import GPT
 from gptcli.sampling.choose import Choice, choose
-from gptcli.sampling.streams import window_start
+from gptcli.sampling.streams import Text, window_start
 
 _MOST_STEPS = 64  # without a word to the host
 _READ_AT_ONCE = 4096  # slots of several texts: what they take beside the rings is bounded
 _LEAST_SPAN = 64  # slots of a ring that are looked at, at least
-
-
-@dataclass
-class _Text:
-    """A stream's tokens; those in its rings are tokens[start:fed], at most all but the last."""
-
-    tokens: list[int]
-    fed: int = 0
-    start: int = 0
 
 
 class StepStreams:
@@ -44,7 +34,7 @@ class StepStreams:
         self._model, self._how = model, how
         self._device = device = model.wte.weight.device
         self._width = model.config.block_size
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, Text] = {}  # at most all tokens but the last are fed
         self._rings = model.new_cache(count)
         for layer in self._rings.layers:  # a weight of 0 times what was there must be 0
             layer.keys.zero_()
@@ -66,7 +56,7 @@ class StepStreams:
         """As Streams.feed; the last token waits for the next step."""
         for stream, ids in texts.items():
             if anew:
-                self._texts[stream] = _Text(list(ids))
+                self._texts[stream] = Text(list(ids))
             else:
                 self._texts[stream].tokens.extend(ids)
             if self._seen is not None:

@@ -14,6 +14,7 @@ What the model looks at when the text is longer than its window of W tokens:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +25,15 @@ def window_start(length: int, width: int) -> int:
     `width` tokens, then the next multiple of max(1, width // 4) that leaves at most `width`."""
     stride = max(1, width // 4)
     return 0 if length <= width else -(-(length - width) // stride) * stride
+
+
+@dataclass
+class Text:
+    """A stream's tokens; those in its cache are tokens[start:fed]."""
+
+    tokens: list[int]
+    fed: int = 0
+    start: int = 0
 
 
 class Streams(Protocol):
