@@ -16,19 +16,17 @@ Nothing else should compute meanwhile. Exit code 1 where something takes more th
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from machine import header
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 10**9
@@ -103,7 +101,7 @@ def main() -> None:
             row, share = checkpoint_row(name, case, asked.rounds, asked.runs)
             rows.append(row)
             over |= share > case.most
-    header()
+    print(f"{header()}\n")
     print(
         "| network | steps | without | with | checkpoints | one takes | at one a minute | may be |"
     )
@@ -115,21 +113,6 @@ def main() -> None:
         print(f"|---|---|---|---|---|---|\n{row}")
         over |= share > MOST_EVALUATING and not asked.tiny
     sys.exit(1 if over else 0)
-
-
-def header() -> None:
-    """Date, machine, versions, command."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
-        cpu = found[1] if found else cpu
-    print(
-        f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; "
-        f"`python {' '.join(['benchmarks/checkpoint_cost.py', *sys.argv[1:]])}`\n"
-    )
 
 
 # ---- checkpoints -----------------------------------------------------------------------------

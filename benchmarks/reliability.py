@@ -15,20 +15,17 @@ here.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import reliability_processes
+from machine import header
 from reliability_parts import PARTS
 from reliability_runs import Workshop
 
@@ -112,17 +109,7 @@ def read(state: Path) -> list[dict[str, Any]]:
 
 def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
     """Print promises, trials and failures; how many failed."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
-        cpu = found[1] if found else cpu
-    print(
-        f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; "
-        f"`python {' '.join(['benchmarks/reliability.py', *sys.argv[1:]])}`\n"
-    )
+    print(f"{header()}\n")
     print("| promise | how it is tried | trials | failures | remarks |\n|---|---|---|---|---|")
     failed, before = 0, ""
     for name in targets:

@@ -1,0 +1,26 @@
+"""Where and how a benchmark was run, in a line."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+def header() -> str:
+    """Date, machine, versions, command."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        cpu = found[1] if found else cpu
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return (
+        f"{datetime.date.today()}, {platform.system()} {cpu}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; `python {' '.join(words)}`"
+    )
