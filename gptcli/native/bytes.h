@@ -44,12 +44,19 @@ static void pack_group(float inputs[OUTPUTS][GROUP], uint8_t *weights, bf16 *sca
     }
 }
 
-/* A row of K numbers, a multiple of 32, as products read it. */
+/* A row of K numbers, a multiple of 32, as products read it; one that is not finite gives NaN. */
 static void to_bytes(const float *row, long K, char *out) {
-    v16 most = all(0.0f);
+    v16 most = all(0.0f), off = all(0.0f);
     for (long k = 0; k < K; k += LANES) {
         const v16 x = load(row + k);
         most = larger(larger(x, -x), most);
+        off += x - x;
+    }
+    if (sum_of(off) != 0.0f) {
+        const float none = NAN;
+        memset(out, 0, 2 * K + K / GROUP * 4);
+        memcpy(out + 2 * K + K / GROUP * 4, &none, sizeof none);
+        return;
     }
     const float top = largest_of(most);
     const v16 scale = all(top > 1e-30f ? MOST_OF_ROW / top : 0.0f);
@@ -251,7 +258,8 @@ static void times_bytes(long K, const char *panels, const char *rows, int n, int
         for (; r < n && n >= TILED; r += 16)
             tiled_byte_rows(n - r < 16 ? n - r : 16, K, w, rows + r * row, to + r * out_row,
                             out_row);
-#elif defined(__AVX512F__)
+#endif
+#if defined(__AVX512F__)
         for (; r + 4 <= n; r += 4)
             few_byte_rows(4, 2, K, w, rows + r * row, to + r * out_row, out_row);
 #endif

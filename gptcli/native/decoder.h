@@ -33,7 +33,7 @@ typedef struct {
 
 /* What a thread has for itself. */
 typedef struct {
-    char *in;       /* (rows, widest): normalised rows, or the heads' */
+    char *in;       /* (32, Cp): normalised rows */
     char *as_bytes; /* (32, widest_row): rows for weights of eight bits */
     float *piece;   /* (32, up to 3 P + 16, or 64) */
     float *scores;  /* (R) */

@@ -97,8 +97,7 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     raise GptcliError(
         f"sampling needs {needed(1) / 2**30:.2f} GiB beside the model, and {free / 2**30:.2f} GiB "
         "are free",
-        "--dtype bfloat16 needs half of that for float32, --dtype int8 a quarter; else a smaller "
-        "model",
+        "--dtype bfloat16 or int8 needs about half of what float32 does; else a smaller model",
         exit_code=1,
     )
 

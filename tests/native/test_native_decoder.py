@@ -124,8 +124,22 @@ def test_weights_of_eight_bits(decoding: ctypes.CDLL, shape: dict[str, Any]) -> 
             rounded = m(torch.tensor([ids]))[0, -1]
     far = (exact - rounded).abs().mean()
     near = (one.logits(0) - rounded).abs().mean()
-    print(shape, far, near)
     assert near < 0.3 * far
+    slope = float(one.logits(0) @ rounded / (rounded @ rounded))
+    assert slope == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_shows(decoding: ctypes.CDLL, dtype: torch.dtype, value: float) -> None:
+    m = made(SHAPES[0])
+    with torch.no_grad():
+        m.wte.weight[3, 17] = value
+    one = decoder(decoding, m, dtype)
+    one.feed([(0, 0, [1])])
+    assert one.logits(0).isfinite().all()
+    one.feed([(0, 1, [3])])
+    assert one.logits(0).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -210,11 +224,17 @@ def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
     m = model("gpt2", 2, 64, n_embd=64)
     sizes = [
         bytes_needed(decoding, m.config, 13, dtype=dtype, streams=n, threads=2)
-        for dtype, n in ((torch.float32, 1), (torch.float32, 1000), (torch.bfloat16, 1000))
+        for dtype, n in (
+            (torch.float32, 1),
+            (torch.float32, 1000),
+            (torch.bfloat16, 1000),
+            (torch.int8, 1000),
+        )
     ]
     of_a_stream = 2 * 2 * 64 * 64 * 4  # layers, keys and values, tokens, channels, bytes
     assert sizes[1] - sizes[0] == pytest.approx(999 * of_a_stream, rel=0.3)
     assert sizes[2] < 0.7 * sizes[1]
+    assert sizes[3] < 0.7 * sizes[1]
     config = m.config.model_copy(update={"block_size": 10**9})
     huge = GPT.__new__(GPT)
     huge.__dict__.update(m.__dict__)
