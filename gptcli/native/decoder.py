@@ -6,6 +6,7 @@ Dimensions: V vocabulary, W window (block_size).
 from __future__ import annotations
 
 import ctypes
+import time
 from array import array
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
+from gptcli.native.pace import Pace
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 
@@ -81,6 +83,7 @@ class Decoder:
         self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
         self._piece = int(library.dec_piece(self._decoder))
         self._rows = int(library.dec_rows(self._decoder))
+        self._pace = Pace(threads)
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
         matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
         self._weight_bytes = matrices * dtype.itemsize
@@ -162,6 +165,10 @@ class Decoder:
         out = torch.empty(steps, n, dtype=torch.int32)
         numbers = [array("i", streams), array("i", positions)]
         threads, alone = self._team(n)
+        pace = self._pace if n == 1 and threads > 1 else None
+        if pace is not None:
+            threads = pace.choose()
+        begin = time.perf_counter()
         self._library.dec_run(
             self._decoder,
             n,
@@ -174,6 +181,8 @@ class Decoder:
             threads,
             int(alone),
         )
+        if pace is not None:
+            pace.took(threads, steps, time.perf_counter() - begin)
         return out
 
     def _team(self, streams: int) -> tuple[int, bool]:
@@ -190,4 +199,4 @@ class Decoder:
 # Measured on two cores of a Xeon with AMX, 2 MiB of second cache each: benchmarks/LOG.md.
 _READ_TWICE = 4 << 20
 _READ_BY_MANY = 48 << 20
-_FOR_ONE = 512 << 10
+_FOR_ONE = 1 << 20

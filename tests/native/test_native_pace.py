@@ -1,0 +1,85 @@
+"""One thread takes over while the team is slow, and the team comes back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptcli.native.decoder import Decoder
+from gptcli.native.library import How
+from gptcli.native.pace import Pace
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
+from sampling_models import model
+
+USUAL = 4
+
+
+def run(pace: Pace, runs: int, *, one: float, team: float, steps: int = 64) -> list[int]:
+    """The teams of so many runs, whose steps take one or the other so long."""
+    chosen = []
+    for _ in range(runs):
+        threads = pace.choose()
+        pace.took(threads, steps, steps * (one if threads == 1 else team))
+        chosen.append(threads)
+    return chosen
+
+
+def test_one_thread_is_tried_and_left() -> None:
+    chosen = run(Pace(USUAL), 300, one=2.0, team=1.0)
+    assert chosen[:4] == [USUAL] * 4
+    assert chosen[4] == 1
+    assert chosen.count(1) <= 6
+    assert 1 in chosen[10:]  # things may have changed
+
+
+def test_a_team_that_is_disturbed_makes_way_and_comes_back() -> None:
+    pace = Pace(USUAL)
+    run(pace, 20, one=2.0, team=1.0)
+    disturbed = run(pace, 100, one=2.0, team=5.0)
+    assert disturbed[:3] == [USUAL] * 3  # one slow run alone says nothing
+    assert disturbed[3:].count(USUAL) <= 7
+    quiet = run(pace, 100, one=2.0, team=1.0)
+    assert quiet[20:].count(1) <= 3
+
+
+def test_disturbed_from_the_beginning() -> None:
+    assert run(Pace(USUAL), 100, one=2.0, team=5.0)[5:].count(USUAL) <= 7
+
+
+def test_a_little_quicker_does_not_count() -> None:
+    assert run(Pace(USUAL), 100, one=0.9, team=1.0).count(1) <= 3
+
+
+def test_short_runs_say_nothing() -> None:
+    assert run(Pace(USUAL), 100, one=0.1, team=1.0, steps=8) == [USUAL] * 100
+
+
+def test_there_may_be_one_alone() -> None:
+    assert run(Pace(1), 100, one=1.0, team=1.0) == [1] * 100
+
+
+def test_the_text_does_not_depend_on_it(
+    decoding: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = model("modern", 2, 24, n_embd=64)
+    monkeypatch.setattr("gptcli.native.decoder._FOR_ONE", 0)
+    how = How(temperature=1.0, top_p=1.0, penalty=1.0)
+    uniform = torch.rand(1, 20, generator=torch.Generator().manual_seed(1)).double()
+    texts = []
+    for teams in ([2] * 9, [1] * 9, [1, 2, 2, 1, 2, 1, 1, 2, 1]):
+        one = Decoder(decoding, m, dtype=torch.int8, streams=1, threads=2)
+        left = list(teams)
+        monkeypatch.setattr(one._pace, "choose", left.pop)
+        one.feed([(0, 0, [1])])
+        text: list[int] = []
+        for _ in range(9):
+            text += one.run([0], [len(text) + 1], uniform, how)[:, 0].tolist()
+            one.feed([(0, len(text), text[-1:])])
+        assert not left
+        texts.append(text)
+    assert texts[0] == texts[1] == texts[2]
