@@ -464,8 +464,8 @@ static int next_stream(const int32_t *stream, int n, int r) {
  * follows row r is in the logits of its stream afterwards. alone: threads share streams, not
  * outputs. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
-              const int32_t *token, const uint8_t *last, int alone) {
-#pragma omp parallel num_threads(d->s.threads)
+              const int32_t *token, const uint8_t *last, int threads, int alone) {
+#pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
         int from = 0, to = n;

@@ -132,8 +132,12 @@ class Decoder:
         assert max(ids) < self._vocab_size
         flags = array("B", last)
         places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
-        _, alone = self._team(len(parts))
-        self._library.dec_feed(self._decoder, len(ids), *places, int(alone))
+        threads, alone = self._team(len(parts))
+        if len(ids) > 1:  # a prompt: enough for all
+            threads = self._threads
+        elif threads > 1:
+            threads = self._pace.choose()
+        self._library.dec_feed(self._decoder, len(ids), *places, threads, int(alone))
 
     def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
         """For the repetition penalty: these tokens have been seen in the stream."""
