@@ -176,10 +176,11 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.training.loading import load_trained
 
     trained = load_trained(run, "best", device=torch.device("cpu"), dtype=torch.float32)
-    model, ids = trained.model, trained.tokenizer.encode(text.read_text("utf-8"))[:1001]
+    model, ids = trained.model, trained.tokenizer.encode(text.read_text("utf-8")[:10_000])[:1001]
     plain = log_probabilities(model, ids[:1], ids[1:])
     found = library.find(library.SAMPLING).library
-    assert found is not None
+    if found is None:
+        sys.exit(library.find(library.SAMPLING).reason)
     width = model.config.block_size
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         decoder = Decoder(found, model, dtype=dtype, streams=1, threads=2)

@@ -39,9 +39,10 @@ class Conversation:
         An empty text lets the model go on where it is. Ends after `max_new_tokens`, at a stop
         string, at end-of-text, or where `should_stop` says so between two tokens. Raises
         GptcliError for a character that the tokenizer lacks; nothing has changed then."""
+        ids = self._tokenizer.encode(text)  # an error names a place in what the user wrote
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
-        ids = self._tokenizer.encode(text)
+            ids = self._tokenizer.encode(text)
         if not ids and self._anew:
             ids = self._tokenizer.start_ids()
         try:
