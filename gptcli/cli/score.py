@@ -117,8 +117,8 @@ def score(
             sys.stdout.write(f"{one:.4f}\t{id}\t{json.dumps(piece, ensure_ascii=False)}\n")
         sys.stdout.flush()
     note(
-        f"{len(ids):,} token{'s' if len(ids) != 1 else ''}: {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
-        f"{bits_per_byte:.4f} bits per byte"
+        f"{len(ids):,} token{'s' if len(ids) != 1 else ''}: {loss:.4f} nats per token, "
+        f"perplexity {perplexity:.3f}, {bits_per_byte:.4f} bits per byte"
     )
 
 
