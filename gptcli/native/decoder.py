@@ -18,7 +18,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
-from gptcli.native.pace import Pace
+from gptcli.native.pace import Pace, switches
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 
@@ -172,7 +172,7 @@ class Decoder:
         pace = self._pace if n == 1 and threads > 1 else None
         if pace is not None:
             threads = pace.choose()
-        begin = time.perf_counter()
+        before, begin = switches(), time.perf_counter()
         self._library.dec_run(
             self._decoder,
             n,
@@ -186,7 +186,7 @@ class Decoder:
             int(alone),
         )
         if pace is not None:
-            pace.took(threads, steps, time.perf_counter() - begin)
+            pace.took(threads, steps, time.perf_counter() - begin, switches() - before)
         return out
 
     def _team(self, streams: int) -> tuple[int, bool]:
