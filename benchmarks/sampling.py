@@ -171,7 +171,7 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.native.decoder import Decoder
     from gptcli.sampling.choose import Choice
     from gptcli.sampling.generate import Generation, Job
-    from gptcli.sampling.score import log_probabilities
+    from gptcli.sampling.score import log_probabilities, native_log_probabilities
     from gptcli.sampling.ways import Way, open_streams
     from gptcli.training.loading import load_trained
 
@@ -181,20 +181,9 @@ def precision(run: Path, text: Path) -> None:
     found = library.find(library.SAMPLING).library
     if found is None:
         sys.exit(library.find(library.SAMPLING).reason)
-    width = model.config.block_size
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         decoder = Decoder(found, model, dtype=dtype, streams=1, threads=2)
-        scores = []
-        for at, token in enumerate(ids[:-1]):
-            if model.wpe is None:
-                decoder.feed([(0, at, [token])])
-            else:
-                from gptcli.sampling.streams import window_start
-
-                start = window_start(at + 1, width)
-                decoder.feed([(0, 0, ids[start : at + 1])])
-            scores.append(float(decoder.logits(0).log_softmax(-1)[ids[at + 1]]))
-        off = (torch.tensor(scores) - plain).abs()
+        off = (native_log_probabilities(decoder, model.config, ids[:1], ids[1:]) - plain).abs()
         print(
             f"{dtype_name(dtype)}: log-probabilities of {len(off)} tokens are off "
             f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"

@@ -125,8 +125,9 @@ def load_writer(
     threads = choose_threads(machine.threads or "auto")
     own = loaded(files)
     way = choose_way(machine.dtype, device, own_parts=own is not None and own.in_network())
-    dtype = torch.float32 if way.native else way.dtype
-    trained = load_trained(path, checkpoint, device=device, dtype=dtype, own=own)
+    trained = load_trained(path, checkpoint, device=device, dtype=torch.float32, own=own)
+    if not way.native and way.dtype != torch.float32:
+        trained.model.branches_in(way.dtype)
     _say(trained)
     return Writer(path, trained, way, threads)
 
@@ -140,6 +141,7 @@ def _check(machine: Machine, *more_dtypes: str) -> None:
     _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
     if machine.dtype == "int8" and not more_dtypes:
         raise GptcliError(
-            "--dtype `int8` is for `gptcli sample`", "float32 or bfloat16 here, or leave it out"
+            "--dtype `int8` is for `sample` and `score`",
+            "float32 or bfloat16 here, or leave it out",
         )
     _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32", *more_dtypes))

@@ -13,11 +13,12 @@ import typer
 from gptcli.cli.options import (
     CheckpointOption,
     DeviceOption,
-    DTypeOption,
     JsonOption,
     Machine,
     ThreadsOption,
+    WriterDTypeOption,
     load,
+    load_writer,
 )
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.cli.own_files import (
@@ -52,7 +53,7 @@ def score(
     as_json: JsonOption = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    dtype: WriterDTypeOption = "auto",
     threads: ThreadsOption = None,
     attention: AttentionOption = None,
     layernorm: LayerNormOption = None,
@@ -74,8 +75,14 @@ def score(
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
     files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
-    _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=False)
-    from gptcli.sampling.score import log_probabilities
+    machine, way = Machine(device, dtype, threads), None
+    if dtype in ("auto", "float32"):
+        _, trained = load(run, checkpoint, machine, files, dtype_of_run=False)
+    else:  # as `sample` computes in it
+        writer = load_writer(run, checkpoint, machine, files)
+        trained, way = writer.trained, writer.way
+    from gptcli.sampling.score import log_probabilities, native_log_probabilities
+    from gptcli.sampling.ways import open_decoder
 
     try:
         ids = trained.tokenizer.encode(text)
@@ -84,7 +91,12 @@ def score(
     if not ids:
         raise GptcliError(f"the tokenizer makes no token of {file}", "score another text")
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
-        found = log_probabilities(trained.model, trained.tokenizer.start_ids(), ids).tolist()
+        start = trained.tokenizer.start_ids()
+        if way is not None and way.native:
+            decoder = open_decoder(trained.model, way, writer.threads)
+            found = native_log_probabilities(decoder, trained.config.model, start, ids).tolist()
+        else:
+            found = log_probabilities(trained.model, start, ids).tolist()
     pieces = [trained.tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
     total = math.fsum(found)
     loss = -total / len(ids)

@@ -42,13 +42,24 @@ class Block(nn.Module):
             self.attn = (own.attention or RotaryCausalSelfAttention)(config)
             self.ln_2 = RMSNorm(C)
             self.mlp = SwiGLU(C, config.dropout)
+        self.dtype: torch.dtype | None = None  # of the branches, where it is not that of x
+
+    def branches_in(self, dtype: torch.dtype) -> None:
+        """Compute attention and feed-forward network in `dtype`, while x and the norms stay in
+        theirs."""
+        self.attn.to(dtype)
+        self.mlp.to(dtype)
+        self.dtype = dtype
 
     def forward(self, x: Tensor, cache: object = None) -> Tensor:
-        normed = self.ln_1(x)
+        normed = self._to_branch(self.ln_1(x))
         # A learner's module takes x alone.
         x = x + (self.attn(normed) if cache is None else self.attn(normed, cache))
-        x = x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self._to_branch(self.ln_2(x)))
         return x
+
+    def _to_branch(self, normed: Tensor) -> Tensor:
+        return normed if self.dtype is None else normed.to(self.dtype)
 
 
 def layer_norm(config: ModelConfig, own: OwnParts) -> nn.Module:
@@ -87,6 +98,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if gpt2:
             self.lm_head.weight = self.wte.weight
+        self._of_branches: torch.dtype | None = None  # where it is not that of the others
 
     def forward(
         self,
@@ -110,23 +122,39 @@ class GPT(nn.Module):
             x = x[:, -1:]
         return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
 
+    def branches_in(self, dtype: torch.dtype) -> GPT:
+        """Compute attention and feed-forward networks in `dtype`, and leave the residual stream,
+        norms, embeddings and head in float32: what is rounded there shows in every logit. With
+        blocks of the user's own all is put into `dtype`. For sampling; in place."""
+        if self.own.block is not None:
+            return self.to(dtype)
+        for block in self.h:
+            assert isinstance(block, Block)
+            block.branches_in(dtype)
+        self._of_branches = dtype
+        return self
+
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, float32: idx, targets int64 (B, T) -> ()."""
         logits = self(idx)
         return F.cross_entropy(logits.view(-1, self.vocab_size).float(), targets.reshape(-1))
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._of_branches or self.wte.weight.dtype
+
     def new_cache(self, batch: int, width: int | None = None) -> KeyValueCache:
-        """An empty cache for `batch` streams, in the dtype and on the device of the weights; of
+        """An empty cache for `batch` streams, in `cache_dtype` and on the device of the weights; of
         block_size tokens, or of fewer, where no more will go in."""
-        weight = self.wte.weight
         return KeyValueCache(
             self.config.n_layer,
             batch,
             self.config.n_head,
             self.config.head_dim,
             width or self.config.block_size,
-            weight.dtype,
-            weight.device,
+            self.cache_dtype,
+            self.wte.weight.device,
         )
 
 

@@ -15,7 +15,8 @@ typedef struct {
     int n;           /* rows */
     long base;       /* where they begin */
     const int32_t *stream, *position, *token;
-    const uint8_t *asked; /* whether a row's logits are; NULL: all are */
+    const uint8_t *asked;  /* whether a row's logits are; NULL: all are */
+    const int32_t *places; /* where those go; NULL: to the rows' streams */
 } Step;
 
 static void wait_for_others(const Step *s) {
@@ -390,8 +391,8 @@ static void feed_forward(const Step *s, const Layer *y, const char *in) {
     }
 }
 
-/* Logits of rows, each into its stream's place. */
-static void to_logits(const Step *s, const char *in, int rows, const int32_t *stream) {
+/* Logits of rows, each into its place. */
+static void to_logits(const Step *s, const char *in, int rows, const int32_t *place) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
     long from, to;
@@ -403,7 +404,7 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *st
             const int n = rows - r0 < ROWS_AT_ONCE ? rows - r0 : ROWS_AT_ONCE;
             times(&d->head, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
             for (int r = 0; r < n; r++)
-                memcpy(d->logits + stream[r0 + r] * d->Vp + c, s->own->piece + r * wide,
+                memcpy(d->logits + place[r0 + r] * d->Vp + c, s->own->piece + r * wide,
                        wide * sizeof(float));
         }
     }
@@ -449,7 +450,7 @@ static void step(Step s) {
         add_branch(&s, &y->down, d->mid + s.base * d->Fp * of_input(d));
         wait_for_others(&s);
     }
-    to_logits(&s, normed(&s, d->lnf, d->lnf_bias), s.n, s.stream);
+    to_logits(&s, normed(&s, d->lnf, d->lnf_bias), s.n, s.places ? s.places : s.stream);
     products_end(d->s.kind);
     wait_for_others(&s);
 }
@@ -486,6 +487,24 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
         if (s.n) step(s);
     }
 }
+
+/* As dec_feed for n tokens of stream 0 in a row, at most dec_scored; what follows each goes into
+ * out (n, V). */
+void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
+    int32_t stream[ROWS_AT_ONCE] = {0}, positions[ROWS_AT_ONCE], places[ROWS_AT_ONCE];
+    for (int r = 0; r < n; r++) positions[r] = position + r, places[r] = r;
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        step(
+            (Step){d, d->own + thread, thread, team, n, 0, stream, positions, token, NULL, places});
+    }
+    for (int r = 0; r < n; r++)
+        memcpy(out + (long)r * d->s.V, d->logits + r * d->Vp, d->s.V * sizeof(float));
+}
+
+/* Tokens that dec_score takes at once. */
+int dec_scored(const Decoder *d) { return d->piece < ROWS_AT_ONCE ? d->piece : ROWS_AT_ONCE; }
 
 /* Whether rows of numbers are rounded to bfloat16 where the weights are. */
 int dec_rounds_rows(void) { return HALF_ROWS; }

@@ -54,7 +54,7 @@ typedef struct {
     char *in, *mixed, *mid;
     char *as_bytes; /* (rows, widest_row) */
     long widest_row;
-    float *logits;      /* (streams, Vp) */
+    float *logits;      /* (streams, or 32 if they are fewer, Vp) */
     double *far_turns;  /* (FAR, D) */
     double *near_turns; /* (NEAR, D): cos, then sin */
     Own *own;
@@ -119,7 +119,7 @@ static size_t lay_out(Decoder *d, char *at) {
     if (d->HP > widest) widest = d->HP;
     d->widest_row = s.kind == INT8 ? byte_row_bytes(widest) : 0;
     TAKE_BYTES(d->as_bytes, rows * d->widest_row);
-    TAKE(d->logits, s.streams * d->Vp);
+    TAKE(d->logits, (s.streams > ROWS_AT_ONCE ? s.streams : ROWS_AT_ONCE) * d->Vp);
     TAKE(d->near_turns, (long)NEAR * d->D);
     TAKE(d->far_turns, (long)FAR * d->D);
     for (int t = 0; t < s.threads; t++) {

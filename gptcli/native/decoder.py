@@ -83,6 +83,7 @@ class Decoder:
         self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
         self._piece = int(library.dec_piece(self._decoder))
         self._rows = int(library.dec_rows(self._decoder))
+        self.most_scored = int(library.dec_scored(self._decoder))
         self._pace = Pace(threads)
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
         matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
@@ -138,6 +139,19 @@ class Decoder:
         elif threads > 1:
             threads = self._pace.choose()
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(alone))
+
+    def score(self, position: int, tokens: Sequence[int]) -> Tensor:
+        """Feed at most `most_scored` tokens of stream 0, the first at `position`; what follows each
+        of them: float32 logits (n, V). Positions as in `feed`."""
+        n, ids = len(tokens), array("i", tokens)
+        assert 0 < n <= self.most_scored
+        assert 0 <= position <= self._last_position - n
+        assert min(ids) >= 0
+        assert max(ids) < self._vocab_size
+        out = torch.empty(n, self._vocab_size)
+        where = ids.buffer_info()[0]
+        self._library.dec_score(self._decoder, n, position, where, out.data_ptr(), self._threads)
+        return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
         """For the repetition penalty: these tokens have been seen in the stream."""

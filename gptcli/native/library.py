@@ -104,6 +104,8 @@ SAMPLING = Source(
         "dec_piece": (_I, [_P]),
         "dec_rows": (_I, [_P]),
         "dec_feed": (None, [_P, _I, _P, _P, _P, _P, _I, _I]),
+        "dec_score": (None, [_P, _I, _I, _P, _P, _I]),
+        "dec_scored": (_I, [_P]),
         "dec_copy": (None, [_P, _I, _I, _I]),
         "dec_logits": (ctypes.POINTER(_F), [_P, _I]),
         "dec_run": (None, [_P, _I, _P, _P, _I, _P, ctypes.POINTER(How), _P, _P, _I, _I]),

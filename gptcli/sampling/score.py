@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
+from gptcli.native.decoder import Decoder
 from gptcli.sampling.streams import window_start
 
 _TOKENS_AT_ONCE = 4096
@@ -59,6 +61,29 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
         for at, own in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
             yield _chosen(own[: len(targets)], targets)
+
+
+def native_log_probabilities(
+    decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
+) -> Tensor:
+    """As log_probabilities, by the C library: what sampling finds in the decoder's dtype."""
+    text = [*start, *ids]
+    width, last = config.block_size, len(text) - 1
+    windows = [(0, 0, last)]  # begin, the first token that counts, end
+    if config.arch == "gpt2":
+        starts = sorted({window_start(length, width) for length in range(width + 1, last + 1)})
+        kept = width - max(1, width // 4)
+        windows = [(0, 0, min(width, last))]
+        windows += [(at, at + kept, min(at + width, last)) for at in starts]
+    parts = [torch.empty(0)]
+    for begin, first, end in windows:
+        for at in range(begin, end, decoder.most_scored):
+            tokens = text[at : min(at + decoder.most_scored, end)]
+            logits = decoder.score(at - begin, tokens)
+            skip = min(len(tokens), max(0, first - at))
+            targets = text[at + skip + 1 : at + len(tokens) + 1]
+            parts.append(_chosen(logits[skip:], torch.tensor(targets, dtype=torch.int64)))
+    return torch.cat(parts)[len(start) - 1 :]
 
 
 def _at_once(model: GPT) -> int:

@@ -67,8 +67,8 @@ def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
 def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -> Streams:
     """Room for `wanted` streams, or for as many as there is memory for.
 
-    The model is in float32 for the C library, else in the dtype of the way. Raises GptcliError
-    (exit code 1) where there is no memory for one stream."""
+    The model is in float32 for the C library, else its branches are in the dtype of the way.
+    Raises GptcliError (exit code 1) where there is no memory for one stream."""
     count = min(wanted, MOST_STREAMS)
     if not way.native:
         each = _bytes_of_a_stream(model)
@@ -102,10 +102,17 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     )
 
 
+def open_decoder(model: GPT, way: Way, threads: int) -> Decoder:
+    """For the scores of one text, where the way is the C library's. Raises MemoryError."""
+    found = library.find(library.SAMPLING).library
+    assert found is not None
+    return Decoder(found, model, dtype=way.dtype, streams=1, threads=threads)
+
+
 def _bytes_of_a_stream(model: GPT) -> int:
     """What PyTorch keeps for a stream: keys and values, or, without a cache, what a pass over the
     window makes; and what the choice of a token makes of its logits."""
-    config, each = model.config, model.wte.weight.element_size()
+    config, each = model.config, model.cache_dtype.itemsize
     choice = _BYTES_OF_A_CHOICE * model.vocab_size
     if model.has_cache:
         return choice + 2 * config.n_layer * config.block_size * config.n_embd * each

@@ -114,15 +114,15 @@ def test_eight_bits(cli: Any, trained: Path) -> None:
 def test_eight_bits_are_for_sampling_in_c(
     cli: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for words in (("eval", trained), ("score", trained, __file__)):
-        outcome = cli(*words, "--dtype", "int8")
-        assert (outcome.code, "`int8` is for `gptcli sample`" in outcome.err) == (2, True)
+    outcome = cli("eval", trained, "--dtype", "int8")
+    assert (outcome.code, "`int8` is for `sample` and `score`" in outcome.err) == (2, True)
     none = library.Found(None, "there is no C compiler")
     monkeypatch.setattr(library, "find", lambda source: none)
-    outcome = cli("sample", trained, "--dtype", "int8")
-    assert outcome.code == 2
-    assert "there is no C compiler" in outcome.err
-    assert "hint: --dtype bfloat16" in outcome.err
+    for words in (("sample", trained), ("score", trained, __file__)):
+        outcome = cli(*words, "--dtype", "int8")
+        assert outcome.code == 2
+        assert "there is no C compiler" in outcome.err
+        assert "hint: --dtype bfloat16" in outcome.err
 
 
 # ---- turns ---------------------------------------------------------------------------------------
@@ -235,6 +235,32 @@ def test_scores_add_up(cli: Any, trained: Path, tmp_path: Path) -> None:
     lines = cli("score", trained, file).out.splitlines()
     assert [json.loads(line.split("\t", 2)[2]) for line in lines] == list(text)
     assert [float(line.split("\t")[0]) for line in lines] == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_scores_in_other_dtypes(cli: Any, trained: Path, tmp_path: Path, dtype: str) -> None:
+    needs_the_library()
+    file = tmp_path / "text.txt"
+    file.write_text("KING:\nWhat light is this, that comes by night?\n" * 3, encoding="utf-8")
+    found = {}
+    for one in ("float32", dtype):
+        (told,) = objects(cli("score", trained, file, "--dtype", one, "--json").out)
+        found[one] = [score["log_probability"] for score in told["scores"]]
+    off = [abs(a - b) for a, b in zip(found["float32"], found[dtype], strict=True)]
+    assert 0 < sum(off) / len(off) < 0.05
+
+
+def test_scores_by_pytorch_in_bfloat16(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("KING:\nWhat light is this, that comes by night?\n" * 3, encoding="utf-8")
+    (exact,) = objects(cli("score", trained, file, "--json").out)
+    none = library.Found(None, "there is no C compiler")
+    monkeypatch.setattr(library, "find", lambda source: none)
+    (told,) = objects(cli("score", trained, file, "--dtype", "bfloat16", "--json").out)
+    assert told["loss"] != exact["loss"]
+    assert told["loss"] == pytest.approx(exact["loss"], abs=0.05)
 
 
 def test_score_agrees_with_eval_within_a_window(cli: Any, trained: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gptcli.model import attention as attention_module
 from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.model.layers import swiglu_width
+from gptcli.model.own_parts import OwnParts
 
 ARCHS = ("gpt2", "modern")
 
@@ -312,3 +313,36 @@ def test_norms_are_pytorchs() -> None:
     other = nn.RMSNorm(16, eps=1e-6)
     other.load_state_dict(modern.ln_1.state_dict())
     torch.testing.assert_close(modern.ln_1(x), other(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_half_branches_leave_the_residual_stream_alone(arch: str) -> None:
+    """What the sum, the norms and the head do not round is not off."""
+    exact, idx = gpt(arch, random=True), tokens(2, 8)
+    expected = exact(idx)
+    half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)
+    assert half.branches_in(torch.bfloat16) is half
+    assert {p.dtype for p in half.h[0].attn.parameters()} == {torch.bfloat16}
+    assert half.wte.weight.dtype == half.lm_head.weight.dtype == torch.float32
+    assert half.new_cache(1).layers[0].keys.dtype == half.cache_dtype == torch.bfloat16
+    found = half(idx)
+    assert found.dtype == torch.float32
+    off, all_off = (found - expected).abs().mean(), (whole(idx).float() - expected).abs().mean()
+    assert 0 < off < 0.8 * all_off
+    cached = half(idx, cache=half.new_cache(2))
+    torch.testing.assert_close(cached, found, rtol=0.02, atol=0.02)
+
+
+def test_blocks_of_ones_own_are_half_with_all_else() -> None:
+    class Mine(nn.Module):
+        def __init__(self, config: ModelConfig) -> None:
+            super().__init__()
+            self.inner = nn.Linear(config.n_embd, config.n_embd)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x)  # type: ignore[no-any-return]
+
+    config = ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8)
+    model = GPT(config, 11, own=OwnParts(block=Mine)).branches_in(torch.bfloat16)
+    assert model(tokens(2, 5)).dtype == torch.bfloat16

@@ -19,6 +19,7 @@ from gptcli.sampling import step_streams
 from gptcli.sampling.choose import Choice
 from gptcli.sampling.generate import Uniforms
 from gptcli.sampling.step_streams import StepStreams
+from gptcli.sampling.torch_streams import TorchStreams
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import model
@@ -32,11 +33,12 @@ def numbers(streams: int, steps: int) -> torch.Tensor:
 
 
 @ARCHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("how", [Choice(0.0), ALL])
-def test_a_step_reads_nothing_back(arch: str, how: Choice) -> None:
+def test_a_step_reads_nothing_back(arch: str, how: Choice, dtype: torch.dtype) -> None:
     """On a device without memory: a number that the host asks for, or a tensor of the host's among
     the operands, raises."""
-    room = StepStreams(model(arch).to("meta"), 3, how)
+    room = StepStreams(model(arch).to("meta").branches_in(dtype), 3, how)
     with torch.no_grad():
         room._step(8)
     with pytest.raises(RuntimeError):
@@ -96,6 +98,19 @@ def test_a_stream_that_waits_is_not_changed(arch: str) -> None:
     alone.feed({0: [1, 2]}, anew=True)
     alone.run([0], numbers(1, 30))
     assert together.run([0], numbers(1, 9)).tolist() == alone.run([0], numbers(1, 9)).tolist()
+
+
+@ARCHS
+def test_half_branches_write_as_whole_ones_at_first(arch: str) -> None:
+    texts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        m = model(arch).branches_in(dtype)
+        for kind in (StepStreams, TorchStreams):
+            room = kind(m, 2, Choice(0.0))
+            room.feed({0: [1, 2, 3], 1: [3, 4, 5]}, anew=True)
+            texts.append(room.run([0, 1], numbers(2, 30)))
+    assert all(torch.equal(text[:2], texts[0][:2]) for text in texts)
+    assert texts[0].shape == texts[2].shape
 
 
 @ARCHS
@@ -195,7 +210,7 @@ def written(room: StepStreams, *, recorded: bool = True) -> list[list[int]]:
 def test_a_recorded_step_writes_what_the_step_writes(
     arch: str, dtype: torch.dtype, how: Choice
 ) -> None:
-    m = model(arch, width=200).to("cuda", dtype)
+    m = model(arch, width=200).to("cuda").branches_in(dtype)
     plain = written(StepStreams(m, 2, how), recorded=False)
     assert written(StepStreams(m, 2, how)) == plain
 
