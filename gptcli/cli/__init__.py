@@ -27,8 +27,9 @@ from gptcli.cli import (
     tokenizer,
     train,
 )
-from gptcli.cli.output import note, patient, print_error
+from gptcli.cli.output import STDOUT, named, note, open_closed_streams, patient, print_error
 from gptcli.errors import GptcliError, is_out_of_memory
+from gptcli.interrupts import leave_imports_at_once
 
 app = typer.Typer(
     name="gptcli",
@@ -89,10 +90,9 @@ def main() -> None:
     # imported). At the default, two trainings on two cores stopped one another: over 1.5 s a step
     # in place of 0.07 s; at this value 0.25 s each, and alone as quick as before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-    sys.stderr = patient(sys.stderr)
+    leave_imports_at_once()
+    open_closed_streams()
+    sys.stdout, sys.stderr = named(sys.stdout), patient(sys.stderr)
     arguments = sys.argv[1:]
     debug = "--debug" in _before_dashes(arguments)
     arguments = [a for a in _before_dashes(arguments) if a != "--debug"] + _from_dashes(arguments)
@@ -116,17 +116,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         note("\ninterrupted")
         code = 130
-    except BrokenPipeError:
-        # The reader has left (`gptcli sample | head`); the interpreter must not flush into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has left (`gptcli sample | head`)
         code = 1
     except Exception as error:
         if debug or (problem := _of_the_machine(error)) is None:
             raise
         print_error(problem)
         code = problem.exit_code
-        if isinstance(error, OSError) and not error.filename:  # stdout itself, most likely
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -134,6 +130,9 @@ def _of_the_machine(error: Exception) -> GptcliError | None:
     """What the machine refused (a disk, its memory) as an error for people; None: a bug of ours."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
+        if error.filename == STDOUT:
+            hint = "what was written there is not whole: make room, or send it elsewhere (`>`, `|`)"
+            return GptcliError(f"{name}{error.strerror}", hint, exit_code=1)
         return GptcliError(
             f"{name}{error.strerror}",
             "is the disk full, or the folder gone or read-only? Checkpoints that were saved are "

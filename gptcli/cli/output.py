@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,19 +15,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class _Patient(io.RawIOBase):
-    """A stream that takes what it is given, whether or not the system does."""
+STDOUT = "standard output"
+"""What an OSError of stdout has for the name of its file."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+
+class _Wrapped(io.RawIOBase):
+    """A standard stream with another way of writing."""
+
+    def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
+        self._stream = stream  # which would close `raw` if nobody held it
         self._raw = raw
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self._raw.write(data)
-        except OSError:
-            written = None
-        # None is also what a pipe says that does not wait and is full.
-        return memoryview(data).nbytes if written is None else written
 
     def writable(self) -> bool:
         return True
@@ -38,20 +36,76 @@ class _Patient(io.RawIOBase):
         return self._raw.fileno()
 
 
+class _Patient(_Wrapped):
+    """A stream that takes what it is given, whether or not the system does."""
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._raw.write(data)
+        except OSError:
+            written = None
+        # None is also what a pipe says that does not wait and is full.
+        return memoryview(data).nbytes if written is None else written
+
+
+class _Named(_Wrapped):
+    """A stream whose first error says what it is of. After it nothing more is written, so that
+    the flush at the end of the process does not fail once more."""
+
+    _failed = False
+
+    def write(self, data: Any) -> int | None:
+        if self._failed:
+            return memoryview(data).nbytes
+        try:
+            return self._raw.write(data)
+        except OSError as error:
+            self._failed = True
+            raise OSError(error.errno, error.strerror, STDOUT) from None
+
+
+def open_closed_streams() -> None:
+    """Where the caller closed stdout or stderr: one that takes everything. It has the number of
+    the closed one, which else would be given to a file, and what libraries print got into it."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.fstat(number)  # it has it already, or somebody uses it by now
+        except OSError:
+            os.dup2(null, number)
+            os.close(null)
+            null = number
+        os.set_inheritable(null, True)
+        setattr(sys, name, open(null, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def named(stream: TextIO) -> TextIO:
+    """stdout as a stream that writes all it is given or raises an OSError with STDOUT in it, where
+    it can be one. Python's own, under -u or PYTHONUNBUFFERED, drops the end of a long text that a
+    pipe or a disk took only the beginning of."""
+    return _wrap(stream, _Named)
+
+
 def patient(stream: TextIO) -> TextIO:
     """stderr as a stream whose writes never fail, where it can be one: what it says is for people,
     and no work may end because nobody reads it any more. A closed terminal, a reader that left
     (`2>&1 | head`), a full disk under a log: what cannot be shown is dropped. As a stream, so that
     it also holds for what libraries and a learner's files print."""
+    return _wrap(stream, _Patient, line_buffering=True)
+
+
+def _wrap(stream: TextIO, way: type[_Wrapped], *, line_buffering: bool = False) -> TextIO:
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # with python -u there is no buffer between
-    if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Patient):
+    if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Wrapped):
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(_Patient(raw)),
+        io.BufferedWriter(way(stream, raw)),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=True,
+        line_buffering=line_buffering or raw is buffer or stream.isatty(),
     )
 
 

@@ -83,7 +83,11 @@ def sample(
         typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens below P times the likeliest."),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1: tokens seen become less likely.")
+        float,
+        typer.Option(
+            "--repetition-penalty",
+            help="Above 1: tokens seen become less likely (0.01 to 100).",
+        ),
     ] = 1.0,
     stop: Annotated[
         list[str] | None,
@@ -199,9 +203,9 @@ def _check(
     ):
         if value is not None and not math.isfinite(value):
             raise GptcliError(f"{name} must be a finite number; got {value}", f"{usual} is usual")
-    if repetition_penalty <= 0:
+    if not 0.01 <= repetition_penalty <= 100:
         raise GptcliError(
-            f"--repetition-penalty must be above 0; got {repetition_penalty:g}",
+            f"--repetition-penalty must be 0.01 to 100; got {repetition_penalty:g}",
             "1 changes nothing, 1.1 to 1.3 is usual",
         )
 

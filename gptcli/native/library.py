@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from gptcli.caches import cache_folder
 from gptcli.durable import fsync_file
+from gptcli.interrupts import before_leaving
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
@@ -301,6 +302,14 @@ class _Builder:
         fsync_file(self.temporary)
         self.temporary.replace(self.goal)
         return self.goal
+
+
+def _give_up_all() -> None:
+    for builder in list(_Builder.running.values()):
+        builder.give_up()
+
+
+before_leaving.append(_give_up_all)
 
 
 def _complaint(errors: bytes) -> str:

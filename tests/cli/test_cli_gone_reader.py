@@ -142,7 +142,7 @@ def test_a_stdout_that_takes_nothing_is_an_error_of_a_run_that_is_saved(
             check=False,
         )
     assert (done.returncode, *status(run)) == (1, "done", 6)
-    assert "error: No space left on device" in done.stderr
+    assert "error: standard output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 
 

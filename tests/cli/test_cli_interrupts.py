@@ -1,0 +1,102 @@
+"""Ctrl-C while the program is still being imported: nothing is begun, and it says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptcli import interrupts
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+INTERRUPTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(9):  # its handler runs between two instructions
+        pass
+except BaseException:
+    pass
+raise ImportError("cannot load module more than once per process")
+"""
+"""What stands for a library: it loses an exception, and is then only half there."""
+
+
+def run(
+    module: str,
+    folder: Path,
+    *words: str,
+    ignored: bool = False,
+    first: str = "",
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """gptcli with a stand-in for a module, at whose import Ctrl-C comes."""
+    (folder / f"{module}.py").write_text(first + INTERRUPTED, "utf-8")
+    before = signal.getsignal(signal.SIGINT)
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "gptcli", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", ""))),
+                **environment,
+            },
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_during_an_import(module: str, trained: Path, tmp_path: Path) -> None:
+    done = run(module, tmp_path, "sample", str(trained))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
+
+
+def test_a_ctrl_c_that_the_caller_ignores_is_ignored(trained: Path, tmp_path: Path) -> None:
+    done = run("torch", tmp_path, "sample", str(trained), ignored=True)
+    assert done.returncode == 1
+    assert "cannot load module" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is for Linux")
+def test_a_compiler_at_work_is_stopped(trained: Path, tmp_path: Path) -> None:
+    compiler, started = tmp_path / "cc", tmp_path / "pid"
+    compiler.write_text(
+        f"#!/bin/sh\necho $$ > {started}.new\nmv {started}.new {started}\nexec sleep 60"
+    )
+    compiler.chmod(0o700)
+    first = f"import os, time\nwhile not os.path.exists({str(started)!r}):\n    time.sleep(0.01)\n"
+    done = run(
+        "torch",
+        tmp_path,
+        "sample",
+        str(trained),
+        first=first,
+        CC=str(compiler),
+        GPTCLI_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 130, done.stderr
+    assert list((tmp_path / "cache" / "native").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(started.read_text()), 0)
+
+
+def test_elsewhere_ctrl_c_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupts.leave_imports_at_once()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
