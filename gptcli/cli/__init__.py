@@ -29,7 +29,6 @@ from gptcli.cli import (
 )
 from gptcli.cli.output import STDOUT, named, note, open_closed_streams, patient, print_error
 from gptcli.errors import GptcliError, is_out_of_memory
-from gptcli.interrupts import leave_imports_at_once
 
 app = typer.Typer(
     name="gptcli",
@@ -90,7 +89,6 @@ def main() -> None:
     # imported). At the default, two trainings on two cores stopped one another: over 1.5 s a step
     # in place of 0.07 s; at this value 0.25 s each, and alone as quick as before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    leave_imports_at_once()
     open_closed_streams()
     sys.stdout, sys.stderr = named(sys.stdout), patient(sys.stderr)
     arguments = sys.argv[1:]

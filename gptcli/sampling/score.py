@@ -48,8 +48,7 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
     yield _chosen(model(text[None, :first])[0], text[1 : first + 1])
-    starts = sorted({window_start(length, width) for length in range(width + 1, last + 1)})
-    stride = max(1, width // 4)
+    starts, stride = _later_windows(width, last)
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
@@ -63,6 +62,13 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
             yield _chosen(own[: len(targets)], targets)
 
 
+def _later_windows(width: int, last: int) -> tuple[list[int], int]:
+    """Where the windows after the first begin in a text of `last` tokens to look at, and how many
+    tokens, the last ones, are each one's own."""
+    starts = {window_start(length, width) for length in range(width + 1, last + 1)}
+    return sorted(starts), max(1, width // 4)
+
+
 def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> Tensor:
@@ -71,10 +77,9 @@ def native_log_probabilities(
     width, last = config.block_size, len(text) - 1
     windows = [(0, 0, last)]  # begin, the first token that counts, end
     if config.arch == "gpt2":
-        starts = sorted({window_start(length, width) for length in range(width + 1, last + 1)})
-        kept = width - max(1, width // 4)
+        starts, stride = _later_windows(width, last)
         windows = [(0, 0, min(width, last))]
-        windows += [(at, at + kept, min(at + width, last)) for at in starts]
+        windows += [(at, at + width - stride, min(at + width, last)) for at in starts]
     parts = [torch.empty(0)]
     for begin, first, end in windows:
         for at in range(begin, end, decoder.most_scored):

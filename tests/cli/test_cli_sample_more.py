@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gptcli.native import library
+from gptcli.sampling.score import log_probabilities, native_log_probabilities
+from gptcli.sampling.ways import Way, open_decoder
+from gptcli.training.loading import load_trained
 
 LINES = ["KING:", "", "QUEEN:\tWhat".replace("\t", " "), "What light is this, that comes by night?"]
 
@@ -237,30 +241,31 @@ def test_scores_add_up(cli: Any, trained: Path, tmp_path: Path) -> None:
     assert [float(line.split("\t")[0]) for line in lines] == pytest.approx(scores, abs=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_scores_in_other_dtypes(cli: Any, trained: Path, tmp_path: Path, dtype: str) -> None:
-    needs_the_library()
-    file = tmp_path / "text.txt"
-    file.write_text("KING:\nWhat light is this, that comes by night?\n" * 3, encoding="utf-8")
-    found = {}
-    for one in ("float32", dtype):
-        (told,) = objects(cli("score", trained, file, "--dtype", one, "--json").out)
-        found[one] = [score["log_probability"] for score in told["scores"]]
-    off = [abs(a - b) for a, b in zip(found["float32"], found[dtype], strict=True)]
-    assert 0 < sum(off) / len(off) < 0.05
-
-
-def test_scores_by_pytorch_in_bfloat16(
-    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("dtype", "by"), [("bfloat16", "c"), ("int8", "c"), ("bfloat16", "torch")])
+def test_scores_round_as_sampling_does(
+    cli: Any,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    by: str,
 ) -> None:
+    text = "KING:\nWhat light is this, that comes by night?\n" * 3
     file = tmp_path / "text.txt"
-    file.write_text("KING:\nWhat light is this, that comes by night?\n" * 3, encoding="utf-8")
-    (exact,) = objects(cli("score", trained, file, "--json").out)
-    none = library.Found(None, "there is no C compiler")
-    monkeypatch.setattr(library, "find", lambda source: none)
-    (told,) = objects(cli("score", trained, file, "--dtype", "bfloat16", "--json").out)
-    assert told["loss"] != exact["loss"]
-    assert told["loss"] == pytest.approx(exact["loss"], abs=0.05)
+    file.write_text(text, encoding="utf-8")
+    run = load_trained(trained, None, device=torch.device("cpu"), dtype=torch.float32)
+    start, ids = run.tokenizer.start_ids(), run.tokenizer.encode(text)
+    if by == "c":
+        needs_the_library()
+        decoder = open_decoder(run.model, Way("c", getattr(torch, dtype)), 2)
+        expected = native_log_probabilities(decoder, run.config.model, start, ids)
+    else:
+        none = library.Found(None, "there is no C compiler")
+        monkeypatch.setattr(library, "find", lambda source: none)
+        expected = log_probabilities(run.model.branches_in(torch.bfloat16), start, ids)
+    (told,) = objects(cli("score", trained, file, "--dtype", dtype, "--json").out)
+    found = [score["log_probability"] for score in told["scores"]]
+    assert found == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_score_agrees_with_eval_within_a_window(cli: Any, trained: Path, tmp_path: Path) -> None:
