@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types wheel-check fuzz check reliability soak clean
+.PHONY: install train test lint types map wheel-check fuzz check reliability soak clean
 
 install: $(STAMP)
 
@@ -25,6 +25,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The table of files in CONTRIBUTING.md, from the first line of each file.
+map: $(STAMP)
+	$(BIN)/python docs/file_map.py
 
 # The built wheel, in an empty environment, outside the checkout; needs the package index.
 wheel-check: $(STAMP)

@@ -128,7 +128,7 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
     from gptcli.config import Config
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.passes import choose_engine
-    from gptcli.training.state import TrainingState
+    from gptcli.training.training_state import TrainingState
 
     sizes = {key: value for key, value in shape.items() if key != "batch"}
     config = Config.model_validate(

@@ -29,7 +29,7 @@ def _small_run(shop: Workshop) -> Path:
     """A finished run of three checkpoints and its text beside it, made when first asked for."""
     run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
     if not run.exists():
-        from gptcli.shipped import shipped_texts
+        from gptcli.files.shipped import shipped_texts
 
         text.parent.mkdir()
         text.write_bytes(shipped_texts()["shakespeare"].read_bytes()[:3000])

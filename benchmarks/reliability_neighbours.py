@@ -97,7 +97,7 @@ def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome
                 return super().watch(operation, do)  # type: ignore[arg-type]
 
         def prepare() -> None:
-            from gptcli import durable
+            from gptcli.files import durable
 
             how()
             durable.disk = Disk(count, number, for_good)

@@ -27,7 +27,7 @@ def warm() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("safetensors.torch", "tokenizers", "yaml", "gptcli.cli", "gptcli.config_files",
                  "gptcli.tokenization.bpe_training", "gptcli.training.loop",
-                 "gptcli.training.setup", "gptcli.training.summary",
+                 "gptcli.training.setup", "gptcli.training.run_summary",
                  "gptcli.view.terminal"):  # fmt: skip
         importlib.import_module(name)
     import torch

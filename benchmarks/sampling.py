@@ -129,9 +129,9 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     from gptcli.devices import choose_threads
     from gptcli.model.gpt import GPT as Ours
     from gptcli.model.gpt import initialise
-    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.backend import choose_way, open_streams
     from gptcli.sampling.generate import Generation, Job
-    from gptcli.sampling.ways import choose_way, open_streams
+    from gptcli.sampling.next_token import Choice
 
     threads = choose_threads("auto")
     config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
@@ -169,10 +169,10 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.devices import dtype_name
     from gptcli.native import library
     from gptcli.native.decoder import Decoder
-    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.backend import Way, open_streams
     from gptcli.sampling.generate import Generation, Job
+    from gptcli.sampling.next_token import Choice
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
-    from gptcli.sampling.ways import Way, open_streams
     from gptcli.training.loading import load_trained
 
     trained = load_trained(run, "best", device=torch.device("cpu"), dtype=torch.float32)

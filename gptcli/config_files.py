@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gptcli.bounded import read_bounded
 from gptcli.config import Config
 from gptcli.config_problems import Key, Problem, explain, flat
 from gptcli.errors import GptcliError, nearest
-from gptcli.shipped import shipped_configs
+from gptcli.files.bounded import read_bounded
+from gptcli.files.shipped import shipped_configs
 
 _MOST_BYTES = 1 << 17
 _MOST_NODES = 1_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli import direct_io, durable
+from gptcli.files import direct_io, durable
 
 BUFFER = direct_io._BUFFER
 
@@ -86,7 +86,7 @@ def test_a_large_checkpoint_is_what_a_small_one_would_be(
     import torch
 
     from gptcli.training import checkpoint
-    from gptcli.training.state import Progress
+    from gptcli.training.training_state import Progress
 
     tensors = {"a": torch.arange(3_000_001.0), "b": torch.ones(7, 3), "c": torch.zeros(0)}
     meta = {"progress": vars(Progress(step=1))}

@@ -143,7 +143,7 @@ def _of_the_machine(error: Exception) -> GptcliError | None:
             "run.compile=false does without; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
-    if is_out_of_memory(error):  # of a training, gptcli.training.memory says more
+    if is_out_of_memory(error):  # of a training, gptcli.training.out_of_memory says more
         return GptcliError(
             "out of memory",
             "lower train.batch_size (and raise train.grad_accum by as much), model.block_size, or "

@@ -25,7 +25,7 @@ def bench(
     The share says how much of the machine's matrix products, measured first, a training step uses.
     The limit of sampling is that all weights have to be read for a token, and multiplied; the
     windows are full. About ten seconds, in which nothing else should compute; nothing is kept."""
-    from gptcli.cli.asked_config import config_of_words
+    from gptcli.cli.train_arguments import config_of_words
 
     config = config_of_words(arguments or [])
 

@@ -12,7 +12,7 @@ from gptcli.cli.verdicts import give, verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptcli.course.reports import FileReport, OwnReport
+    from gptcli.course.report import FileReport, OwnReport
 
 
 def check_attention(
@@ -55,7 +55,7 @@ def check_attention(
 
 
 def _check_own(as_json: bool) -> None:
-    from gptcli.course.attention_check import check_own
+    from gptcli.course.checking import check_own
 
     report = check_own()
     if as_json:
@@ -67,7 +67,7 @@ def _check_own(as_json: bool) -> None:
 
 
 def _check_files(files: list[str], level: int, as_json: bool) -> None:
-    from gptcli.course.attention_check import check_files
+    from gptcli.course.checking import check_files
 
     give(files, check_files(files), show_file, level=level, as_json=as_json)
 
@@ -110,7 +110,7 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gptcli.course.attention_picture import heat, steps
+    from gptcli.course.attention.picture import heat, steps
 
     console.print(Text(f"{report.file}: {report.class_name}", style="bold"))
     if report.picture is not None and report.picture.steps:

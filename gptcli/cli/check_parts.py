@@ -12,7 +12,7 @@ from gptcli.cli.verdicts import give, verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptcli.course.exercises.lesson import PartReport
+    from gptcli.course.lesson import PartReport
 
 # What a file must have, for the help of its command: (exercise, what it holds, interface).
 PARTS = (
@@ -83,7 +83,7 @@ def check_command(exercise: str, what: str, interface: str) -> Callable[..., Non
 
 def check(exercise: str, files: list[str], level: int, as_json: bool) -> None:
     """Check the files and print each verdict. Raises typer.Exit(1) where one is wrong."""
-    from gptcli.course.exercises.checking import check_parts
+    from gptcli.course.exercises.part_checking import check_parts
 
     reports = check_parts((exercise, spec) for spec in files)
     give(files, reports, show, level=level, as_json=as_json)
@@ -93,8 +93,8 @@ def show(report: PartReport, console: Console, level: int) -> None:
     """The steps, one line each, then the verdict and the hint."""
     from rich.text import Text
 
-    from gptcli.course.attention_picture import mark
-    from gptcli.course.exercises.catalogue import exercise_named
+    from gptcli.course.attention.picture import mark
+    from gptcli.course.catalogue import exercise_named
 
     steps = exercise_named(report.exercise).steps
     console.print(Text(f"{report.file}: {report.exercise}", style="bold"))

@@ -15,7 +15,7 @@ def configs(
 ) -> None:
     """List the shipped configs, or print one to start from."""
     from gptcli.config_files import find_config
-    from gptcli.shipped import shipped_configs
+    from gptcli.files.shipped import shipped_configs
 
     if name is not None:
         sys.stdout.write(find_config(name).read_text("utf-8"))

@@ -20,7 +20,7 @@ from gptcli.cli.options import (
     load,
 )
 from gptcli.cli.output import print_json
-from gptcli.cli.own_files import (
+from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
     LayerNormOption,

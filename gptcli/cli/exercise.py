@@ -14,9 +14,9 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptcli.course.exercises.catalogue import Exercise
-    from gptcli.course.exercises.checking import Checker
+    from gptcli.course.catalogue import Exercise
     from gptcli.course.exercises.folder import Progress
+    from gptcli.course.exercises.part_checking import Checker
 
 
 def exercise(
@@ -50,7 +50,7 @@ def exercise(
 
     Each file holds one class or a few functions, which its first lines describe.
     """
-    from gptcli.course.exercises.catalogue import EXERCISES, exercise_named
+    from gptcli.course.catalogue import EXERCISES, exercise_named
 
     chosen = EXERCISES if name is None else (exercise_named(name),)
     if out is not None and status is not None:
@@ -99,8 +99,8 @@ def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool
 
 
 def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:
-    from gptcli.course.exercises.checking import Checker
     from gptcli.course.exercises.folder import changes, find_folder
+    from gptcli.course.exercises.part_checking import Checker
 
     find_folder(folder)
     console = stdout_console()

@@ -10,7 +10,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
-from gptcli.cli.own_files import OwnFiles, TokenizerOption, loaded
+from gptcli.cli.user_files import OwnFiles, TokenizerOption, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _text_of(run: Path, config: Config, files: OwnFiles) -> Corpus:
     """The text that the run was trained on, by its own tokenizer.
 
     Raises GptcliError where it is no longer the same, or the tokenizer is a learner's."""
-    from gptcli.model.own_parts import parts_of, refuse_other_parts
+    from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer
     from gptcli.training.setup import open_text
@@ -137,7 +137,7 @@ def _loss_at(run: Path, step: int) -> float | None:
     """The loss in metrics.jsonl of a step; None where it was not logged."""
     import json
 
-    from gptcli.bounded import lines_inside
+    from gptcli.files.bounded import lines_inside
     from gptcli.training.journal import refused_lines
 
     path = run / "metrics.jsonl"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
-from gptcli.cli.own_files import OwnFiles, loaded
+from gptcli.cli.user_files import OwnFiles, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.sampling.ways import Way
+    from gptcli.sampling.backend import Way
     from gptcli.training.loading import Trained
 
 RunArgument = Annotated[
@@ -115,7 +115,7 @@ def load_writer(
     import torch
 
     from gptcli.devices import choose_device, choose_threads
-    from gptcli.sampling.ways import choose_way
+    from gptcli.sampling.backend import choose_way
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run
 

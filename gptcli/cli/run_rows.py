@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gptcli.bounded import lines_inside
-from gptcli.durable import is_locked
 from gptcli.errors import GptcliError
+from gptcli.files.bounded import lines_inside
+from gptcli.files.durable import is_locked
 from gptcli.training import run_folder
 from gptcli.training.checkpoint import steps_of
 from gptcli.view.runs_table import RunRow

@@ -21,7 +21,8 @@ from gptcli.cli.options import (
     load_writer,
 )
 from gptcli.cli.output import note, print_json
-from gptcli.cli.own_files import (
+from gptcli.cli.prompts import read_prompts
+from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
     LayerNormOption,
@@ -29,11 +30,10 @@ from gptcli.cli.own_files import (
     OwnFiles,
     TokenizerOption,
 )
-from gptcli.cli.prompts import read_prompts
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.next_token import Choice
     from gptcli.sampling.text import Sample
 
 
@@ -140,7 +140,7 @@ def sample(
         )
     files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
     writer = load_writer(run, checkpoint, Machine(device, dtype, threads), files)
-    from gptcli.sampling.choose import Choice
+    from gptcli.sampling.next_token import Choice
 
     how = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     if seed is None:
@@ -226,9 +226,9 @@ def _write(
     that is asked for."""
     import time
 
+    from gptcli.sampling.backend import open_streams
     from gptcli.sampling.generate import Job
     from gptcli.sampling.text import Piece, write
-    from gptcli.sampling.ways import open_streams
 
     trained = writer.trained
     jobs = []
@@ -270,8 +270,8 @@ def _talk(
     stops: list[str],
 ) -> None:
     from gptcli.cli.interactive import talk
+    from gptcli.sampling.backend import open_streams
     from gptcli.sampling.conversation import Conversation
-    from gptcli.sampling.ways import open_streams
 
     streams = open_streams(writer.trained.model, 1, how, writer.way, writer.threads)
     conversation = Conversation(streams, writer.trained.tokenizer, seed=seed, stops=stops)

@@ -21,7 +21,8 @@ from gptcli.cli.options import (
     load_writer,
 )
 from gptcli.cli.output import note, print_json, stdout_console
-from gptcli.cli.own_files import (
+from gptcli.cli.prompts import read_text
+from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
     LayerNormOption,
@@ -29,7 +30,6 @@ from gptcli.cli.own_files import (
     OwnFiles,
     TokenizerOption,
 )
-from gptcli.cli.prompts import read_text
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def score(
     else:  # as `sample` computes in it
         writer = load_writer(run, checkpoint, machine, files)
         trained, way = writer.trained, writer.way
+    from gptcli.sampling.backend import open_decoder
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
-    from gptcli.sampling.ways import open_decoder
 
     try:
         ids = trained.tokenizer.encode(text)

@@ -53,7 +53,7 @@ def train(
     if out.exists() and not overwrite:
         raise GptcliError(f"{out} exists already", "--overwrite replaces it")
     from gptcli.corpus import open_corpus
-    from gptcli.durable import write_atomically
+    from gptcli.files.durable import write_atomically
 
     corpus = open_corpus(source, kind=kind, vocab_size=vocab_size, val_fraction=0.0, block_size=1)
     try:

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.asked_config import (
+from gptcli.cli.options import JsonOption
+from gptcli.cli.output import note, print_json, stderr_console
+from gptcli.cli.signals import (
+    LeaveAtOnce,
+    Stop,
+    leave_on_signals,
+    signals_held,
+    stop_on_signals,
+)
+from gptcli.cli.train_arguments import (
     config_for,
     free_config,
     is_config,
     split_words,
     with_own_tokenizer,
 )
-from gptcli.cli.options import JsonOption
-from gptcli.cli.output import note, print_json, stderr_console
-from gptcli.cli.own_files import (
+from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
     LayerNormOption,
@@ -30,22 +37,15 @@ from gptcli.cli.own_files import (
     TokenizerOption,
     checked,
 )
-from gptcli.cli.watching import (
-    LeaveAtOnce,
-    Stop,
-    leave_on_signals,
-    signals_held,
-    stop_on_signals,
-)
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.native import library
 
 if TYPE_CHECKING:
     from gptcli.config import Config
-    from gptcli.model.own_parts import OwnParts
+    from gptcli.model.user_parts import OwnParts
     from gptcli.training.journal import Journal
+    from gptcli.training.run_summary import Summary
     from gptcli.training.setup import Prepared
-    from gptcli.training.summary import Summary
 
 
 def train(
@@ -130,7 +130,7 @@ def train(
     own = checked(files, config, force)
     notes: list[str] = []
     if minutes is not None:
-        from gptcli.training.dial import plan
+        from gptcli.training.minutes import plan
 
         asked = {override.partition("=")[0] for override in overrides}
         whole = from_run is None and not is_config(target)
@@ -221,7 +221,7 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
     from gptcli.events import CheckpointSaved, Finished, Notice, SampleDrawn
     from gptcli.training import run_folder
     from gptcli.training.loop import train as events_of
-    from gptcli.training.summary import Summary
+    from gptcli.training.run_summary import Summary
     from gptcli.view.metrics import metrics_record
     from gptcli.view.terminal import open_view
 
@@ -266,7 +266,7 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> No
             with suppress(OSError):  # an unreadable stdout must not hide why the run ended
                 print_json(summary.ended())
         if is_out_of_memory(error):
-            from gptcli.training.memory import out_of_memory
+            from gptcli.training.out_of_memory import out_of_memory
 
             raise out_of_memory(setup) from error
         machine = isinstance(error, (GptcliError, OSError, MemoryError))
@@ -331,7 +331,7 @@ def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from gptcli.view.plan import plan_lines
+    from gptcli.view.dry_run import plan_lines
 
     for line in plan_lines(result):
         typer.echo(line)
@@ -340,7 +340,7 @@ def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
 @contextmanager
 def _front_row(run: Path, create: bool) -> Iterator[None]:
     """Hold the run folder's lock, so that no two trainings write into it."""
-    from gptcli.durable import make_folder, only_writer, refused
+    from gptcli.files.durable import make_folder, only_writer, refused
     from gptcli.training.run_folder import remove_empty
 
     made = create and not run.exists()

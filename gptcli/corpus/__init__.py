@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptcli.caches import cache_folder
 from gptcli.corpus.preparation import Corpus, open_corpus
 from gptcli.corpus.reading import Piece, read_text
 from gptcli.corpus.sources import Source, find_source
-from gptcli.corpus.store import TokenStore
+from gptcli.corpus.token_store import TokenStore
+from gptcli.files.caches import cache_folder
 
 if TYPE_CHECKING:
     from gptcli.corpus.batches import Batches, windows

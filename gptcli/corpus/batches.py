@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.corpus.store import TokenStore
+from gptcli.corpus.token_store import TokenStore
 
 _KEPT_EPOCHS = 2
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.bounded import read_bounded
-from gptcli.corpus.store import ShardFile, TokenStore, dtype_for, map_shard
-from gptcli.durable import fsync_folder, sha256_file, write_file
+from gptcli.corpus.token_store import ShardFile, TokenStore, dtype_for, map_shard
 from gptcli.errors import GptcliError
+from gptcli.files.bounded import read_bounded
+from gptcli.files.durable import fsync_folder, sha256_file, write_file
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptcli.corpus.reading import CHUNK, Piece
-from gptcli.corpus.store import Tokens, dtype_for
+from gptcli.corpus.token_store import Tokens, dtype_for
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.caches import cache_folder
 from gptcli.corpus.cache import (
     entry_key,
     open_or_build,
@@ -19,9 +18,10 @@ from gptcli.corpus.cache import (
 from gptcli.corpus.encoding import characters, encode_all, joined
 from gptcli.corpus.progress import Progress
 from gptcli.corpus.sources import Source, find_source
-from gptcli.corpus.split import check_split
-from gptcli.corpus.store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
+from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
+from gptcli.corpus.validation_split import check_split
 from gptcli.errors import GptcliError
+from gptcli.files.caches import cache_folder
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -114,7 +114,7 @@ def _learn_own(
     progress: Progress,
     notes: list[str],
 ) -> Tokenizer:
-    from gptcli.tokenization.own import LEARNS_FROM, learn_own
+    from gptcli.tokenization.user_bpe import LEARNS_FROM, learn_own
 
     start = time.perf_counter()
     with progress.phase("your tokenizer learns", min(source.size, LEARNS_FROM)) as advance:

@@ -22,7 +22,7 @@ from gptcli.corpus.reading import (
     text_pieces,
 )
 from gptcli.errors import GptcliError, nearest
-from gptcli.shipped import shipped_texts
+from gptcli.files.shipped import shipped_texts
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from gptcli.config import ModelConfig
 from gptcli.model.attention import CausalSelfAttention, drop
 from gptcli.model.cache import KeyValueCache, Places, StepCache
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
-from gptcli.model.own_parts import Maker, OwnParts, starts_as_made
 from gptcli.model.rotary import RotaryCausalSelfAttention
+from gptcli.model.user_parts import Maker, OwnParts, starts_as_made
 
 
 class Block(nn.Module):

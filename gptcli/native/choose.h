@@ -1,4 +1,4 @@
-/* Logits -> token, as gptcli.sampling.choose does it. */
+/* Logits -> token, as gptcli.sampling.next_token does it. */
 
 #ifndef GPTCLI_CHOOSE_H
 #define GPTCLI_CHOOSE_H

@@ -18,7 +18,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
-from gptcli.native.pace import Pace, switches
+from gptcli.native.thread_count import Pace, switches
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptcli.caches import cache_folder
-from gptcli.durable import fsync_file
+from gptcli.files.caches import cache_folder
+from gptcli.files.durable import fsync_file
 from gptcli.interrupts import before_leaving
 
 _HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
-from gptcli.sampling.choose import Choice
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.streams import Text, window_start
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptcli.model.gpt import GPT
-from gptcli.sampling.choose import Choice
 from gptcli.sampling.generate import Generation, Job
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.tokenization import StreamDecoder, Tokenizer

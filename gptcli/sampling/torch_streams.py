@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.gpt import GPT
-from gptcli.sampling.choose import Choice, choose
+from gptcli.sampling.next_token import Choice, choose
 from gptcli.sampling.streams import window_start
 
 

@@ -9,10 +9,10 @@ imported where it is first needed.
 from __future__ import annotations
 
 from gptcli.tokenization.building import KINDS, build_tokenizer
-from gptcli.tokenization.cuts import safe_cuts
 from gptcli.tokenization.loading import load_tokenizer
-from gptcli.tokenization.own import learn_own, line_cuts
+from gptcli.tokenization.safe_cuts import safe_cuts
 from gptcli.tokenization.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from gptcli.tokenization.user_bpe import learn_own, line_cuts
 
 __all__ = [
     "END_OF_TEXT",

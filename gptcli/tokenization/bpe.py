@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError
 from gptcli.tokenization.byte_level import byte_level_json
-from gptcli.tokenization.cuts import WHITE_SPACE, safe_cuts
+from gptcli.tokenization.safe_cuts import WHITE_SPACE, safe_cuts
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer, id_dtype, utf8
 
 if TYPE_CHECKING:

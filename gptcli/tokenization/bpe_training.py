@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from gptcli.errors import GptcliError
 from gptcli.tokenization.bpe import BpeTokenizer
 from gptcli.tokenization.byte_level import from_characters
-from gptcli.tokenization.cuts import safe_cuts
+from gptcli.tokenization.safe_cuts import safe_cuts
 from gptcli.tokenization.tokenizer import utf8
 
 SMALLEST_VOCABULARY = 257

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_folder
+from gptcli.files.shipped import shipped_folder
 from gptcli.tokenization.bpe import RankedTokenizer
 
 RANK_FILE = "gpt2.tiktoken"

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gptcli.bounded import read_bounded
 from gptcli.errors import GptcliError
+from gptcli.files.bounded import read_bounded
 from gptcli.tokenization.bpe import BpeTokenizer
 from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
-from gptcli.tokenization.own import OwnTokenizer, own_from_json
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+from gptcli.tokenization.user_bpe import OwnTokenizer, own_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes none of a third of that
 # The squared lengths of the tokens, summed: what finding the merges takes. A few long tokens are

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli import durable
-from gptcli.bounded import MOST_JSON, read_bounded
-from gptcli.direct_io import LARGE
 from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.files.bounded import MOST_JSON, read_bounded
+from gptcli.files.direct_io import LARGE
 from gptcli.training.meta_file import TENSOR_FILES, parse_meta, seal
 from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from gptcli.bounded import machine_memory
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
+from gptcli.files.bounded import machine_memory
 from gptcli.model.gpt import GPT, count_parameters
-from gptcli.model.own_parts import OwnParts
+from gptcli.model.user_parts import OwnParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 

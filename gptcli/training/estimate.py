@@ -9,12 +9,12 @@ import torch
 from gptcli.config import Config
 from gptcli.devices import choose_device
 from gptcli.model.layers import swiglu_width
-from gptcli.model.own_parts import OwnParts
+from gptcli.model.user_parts import OwnParts
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
 from gptcli.training.passes import EngineName, library_of
 from gptcli.training.saving import BESIDE_BYTES
-from gptcli.training.state import TrainingState
+from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gptcli import durable
-from gptcli.bounded import lines_inside
 from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.files.bounded import lines_inside
 
 _SAMPLE_HEADING = "=== step {step} ===\n"
 
@@ -135,7 +135,7 @@ def _opening(path: Path) -> Iterator[None]:
 
 
 def refused_lines(path: Path, error: OSError) -> GptcliError:
-    """What the system or gptcli.bounded said to a file of lines, for people (exit code 1)."""
+    """What the system or gptcli.files.bounded said to a file of lines, for people (exit code 1)."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
         "gptcli has not made it so: move it away; the checkpoints are whole without it",

@@ -11,11 +11,11 @@ import torch
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
+from gptcli.model.user_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config, same_tokenizer
-from gptcli.training.state import build_model
+from gptcli.training.training_state import build_model
 
 
 @dataclass(frozen=True)

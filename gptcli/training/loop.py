@@ -30,16 +30,16 @@ from gptcli.events import (
     Stopped,
 )
 from gptcli.model.gpt import count_parameters
-from gptcli.model.own_parts import OwnParts
-from gptcli.sampling.choose import Choice
+from gptcli.model.user_parts import OwnParts
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
-from gptcli.training.diagnose import first_not_finite
+from gptcli.training.loss_spikes import Spikes
+from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
 from gptcli.training.schedule import lr_at
-from gptcli.training.spikes import Spikes
-from gptcli.training.state import TrainingState
+from gptcli.training.training_state import TrainingState
 
 _SAMPLE_TOKENS = 200
 

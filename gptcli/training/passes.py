@@ -18,7 +18,7 @@ from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.engine import Engine, why_not
 from gptcli.training.evaluate import evaluate
-from gptcli.training.precision import Weights
+from gptcli.training.master_weights import Weights
 
 EngineName = Literal["native", "torch"]
 Batch = tuple[Tensor, Tensor]

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gptcli import durable
-from gptcli.bounded import MOST_JSON, read_bounded
 from gptcli.config import Config
 from gptcli.config_files import dump_config, parse_config, read_yaml
 from gptcli.errors import GptcliError, nearest
+from gptcli.files import durable
+from gptcli.files.bounded import MOST_JSON, read_bounded
 from gptcli.tokenization import Tokenizer, load_tokenizer
 
 

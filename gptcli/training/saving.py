@@ -18,7 +18,7 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.events import CheckpointSaved, Event, Notice
 from gptcli.training import checkpoint
-from gptcli.training.state import TrainingState
+from gptcli.training.training_state import TrainingState
 
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_SHARE = 0.01

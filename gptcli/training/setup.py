@@ -11,21 +11,21 @@ from gptcli.config import Config
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
-from gptcli.model.own_parts import OwnParts, parts_of, refuse_other_parts
+from gptcli.model.user_parts import OwnParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.changes import lasting, merge
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
+from gptcli.training.resume_rules import lasting, merge
+from gptcli.training.run_summary import standing
 from gptcli.training.schedule import (
     resolve_eval_every,
     resolve_log_every,
     resolve_rate,
     resolve_warmup,
 )
-from gptcli.training.state import progress_of
-from gptcli.training.summary import standing
+from gptcli.training.training_state import progress_of
 
 # A compilation takes about a minute on a GPU; a run should last a good deal longer than that.
 _COMPILE_FROM_TOKENS = 50_000_000

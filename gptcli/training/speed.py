@@ -12,9 +12,9 @@ import torch
 
 from gptcli.config import Config
 from gptcli.model.gpt import GPT, initialise
-from gptcli.sampling.choose import Choice
+from gptcli.sampling.backend import Way, choose_way, open_streams
 from gptcli.sampling.generate import Uniforms
-from gptcli.sampling.ways import Way, choose_way, open_streams
+from gptcli.sampling.next_token import Choice
 from gptcli.training.estimate import now, seconds_per_step
 from gptcli.training.passes import choose_engine
 

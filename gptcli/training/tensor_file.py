@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.bounded import machine_memory, read_bounded
+from gptcli.files.bounded import machine_memory, read_bounded
 
 if TYPE_CHECKING:
     from torch import Tensor

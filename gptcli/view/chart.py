@@ -8,7 +8,7 @@ from rich.text import Text
 
 from gptcli.view.curve import Points, bounds, curve, dot_row, dots_per_cell, resample
 from gptcli.view.glyphs import LABEL, LOSS, VAL, Glyphs
-from gptcli.view.numbers import human_count, norm_text
+from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
 

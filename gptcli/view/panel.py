@@ -9,9 +9,9 @@ from rich.text import Text
 
 from gptcli.view.chart import chart
 from gptcli.view.glyphs import ASCII, BEST, LABEL, LOSS, UNICODE, VAL, Glyphs
-from gptcli.view.numbers import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.run_status import RunState
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
-from gptcli.view.state import RunState
 
 WIDEST = 100  # wider lines do not read better
 CHART_ROWS = 10  # at most, axis not counted

@@ -16,10 +16,10 @@ from gptcli.events import (
     SampleDrawn,
     StepDone,
 )
-from gptcli.view.numbers import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.run_end import summary_lines, unfinished_line
+from gptcli.view.run_status import RunState
 from gptcli.view.safe_text import clean, crop, one_line
-from gptcli.view.state import RunState
-from gptcli.view.summary import summary_lines, unfinished_line
 
 WIDTH = 79
 

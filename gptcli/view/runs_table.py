@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from gptcli.view.numbers import UNKNOWN, duration, human_count, loss_text
+from gptcli.view.number_formats import UNKNOWN, duration, human_count, loss_text
 from gptcli.view.safe_text import clean, crop, ellipsis_for
 
 NARROWEST_NAME = 16

@@ -12,9 +12,9 @@ from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
 from gptcli.view.panel import panel
 from gptcli.view.plain import PlainView
 from gptcli.view.region import Region
+from gptcli.view.run_end import summary_lines, unfinished_line
+from gptcli.view.run_status import RunState
 from gptcli.view.safe_text import clean
-from gptcli.view.state import RunState
-from gptcli.view.summary import summary_lines, unfinished_line
 
 REFRESH_SECONDS = 0.25
 MOST_OF_THE_TIME = 0.02  # the share of the time that may go into drawing

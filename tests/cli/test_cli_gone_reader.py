@@ -173,7 +173,7 @@ def test_a_stdout_that_takes_nothing_does_not_hide_why_a_run_ended(
 def test_the_closing_of_the_terminal_is_never_the_second_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from gptcli.cli.watching import LeaveAtOnce, stop_on_signals
+    from gptcli.cli.signals import LeaveAtOnce, stop_on_signals
 
     clock = iter([100.0, 200.0, 300.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))

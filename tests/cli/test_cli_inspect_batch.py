@@ -62,7 +62,7 @@ def test_it_is_what_the_loss_was_computed_on(step: int, run: Path, cli: Any) -> 
     """The weights before the step, on the sequences shown, give the loss that was logged."""
     from gptcli.training import checkpoint
     from gptcli.training.run_folder import read_config, read_tokenizer
-    from gptcli.training.state import build_model
+    from gptcli.training.training_state import build_model
 
     config = read_config(run)
     weights = checkpoint.load(run, step - 1).model if step > 1 else None

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from gptcli.native import library
+from gptcli.sampling.backend import Way, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
-from gptcli.sampling.ways import Way, open_decoder
 from gptcli.training.loading import load_trained
 
 LINES = ["KING:", "", "QUEEN:\tWhat".replace("\t", " "), "What light is this, that comes by night?"]

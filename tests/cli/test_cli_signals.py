@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli import watching
-from gptcli.cli.watching import LeaveAtOnce, leave_on_signals, stop_on_signals
+from gptcli.cli import signals
+from gptcli.cli.signals import LeaveAtOnce, leave_on_signals, stop_on_signals
 from gptcli.events import Evaluated, SampleDrawn
 from gptcli.training import checkpoint, loop, run_folder, setup
 from gptcli.training.passes import TorchPasses
@@ -75,7 +75,7 @@ def test_an_overwritten_run_comes_back(
 
 def test_the_first_signal_is_remembered_the_second_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     before = [signal.getsignal(number) for number in HANDLED]
     with stop_on_signals() as stop:
         assert not stop.wanted()
@@ -108,7 +108,7 @@ def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
 
     def steps(*arguments: object) -> Any:
         here(signal.SIGINT)
-        monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: 1e12))
+        monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: 1e12))
         here(signal.SIGINT)
         yield
 
@@ -201,7 +201,7 @@ def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> N
     from gptcli.config import ModelConfig
     from gptcli.corpus import TokenStore
     from gptcli.training.evaluate import evaluate
-    from gptcli.training.state import build_model
+    from gptcli.training.training_state import build_model
 
     config = ModelConfig(n_layer=1, n_head=2, n_embd=512, block_size=16)
     model = build_model(config, 20)

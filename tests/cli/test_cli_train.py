@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gptcli.shipped import shipped_configs
+from gptcli.files.shipped import shipped_configs
 
 SMALL = (
     "model.n_layer=1",
@@ -435,7 +435,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
 
 @pytest.mark.skipif(os.name != "posix", reason="fcntl")
 def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path: Path) -> None:
-    from gptcli.durable import only_writer
+    from gptcli.files.durable import only_writer
 
     run = tmp_path / "r"
     cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)

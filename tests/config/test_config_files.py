@@ -22,7 +22,7 @@ from gptcli.config_files import (
 )
 from gptcli.config_problems import dotted_keys
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_configs, shipped_folder
+from gptcli.files.shipped import shipped_configs, shipped_folder
 
 
 def about(key: str) -> str:

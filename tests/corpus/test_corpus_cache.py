@@ -378,7 +378,7 @@ def test_the_cache_lies_where_the_system_wants_it(
     for name, value in environment.items():
         monkeypatch.setenv(name, value.format(root=tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("gptcli.caches.sys.platform", platform)
+        patch.setattr("gptcli.files.caches.sys.platform", platform)
         found = cache_folder()
     assert found == tmp_path / expected
 

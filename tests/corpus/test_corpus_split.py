@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.split import check_split, train_tokens
+from gptcli.corpus.validation_split import check_split, train_tokens
 from gptcli.errors import GptcliError
 
 fractions = st.one_of(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus import TokenStore
-from gptcli.corpus.store import ShardWriter, dtype_for, map_shard
+from gptcli.corpus.token_store import ShardWriter, dtype_for, map_shard
 from gptcli.tokenization import build_tokenizer
 
 quick = settings(

@@ -10,7 +10,7 @@ import pytest
 from wrong_attention import FILES
 
 from gptcli.course import check_file, check_files, load_attention
-from gptcli.course.learner_file import find_file
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 
 CLASS = """
@@ -132,7 +132,7 @@ def test_files_that_are_not_there_or_not_python(
     (tmp_path / "latin.py").write_bytes("x = 'caf\u00e9'\n".encode("latin-1"))
     (tmp_path / "zeros.py").write_bytes(b"x = 1\x00\n")
     (tmp_path / "cells.ipynb").write_text('{"cells": []}', encoding="utf-8")
-    monkeypatch.setattr("gptcli.course.attention_check.Worker", None)
+    monkeypatch.setattr("gptcli.course.checking.Worker", None)
     monkeypatch.chdir(tmp_path)
     for call in (check_file, load_attention):
         with pytest.raises(GptcliError) as caught:

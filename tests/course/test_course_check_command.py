@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 from wrong_attention import FILES, MISTAKES
 
 from gptcli.cli.check import check_attention
-from gptcli.course import attention_check, own_attention
+from gptcli.course import checking
+from gptcli.course.attention import builtin
 from gptcli.errors import GptcliError
 
 APP = typer.Typer()
@@ -89,8 +90,8 @@ def test_right_files_exit_0() -> None:
 
 
 def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = own_attention.grid()[:4]
-    monkeypatch.setattr(own_attention, "grid", lambda: few)
+    few = builtin.grid()[:4]
+    monkeypatch.setattr(builtin, "grid", lambda: few)
     result = run()
     assert result.exit_code == 0
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
@@ -103,10 +104,10 @@ def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_own_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli.course.reports import OwnReport, PathResult
+    from gptcli.course.report import OwnReport, PathResult
 
     bad = OwnReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))
-    monkeypatch.setattr(attention_check, "check_own", lambda: bad)
+    monkeypatch.setattr(checking, "check_own", lambda: bad)
     result = run()
     assert result.exit_code == 1
     assert "wrong: 1 of 1 paths stray from the reference" in " ".join(result.stdout.split())

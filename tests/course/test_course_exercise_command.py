@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.course.catalogue import EXERCISES
 from gptcli.course.exercises import folder as folder_module
-from gptcli.course.exercises.catalogue import EXERCISES
 from gptcli.course.exercises.folder import changes
 
 NAMES = [exercise.name for exercise in EXERCISES]

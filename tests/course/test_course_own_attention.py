@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from gptcli.course import own_attention
-from gptcli.course.own_attention import PATHS, Sizes, compare_paths, grid
-from gptcli.course.reports import OwnReport, PathResult
+from gptcli.course.attention import builtin
+from gptcli.course.attention.builtin import PATHS, Sizes, compare_paths, grid
+from gptcli.course.report import OwnReport, PathResult
 from gptcli.model import attention
 
 FEW = [Sizes(2, 5, 3, 4, True), Sizes(1, 70, 2, 8, False), Sizes(1, 1, 1, 1, True)]
@@ -71,13 +71,13 @@ def test_own_paths_that_stray_are_found(
     assert not report.ok
     wrong = {result.path for result in report.results if not result.ok}
     expected = (
-        {own_attention.PRODUCTS, own_attention.ROTARY}
+        {builtin.PRODUCTS, builtin.ROTARY}
         if name == "attend"
         else {
-            own_attention.CACHED,
-            own_attention.CHUNKS,
-            own_attention.ROTARY_CACHED,
-            own_attention.ROTARY_CHUNKS,
+            builtin.CACHED,
+            builtin.CHUNKS,
+            builtin.ROTARY_CACHED,
+            builtin.ROTARY_CHUNKS,
         }
     )
     assert wrong == expected

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from part_files import BASE, RIGHT, WRONG, wrong_text
 
+from gptcli.course.catalogue import exercise_named
 from gptcli.course.exercises import block, layernorm, mlp
-from gptcli.course.exercises.catalogue import exercise_named
-from gptcli.course.exercises.checking import check_part, check_parts, find_part
-from gptcli.course.exercises.examination import examine
-from gptcli.course.exercises.lesson import PartReport
+from gptcli.course.exercises.part_checking import check_part, check_parts, find_part
+from gptcli.course.exercises.part_examination import examine
+from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
 
 BANKS = {"layernorm": layernorm.PART, "mlp": mlp.PART, "block": block.PART}

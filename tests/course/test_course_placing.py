@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.course.attention_check import check_files
-from gptcli.course.reports import FileReport
+from gptcli.course.checking import check_files
+from gptcli.course.report import FileReport
 
 HERE = Path(__file__).parent / "files"
 SCALE = "/ math.sqrt(self.head_dim)"

@@ -10,7 +10,7 @@ from torch import nn
 from wrong_attention import FILES
 
 from gptcli.course import load_attention
-from gptcli.course.projections import ProjectionError, find_projections, is_ambiguous
+from gptcli.course.attention.projections import ProjectionError, find_projections, is_ambiguous
 
 CONFIG = SimpleNamespace(n_embd=6, n_head=2, dropout=0.0, bias=True, block_size=4)
 

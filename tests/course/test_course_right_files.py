@@ -8,7 +8,7 @@ import pytest
 from wrong_attention import FILES
 
 from gptcli.course import check_files
-from gptcli.course.reports import FileReport
+from gptcli.course.report import FileReport
 
 OURS = "from gptcli.model.attention import CausalSelfAttention\n"
 RIGHT = (

@@ -9,8 +9,8 @@ import pytest
 from styles import STYLES, Change, wrong_files
 
 from gptcli.course import check_files
-from gptcli.course.mistakes import BANK
-from gptcli.course.reports import FileReport
+from gptcli.course.attention.mistakes.bank import BANK
+from gptcli.course.report import FileReport
 
 Judged = dict[str, tuple[Change, FileReport]]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
-from gptcli.course.exercises.catalogue import exercise_named
-from gptcli.course.exercises.checking import check_parts, find_part
-from gptcli.course.exercises.examination import examine
-from gptcli.course.exercises.lesson import PartReport
+from gptcli.course.catalogue import exercise_named
+from gptcli.course.exercises.part_checking import check_parts, find_part
+from gptcli.course.exercises.part_examination import examine
 from gptcli.course.exercises.tokenizer import Tokenizer
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
+from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
 
 

@@ -10,9 +10,9 @@ import pytest
 from wrong_attention import FILES, MISTAKES
 
 from gptcli.course import check_file
-from gptcli.course.attention_check import _ask
-from gptcli.course.isolation import Worker
-from gptcli.course.learner_file import find_file
+from gptcli.course.checking import _ask
+from gptcli.course.sandbox.isolation import Worker
+from gptcli.course.sandbox.learner_file import find_file
 
 TEXTS = {mistake.name: mistake for mistake in MISTAKES}
 

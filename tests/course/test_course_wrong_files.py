@@ -10,7 +10,7 @@ import pytest
 from wrong_attention import MISTAKES, Mistake
 
 from gptcli.course import check_files
-from gptcli.course.reports import FileReport
+from gptcli.course.report import FileReport
 
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
 

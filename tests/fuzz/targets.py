@@ -32,18 +32,18 @@ from gptcli.corpus import cache
 from gptcli.corpus.encoding import encode_all
 from gptcli.corpus.reading import jsonl_pieces, read_text, text_pieces
 from gptcli.corpus.sources import find_source
-from gptcli.corpus.store import ShardWriter, dtype_for
-from gptcli.course.learner_file import find_file
+from gptcli.corpus.token_store import ShardWriter, dtype_for
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from gptcli.model.own_parts import parts_of, refuse_other_parts
+from gptcli.model.user_parts import parts_of, refuse_other_parts
 from gptcli.tokenization import build_tokenizer, load_tokenizer
-from gptcli.tokenization.own import own_from_json
+from gptcli.tokenization.user_bpe import own_from_json
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config
 from gptcli.training.journal import Journal, trim_samples
 from gptcli.training.meta_file import seal
-from gptcli.training.state import build_model, progress_of
-from gptcli.training.summary import standing
+from gptcli.training.run_summary import standing
+from gptcli.training.training_state import build_model, progress_of
 from gptcli.view.runs_table import runs_lines
 from gptcli.view.safe_text import clean
 

@@ -18,7 +18,7 @@ from gptcli.model import attention as attention_module
 from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.model.layers import swiglu_width
-from gptcli.model.own_parts import OwnParts
+from gptcli.model.user_parts import OwnParts
 
 ARCHS = ("gpt2", "modern")
 

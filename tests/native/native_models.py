@@ -12,8 +12,8 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
 from gptcli.native.engine import Engine
-from gptcli.training.precision import Weights
-from gptcli.training.state import build_model
+from gptcli.training.master_weights import Weights
+from gptcli.training.training_state import build_model
 
 
 @dataclass

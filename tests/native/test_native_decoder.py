@@ -16,7 +16,7 @@ from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.native.library import How
-from gptcli.sampling.choose import Choice, choose
+from gptcli.sampling.next_token import Choice, choose
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from sampling_models import banded, model

@@ -12,7 +12,7 @@ import torch
 
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
-from gptcli.native.pace import Pace
+from gptcli.native.thread_count import Pace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from sampling_models import model

@@ -17,7 +17,7 @@ from gptcli.events import StepDone
 from gptcli.training import checkpoint
 from gptcli.training.loop import train
 from gptcli.training.setup import Prepared, prepare_new, prepare_resume
-from gptcli.training.state import TrainingState
+from gptcli.training.training_state import TrainingState
 
 TEXT = "What light through yonder window breaks? It is the east, and Juliet is the sun. " * 40
 STEPS = 30

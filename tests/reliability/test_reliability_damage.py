@@ -168,7 +168,7 @@ def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
     from dataclasses import fields
 
     from gptcli.training import meta_file
-    from gptcli.training.state import Progress
+    from gptcli.training.training_state import Progress
 
     known = (
         *meta_file._COUNTERS, *meta_file._COUNTERS_OR_NONE,

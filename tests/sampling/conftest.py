@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.sampling.ways import Way, choose_way
+from gptcli.sampling.backend import Way, choose_way
 
 
 @pytest.fixture(params=["c", "steps", "torch"])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.sampling.choose import (
+from gptcli.sampling.next_token import (
     Choice,
     choose,
     keep_min_p,

@@ -10,11 +10,11 @@ import torch
 
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.sampling.choose import Choice
+from gptcli.sampling.backend import Way, open_streams
 from gptcli.sampling.conversation import Conversation
 from gptcli.sampling.generate import Job
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.text import Sample, write
-from gptcli.sampling.ways import Way, open_streams
 from gptcli.tokenization import Tokenizer, build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))

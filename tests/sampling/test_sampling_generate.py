@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.sampling.choose import Choice
+from gptcli.sampling.backend import Way, choose_way, open_streams
 from gptcli.sampling.generate import Generation, Job, Uniforms
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.streams import window_start
 from gptcli.sampling.torch_streams import Decoder, TorchStreams
-from gptcli.sampling.ways import Way, choose_way, open_streams
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import V, W, banded, model

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptcli.sampling.backend import Way, choose_way, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
 from gptcli.sampling.streams import window_start
-from gptcli.sampling.ways import Way, choose_way, open_decoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import V, W, banded, model

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcli.sampling import step_streams
-from gptcli.sampling.choose import Choice
+from gptcli.sampling import graph_streams
 from gptcli.sampling.generate import Uniforms
-from gptcli.sampling.step_streams import StepStreams
+from gptcli.sampling.graph_streams import StepStreams
+from gptcli.sampling.next_token import Choice
 from gptcli.sampling.torch_streams import TorchStreams
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -182,7 +182,7 @@ def test_what_prompts_take_beside_the_rings_is_bounded(
     monkeypatch.setattr(
         m, "new_cache", lambda n, width: (slots.append(n * width), new_cache(n, width))[1]
     )
-    monkeypatch.setattr(step_streams, "_READ_AT_ONCE", 20)
+    monkeypatch.setattr(graph_streams, "_READ_AT_ONCE", 20)
     room.feed({i: [i % 13, i // 13, 1, 2, 3] for i in range(39)}, anew=True)
     room.run(range(39), numbers(39, 2))
     assert max(slots) == 20

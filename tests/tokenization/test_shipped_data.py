@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gptcli.shipped import shipped_folder, shipped_texts
+from gptcli.files.shipped import shipped_folder, shipped_texts
 
 PLAYS = [
     "ROMEO AND JULIET",

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_texts
+from gptcli.files.shipped import shipped_texts
 from gptcli.tokenization import END_OF_TEXT, Tokenizer, build_tokenizer
 from gptcli.tokenization.bpe_training import LARGEST_VOCABULARY, even_sample, few_words, train_bpe
 

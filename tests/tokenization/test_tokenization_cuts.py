@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.tokenization import build_tokenizer, safe_cuts
-from gptcli.tokenization.cuts import WHITE_SPACE, last_safe_cut
+from gptcli.tokenization.safe_cuts import WHITE_SPACE, last_safe_cut
 
 GPT2 = build_tokenizer("gpt2", 0, lambda: iter([]))
 AWKWARD = st.text(st.sampled_from("abc12'sl!? \n\t\x1c\x85\xa0\u3000世🙂")) | st.text()

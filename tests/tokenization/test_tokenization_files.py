@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_texts
+from gptcli.files.shipped import shipped_texts
 from gptcli.tokenization import KINDS, build_tokenizer, load_tokenizer
 
 SHAKESPEARE = shipped_texts()["shakespeare"].read_text(encoding="utf-8")[:100_000]

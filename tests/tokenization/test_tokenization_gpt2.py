@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_folder
+from gptcli.files.shipped import shipped_folder
 from gptcli.tokenization import build_tokenizer
 from gptcli.tokenization.gpt2 import gpt2_tokenizer, read_ranks
 

@@ -13,7 +13,7 @@ import pytest
 from gptcli.course.exercises.tokenizer import Tokenizer as Reference
 from gptcli.errors import GptcliError
 from gptcli.tokenization import learn_own, load_tokenizer
-from gptcli.tokenization.own import LEARNS_FROM, LONGEST_LINE, line_cuts
+from gptcli.tokenization.user_bpe import LEARNS_FROM, LONGEST_LINE, line_cuts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "course"))
 from tokenizer_files import RIGHT

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import GptcliError
-from gptcli.shipped import shipped_texts
+from gptcli.files.shipped import shipped_texts
 from gptcli.tokenization import END_OF_TEXT, Tokenizer, build_tokenizer
 
 SHAKESPEARE = shipped_texts()["shakespeare"].read_text(encoding="utf-8")[:200_000]

@@ -1,5 +1,4 @@
-"""Disks that record, die or refuse in the place of gptcli.durable.disk; and what is done to a run
-while they do, with what must hold afterwards."""
+"""Disks that record, kill or refuse in place of gptcli.files.durable.disk; what must hold after."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ from typing import IO, Any
 
 import torch
 
-from gptcli import durable
 from gptcli.errors import GptcliError
+from gptcli.files import durable
 from gptcli.training import checkpoint
-from gptcli.training.state import Progress
+from gptcli.training.training_state import Progress
 
 Operation = tuple[Any, ...]
 """("write", path, data), ("rename", source, goal), and for the others the name and the path."""

@@ -28,8 +28,8 @@ from bad_disks import (
 )
 from lost_writes import Model, write_tree
 
-from gptcli import durable
 from gptcli.errors import GptcliError
+from gptcli.files import durable
 from gptcli.training import checkpoint
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)

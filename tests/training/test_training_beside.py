@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from bad_disks import Deadly, Operation, Recording, Refusing, Watched, in_child, temporaries
 
-from gptcli import durable
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError
 from gptcli.events import CheckpointSaved, Event, Notice
+from gptcli.files import durable
 from gptcli.training import checkpoint, saving
 from gptcli.training.loop import Setup, train
 from gptcli.training.setup import Prepared, prepare_new, prepare_resume
@@ -203,7 +203,7 @@ def test_a_signal_while_one_is_written(
 
 LEAVE = """
 import os, signal, sys, threading, time
-from gptcli import durable
+from gptcli.files import durable
 from gptcli.training import saving
 
 saving.BESIDE_BYTES = 0

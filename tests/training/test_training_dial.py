@@ -11,8 +11,8 @@ import pytest
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
-from gptcli.training import dial
-from gptcli.training.dial import block_parameters, choose, plan
+from gptcli.training import minutes
+from gptcli.training.minutes import block_parameters, choose, plan
 
 
 def size(values: dict[str, Any]) -> float:
@@ -70,7 +70,7 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
 
 def planned(tmp_path: Path, minutes: float, asked: dict[str, Any], **rest: Any) -> Any:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
-    config = dial._with(config, asked)
+    config = minutes._with(config, asked)
     return plan(
         config,
         set(asked),
@@ -81,7 +81,7 @@ def planned(tmp_path: Path, minutes: float, asked: dict[str, Any], **rest: Any) 
 
 
 def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     steps = [planned(tmp_path, minutes, {})[0].train.max_steps for minutes in (1, 2, 10)]
     assert 0.85 * 6000 < steps[0] <= 6000
     assert steps[1] / steps[0] == pytest.approx(2, rel=0.15)
@@ -89,7 +89,7 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     asked = {"model.n_layer": 7, "model.dropout": 0.05}
     config, _ = planned(tmp_path, 1, asked)
     assert (config.model.n_layer, config.model.dropout) == (7, 0.05)
@@ -102,7 +102,7 @@ def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_small_text_is_said_to_be_learned_by_heart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     _, reasons = planned(tmp_path, 5, {})
     assert any("learned by heart" in reason for reason in reasons)
 
@@ -113,7 +113,7 @@ def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_too_short_a_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial, "seconds_per_step", lambda *_: 10.0)
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 10.0)
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
     assert error.value.exit_code == 2

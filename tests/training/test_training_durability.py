@@ -26,8 +26,8 @@ from bad_disks import (
 )
 from disk_trials import record, refused
 
-from gptcli import durable
 from gptcli.errors import GptcliError
+from gptcli.files import durable
 from gptcli.training import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -198,7 +198,7 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 @needs_fork
 @all_stories
 def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
-    """What the interpreter says that it does to files is what goes through gptcli.durable.disk."""
+    """The interpreter reports no file operation that bypasses gptcli.files.durable.disk."""
     run = disk_trials.copy(begun)
 
     def body() -> None:

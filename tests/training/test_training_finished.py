@@ -125,7 +125,7 @@ def test_weights_that_are_not_finite_are_not_used(
 ) -> None:
     from dataclasses import asdict
 
-    from gptcli.training.state import progress_of
+    from gptcli.training.training_state import progress_of
 
     run = tmp_path / "r"
     assert cli("train", text_file, *BASE, "--out", run).code == 0

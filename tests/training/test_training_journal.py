@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gptcli import durable
+from gptcli.files import durable
 from gptcli.training import checkpoint
 
 SMALL = (

@@ -24,7 +24,7 @@ from gptcli.events import (
 )
 from gptcli.training import checkpoint
 from gptcli.training.schedule import lr_at
-from gptcli.training.state import TrainingState
+from gptcli.training.training_state import TrainingState
 
 Drive = Callable[..., list[Event]]
 
@@ -233,7 +233,7 @@ def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
 
 
 def test_the_first_layer_that_is_not_finite_is_named() -> None:
-    from gptcli.training.diagnose import first_not_finite
+    from gptcli.training.not_finite import first_not_finite
 
     config = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8)
     state = TrainingState(

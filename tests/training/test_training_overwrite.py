@@ -22,9 +22,9 @@ from bad_disks import (
     write,
 )
 
-from gptcli import durable
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError
+from gptcli.files import durable
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.training import checkpoint, run_folder
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import ModelConfig, TrainConfig
+from gptcli.training.master_weights import Weights
 from gptcli.training.optimizers import AdamW, Muon, Optimizers, orthogonalise
-from gptcli.training.precision import Weights
 from gptcli.training.schedule import (
     lr_at,
     resolve_eval_every,
@@ -17,7 +17,7 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
-from gptcli.training.state import build_model
+from gptcli.training.training_state import build_model
 
 
 @settings(deadline=None)

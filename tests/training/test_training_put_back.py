@@ -19,9 +19,9 @@ import pytest
 from bad_disks import Deadly, Operation, Recording, Watched, in_child
 from test_training_beside import LEAVE, WORDS
 
-from gptcli import durable
-from gptcli.cli.watching import LeaveAtOnce
+from gptcli.cli.signals import LeaveAtOnce
 from gptcli.errors import GptcliError
+from gptcli.files import durable
 from gptcli.training import checkpoint, run_folder, saving
 from gptcli.training.loop import _Loop
 from gptcli.training.saving import Saver
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
 ) -> None:
     import torch
 
-    from gptcli.training.state import Progress
+    from gptcli.training.training_state import Progress
 
     class State:
         progress = Progress(step=2, best_step=2)

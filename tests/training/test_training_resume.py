@@ -223,7 +223,7 @@ def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     from gptcli.model.attention import CausalSelfAttention
-    from gptcli.model.own_parts import OwnParts
+    from gptcli.model.user_parts import OwnParts
 
     config = new("other", "model.arch=gpt2").config
     run = tmp_path / "r"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gptcli import durable
 from gptcli.errors import GptcliError
 from gptcli.events import CheckpointSaved, Event, Finished, Notice
+from gptcli.files import durable
 from gptcli.training import checkpoint, saving
 
 Drive = Callable[..., list[Event]]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gptcli.events import Notice
-from gptcli.training.spikes import Spikes
+from gptcli.training.loss_spikes import Spikes
 
 
 def noted(losses: list[float]) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gptcli import durable
+from gptcli.files import durable
 from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.view.numbers import (
+from gptcli.view.number_formats import (
     Pace,
     duration,
     eta_seconds,

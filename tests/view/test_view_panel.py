@@ -13,7 +13,7 @@ from view_screen import a_run, memory_console, started, step_done
 
 from gptcli.events import Evaluated, Event, Finished, SampleDrawn
 from gptcli.view.panel import panel
-from gptcli.view.state import RunState
+from gptcli.view.run_status import RunState
 
 SAMPLES = {
     "verse": "KING:\nWhat say'st thou?\n" * 9,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.lesson import Mistake, Step
 from gptcli.course.exercises.module_trial import Part, Size, Trial, general_mistakes
+from gptcli.course.lesson import Mistake, Step
 
 Weights = Any
 NAMES = {

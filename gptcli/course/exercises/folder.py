@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.course.exercises.catalogue import Exercise
-from gptcli.course.exercises.checking import Checker
-from gptcli.course.exercises.lesson import PartReport
-from gptcli.durable import write_atomically
+from gptcli.course.catalogue import Exercise
+from gptcli.course.exercises.part_checking import Checker
+from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
+from gptcli.files.durable import write_atomically
 
 
 def write_exercises(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.course.exercises.lesson import Mistake, Step
 from gptcli.course.exercises.module_trial import Part, Size, Trial, general_mistakes
+from gptcli.course.lesson import Mistake, Step
 
 Weights = Any
 DROPOUT = 0.5

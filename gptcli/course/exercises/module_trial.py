@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.attention_cases import TrialConfig, fill_parameters
+from gptcli.course.attention.cases import TrialConfig, fill_parameters
 from gptcli.course.exercises.building import build
-from gptcli.course.exercises.lesson import Mistake, Step, Wrong
-from gptcli.course.exercises.telling import Teller
-from gptcli.course.exercises.trace import Trace
-from gptcli.course.learner_file import LearnerFile
+from gptcli.course.exercises.explaining import Teller
+from gptcli.course.exercises.tensor_trace import Trace
+from gptcli.course.lesson import Mistake, Step, Wrong
+from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 TOLERANCE = 1e-9

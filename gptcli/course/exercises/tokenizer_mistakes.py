@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from gptcli.course.exercises.lesson import Mistake, Step
 from gptcli.course.exercises.tokenizer import (
     Counts,
     Pair,
@@ -17,6 +16,7 @@ from gptcli.course.exercises.tokenizer import (
     to_bytes,
     token_bytes,
 )
+from gptcli.course.lesson import Mistake, Step
 
 STEPS = (
     Step(

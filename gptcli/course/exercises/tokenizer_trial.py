@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.exercises import tokenizer as reference
-from gptcli.course.exercises.lesson import Wrong, quoted_line
-from gptcli.course.exercises.telling import Teller, named_in
+from gptcli.course.exercises.explaining import Teller, named_in
 from gptcli.course.exercises.tokenizer import Pair
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
-from gptcli.course.learner_file import LearnerFile, in_words, run_file
+from gptcli.course.lesson import Wrong, quoted_line
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
 from gptcli.errors import GptcliError
 
 HOMES = {1: "train", 3: "encode", 4: "decode", 5: "load"}

@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.exercises.lesson import Mistake, Step
 from gptcli.course.exercises.training import any_step, loss_of
+from gptcli.course.lesson import Mistake, Step
 
 STEPS = (
     Step(

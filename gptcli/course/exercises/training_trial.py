@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.exercises import training as reference
-from gptcli.course.exercises.lesson import Wrong
-from gptcli.course.exercises.telling import Teller, named_in
+from gptcli.course.exercises.explaining import Teller, named_in
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
-from gptcli.course.learner_file import LearnerFile, in_words, run_file
+from gptcli.course.lesson import Wrong
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
 
 FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
 SCHEDULES = ((3e-3, 3e-4, 5, 40), (1.0, 0.1, 0, 10), (0.5, 0.0, 3, 12))

@@ -1,0 +1,87 @@
+"""Write the table of files in CONTRIBUTING.md from the first line of each file.
+
+`make map` runs it. `python docs/file_map.py --check` exits with 1 if the table is out of date.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = ROOT / "CONTRIBUTING.md"
+BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map -->"
+
+# The order in which text flows through the packages; a folder that is not listed comes last.
+ORDER = (
+    "gptcli", "gptcli/cli", "gptcli/files", "gptcli/tokenization", "gptcli/corpus", "gptcli/model",
+    "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course", "gptcli/view",
+)  # fmt: skip
+
+
+def summary(path: Path) -> str:
+    """The first paragraph of a file's docstring, or of its opening comment in C, on one line."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        doc = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        found = re.match(r"/\*(.*?)\*/", text, re.DOTALL)
+        doc = re.sub(r"^ ?\* ?", "", found.group(1), flags=re.MULTILINE) if found else ""
+    first = doc.strip().partition("\n\n")[0]
+    return " ".join(first.split()).removesuffix(".")
+
+
+def files(folder: Path) -> list[Path]:
+    """The Python and C files of a folder, without __init__.py, sorted by name."""
+    found = (p for p in folder.iterdir() if p.suffix in (".py", ".c", ".h"))
+    return sorted(p for p in found if p.name != "__init__.py")
+
+
+def folders() -> list[Path]:
+    """Every folder of gptcli/ that holds source files, in reading order."""
+    found = {p.parent for p in (ROOT / "gptcli").rglob("*") if p.suffix in (".py", ".c", ".h")}
+
+    def place(folder: Path) -> tuple[int, str]:
+        name = folder.relative_to(ROOT).as_posix()
+        package = "/".join(name.split("/")[:2])
+        return (ORDER.index(package) if package in ORDER else len(ORDER), name)
+
+    return sorted((f for f in found if files(f)), key=place)
+
+
+def table() -> str:
+    """The whole map as Markdown: a heading and a table for each folder."""
+    parts = []
+    for folder in folders():
+        name = folder.relative_to(ROOT).as_posix()
+        init = folder / "__init__.py"
+        about = summary(init) if init.exists() else ""
+        rows = "\n".join(
+            f"| `{p.name}` | {summary(p).replace('|', chr(92) + '|')} |" for p in files(folder)
+        )
+        parts.append(f"### {name}/\n\n{about}.\n\n| file | |\n|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def with_table(guide: str) -> str:
+    """CONTRIBUTING.md with its map made anew. Raises ValueError if the markers are missing."""
+    before, _, rest = guide.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not rest or END not in rest:
+        raise ValueError(f"{GUIDE.name} lacks the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+
+
+def main() -> None:
+    """Write the map, or check it."""
+    guide = GUIDE.read_text("utf-8")
+    wanted = with_table(guide)
+    if "--check" in sys.argv[1:]:
+        sys.exit(wanted != guide and "the file map is out of date; run: make map")
+    GUIDE.write_text(wanted, "utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

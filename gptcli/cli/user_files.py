@@ -1,0 +1,130 @@
+"""`--attention`, `--layernorm`, `--mlp`, `--block`, `--tokenizer`: a learner's parts, for real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli.output import note
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gptcli.config import Config
+    from gptcli.model.user_parts import OwnParts
+
+PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
+
+
+def _option(name: str, what: str) -> Any:
+    return typer.Option(
+        f"--{name}",
+        metavar="FILE[:CLASS]",
+        help=f"Your own {what} in place of the built-in one; the file is run.",
+    )
+
+
+AttentionOption = Annotated[str | None, _option("attention", "attention")]
+LayerNormOption = Annotated[str | None, _option("layernorm", "layer norm")]
+MlpOption = Annotated[str | None, _option("mlp", "feed-forward network")]
+BlockOption = Annotated[str | None, _option("block", "block")]
+TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding")]
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """The files of a learner's parts, as named on this command line."""
+
+    attention: str | None = None
+    layernorm: str | None = None
+    mlp: str | None = None
+    block: str | None = None
+    tokenizer: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Part -> FILE[:CLASS], of those that were named."""
+        return {name: spec for name in PARTS if (spec := getattr(self, name)) is not None}
+
+
+def checked(files: OwnFiles, config: Config, force: bool) -> OwnParts | None:
+    """The learner's classes, once each has passed its check (or `force` waives that)."""
+    given = files.given()
+    if not given:
+        return None
+    first = next(iter(given))
+    if config.model.arch != "gpt2" and first != "tokenizer":
+        why = {
+            "attention": "turns queries and keys inside its attention",
+            "mlp": "has a gated feed-forward network",
+        }.get(first, "has norms without mean and bias")
+        raise GptcliError(
+            f"--{first} needs `arch: gpt2`; the modern arch {why}",
+            f"gptcli train course --{first} FILE",
+        )
+    from gptcli.course.exercises.part_checking import Checker
+
+    with Checker() as checker:
+        for part, spec in given.items():
+            problem = None
+            try:
+                report = checker.check(part, spec)
+                if not report.ok:
+                    problem = f"{report.file} does not pass its check: {report.message}"
+            except GptcliError as error:
+                if not force:
+                    raise
+                problem = error.message
+            if problem is not None and not force:
+                raise GptcliError(
+                    problem,
+                    f"see gptcli check-{part} {spec}; --force trains with it all the same",
+                    exit_code=1,
+                )
+            if problem is not None:
+                note(f"warning: {problem}")
+    return loaded(files)
+
+
+def loaded(files: OwnFiles) -> OwnParts | None:
+    """The learner's classes. This runs the files in this process."""
+    given = files.given()
+    if not given:
+        return None
+    from gptcli.course.checking import find_matrices
+    from gptcli.course.exercises.building import build, takes
+    from gptcli.course.exercises.part_checking import find_part
+    from gptcli.course.exercises.tokenizer_trial import tokenizer_class
+    from gptcli.course.sandbox.learner_file import load_class
+    from gptcli.model.user_parts import OwnParts
+
+    found = {part: find_part(part, spec) for part, spec in given.items()}
+    classes: dict[str, type[Any]] = {
+        part: (tokenizer_class if part == "tokenizer" else load_class)(file)
+        for part, file in found.items()
+    }
+
+    def maker(cls: type[nn.Module], inner: dict[str, Any]) -> Any:
+        return lambda config: build(cls, config, inner)
+
+    makers: dict[str, Any] = {
+        part: cls if part in ("attention", "tokenizer") else maker(cls, {})
+        for part, cls in classes.items()
+        if part != "block"
+    }
+    if "block" in classes:
+        block = classes["block"]
+        for part in ("attention", "mlp", "layernorm"):
+            if part in makers and not takes(block, part):
+                raise GptcliError(
+                    f"`{block.__name__}` of {given['block']} makes its own {part}: its "
+                    f"constructor has no argument `{part}`, and --{part} would not be used",
+                    f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
+                )
+        makers["block"] = maker(block, dict(makers))
+    if "attention" in classes:
+        makers["matrices"] = partial(find_matrices, found["attention"], classes["attention"])
+    return OwnParts(**makers)

@@ -1,0 +1,173 @@
+"""Token ids on disk: written once to shards, then read through memory maps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli.files.durable import fsync_file
+
+if TYPE_CHECKING:
+    from gptcli.tokenization import Tokenizer
+
+Tokens = NDArray[Any]
+"""A one-dimensional array of token ids, uint16 or uint32."""
+
+SHARD_TOKENS = 1 << 26
+"""Tokens per shard: 128 MiB of uint16."""
+
+_CHUNK_TOKENS = 1 << 20
+
+
+class ShardFile(NamedTuple):
+    """What a shard must be for its tokens to be trusted."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The dtype of token ids on disk: little-endian uint16 where they fit, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+class TokenStore:
+    """A run of token ids that lies in one or more memory-mapped shards.
+
+    Built from arrays of one dtype, which are only ever read; `len(store)` is the number of
+    tokens."""
+
+    def __init__(self, shards: Sequence[Tokens], start: int = 0, stop: int | None = None) -> None:
+        # A plain array over the map: slicing np.memmap itself costs ten times as much.
+        self._shards = [np.asarray(shard) for shard in shards]
+        self._ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
+        total = self._ends[-1] if self._ends else 0
+        self._start = start
+        self._length = (total if stop is None else stop) - start
+        assert 0 <= start <= start + self._length <= total
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, count: int) -> Tokens:
+        """Tokens [start, start + count), which must lie in the store.
+
+        Shape (count,), uint16 or uint32; a read-only view where one shard holds them all."""
+        assert 0 <= start <= start + count <= self._length, (start, count, self._length)
+        first = self._start + start
+        parts: list[Tokens] = []
+        begin = 0
+        for shard, end in zip(self._shards, self._ends, strict=True):
+            if first < end:
+                part = shard[first - begin : first - begin + count]
+                if len(part) == count:
+                    return np.concatenate([*parts, part]) if parts else part
+                parts.append(part)
+                first += len(part)
+                count -= len(part)
+            begin = end
+        return np.concatenate(parts) if parts else np.zeros(0, dtype_for(1))
+
+    def part(self, start: int, stop: int) -> TokenStore:
+        """The store of tokens [start, stop), over the same maps."""
+        return TokenStore(self._shards, self._start + start, self._start + stop)
+
+    def chunks(self, start: int = 0) -> Iterator[Tokens]:
+        """All tokens from `start` on, in arrays of about a million."""
+        for first in range(start, self._length, _CHUNK_TOKENS):
+            yield self.read(first, min(_CHUNK_TOKENS, self._length - first))
+
+    def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
+        """Bytes of text that the tokens from `start` on stand for; end-of-text stands for none.
+
+        Bits per byte of a split are its summed loss in nats / ln 2 / byte_count(tokenizer, 1):
+        the first token is not predicted."""
+        sizes = np.array(
+            [
+                0 if id == tokenizer.eot else len(tokenizer.token_bytes(id))
+                for id in range(tokenizer.vocab_size)
+            ],
+            dtype=np.int64,
+        )
+        return sum(int(sizes[chunk].sum()) for chunk in self.chunks(start))
+
+
+class ShardWriter:
+    """Writes a stream of token ids to shards in a folder; `finish` makes them durable."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self.tokens = 0
+        self._folder = folder
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        self._waiting: list[Tokens] = []
+        self._waiting_tokens = 0
+        self._shard: Path | None = None
+        self._room = 0
+        self._digest = hashlib.sha256()
+        self._done: list[ShardFile] = []
+
+    def write(self, ids: Tokens) -> None:
+        """Append ids; many short arrays are gathered before they are written."""
+        self.tokens += len(ids)
+        self._waiting.append(ids)
+        self._waiting_tokens += len(ids)
+        if self._waiting_tokens >= _CHUNK_TOKENS:
+            self._flush()
+
+    def finish(self) -> list[ShardFile]:
+        """Write what waits, sync every shard, and say what they are."""
+        self._flush()
+        self._close_shard()
+        return self._done
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        ids = np.concatenate(self._waiting).astype(self._dtype, copy=False)
+        self._waiting.clear()
+        self._waiting_tokens = 0
+        while len(ids):
+            if self._shard is None:
+                self._shard = self._folder / f"tokens-{len(self._done):05d}.bin"
+                self._room = self._shard_tokens
+                self._digest = hashlib.sha256()
+            part, ids = ids[: self._room], ids[self._room :]
+            data = part.view(np.uint8).data
+            with self._shard.open("ab") as file:
+                file.write(data)
+            self._digest.update(data)
+            self._room -= len(part)
+            if self._room == 0:
+                self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is None:
+            return
+        fsync_file(self._shard)
+        size = self._shard.stat().st_size
+        self._done.append(ShardFile(self._shard.name, size, self._digest.hexdigest()))
+        self._shard = None
+
+
+def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | None:
+    """Map a shard, or None where it is missing, short, long or not what was written.
+
+    The hash is taken over the map itself, so that what was checked is what will be read, even
+    if the file is replaced at that moment."""
+    try:
+        if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
+            return None
+        ids: Tokens = np.asarray(np.memmap(folder / shard.name, dtype=dtype, mode="r"))
+    except (OSError, ValueError, TypeError):  # ValueError: the file became empty or odd in between
+        return None
+    digest = hashlib.sha256()
+    for first in range(0, len(ids), _CHUNK_TOKENS):
+        digest.update(ids[first : first + _CHUNK_TOKENS].view(np.uint8).data)
+    return ids if digest.hexdigest() == shard.sha256 else None

@@ -1,0 +1,292 @@
+"""What a learner's attention must do, one function each, in the order in which they are tried.
+
+A check returns a few words for the table, or raises Wrong. Dimensions: B batch, T time,
+C channels (n_embd), H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcli.course.attention.cases import (
+    CASES,
+    LENGTHS,
+    USUAL,
+    Case,
+    draw_input,
+    generator_for,
+)
+from gptcli.course.attention.learner_attention import BACKWARD, TOLERANCE, Built, Trial, Wrong
+
+# Rounding in float64 is below 1e-13 here; a gradient from the future is far above.
+NO_GRADIENT = 1e-10
+
+
+def constructor(trial: Trial) -> str:
+    for case in CASES:
+        trial.build(case)
+    return f"Class(config), {len(CASES)} sizes"
+
+
+def projections(trial: Trial) -> str:
+    trial.settle_columns()
+    for case in (USUAL, CASES[1]):
+        for name, part in trial.build(case).projections.items():
+            if case.bias == (part.bias is not None):
+                continue
+            have = "no bias" if part.bias is None else f"a bias of shape {tuple(part.bias.shape)}"
+            raise Wrong(
+                "bias-ignored",
+                f"with config.bias = {case.bias} the {name} projection, "
+                f"{tuple(part.weight.shape)}, has {have}",
+                "pass bias=config.bias to each nn.Linear",
+                8 if name == "output" else 1,
+            )
+    return "query, key, value, output"
+
+
+@torch.no_grad()
+def shape(trial: Trial) -> str:
+    for case in CASES:
+        built = trial.build(case)
+        x = draw_input(case, generator_for(case))
+        y = trial.run(built.module, x.clone())
+        if not torch.isfinite(y).all():
+            token, count = _first_token(~torch.isfinite(y)), int((~torch.isfinite(y)).sum())
+            raise Wrong(
+                "not-finite",
+                f"{count} of {y.numel()} numbers of the output are not "
+                f"finite, first at token {token} of {case.T} ({case})",
+                "look for a row that is masked entirely, or 0 times infinity",
+            )
+    return "(B, T, C), finite"
+
+
+def untouched(trial: Trial) -> str:
+    built = trial.build(USUAL)
+    for training in (False, True):
+        x = draw_input(USUAL, generator_for(USUAL))
+        given = x.clone()
+        with torch.no_grad():
+            trial.run(built.module.train(training), given)
+        if not torch.equal(given, x):
+            token = _first_token(given != x)
+            raise Wrong(
+                "input-changed",
+                "forward changed its input x in place: at token "
+                f"{token} by up to {_largest(given, x):.3g}",
+                "make a new tensor instead of writing into x: the residual stream around "
+                "the attention still needs it",
+            )
+    return "x is as before"
+
+
+@torch.no_grad()
+def evaluation(trial: Trial) -> str:
+    for p in (0.0, 0.5):
+        built = trial.build(USUAL, dropout=p)
+        x = draw_input(USUAL, generator_for(USUAL))
+        first, second = (_seeded(trial, built, x, seed) for seed in (1, 2))
+        if not torch.equal(first, second):
+            raise Wrong(
+                "dropout-in-evaluation",
+                f"with config.dropout = {p} and in evaluation "
+                "mode, two calls with the same x differ by up to "
+                f"{_largest(first, second):.3g}",
+                "dropout acts in training alone: F.dropout needs training=self.training; "
+                "an nn.Dropout knows by itself",
+            )
+    return "no dropout, the same twice"
+
+
+def causal(trial: Trial) -> str:
+    built = trial.build(USUAL)
+    x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
+    y = trial.run(built.module, x)
+    if not y.requires_grad:
+        return "no gradient to look at"
+    mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
+    largest = 0.0
+    for t in range(USUAL.T):
+        gradient = _theirs(trial, (y[:, t] * mix[:, t]).sum(), x)
+        ahead = gradient[:, t + 1 :].abs().amax(dim=(0, 2))  # (T - t - 1,)
+        if ahead.numel() and not bool((ahead <= NO_GRADIENT).all()):
+            s = t + 1 + int(ahead.nan_to_num(posinf=1e9).argmax())
+            raise Wrong(
+                "not-causal",
+                f"the output at token {t} depends on the input at token {s}, "
+                f"which comes later (gradient {float(ahead[s - t - 1]):.3g})",
+                "a token may look at itself and at earlier ones only: hide the later ones "
+                "before the softmax, which goes over the last dimension",
+            )
+        largest = max(largest, float(ahead.max()) if ahead.numel() else 0.0)
+    for b in range(USUAL.B):
+        gradient = _theirs(trial, (y[b] * mix[b]).sum(), x)
+        others = torch.cat((gradient[:b], gradient[b + 1 :]))
+        if not bool((others.abs() <= NO_GRADIENT).all()):
+            raise Wrong(
+                "sequences-mixed",
+                f"the output of sequence {b} of {USUAL.B} depends on another sequence of the batch",
+                "split and merge so that each sequence and each head keeps its own (T, D) matrix",
+            )
+    return f"from later tokens: {largest:.1g}"
+
+
+@torch.no_grad()
+def output(trial: Trial) -> str:
+    largest = 0.0
+    for case in CASES:
+        built = trial.build(case)
+        x = draw_input(case, generator_for(case))
+        largest = max(largest, _compare(trial, built, x))
+    for training, p in ((True, 0.0), (False, 0.5)):
+        built = trial.build(USUAL, dropout=p)
+        built.module.train(training)
+        x = draw_input(USUAL, generator_for(USUAL))
+        mode = "training" if training else "evaluation"
+        largest = max(largest, _compare(trial, built, x, f", in {mode} with dropout {p}"))
+    return f"largest error {largest:.1g}"
+
+
+@torch.no_grad()
+def lengths(trial: Trial) -> str:
+    built = trial.build(USUAL)
+    generator = generator_for(USUAL)
+    for T in LENGTHS:
+        _compare(
+            trial,
+            built,
+            draw_input(USUAL, generator, T),
+            f", one module for T = {', '.join(map(str, LENGTHS))}",
+        )
+    return f"T = {', '.join(map(str, LENGTHS))}"
+
+
+def gradients(trial: Trial) -> str:
+    built = trial.build(USUAL)
+    module = built.module
+    x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
+    y = trial.run(module, x)
+    hint = "keep the way from x to the output free of detach(), .data, .item() and torch.no_grad()"
+    if not y.requires_grad:
+        raise Wrong(
+            "no-gradient",
+            f"the output, {tuple(y.shape)}, carries no gradient: nothing could be learned",
+            hint,
+        )
+    mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
+    trial.theirs(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
+    names = [
+        name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
+    # A bias of the keys moves all scores of a row alike, so its gradient is 0 but for rounding.
+    idle = [name for name in names if not (name.endswith("bias") and name.startswith("k"))]
+    if idle:
+        raise Wrong("no-gradient", f"no gradient reaches {', '.join(f'`{n}`' for n in idle)}", hint)
+    theirs = x.grad
+    if theirs is None:
+        raise Wrong("no-gradient", "no gradient reaches the input x", hint)
+    right = x.detach().clone().requires_grad_()
+    wanted = _gradient((built.reference(right) * mix).sum(), right)
+    error = _largest(theirs, wanted)
+    if not error <= 1e-8:
+        raise Wrong(
+            "wrong-gradient",
+            "the output is right, but its gradient at x differs from the "
+            f"reference's by up to {error:.3g}",
+            hint,
+        )
+    count = len(list(module.parameters()))
+    return f"reach {count} parameters and x"
+
+
+def single(trial: Trial) -> str:
+    """float32, as training uses it: fresh modules, made while float32 is torch's default."""
+    torch.set_default_dtype(torch.float32)
+    try:
+        built = trial.build(USUAL)
+        built.module.to(torch.float32)
+        x = draw_input(USUAL, generator_for(USUAL)).to(torch.float32)
+        with torch.no_grad():
+            y = trial.run(built.module, x.clone())
+            wanted = trial.projections(built.module, USUAL)
+            error = _largest(y.double(), Built(USUAL, built.module, wanted).reference(x))
+    finally:
+        torch.set_default_dtype(torch.float64)
+    if not error <= 1e-4:
+        raise Wrong(
+            "float32",
+            f"in float32 the output differs from the reference by up to "
+            f"{error:.3g}; in float64 it is right",
+            "let new tensors take x's dtype",
+        )
+    return f"largest error {error:.1g}"
+
+
+CHECKS = (
+    ("constructor", constructor),
+    ("projections", projections),
+    ("shape", shape),
+    ("input untouched", untouched),
+    ("evaluation", evaluation),
+    ("causal", causal),
+    ("output", output),
+    ("several lengths", lengths),
+    ("gradients", gradients),
+    ("float32", single),
+)
+
+
+def _compare(trial: Trial, built: Built, x: Tensor, also: str = "") -> float:
+    """The largest error of the module on x. Raises Wrong where it is over the tolerance."""
+    case, T = built.case, x.shape[1]
+    y = trial.run(built.module, x.clone())
+    wanted = built.reference(x)
+    error = _largest(y, wanted)
+    if error <= TOLERANCE:
+        return error
+    token = _first_token(~((y - wanted).abs() <= TOLERANCE))
+    sizes = Case(case.B, T, case.H, case.D, case.block_size)
+    message = (
+        f"the output differs from the reference by up to {error:.3g}, first at token "
+        f"{token} of {T} ({sizes}{also})"
+    )
+    if error < 1e-5:
+        raise Wrong(
+            "precision",
+            f"{message}: so little looks like float32 rounding, where x is float64",
+            "leave out .float() and dtype=torch.float32; compute in x's dtype",
+        )
+    raise Wrong(
+        "wrong-output",
+        message,
+        "compare your code with the eight steps: project, split "
+        "into heads, scale by 1/sqrt(head_dim), mask, softmax, weigh, merge, project",
+    )
+
+
+def _seeded(trial: Trial, built: Built, x: Tensor, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return trial.run(built.module, x.clone())
+
+
+def _theirs(trial: Trial, scalar: Tensor, x: Tensor) -> Tensor:
+    """The gradient at x. Raises Wrong where going backward through their code stops."""
+    found = trial.theirs(lambda: _gradient(scalar, x), BACKWARD, None)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _gradient(scalar: Tensor, x: Tensor) -> Tensor:
+    found = torch.autograd.grad(scalar, x, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(x) if found is None else found
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _first_token(wrong: Tensor) -> int:
+    """The first token at which anything of bool (B, T, C) is True."""
+    return int(wrong.any(dim=0).any(dim=-1).int().argmax())

@@ -1,0 +1,255 @@
+"""A learner's class under trial: built, filled with weights, run; their exceptions put in words.
+
+Dimensions: B batch, T time, C channels (n_embd).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.cases import (
+    Case,
+    config_for,
+    fill_parameters,
+    generator_for,
+    reference,
+    sharpen,
+)
+from gptcli.course.attention.projections import (
+    NAMES,
+    ProjectionError,
+    Projections,
+    find_projections,
+    is_ambiguous,
+)
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, raised_in
+from gptcli.course.sandbox.time_limit import TookTooLong, within
+from gptcli.errors import GptcliError
+
+TOLERANCE = 1e-9
+BACKWARD = "going backward"
+PATIENCE_S = 4.0  # for one call; a right one takes milliseconds
+
+
+class Wrong(Exception):
+    """A check that failed: what is wrong in plain words, and what to do."""
+
+    def __init__(self, mistake: str, message: str, hint: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.mistake, self.message, self.hint, self.step = mistake, message, hint, step
+
+
+@dataclass
+class Built:
+    """A module with weights of the case's own, and the map of them."""
+
+    case: Case
+    module: nn.Module
+    projections: Projections
+
+    def reference(self, x: Tensor) -> Tensor:
+        """What the module should give for x."""
+        return reference(self.projections, x, self.case.H)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One forward that was tried: what it takes to try it again."""
+
+    module: nn.Module
+    case: Case
+    x: Tensor
+    options: dict[str, bool]
+    grad: bool  # whether gradients were asked for
+
+
+@dataclass
+class Trial:
+    """One class of one file. `say` is told what is being done, for the case that it never ends."""
+
+    file: LearnerFile
+    cls: type[nn.Module]
+    say: Callable[[str], None]
+    columns: bool = False  # how bare matrices are meant (find_projections)
+    takes_use_dropout: bool = False
+    attempt: Attempt | None = None  # the latest
+    built: Built | None = None  # the latest
+
+    def construct(self, config: Any) -> nn.Module:
+        """Class(config). Raises Wrong where their code raises."""
+        self.say("building the module")
+        early = "before Module.__init__() call"  # as PyTorch says it
+        try:
+            module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
+            if "_parameters" in vars(module):
+                return module
+        except Wrong as wrong:
+            if early not in wrong.message:
+                raise
+        raise Wrong(
+            "no-super-init",
+            f"the constructor of `{self.cls.__name__}` does not begin with super().__init__(), "
+            "which makes a torch.nn.Module of it",
+            "begin the constructor with super().__init__()",
+            1,
+        )
+
+    def build(self, case: Case, dropout: float = 0.0) -> Built:
+        """A module in float64 and evaluation mode, with non-zero random weights."""
+        module = self.construct(config_for(case, dropout)).to(torch.float64)
+        fill_parameters(module, generator_for(case, weights=True))
+        built = Built(case, module.eval(), self.projections(module, case))
+        if case.sharp:
+            sharpen(built.projections)
+        self.built = built
+        return built
+
+    def projections(self, module: nn.Module, case: Case) -> Projections:
+        """The map of the module's weights. Raises GptcliError for names that nobody agreed on,
+        and Wrong where a part is missing."""
+        try:
+            return find_projections(module, case.C, columns=self.columns)
+        except ProjectionError as error:
+            if error.unnamed:
+                raise GptcliError(
+                    f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
+                ) from None
+            output = error.missing == "output" or error.message.startswith(("`c_proj`", "`o_proj`"))
+            raise Wrong(
+                error.slug,
+                f"with n_embd = {case.C}: {error.message}",
+                f"give the module nn.Linear projections named {NAMES}",
+                8 if output else 1,
+            ) from None
+
+    def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
+        """module(x), a tensor of x's shape and dtype. Raises Wrong otherwise."""
+        doing = f"forward on x of shape {tuple(x.shape)}"
+        self.say(doing)
+        if self.built is not None:
+            grad = torch.is_grad_enabled()
+            self.attempt = Attempt(module, self.built.case, x.detach().clone(), options, grad)
+        y = self.theirs(lambda: module(x, **options), doing, None)
+        if y is None:
+            raise Wrong(
+                "returns-nothing",
+                f"{doing} returned None",
+                "end forward with `return` and the projected output",
+            )
+        if not isinstance(y, Tensor):
+            raise Wrong(
+                "no-tensor",
+                f"{doing} returned a {type(y).__name__}, not a tensor",
+                "return the output alone, of shape (B, T, C)",
+            )
+        if y.shape != x.shape:
+            raise Wrong(
+                "output-shape",
+                f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
+                "the output has the shape of x: (B, T, C), heads concatenated",
+            )
+        if y.dtype != x.dtype:
+            raise Wrong(
+                "output-dtype",
+                f"output is {y.dtype} where x and the weights are {x.dtype}",
+                "make new tensors in the dtype of x, for example with "
+                "torch.ones(..., dtype=x.dtype, device=x.device)",
+            )
+        return y
+
+    def theirs(self, call: Callable[[], Any], doing: str, step: int | None) -> Any:
+        """Call their code; what it raises becomes Wrong, with the line of their file."""
+        try:
+            with within(PATIENCE_S):
+                return call()
+        except BaseException as error:  # sys.exit() and their own KeyboardInterrupt as well
+            raise self.wrong_from(error, doing, step) from error
+
+    def wrong_from(self, error: BaseException, doing: str, step: int | None = None) -> Wrong:
+        """What their code raised, quoted with its line."""
+        place = place_of(error, self.file.path)
+        where = ""
+        if place is not None:
+            where = f" at line {place[0]} of {self.file.path.name}, `{place[1]}`"
+        if isinstance(error, TookTooLong):
+            return Wrong(
+                "time-limit",
+                f"{doing} is {error}{where}",
+                "look there for a loop that never ends, or for far too much work",
+                step,
+            )
+        message = f"{doing} stops{where}: {in_words(error)}"
+        if doing == BACKWARD:
+            return Wrong(
+                "backward-stops",
+                message,
+                "do not change a tensor in place (`+=`, `mul_`, `x[...] = `) after something was "
+                "computed from it: the gradient needs it as it was",
+                step,
+            )
+        if isinstance(error, NotImplementedError) and raised_in(error, self.file.path):
+            return Wrong(
+                "not-implemented",
+                f"{doing} stops{where}, which is still to be written",
+                "put your code in the place of that line",
+                step,
+            )
+        return Wrong(
+            "raises", message, "read that line with the shapes in mind that meet there", step
+        )
+
+    def settle_columns(self) -> None:
+        """Find out from the numbers whether bare square matrices are meant for x @ W.T or x @ W;
+        where neither fits they stay rows."""
+        case = Case(B=2, T=3, H=2, D=3, block_size=5)
+        module = self.build(case).module
+        if not is_ambiguous(module, case.C):
+            return
+        x = torch.randn(case.B, case.T, case.C, generator=generator_for(case), dtype=torch.float64)
+        with torch.no_grad():
+            y = self.run(module, x.clone())
+            turned = find_projections(module, case.C, columns=True)
+            error = (y - reference(turned, x, case.H)).abs().max()
+        self.columns = bool(error <= TOLERANCE)
+
+
+def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
+    """Class(config) and forward(x) must be what the class can be called with; returns whether
+    forward takes `use_dropout`. Raises GptcliError, or Wrong where forward is not there."""
+    name = f"{file.name}: {file.class_name}"
+    if cls.__init__ is nn.Module.__init__ or not _accepts(cls.__init__, 2):
+        taken = "" if cls.__init__ is nn.Module.__init__ else str(inspect.signature(cls))
+        raise GptcliError(
+            f"{name} has no constructor that takes a config alone"
+            + (f"; it takes {taken}" if taken else ""),
+            "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias and "
+            "block_size",
+        )
+    if "_forward_unimplemented" in getattr(cls.forward, "__name__", ""):
+        raise Wrong(
+            "no-forward",
+            f"`{file.class_name}` has no method `forward`",
+            "write `def forward(self, x):`",
+            1,
+        )
+    if not _accepts(cls.forward, 2):
+        raise GptcliError(
+            f"{name}.forward cannot be called with x alone; it takes "
+            f"{inspect.signature(cls.forward)}",
+            "write `def forward(self, x):`; the causal mask is made inside",
+        )
+    return "use_dropout" in inspect.signature(cls.forward).parameters
+
+
+def _accepts(function: Callable[..., Any], arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The bank of known mistakes in attention, one file per step."""

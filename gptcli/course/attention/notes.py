@@ -1,0 +1,114 @@
+"""What is worth telling about a right attention: nothing here makes a file wrong.
+
+Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.cases import USUAL, Case, config_for, draw_input, generator_for
+from gptcli.course.attention.learner_attention import Trial, Wrong
+from gptcli.course.report import Check
+
+# One token has a single attention weight, 1: dropping it drops a whole head. Dropout on the
+# output drops single channels; that all 16 of a head fall to it happens once in 65,000.
+ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
+DROPOUT = 0.5
+
+
+def notes(trial: Trial) -> list[Check]:
+    """Dropout in training, masks that stay behind on another device, block_size, bfloat16."""
+    found: list[Check] = [_dropout(trial)]
+    built = trial.build(USUAL)
+    with contextlib.suppress(Wrong):  # a mask may be made, and kept, in the first forward
+        trial.run(built.module, draw_input(USUAL, generator_for(USUAL)))
+    if plain := plain_tensors(built.module):
+        found.append(
+            _note(
+                "mask",
+                f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
+                "when the module moves to a GPU; register_buffer takes it along",
+            )
+        )
+    config = config_for(USUAL)
+    del config.block_size
+    try:
+        trial.construct(config)
+    except Wrong:
+        found.append(
+            _note(
+                "block_size",
+                "the class needs config.block_size; one that makes its "
+                "mask for the T at hand works anywhere",
+            )
+        )
+    torch.set_default_dtype(torch.float32)
+    try:
+        module = trial.construct(config_for(USUAL)).to(torch.bfloat16)
+        with torch.no_grad():
+            trial.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
+    except Wrong as wrong:
+        found.append(
+            _note(
+                "bfloat16",
+                f"does not work in bfloat16 ({wrong.message}); train with "
+                "run.dtype=float32, or make new tensors in x's dtype",
+            )
+        )
+    finally:
+        torch.set_default_dtype(torch.float64)
+    return found
+
+
+def plain_tensors(module: nn.Module) -> list[str]:
+    """Names of tensors that are neither parameters nor buffers of `module`."""
+    return [
+        f"`{path}.{name}`" if path else f"`{name}`"
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    ]
+
+
+@torch.no_grad()
+def _dropout(trial: Trial) -> Check:
+    """Which of the two dropouts act in training, and whether they scale up what they keep."""
+    try:
+        built = trial.build(ONE_TOKEN, dropout=DROPOUT)
+        output = built.projections.output.weight
+        output.copy_(torch.eye(ONE_TOKEN.C))
+        x = draw_input(ONE_TOKEN, generator_for(ONE_TOKEN))
+        options = {"use_dropout": True} if trial.takes_use_dropout else {}
+        torch.manual_seed(0)
+        y = trial.run(built.module.train(), x.clone(), **options)
+        ratio = y / built.reference(x)  # 0 where dropped, else the scaling
+    except Wrong as wrong:
+        return _note("dropout", f"could not be tried in training: {wrong.message}")
+    heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
+    dropped = heads.abs() < 1e-9
+    attention = bool(dropped.all(dim=-1).any())
+    residual = bool((dropped.any(dim=-1) & ~dropped.all(dim=-1)).any())
+    if not (attention or residual):
+        return _note("dropout", "none acts in training, whatever config.dropout is")
+    kept = heads[~dropped]
+    scaled = 1 / (1 - DROPOUT) ** (attention + residual)
+    if not torch.allclose(kept, torch.full_like(kept, scaled)):
+        return _note(
+            "dropout",
+            f"with config.dropout = {DROPOUT} what it keeps is multiplied by "
+            f"{float(kept.median()):.3g}, expected {scaled:.3g}: F.dropout with "
+            "p=config.dropout scales by itself",
+        )
+    if not attention:
+        return _note("dropout", "acts on the output in training, never on the attention weights")
+    if not residual:
+        return _note("dropout", "acts on the attention weights in training, never on the output")
+    return Check("dropout", True, "attention and output, in training only")
+
+
+def _note(name: str, detail: str) -> Check:
+    return Check(name, True, detail, note=True)

@@ -1,0 +1,68 @@
+"""The eight steps of a wrong file as lines for a terminal, and two small heat maps."""
+
+from __future__ import annotations
+
+import linecache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from gptcli.course.report import FileReport, Picture
+
+MARKS = {"right": ("✓", "green"), "wrong": ("✗", "bold red"), "after": ("·", "dim")}
+PLAIN = {"right": "+", "wrong": "x", "after": "."}
+SHADES = " ░▒▓█"
+PLAIN_SHADES = " .:*#"
+
+
+def mark(state: str, unicode: bool) -> tuple[str, str]:
+    """The sign and the style of a step that is "right", "wrong", or "after" what is wrong."""
+    sign, style = MARKS[state]
+    return (sign if unicode else PLAIN[state]), style
+
+
+def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
+    """One line a step: whether it matched, its name, and the line of the file that shows it."""
+    from rich.text import Text
+
+    if report.picture is None:
+        return []
+    lines = []
+    for step in report.picture.steps:
+        sign, style = mark(step.state, unicode)
+        line = Text(f"  {sign} {step.step}  ", style=style)
+        line.append(f"{step.name:<30}", style="dim" if step.state == "after" else "")
+        if step.line is not None:
+            line.append(f"{step.line:>4}  ", style="dim")
+            code = linecache.getline(str(Path(report.file).resolve()), step.line).strip()
+            line.append(code, style="red" if step.state == "wrong" else "dim")
+        line.rstrip()
+        line.truncate(width, overflow="ellipsis" if unicode else "crop")
+        lines.append(line)
+    return lines
+
+
+def heat(picture: Picture, unicode: bool = True) -> list[str]:
+    """Their attention weights beside the right ones, of one head: queries down, keys across."""
+    if picture.theirs is None or picture.right is None:
+        return []
+    T = len(picture.right)
+    wide = max(4 * T, 16)  # room for a heading
+    lines = [f"      {'your weights':<{wide}}    {'right weights':<{wide}}".rstrip()]
+    for t, (theirs, right) in enumerate(zip(picture.theirs, picture.right, strict=True)):
+        cells = ["".join(_cell(w, unicode) for w in row) for row in (theirs, right)]
+        lines.append(f"  {t:>3} {cells[0]:<{wide}}    {cells[1]:<{wide}}".rstrip())
+    lines.append("      (head 0 of sequence 0; queries down, keys across, in percent)")
+    return lines
+
+
+def _cell(weight: float, unicode: bool) -> str:
+    """A weight in four characters: shade and percent."""
+    shades = SHADES if unicode else PLAIN_SHADES
+    if weight < 0:
+        return " ?  "
+    shade = shades[min(4, int(weight * 4 + 0.98))]
+    percent = f"{min(999, round(100 * weight))}" if weight > 0.005 else "·" if unicode else "-"
+    return f"{shade}{percent:>3}"

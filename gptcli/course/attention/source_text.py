@@ -1,0 +1,127 @@
+"""The text of a learner's file: where an argument, a size or an attribute of theirs is written.
+
+Dimensions: H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from gptcli.course.attention.evidence import Look
+
+ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
+POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
+HEAD_DIM = re.compile(r"(n_)?head_?(dim|size)s?|hs|hd|d_?h|d_?k|d_?head|scale", re.IGNORECASE)
+N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
+
+
+@lru_cache(maxsize=4)
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
+    """Of a call that is written over several lines: the line of the argument that the step is."""
+    for node in ast.walk(_tree(path)):
+        if not isinstance(node, ast.Call) or node.lineno != line or node.end_lineno == line:
+            continue
+        wanted = ARGUMENTS.get(step, ())
+        for keyword in node.keywords:
+            if keyword.arg in wanted and not _is_none(keyword.value):
+                return keyword.value.lineno
+        at = POSITIONS.get(slug)
+        if at is not None and at < len(node.args):
+            return node.args[at].lineno
+    return None
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def line_of_attribute(path: Path, name: str) -> int | None:
+    """Where the constructor makes `self.name`."""
+    tree = _tree(path)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", "") == "register_buffer"
+            and len(node.args) > 1
+            and isinstance(node.args[0], ast.Constant)
+            and node.args[0].value == name
+        ):
+            made = node.args[1]
+            if isinstance(made, ast.Name):
+                return _line_of_target(tree, made.id) or node.lineno
+            return made.lineno
+    return _line_of_target(tree, f"self.{name}")
+
+
+def _line_of_target(tree: ast.Module, name: str) -> int | None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
+            return node.lineno
+    return None
+
+
+def line_of_size(path: Path, line: int, look: Look, slug: str) -> int | None:
+    """Where a number that `line` uses is made: a head size or a scale that is neither."""
+    tree = _tree(path)
+    for name in _names(tree, line):
+        if name.startswith("self."):
+            value = vars(look.module).get(name[5:])
+        else:
+            value = look.trace.numbers.get(name)
+        if isinstance(value, slice):
+            return _line_of_target(tree, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        bare, p = name.removeprefix("self."), look.p
+        fits: set[float] = {p.D, p.D**0.5, p.D**-0.5}
+        if slug == "scale-multiplied":
+            fits.remove(p.D**0.5)
+        if isinstance(value, int):
+            fits = {p.D} if HEAD_DIM.fullmatch(bare) else {p.H}
+            if fits == {p.H} and not N_HEAD.fullmatch(bare):
+                continue
+        if all(abs(value - fit) > 1e-9 for fit in fits):
+            return _line_of_target(tree, name)
+    return None
+
+
+def line_of_return(path: Path, line: int | None) -> int | None:
+    """The end of the function that `line` stands in."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef) and node.lineno <= (line or 0) <= (
+            node.end_lineno or 0
+        ):
+            ends = [at.lineno for at in ast.walk(node) if isinstance(at, ast.Return)]
+            return max(ends, default=None)
+    return None
+
+
+def line_of_constant(path: Path, line: int, value: float) -> int | None:
+    """Where a number that `line` knows by name is written, as a constant of the file."""
+    tree = _tree(path)
+    used = set(_names(tree, line))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and {ast.unparse(t) for t in node.targets} & used:
+            try:
+                if float(ast.literal_eval(node.value)) == value:
+                    return node.lineno
+            except (ValueError, TypeError):
+                continue
+    return None
+
+
+def _names(tree: ast.Module, line: int) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.lineno <= line <= (node.end_lineno or line) and node.value.id == "self":
+                yield f"self.{node.attr}"
+        elif isinstance(node, ast.Name) and node.lineno == line:
+            yield node.id

@@ -1,0 +1,116 @@
+"""The exercises in the order in which they are taught. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.errors import GptcliError, nearest
+
+MATERIAL = Path(__file__).parent / "exercises" / "material"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One part to write: `target` is the class that the file must have ("" where it has
+    functions), `steps` what its check counts."""
+
+    name: str
+    week: str
+    target: str
+    summary: str
+    steps: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The command that checks it."""
+        return f"check-{self.name}"
+
+    def skeleton(self, *, blank: bool = False) -> str:
+        """The text to fill in; with `blank` the constructor too."""
+        text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
+        kept, inside = [], False
+        for line in text.splitlines():
+            mark = line.strip()
+            if mark == "# <given>":
+                inside = blank
+                if blank:
+                    indent = " " * (len(line) - len(line.lstrip()))
+                    kept.append(f'{indent}raise NotImplementedError("step 1: the constructor")')
+            elif mark == "# </given>":
+                inside = False
+            elif not inside:
+                kept.append(line)
+        return "\n".join(kept) + "\n"
+
+    def notes(self) -> str:
+        """A page of questions and pointers, Markdown."""
+        return (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
+
+
+EXERCISES = (
+    Exercise(
+        "attention",
+        "1 and 2",
+        "CausalSelfAttention",
+        "tokens look at the tokens before them",
+        (
+            "queries, keys, values",
+            "split into heads",
+            "fold batch and heads",
+            "scaled scores",
+            "causal mask",
+            "softmax",
+            "weighted sum",
+            "merge and project",
+        ),
+    ),
+    Exercise(
+        "layernorm",
+        "3",
+        "LayerNorm",
+        "each token to mean 0 and variance 1",
+        ("mean", "variance", "normalise", "gain and bias"),
+    ),
+    Exercise(
+        "mlp",
+        "3",
+        "MLP",
+        "each token by itself, four times as wide",
+        ("expand by 4", "exact GELU", "project back", "dropout"),
+    ),
+    Exercise(
+        "block",
+        "3",
+        "Block",
+        "two norms, two branches, two residuals",
+        ("first norm", "attention and residual", "second norm", "feed-forward and residual"),
+    ),
+    Exercise(
+        "tokenizer",
+        "4",
+        "Tokenizer",
+        "byte-pair encoding: text to ids and back",
+        ("count pairs", "merge", "encode", "decode", "save and load"),
+    ),
+    Exercise(
+        "training",
+        "5 and 6",
+        "",
+        "batches, loss, schedule, the step",
+        ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
+    ),
+)
+
+
+def exercise_named(name: str) -> Exercise:
+    """The exercise of that name. Raises GptcliError with the nearest one."""
+    for exercise in EXERCISES:
+        if exercise.name == name:
+            return exercise
+    names = [exercise.name for exercise in EXERCISES]
+    like = nearest(name, names)
+    raise GptcliError(
+        f"there is no exercise `{name}`",
+        (f"did you mean `{like}`? " if like else "") + "exercises: " + ", ".join(names),
+    )

@@ -1,0 +1,83 @@
+"""How a failure becomes words about the learner's own file: its lines, its values, three hints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from gptcli.course.lesson import Mistake, Step, Wrong, quoted_line
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.errors import GptcliError, nearest
+
+
+class Teller:
+    """Knows the file, the steps and the mistakes of its exercise; `homes` are the functions in
+    which a step is done, where that is known."""
+
+    def __init__(
+        self,
+        file: LearnerFile,
+        steps: tuple[Step, ...],
+        mistakes: tuple[Mistake, ...],
+        homes: Mapping[int, str] | None = None,
+    ) -> None:
+        self.file, self.steps, self.mistakes = file, steps, mistakes
+        self.homes = homes or {}
+
+    def stopped(self, error: BaseException, doing: str, step: int) -> Wrong:
+        """What their code raised, quoted with its line."""
+        place = place_of(error, self.file.path)
+        where = f"line {place[0]} of {self.file.path.name}, `{place[1]}`" if place else doing
+        name = self.steps[step - 1].name
+        if isinstance(error, NotImplementedError):
+            return self.wrong_at(
+                step,
+                "not-implemented",
+                f"step {step}, {name}, is still to be written: {where}",
+                "put your code in the place of that line",
+            )
+        return self.wrong_at(
+            step,
+            "raises",
+            f"{doing} stops in step {step}, {name}, at {where}: {in_words(error)}",
+            "read that line with the values in mind that meet there",
+        )
+
+    def wrong_at(self, step: int, slug: str, message: str, first_hint: str = "") -> Wrong:
+        """A failure that is no known mistake: its own hint, then the step's."""
+        known = self.steps[step - 1]
+        return Wrong(step, slug, message, (first_hint or known.ask, known.tell, known.show))
+
+    def mistake(self, slug: str, evidence: str = "", **facts: Any) -> Wrong:
+        """The known mistake of that name, with values of theirs."""
+        mistake = next(m for m in self.mistakes if m.slug == slug)
+        step = self.steps[mistake.step - 1]
+        quote = quoted_line(self.file.path, mistake.at, self.homes.get(mistake.step, ""))
+        message = mistake.says.format(**facts) + quote + evidence
+        hints = (step.ask, mistake.why, f"{mistake.hint}{quote}")
+        return Wrong(mistake.step, slug, message, hints)
+
+
+def named_in(module: ModuleType, file: LearnerFile, name: str, kind: str) -> Any:
+    """What a learner's file calls `name`. Raises GptcliError with the nearest that it has."""
+    if (found := getattr(module, name, None)) is not None and callable(found):
+        return found
+    own = [
+        other
+        for other, value in vars(module).items()
+        if callable(value)
+        and getattr(value, "__module__", "") == module.__name__
+        and inspect.isclass(value) == (kind == "class")
+    ]
+    like = nearest(name, own)
+    raise GptcliError(
+        f"{file.name}: there is no {kind} `{name}`"
+        + (f"; it has {', '.join(f'`{other}`' for other in own)}" if own else ""),
+        f"did you mean to call `{like}` that?"
+        if like
+        else f"write `{kind} {name}`"
+        if kind == "class"
+        else f"write `def {name}(...)`, as the skeleton has it",
+    )

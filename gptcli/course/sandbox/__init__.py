@@ -1,0 +1,1 @@
+"""Learners' code runs here: in another process, with limits on time and memory."""

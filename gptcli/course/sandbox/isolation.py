@@ -1,0 +1,191 @@
+"""Learners' code runs in another process, which may hang, crash or eat memory without harm.
+
+This side imports no torch. What comes back is JSON; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.errors import GptcliError
+
+START_S = 180.0  # importing torch from a cold, slow disk
+GRACE_S = 10.0  # beyond the limit of a file, which the worker watches itself
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
+    "main(fork=sys.argv[1] == 'fork')"
+)
+
+
+class Unfinished(Exception):
+    """A file whose check never came to an end: `reason` is "time-limit" or "crash", `doing` what
+    was being done, `line` the line of the file that it was in, `detail` how the process ended."""
+
+    def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
+        super().__init__(detail)
+        self.reason, self.doing, self.detail, self.line = reason, doing, detail, line
+
+
+class Worker:
+    """A process with torch in it that checks one file after another. Use it in a `with`.
+
+    `fork` keeps the files apart from each other too; it is safe on Linux only."""
+
+    def __init__(self, *, fork: bool = sys.platform == "linux") -> None:
+        self._fork = fork
+        self._folder = tempfile.TemporaryDirectory(prefix="gptcli-check-")
+        self._process: _Process | None = None
+
+    def __enter__(self) -> Worker:
+        self._process = _Process(self._fork)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def ask(self, file: LearnerFile, limit_s: float, *, follow: bool = False) -> dict[str, Any]:
+        """Check `file` within `limit_s` seconds -> the object of its report. With `follow` it is
+        run once only, and `doing` is the step that it had come to.
+
+        Raises GptcliError where the file cannot be used, and Unfinished."""
+        if self._process is None:
+            self._process = _Process(self._fork)
+        process = self._process
+        process.wait_until_ready()
+        stack = Path(self._folder.name) / "stack.txt"
+        stack.write_bytes(b"")
+        doing = "loading the file"
+        process.send(
+            {
+                "name": file.name,
+                "path": str(file.path),
+                "class_name": file.class_name,
+                "exercise": file.exercise,
+                "limit_s": limit_s,
+                "follow": follow,
+                "stack": str(stack),
+            }
+        )
+        while True:
+            message = process.receive(limit_s + GRACE_S)
+            if "doing" in message:
+                doing = message["doing"]
+            elif "report" in message:
+                report = message["report"]
+                assert isinstance(report, dict)
+                return report
+            elif "error" in message:
+                raise GptcliError(message["error"]["message"], message["error"]["hint"])
+            else:
+                break
+        if message["died"] is None or not process.is_alive():
+            self._stop()  # the next file gets a new process
+        trace = stack.read_text(encoding="utf-8", errors="replace")
+        line = _line_in(trace, file.path)
+        if trace or message["died"] is None:
+            raise Unfinished("time-limit", doing, f"still running after {limit_s:g} s", line)
+        raise Unfinished("crash", doing, message["died"], line)
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+
+class _Process:
+    """The worker's process, and a thread that reads its answers."""
+
+    def __init__(self, fork: bool) -> None:
+        settings = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+        )
+        # What a learner compiles runs as the Python that it is: at once, and so that it can be
+        # watched.
+        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0"}
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one
+        # with all that a learner's file has started.
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **settings},
+            start_new_session=os.name == "posix",
+        )
+        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._ready = False
+        assert self._popen.stdout is not None
+        threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True).start()
+
+    def wait_until_ready(self) -> None:
+        """Until torch is there. Raises GptcliError where it never is."""
+        if not self._ready:
+            if "ready" not in self.receive(START_S):
+                self.kill()
+                raise GptcliError(
+                    "the process that runs the file did not start",
+                    "what it said stands above; try `python -c 'import torch'`",
+                    exit_code=1,
+                )
+            self._ready = True
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Hand it one request."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(OSError):  # receive() will tell
+            self._popen.stdin.write((json.dumps(request) + "\n").encode("ascii"))
+            self._popen.stdin.flush()
+
+    def receive(self, limit_s: float) -> dict[str, Any]:
+        """Its next message; {"died": None} where none comes in time."""
+        try:
+            return self._messages.get(timeout=limit_s)
+        except queue.Empty:
+            return {"died": None}
+
+    def is_alive(self) -> bool:
+        """Whether it can take another request."""
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        """End it and all that it has started."""
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.kill()
+        self._popen.wait()
+        assert self._popen.stdin is not None
+        with contextlib.suppress(OSError):
+            self._popen.stdin.close()
+
+    def _read(self, stdout: IO[bytes]) -> None:
+        with stdout:
+            for line in stdout:
+                with contextlib.suppress(ValueError):  # a line torn by the end of the process
+                    self._messages.put(json.loads(line))
+        self._messages.put({"died": f"exit code {self._popen.wait()}"})
+
+
+def _line_in(trace: str, path: Path) -> int | None:
+    """The innermost line of `path` in what faulthandler wrote, which is ASCII."""
+    name = str(path).encode("ascii", "backslashreplace").decode("ascii")
+    found = re.search(rf'File "{re.escape(name)}", line (\d+)', trace)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,137 @@
+"""The process in which learners' files run. Only gptcli.course.sandbox.isolation starts it.
+
+It imports torch once, then takes requests, one JSON object a line on stdin, and answers on its
+original stdout: `{"doing": ...}` as it goes, then one `{"report": ...}`, `{"error": ...}` or
+`{"died": ...}`. Whatever a learner's file prints goes to stderr. On Linux each request runs in a
+fork of its own; elsewhere, where forking a process with torch in it is not safe, in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+from gptcli.errors import GptcliError
+
+MEMORY = 4 << 30  # bytes that a file may take beyond what torch itself has
+SERVED = 93  # exit code of a fork that has answered; a file's own exit gives another
+Answer = Callable[[dict[str, Any]], None]
+
+
+def main(*, fork: bool) -> None:
+    """Serve requests until stdin ends."""
+    answers = os.dup(1)
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(2, 1)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)  # input() in a learner's file finds the end, not the next request
+    os.close(nowhere)
+    sys.stdout = sys.stderr
+
+    def answer(message: dict[str, Any]) -> None:
+        os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
+
+    # torch, before the first fork
+    from gptcli.course.attention import examination  # noqa: F401
+    from gptcli.course.exercises import part_examination  # noqa: F401
+
+    answer({"ready": True})
+    for line in requests:
+        request = json.loads(line)
+        if fork:
+            _serve_in_fork(request, answer)
+        else:
+            _serve(request, answer)
+
+
+def _serve(request: dict[str, Any], answer: Answer) -> None:
+    import torch
+
+    from gptcli.course.attention.examination import examine as examine_attention
+    from gptcli.course.attention.examination import follow
+    from gptcli.course.exercises.part_examination import examine as examine_part
+
+    torch.set_num_threads(1)
+    file = LearnerFile(
+        request["name"], Path(request["path"]), request["class_name"], request["exercise"]
+    )
+    with Path(request["stack"]).open("w", encoding="utf-8") as stack:
+        # From C and without the interpreter's lock, so that nothing in the file can hold it up.
+        faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
+        try:
+            if request["follow"]:
+                follow(file, lambda what: answer({"doing": what}))
+                answer({"report": {}})
+                return
+            examine = examine_attention if file.exercise == "attention" else examine_part
+            report = examine(file, lambda what: answer({"doing": what}))
+            answer({"report": asdict(report)})
+        except GptcliError as error:
+            answer({"error": {"message": error.message, "hint": error.hint}})
+        except MemoryError as error:
+            answer({"died": in_words(error)})
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        # This process has run nothing but imports; its threads, if any, wait for work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            _limit_memory()
+            _serve(request, answer)
+            code = SERVED
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(code)
+    status = _wait(child, request["limit_s"] + 2.0)
+    if os.WIFSIGNALED(status):
+        answer({"died": signal.Signals(os.WTERMSIG(status)).name})
+    elif os.WEXITSTATUS(status) != SERVED:
+        answer({"died": f"exit code {os.WEXITSTATUS(status)}"})
+
+
+def _wait(child: int, limit_s: float) -> int:
+    """The child's wait status; it is killed at the limit."""
+    deadline = time.monotonic() + limit_s
+    pause = 0.001
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+
+
+def _limit_memory() -> None:
+    """Let allocations fail, with an error that names a line, before the machine runs out."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

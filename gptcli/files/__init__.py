@@ -1,0 +1,1 @@
+"""Reading and writing files that matter: durable writes, bounded reads, caches, shipped texts."""

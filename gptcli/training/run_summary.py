@@ -1,0 +1,70 @@
+"""What `train --json` prints and run.json keeps: how a run stands, gathered from its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptcli.events import Evaluated, Event, Finished, RunStarted, StepDone
+from gptcli.training import run_folder
+from gptcli.training.loop import Setup
+from gptcli.training.training_state import Progress, progress_of
+
+
+class Summary:
+    """Listens to a run. `begun` is for run.json before the first step, `ended` for its end,
+    whichever way it came."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.resumed_from = setup.resume.step if setup.resume else None
+        self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
+        self.evaluated_at = self._progress.evaluated_at
+        self.sampled_at = self._progress.sampled_at
+        self._started_from = run_folder.read_status(setup.run).get("started_from")
+        self._parameters: int | None = None
+        self._stopped: str | None = None
+
+    def absorb(self, event: Event) -> None:
+        """Take in one event."""
+        p = self._progress
+        if isinstance(event, RunStarted):
+            self._parameters = event.parameters
+        elif isinstance(event, StepDone):
+            p.step, p.tokens, p.seconds = event.step, event.tokens, event.seconds
+            p.train_loss = event.loss
+        elif isinstance(event, Evaluated):
+            p.val_loss, p.seconds = event.val_loss, event.seconds
+            if event.best:
+                p.best_val_loss, p.best_step = event.val_loss, event.step
+        elif isinstance(event, Finished):
+            p.seconds = event.seconds
+            self._stopped = event.stopped
+
+    def begun(self) -> dict[str, Any]:
+        """What is known before the first step: which parts are a learner's, and, of a fine-tune,
+        whose weights it starts from."""
+        own = {"own_parts": list(self._setup.own.names()) if self._setup.own else []}
+        return own | ({"started_from": self._started_from} if self._started_from else {})
+
+    def ended(self) -> dict[str, Any]:
+        """The keys of `train --json`, and a few more."""
+        return self.begun() | {
+            "run": str(self._setup.run),
+            "resumed_from": self.resumed_from,
+            "parameters": self._parameters,
+            **standing(self._progress, self._stopped or "interrupted"),
+        }
+
+
+def standing(progress: Progress, stopped: str) -> dict[str, Any]:
+    """The counters of a run in the words of `train --json`."""
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "train_loss": progress.train_loss,
+        "val_loss": progress.val_loss,
+        "best_val_loss": progress.best_val_loss,
+        "best_step": progress.best_step,
+        "stopped": stopped,
+    }

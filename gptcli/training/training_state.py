@@ -1,0 +1,212 @@
+"""Everything that a run is made of between two steps, and how it is saved and put back.
+
+The order of the text and the dropout masks are functions of (seed, step), so no generator has a
+state of its own: weights, optimizer, counters and the loss scale are all there is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gptcli.config import ModelConfig, TrainConfig
+from gptcli.errors import GptcliError
+from gptcli.files.bounded import machine_memory
+from gptcli.model.gpt import GPT, initialise
+from gptcli.model.user_parts import OwnParts
+from gptcli.training import checkpoint
+from gptcli.training.master_weights import Weights
+from gptcli.training.optimizers import Optimizers
+from gptcli.training.passes import EngineName, NativePasses, Passes, TorchPasses, library_of
+
+
+@dataclass
+class Progress:
+    """The counters of a run."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    evaluated_at: int | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    sampled_at: int | None = None
+    loss_scale: float = 1.0
+
+
+class TrainingState:
+    """A model, its masters, its passes, its optimizers and its counters.
+
+    `weights` are a checkpoint's (or another run's) to start from; None draws new ones."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        vocab_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        own: OwnParts | None = None,
+        weights: dict[str, Tensor] | None = None,
+        engine: EngineName = "torch",
+        threads: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        self.model = build_model(model, vocab_size, own, weights, seed=train.seed)
+        self.model.to(device)
+        self.weights = Weights(self.model, dtype)
+        # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
+        muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        native = library_of(engine)
+        self.optimizers = Optimizers(
+            train.optimizer,
+            self.weights.masters,
+            train.weight_decay,
+            muon_dtype,
+            None if native is None else (native, threads),
+        )
+        self.passes: Passes
+        if native is None:
+            step_tokens = train.batch_size * train.grad_accum * model.block_size
+            self.passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
+        else:
+            self.passes = NativePasses(
+                native, self.model, self.weights, batch_size=train.batch_size, threads=threads
+            )
+        self.progress = Progress(loss_scale=2.0**15 if dtype == torch.float16 else 1.0)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Put back optimizer and counters; the weights were given at construction."""
+        scale = self.progress.loss_scale
+        try:
+            self.optimizers.load_state(saved.state)
+            self.progress = progress_of(saved.meta)
+        except (KeyError, TypeError, RuntimeError):
+            raise GptcliError(
+                f"{saved.path}: its state does not belong to this config",
+                "start a new run",
+                exit_code=1,
+            ) from None
+        if scale == 1.0 or self.progress.loss_scale == 1.0:
+            self.progress.loss_scale = scale  # float16 now or then, but not both
+
+
+def progress_of(meta: dict[str, Any]) -> Progress:
+    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError without them."""
+    return Progress(**meta["progress"])
+
+
+def build_model(
+    config: ModelConfig,
+    vocab_size: int,
+    own: OwnParts | None = None,
+    weights: dict[str, Tensor] | None = None,
+    seed: int = 0,
+) -> GPT:
+    """A float32 model on the CPU with given or newly drawn weights.
+
+    Raises GptcliError before anything is allocated where the weights have other names or shapes
+    (exit code 1), or the model is larger than this machine's memory."""
+    in_network = own is not None and own.in_network()
+    given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
+    if given is not None:
+        _refuse_other_shapes(_outer_shapes(config, vocab_size), given, all_of_them=False)
+        _refuse_other_depth(config, given)
+    if not in_network:
+        wanted = parameter_shapes(config, vocab_size)
+        if given is not None:
+            _refuse_other_shapes(wanted, given)
+        _refuse_too_large(wanted)
+    model = GPT(config, vocab_size, own=own)
+    if weights is None or given is None:
+        initialise(model, torch.Generator().manual_seed(seed))
+        return model
+    if in_network:
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        _refuse_other_shapes(wanted, given)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return model
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Within, modules come without their random numbers: where there is no memory there is nothing
+    to draw, and PyTorch's way to do nothing takes it a second to import."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """Name and shape of every parameter of the built-in model, without allocating one."""
+    with torch.device("meta"), _NothingDrawn():  # all blocks are alike
+        one = GPT(config.model_copy(update={"n_layer": 1}), vocab_size)
+    shapes: Shapes = {}
+    for name, parameter in one.named_parameters():
+        if name.startswith("h.0."):
+            rest = name.removeprefix("h.0.")
+            names = [f"h.{layer}.{rest}" for layer in range(config.n_layer)]
+        else:
+            names = [name]
+        shapes |= dict.fromkeys(names, tuple(parameter.shape))
+    return shapes
+
+
+def _outer_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """What every model of the config has, whoever wrote its parts."""
+    shapes: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
+    if config.arch == "gpt2":
+        shapes["wpe.weight"] = (config.block_size, config.n_embd)
+    return shapes
+
+
+def _refuse_other_shapes(wanted: Shapes, given: Shapes, all_of_them: bool = True) -> None:
+    odd = [name for name, shape in wanted.items() if given.get(name) != shape]
+    if all_of_them:
+        odd += [name for name in given if name not in wanted]
+    if odd:
+        name = min(odd)
+        raise GptcliError(
+            f"the checkpoint's weights are not this model's: `{name}` is "
+            f"{given.get(name, 'missing')}, the config wants {wanted.get(name, 'none')}",
+            "was the run trained with another file of your own, or was config.yaml edited?",
+            exit_code=1,
+        )
+
+
+def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
+    layers = {name.split(".")[1] for name in given if name.startswith("h.")}
+    if len(layers) != config.n_layer:
+        raise GptcliError(
+            f"the checkpoint has {len(layers):,} layers, the config n_layer {config.n_layer:,}",
+            "was config.yaml edited?",
+            exit_code=1,
+        )
+
+
+def _refuse_too_large(shapes: Shapes) -> None:
+    count, memory = sum(math.prod(shape) for shape in shapes.values()), machine_memory()
+    if memory is not None and 4 * count > memory:
+        raise GptcliError(
+            f"the model has {count:,} parameters, {4 * count / 2**30:,.0f} GiB; this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory",
+            "lower model.n_layer, model.n_embd or model.block_size",
+        )

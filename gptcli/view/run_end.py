@@ -1,0 +1,61 @@
+"""How a run ended, in a few lines that stay on the screen."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from gptcli.events import Finished
+from gptcli.view.number_formats import human_count, loss_text, rate, rate_text, time_taken
+from gptcli.view.run_status import RunState
+from gptcli.view.safe_text import clean
+
+_ENDINGS = {
+    "done": ("done", "bold green"),
+    "target": ("target reached", "bold green"),
+    "patience": ("stopped, no improvement any more,", "bold green"),
+    "interrupted": ("interrupted", "bold yellow"),
+    "diverged": ("diverged", "bold red"),
+}
+
+
+def summary_lines(
+    finished: Finished, max_steps: int | None = None, *, encoding: str = "utf-8"
+) -> list[Text]:
+    """How the run ended and where, its time and speed, its losses, and a diagnosis if any.
+
+    The first three are short (under 60 columns); diagnosis and hint are as long as they are.
+    """
+    words, style = _ENDINGS[finished.stopped]
+    of = f" of {human_count(max_steps)}" if max_steps is not None else ""
+    place = f" at step {human_count(finished.step)}{of}"
+    speed = rate(finished.tokens, finished.seconds)
+    time = f"{human_count(finished.tokens)} tokens in {time_taken(finished.seconds)}"
+    lines = [
+        Text.assemble((words, style), place),
+        Text(time + (f", {rate_text(speed)}" if speed is not None else "")),
+    ]
+    losses = []
+    if finished.train_loss is not None:
+        losses.append(f"loss {loss_text(finished.train_loss)}")
+    if finished.val_loss is not None:
+        losses.append(f"val loss {loss_text(finished.val_loss)}")
+    if finished.best_val_loss is not None:
+        at = f" at step {human_count(finished.best_step)}" if finished.best_step is not None else ""
+        losses.append(f"best {loss_text(finished.best_val_loss)}{at}")
+    if losses:
+        lines.append(Text("  ".join(losses)))
+    if finished.diagnosis is not None:
+        lines += [Text(), Text(clean(finished.diagnosis, encoding))]
+    if finished.hint is not None:
+        lines += [Text(), Text(clean(f"hint: {finished.hint}", encoding))]
+    return lines
+
+
+def unfinished_line(state: RunState) -> Text | None:
+    """Where a run stood that ended without a word (an error, a second Ctrl-C); None if nowhere."""
+    if state.step is None or state.started is None:
+        return None
+    return Text(
+        f"stopped at step {human_count(state.step.step)} of {human_count(state.started.max_steps)}"
+        f" after {time_taken(state.step.seconds)}, loss {loss_text(state.step.loss)}"
+    )

@@ -1,0 +1,106 @@
+"""The layout: imports point one way, and the map in CONTRIBUTING.md names every file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "gptcli").rglob("*.py"))
+TOP = {"files", "top"}
+"""What every package may import: files/, and the modules beside it (config, errors, events)."""
+
+MAY_IMPORT = {
+    "cli": {"training", "sampling", "course", "view", "model", "native", "corpus", "tokenization"},
+    "training": {"sampling", "native", "model", "corpus", "tokenization"},
+    "sampling": {"native", "model", "tokenization"},
+    "course": {"model"},
+    "view": set(),
+    "native": {"model"},
+    "model": set(),
+    "corpus": {"tokenization"},
+    "tokenization": set(),
+    "files": set(),
+    "top": set(),
+}
+
+
+def package(module: str) -> str:
+    """The folder of gptcli/ that a module lies in, or "top"."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "top"
+
+
+def imports(path: Path) -> set[str]:
+    """The gptcli modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "gptcli"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module == "gptcli.__main__":
+        return
+    here = package(module)
+    allowed = {here, *TOP, *MAY_IMPORT[here]}
+    assert {name for name in imports(path) if package(name) not in allowed} == set()
+
+
+def test_no_circle_among_modules() -> None:
+    graph = {}
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[module] = imports(path)
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for below in graph.get(module, set()) - {module}:
+                if not module.startswith(f"{below}."):  # a file naming its own package's face
+                    visit(below, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_star_reads_alone() -> None:
+    path = ROOT / "gptcli" / "model" / "attention.py"
+    assert imports(path) == set()
+    assert len(path.read_text("utf-8").splitlines()) < 200
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sizes_and_names(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+    assert path.stem not in {"utils", "helpers", "common", "misc", "base"}
+
+
+def test_the_map_is_up_to_date() -> None:
+    """`make map` would change nothing, and every file has a first line for it."""
+    command = [sys.executable, ROOT / "docs" / "file_map.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert not re.findall(r"^\| `[\w.]+` \|  ?\|$", text, re.MULTILINE)
+
+
+def test_nothing_that_is_loaded_can_run_code() -> None:
+    pattern = re.compile(
+        r"\b(import pickle|pickle\.|torch\.load|yaml\.load\(|yaml\.unsafe|(?<!\.)eval\(|exec\()"
+    )
+    for path in FILES:
+        for line in path.read_text("utf-8").splitlines():
+            assert not pattern.search(line.partition("#")[0]), f"{path}: {line}"
