@@ -139,7 +139,7 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
     )
     device = choose_device("cpu")
     dtype = choose_dtype("auto", device)
-    engine, _ = choose_engine(config, device, dtype, compiled=False, own_parts=False)
+    engine, _ = choose_engine(config, device, dtype, compiled=False, has_user_parts=False)
     state = TrainingState(
         config.model,
         config.train,

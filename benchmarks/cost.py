@@ -82,7 +82,7 @@ def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
         parameters = count_parameters(GPT(config.model, 65)).total
     cpu = torch.device("cpu")
     tiny = config_of(Config, 1, 64, 32, 1)
-    engine, _ = choose_engine(tiny, cpu, torch.bfloat16, compiled=False, own_parts=False)
+    engine, _ = choose_engine(tiny, cpu, torch.bfloat16, compiled=False, has_user_parts=False)
     seconds_per_step(tiny, 65, torch.bfloat16, cpu, engine)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = seconds_per_step(config, 65, torch.bfloat16, cpu, engine)

@@ -129,16 +129,16 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     from gptcli.devices import choose_threads
     from gptcli.model.gpt import GPT as Ours
     from gptcli.model.gpt import initialise
-    from gptcli.sampling.backend import choose_way, open_streams
+    from gptcli.sampling.backend import choose_backend, open_streams
     from gptcli.sampling.generate import Generation, Job
-    from gptcli.sampling.next_token import Choice
+    from gptcli.sampling.next_token import SamplingParams
 
     threads = choose_threads("auto")
     config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
     model = Ours(config, vocabulary).eval()
     initialise(model, torch.Generator().manual_seed(1337))
-    way = choose_way(case["dtype"], torch.device("cpu"), own_parts=False)
-    room = open_streams(model, streams, Choice(0.8), way, threads)
+    way = choose_backend(case["dtype"], torch.device("cpu"), has_user_parts=False)
+    room = open_streams(model, streams, SamplingParams(0.8), way, threads)
     jobs = [Job([0], i) for i in range(streams)]
     for _ in Generation(room, jobs, max_new_tokens=3, seed=0):
         pass
@@ -169,9 +169,9 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.devices import dtype_name
     from gptcli.native import library
     from gptcli.native.decoder import Decoder
-    from gptcli.sampling.backend import Way, open_streams
+    from gptcli.sampling.backend import Backend, open_streams
     from gptcli.sampling.generate import Generation, Job
-    from gptcli.sampling.next_token import Choice
+    from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
     from gptcli.training.loading import load_trained
 
@@ -191,12 +191,12 @@ def precision(run: Path, text: Path) -> None:
     written: dict[str, list[list[int]]] = {}
     prompts = [ids[i : i + 20] for i in range(0, 1000, 100)]
     for name, way in (
-        ("PyTorch", Way("torch", torch.float32)),
-        ("float32", Way("c", torch.float32)),
-        ("bfloat16", Way("c", torch.bfloat16)),
-        ("int8", Way("c", torch.int8)),
+        ("PyTorch", Backend("torch", torch.float32)),
+        ("float32", Backend("native", torch.float32)),
+        ("bfloat16", Backend("native", torch.bfloat16)),
+        ("int8", Backend("native", torch.int8)),
     ):
-        room = open_streams(model, len(prompts), Choice(temperature=0.0), way, 2)
+        room = open_streams(model, len(prompts), SamplingParams(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]
         jobs = [Job(prompt) for prompt in prompts]
         for some in Generation(room, jobs, max_new_tokens=500, seed=0):

@@ -12,7 +12,7 @@ from gptcli.cli.verdicts import give, verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptcli.course.report import FileReport, OwnReport
+    from gptcli.course.report import BuiltinReport, FileReport
 
 
 def check_attention(
@@ -51,17 +51,17 @@ def check_attention(
     if files:
         _check_files(files, hint, as_json)
     else:
-        _check_own(as_json)
+        _check_builtin(as_json)
 
 
-def _check_own(as_json: bool) -> None:
-    from gptcli.course.checking import check_own
+def _check_builtin(as_json: bool) -> None:
+    from gptcli.course.checking import check_builtin
 
-    report = check_own()
+    report = check_builtin()
     if as_json:
         print_json(report.to_json())
     else:
-        show_own(report, stdout_console())
+        show_builtin(report, stdout_console())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -72,7 +72,7 @@ def _check_files(files: list[str], level: int, as_json: bool) -> None:
     give(files, check_files(files), show_file, level=level, as_json=as_json)
 
 
-def show_own(report: OwnReport, console: Console) -> None:
+def show_builtin(report: BuiltinReport, console: Console) -> None:
     """A table for each device: paths down, dtypes across, the largest error in each cell."""
     from rich import box
     from rich.table import Table

@@ -25,8 +25,8 @@ from gptcli.cli.user_files import (
     BlockOption,
     LayerNormOption,
     MlpOption,
-    OwnFiles,
     TokenizerOption,
+    UserFiles,
 )
 from gptcli.errors import GptcliError
 
@@ -63,7 +63,7 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
     _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 

@@ -10,7 +10,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
-from gptcli.cli.user_files import OwnFiles, TokenizerOption, loaded
+from gptcli.cli.user_files import TokenizerOption, UserFiles, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def inspect_batch(
             f"step {step} is not among the steps of {path}, 1 to {most}",
             "metrics.jsonl has the steps that were logged, with their losses",
         )
-    corpus = _text_of(path, config, OwnFiles(tokenizer=tokenizer))
+    corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer))
     rows = _sequences(config, corpus, step)
     loss = _loss_at(path, step)
     if as_json:
@@ -68,7 +68,7 @@ def inspect_batch(
     sys.stdout.write(clean("\n".join(lines), sys.stdout.encoding or "utf-8") + "\n")
 
 
-def _text_of(run: Path, config: Config, files: OwnFiles) -> Corpus:
+def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     """The text that the run was trained on, by its own tokenizer.
 
     Raises GptcliError where it is no longer the same, or the tokenizer is a learner's."""
@@ -79,10 +79,10 @@ def _text_of(run: Path, config: Config, files: OwnFiles) -> Corpus:
 
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
-    own = loaded(files)
+    user_parts = loaded(files)
     # The other parts of a learner's are not needed to cut a text.
-    refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), own)
-    tokenizer = read_tokenizer(run, own.tokenizer if own is not None else None)
+    refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
+    tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
     corpus = open_text(config, tokenizer)
     if meta is None:
         note(f"{run} has no checkpoint to say which text it was trained on; this is today's")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
-from gptcli.cli.user_files import OwnFiles, loaded
+from gptcli.cli.user_files import UserFiles, loaded
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.sampling.backend import Way
+    from gptcli.sampling.backend import Backend
     from gptcli.training.loading import Trained
 
 RunArgument = Annotated[
@@ -59,7 +59,7 @@ def load(
     run: str | None,
     checkpoint: str | None,
     machine: Machine,
-    files: OwnFiles,
+    files: UserFiles,
     *,
     dtype_of_run: bool,
 ) -> tuple[Path, Trained]:
@@ -83,7 +83,7 @@ def load(
         checkpoint,
         device=device,
         dtype=choose_dtype(wanted, device),
-        own=loaded(files),
+        user_parts=loaded(files),
     )
     _say(trained)
     return path, trained
@@ -100,12 +100,12 @@ class Writer:
 
     path: Path
     trained: Trained
-    way: Way
+    backend: Backend
     threads: int
 
 
 def load_writer(
-    run: str | None, checkpoint: str | None, machine: Machine, files: OwnFiles
+    run: str | None, checkpoint: str | None, machine: Machine, files: UserFiles
 ) -> Writer:
     """The run and its model for sampling; `--dtype auto` is what is quick on this machine."""
     from gptcli.native import library
@@ -115,7 +115,7 @@ def load_writer(
     import torch
 
     from gptcli.devices import choose_device, choose_threads
-    from gptcli.sampling.backend import choose_way
+    from gptcli.sampling.backend import choose_backend
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run
 
@@ -123,13 +123,17 @@ def load_writer(
     path = find_run(run)
     device = choose_device(machine.device)
     threads = choose_threads(machine.threads or "auto")
-    own = loaded(files)
-    way = choose_way(machine.dtype, device, own_parts=own is not None and own.in_network())
-    trained = load_trained(path, checkpoint, device=device, dtype=torch.float32, own=own)
-    if not way.native and way.dtype != torch.float32:
-        trained.model.branches_in(way.dtype)
+    user_parts = loaded(files)
+    backend = choose_backend(
+        machine.dtype, device, has_user_parts=user_parts is not None and user_parts.in_network()
+    )
+    trained = load_trained(
+        path, checkpoint, device=device, dtype=torch.float32, user_parts=user_parts
+    )
+    if not backend.native and backend.dtype != torch.float32:
+        trained.model.branches_in(backend.dtype)
     _say(trained)
-    return Writer(path, trained, way, threads)
+    return Writer(path, trained, backend, threads)
 
 
 def _say(trained: Trained) -> None:

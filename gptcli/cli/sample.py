@@ -27,13 +27,13 @@ from gptcli.cli.user_files import (
     BlockOption,
     LayerNormOption,
     MlpOption,
-    OwnFiles,
     TokenizerOption,
+    UserFiles,
 )
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.sampling.next_token import Choice
+    from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.text import Sample
 
 
@@ -138,11 +138,11 @@ def sample(
             "--interactive writes one text, on the terminal",
             "leave out --num-samples, --prompt-file and --json",
         )
-    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
     writer = load_writer(run, checkpoint, Machine(device, dtype, threads), files)
-    from gptcli.sampling.next_token import Choice
+    from gptcli.sampling.next_token import SamplingParams
 
-    how = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    how = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
     if seed is None:
         seed = secrets.randbelow(2**31)
     stops = stop or []
@@ -177,7 +177,7 @@ def sample(
                     "seed": seed,
                     "run": str(writer.path),
                     "checkpoint": writer.trained.step,
-                    "dtype": str(writer.way.dtype).removeprefix("torch."),
+                    "dtype": str(writer.backend.dtype).removeprefix("torch."),
                 }
             )
         elif not live:
@@ -214,7 +214,7 @@ def _write(
     writer: Writer,
     prompts: list[str],
     num_samples: int,
-    how: Choice,
+    how: SamplingParams,
     max_new_tokens: int,
     seed: int,
     stops: list[str],
@@ -245,7 +245,7 @@ def _write(
         _show(prompts[0])
     out = sys.stdout
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
-        streams = open_streams(trained.model, len(jobs), how, writer.way, writer.threads)
+        streams = open_streams(trained.model, len(jobs), how, writer.backend, writer.threads)
         start = time.perf_counter()
         for item in write(
             streams, trained.tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed, stops=stops
@@ -264,7 +264,7 @@ def _write(
 def _talk(
     writer: Writer,
     prompt: str | None,
-    how: Choice,
+    how: SamplingParams,
     max_new_tokens: int,
     seed: int,
     stops: list[str],
@@ -273,7 +273,7 @@ def _talk(
     from gptcli.sampling.backend import open_streams
     from gptcli.sampling.conversation import Conversation
 
-    streams = open_streams(writer.trained.model, 1, how, writer.way, writer.threads)
+    streams = open_streams(writer.trained.model, 1, how, writer.backend, writer.threads)
     conversation = Conversation(streams, writer.trained.tokenizer, seed=seed, stops=stops)
     talk(conversation, max_new_tokens, _show, prompt)
 

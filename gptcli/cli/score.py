@@ -27,8 +27,8 @@ from gptcli.cli.user_files import (
     BlockOption,
     LayerNormOption,
     MlpOption,
-    OwnFiles,
     TokenizerOption,
+    UserFiles,
 )
 from gptcli.errors import GptcliError
 
@@ -74,13 +74,13 @@ def score(
     text = read_text(Path(file), "score")
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
-    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
-    machine, way = Machine(device, dtype, threads), None
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
+    machine, backend = Machine(device, dtype, threads), None
     if dtype in ("auto", "float32"):
         _, trained = load(run, checkpoint, machine, files, dtype_of_run=False)
     else:  # as `sample` computes in it
         writer = load_writer(run, checkpoint, machine, files)
-        trained, way = writer.trained, writer.way
+        trained, backend = writer.trained, writer.backend
     from gptcli.sampling.backend import open_decoder
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
 
@@ -92,8 +92,8 @@ def score(
         raise GptcliError(f"the tokenizer makes no token of {file}", "score another text")
     with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
         start = trained.tokenizer.start_ids()
-        if way is not None and way.native:
-            decoder = open_decoder(trained.model, way, writer.threads)
+        if backend is not None and backend.native:
+            decoder = open_decoder(trained.model, backend, writer.threads)
             found = native_log_probabilities(decoder, trained.config.model, start, ids).tolist()
         else:
             found = log_probabilities(trained.model, start, ids).tolist()

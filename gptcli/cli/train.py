@@ -26,15 +26,15 @@ from gptcli.cli.train_arguments import (
     free_config,
     is_config,
     split_words,
-    with_own_tokenizer,
+    with_user_tokenizer,
 )
 from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
     LayerNormOption,
     MlpOption,
-    OwnFiles,
     TokenizerOption,
+    UserFiles,
     checked,
 )
 from gptcli.errors import GptcliError, is_out_of_memory
@@ -42,7 +42,7 @@ from gptcli.native import library
 
 if TYPE_CHECKING:
     from gptcli.config import Config
-    from gptcli.model.user_parts import OwnParts
+    from gptcli.model.user_parts import UserParts
     from gptcli.training.journal import Journal
     from gptcli.training.run_summary import Summary
     from gptcli.training.setup import Prepared
@@ -105,7 +105,7 @@ def train(
     """Train a GPT on a text."""
     begun = time.perf_counter()
     words = arguments or []
-    files = OwnFiles(attention, layernorm, mlp, block, tokenizer)
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
     for flag, given, needs, there in (
         ("--extend", extend, "--resume", resume),
         ("--force", force, "--attention (or another part)", files.given()),
@@ -122,12 +122,12 @@ def train(
             raise GptcliError(f"{one} and {two} cannot both be given", "leave one out")
     target, overrides = split_words(words)
     if tokenizer is not None:
-        overrides = with_own_tokenizer(overrides)
+        overrides = with_user_tokenizer(overrides)
     if resume:
         _resume(target, overrides, out, extend, files, force, as_json)
         return
     config, name = config_for(target, overrides, from_run)
-    own = checked(files, config, force)
+    user_parts = checked(files, config, force)
     notes: list[str] = []
     if minutes is not None:
         from gptcli.training.minutes import plan
@@ -136,11 +136,13 @@ def train(
         whole = from_run is None and not is_config(target)
         if whole:
             config = free_config(target, overrides)
-        config, notes = plan(config, asked, keep=not whole, minutes=minutes, begun=begun, own=own)
+        config, notes = plan(
+            config, asked, keep=not whole, minutes=minutes, begun=begun, user_parts=user_parts
+        )
     if dry_run:
         for line in notes:
             note(line)
-        _dry_run(config, own, as_json)
+        _dry_run(config, user_parts, as_json)
         return
     if config.run.engine != "torch":
         library.start_building()  # while PyTorch is imported and the text read
@@ -159,7 +161,7 @@ def train(
             prepared = setup.prepare_new(
                 config,
                 run,
-                own=own,
+                user_parts=user_parts,
                 from_run=run_folder.find_run(from_run) if from_run else None,
             )
             prepared.notes[:0] = notes
@@ -177,7 +179,7 @@ def _resume(
     overrides: list[str],
     out: Path | None,
     extend: bool,
-    files: OwnFiles,
+    files: UserFiles,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -191,9 +193,9 @@ def _resume(
         wanted, _ = config_for(target, overrides, None)
     elif overrides:
         wanted = load_config(str(run / "config.yaml"), overrides)
-    own = checked(files, stored, force)
+    user_parts = checked(files, stored, force)
     with leave_on_signals(), _front_row(run, create=False):
-        prepared = setup.prepare_resume(run, wanted, extend=extend, own=own)
+        prepared = setup.prepare_resume(run, wanted, extend=extend, user_parts=user_parts)
         if isinstance(prepared, setup.Prepared):
             _run(prepared, as_json, files)
             return
@@ -208,13 +210,13 @@ def _resume(
             print_json(status)
 
 
-def _run(prepared: Prepared, as_json: bool, files: OwnFiles) -> None:
+def _run(prepared: Prepared, as_json: bool, files: UserFiles) -> None:
     # To the last word: a signal that comes when all steps are made takes nothing from the result.
     with stop_on_signals() as stop:
         _watch(prepared, stop, as_json, files)
 
 
-def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: OwnFiles) -> None:
+def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: UserFiles) -> None:
     """Train, show it, keep the run's files, say how it ended."""
     from dataclasses import replace
 
@@ -324,10 +326,10 @@ def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
         raise refused
 
 
-def _dry_run(config: Config, own: OwnParts | None, as_json: bool) -> None:
+def _dry_run(config: Config, user_parts: UserParts | None, as_json: bool) -> None:
     from gptcli.training.dry_run import plan
 
-    result = plan(config, own)
+    result = plan(config, user_parts)
     if as_json:
         print_json(result)
         return

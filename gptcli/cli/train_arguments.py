@@ -37,7 +37,7 @@ def config_of_words(words: list[str]) -> Config:
     return config_for(target, overrides, None)[0]
 
 
-def with_own_tokenizer(overrides: list[str]) -> list[str]:
+def with_user_tokenizer(overrides: list[str]) -> list[str]:
     """A learner's tokenizer is a bpe, whatever the config has."""
     for override in overrides:
         if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gptcli.config import Config
-    from gptcli.model.user_parts import OwnParts
+    from gptcli.model.user_parts import UserParts
 
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
@@ -36,7 +36,7 @@ TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding
 
 
 @dataclass(frozen=True)
-class OwnFiles:
+class UserFiles:
     """The files of a learner's parts, as named on this command line."""
 
     attention: str | None = None
@@ -50,7 +50,7 @@ class OwnFiles:
         return {name: spec for name in PARTS if (spec := getattr(self, name)) is not None}
 
 
-def checked(files: OwnFiles, config: Config, force: bool) -> OwnParts | None:
+def checked(files: UserFiles, config: Config, force: bool) -> UserParts | None:
     """The learner's classes, once each has passed its check (or `force` waives that)."""
     given = files.given()
     if not given:
@@ -89,7 +89,7 @@ def checked(files: OwnFiles, config: Config, force: bool) -> OwnParts | None:
     return loaded(files)
 
 
-def loaded(files: OwnFiles) -> OwnParts | None:
+def loaded(files: UserFiles) -> UserParts | None:
     """The learner's classes. This runs the files in this process."""
     given = files.given()
     if not given:
@@ -99,7 +99,7 @@ def loaded(files: OwnFiles) -> OwnParts | None:
     from gptcli.course.exercises.part_checking import find_part
     from gptcli.course.exercises.tokenizer_trial import tokenizer_class
     from gptcli.course.sandbox.learner_file import load_class
-    from gptcli.model.user_parts import OwnParts
+    from gptcli.model.user_parts import UserParts
 
     found = {part: find_part(part, spec) for part, spec in given.items()}
     classes: dict[str, type[Any]] = {
@@ -127,4 +127,4 @@ def loaded(files: OwnFiles) -> OwnParts | None:
         makers["block"] = maker(block, dict(makers))
     if "attention" in classes:
         makers["matrices"] = partial(find_matrices, found["attention"], classes["attention"])
-    return OwnParts(**makers)
+    return UserParts(**makers)

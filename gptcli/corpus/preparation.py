@@ -52,7 +52,7 @@ def open_corpus(
     val_fraction: float,
     block_size: int,
     tokenizer: Tokenizer | None = None,
-    own_tokenizer: type[Any] | None = None,
+    user_tokenizer: type[Any] | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -71,8 +71,8 @@ def open_corpus(
     found = find_source(source, bar)
     notes = list(found.notes)
     folder = (cache_folder() if cache is None else cache) / "corpus"
-    if own_tokenizer is not None and tokenizer is None:
-        tokenizer = _learn_own(found, own_tokenizer, vocab_size, bar, notes)
+    if user_tokenizer is not None and tokenizer is None:
+        tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
     trained = entry_key(found.content_key, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -107,18 +107,20 @@ def _fixed_tokenizer(kind: str, vocab_size: int) -> Tokenizer:
     return build_tokenizer(kind, vocab_size, lambda: iter(()))
 
 
-def _learn_own(
+def _train_user_bpe(
     source: Source,
-    own: type[Any],
+    user_tokenizer: type[Any],
     vocab_size: int,
     progress: Progress,
     notes: list[str],
 ) -> Tokenizer:
-    from gptcli.tokenization.user_bpe import LEARNS_FROM, learn_own
+    from gptcli.tokenization.user_bpe import LEARNS_FROM, train_user_bpe
 
     start = time.perf_counter()
     with progress.phase("your tokenizer learns", min(source.size, LEARNS_FROM)) as advance:
-        tokenizer, read = learn_own(own, (p.text for p in joined(source.pieces())), vocab_size)
+        tokenizer, read = train_user_bpe(
+            user_tokenizer, (p.text for p in joined(source.pieces())), vocab_size
+        )
         advance(read)
     notes.append(
         f"your tokenizer learned {tokenizer.vocab_size - 257} merges from the first {read:,} "

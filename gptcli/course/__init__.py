@@ -3,6 +3,6 @@
 Importing this package does not import torch; the checks themselves do.
 """
 
-from gptcli.course.checking import check_file, check_files, check_own, load_attention
+from gptcli.course.checking import check_builtin, check_file, check_files, load_attention
 
-__all__ = ["check_file", "check_files", "check_own", "load_attention"]
+__all__ = ["check_file", "check_files", "check_builtin", "load_attention"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gptcli.course.report import STEP_NAMES, Check, FileReport, OwnReport
+from gptcli.course.report import STEP_NAMES, BuiltinReport, Check, FileReport
 from gptcli.course.sandbox.isolation import Unfinished, Worker
 from gptcli.course.sandbox.learner_file import LearnerFile, find_file, load_class
 from gptcli.errors import GptcliError
@@ -23,7 +23,7 @@ LIMIT_S = 15.0  # a right file takes well under one second
 FOLLOW_S = 4.0  # to see at which step a file hangs
 
 
-def check_own() -> OwnReport:
+def check_builtin() -> BuiltinReport:
     """Compare every path of the project's attention with the reference, in every dtype and on
     every device of this machine."""
     from gptcli.course.attention.builtin import compare_paths, devices_here

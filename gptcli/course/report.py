@@ -139,7 +139,7 @@ class PathResult:
 
 
 @dataclass(frozen=True)
-class OwnReport:
+class BuiltinReport:
     """The verdict on the project's own attention."""
 
     results: tuple[PathResult, ...]

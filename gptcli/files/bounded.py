@@ -46,7 +46,7 @@ def lines_inside(path: Path, inside: Path) -> Iterator[bytes]:
             yield line
 
 
-def open_own(name: str | os.PathLike[str], flags: int) -> int:
+def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
     """An `opener` for files that are written where they stand: a link is not followed, not even
     within the folder. What it names must lie in the folder that it says, or not yet be there."""
     path = Path(name)

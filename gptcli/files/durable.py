@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from gptcli.errors import GptcliError
-from gptcli.files.bounded import open_own
+from gptcli.files.bounded import open_without_links
 from gptcli.files.direct_io import write_past_the_cache
 
 
@@ -32,7 +32,7 @@ class Disk:
 
     def create(self, path: Path) -> io.FileIO:
         """Open a file for writing, emptied, without a buffer: there is nothing to flush."""
-        return io.FileIO(path, "w", opener=open_own)
+        return io.FileIO(path, "w", opener=open_without_links)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
         """Write as many bytes as the system takes at once; how many that was."""
@@ -253,7 +253,7 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = io.FileIO(path, "a", opener=open_own)
+        self._file = io.FileIO(path, "a", opener=open_without_links)
         self._size = path.stat().st_size
         self._torn = False  # whether there is more in the file, of a piece that was refused
         self._waiting: deque[bytes] = deque()
@@ -299,7 +299,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
-            opened = io.FileIO(path, "a", opener=open_own)
+            opened = io.FileIO(path, "a", opener=open_without_links)
         except OSError as error:
             if tries and isinstance(error, FileNotFoundError):
                 break  # who held it has just deleted the folder, since nothing came of it
@@ -337,7 +337,7 @@ def is_locked(folder: Path) -> bool:
     if not path.exists() and not path.is_symlink():
         return False
     try:
-        with io.FileIO(path, "a", opener=open_own) as file:
+        with io.FileIO(path, "a", opener=open_without_links) as file:
             return not _lock(file)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # another's run: to be read

@@ -91,7 +91,7 @@ class KeyValueCache:
             layer.clear()
 
 
-class Places:
+class StreamPositions:
     """Where in its text the next token of each stream stands: `at`, int64 (B,)."""
 
     def __init__(self, at: Tensor) -> None:
@@ -110,7 +110,7 @@ class StepLayerCache:
     at a place of its own. All shapes stay the same and nothing is read back to the host, so that a
     GPU can record the step and repeat it."""
 
-    def __init__(self, ring: LayerCache, places: Places, filled: Tensor) -> None:
+    def __init__(self, ring: LayerCache, places: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled
         self.seen = places
         self.weights = ring.weights
@@ -125,12 +125,12 @@ class StepLayerCache:
         return self._ring.keys[:, :, :span], self._ring.values[:, :, :span], self._filled
 
 
-class StepCache:
+class StaticCache:
     """StepLayerCache for each layer, for one step. Every place must be below `span`, or span be
     the width of the rings."""
 
     def __init__(self, rings: KeyValueCache, at: Tensor, span: int) -> None:
-        self.seen = Places(at)
+        self.seen = StreamPositions(at)
         slots = torch.arange(span, device=at.device)
         filled = (slots <= at[:, None])[:, None, None]  # (B, 1, 1, span)
         self.layers = [StepLayerCache(ring, self.seen, filled) for ring in rings.layers]

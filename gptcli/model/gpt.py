@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from gptcli.config import ModelConfig
 from gptcli.model.attention import CausalSelfAttention, drop
-from gptcli.model.cache import KeyValueCache, Places, StepCache
+from gptcli.model.cache import KeyValueCache, StaticCache, StreamPositions
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
 from gptcli.model.rotary import RotaryCausalSelfAttention
-from gptcli.model.user_parts import Maker, OwnParts, starts_as_made
+from gptcli.model.user_parts import Maker, UserParts, keeps_constructor_value
 
 
 class Block(nn.Module):
@@ -28,18 +28,20 @@ class Block(nn.Module):
 
     `own` has parts of the user's, each built as part(config); without one, the arch's own."""
 
-    def __init__(self, config: ModelConfig, own: OwnParts | None = None) -> None:
+    def __init__(self, config: ModelConfig, user_parts: UserParts | None = None) -> None:
         super().__init__()
         C = config.n_embd
-        own = own or OwnParts()
+        user_parts = user_parts or UserParts()
         if config.arch == "gpt2":
-            self.ln_1 = layer_norm(config, own)
-            self.attn = (own.attention or CausalSelfAttention)(config)
-            self.ln_2 = layer_norm(config, own)
-            self.mlp = own.mlp(config) if own.mlp else MLP(C, config.bias, config.dropout)
+            self.ln_1 = layer_norm(config, user_parts)
+            self.attn = (user_parts.attention or CausalSelfAttention)(config)
+            self.ln_2 = layer_norm(config, user_parts)
+            self.mlp = (
+                user_parts.mlp(config) if user_parts.mlp else MLP(C, config.bias, config.dropout)
+            )
         else:
             self.ln_1 = RMSNorm(C)
-            self.attn = (own.attention or RotaryCausalSelfAttention)(config)
+            self.attn = (user_parts.attention or RotaryCausalSelfAttention)(config)
             self.ln_2 = RMSNorm(C)
             self.mlp = SwiGLU(C, config.dropout)
         self.dtype: torch.dtype | None = None  # of the branches, where it is not that of x
@@ -62,9 +64,13 @@ class Block(nn.Module):
         return normed if self.dtype is None else normed.to(self.dtype)
 
 
-def layer_norm(config: ModelConfig, own: OwnParts) -> nn.Module:
+def layer_norm(config: ModelConfig, user_parts: UserParts) -> nn.Module:
     """GPT-2's norm, or the user's."""
-    return own.layernorm(config) if own.layernorm else LayerNorm(config.n_embd, config.bias)
+    return (
+        user_parts.layernorm(config)
+        if user_parts.layernorm
+        else LayerNorm(config.n_embd, config.bias)
+    )
 
 
 class GPT(nn.Module):
@@ -81,20 +87,20 @@ class GPT(nn.Module):
         vocab_size: int,
         attention: Maker | None = None,
         *,
-        own: OwnParts | None = None,
+        user_parts: UserParts | None = None,
     ) -> None:
         super().__init__()
-        self.own = own or OwnParts(attention=attention)
-        assert not self.own.in_network() or config.arch == "gpt2"
+        self.user_parts = user_parts or UserParts(attention=attention)
+        assert not self.user_parts.in_network() or config.arch == "gpt2"
         self.config = config
         self.vocab_size = vocab_size
-        self.has_cache = self.own.has_cache()
+        self.has_cache = self.user_parts.has_cache()
         gpt2 = config.arch == "gpt2"
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if gpt2 else None
-        block = self.own.block or (lambda config: Block(config, self.own))
+        block = self.user_parts.block or (lambda config: Block(config, self.user_parts))
         self.h = nn.ModuleList(block(config) for _ in range(config.n_layer))
-        self.ln_f = layer_norm(config, self.own) if gpt2 else RMSNorm(config.n_embd)
+        self.ln_f = layer_norm(config, self.user_parts) if gpt2 else RMSNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if gpt2:
             self.lm_head.weight = self.wte.weight
@@ -103,7 +109,7 @@ class GPT(nn.Module):
     def forward(
         self,
         idx: Tensor,
-        cache: KeyValueCache | StepCache | None = None,
+        cache: KeyValueCache | StaticCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """Logits of the next token after each position: int64 (B, T) -> (B, T, V) in the
@@ -111,7 +117,7 @@ class GPT(nn.Module):
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
-            if isinstance(start, Places):
+            if isinstance(start, StreamPositions):
                 x = x + self.wpe(start.at[:, None])  # (B, 1, C)
             else:
                 x = x + self.wpe.weight[start : start + idx.shape[1]]
@@ -126,7 +132,7 @@ class GPT(nn.Module):
         """Compute attention and feed-forward networks in `dtype`, and leave the residual stream,
         norms, embeddings and head in float32: what is rounded there shows in every logit. With
         blocks of the user's own all is put into `dtype`. For sampling; in place."""
-        if self.own.block is not None:
+        if self.user_parts.block is not None:
             return self.to(dtype)
         for block in self.h:
             assert isinstance(block, Block)
@@ -175,15 +181,15 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     begun: set[str] = set()
     mapped: set[int] = set()  # where the numbers lie that were drawn as the built-in ones
     for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
-        own = model.own.own(name)
-        if own and model.own.attention is not None and model.own.block is None:
+        users = model.user_parts.owns(name)
+        if users and model.user_parts.attention is not None and model.user_parts.block is None:
             attention = ".".join(name.split(".")[:3])  # h.0.attn
             if attention.endswith(".attn") and attention not in begun:
                 begun.add(attention)
                 mapped |= _as_built_in(model, attention, generator)
             if parameter.untyped_storage().data_ptr() in mapped and parameter.dim() >= 2:
                 continue
-        if own and starts_as_made(name, parameter):
+        if users and keeps_constructor_value(name, parameter):
             continue
         if parameter.dim() < 2:
             # Others, which a learner's own module may have, stay as it made them.
@@ -193,7 +199,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
                 parameter.fill_(1.0)
             continue
         if gpt2:
-            end = name.endswith(ends) or (own and tuple(parameter.shape) == wide)
+            end = name.endswith(ends) or (users and tuple(parameter.shape) == wide)
             std = 0.02 / math.sqrt(2 * model.config.n_layer) if end else 0.02
         elif name == "wte.weight":
             std = 1.0
@@ -210,7 +216,9 @@ def _as_built_in(model: GPT, path: str, generator: torch.Generator) -> set[int]:
     they lie."""
     C = model.config.n_embd
     attention = model.get_submodule(path)
-    found = model.own.matrices(attention, C) if model.own.matrices is not None else None
+    found = (
+        model.user_parts.matrices(attention, C) if model.user_parts.matrices is not None else None
+    )
     if found is None:
         return set()
     end = 0.02 / math.sqrt(2 * model.config.n_layer)

@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.pays(x):
+        if kernels.fused_is_faster(x):
             return kernels.rms_norm(x, self.weight, 1e-6)
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 

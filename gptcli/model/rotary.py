@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptcli.model import kernels
 from gptcli.model.attention import CausalSelfAttention
-from gptcli.model.cache import Places
+from gptcli.model.cache import StreamPositions
 from gptcli.model.layers import RMSNorm
 
 THETA = 10_000.0
@@ -72,19 +72,19 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
-    def heads(self, qkv: Tensor, start: int | Places) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, qkv: Tensor, start: int | StreamPositions) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D); the first token at position `start`, or T
         is 1 and each stream's token at a place of its own."""
         T, D = qkv.shape[1], qkv.shape[4]
         gains = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]  # (2, 1, D)
-        if isinstance(start, Places):
+        if isinstance(start, StreamPositions):
             cos, sin = start.turns(lambda at: rotary_at(at, D, qkv.dtype))
             cos, sin = cos[:, None, None, None], sin[:, None, None, None]  # (B, 1, 1, 1, D)
         else:
             cos, sin = self._of_a_run(start, T, D, qkv)
         # q and k together: half as many operations, each twice as large.
         qk = qkv[:, :, :2]  # (B, T, 2, H, D)
-        if kernels.pays(qk):
+        if kernels.fused_is_faster(qk):
             qk = kernels.norm_rotate(qk, gains, cos, sin, 1e-6)
         else:
             qk = rotate(F.rms_norm(qk, (D,), eps=1e-6) * gains, cos, sin)

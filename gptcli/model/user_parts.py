@@ -16,7 +16,7 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 
 @dataclass(frozen=True)
-class OwnParts:
+class UserParts:
     """What makes each part from a ModelConfig; None: the built-in one. A layer norm stands for
     the two of each block and the last one; a block makes its own parts. The tokenizer is no part
     of the network: its class is used by gptcli.tokenization.user_bpe.
@@ -43,7 +43,7 @@ class OwnParts:
         """Whether the attention can be sampled with the built-in cache."""
         return self.attention is None and self.block is None
 
-    def own(self, parameter: str) -> bool:
+    def owns(self, parameter: str) -> bool:
         """Whether the model's parameter of that name belongs to one of them."""
         path = parameter.split(".")
         if path[0] == "ln_f":
@@ -56,7 +56,7 @@ class OwnParts:
         return part is not None
 
 
-def starts_as_made(name: str, parameter: Tensor) -> bool:
+def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
     """Whether a learner's parameter keeps what its constructor gave it: gains and the like, of
     one dimension that counts; biases are set to 0 with the built-in ones."""
     return max(parameter.shape, default=1) == parameter.numel() and not name.endswith("bias")
@@ -70,10 +70,10 @@ def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
     return ("attention",) if meta.get("own_attention") else ()
 
 
-def refuse_other_parts(run: Path, needed: tuple[str, ...], own: OwnParts | None) -> None:
+def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts | None) -> None:
     """Raise GptcliError unless `own` has just the parts that the run was trained with: no run
     names code to be executed, so the files are named each time."""
-    given = own.names() if own is not None else ()
+    given = user_parts.names() if user_parts is not None else ()
     if missing := [name for name in needed if name not in given]:
         files = f"{_a(missing[0])} file" if len(missing) == 1 else f"{_and(missing)} files"
         raise GptcliError(

@@ -18,7 +18,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
 from gptcli.native.library import DecoderShape, How
-from gptcli.native.thread_count import Pace, switches
+from gptcli.native.thread_count import ThreadCount, switches
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 
@@ -65,7 +65,7 @@ class Decoder:
     def __init__(
         self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
     ) -> None:
-        assert not model.own.in_network()
+        assert not model.user_parts.in_network()
         config = model.config
         known = dict(model.named_parameters())
         weights = [known.get(name) for name in parameter_names(config)]
@@ -84,7 +84,7 @@ class Decoder:
         self._piece = int(library.dec_piece(self._decoder))
         self._rows = int(library.dec_rows(self._decoder))
         self.most_scored = int(library.dec_scored(self._decoder))
-        self._pace = Pace(threads)
+        self._thread_count = ThreadCount(threads)
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
         matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
         self._weight_bytes = matrices * dtype.itemsize
@@ -137,7 +137,7 @@ class Decoder:
         if len(ids) > 1:  # a prompt: enough for all
             threads = self._threads
         elif threads > 1:
-            threads = self._pace.choose()
+            threads = self._thread_count.choose()
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(alone))
 
     def score(self, position: int, tokens: Sequence[int]) -> Tensor:
@@ -183,9 +183,9 @@ class Decoder:
         out = torch.empty(steps, n, dtype=torch.int32)
         numbers = [array("i", streams), array("i", positions)]
         threads, alone = self._team(n)
-        pace = self._pace if n == 1 and threads > 1 else None
-        if pace is not None:
-            threads = pace.choose()
+        thread_count = self._thread_count if n == 1 and threads > 1 else None
+        if thread_count is not None:
+            threads = thread_count.choose()
         before, begin = switches(), time.perf_counter()
         self._library.dec_run(
             self._decoder,
@@ -199,8 +199,8 @@ class Decoder:
             threads,
             int(alone),
         )
-        if pace is not None:
-            pace.took(threads, steps, time.perf_counter() - begin, switches() - before)
+        if thread_count is not None:
+            thread_count.took(threads, steps, time.perf_counter() - begin, switches() - before)
         return out
 
     def _team(self, streams: int) -> tuple[int, bool]:

@@ -31,7 +31,7 @@ _FEED_FORWARD = {
 }
 
 
-def why_not(config: ModelConfig) -> str | None:
+def unsupported_reason(config: ModelConfig) -> str | None:
     """Why a network of this shape is not for the C passes; None where it is."""
     if config.n_embd % 32:
         return f"model.n_embd {config.n_embd} is not a multiple of 32"
@@ -94,7 +94,7 @@ class Engine:
         most_tokens: int,
         threads: int,
     ) -> None:
-        assert why_not(config) is None
+        assert unsupported_reason(config) is None
         self._library = library
         self._weights, self._gradients = weights, gradients
         self._vocab_size, self._block_size = vocab_size, config.block_size

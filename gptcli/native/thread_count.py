@@ -19,7 +19,7 @@ _WORTH = 0.8  # of the usual team's time: what one thread has to be quicker than
 _SEEN, _SWITCHES, _PER_SECOND = 16, 8, 100
 
 
-class Pace:
+class ThreadCount:
     """Chooses by what steps took lately. Threads that wait for each other at every layer are far
     slower than one alone where another process holds a core; what is written does not depend on
     their number. In quiet one thread is not tried: for short texts a trial costs too much."""

@@ -13,9 +13,9 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
-from gptcli.sampling.graph_streams import StepStreams
+from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.native_streams import NativeStreams
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 
@@ -25,27 +25,27 @@ _BYTES_OF_A_CHOICE = 64  # for each token that can be chosen: sorted, with place
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a model is sampled: by the C library ("c"), by PyTorch in steps of one shape ("steps")
-    or as it comes ("torch"); and in which dtype."""
+class Backend:
+    """What samples a model, and in which dtype: the C library ("native"), PyTorch with steps of one
+    shape that a GPU records as a CUDA graph ("graph"), or plain PyTorch ("torch")."""
 
-    by: Literal["c", "steps", "torch"]
+    engine: Literal["native", "graph", "torch"]
     dtype: torch.dtype
 
     @property
     def native(self) -> bool:
         """Whether the C library does it."""
-        return self.by == "c"
+        return self.engine == "native"
 
 
-def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
+def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -> Backend:
     """How to sample on this device in the dtype `wanted`.
 
     `auto` is bfloat16 where the C library can be had and the processor multiplies it, else float32,
     whose greedy output is that of plain recomputation. `int8` (weights of eight bits) is for the C
     library alone. Raises GptcliError where it cannot be had."""
     found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
-    if device.type == "cpu" and not own_parts and wanted != "float16":
+    if device.type == "cpu" and not has_user_parts and wanted != "float16":
         there = library.find(library.SAMPLING)
         found, reason = there.library, there.reason
     if wanted == "auto":
@@ -57,30 +57,37 @@ def choose_way(wanted: str, device: torch.device, *, own_parts: bool) -> Way:
                 + (reason or "this one has parts of yours"),
                 "--dtype bfloat16 or float32, or leave it out",
             )
-        return Way("c", torch.int8)
+        return Backend("native", torch.int8)
     if found is not None:
-        return Way("c", choose_dtype(wanted, device))
-    recorded = device.type == "cuda" and not own_parts  # what a GPU can record as one graph
-    return Way("steps" if recorded else "torch", choose_dtype(wanted, device))
+        return Backend("native", choose_dtype(wanted, device))
+    recorded = device.type == "cuda" and not has_user_parts  # what a GPU can record as one graph
+    return Backend("graph" if recorded else "torch", choose_dtype(wanted, device))
 
 
-def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -> Streams:
+def open_streams(
+    model: GPT, wanted: int, how: SamplingParams, backend: Backend, threads: int
+) -> Streams:
     """Room for `wanted` streams, or for as many as there is memory for.
 
     The model is in float32 for the C library, else its branches are in the dtype of the way.
     Raises GptcliError (exit code 1) where there is no memory for one stream."""
     count = min(wanted, MOST_STREAMS)
-    if not way.native:
+    if not backend.native:
         each = _bytes_of_a_stream(model)
         room = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
         room = max(1, min(count, room))
-        return (StepStreams if way.by == "steps" else TorchStreams)(model, room, how)
+        return (GraphStreams if backend.engine == "graph" else TorchStreams)(model, room, how)
     found = library.find(library.SAMPLING).library
     assert found is not None
 
     def needed(streams: int) -> int:
         return bytes_needed(
-            found, model.config, model.vocab_size, dtype=way.dtype, streams=streams, threads=threads
+            found,
+            model.config,
+            model.vocab_size,
+            dtype=backend.dtype,
+            streams=streams,
+            threads=threads,
         )
 
     free = free_memory(torch.device("cpu"))
@@ -88,7 +95,7 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
         count = (count + 1) // 2
     while needed(count) <= free:
         try:
-            decoder = Decoder(found, model, dtype=way.dtype, streams=count, threads=threads)
+            decoder = Decoder(found, model, dtype=backend.dtype, streams=count, threads=threads)
             return NativeStreams(decoder, model, how)
         except MemoryError:
             if count == 1:
@@ -102,11 +109,11 @@ def open_streams(model: GPT, wanted: int, how: Choice, way: Way, threads: int) -
     )
 
 
-def open_decoder(model: GPT, way: Way, threads: int) -> Decoder:
+def open_decoder(model: GPT, backend: Backend, threads: int) -> Decoder:
     """For the scores of one text, where the way is the C library's. Raises MemoryError."""
     found = library.find(library.SAMPLING).library
     assert found is not None
-    return Decoder(found, model, dtype=way.dtype, streams=1, threads=threads)
+    return Decoder(found, model, dtype=backend.dtype, streams=1, threads=threads)
 
 
 def _bytes_of_a_stream(model: GPT) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.model.cache import StepCache
+from gptcli.model.cache import StaticCache
 from gptcli.model.gpt import GPT
-from gptcli.sampling.next_token import Choice, choose
+from gptcli.sampling.next_token import SamplingParams, choose_token
 from gptcli.sampling.streams import Text, window_start
 
 _MOST_STEPS = 64  # without a word to the host
@@ -23,12 +23,12 @@ _READ_AT_ONCE = 4096  # slots of several texts: what they take beside the rings 
 _LEAST_SPAN = 64  # slots of a ring that are looked at, at least
 
 
-class StepStreams:
+class GraphStreams:
     """As Streams says; the model must have a cache."""
 
     refills = True
 
-    def __init__(self, model: GPT, count: int, how: Choice) -> None:
+    def __init__(self, model: GPT, count: int, how: SamplingParams) -> None:
         assert model.has_cache
         self.count = count
         self._model, self._how = model, how
@@ -155,9 +155,11 @@ class StepStreams:
     def _step(self, span: int) -> None:
         """One token more. A stream that is not active stays where it is: it is fed its last token
         at the same place again."""
-        cache = StepCache(self._rings, self._place, span)
+        cache = StaticCache(self._rings, self._place, span)
         logits = self._model(self._token[:, None], cache=cache, last_only=True)[:, -1]
-        chosen = choose(logits, self._how, self._uniform.index_select(0, self._at)[0], self._seen)
+        chosen = choose_token(
+            logits, self._how, self._uniform.index_select(0, self._at)[0], self._seen
+        )
         chosen = torch.where(self._active, chosen, self._token)
         if self._seen is not None:
             column = chosen[:, None]

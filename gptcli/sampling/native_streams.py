@@ -10,7 +10,7 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Text, window_start
 
 
@@ -19,7 +19,7 @@ class NativeStreams:
 
     refills = True
 
-    def __init__(self, decoder: Decoder, model: GPT, how: Choice) -> None:
+    def __init__(self, decoder: Decoder, model: GPT, how: SamplingParams) -> None:
         self.count = decoder.streams
         self._decoder = decoder
         self._width = None if model.wpe is None else model.config.block_size  # None: no end

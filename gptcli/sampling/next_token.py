@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Choice:
+class SamplingParams:
     """How the next token is chosen. Applied in this order: repetition penalty, temperature,
     top-k, top-p, min-p."""
 
@@ -61,7 +61,9 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     return logits.masked_fill(probabilities < threshold, float("-inf"))
 
 
-def choose(logits: Tensor, how: Choice, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
+def choose_token(
+    logits: Tensor, how: SamplingParams, uniform: Tensor, seen: Tensor | None = None
+) -> Tensor:
     """The next token of each stream: logits (B, V), uniform (B,) in [0, 1) -> int64 (B,).
 
     A draw is where the cumulative probability passes the stream's own uniform number, so that

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gptcli.model.gpt import GPT
 from gptcli.sampling.generate import Generation, Job
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.tokenization import StreamDecoder, Tokenizer
@@ -147,7 +147,7 @@ def write_one(
     prompt: str,
     *,
     max_new_tokens: int,
-    how: Choice,
+    how: SamplingParams,
     seed: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> str | None:

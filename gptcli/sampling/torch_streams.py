@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.gpt import GPT
-from gptcli.sampling.next_token import Choice, choose
+from gptcli.sampling.next_token import SamplingParams, choose_token
 from gptcli.sampling.streams import window_start
 
 
@@ -66,7 +66,7 @@ class TorchStreams:
 
     refills = False
 
-    def __init__(self, model: GPT, count: int, how: Choice) -> None:
+    def __init__(self, model: GPT, count: int, how: SamplingParams) -> None:
         self.count = count
         self._model, self._how = model, how
         self._groups: list[_Group] = []
@@ -108,7 +108,7 @@ class TorchStreams:
             for step, drawn in enumerate(uniform[rows].unbind(1)):
                 # The choice is made on the CPU: it needs float64, and the token must come here.
                 logits = group.decoder.feed(group.idx).float().cpu()
-                token = choose(logits, self._how, drawn, group.seen)
+                token = choose_token(logits, self._how, drawn, group.seen)
                 group.idx = token[:, None].to(group.idx.device)
                 self._saw(group, group.idx)
                 for stream, one in zip(group.streams, token, strict=True):

@@ -12,7 +12,7 @@ from gptcli.tokenization.building import KINDS, build_tokenizer
 from gptcli.tokenization.loading import load_tokenizer
 from gptcli.tokenization.safe_cuts import safe_cuts
 from gptcli.tokenization.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
-from gptcli.tokenization.user_bpe import learn_own, line_cuts
+from gptcli.tokenization.user_bpe import line_cuts, train_user_bpe
 
 __all__ = [
     "END_OF_TEXT",
@@ -20,7 +20,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "build_tokenizer",
-    "learn_own",
+    "train_user_bpe",
     "line_cuts",
     "load_tokenizer",
     "safe_cuts",

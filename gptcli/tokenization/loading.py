@@ -14,7 +14,7 @@ from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
-from gptcli.tokenization.user_bpe import OwnTokenizer, own_from_json
+from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes none of a third of that
 # The squared lengths of the tokens, summed: what finding the merges takes. A few long tokens are
@@ -27,7 +27,7 @@ class _DamagedError(Exception):
 
 
 def load_tokenizer(
-    path: Path, own: type[Any] | None = None, inside: Path | None = None
+    path: Path, user_class: type[Any] | None = None, inside: Path | None = None
 ) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
@@ -45,7 +45,7 @@ def load_tokenizer(
             "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
-        return _rebuild(content, path, own)
+        return _rebuild(content, path, user_class)
     except _DamagedError as error:
         raise GptcliError(
             f"{path}: {error}",
@@ -53,7 +53,7 @@ def load_tokenizer(
         ) from None
 
 
-def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
+def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokenizer:
     if has_too_many_parts(content):
         raise _DamagedError("JSON of too many parts")
     try:
@@ -68,13 +68,13 @@ def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
     if not isinstance(model, dict) or "kind" not in model:
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
     kind = model["kind"]
-    if kind == OwnTokenizer.kind:
-        if own is None:
+    if kind == UserTokenizer.kind:
+        if user_class is None:
             raise GptcliError(
                 f"{path} is of a tokenizer of your own, and no file holds code to be executed",
                 "train, sample and eval take its file again: --tokenizer FILE",
             )
-        tokenizer = _own(model, own)
+        tokenizer = _user_bpe(model, user_class)
     elif kind in KINDS:
         tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
     else:
@@ -89,9 +89,9 @@ def _rebuild(content: bytes, path: Path, own: type[Any] | None) -> Tokenizer:
     return tokenizer
 
 
-def _own(model: dict[str, Any], own: type[Any]) -> Tokenizer:
+def _user_bpe(model: dict[str, Any], user_class: type[Any]) -> Tokenizer:
     try:
-        return own_from_json(model, own)
+        return user_bpe_from_json(model, user_class)
     except ValueError as error:
         raise _DamagedError(str(error)) from None
 

@@ -36,7 +36,7 @@ _MOST_BYTES = 1 << 24  # of all tokens together
 _REMEMBERED = 50_000  # lines whose ids are kept: names of speakers come again and again
 
 
-class OwnTokenizer(Tokenizer):
+class UserTokenizer(Tokenizer):
     """A learner's tokenizer. `learner` is an object of their class that has learnt `merges`, and
     `saved` what its `save` wrote."""
 
@@ -100,7 +100,9 @@ class OwnTokenizer(Tokenizer):
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
 
 
-def learn_own(cls: type[Any], texts: Iterable[str], vocab_size: int) -> tuple[OwnTokenizer, int]:
+def train_user_bpe(
+    cls: type[Any], texts: Iterable[str], vocab_size: int
+) -> tuple[UserTokenizer, int]:
     """Let a learner's tokenizer learn; returns it and how many characters it was given.
 
     `cls` is their class, `texts` are the text in pieces, of which the first LEARNS_FROM characters
@@ -125,10 +127,12 @@ def learn_own(cls: type[Any], texts: Iterable[str], vocab_size: int) -> tuple[Ow
         if not path.is_file():
             raise _not_right("its save(path) wrote no file at path")
         saved = path.read_bytes()
-    return restore_own(cls, merges, saved), size
+    return restore_user_bpe(cls, merges, saved), size
 
 
-def restore_own(cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes) -> OwnTokenizer:
+def restore_user_bpe(
+    cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes
+) -> UserTokenizer:
     """The tokenizer whose `save` wrote `saved`, by their `load`, which must give `merges` back."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")
@@ -136,10 +140,10 @@ def restore_own(cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes)
         learner = _asked("load", lambda: _load(cls, str(path)))
     if _merges_of(learner) != list(merges):
         raise _not_right("its load does not give back the merges that were saved")
-    return OwnTokenizer(learner, merges, saved)
+    return UserTokenizer(learner, merges, saved)
 
 
-def own_from_json(model: dict[str, Any], cls: type[Any]) -> OwnTokenizer:
+def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
     """The tokenizer of which `to_json` wrote `model`. Raises ValueError for anything else, and
     GptcliError where the learner's file has changed so that it cannot load it."""
     lines, saved = model.get("merges"), model.get("saved")
@@ -161,7 +165,7 @@ def own_from_json(model: dict[str, Any], cls: type[Any]) -> OwnTokenizer:
             raise ValueError(
                 f"the tokens up to merge {number} have more than {_MOST_BYTES:,} bytes"
             )
-    return restore_own(cls, merges, base64.b64decode(saved, validate=True))
+    return restore_user_bpe(cls, merges, base64.b64decode(saved, validate=True))
 
 
 def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:

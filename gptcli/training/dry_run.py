@@ -14,12 +14,12 @@ from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
 from gptcli.files.bounded import machine_memory
 from gptcli.model.gpt import GPT, count_parameters
-from gptcli.model.user_parts import OwnParts
+from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 
 
-def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
+def plan(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
     """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
     seconds from a two-second measurement on this machine, evaluations included (null where the
     run does not fit into its memory)."""
@@ -30,25 +30,29 @@ def plan(config: Config, own: OwnParts | None = None) -> dict[str, Any]:
             vocab_size=config.tokenizer.vocab_size,
             val_fraction=config.data.val_fraction,
             block_size=config.model.block_size,
-            own_tokenizer=own.tokenizer if own is not None else None,
+            user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
             cache=Path(folder),
         )
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
-        config = resolve(config, corpus, own_parts=own is not None and own.in_network())
+        config = resolve(
+            config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
+        )
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     with torch.device("meta"):
-        count = count_parameters(GPT(config.model, vocab_size, own=own))
+        count = count_parameters(GPT(config.model, vocab_size, user_parts=user_parts))
     assert config.run.engine != "auto"
     memory = training_bytes(
         config, vocab_size, count.total, torch.finfo(dtype).bits // 8, config.run.engine
     )
     step_seconds = None
     if memory < _memory_of(device):
-        step_seconds = seconds_per_step(config, vocab_size, dtype, device, config.run.engine, own)
+        step_seconds = seconds_per_step(
+            config, vocab_size, dtype, device, config.run.engine, user_parts
+        )
     train = config.train
     tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0

@@ -9,10 +9,10 @@ import torch
 from gptcli.config import Config
 from gptcli.devices import choose_device
 from gptcli.model.layers import swiglu_width
-from gptcli.model.user_parts import OwnParts
+from gptcli.model.user_parts import UserParts
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
-from gptcli.training.passes import EngineName, library_of
+from gptcli.training.passes import EngineName, library_for
 from gptcli.training.saving import BESIDE_BYTES
 from gptcli.training.training_state import TrainingState
 
@@ -40,7 +40,7 @@ def memory_bytes(
     gradients, the working copy and its gradients, the optimizer's one (muon) or two (adamw)
     values per parameter, the activations of one batch."""
     slots = _slots(config)
-    library = library_of(engine)
+    library = library_for(engine)
     if library is not None:
         passes = bytes_needed(
             library,
@@ -75,7 +75,7 @@ def seconds_per_step(
     dtype: torch.dtype,
     device: torch.device,
     engine: EngineName,
-    own: OwnParts | None = None,
+    user_parts: UserParts | None = None,
     seconds: float | None = None,
 ) -> float:
     """Time of one optimizer step, measured on this machine with random tokens for about two
@@ -88,7 +88,7 @@ def seconds_per_step(
         vocab_size,
         dtype=dtype,
         device=device,
-        own=own,
+        user_parts=user_parts,
         engine=engine,
         threads=torch.get_num_threads(),
     )

@@ -11,7 +11,7 @@ import torch
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.model.user_parts import OwnParts, parts_of, refuse_other_parts
+from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config, same_tokenizer
@@ -36,7 +36,7 @@ def load_trained(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    own: OwnParts | None = None,
+    user_parts: UserParts | None = None,
 ) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step); None: the best where
     there is one, else the newest, and where that is damaged the newest that is whole.
@@ -49,12 +49,14 @@ def load_trained(
     else:
         loaded = checkpoint.load(run, checkpoint.choose_step(run, which))
         notes = checkpoint.best_of(run)[1] if which == "best" else []
-    refuse_other_parts(run, parts_of(loaded.meta), own)
+    refuse_other_parts(run, parts_of(loaded.meta), user_parts)
     notes += same_config(run, loaded.meta, config)
-    tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
+    tokenizer = run_folder.read_tokenizer(
+        run, user_parts.tokenizer if user_parts is not None else None
+    )
     same_tokenizer(run, tokenizer, loaded.meta)
     _refuse_not_finite(loaded)
-    model = build_model(config.model, tokenizer.vocab_size, own, loaded.model)
+    model = build_model(config.model, tokenizer.vocab_size, user_parts, loaded.model)
     return Trained(
         model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
     )

@@ -30,8 +30,8 @@ from gptcli.events import (
     Stopped,
 )
 from gptcli.model.gpt import count_parameters
-from gptcli.model.user_parts import OwnParts
-from gptcli.sampling.next_token import Choice
+from gptcli.model.user_parts import UserParts
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
 from gptcli.training.loss_spikes import Spikes
@@ -56,7 +56,7 @@ class Setup:
     threads: int
     compile: bool
     engine: EngineName = "torch"
-    own: OwnParts | None = None
+    user_parts: UserParts | None = None
     resume: checkpoint.Checkpoint | None = None
     start_from: dict[str, Tensor] | None = None
 
@@ -89,7 +89,7 @@ class _Loop:
             corpus.tokenizer.vocab_size,
             dtype=setup.dtype,
             device=setup.device,
-            own=setup.own,
+            user_parts=setup.user_parts,
             weights=setup.resume.model if setup.resume else setup.start_from,
             engine=setup.engine,
             threads=setup.threads,
@@ -314,7 +314,7 @@ class _Loop:
             tokenizer,
             "",
             max_new_tokens=_SAMPLE_TOKENS,
-            how=Choice(),
+            how=SamplingParams(),
             seed=self.config.seed,
             should_stop=self.should_stop,
         )
@@ -332,15 +332,15 @@ class _Loop:
 
     def meta(self) -> dict[str, Any]:
         corpus = self.setup.corpus
-        own = self.setup.own.names() if self.setup.own else ()
+        user_parts = self.setup.user_parts.names() if self.setup.user_parts else ()
         return {
             "vocab_size": corpus.tokenizer.vocab_size,
             "tokenizer": corpus.tokenizer.fingerprint(),
             "data": corpus.content_key,
             "model": self.setup.config.model.model_dump(),
             "config": self.setup.config.model_dump(),
-            "own_attention": "attention" in own,
-            "own_parts": list(own),
+            "own_attention": "attention" in user_parts,
+            "own_parts": list(user_parts),
         }
 
     # ---- small things --------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gptcli.model.gpt import GPT
 _ALIGNED = 64  # numbers: every tensor begins at a multiple of a cache line, as matrix code likes
 
 
-class Weights:
+class MasterWeights:
     """The masters of a model's parameters, their gradients, and the way between the two.
 
     Where the passes run in a shorter type, all masters lie in one tensor, as do their gradients and

@@ -17,7 +17,7 @@ from gptcli.config import Config
 from gptcli.corpus.sources import Source, find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError
-from gptcli.model.user_parts import OwnParts
+from gptcli.model.user_parts import UserParts
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import seconds_per_step
 from gptcli.training.passes import choose_engine
@@ -127,7 +127,7 @@ def plan(
     keep: bool,
     minutes: float,
     begun: float,
-    own: OwnParts | None,
+    user_parts: UserParts | None,
 ) -> tuple[Config, list[str]]:
     """The config with which a training that began at time.perf_counter() `begun` ends `minutes`
     later, and what was chosen and why. The dotted keys in `asked` stay as they are; with `keep`
@@ -141,11 +141,14 @@ def plan(
     reasons: list[str] = []
     if not keep:
         config, reasons = _fill_in(config, asked, end)
-    corpus = open_text(config, own=own)
-    own_parts = own is not None and own.in_network()
+    corpus = open_text(config, user_parts=user_parts)
+    has_user_parts = user_parts is not None and user_parts.in_network()
     patience = min(2.0, 0.05 * (end - begun))
     step = _measure(
-        resolve(config, corpus, own_parts=own_parts), corpus.tokenizer.vocab_size, own, patience
+        resolve(config, corpus, has_user_parts=has_user_parts),
+        corpus.tokenizer.vocab_size,
+        user_parts,
+        patience,
     )
     tokens_per_step = config.train.batch_size * config.train.grad_accum * config.model.block_size
     evaluation = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step * step + _SAVING
@@ -153,7 +156,7 @@ def plan(
     steps = int(left / step)
     while steps >= _FEWEST_STEPS:
         tried = _with(config, {"train.max_steps": steps})
-        every = int(resolve(tried, corpus, own_parts=own_parts).train.eval_every)
+        every = int(resolve(tried, corpus, has_user_parts=has_user_parts).train.eval_every)
         over = steps * step + math.ceil(steps / every) * evaluation - left
         if over <= 0:
             break
@@ -214,7 +217,7 @@ def _first_characters(source: Source, count: int) -> Iterator[str]:
 
 
 def _measure(
-    config: Config, vocab_size: int, own: OwnParts | None, seconds: float | None = None
+    config: Config, vocab_size: int, user_parts: UserParts | None, seconds: float | None = None
 ) -> float:
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
@@ -223,9 +226,9 @@ def _measure(
         device,
         dtype,
         compiled=config.run.compile is True,
-        own_parts=own is not None and own.in_network(),
+        has_user_parts=user_parts is not None and user_parts.in_network(),
     )
-    return seconds_per_step(config, vocab_size, dtype, device, engine, own, seconds)
+    return seconds_per_step(config, vocab_size, dtype, device, engine, user_parts, seconds)
 
 
 def _with(config: Config, values: dict[str, Any]) -> Config:

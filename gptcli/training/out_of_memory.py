@@ -22,7 +22,7 @@ def out_of_memory(setup: Setup) -> GptcliError:
     """The error that says what the run needs by the estimate, what there is, and what would fit."""
     with torch.device("meta"):
         parameters = count_parameters(
-            GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, own=setup.own)
+            GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, user_parts=setup.user_parts)
         ).total
     need, room = _need(setup, setup.config, parameters), room_for_training(setup.device)
     there = "" if room is None else f"; there is room for about {_amount(room)}"

@@ -16,16 +16,21 @@ from gptcli.corpus import TokenStore
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.native import library
-from gptcli.native.engine import Engine, why_not
+from gptcli.native.engine import Engine, unsupported_reason
 from gptcli.training.evaluate import evaluate
-from gptcli.training.master_weights import Weights
+from gptcli.training.master_weights import MasterWeights
 
 EngineName = Literal["native", "torch"]
 Batch = tuple[Tensor, Tensor]
 
 
 def choose_engine(
-    config: Config, device: torch.device, dtype: torch.dtype, *, compiled: bool, own_parts: bool
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+    has_user_parts: bool,
 ) -> tuple[EngineName, str | None]:
     """What `run.engine` stands for here, and what the user should know of it.
 
@@ -36,12 +41,12 @@ def choose_engine(
     reason, can_be_helped = None, False
     if device.type != "cpu" or dtype != torch.bfloat16:
         reason = "it computes in bfloat16 on a CPU"
-    elif own_parts:
+    elif has_user_parts:
         reason = "it has no part of your own"
     elif compiled:
         reason = "`run.compile` is set"
     else:
-        reason = why_not(config.model)
+        reason = unsupported_reason(config.model)
     if reason is None:
         found = library.find()
         reason, can_be_helped = found.reason, found.can_be_helped
@@ -54,7 +59,7 @@ def choose_engine(
     return "torch", None
 
 
-def library_of(engine: EngineName) -> ctypes.CDLL | None:
+def library_for(engine: EngineName) -> ctypes.CDLL | None:
     """The C library that the engine's name stands for."""
     return library.find().library if engine == "native" else None
 
@@ -63,7 +68,7 @@ class TorchPasses:
     """By PyTorch: any device, dtype and part of the user's, compiled or not."""
 
     def __init__(
-        self, model: GPT, weights: Weights, compiled: bool = False, *, step_tokens: int
+        self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
     ) -> None:
         self._model, self._weights = model, weights
         self._step_tokens = step_tokens
@@ -108,7 +113,7 @@ class NativePasses:
         self,
         found: ctypes.CDLL,
         model: GPT,
-        weights: Weights,
+        weights: MasterWeights,
         *,
         batch_size: int,
         threads: int,

@@ -239,9 +239,9 @@ def read_config(run: Path) -> Config:
     return parse_config(read_yaml(path, inside=run), name=str(path))
 
 
-def read_tokenizer(run: Path, own: type[Any] | None = None) -> Tokenizer:
+def read_tokenizer(run: Path, user_parts: type[Any] | None = None) -> Tokenizer:
     """The tokenizer of a run; `own` is the learner's class where it has learnt by theirs."""
-    return load_tokenizer(run / "tokenizer.json", own, inside=run)
+    return load_tokenizer(run / "tokenizer.json", user_parts, inside=run)
 
 
 def _is_half_made(run: Path) -> bool:

@@ -43,8 +43,10 @@ class Summary:
     def begun(self) -> dict[str, Any]:
         """What is known before the first step: which parts are a learner's, and, of a fine-tune,
         whose weights it starts from."""
-        own = {"own_parts": list(self._setup.own.names()) if self._setup.own else []}
-        return own | ({"started_from": self._started_from} if self._started_from else {})
+        user_parts = {
+            "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
+        }
+        return user_parts | ({"started_from": self._started_from} if self._started_from else {})
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, and a few more."""

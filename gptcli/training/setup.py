@@ -11,7 +11,7 @@ from gptcli.config import Config
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
-from gptcli.model.user_parts import OwnParts, parts_of, refuse_other_parts
+from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
@@ -49,7 +49,7 @@ class Done:
 
 
 def open_text(
-    config: Config, tokenizer: Tokenizer | None = None, own: OwnParts | None = None
+    config: Config, tokenizer: Tokenizer | None = None, user_parts: UserParts | None = None
 ) -> Corpus:
     """The corpus of a config, by the tokenizer given, else by one of the learner's, else by one
     of the config's kind."""
@@ -60,11 +60,11 @@ def open_text(
         val_fraction=config.data.val_fraction,
         block_size=config.model.block_size,
         tokenizer=tokenizer,
-        own_tokenizer=own.tokenizer if own is not None else None,
+        user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
     )
 
 
-def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Config:
+def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
     """The config with every `auto` worked out for this text and machine, except
     checkpoint_every, which goes by the clock."""
     train, run = config.train, config.run
@@ -75,11 +75,13 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
         compiled = (
             device.type == "cuda"
             and find_spec("triton") is not None  # what it compiles to; not there on Windows
-            and not own_parts
+            and not has_user_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
     dtype = choose_dtype(run.dtype, device)
-    engine, _ = choose_engine(config, device, dtype, compiled=compiled, own_parts=own_parts)
+    engine, _ = choose_engine(
+        config, device, dtype, compiled=compiled, has_user_parts=has_user_parts
+    )
     # A tokenizer of the learner's own is a bpe too; a run's meta.json says whose it was.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
@@ -112,7 +114,7 @@ def resolve(config: Config, corpus: Corpus, *, own_parts: bool = False) -> Confi
     )
 
 
-def engine_notes(config: Config, own: OwnParts | None) -> list[str]:
+def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
     """What the user should know of the engine that `run.engine` stands for, before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
@@ -120,7 +122,7 @@ def engine_notes(config: Config, own: OwnParts | None) -> list[str]:
         device,
         choose_dtype(config.run.dtype, device),
         compiled=config.run.compile is True,
-        own_parts=own is not None and own.in_network(),
+        has_user_parts=user_parts is not None and user_parts.in_network(),
     )
     return [note] if note else []
 
@@ -130,17 +132,19 @@ def prepare_new(
     run: Path,
     *,
     from_run: Path | None = None,
-    own: OwnParts | None = None,
+    user_parts: UserParts | None = None,
 ) -> Prepared:
     """A new run in the folder `run`, into which config and tokenizer are written; what an earlier
     run left there is put aside (gptcli.training.run_folder)."""
     notes: list[str] = []
     weights, tokenizer = None, None
-    status: dict[str, Any] = {"own_parts": list(own.names())} if own is not None else {}
+    status: dict[str, Any] = (
+        {"own_parts": list(user_parts.names())} if user_parts is not None else {}
+    )
     if from_run is not None:
         loaded, notes = checkpoint.best_valid(from_run)
         status["started_from"] = {"run": str(from_run.absolute()), "step": loaded.step}
-        _refuse_own_parts(from_run, loaded.meta, own)
+        _refuse_user_parts(from_run, loaded.meta, user_parts)
         tokenizer = run_folder.read_tokenizer(from_run)
         same_tokenizer(from_run, tokenizer, loaded.meta)
         _same_model(config, from_run, loaded.meta)
@@ -148,13 +152,15 @@ def prepare_new(
         notes.append(
             f"starting from the weights of {from_run}, step {loaded.step}, with its tokenizer"
         )
-    corpus = open_text(config, tokenizer, own)
-    notes += engine_notes(config, own)
-    config = resolve(config, corpus, own_parts=own is not None and own.in_network())
+    corpus = open_text(config, tokenizer, user_parts)
+    notes += engine_notes(config, user_parts)
+    config = resolve(
+        config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
+    )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer, status)
-    setup = _setup(run, config, corpus, own=own, start_from=weights)
+    setup = _setup(run, config, corpus, user_parts=user_parts, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -163,7 +169,7 @@ def prepare_resume(
     wanted: Config | None,
     *,
     extend: bool = False,
-    own: OwnParts | None = None,
+    user_parts: UserParts | None = None,
 ) -> Prepared | Done:
     """Go on with a run folder, if it is not finished.
 
@@ -183,12 +189,14 @@ def prepare_resume(
     else:
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
-    refuse_other_parts(run, parts, own)
+    refuse_other_parts(run, parts, user_parts)
     finished = saved is not None and _is_finished(run, saved, config, stored)
     if saved is not None and finished and config.data.source == stored.data.source:
         checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
         return Done(_status_of_finished(run, saved), notes)
-    tokenizer = run_folder.read_tokenizer(run, own.tokenizer if own is not None else None)
+    tokenizer = run_folder.read_tokenizer(
+        run, user_parts.tokenizer if user_parts is not None else None
+    )
     if saved is not None:
         same_tokenizer(run, tokenizer, saved.meta)
     corpus = open_text(config, tokenizer)
@@ -205,15 +213,17 @@ def prepare_resume(
     was_native = config.run.engine == stored.run.engine == "native"
     if was_native:  # as `auto` had it when the run began; it may be impossible now
         config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
-        notes += engine_notes(config, own)
-    config = resolve(config, corpus, own_parts=own is not None and own.in_network())
+        notes += engine_notes(config, user_parts)
+    config = resolve(
+        config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
+    )
     if was_native and config.run.engine != "native":
         notes.append("run.engine is now torch, since native is not possible here: the numbers will "
                      "be rounded otherwise than before")  # fmt: skip
     checkpoint.tidy(run, saved.step if saved else -1)
     run_folder.tidy(run)
     run_folder.write_config(run, config)
-    setup = _setup(run, config, corpus, own=own, resume=saved, start_from=weights)
+    setup = _setup(run, config, corpus, user_parts=user_parts, resume=saved, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -289,13 +299,13 @@ def _weights_again(run: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def _refuse_own_parts(run: Path, meta: dict[str, Any], own: OwnParts | None) -> None:
+def _refuse_user_parts(run: Path, meta: dict[str, Any], user_parts: UserParts | None) -> None:
     if there := parts_of(meta):
         raise GptcliError(
             f"{run} was trained with a file of your own ({', '.join(there)})",
             "--from takes runs whose parts are all built in",
         )
-    if own is not None and own.tokenizer is not None:
+    if user_parts is not None and user_parts.tokenizer is not None:
         raise GptcliError(
             f"--from takes the tokenizer of {run}, and --tokenizer would not be used",
             "leave one of the two out",

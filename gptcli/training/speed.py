@@ -12,9 +12,9 @@ import torch
 
 from gptcli.config import Config
 from gptcli.model.gpt import GPT, initialise
-from gptcli.sampling.backend import Way, choose_way, open_streams
+from gptcli.sampling.backend import Backend, choose_backend, open_streams
 from gptcli.sampling.generate import Uniforms
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.training.estimate import now, seconds_per_step
 from gptcli.training.passes import choose_engine
 
@@ -83,7 +83,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Speed:
     """Train and sample a fresh model for a few seconds each."""
     engine, _ = choose_engine(
-        config, device, dtype, compiled=config.run.compile is True, own_parts=False
+        config, device, dtype, compiled=config.run.compile is True, has_user_parts=False
     )
     model = GPT(config.model, vocab_size)
     initialise(model, torch.Generator().manual_seed(config.train.seed))
@@ -92,10 +92,10 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
     tokens = train.batch_size * train.grad_accum * config.model.block_size
     speed = tokens / seconds_per_step(config, vocab_size, dtype, device, engine)
     model.eval()
-    way = choose_way("auto", device, own_parts=False)
-    model.to(device, torch.float32 if way.native else way.dtype)
-    sampling_peak = peak if way.dtype == dtype else peak_flops(way.dtype, device)
-    one, together = (_sampling(model, streams, way, sampling_peak) for streams in (1, BATCH))
+    backend = choose_backend("auto", device, has_user_parts=False)
+    model.to(device, torch.float32 if backend.native else backend.dtype)
+    sampling_peak = peak if backend.dtype == dtype else peak_flops(backend.dtype, device)
+    one, together = (_sampling(model, streams, backend, sampling_peak) for streams in (1, BATCH))
     return Speed(
         parameters=sum(p.numel() for p in model.parameters()),
         train_tokens_per_second=speed,
@@ -105,16 +105,16 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
         sample_fraction_of_limit=one[1],
         sample_tokens_per_second_batch=together[0],
         sample_fraction_of_limit_batch=together[1],
-        sample_dtype=way.dtype,
+        sample_dtype=backend.dtype,
         batch=together[2],
     )
 
 
-def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, float, int]:
+def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[float, float, int]:
     """Tokens per second of `streams` streams together, their windows full, the share of what the
     machine can do at most, and of how many streams that is."""
     block_size = model.config.block_size
-    writer = open_streams(model, streams, Choice(), way, torch.get_num_threads())
+    writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as there is memory for
     numbers = [Uniforms(0, i) for i in range(streams)]
     writer.feed({i: [0] * block_size for i in range(streams)}, anew=True)
@@ -131,7 +131,9 @@ def _sampling(model: GPT, streams: int, way: Way, peak: float) -> tuple[float, f
         if took < _SAMPLE_SECONDS / 20:
             steps = min(64, 2 * steps)
     speed = count / (time.perf_counter() - begin)
-    least = least_seconds(model, streams, way.dtype.itemsize, peak, read_speed(model, way.dtype))
+    least = least_seconds(
+        model, streams, backend.dtype.itemsize, peak, read_speed(model, backend.dtype)
+    )
     return speed * streams, speed * least, streams
 
 

@@ -18,11 +18,11 @@ from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import machine_memory
 from gptcli.model.gpt import GPT, initialise
-from gptcli.model.user_parts import OwnParts
+from gptcli.model.user_parts import UserParts
 from gptcli.training import checkpoint
-from gptcli.training.master_weights import Weights
+from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
-from gptcli.training.passes import EngineName, NativePasses, Passes, TorchPasses, library_of
+from gptcli.training.passes import EngineName, NativePasses, Passes, TorchPasses, library_for
 
 
 @dataclass
@@ -55,18 +55,18 @@ class TrainingState:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        own: OwnParts | None = None,
+        user_parts: UserParts | None = None,
         weights: dict[str, Tensor] | None = None,
         engine: EngineName = "torch",
         threads: int = 1,
         compiled: bool = False,
     ) -> None:
-        self.model = build_model(model, vocab_size, own, weights, seed=train.seed)
+        self.model = build_model(model, vocab_size, user_parts, weights, seed=train.seed)
         self.model.to(device)
-        self.weights = Weights(self.model, dtype)
+        self.weights = MasterWeights(self.model, dtype)
         # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        native = library_of(engine)
+        native = library_for(engine)
         self.optimizers = Optimizers(
             train.optimizer,
             self.weights.masters,
@@ -108,7 +108,7 @@ def progress_of(meta: dict[str, Any]) -> Progress:
 def build_model(
     config: ModelConfig,
     vocab_size: int,
-    own: OwnParts | None = None,
+    user_parts: UserParts | None = None,
     weights: dict[str, Tensor] | None = None,
     seed: int = 0,
 ) -> GPT:
@@ -116,7 +116,7 @@ def build_model(
 
     Raises GptcliError before anything is allocated where the weights have other names or shapes
     (exit code 1), or the model is larger than this machine's memory."""
-    in_network = own is not None and own.in_network()
+    in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     if given is not None:
         _refuse_other_shapes(_outer_shapes(config, vocab_size), given, all_of_them=False)
@@ -126,7 +126,7 @@ def build_model(
         if given is not None:
             _refuse_other_shapes(wanted, given)
         _refuse_too_large(wanted)
-    model = GPT(config, vocab_size, own=own)
+    model = GPT(config, vocab_size, user_parts=user_parts)
     if weights is None or given is None:
         initialise(model, torch.Generator().manual_seed(seed))
         return model

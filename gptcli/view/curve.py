@@ -15,7 +15,7 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _MARKS = "'-."
 
 
-class Trace:
+class LossHistory:
     """A history of (step, value) in bounded memory, with O(1) amortised appends.
 
     Neighbours are averaged in buckets of equal size; when all buckets are full, pairs of them

@@ -67,7 +67,7 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
     return steps_left * seconds / steps
 
 
-class Pace:
+class StepRate:
     """Steps over wall time during the last minute or so, evaluations and checkpoints included.
 
     The first step that is seen starts the clock and is not part of the pace: it may hold a

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gptcli.events import Evaluated, Event, Finished, RunStarted, SampleDrawn, StepDone
-from gptcli.view.curve import Trace
-from gptcli.view.number_formats import Pace
+from gptcli.view.curve import LossHistory
+from gptcli.view.number_formats import StepRate
 
 
 class RunState:
@@ -18,9 +18,9 @@ class RunState:
         self.best: Evaluated | None = None  # of those that this process has seen
         self.sample: SampleDrawn | None = None
         self.finished: Finished | None = None
-        self.pace = Pace()
-        self.losses = Trace()
-        self.val_losses = Trace()
+        self.pace = StepRate()
+        self.losses = LossHistory()
+        self.val_losses = LossHistory()
 
     def absorb(self, event: Event) -> None:
         """Take in one event. Cheap: it is called for every step."""

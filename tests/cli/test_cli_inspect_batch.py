@@ -165,21 +165,27 @@ def test_a_damaged_checkpoint_does_not_hide_the_others(cli: Any, tmp_path: Path,
 def test_a_learners_tokenizer_is_asked_for_and_their_network_is_not(
     cli: Any, tmp_path: Path, text_file: Path, run: Path
 ) -> None:
-    tokenizer, attention, own = tmp_path / "t.py", tmp_path / "a.py", tmp_path / "own"
+    tokenizer, attention, user_parts = tmp_path / "t.py", tmp_path / "a.py", tmp_path / "own"
     tokenizer.write_text(
         "from gptcli.course.exercises.tokenizer import Tokenizer\n", encoding="utf-8"
     )
     attention.write_text(
         "from gptcli.model.attention import CausalSelfAttention\n", encoding="utf-8"
     )
-    words = ("tokenizer.vocab_size=270", "train.max_steps=2", "model.arch=gpt2", "--out", own)
+    words = (
+        "tokenizer.vocab_size=270",
+        "train.max_steps=2",
+        "model.arch=gpt2",
+        "--out",
+        user_parts,
+    )
     theirs = ("--tokenizer", tokenizer, "--attention", attention)
     assert cli("train", text_file, *SMALL, *words, *theirs).code == 0
-    asked = cli("inspect-batch", own, 1)
+    asked = cli("inspect-batch", user_parts, 1)
     assert asked.code == 2
     assert "--tokenizer FILE" in asked.err
     assert "--attention" not in asked.err
-    given = cli("inspect-batch", own, 1, "--tokenizer", tokenizer, "--json")
+    given = cli("inspect-batch", user_parts, 1, "--tokenizer", tokenizer, "--json")
     assert given.code == 0, given.err
     assert json.loads(given.out.splitlines()[0])["text"] in text_file.read_text("utf-8") * 2
     extra = cli("inspect-batch", run, 1, "--tokenizer", tokenizer)

@@ -68,12 +68,12 @@ def test_own_layer_norm_and_attention_train_to_the_same_loss(
     cli,  # type: ignore[no-untyped-def]
 ) -> None:
     built_in = train(cli, tmp_path / "built", text_file)
-    own = train(
+    user_parts = train(
         cli, tmp_path / "own", text_file,
         "--layernorm", my / "layernorm.py", "--attention", my / "attention.py",
     )  # fmt: skip
-    assert own["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
-    assert own["parameters"] == built_in["parameters"]
+    assert user_parts["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
+    assert user_parts["parameters"] == built_in["parameters"]
     meta = meta_of(tmp_path / "own")
     assert meta["own_parts"] == ["attention", "layernorm"]
     assert meta["own_attention"] is True
@@ -268,6 +268,6 @@ def test_an_unusual_attention_trains_to_the_loss_of_the_built_in_one(
     more = ("model.n_embd=32", "train.max_steps=20", "train.eval_every=20")
     built_in = train(cli, tmp_path / "built", text_file, *more)
     spec = f"{path}:{cls}" if cls else path
-    own = train(cli, tmp_path / "own", text_file, "--attention", spec, *more)
-    assert own["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
-    assert own["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
+    user_parts = train(cli, tmp_path / "own", text_file, "--attention", spec, *more)
+    assert user_parts["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
+    assert user_parts["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)

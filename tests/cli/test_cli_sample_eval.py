@@ -147,13 +147,13 @@ def test_eval_agrees_with_a_loop_by_hand(cli: Any, trained: Path, text_file: Pat
 
     from gptcli.training.loading import load_trained
 
-    own = load_trained(trained, "best", device=torch.device("cpu"), dtype=torch.float64)
-    ids = own.tokenizer.encode(text_file.read_text("utf-8"))
+    user_parts = load_trained(trained, "best", device=torch.device("cpu"), dtype=torch.float64)
+    ids = user_parts.tokenizer.encode(text_file.read_text("utf-8"))
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(ids) - 1, 32):
             window = torch.tensor([ids[start : start + 33]])
-            logits = own.model(window[:, :-1])
+            logits = user_parts.model(window[:, :-1])
             total += F.cross_entropy(logits[0], window[0, 1:], reduction="sum").item()
     (result,) = objects(cli("eval", trained, "--file", text_file, "--json").out)
     assert result["loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gptcli.native import library
-from gptcli.sampling.backend import Way, open_decoder
+from gptcli.sampling.backend import Backend, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
 from gptcli.training.loading import load_trained
 
@@ -257,7 +257,7 @@ def test_scores_round_as_sampling_does(
     start, ids = run.tokenizer.start_ids(), run.tokenizer.encode(text)
     if by == "c":
         needs_the_library()
-        decoder = open_decoder(run.model, Way("c", getattr(torch, dtype)), 2)
+        decoder = open_decoder(run.model, Backend("native", getattr(torch, dtype)), 2)
         expected = native_log_probabilities(decoder, run.config.model, start, ids)
     else:
         none = library.Found(None, "there is no C compiler")

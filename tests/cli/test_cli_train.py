@@ -248,12 +248,12 @@ class CausalSelfAttention(Theirs):
 def test_a_learners_attention_from_training_to_sample(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    own, wrong, run = tmp_path / "own.py", tmp_path / "wrong.py", tmp_path / "r"
-    own.write_text(OWN.format(more=""), encoding="utf-8")
+    user_parts, wrong, run = tmp_path / "own.py", tmp_path / "wrong.py", tmp_path / "r"
+    user_parts.write_text(OWN.format(more=""), encoding="utf-8")
     wrong.write_text(OWN.format(more=" * 1.1"), encoding="utf-8")
     words = ("train", "course", f"data.source={text_file}", *SMALL, "train.max_steps=4")
     built_in = one_object(cli(*words, "--out", tmp_path / "b", "--json").out)
-    outcome = cli(*words, "--attention", own, "--out", run, "--json")
+    outcome = cli(*words, "--attention", user_parts, "--out", run, "--json")
     assert outcome.code == 0, outcome.err
     assert one_object(outcome.out)["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
     refused = cli(*words, "--attention", wrong, "--out", tmp_path / "x")
@@ -267,10 +267,10 @@ def test_a_learners_attention_from_training_to_sample(
         asked = cli(command, run)
         assert asked.code == 2
         assert "name it again: --attention FILE" in asked.err
-        given = cli(command, run, "--attention", own, "--json")
+        given = cli(command, run, "--attention", user_parts, "--json")
         assert given.code == 0, given.err
         one_object(given.out)
-    modern = cli("train", "tiny", "--attention", own)
+    modern = cli("train", "tiny", "--attention", user_parts)
     assert modern.code == 2
     assert "needs `arch: gpt2`" in modern.err
     dry = cli(*words, "--attention", tmp_path / "none.py", "--dry-run")

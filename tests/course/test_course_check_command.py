@@ -104,9 +104,9 @@ def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_own_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli.course.report import OwnReport, PathResult
+    from gptcli.course.report import BuiltinReport, PathResult
 
-    bad = OwnReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))
+    bad = BuiltinReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))
     monkeypatch.setattr(checking, "check_own", lambda: bad)
     result = run()
     assert result.exit_code == 1

@@ -9,7 +9,7 @@ import torch
 
 from gptcli.course.attention import builtin
 from gptcli.course.attention.builtin import PATHS, Sizes, compare_paths, grid
-from gptcli.course.report import OwnReport, PathResult
+from gptcli.course.report import BuiltinReport, PathResult
 from gptcli.model import attention
 
 FEW = [Sizes(2, 5, 3, 4, True), Sizes(1, 70, 2, 8, False), Sizes(1, 1, 1, 1, True)]
@@ -85,5 +85,5 @@ def test_own_paths_that_stray_are_found(
 
 
 def test_a_report_of_nothing_is_not_ok() -> None:
-    assert not OwnReport(()).ok
+    assert not BuiltinReport(()).ok
     assert not PathResult("a", "float32", "cpu", 1e-5, 1, float("nan")).ok

@@ -37,7 +37,7 @@ from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 from gptcli.model.user_parts import parts_of, refuse_other_parts
 from gptcli.tokenization import build_tokenizer, load_tokenizer
-from gptcli.tokenization.user_bpe import own_from_json
+from gptcli.tokenization.user_bpe import user_bpe_from_json
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config
 from gptcli.training.journal import Journal, trim_samples
@@ -155,15 +155,15 @@ def _tokenizers(folder: Path) -> list[Target]:
         def load(self, path: str) -> None:
             Path(path).read_bytes()
 
-    def feed_own(model: Any) -> None:
+    def feed_user_bpe(model: Any) -> None:
         if isinstance(model, dict):
             with suppress(ValueError, AttributeError, TypeError):  # learnt what is in the file
                 lines = [line.split() for line in model.get("merges", [])]
                 Learner.merges = [(int(left), int(right)) for left, right in lines]
             with suppress(ValueError):  # what load_tokenizer says in words of its own
-                own_from_json(model, Learner)
+                user_bpe_from_json(model, Learner)
 
-    own = {"merges": ["97 98", "256 256", "257 257"], "saved": "", "kind": "own"}
+    user_parts = {"merges": ["97 98", "256 256", "257 257"], "saved": "", "kind": "own"}
     doubling = [f"{256 + i} {256 + i}" for i in range(80)]
     return [
         Target(
@@ -180,8 +180,8 @@ def _tokenizers(folder: Path) -> list[Target]:
         ),
         Target(
             "tokenizer of a learner",
-            changed(own) | changed({**own, "merges": ["97 98", *doubling]}),
-            feed_own,
+            changed(user_parts) | changed({**user_parts, "merges": ["97 98", *doubling]}),
+            feed_user_bpe,
         ),
     ]
 

@@ -18,7 +18,7 @@ from gptcli.model import attention as attention_module
 from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.model.layers import swiglu_width
-from gptcli.model.user_parts import OwnParts
+from gptcli.model.user_parts import UserParts
 
 ARCHS = ("gpt2", "modern")
 
@@ -283,9 +283,9 @@ def test_an_attention_of_ones_own_takes_every_block() -> None:
     model = GPT(config, 11, Mine)
     assert [type(block.attn) for block in model.h] == [Mine, Mine]
     assert not model.has_cache
-    own = gpt("gpt2", random=True)
-    model.load_state_dict(own.state_dict())
-    assert torch.equal(model(tokens(2, 5)), own(tokens(2, 5)))
+    user_parts = gpt("gpt2", random=True)
+    model.load_state_dict(user_parts.state_dict())
+    assert torch.equal(model(tokens(2, 5)), user_parts(tokens(2, 5)))
 
 
 def test_an_attention_of_ones_own_may_take_x_alone() -> None:
@@ -344,5 +344,5 @@ def test_blocks_of_ones_own_are_half_with_all_else() -> None:
             return x + self.inner(x)  # type: ignore[no-any-return]
 
     config = ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8)
-    model = GPT(config, 11, own=OwnParts(block=Mine)).branches_in(torch.bfloat16)
+    model = GPT(config, 11, user_parts=UserParts(block=Mine)).branches_in(torch.bfloat16)
     assert model(tokens(2, 5)).dtype == torch.bfloat16

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
 from gptcli.native.engine import Engine
-from gptcli.training.master_weights import Weights
+from gptcli.training.master_weights import MasterWeights
 from gptcli.training.training_state import build_model
 
 
@@ -21,7 +21,7 @@ class Network:
     """A GPT whose weights hide nothing, and its C passes."""
 
     model: GPT
-    weights: Weights
+    weights: MasterWeights
     engine: Engine
 
     def gradients(self) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def network(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += noise * torch.randn(parameter.shape, generator=generator)
-    weights = Weights(model, torch.bfloat16)
+    weights = MasterWeights(model, torch.bfloat16)
     engine = Engine(
         library, config, vocab_size, *weights.flat(), most_tokens=most_tokens, threads=threads
     )

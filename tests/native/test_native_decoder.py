@@ -16,7 +16,7 @@ from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.native.library import How
-from gptcli.sampling.next_token import Choice, choose
+from gptcli.sampling.next_token import SamplingParams, choose_token
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from sampling_models import banded, model
@@ -296,7 +296,7 @@ def test_the_choice_is_pytorchs(
         return
     # At the edge of top-p or min-p rounding may let one more token in, or one less.
     for off in (0.0, 1e-5, -1e-5):
-        one = Choice(
+        one = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
             None if min_p is None else min(1.0, max(0.0, min_p - off)), penalty,
         )  # fmt: skip
@@ -309,7 +309,7 @@ def test_the_choice_is_pytorchs(
 
 
 def share_of(
-    token: int, logits: torch.Tensor, how: Choice, seen: torch.Tensor
+    token: int, logits: torch.Tensor, how: SamplingParams, seen: torch.Tensor
 ) -> tuple[float, float]:
     """The uniform numbers with which PyTorch chooses the token: from, and up to."""
     low, high = 0.0, 1.0
@@ -330,8 +330,8 @@ def share_of(
     return begin, low
 
 
-def pytorchs(logits: torch.Tensor, how: Choice, uniform: float, seen: torch.Tensor) -> int:
-    return int(choose(logits[None], how, torch.tensor([uniform]).double(), seen[None]))
+def pytorchs(logits: torch.Tensor, how: SamplingParams, uniform: float, seen: torch.Tensor) -> int:
+    return int(choose_token(logits[None], how, torch.tensor([uniform]).double(), seen[None]))
 
 
 def test_logits_that_are_not_numbers_choose_a_token_all_the_same(decoding: ctypes.CDLL) -> None:

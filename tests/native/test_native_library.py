@@ -253,10 +253,10 @@ def test_nothing_stays_of_a_build_that_nobody_waited_for(cache: Path, tmp_path: 
 # ---- who chooses ---------------------------------------------------------------------------------
 
 
-def chosen(*overrides: str, compiled: bool = False, own_parts: bool = False) -> Any:
+def chosen(*overrides: str, compiled: bool = False, has_user_parts: bool = False) -> Any:
     config = parse_config("", [*SMALL, *overrides])
     dtype = getattr(torch, config.run.dtype)
-    return choose_engine(config, CPU, dtype, compiled=compiled, own_parts=own_parts)
+    return choose_engine(config, CPU, dtype, compiled=compiled, has_user_parts=has_user_parts)
 
 
 def test_the_engine_that_was_asked_for_is_taken(

@@ -12,7 +12,7 @@ import torch
 
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
-from gptcli.native.thread_count import Pace
+from gptcli.native.thread_count import ThreadCount
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from sampling_models import model
@@ -21,63 +21,73 @@ USUAL = 4
 
 
 def run(
-    pace: Pace, runs: int, *, one: float, team: float, switches: int = 0, steps: int = 64
+    thread_count: ThreadCount,
+    runs: int,
+    *,
+    one: float,
+    team: float,
+    switches: int = 0,
+    steps: int = 64,
 ) -> list[int]:
     """The teams of so many runs, whose steps take one or the other so many milliseconds; the
     processor goes to others so often in a run of the team."""
     chosen = []
     for _ in range(runs):
-        threads = pace.choose()
+        threads = thread_count.choose()
         each = one if threads == 1 else team
-        pace.took(threads, steps, steps * each / 1000, 0 if threads == 1 else switches)
+        thread_count.took(threads, steps, steps * each / 1000, 0 if threads == 1 else switches)
         chosen.append(threads)
     return chosen
 
 
 def test_one_thread_is_not_tried_in_quiet() -> None:
-    assert run(Pace(USUAL), 500, one=0.1, team=1.0, switches=2) == [USUAL] * 500  # 31 a second
+    assert (
+        run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2) == [USUAL] * 500
+    )  # 31 a second
 
 
 def test_few_switches_in_a_short_time_say_nothing() -> None:
-    pace = Pace(USUAL)
-    assert run(pace, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2  # 1,600 a second
-    assert run(pace, 100, one=0.01, team=0.02) == [USUAL] * 100
+    thread_count = ThreadCount(USUAL)
+    assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2  # 1,600 a second
+    assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 
 
 def test_one_thread_is_tried_and_left() -> None:
-    chosen = run(Pace(USUAL), 300, one=2.0, team=1.0, switches=100)
+    chosen = run(ThreadCount(USUAL), 300, one=2.0, team=1.0, switches=100)
     assert chosen[:2] == [USUAL, 1]
     assert 2 <= chosen.count(1) <= 5  # things may have changed
 
 
 def test_a_team_that_is_disturbed_makes_way_and_comes_back() -> None:
-    pace = Pace(USUAL)
-    run(pace, 20, one=2.0, team=1.0)
-    disturbed = run(pace, 100, one=2.0, team=5.0, switches=1000)
+    thread_count = ThreadCount(USUAL)
+    run(thread_count, 20, one=2.0, team=1.0)
+    disturbed = run(thread_count, 100, one=2.0, team=5.0, switches=1000)
     assert disturbed[:2] == [USUAL, 1]
     assert disturbed[3:].count(USUAL) <= 7
-    quiet = run(pace, 300, one=2.0, team=1.0)
+    quiet = run(thread_count, 300, one=2.0, team=1.0)
     assert quiet[260:].count(1) == 0
-    again = run(pace, 20, one=2.0, team=5.0, switches=1000)
+    again = run(thread_count, 20, one=2.0, team=5.0, switches=1000)
     assert again[4:].count(USUAL) <= 1
-    assert run(pace, 100, one=2.0, team=1.0)[40:].count(1) == 0  # and sooner after a short time
+    assert (
+        run(thread_count, 100, one=2.0, team=1.0)[40:].count(1) == 0
+    )  # and sooner after a short time
 
 
 def test_disturbed_from_the_beginning() -> None:
-    chosen = run(Pace(USUAL), 100, one=2.0, team=5.0, switches=1000)
+    chosen = run(ThreadCount(USUAL), 100, one=2.0, team=5.0, switches=1000)
     assert chosen[1:].count(USUAL) <= 7
 
 
 def test_a_little_quicker_does_not_count() -> None:
-    assert run(Pace(USUAL), 100, one=0.9, team=1.0, switches=1000).count(1) <= 3
+    assert run(ThreadCount(USUAL), 100, one=0.9, team=1.0, switches=1000).count(1) <= 3
 
 
 def test_short_runs_say_nothing() -> None:
-    assert run(Pace(USUAL), 100, one=0.1, team=1.0, switches=1000, steps=8) == [USUAL] * 100
+    assert run(ThreadCount(USUAL), 100, one=0.1, team=1.0, switches=1000, steps=8) == [USUAL] * 100
 
 
 def test_there_may_be_one_alone() -> None:
-    assert run(Pace(1), 100, one=1.0, team=1.0) == [1] * 100
+    assert run(ThreadCount(1), 100, one=1.0, team=1.0) == [1] * 100
 
 
 def test_the_text_does_not_depend_on_it(
@@ -90,7 +100,7 @@ def test_the_text_does_not_depend_on_it(
     texts = []
     for teams in ([2], [1], [1, 2, 2, 1, 2, 1, 1]):
         one = Decoder(decoding, m, dtype=torch.int8, streams=1, threads=2)
-        monkeypatch.setattr(one._pace, "choose", itertools.cycle(teams).__next__)
+        monkeypatch.setattr(one._thread_count, "choose", itertools.cycle(teams).__next__)
         one.feed([(0, 0, [1])])
         text: list[int] = []
         for _ in range(9):

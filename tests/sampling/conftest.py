@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.sampling.backend import Way, choose_way
+from gptcli.sampling.backend import Backend, choose_backend
 
 
-@pytest.fixture(params=["c", "steps", "torch"])
-def way(request: pytest.FixtureRequest) -> Way:
-    if request.param != "c":
-        return Way(request.param, torch.float32)
-    found = choose_way("float32", torch.device("cpu"), own_parts=False)
+@pytest.fixture(params=["native", "graph", "torch"])
+def way(request: pytest.FixtureRequest) -> Backend:
+    if request.param != "native":
+        return Backend(request.param, torch.float32)
+    found = choose_backend("float32", torch.device("cpu"), has_user_parts=False)
     if not found.native:
         pytest.skip("no C decoder on this machine")
     return found

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.sampling.next_token import (
-    Choice,
-    choose,
+    SamplingParams,
+    choose_token,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -70,8 +70,8 @@ def test_a_token_that_may_be_drawn_is_drawn(
     temperature: float,
 ) -> None:
     logits = torch.tensor([row])
-    how = Choice(temperature, top_k, top_p, min_p)
-    token = int(choose(logits, how, torch.tensor([uniform], dtype=torch.float64)))
+    how = SamplingParams(temperature, top_k, top_p, min_p)
+    token = int(choose_token(logits, how, torch.tensor([uniform], dtype=torch.float64)))
     assert 0 <= token < len(row)
     scaled = logits / temperature
     if top_k is not None:
@@ -85,20 +85,24 @@ def test_a_token_that_may_be_drawn_is_drawn(
 
 def test_draws_follow_the_probabilities() -> None:
     uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens = choose(LOGITS.expand(10_000, 4), Choice(temperature=1.0), uniform)
+    tokens = choose_token(LOGITS.expand(10_000, 4), SamplingParams(temperature=1.0), uniform)
     shares = torch.bincount(tokens, minlength=4) / 10_000
     assert shares.tolist() == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=1e-3)
 
 
 def test_temperature_zero_is_the_likeliest_whatever_else() -> None:
-    tokens = choose(LOGITS.flip(-1), Choice(temperature=0.0, top_k=3), torch.tensor([0.99]))
+    tokens = choose_token(
+        LOGITS.flip(-1), SamplingParams(temperature=0.0, top_k=3), torch.tensor([0.99])
+    )
     assert tokens.tolist() == [3]
 
 
 def test_a_lower_temperature_is_safer() -> None:
     uniform = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shares = [
-        (choose(LOGITS.expand(5000, 4), Choice(temperature=t), uniform) == 0).float().mean()
+        (choose_token(LOGITS.expand(5000, 4), SamplingParams(temperature=t), uniform) == 0)
+        .float()
+        .mean()
         for t in (0.5, 1.0, 2.0)
     ]
     assert shares[0] > shares[1] > shares[2]

@@ -10,17 +10,17 @@ import torch
 
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.sampling.backend import Way, open_streams
+from gptcli.sampling.backend import Backend, open_streams
 from gptcli.sampling.conversation import Conversation
 from gptcli.sampling.generate import Job
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import Sample, write
 from gptcli.tokenization import Tokenizer, build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import model
 
-GREEDY = Choice(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @pytest.fixture(params=["modern", "gpt2"])
@@ -33,11 +33,11 @@ def tokenizer() -> Tokenizer:
     return build_tokenizer("char", 0, lambda: iter(["\nabcdefghijkl"]))
 
 
-def talk(m: GPT, way: Way, tokenizer: Tokenizer, *stops: str) -> Conversation:
+def talk(m: GPT, way: Backend, tokenizer: Tokenizer, *stops: str) -> Conversation:
     return Conversation(open_streams(m, 1, GREEDY, way, 1), tokenizer, seed=0, stops=stops)
 
 
-def continued(m: GPT, way: Way, tokenizer: Tokenizer, prompt: str, n: int) -> str:
+def continued(m: GPT, way: Backend, tokenizer: Tokenizer, prompt: str, n: int) -> str:
     streams = open_streams(m, 1, GREEDY, way, 1)
     jobs = [Job(tokenizer.encode(prompt) or tokenizer.start_ids())]
     for item in write(streams, tokenizer, jobs, max_new_tokens=n, seed=0):
@@ -46,7 +46,7 @@ def continued(m: GPT, way: Way, tokenizer: Tokenizer, prompt: str, n: int) -> st
     raise AssertionError
 
 
-def test_turns_are_one_text(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_turns_are_one_text(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     conversation = talk(m, way, tokenizer)
     text = ""
     for said in ("abc", "dd", "", "kl"):
@@ -58,12 +58,12 @@ def test_turns_are_one_text(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
         text += answer
 
 
-def test_it_starts_without_a_prompt(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_it_starts_without_a_prompt(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     assert "".join(talk(m, way, tokenizer).say("", 9)) == continued(m, way, tokenizer, "", 9)
 
 
 def test_a_stop_string_ends_a_turn_and_belongs_to_the_text(
-    m: GPT, way: Way, tokenizer: Tokenizer
+    m: GPT, way: Backend, tokenizer: Tokenizer
 ) -> None:
     whole = continued(m, way, tokenizer, "ab", 20)
     stop = whole[4:6]
@@ -77,7 +77,7 @@ def test_a_stop_string_ends_a_turn_and_belongs_to_the_text(
     assert follows.startswith(answer)
 
 
-def test_a_wish_ends_a_turn_between_two_tokens(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_a_wish_ends_a_turn_between_two_tokens(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     conversation, count = talk(m, way, tokenizer), 0
 
     def enough() -> bool:
@@ -90,7 +90,7 @@ def test_a_wish_ends_a_turn_between_two_tokens(m: GPT, way: Way, tokenizer: Toke
     assert "".join(conversation.say("", 7)) == continued(m, way, tokenizer, "ab" + first, 7)
 
 
-def test_what_cannot_be_encoded_changes_nothing(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_what_cannot_be_encoded_changes_nothing(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     conversation = talk(m, way, tokenizer)
     first = "".join(conversation.say("ab", 6))
     with pytest.raises(GptcliError, match="position 3"):  # of what was said, whatever was before
@@ -98,14 +98,16 @@ def test_what_cannot_be_encoded_changes_nothing(m: GPT, way: Way, tokenizer: Tok
     assert "".join(conversation.say("", 6)) == continued(m, way, tokenizer, "ab" + first, 6)
 
 
-def test_a_new_text_knows_nothing_of_the_old(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_a_new_text_knows_nothing_of_the_old(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     conversation = talk(m, way, tokenizer)
     list(conversation.say("abcabc", 20))
     conversation.new()
     assert "".join(conversation.say("de", 8)) == continued(m, way, tokenizer, "de", 8)
 
 
-def test_a_stop_at_the_end_of_a_line_opens_no_other(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_a_stop_at_the_end_of_a_line_opens_no_other(
+    m: GPT, way: Backend, tokenizer: Tokenizer
+) -> None:
     newline = tokenizer.encode("\n")[0]  # all that it writes
     conversation = talk(m, way, tokenizer, "\n")
     fed: list[list[int]] = []
@@ -125,7 +127,7 @@ def test_a_stop_at_the_end_of_a_line_opens_no_other(m: GPT, way: Way, tokenizer:
     assert [tokenizer.decode(ids) for ids in fed] == ["ab", "cd"]
 
 
-def test_turns_without_a_newline_in_the_vocabulary(m: GPT, way: Way) -> None:
+def test_turns_without_a_newline_in_the_vocabulary(m: GPT, way: Backend) -> None:
     letters = build_tokenizer("char", 0, lambda: iter(["abcdefghijklm"]))
     conversation = talk(m, way, letters)
     first = "".join(conversation.say("ab", 4))
@@ -133,7 +135,7 @@ def test_turns_without_a_newline_in_the_vocabulary(m: GPT, way: Way) -> None:
     assert second == continued(m, way, letters, "ab" + first + "cd", 4)
 
 
-def test_after_an_accident_a_new_text_begins(m: GPT, way: Way, tokenizer: Tokenizer) -> None:
+def test_after_an_accident_a_new_text_begins(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
     conversation = talk(m, way, tokenizer)
     list(conversation.say("abc", 4))
 

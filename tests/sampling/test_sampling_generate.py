@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
-from gptcli.sampling.backend import Way, choose_way, open_streams
+from gptcli.sampling.backend import Backend, choose_backend, open_streams
 from gptcli.sampling.generate import Generation, Job, Uniforms
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import window_start
 from gptcli.sampling.torch_streams import Decoder, TorchStreams
 
@@ -23,16 +23,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import V, W, banded, model
 
 CPU = torch.device("cpu")
-GREEDY = Choice(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 def write(
     m: GPT,
-    way: Way,
+    way: Backend,
     prompts: Sequence[list[int]],
     n: int,
     *,
-    how: Choice = GREEDY,
+    how: SamplingParams = GREEDY,
     seed: int = 0,
     samples: int = 1,
     streams: int | None = None,
@@ -48,14 +48,14 @@ def write(
     return texts
 
 
-def greedy(m: GPT, way: Way, prompt: list[int], n: int) -> list[int]:
+def greedy(m: GPT, way: Backend, prompt: list[int], n: int) -> list[int]:
     return write(m, way, [prompt], n)[0]
 
 
 @pytest.mark.parametrize("prompt", [1, 3, W, W + 1, 3 * W + 5])
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_modern_equals_the_whole_text_under_a_banded_mask(
-    prompt: int, n_layer: int, way: Way
+    prompt: int, n_layer: int, way: Backend
 ) -> None:
     m = model("modern", n_layer)
     text = [i * 5 % V for i in range(prompt)]
@@ -66,7 +66,7 @@ def test_modern_equals_the_whole_text_under_a_banded_mask(
         text.append(token)
 
 
-def test_up_to_block_size_both_archs_equal_plain_forward(way: Way) -> None:
+def test_up_to_block_size_both_archs_equal_plain_forward(way: Backend) -> None:
     for arch in ("modern", "gpt2"):
         m = model(arch)
         text = [1, 5]
@@ -77,7 +77,7 @@ def test_up_to_block_size_both_archs_equal_plain_forward(way: Way) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("prompt", [1, 7, 20])
-def test_gpt2_equals_the_window_that_the_docs_define(width: int, prompt: int, way: Way) -> None:
+def test_gpt2_equals_the_window_that_the_docs_define(width: int, prompt: int, way: Backend) -> None:
     m = model("gpt2", width=width)
     text = [i * 5 % V for i in range(prompt)]
     for token in greedy(m, way, text, 25):
@@ -114,18 +114,20 @@ def test_a_learners_attention_samples_without_a_cache() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x)
 
-    own, built_in = model("gpt2", attention=Own), model("gpt2")
-    built_in.load_state_dict({k.replace(".inner", ""): v for k, v in own.state_dict().items()})
-    way = Way("torch", torch.float32)
-    assert greedy(own, way, [1, 2], 20) == greedy(built_in, way, [1, 2], 20)
+    user_parts, built_in = model("gpt2", attention=Own), model("gpt2")
+    built_in.load_state_dict(
+        {k.replace(".inner", ""): v for k, v in user_parts.state_dict().items()}
+    )
+    way = Backend("torch", torch.float32)
+    assert greedy(user_parts, way, [1, 2], 20) == greedy(built_in, way, [1, 2], 20)
 
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
-def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Way) -> None:
+def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Backend) -> None:
     m = model(arch)
 
     def draw(samples: int, seed: int) -> list[list[int]]:
-        return write(m, way, [[1]], 100, how=Choice(1.0), seed=seed, samples=samples)
+        return write(m, way, [[1]], 100, how=SamplingParams(1.0), seed=seed, samples=samples)
 
     four = draw(4, 7)
     assert draw(1, 7)[0] == four[0]
@@ -137,11 +139,11 @@ def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Way) -> None
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_prompts_of_any_lengths_together_are_as_each_alone(
-    arch: str, threads: int, way: Way
+    arch: str, threads: int, way: Backend
 ) -> None:
     m = model(arch)
     prompts = [[(3 * i + j * j) % V for j in range(1 + 5 * i % 23)] for i in range(9)]
-    how = Choice(0.9, top_k=7, repetition_penalty=1.2)
+    how = SamplingParams(0.9, top_k=7, repetition_penalty=1.2)
     alone = [text for p in prompts for text in write(m, way, [p], 21, how=how, seed=5, samples=2)]
     together = write(m, way, prompts, 21, how=how, seed=5, samples=2, threads=threads)
     assert together == alone
@@ -149,17 +151,17 @@ def test_prompts_of_any_lengths_together_are_as_each_alone(
 
 
 @pytest.mark.parametrize("steps", [1, 3, 70])
-def test_the_order_of_calls_does_not_matter(steps: int, way: Way) -> None:
+def test_the_order_of_calls_does_not_matter(steps: int, way: Backend) -> None:
     m = model("gpt2")
-    room = open_streams(m, 1, Choice(1.0), way, 1)
+    room = open_streams(m, 1, SamplingParams(1.0), way, 1)
     room.feed({0: [1, 2]}, anew=True)
     numbers, got = Uniforms(3, 0), []
     while len(got) < 140:
         got += room.run([0], numbers.take(steps)[None])[:, 0].tolist()
-    assert got[:140] == write(m, way, [[1, 2]], 140, how=Choice(1.0), seed=3)[0]
+    assert got[:140] == write(m, way, [[1, 2]], 140, how=SamplingParams(1.0), seed=3)[0]
 
 
-def test_what_is_fed_later_goes_on(way: Way) -> None:
+def test_what_is_fed_later_goes_on(way: Backend) -> None:
     for arch in ("modern", "gpt2"):
         m = model(arch)
         room = open_streams(m, 1, GREEDY, way, 1)
@@ -172,14 +174,14 @@ def test_what_is_fed_later_goes_on(way: Way) -> None:
 
 def test_a_job_that_has_ended_makes_room() -> None:
     for way in (
-        Way("torch", torch.float32),
-        Way("steps", torch.float32),
-        choose_way("float32", CPU, own_parts=False),
+        Backend("torch", torch.float32),
+        Backend("graph", torch.float32),
+        choose_backend("float32", CPU, has_user_parts=False),
     ):
         m = model("modern")
         jobs = [Job([1], i) for i in range(5)]
         generation = Generation(
-            open_streams(m, 2, Choice(1.0), way, 1), jobs, max_new_tokens=40, seed=0
+            open_streams(m, 2, SamplingParams(1.0), way, 1), jobs, max_new_tokens=40, seed=0
         )
         counts = [0] * 5
         for written in generation:
@@ -191,9 +193,9 @@ def test_a_job_that_has_ended_makes_room() -> None:
         assert all(0 < count < 40 for i, count in enumerate(counts) if i != 2)
 
 
-def test_repetition_penalty_counts_prompt_and_output(way: Way) -> None:
+def test_repetition_penalty_counts_prompt_and_output(way: Backend) -> None:
     m = model("modern")
-    how = Choice(temperature=0.0, repetition_penalty=1.7)
+    how = SamplingParams(temperature=0.0, repetition_penalty=1.7)
     text = [1, 2, 3]
     for token in write(m, way, [text], 20, how=how)[0]:
         logits = banded(m, torch.tensor([text]))[0, -1]
@@ -205,17 +207,17 @@ def test_repetition_penalty_counts_prompt_and_output(way: Way) -> None:
 
 
 def test_no_new_tokens_cost_nothing() -> None:
-    room = TorchStreams(model("modern"), 2, Choice())
+    room = TorchStreams(model("modern"), 2, SamplingParams())
     assert list(Generation(room, [Job([1], 0)], max_new_tokens=0, seed=0)) == []
 
 
 def test_a_learners_part_and_float16_are_pytorchs() -> None:
-    assert not choose_way("auto", CPU, own_parts=True).native
-    assert choose_way("float32", CPU, own_parts=True).dtype == torch.float32
+    assert not choose_backend("auto", CPU, has_user_parts=True).native
+    assert choose_backend("float32", CPU, has_user_parts=True).dtype == torch.float32
     cuda = torch.device("cuda")
-    assert choose_way("auto", cuda, own_parts=False) == Way("steps", torch.float32)
-    assert choose_way("auto", cuda, own_parts=True) == Way("torch", torch.float32)
-    assert choose_way("auto", CPU, own_parts=True).dtype == torch.float32
-    for device, own_parts in ((CPU, True), (cuda, False)):
+    assert choose_backend("auto", cuda, has_user_parts=False) == Backend("graph", torch.float32)
+    assert choose_backend("auto", cuda, has_user_parts=True) == Backend("torch", torch.float32)
+    assert choose_backend("auto", CPU, has_user_parts=True).dtype == torch.float32
+    for device, has_user_parts in ((CPU, True), (cuda, False)):
         with pytest.raises(GptcliError, match="int8"):
-            choose_way("int8", device, own_parts=own_parts)
+            choose_backend("int8", device, has_user_parts=has_user_parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptcli.sampling.backend import Way, choose_way, open_decoder
+from gptcli.sampling.backend import Backend, choose_backend, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
 from gptcli.sampling.streams import window_start
 
@@ -44,7 +44,7 @@ def test_gpt2_in_the_windows_of_sampling(width: int, length: int) -> None:
 
 @pytest.fixture
 def decoded() -> None:
-    if not choose_way("float32", torch.device("cpu"), own_parts=False).native:
+    if not choose_backend("float32", torch.device("cpu"), has_user_parts=False).native:
         pytest.skip("no C decoder on this machine")
 
 
@@ -54,7 +54,7 @@ def decoded() -> None:
 @pytest.mark.parametrize("length", [0, 1, 7, 33, 500])
 def test_the_c_library_finds_the_same(arch: str, width: int, length: int) -> None:
     m, ids = model(arch, width=width), text(length + 2)
-    decoder = open_decoder(m, Way("c", torch.float32), 2)
+    decoder = open_decoder(m, Backend("native", torch.float32), 2)
     found = native_log_probabilities(decoder, m.config, ids[:2], ids[2:])
     expected = log_probabilities(m, ids[:2], ids[2:])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
@@ -66,7 +66,7 @@ def test_the_c_library_finds_the_same(arch: str, width: int, length: int) -> Non
 def test_rounded_scores_are_those_of_sampling(arch: str, dtype: torch.dtype) -> None:
     """Token by token, as sampling feeds them, the same numbers."""
     m, ids = model(arch), text(60)
-    way = Way("c", dtype)
+    way = Backend("native", dtype)
     found = native_log_probabilities(open_decoder(m, way, 2), m.config, ids[:1], ids[1:])
     decoder = open_decoder(m, way, 2)
     for at in range(1, len(ids)):

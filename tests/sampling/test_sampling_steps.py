@@ -17,15 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.sampling import graph_streams
 from gptcli.sampling.generate import Uniforms
-from gptcli.sampling.graph_streams import StepStreams
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.graph_streams import GraphStreams
+from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.torch_streams import TorchStreams
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import model
 
 ARCHS = pytest.mark.parametrize("arch", ["modern", "gpt2"])
-ALL = Choice(0.9, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
+ALL = SamplingParams(0.9, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
 
 
 def numbers(streams: int, steps: int) -> torch.Tensor:
@@ -34,11 +34,11 @@ def numbers(streams: int, steps: int) -> torch.Tensor:
 
 @ARCHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [Choice(0.0), ALL])
-def test_a_step_reads_nothing_back(arch: str, how: Choice, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("how", [SamplingParams(0.0), ALL])
+def test_a_step_reads_nothing_back(arch: str, how: SamplingParams, dtype: torch.dtype) -> None:
     """On a device without memory: a number that the host asks for, or a tensor of the host's among
     the operands, raises."""
-    room = StepStreams(model(arch).to("meta").branches_in(dtype), 3, how)
+    room = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, how)
     with torch.no_grad():
         room._step(8)
     with pytest.raises(RuntimeError):
@@ -49,7 +49,7 @@ def test_a_step_reads_nothing_back(arch: str, how: Choice, dtype: torch.dtype) -
 
 @ARCHS
 def test_a_step_allocates_nothing_that_stays(arch: str) -> None:
-    room = StepStreams(model(arch), 2, ALL)
+    room = GraphStreams(model(arch), 2, ALL)
     room.feed({0: [1, 2], 1: [3]}, anew=True)
     room.run([0, 1], numbers(2, 5))
     before = {
@@ -77,7 +77,7 @@ def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.Mo
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
-        room = StepStreams(m, 2, ALL)
+        room = GraphStreams(m, 2, ALL)
         monkeypatch.setattr(room, "_recorder", recorder)
         room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
         got = [room.run([0, 1], numbers(2, 300))]
@@ -90,11 +90,11 @@ def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.Mo
 @ARCHS
 def test_a_stream_that_waits_is_not_changed(arch: str) -> None:
     m = model(arch)
-    together = StepStreams(m, 2, ALL)
+    together = GraphStreams(m, 2, ALL)
     together.feed({0: [1, 2], 1: [3, 4, 5]}, anew=True)
     together.run([0, 1], numbers(2, 30))
     together.run([1], numbers(2, 40)[1:])
-    alone = StepStreams(m, 1, ALL)
+    alone = GraphStreams(m, 1, ALL)
     alone.feed({0: [1, 2]}, anew=True)
     alone.run([0], numbers(1, 30))
     assert together.run([0], numbers(1, 9)).tolist() == alone.run([0], numbers(1, 9)).tolist()
@@ -105,8 +105,8 @@ def test_half_branches_write_as_whole_ones_at_first(arch: str) -> None:
     texts = []
     for dtype in (torch.float32, torch.bfloat16):
         m = model(arch).branches_in(dtype)
-        for kind in (StepStreams, TorchStreams):
-            room = kind(m, 2, Choice(0.0))
+        for kind in (GraphStreams, TorchStreams):
+            room = kind(m, 2, SamplingParams(0.0))
             room.feed({0: [1, 2, 3], 1: [3, 4, 5]}, anew=True)
             texts.append(room.run([0, 1], numbers(2, 30)))
     assert all(torch.equal(text[:2], texts[0][:2]) for text in texts)
@@ -121,7 +121,7 @@ def test_alike_prompts_are_read_once(arch: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         m, "forward", lambda idx, **k: (rows.append(len(idx)), forward(idx, **k))[1]
     )
-    room = StepStreams(m, 5, Choice(0.0))
+    room = GraphStreams(m, 5, SamplingParams(0.0))
     room.feed({i: [1, 2, 3 + (i == 4)] for i in range(5)}, anew=True)
     first = room.run(range(5), numbers(5, 1))
     assert rows == [1, 5]  # the last token is fed by the step
@@ -143,9 +143,9 @@ class _Unrecordable(TorchDispatchMode):
 
 
 @ARCHS
-@pytest.mark.parametrize("how", [Choice(0.0), ALL])
-def test_a_step_can_be_recorded(arch: str, how: Choice) -> None:
-    room = StepStreams(model(arch), 2, how)
+@pytest.mark.parametrize("how", [SamplingParams(0.0), ALL])
+def test_a_step_can_be_recorded(arch: str, how: SamplingParams) -> None:
+    room = GraphStreams(model(arch), 2, how)
     room.feed({0: [1, 2], 1: [3]}, anew=True)
     room.run([0, 1], numbers(2, 2))  # makes what is made once
     with torch.no_grad(), _Unrecordable():
@@ -159,7 +159,7 @@ def test_a_step_can_be_recorded(arch: str, how: Choice) -> None:
 @ARCHS
 def test_a_room_goes_when_nobody_needs_it(arch: str) -> None:
     """At once, not when garbage is looked for: on a GPU its rings are half of the memory."""
-    room = StepStreams(model(arch), 2, ALL)
+    room = GraphStreams(model(arch), 2, ALL)
     room.feed({0: [1, 2], 1: [3]}, anew=True)
     room.run([0, 1], numbers(2, 3))
     gone = weakref.ref(room)
@@ -176,7 +176,7 @@ def test_what_prompts_take_beside_the_rings_is_bounded(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m = model(arch)
-    room = StepStreams(m, 40, Choice(0.0))
+    room = GraphStreams(m, 40, SamplingParams(0.0))
     slots: list[int] = []
     new_cache = m.new_cache
     monkeypatch.setattr(
@@ -192,7 +192,7 @@ def test_what_prompts_take_beside_the_rings_is_bounded(
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def written(room: StepStreams, *, recorded: bool = True) -> list[list[int]]:
+def written(room: GraphStreams, *, recorded: bool = True) -> list[list[int]]:
     if not recorded:
         room._recorder = None
     room.feed({0: [1, 2, 3], 1: [4]}, anew=True)
@@ -206,13 +206,13 @@ def written(room: StepStreams, *, recorded: bool = True) -> list[list[int]]:
 @gpu
 @ARCHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [Choice(0.0), ALL])
+@pytest.mark.parametrize("how", [SamplingParams(0.0), ALL])
 def test_a_recorded_step_writes_what_the_step_writes(
-    arch: str, dtype: torch.dtype, how: Choice
+    arch: str, dtype: torch.dtype, how: SamplingParams
 ) -> None:
     m = model(arch, width=200).to("cuda").branches_in(dtype)
-    plain = written(StepStreams(m, 2, how), recorded=False)
-    assert written(StepStreams(m, 2, how)) == plain
+    plain = written(GraphStreams(m, 2, how), recorded=False)
+    assert written(GraphStreams(m, 2, how)) == plain
 
 
 @gpu
@@ -220,13 +220,13 @@ def test_a_recorded_step_writes_what_the_step_writes(
 def test_recordings_do_not_need_each_other(arch: str) -> None:
     """One room goes, another comes, a third writes as before."""
     m = model(arch, width=200).to("cuda")
-    stays, goes = StepStreams(m, 2, ALL), StepStreams(m, 2, ALL)
+    stays, goes = GraphStreams(m, 2, ALL), GraphStreams(m, 2, ALL)
     first = written(stays)
     assert written(goes) == first
     del goes
     gc.collect()
     torch.cuda.empty_cache()
-    assert written(StepStreams(m, 2, ALL)) == first
+    assert written(GraphStreams(m, 2, ALL)) == first
     assert written(stays) == first
 
 
@@ -234,7 +234,7 @@ def test_recordings_do_not_need_each_other(arch: str) -> None:
 @ARCHS
 def test_steps_do_not_wait_for_the_host(arch: str) -> None:
     m = model(arch, width=200).to("cuda")
-    room = StepStreams(m, 2, ALL)
+    room = GraphStreams(m, 2, ALL)
     written(room)
     room._at.zero_()
     torch.cuda.set_sync_debug_mode("error")
@@ -250,8 +250,8 @@ def test_steps_do_not_wait_for_the_host(arch: str) -> None:
 @gpu
 def test_what_cannot_be_recorded_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     m = model("modern", width=200).to("cuda")
-    plain = written(StepStreams(m, 2, ALL), recorded=False)
-    room = StepStreams(m, 2, ALL)
+    plain = written(GraphStreams(m, 2, ALL), recorded=False)
+    room = GraphStreams(m, 2, ALL)
     step = room._step
 
     def asks(span: int) -> None:
@@ -265,4 +265,4 @@ def test_what_cannot_be_recorded_is_made_all_the_same(monkeypatch: pytest.Monkey
     assert set(room._recorded.values()) == {None}
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     monkeypatch.undo()
-    assert written(StepStreams(m, 2, ALL)) == plain
+    assert written(GraphStreams(m, 2, ALL)) == plain

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from gptcli.errors import GptcliError
-from gptcli.sampling import backend
-from gptcli.sampling.backend import Way, choose_way, free_memory, open_streams
-from gptcli.sampling.next_token import Choice
+from gptcli.sampling.backend import Backend, choose_backend, free_memory, open_streams
+from gptcli.sampling.next_token import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_models import model
@@ -35,21 +34,25 @@ def test_a_container_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("native", [True, False])
 def test_fewer_streams_where_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    way = choose_way("float32", CPU, own_parts=False) if native else Way("torch", torch.float32)
-    if native and not way.native:
+    backend = (
+        choose_backend("float32", CPU, has_user_parts=False)
+        if native
+        else Backend("torch", torch.float32)
+    )
+    if native and not backend.native:
         pytest.skip("no C decoder on this machine")
     m = model("gpt2", 2, 64, n_embd=64)
-    assert open_streams(m, 40, Choice(), way, 1).count == 40
+    assert open_streams(m, 40, SamplingParams(), backend, 1).count == 40
     one = 2 * 2 * 64 * 64 * 4
     monkeypatch.setattr(backend, "free_memory", lambda device: 8_000_000 if native else 20 * one)
-    assert 1 <= open_streams(m, 256, Choice(), way, 1).count < 256
+    assert 1 <= open_streams(m, 256, SamplingParams(), backend, 1).count < 256
 
 
 def test_no_memory_for_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = choose_way("float32", CPU, own_parts=False)
-    if not way.native:
+    backend = choose_backend("float32", CPU, has_user_parts=False)
+    if not backend.native:
         pytest.skip("no C decoder on this machine")
     monkeypatch.setattr(backend, "free_memory", lambda device: 1000)
     with pytest.raises(GptcliError, match="GiB beside the model") as failed:
-        open_streams(model("modern"), 1, Choice(), way, 1)
+        open_streams(model("modern"), 1, SamplingParams(), backend, 1)
     assert failed.value.exit_code == 1

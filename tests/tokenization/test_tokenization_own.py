@@ -12,7 +12,7 @@ import pytest
 
 from gptcli.course.exercises.tokenizer import Tokenizer as Reference
 from gptcli.errors import GptcliError
-from gptcli.tokenization import learn_own, load_tokenizer
+from gptcli.tokenization import load_tokenizer, train_user_bpe
 from gptcli.tokenization.user_bpe import LEARNS_FROM, LONGEST_LINE, line_cuts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "course"))
@@ -31,7 +31,7 @@ def class_of(source: str) -> type[Any]:
 @pytest.mark.parametrize("name", RIGHT)
 def test_every_right_form_learns_encodes_and_comes_back(name: str, tmp_path: Path) -> None:
     cls = class_of(RIGHT[name])
-    tokenizer, read = learn_own(cls, [TEXT[:10], TEXT[10:]], 257 + 12)
+    tokenizer, read = train_user_bpe(cls, [TEXT[:10], TEXT[10:]], 257 + 12)
     assert read == len(TEXT)
     reference = Reference()
     reference.train(TEXT, 12)
@@ -60,14 +60,14 @@ def test_it_learns_from_the_beginning_only() -> None:
             seen.append((text, num_merges))
             self.merges = {(97, 97): 256}
 
-    _, read = learn_own(Watching, iter(["a" * 60_000] * 1000), 300)
+    _, read = train_user_bpe(Watching, iter(["a" * 60_000] * 1000), 300)
     assert seen == [("a" * LEARNS_FROM, 43)]
     assert read == LEARNS_FROM
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 5000])
 def test_a_text_is_cut_where_its_lines_are_however_it_comes(size: int) -> None:
-    tokenizer, _ = learn_own(Reference, [TEXT], 270)
+    tokenizer, _ = train_user_bpe(Reference, [TEXT], 270)
     pieces = [TEXT[i : i + size] for i in range(0, len(TEXT), size)]
     cut = list(line_cuts(pieces, 16))
     assert "".join(cut) == TEXT
@@ -119,11 +119,11 @@ class NoIds(Reference):
 )
 def test_what_is_no_tokenizer_is_said(cls: type[Any], says: str) -> None:
     with pytest.raises(GptcliError, match=says):
-        learn_own(cls, ["low lower lowest"], 260)[0].encode("low")
+        train_user_bpe(cls, ["low lower lowest"], 260)[0].encode("low")
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    tokenizer, _ = learn_own(Reference, ["low lower lowest"], 260)
+    tokenizer, _ = train_user_bpe(Reference, ["low lower lowest"], 260)
     good = tokenizer.to_json()
     path = tmp_path / "tokenizer.json"
     for old, new in (
@@ -157,7 +157,7 @@ def test_a_long_text_is_encoded_by_one_thread_and_leaves_stdout_alone(tmp_path: 
     before = sys.stdout
     open_corpus(
         str(path), kind="bpe", vocab_size=270, val_fraction=0.1, block_size=8,
-        own_tokenizer=Watching, cache=tmp_path / "cache", progress=False,
+        user_tokenizer=Watching, cache=tmp_path / "cache", progress=False,
     )  # fmt: skip
     assert asked_in == {threading.get_ident()}
     assert sys.stdout is before

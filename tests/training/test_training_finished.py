@@ -63,8 +63,8 @@ def test_a_finished_run_says_what_is_damaged(cli: Any, text_file: Path, tmp_path
 def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
     cli: Any, tmp_path: Path, text_file: Path
 ) -> None:
-    own = tmp_path / "own.py"
-    own.write_text(
+    user_parts = tmp_path / "own.py"
+    user_parts.write_text(
         "import torch\n"
         "from torch import nn\n"
         "class MLP(nn.Module):\n"
@@ -78,12 +78,12 @@ def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
         encoding="utf-8",
     )
     run, whole = tmp_path / "r", tmp_path / "whole"
-    words = (*BASE, "model.arch=gpt2", "train.eval_every=50", "--mlp", own, "--force")
+    words = (*BASE, "model.arch=gpt2", "train.eval_every=50", "--mlp", user_parts, "--force")
     assert cli("train", text_file, *words, "--out", whole).code == 0
     first = cli("train", text_file, *words, "--out", run, "train.checkpoint_every=7")
     assert first.code == 0
     damage(run, 20)
-    again = cli("train", "--resume", "--out", run, "--mlp", own, "--force")
+    again = cli("train", "--resume", "--out", run, "--mlp", user_parts, "--force")
     assert again.code == 0, again.err
     name = "checkpoints/step-00000020/model.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes()
@@ -158,8 +158,8 @@ def test_a_finished_run_refuses_another_text(cli: Any, text_file: Path, tmp_path
 def test_a_buffer_that_changes_is_said_not_to_be_saved(
     counts: bool, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    own = tmp_path / "own.py"
-    own.write_text(
+    user_parts = tmp_path / "own.py"
+    user_parts.write_text(
         "import torch\n"
         "from torch import nn\n"
         "class MLP(nn.Module):\n"
@@ -174,7 +174,7 @@ def test_a_buffer_that_changes_is_said_not_to_be_saved(
         "        return self.c_proj(nn.functional.gelu(self.c_fc(x), approximate='tanh'))\n",
         encoding="utf-8",
     )
-    words = (*BASE, "model.arch=gpt2", "--mlp", own, "--force")
+    words = (*BASE, "model.arch=gpt2", "--mlp", user_parts, "--force")
     outcome = cli("train", text_file, *words, "--out", tmp_path / "r")
     assert outcome.code == 0
     assert ("the buffer `h.0.mlp.calls` of a part of yours has changed" in outcome.err) is counts

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import ModelConfig, TrainConfig
-from gptcli.training.master_weights import Weights
+from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import AdamW, Muon, Optimizers, orthogonalise
 from gptcli.training.schedule import (
     lr_at,
@@ -146,7 +146,7 @@ def test_tall_and_wide_matrices_share_an_iteration() -> None:
 
 def test_masters_keep_what_bfloat16_cannot() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
-    weights = Weights(model, torch.bfloat16)
+    weights = MasterWeights(model, torch.bfloat16)
     assert model.wte.weight.dtype == torch.bfloat16
     master = weights.named()["wte.weight"]
     before = master.clone()
@@ -160,7 +160,7 @@ def test_masters_keep_what_bfloat16_cannot() -> None:
 
 def test_gradients_add_up_in_float32() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
-    weights = Weights(model, torch.bfloat16)
+    weights = MasterWeights(model, torch.bfloat16)
     for value in (1.0, 2.0**-10):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, value)
@@ -176,6 +176,6 @@ def test_gradients_add_up_in_float32() -> None:
 
 def test_tied_weights_have_one_master() -> None:
     model = build_model(ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
-    weights = Weights(model, torch.bfloat16)
+    weights = MasterWeights(model, torch.bfloat16)
     assert "lm_head.weight" not in weights.named()
     assert model.lm_head.weight is model.wte.weight

@@ -223,11 +223,11 @@ def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     from gptcli.model.attention import CausalSelfAttention
-    from gptcli.model.user_parts import OwnParts
+    from gptcli.model.user_parts import UserParts
 
     config = new("other", "model.arch=gpt2").config
     run = tmp_path / "r"
-    prepare_new(config, run, own=OwnParts(attention=CausalSelfAttention))
+    prepare_new(config, run, user_parts=UserParts(attention=CausalSelfAttention))
     with pytest.raises(GptcliError, match="an attention file of your own"):
         prepare_resume(run, None)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.view.chart import chart, markers
-from gptcli.view.curve import Trace, bounds, curve, dot_row, resample
+from gptcli.view.curve import LossHistory, bounds, curve, dot_row, resample
 from gptcli.view.glyphs import ASCII, UNICODE
 
 numbers = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]))
@@ -79,7 +79,7 @@ def test_rows_grow_downwards(value: float, low: float, span: float, rows: int) -
 
 
 def test_a_trace_of_few_values_keeps_them_all() -> None:
-    trace = Trace(8)
+    trace = LossHistory(8)
     for step in range(5):
         trace.add(step, step * 2.0)
     assert trace.points() == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
@@ -88,7 +88,7 @@ def test_a_trace_of_few_values_keeps_them_all() -> None:
 @given(st.integers(0, 400), st.sampled_from([2, 8, 16]))
 @settings(max_examples=60, deadline=None)
 def test_a_trace_is_bounded_ordered_and_keeps_to_the_line(count: int, capacity: int) -> None:
-    trace = Trace(capacity)
+    trace = LossHistory(capacity)
     for step in range(count):
         trace.add(step, 3.0 * step + 1.0)
     points = trace.points()
@@ -100,7 +100,7 @@ def test_a_trace_is_bounded_ordered_and_keeps_to_the_line(count: int, capacity: 
 
 
 def test_a_trace_leaves_out_what_is_not_finite() -> None:
-    trace = Trace()
+    trace = LossHistory()
     for value in (1.0, math.nan, math.inf, 2.0):
         trace.add(7, value)
     assert [value for _, value in trace.points()] == [1.0, 2.0]

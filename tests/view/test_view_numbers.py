@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.view.number_formats import (
-    Pace,
+    StepRate,
     duration,
     eta_seconds,
     human_count,
@@ -75,7 +75,7 @@ def test_eta_is_the_steps_left_at_the_pace_so_far() -> None:
 
 
 def test_the_first_step_is_not_part_of_the_pace() -> None:
-    pace = Pace()
+    pace = StepRate()
     assert pace.eta(100) is None
     pace.mark(1, 50.0)  # compilation
     assert pace.eta(100) is None
@@ -84,14 +84,14 @@ def test_the_first_step_is_not_part_of_the_pace() -> None:
 
 
 def test_the_pace_of_a_resumed_run_is_that_of_its_own_steps() -> None:
-    pace = Pace()
+    pace = StepRate()
     pace.mark(601, 1000.0)
     pace.mark(611, 1001.0)
     assert pace.eta(1011) == pytest.approx(40.0)
 
 
 def test_the_pace_follows_a_change_of_speed_and_counts_the_pauses() -> None:
-    pace = Pace()
+    pace = StepRate()
     for step in range(1, 1001):
         pace.mark(step, step * 0.01)
     now = 10.0
@@ -108,7 +108,7 @@ def test_the_pace_follows_a_change_of_speed_and_counts_the_pauses() -> None:
 @given(st.lists(st.floats(0, 5), min_size=2, max_size=60))
 @settings(max_examples=50, deadline=None)
 def test_eta_is_never_negative(waits: list[float]) -> None:
-    pace, now = Pace(), 0.0
+    pace, now = StepRate(), 0.0
     for step, wait in enumerate(waits):
         now += wait
         pace.mark(step, now)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gptcli.course.report import OwnReport, PathResult
+from gptcli.course.report import BuiltinReport, PathResult
 from gptcli.model.attention import CausalSelfAttention, causal_attention
 from gptcli.model.cache import LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention
@@ -91,7 +91,7 @@ def dtypes_on(device: str) -> list[torch.dtype]:
 
 
 @torch.no_grad()
-def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> OwnReport:
+def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> BuiltinReport:
     """Run every path on every case, dtype and device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are small: threads would only wait for each other
@@ -101,7 +101,7 @@ def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> OwnRe
         torch.set_num_threads(threads)
 
 
-def _compare_paths(devices: list[str], cases: list[Sizes]) -> OwnReport:
+def _compare_paths(devices: list[str], cases: list[Sizes]) -> BuiltinReport:
     results: dict[tuple[str, str, str], PathResult] = {}
     for device in devices:
         for dtype in dtypes_on(device):
@@ -114,7 +114,7 @@ def _compare_paths(devices: list[str], cases: list[Sizes]) -> OwnReport:
                     if not error <= result.largest_error:
                         result.largest_error = error
     order = sorted(results.values(), key=lambda r: (devices.index(r.device), PATHS.index(r.path)))
-    return OwnReport(tuple(order))
+    return BuiltinReport(tuple(order))
 
 
 def _errors(
