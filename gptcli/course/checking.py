@@ -77,16 +77,17 @@ def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_
     see on which side bare matrices are multiplied."""
     import torch
 
-    from gptcli.course.attention.learner_attention import Trial, Wrong
+    from gptcli.course.attention.learner_attention import LearnerAttention
     from gptcli.course.attention.projections import ProjectionError, find_projections
+    from gptcli.course.lesson import CheckFailed
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    trial = Trial(file, cls, lambda doing: None)
+    learner = LearnerAttention(file, cls, lambda doing: None)
     try:
-        trial.settle_columns()
-        found = find_projections(module, n_embd, columns=trial.columns)
-    except (Wrong, ProjectionError, GptcliError):
+        learner.settle_columns()
+        found = find_projections(module, n_embd, columns=learner.columns)
+    except (CheckFailed, ProjectionError, GptcliError):
         return None
     finally:
         torch.set_default_dtype(before)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gptcli.course.report import Check
+
+TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Mistake:
-    """Something that people write: the reference with one thing changed.
-
-    `says` is the message, with {places} for values of the learner's own; `at` finds the line of
-    their file that is to blame. `forms` compute what such code computes, on the learner's own
-    weights and inputs; those without forms are found by looking."""
+    """A known mistake at one step. `message` has {places} for values of the learner's file."""
 
     slug: str
     step: int
-    writes: str
-    says: str
-    why: str
-    hint: str
-    forms: tuple[Callable[..., Any], ...] = ()
-    at: str = ""
+    writes: str  # what people write
+    message: str  # what is wrong about it
 
 
-class Wrong(Exception):
-    """What is wrong with a file, at which step, and three hints."""
+class CheckFailed(Exception):
+    """A learner's file failed a check: the mistake's slug, a message, three hints, and the step.
 
-    def __init__(self, step: int | None, slug: str, message: str, hints: tuple[str, ...]) -> None:
+    `hint` is one text for all three levels, or three texts of rising strength."""
+
+    def __init__(
+        self, mistake: str, message: str, hint: str | tuple[str, ...], step: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.step, self.slug, self.message, self.hints = step, slug, message, hints
+        self.mistake, self.message, self.step = mistake, message, step
+        self.hints = (hint,) * 3 if isinstance(hint, str) else hint
 
 
 @dataclass(frozen=True)

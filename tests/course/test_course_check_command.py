@@ -107,7 +107,7 @@ def test_own_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatc
     from gptcli.course.report import BuiltinReport, PathResult
 
     bad = BuiltinReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))
-    monkeypatch.setattr(checking, "check_own", lambda: bad)
+    monkeypatch.setattr(checking, "check_builtin", lambda: bad)
     result = run()
     assert result.exit_code == 1
     assert "wrong: 1 of 1 paths stray from the reference" in " ".join(result.stdout.split())

@@ -121,4 +121,4 @@ def test_the_bank_reads_like_a_lesson() -> None:
         assert mistake.writes
         assert mistake.changes
         assert re.fullmatch(r"[a-z0-9-]+", mistake.slug)
-        assert re.search(r"\{\w+", mistake.why), f"{mistake.slug} quotes nothing of theirs"
+        assert re.search(r"\{\w+", mistake.message), f"{mistake.slug} quotes nothing of theirs"

@@ -1,6 +1,6 @@
 """What a learner's attention must do, one function each, in the order in which they are tried.
 
-A check returns a few words for the table, or raises Wrong. Dimensions: B batch, T time,
+A check returns a few words for the table, or raises CheckFailed. Dimensions: B batch, T time,
 C channels (n_embd), H heads, D head_dim.
 """
 
@@ -17,26 +17,27 @@ from gptcli.course.attention.cases import (
     draw_input,
     generator_for,
 )
-from gptcli.course.attention.learner_attention import BACKWARD, TOLERANCE, Built, Trial, Wrong
+from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 # Rounding in float64 is below 1e-13 here; a gradient from the future is far above.
 NO_GRADIENT = 1e-10
 
 
-def constructor(trial: Trial) -> str:
+def constructor(learner: LearnerAttention) -> str:
     for case in CASES:
-        trial.build(case)
+        learner.build(case)
     return f"Class(config), {len(CASES)} sizes"
 
 
-def projections(trial: Trial) -> str:
-    trial.settle_columns()
+def projections(learner: LearnerAttention) -> str:
+    learner.settle_columns()
     for case in (USUAL, CASES[1]):
-        for name, part in trial.build(case).projections.items():
+        for name, part in learner.build(case).projections.items():
             if case.bias == (part.bias is not None):
                 continue
             have = "no bias" if part.bias is None else f"a bias of shape {tuple(part.bias.shape)}"
-            raise Wrong(
+            raise CheckFailed(
                 "bias-ignored",
                 f"with config.bias = {case.bias} the {name} projection, "
                 f"{tuple(part.weight.shape)}, has {have}",
@@ -47,14 +48,14 @@ def projections(trial: Trial) -> str:
 
 
 @torch.no_grad()
-def shape(trial: Trial) -> str:
+def shape(learner: LearnerAttention) -> str:
     for case in CASES:
-        built = trial.build(case)
+        built = learner.build(case)
         x = draw_input(case, generator_for(case))
-        y = trial.run(built.module, x.clone())
+        y = learner.run(built.module, x.clone())
         if not torch.isfinite(y).all():
             token, count = _first_token(~torch.isfinite(y)), int((~torch.isfinite(y)).sum())
-            raise Wrong(
+            raise CheckFailed(
                 "not-finite",
                 f"{count} of {y.numel()} numbers of the output are not "
                 f"finite, first at token {token} of {case.T} ({case})",
@@ -63,16 +64,16 @@ def shape(trial: Trial) -> str:
     return "(B, T, C), finite"
 
 
-def untouched(trial: Trial) -> str:
-    built = trial.build(USUAL)
+def untouched(learner: LearnerAttention) -> str:
+    built = learner.build(USUAL)
     for training in (False, True):
         x = draw_input(USUAL, generator_for(USUAL))
         given = x.clone()
         with torch.no_grad():
-            trial.run(built.module.train(training), given)
+            learner.run(built.module.train(training), given)
         if not torch.equal(given, x):
             token = _first_token(given != x)
-            raise Wrong(
+            raise CheckFailed(
                 "input-changed",
                 "forward changed its input x in place: at token "
                 f"{token} by up to {_largest(given, x):.3g}",
@@ -83,13 +84,13 @@ def untouched(trial: Trial) -> str:
 
 
 @torch.no_grad()
-def evaluation(trial: Trial) -> str:
+def evaluation(learner: LearnerAttention) -> str:
     for p in (0.0, 0.5):
-        built = trial.build(USUAL, dropout=p)
+        built = learner.build(USUAL, dropout=p)
         x = draw_input(USUAL, generator_for(USUAL))
-        first, second = (_seeded(trial, built, x, seed) for seed in (1, 2))
+        first, second = (_seeded(learner, built, x, seed) for seed in (1, 2))
         if not torch.equal(first, second):
-            raise Wrong(
+            raise CheckFailed(
                 "dropout-in-evaluation",
                 f"with config.dropout = {p} and in evaluation "
                 "mode, two calls with the same x differ by up to "
@@ -100,20 +101,20 @@ def evaluation(trial: Trial) -> str:
     return "no dropout, the same twice"
 
 
-def causal(trial: Trial) -> str:
-    built = trial.build(USUAL)
+def causal(learner: LearnerAttention) -> str:
+    built = learner.build(USUAL)
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
-    y = trial.run(built.module, x)
+    y = learner.run(built.module, x)
     if not y.requires_grad:
         return "no gradient to look at"
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
     largest = 0.0
     for t in range(USUAL.T):
-        gradient = _theirs(trial, (y[:, t] * mix[:, t]).sum(), x)
+        gradient = _theirs(learner, (y[:, t] * mix[:, t]).sum(), x)
         ahead = gradient[:, t + 1 :].abs().amax(dim=(0, 2))  # (T - t - 1,)
         if ahead.numel() and not bool((ahead <= NO_GRADIENT).all()):
             s = t + 1 + int(ahead.nan_to_num(posinf=1e9).argmax())
-            raise Wrong(
+            raise CheckFailed(
                 "not-causal",
                 f"the output at token {t} depends on the input at token {s}, "
                 f"which comes later (gradient {float(ahead[s - t - 1]):.3g})",
@@ -122,10 +123,10 @@ def causal(trial: Trial) -> str:
             )
         largest = max(largest, float(ahead.max()) if ahead.numel() else 0.0)
     for b in range(USUAL.B):
-        gradient = _theirs(trial, (y[b] * mix[b]).sum(), x)
+        gradient = _theirs(learner, (y[b] * mix[b]).sum(), x)
         others = torch.cat((gradient[:b], gradient[b + 1 :]))
         if not bool((others.abs() <= NO_GRADIENT).all()):
-            raise Wrong(
+            raise CheckFailed(
                 "sequences-mixed",
                 f"the output of sequence {b} of {USUAL.B} depends on another sequence of the batch",
                 "split and merge so that each sequence and each head keeps its own (T, D) matrix",
@@ -134,28 +135,28 @@ def causal(trial: Trial) -> str:
 
 
 @torch.no_grad()
-def output(trial: Trial) -> str:
+def output(learner: LearnerAttention) -> str:
     largest = 0.0
     for case in CASES:
-        built = trial.build(case)
+        built = learner.build(case)
         x = draw_input(case, generator_for(case))
-        largest = max(largest, _compare(trial, built, x))
+        largest = max(largest, _compare(learner, built, x))
     for training, p in ((True, 0.0), (False, 0.5)):
-        built = trial.build(USUAL, dropout=p)
+        built = learner.build(USUAL, dropout=p)
         built.module.train(training)
         x = draw_input(USUAL, generator_for(USUAL))
         mode = "training" if training else "evaluation"
-        largest = max(largest, _compare(trial, built, x, f", in {mode} with dropout {p}"))
+        largest = max(largest, _compare(learner, built, x, f", in {mode} with dropout {p}"))
     return f"largest error {largest:.1g}"
 
 
 @torch.no_grad()
-def lengths(trial: Trial) -> str:
-    built = trial.build(USUAL)
+def lengths(learner: LearnerAttention) -> str:
+    built = learner.build(USUAL)
     generator = generator_for(USUAL)
     for T in LENGTHS:
         _compare(
-            trial,
+            learner,
             built,
             draw_input(USUAL, generator, T),
             f", one module for T = {', '.join(map(str, LENGTHS))}",
@@ -163,35 +164,37 @@ def lengths(trial: Trial) -> str:
     return f"T = {', '.join(map(str, LENGTHS))}"
 
 
-def gradients(trial: Trial) -> str:
-    built = trial.build(USUAL)
+def gradients(learner: LearnerAttention) -> str:
+    built = learner.build(USUAL)
     module = built.module
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
-    y = trial.run(module, x)
+    y = learner.run(module, x)
     hint = "keep the way from x to the output free of detach(), .data, .item() and torch.no_grad()"
     if not y.requires_grad:
-        raise Wrong(
+        raise CheckFailed(
             "no-gradient",
             f"the output, {tuple(y.shape)}, carries no gradient: nothing could be learned",
             hint,
         )
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
-    trial.theirs(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
+    learner.theirs(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
     # A bias of the keys moves all scores of a row alike, so its gradient is 0 but for rounding.
     idle = [name for name in names if not (name.endswith("bias") and name.startswith("k"))]
     if idle:
-        raise Wrong("no-gradient", f"no gradient reaches {', '.join(f'`{n}`' for n in idle)}", hint)
+        raise CheckFailed(
+            "no-gradient", f"no gradient reaches {', '.join(f'`{n}`' for n in idle)}", hint
+        )
     theirs = x.grad
     if theirs is None:
-        raise Wrong("no-gradient", "no gradient reaches the input x", hint)
+        raise CheckFailed("no-gradient", "no gradient reaches the input x", hint)
     right = x.detach().clone().requires_grad_()
     wanted = _gradient((built.reference(right) * mix).sum(), right)
     error = _largest(theirs, wanted)
     if not error <= 1e-8:
-        raise Wrong(
+        raise CheckFailed(
             "wrong-gradient",
             "the output is right, but its gradient at x differs from the "
             f"reference's by up to {error:.3g}",
@@ -201,21 +204,21 @@ def gradients(trial: Trial) -> str:
     return f"reach {count} parameters and x"
 
 
-def single(trial: Trial) -> str:
+def single(learner: LearnerAttention) -> str:
     """float32, as training uses it: fresh modules, made while float32 is torch's default."""
     torch.set_default_dtype(torch.float32)
     try:
-        built = trial.build(USUAL)
+        built = learner.build(USUAL)
         built.module.to(torch.float32)
         x = draw_input(USUAL, generator_for(USUAL)).to(torch.float32)
         with torch.no_grad():
-            y = trial.run(built.module, x.clone())
-            wanted = trial.projections(built.module, USUAL)
+            y = learner.run(built.module, x.clone())
+            wanted = learner.projections(built.module, USUAL)
             error = _largest(y.double(), Built(USUAL, built.module, wanted).reference(x))
     finally:
         torch.set_default_dtype(torch.float64)
     if not error <= 1e-4:
-        raise Wrong(
+        raise CheckFailed(
             "float32",
             f"in float32 the output differs from the reference by up to "
             f"{error:.3g}; in float64 it is right",
@@ -238,10 +241,10 @@ CHECKS = (
 )
 
 
-def _compare(trial: Trial, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x. Raises Wrong where it is over the tolerance."""
+def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
+    """The largest error of the module on x. Raises CheckFailed where it is over the tolerance."""
     case, T = built.case, x.shape[1]
-    y = trial.run(built.module, x.clone())
+    y = learner.run(built.module, x.clone())
     wanted = built.reference(x)
     error = _largest(y, wanted)
     if error <= TOLERANCE:
@@ -253,12 +256,12 @@ def _compare(trial: Trial, built: Built, x: Tensor, also: str = "") -> float:
         f"{token} of {T} ({sizes}{also})"
     )
     if error < 1e-5:
-        raise Wrong(
+        raise CheckFailed(
             "precision",
             f"{message}: so little looks like float32 rounding, where x is float64",
             "leave out .float() and dtype=torch.float32; compute in x's dtype",
         )
-    raise Wrong(
+    raise CheckFailed(
         "wrong-output",
         message,
         "compare your code with the eight steps: project, split "
@@ -266,14 +269,14 @@ def _compare(trial: Trial, built: Built, x: Tensor, also: str = "") -> float:
     )
 
 
-def _seeded(trial: Trial, built: Built, x: Tensor, seed: int) -> Tensor:
+def _seeded(learner: LearnerAttention, built: Built, x: Tensor, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return trial.run(built.module, x.clone())
+    return learner.run(built.module, x.clone())
 
 
-def _theirs(trial: Trial, scalar: Tensor, x: Tensor) -> Tensor:
-    """The gradient at x. Raises Wrong where going backward through their code stops."""
-    found = trial.theirs(lambda: _gradient(scalar, x), BACKWARD, None)
+def _theirs(learner: LearnerAttention, scalar: Tensor, x: Tensor) -> Tensor:
+    """The gradient at x. Raises CheckFailed where going backward through their code stops."""
+    found = learner.theirs(lambda: _gradient(scalar, x), BACKWARD, None)
     assert isinstance(found, Tensor)
     return found
 

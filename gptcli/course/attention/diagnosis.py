@@ -52,60 +52,61 @@ from gptcli.course.attention.first_wrong_operation import (
 from gptcli.course.attention.first_wrong_step import fill_of, place, scale_of, weighs_by_one
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.gradient_loss import lost_gradient, stopped_backward
-from gptcli.course.attention.learner_attention import Trial, Wrong
+from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.matching import first_missing, last_good
-from gptcli.course.attention.mistakes.attention_mistake import Mistake, sizes
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, sizes
 from gptcli.course.attention.mistakes.bank import made, same
 from gptcli.course.attention.quoted_line import line_of, line_of_fill
 from gptcli.course.attention.score_scale import told_scale, wrong_scale
 from gptcli.course.attention.source_text import line_of_argument
 from gptcli.course.attention.stages import Values
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import STEP_NAMES
 from gptcli.course.sandbox.learner_file import in_words
 
 
-def diagnose(trial: Trial, check: str, wrong: Wrong) -> Finding:
+def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
     """Put what a check found wrong at its step, by its name where it has one."""
-    if wrong.mistake == "missing-projection" and wrong.step == 8:
-        look = look_without_output(trial)
-        step = None if look is None else place(look.trace, look.found, look.p, trial.file.path)
+    if failed.mistake == "missing-projection" and failed.step == 8:
+        look = look_without_output(learner)
+        step = None if look is None else place(look.trace, look.found, look.p, learner.file.path)
         if look is not None and step is not None and step < 8:
-            return _explained(look, wrong)
-    if wrong.step is not None or trial.attempt is None:
-        step = wrong.step or (1 if check in ("constructor", "projections") else None)
+            return _explained(look, failed)
+    if failed.step is not None or learner.attempt is None:
+        step = failed.step or (1 if check in ("constructor", "projections") else None)
         return Finding(
-            step, wrong.mistake, wrong.message, (wrong.hint,) * 3, picture(step, None, None)
+            step, failed.mistake, failed.message, failed.hints, picture(step, None, None)
         )
-    if wrong.mistake == "backward-stops":
-        look = look_again(trial, grad=True)
+    if failed.mistake == "backward-stops":
+        look = look_again(learner, grad=True)
         if look.wrong and look.y is not None:
-            return _explained(look, wrong)
-        return stopped_backward(look, wrong)
+            return _explained(look, failed)
+        return stopped_backward(look, failed)
     if check == "gradients":
-        return lost_gradient(look_again(trial, grad=True), wrong)
-    if wrong.mistake == "input-changed":
-        look = look_again(trial)
-        return at_operation(look, look.trace.changed_at, wrong)
-    stops = wrong.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
-    if wrong.mistake == "dropout-in-evaluation" or (trial.attempt.module.training and not stops):
-        return _random(trial, wrong)
+        return lost_gradient(look_again(learner, grad=True), failed)
+    if failed.mistake == "input-changed":
+        look = look_again(learner)
+        return at_operation(look, look.trace.changed_at, failed)
+    stops = failed.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
+    if failed.mistake == "dropout-in-evaluation" or (learner.attempt.module.training and not stops):
+        return _random(learner, failed)
     if check == "float32":
-        look = look_again(trial, tolerance=1e-5)
-        return told(look, place(look.trace, look.found, look.p, trial.file.path), wrong)
-    if wrong.mistake == "output-dtype":
-        look = look_again(trial)
+        look = look_again(learner, tolerance=1e-5)
+        return told(look, place(look.trace, look.found, look.p, learner.file.path), failed)
+    if failed.mistake == "output-dtype":
+        look = look_again(learner)
         shorter = (op.index for op in look.trace.operations if shortens(op))
-        return at_operation(look, next(shorter, None), wrong)
-    usual = look_at(trial)
-    return _explained(usual if usual is not None and usual.wrong else look_again(trial), wrong)
+        return at_operation(look, next(shorter, None), failed)
+    usual = look_at(learner)
+    return _explained(usual if usual is not None and usual.wrong else look_again(learner), failed)
 
 
-def _explained(look: Look, wrong: Wrong) -> Finding:
-    step = place(look.trace, look.found, look.p, look.trial.file.path)
+def _explained(look: Look, failed: CheckFailed) -> Finding:
+    step = place(look.trace, look.found, look.p, look.learner.file.path)
     if look.y is None:
-        return _unfinished(look, step, wrong)
-    if wrong.mistake == "precision":
-        return told(look, step, wrong)
+        return _unfinished(look, step, failed)
+    if failed.mistake == "precision":
+        return told(look, step, failed)
     fits = [
         (mistake, values)
         for mistake, values in made(look.p)
@@ -121,32 +122,32 @@ def _explained(look: Look, wrong: Wrong) -> Finding:
         fits = [fit for fit in fits if fit[0].step <= 4]
     spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
     if spoil is not None and not any(fit[0].step <= step for fit in fits):
-        return _spoiled(look, spoil, step, wrong)
+        return _spoiled(look, spoil, step, failed)
     if step == 6 and weighs_by_one(look.trace, look.found) and all(f[0].step > 6 for f in fits):
-        return _unnamed(look, step, wrong)
+        return _unnamed(look, step, failed)
     if fits:
         mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
     else:
         fit = _swapped(look) or by_value(look, step)
         if fit is None or not is_true(look, fit[0].slug):
-            return _unnamed(look, step, wrong)
+            return _unnamed(look, step, failed)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and transposed(look):
             mistake, values = _of_bank("scores-transposed", look)
     return _named(look, mistake, values)
 
 
-def _of_bank(slug: str, look: Look) -> tuple[Mistake, Values]:
+def _of_bank(slug: str, look: Look) -> tuple[AttentionMistake, Values]:
     return next(fit for fit in made(look.p) if fit[0].slug == slug)
 
 
-def _swapped(look: Look) -> tuple[Mistake, Values] | None:
+def _swapped(look: Look) -> tuple[AttentionMistake, Values] | None:
     """Queries, keys and values under each other's names."""
     slug = misnamed(look)
     return None if slug is None else _of_bank(slug, look)
 
 
-def _distance(look: Look, mistake: Mistake, step: int) -> tuple[int, int]:
+def _distance(look: Look, mistake: AttentionMistake, step: int) -> tuple[int, int]:
     """How far a mistake that gives the right output is from what was seen."""
     if mistake.slug == "query-key-swapped":
         return (0 if misnamed(look) == mistake.slug else 9, 0)
@@ -155,7 +156,7 @@ def _distance(look: Look, mistake: Mistake, step: int) -> tuple[int, int]:
     return (abs(mistake.step - step), mistake.step)
 
 
-def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
+def _named(look: Look, mistake: AttentionMistake, values: Values) -> Finding:
     step, p = mistake.step, look.p
     have = sizes(p)
     shown = SHOWS[step] if step != 8 else "out"
@@ -166,7 +167,7 @@ def _named(look: Look, mistake: Mistake, values: Values) -> Finding:
         index = look.trace.operations[-1].index
     if step == 1:
         index = renamed(look, values, index)
-    why, slug = mistake.why.format(**have), mistake.slug
+    why, slug = mistake.message.format(**have), mistake.slug
     scale = scale_of(look.trace, look.found, look.values, p)
     if slug.startswith("scale-") and set(mistake.changes[0]) == {"score"} and scale:
         index = scale[1]
@@ -203,10 +204,10 @@ _SPOILED = {
 }
 
 
-def _spoiled(look: Look, spoil: Operation, step: int, wrong: Wrong) -> Finding:
+def _spoiled(look: Look, spoil: Operation, step: int, failed: CheckFailed) -> Finding:
     """Right numbers that were changed before the next step could begin."""
     if step == 4 and wrong_scale(look):
-        return _unnamed(look, step, wrong)
+        return _unnamed(look, step, failed)
     slug, what = _SPOILED[step]
     made = spoil.outputs[0].double()
     before = next(x.double() for x in spoil.inputs if x.shape == made.shape)
@@ -234,12 +235,12 @@ def _unused(look: Look, names: list[str]) -> Finding:
     return Finding(1, "projections-unused", message, hints, picture(1, look, None))
 
 
-def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
+def _unnamed(look: Look, step: int, failed: CheckFailed) -> Finding:
     """No mistake of the bank: what is known of the step."""
     line = line_of(look, step, f"step-{step}", None, culprit(look, step))
-    specific = {"sequences-mixed", "not-causal"} & {wrong.mistake}
-    slug, p = wrong.mistake if specific and step == 8 else f"step-{step}", look.p
-    why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {wrong.message}"
+    specific = {"sequences-mixed", "not-causal"} & {failed.mistake}
+    slug, p = failed.mistake if specific and step == 8 else f"step-{step}", look.p
+    why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {failed.message}"
     scale = scale_of(look.trace, look.found, look.values, p) if step == 4 else None
     if scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
         slug = "scores-in-another-order"
@@ -273,16 +274,16 @@ def _unnamed(look: Look, step: int, wrong: Wrong) -> Finding:
     return with_heat(finding, look, their_weights(look))
 
 
-def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
+def _unfinished(look: Look, step: int, failed: CheckFailed) -> Finding:
     """It raised, or returned nothing of the right shape: their error, with shapes in words; what
     went wrong before, first."""
     earlier = _earlier(look, step)
     if earlier is not None:
         return earlier
-    message, last = wrong.message, look.trace.operations[-1:]
+    message, last = failed.message, look.trace.operations[-1:]
     line = look.line(last_good(look.found, step) + 1)
     if last and last[0].raised and look.trace.error is not None:
-        stopped = look.trial.wrong_from(look.trace.error, f"forward on x {tuple(look.p.x.shape)}")
+        stopped = look.learner.wrong_from(look.trace.error, f"forward on x {tuple(look.p.x.shape)}")
         shapes = [called(x, look) for x in last[0].inputs[:3]]
         message = stopped.message
         if shapes:
@@ -290,21 +291,21 @@ def _unfinished(look: Look, step: int, wrong: Wrong) -> Finding:
         line = last[0].line
     elif look.trace.error is None and line is not None:
         message += f"; the last numbers that fit are made before {look.quote(line).rstrip(': ')}"
-    if wrong.mistake == "not-implemented":
-        number = told_step(look.trace.error, look.trial.file.path)
+    if failed.mistake == "not-implemented":
+        number = told_step(look.trace.error, look.learner.file.path)
         state = "is still to be written"
         if number is not None and number > step:
             state = "is missing: nothing of it was seen before"
-        message = f"step {step}, {STEP_NAMES[step]}, {state}: {wrong.message}"
+        message = f"step {step}, {STEP_NAMES[step]}, {state}: {failed.message}"
     else:
         message += f" (step {step}, {STEP_NAMES[step]})"
-    hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
-    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
+    hints = (failed.hints[0], *hints_of(step, sizes(look.p))[1:])
+    return Finding(step, failed.mistake, message, hints, picture(step, look, line))
 
 
 def _earlier(look: Look, step: int) -> Finding | None:
     """A step that was done, and wrongly, before the code stops; None where it just stops."""
-    trace, path = look.trace, look.trial.file.path
+    trace, path = look.trace, look.learner.file.path
     if look.found.has("out"):
         return None
     fit = _swapped(look)
@@ -323,24 +324,24 @@ def _earlier(look: Look, step: int) -> Finding | None:
     words = "it returns nothing of the right shape"
     if trace.error is not None:
         words = in_words(trace.error)
-    later = Wrong(f"step-{step}", f"further on the file stops: {words}", "")
+    later = CheckFailed(f"step-{step}", f"further on the file stops: {words}", "")
     if fit is None:
         return _unnamed(look, step, later)
     finding = _named(look, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
 
 
-def _random(trial: Trial, wrong: Wrong) -> Finding:
+def _random(learner: LearnerAttention, failed: CheckFailed) -> Finding:
     """Dropout where there should be none: the first operation that gives two results."""
     looks = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
-        looks.append(look_again(trial))
+        looks.append(look_again(learner))
     look, again = looks[0], looks.pop()
     if look.y is not None and again.y is not None and not torch.equal(look.y, again.y):
-        wrong = Wrong(
+        failed = CheckFailed(
             "state-between-calls",
-            f"{wrong.message}, with the same random numbers too: forward keeps something from one "
+            f"{failed.message}, with the same random numbers too: forward keeps something from one "
             "call to the next",
             "compute everything from x and the weights; keep nothing that an earlier x has left",
         )
@@ -350,10 +351,10 @@ def _random(trial: Trial, wrong: Wrong) -> Finding:
             before = until(look.found, one.index)
             if not before.has("mixed") and not before.has("merged"):
                 step = 6 if before.has("q", "k") else 1
-            if wrong.mistake == "wrong-output":
-                wrong = Wrong("dropout-fixed-rate", wrong.message, wrong.hint)
-            path, line = look.trial.file.path, one.line
+            if failed.mistake == "wrong-output":
+                failed = CheckFailed("dropout-fixed-rate", failed.message, failed.hints[0])
+            path, line = look.learner.file.path, one.line
             if line is not None:
-                line = line_of_argument(path, line, 6, wrong.mistake) or line
-            return told(look, step, wrong, line)
-    return _explained(look, wrong) if look.wrong else told(look, 8, wrong)
+                line = line_of_argument(path, line, 6, failed.mistake) or line
+            return told(look, step, failed, line)
+    return _explained(look, failed) if look.wrong else told(look, 8, failed)

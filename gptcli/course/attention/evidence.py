@@ -24,13 +24,14 @@ from gptcli.course.attention.cases import (
 )
 from gptcli.course.attention.first_wrong_operation import FILLERS, PRODUCTS
 from gptcli.course.attention.first_wrong_step import scale_of
-from gptcli.course.attention.forward_trace import Operation, Trace, watch
-from gptcli.course.attention.learner_attention import TOLERANCE, Attempt, Trial, Wrong
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation, watch
+from gptcli.course.attention.learner_attention import Attempt, LearnerAttention
 from gptcli.course.attention.matching import Matched, held_by, last_good, match
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.mistakes.bank import made, same
 from gptcli.course.attention.projections import FUSED, SEPARATE, ProjectionError, find_projections
 from gptcli.course.attention.stages import Problem, Values
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 # The value of the reference in which a mistake of the step shows.
 SHOWS = {1: "q", 2: "qh", 3: "qh", 4: "scaled", 5: "masked", 6: "weights", 7: "mixed", 8: "merged"}
@@ -40,9 +41,9 @@ SHOWS = {1: "q", 2: "qh", 3: "qh", 4: "scaled", 5: "masked", 6: "weights", 7: "m
 class Look:
     """One forward, watched and compared with the reference."""
 
-    trial: Trial
+    learner: LearnerAttention
     p: Problem
-    trace: Trace
+    trace: ForwardTrace
     found: Matched
     values: Values
     module: nn.Module
@@ -86,42 +87,44 @@ class Look:
         if line is None:
             case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
             return f"with {case}: "
-        text = linecache.getline(str(self.trial.file.path), line).strip()
+        text = linecache.getline(str(self.learner.file.path), line).strip()
         return f"line {line}, `{text}`: "
 
 
-def look_again(trial: Trial, grad: bool | None = None, tolerance: float = 1e-9) -> Look:
+def look_again(
+    learner: LearnerAttention, grad: bool | None = None, tolerance: float = 1e-9
+) -> Look:
     """The forward that failed, once more; `grad` may differ from what it was then."""
-    attempt = trial.attempt
+    attempt = learner.attempt
     assert attempt is not None
     case = attempt.case
     grad = attempt.grad if grad is None else grad
     x = attempt.x.detach().clone().requires_grad_(grad)
-    trace = watch(attempt.module, x, trial.file.path, attempt.options, grad)
-    parts = trial.projections(attempt.module, case)
+    trace = watch(attempt.module, x, learner.file.path, attempt.options, grad)
+    parts = learner.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
-    return Look(trial, p, trace, *match(trace, p, tolerance), attempt.module)
+    return Look(learner, p, trace, *match(trace, p, tolerance), attempt.module)
 
 
-def look_without_output(trial: Trial) -> Look | None:
+def look_without_output(learner: LearnerAttention) -> Look | None:
     """A forward of a module that has no output projection, as if it had one that changes nothing;
     None where even that cannot be built."""
     try:
-        module = trial.construct(config_for(USUAL)).to(torch.float64).eval()
+        module = learner.construct(config_for(USUAL)).to(torch.float64).eval()
         fill_parameters(module, generator_for(USUAL, weights=True))
-        parts = find_projections(module, USUAL.C, columns=trial.columns, output=False)
-    except (Wrong, ProjectionError):
+        parts = find_projections(module, USUAL.C, columns=learner.columns, output=False)
+    except (CheckFailed, ProjectionError):
         return None
     x = draw_input(USUAL, generator_for(USUAL))
-    trial.attempt = Attempt(module, USUAL, x, {}, False)
-    trace = watch(module, x.clone(), trial.file.path)
+    learner.attempt = Attempt(module, USUAL, x, {}, False)
+    trace = watch(module, x.clone(), learner.file.path)
     p = Problem(x, parts, USUAL.H)
-    return Look(trial, p, trace, *match(trace, p), module)
+    return Look(learner, p, trace, *match(trace, p), module)
 
 
-def line_of_backward(trial: Trial) -> int | None:
+def line_of_backward(learner: LearnerAttention) -> int | None:
     """The line of their forward whose backward pass stops, as PyTorch's anomaly mode tells it."""
-    attempt = trial.attempt
+    attempt = learner.attempt
     assert attempt is not None
     x = attempt.x.detach().clone().requires_grad_()
     with (
@@ -132,20 +135,20 @@ def line_of_backward(trial: Trial) -> int | None:
         warnings.simplefilter("always")
         attempt.module(x, **attempt.options).sum().backward()
     told = "\n".join(str(warning.message) for warning in said)
-    lines = re.findall(rf'File "{re.escape(str(trial.file.path))}", line (\d+)', told)
+    lines = re.findall(rf'File "{re.escape(str(learner.file.path))}", line (\d+)', told)
     return int(lines[-1]) if lines else None
 
 
-def look_at(trial: Trial, case: Case = USUAL) -> Look | None:
+def look_at(learner: LearnerAttention, case: Case = USUAL) -> Look | None:
     """A case, of itself the one whose sizes tell most; None where it cannot even be built."""
     try:
-        built = trial.build(case)
-    except Wrong:
+        built = learner.build(case)
+    except CheckFailed:
         return None
     x = draw_input(case, generator_for(case))
-    trace = watch(built.module, x.clone(), trial.file.path)
+    trace = watch(built.module, x.clone(), learner.file.path)
     p = Problem(x, built.projections, case.H)
-    return Look(trial, p, trace, *match(trace, p), built.module)
+    return Look(learner, p, trace, *match(trace, p), built.module)
 
 
 def idle(look: Look) -> list[str]:
@@ -153,7 +156,7 @@ def idle(look: Look) -> list[str]:
     gradients show, uses in a way that cannot be seen."""
     if any(look.found.has(name) for name in "qkv"):
         return []
-    attempt = look.trial.attempt
+    attempt = look.learner.attempt
     assert attempt is not None
     module = attempt.module
     own = {
@@ -263,7 +266,7 @@ def is_true(look: Look, slug: str) -> bool:
     return True
 
 
-def by_value(look: Look, step: int) -> tuple[Mistake, Values] | None:
+def by_value(look: Look, step: int) -> tuple[AttentionMistake, Values] | None:
     """The mistake of this step whose wrong value is among theirs: other mistakes may follow."""
     shown = SHOWS[step]
     if step == 4 and (scale := scale_of(look.trace, look.found, look.values, look.p)):
@@ -371,7 +374,7 @@ def shortens(operation: Operation) -> bool:
     return long and any(x.dtype != torch.float64 for x in operation.outputs)
 
 
-def first_nan(trace: Trace) -> Operation | None:
+def first_nan(trace: ForwardTrace) -> Operation | None:
     return next(
         (op for op in trace.operations if any(bool(x.isnan().any()) for x in op.outputs)), None
     )

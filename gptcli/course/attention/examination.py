@@ -12,11 +12,12 @@ from gptcli.course.attention.checks import CHECKS
 from gptcli.course.attention.diagnosis import diagnose
 from gptcli.course.attention.finding import Finding
 from gptcli.course.attention.first_wrong_operation import until
-from gptcli.course.attention.forward_trace import Trace, watch
-from gptcli.course.attention.learner_attention import Trial, Wrong, check_signatures
+from gptcli.course.attention.forward_trace import ForwardTrace, watch
+from gptcli.course.attention.learner_attention import LearnerAttention, check_signatures
 from gptcli.course.attention.matching import first_missing, match
 from gptcli.course.attention.notes import notes
 from gptcli.course.attention.stages import Problem
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check, FileReport, Picture, StepMark
 from gptcli.course.sandbox.learner_file import LearnerFile, load_class
 
@@ -34,13 +35,13 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
     name = "constructor"
     try:
         cls = load_class(file)
-        trial = Trial(file, cls, say)
-        trial.takes_use_dropout = check_signatures(file, cls)
+        learner = LearnerAttention(file, cls, say)
+        learner.takes_use_dropout = check_signatures(file, cls)
         for name, check in CHECKS:
-            done.append(Check(name, True, check(trial)))
-        done.extend(notes(trial))
-    except Wrong as wrong:
-        return _refused(file, trial, name, wrong, done)
+            done.append(Check(name, True, check(learner)))
+        done.extend(notes(learner))
+    except CheckFailed as failed:
+        return _refused(file, learner, name, failed, done)
     finally:
         torch.set_default_dtype(before)
     remarks = sum(check.note for check in done)
@@ -58,13 +59,13 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> FileReport:
 def follow(file: LearnerFile, say: Callable[[str], None]) -> None:
     """Run one forward and say the step after each operation: for a file that ends its process."""
     torch.set_default_dtype(torch.float64)
-    trial = Trial(file, load_class(file), say)
-    with contextlib.suppress(Wrong):
-        built = trial.build(USUAL)
+    learner = LearnerAttention(file, load_class(file), say)
+    with contextlib.suppress(CheckFailed):
+        built = learner.build(USUAL)
         x = draw_input(USUAL, generator_for(USUAL))
         p = Problem(x, built.projections, USUAL.H)
 
-        def each(trace: Trace) -> None:
+        def each(trace: ForwardTrace) -> None:
             found = until(match(trace, p)[0], len(trace.operations))
             say(f"step {first_missing(found)}")
 
@@ -73,13 +74,13 @@ def follow(file: LearnerFile, say: Callable[[str], None]) -> None:
 
 
 def _refused(
-    file: LearnerFile, trial: Trial, check: str, wrong: Wrong, done: list[Check]
+    file: LearnerFile, learner: LearnerAttention, check: str, failed: CheckFailed, done: list[Check]
 ) -> FileReport:
     try:
-        finding = diagnose(trial, check, wrong)
+        finding = diagnose(learner, check, failed)
     except Exception:  # a file that is stranger than the diagnosis: the check's own words then
-        finding = Finding(wrong.step, wrong.mistake, wrong.message, (wrong.hint,) * 3)
-    done.append(Check(check, False, wrong.message))
+        finding = Finding(failed.step, failed.mistake, failed.message, failed.hints)
+    done.append(Check(check, False, failed.message))
     picture = Picture(
         tuple(StepMark(**step) for step in finding.steps), finding.theirs, finding.right
     )

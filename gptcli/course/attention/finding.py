@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gptcli.course.attention.evidence import Look, culprit
 from gptcli.course.attention.first_wrong_operation import until
-from gptcli.course.attention.learner_attention import Wrong
 from gptcli.course.attention.matching import first_missing
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, sizes
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import STEP_NAMES
 
 
@@ -77,22 +77,22 @@ def hints_of(step: int | None, have: dict[str, float | int]) -> tuple[str, ...]:
     return tuple(hint.format(**have) for hint in STEP_HINTS[step or 1])
 
 
-def told(look: Look, step: int | None, wrong: Wrong, line: int | None = None) -> Finding:
+def told(look: Look, step: int | None, failed: CheckFailed, line: int | None = None) -> Finding:
     """The check's own words, at their step and line."""
     if line is None and step is not None:
         line = look.line(culprit(look, step))
-    hints: tuple[str, ...] = (wrong.hint,) * 3
-    if step and wrong.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
-        hints = (wrong.hint, *hints_of(step, sizes(look.p))[1:])
-    message = (look.quote(line) if line is not None else "") + wrong.message
-    return Finding(step, wrong.mistake, message, hints, picture(step, look, line))
+    hints: tuple[str, ...] = failed.hints
+    if step and failed.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
+        hints = (failed.hints[0], *hints_of(step, sizes(look.p))[1:])
+    message = (look.quote(line) if line is not None else "") + failed.message
+    return Finding(step, failed.mistake, message, hints, picture(step, look, line))
 
 
-def at_operation(look: Look, index: int | None, wrong: Wrong) -> Finding:
+def at_operation(look: Look, index: int | None, failed: CheckFailed) -> Finding:
     """What happened in one operation: the step that was being done."""
     if index is None:
-        return told(look, None, wrong)
-    return told(look, first_missing(until(look.found, index)), wrong, look.line(index))
+        return told(look, None, failed)
+    return told(look, first_missing(until(look.found, index)), failed, look.line(index))
 
 
 def spread(x: Tensor, range: bool = False) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.forward_trace import Operation, Trace
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import Matched, held_by, last_good
 from gptcli.course.attention.stages import Problem
 
@@ -29,7 +29,9 @@ FILLERS = ("_like", "new_")  # tensors made after the shape of another
 FAR = 20.0  # what a mask adds, at least
 
 
-def after_last_good(trace: Trace, found: Matched, p: Problem, step: int) -> Iterator[Operation]:
+def after_last_good(
+    trace: ForwardTrace, found: Matched, p: Problem, step: int
+) -> Iterator[Operation]:
     """The operations that make something else of the right values before `step`."""
     for operation in trace.operations[last_good(found, step) + 1 :]:
         if operation.raised:
@@ -43,13 +45,13 @@ def after_last_good(trace: Trace, found: Matched, p: Problem, step: int) -> Iter
             yield operation
 
 
-def left_path(trace: Trace, found: Matched, p: Problem, step: int) -> Operation | None:
+def left_path(trace: ForwardTrace, found: Matched, p: Problem, step: int) -> Operation | None:
     """The first operation that made something else of the right values before `step`: the numbers
     went wrong there, and not where the code stops later. None where there is no such operation."""
     return next(after_last_good(trace, found, p, step), None)
 
 
-def spoiled(trace: Trace, found: Matched, p: Problem, step: int) -> Operation | None:
+def spoiled(trace: ForwardTrace, found: Matched, p: Problem, step: int) -> Operation | None:
     """The operation that spoiled a right value before `step` could begin, None where none did.
 
     It gives a tensor of the shape of what it takes, with other numbers: no split, no mask, no
@@ -111,7 +113,7 @@ def _masks(x: Tensor, made: Tensor, found: Matched, p: Problem) -> bool:
     return one_number or one_change or not bool((change.abs() < FAR).any())
 
 
-def hides_too_much(trace: Trace, found: Matched, p: Problem) -> bool:
+def hides_too_much(trace: ForwardTrace, found: Matched, p: Problem) -> bool:
     """Whether all scores were masked at once, and some that may be seen were hidden."""
     if found.has("masked") or found.has("weights"):
         return False

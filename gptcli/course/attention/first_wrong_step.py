@@ -23,12 +23,12 @@ from gptcli.course.attention.first_wrong_operation import (
     told_step,
     until,
 )
-from gptcli.course.attention.forward_trace import Operation, Trace
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import Matched, Table, first_missing, held_by, keeps_apart
 from gptcli.course.attention.stages import Problem, Values
 
 
-def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
+def place(trace: ForwardTrace, found: Matched, p: Problem, path: Path) -> int:
     """The step of a forward that ran to its end, raised, or returned nothing."""
     narrow = hides_too_much(trace, found, p)
     if trace.error is not None or not _is_whole(trace, p):
@@ -58,7 +58,7 @@ def place(trace: Trace, found: Matched, p: Problem, path: Path) -> int:
     return step
 
 
-def weighs_by_one(trace: Trace, found: Matched) -> bool:
+def weighs_by_one(trace: ForwardTrace, found: Matched) -> bool:
     """Whether a softmax over one number made 1 of scores with several keys."""
     for operation in trace.operations:
         if "softmax" not in operation.name or not operation.inputs or not operation.outputs:
@@ -71,12 +71,12 @@ def weighs_by_one(trace: Trace, found: Matched) -> bool:
     return False
 
 
-def _is_whole(trace: Trace, p: Problem) -> bool:
+def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
     """Whether the forward gave something of the shape of x."""
     return isinstance(trace.result, Tensor) and trace.result.shape == p.x.shape
 
 
-def _ends_its_line(trace: Trace, step: int, found: Matched, path: Path) -> bool:
+def _ends_its_line(trace: ForwardTrace, step: int, found: Matched, path: Path) -> bool:
     """Whether what stops is the end of the very line that made the value before `step`."""
     before = {6: ("masked",), 7: ("weights",)}.get(step, ())
     where, last = line_of(trace.error, path), trace.operations[-1] if trace.operations else None
@@ -96,7 +96,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
     return "drop" in text.lower() and not re.search(r"@|matmul|bmm|einsum", text)
 
 
-def _of_crash(trace: Trace, last: Operation, step: int, found: Matched, p: Problem) -> int:
+def _of_crash(trace: ForwardTrace, last: Operation, step: int, found: Matched, p: Problem) -> int:
     first = last.inputs[0] if last.inputs else None
     what = held_by(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -131,7 +131,7 @@ def _of_crash(trace: Trace, last: Operation, step: int, found: Matched, p: Probl
     return step
 
 
-def _blank(trace: Trace, step: int, path: Path) -> int:
+def _blank(trace: ForwardTrace, step: int, path: Path) -> int:
     """Folding and unfolding change no number, so a blank there is told by what it says itself, and
     by what the lines after it expect."""
     told = told_step(trace.error, path)
@@ -159,7 +159,7 @@ def _blank(trace: Trace, step: int, path: Path) -> int:
     return step
 
 
-def _before_product(trace: Trace, step: int, found: Matched, p: Problem) -> int:
+def _before_product(trace: ForwardTrace, step: int, found: Matched, p: Problem) -> int:
     """Right queries, keys and values and a wrong product: perhaps the fault is older."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
@@ -171,7 +171,9 @@ def _before_product(trace: Trace, step: int, found: Matched, p: Problem) -> int:
     return step
 
 
-def _operands(trace: Trace, operation: Operation, step: int, found: Matched, p: Problem) -> int:
+def _operands(
+    trace: ForwardTrace, operation: Operation, step: int, found: Matched, p: Problem
+) -> int:
     """2 or 3 where a factor of a product was split or folded wrongly, else `step`."""
     folds = []
     for x in operation.inputs[:2]:
@@ -280,7 +282,7 @@ def _moves_simply(x: Tensor, table: Table, flat: Tensor) -> bool:
     return all(len(_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
 
 
-def _was_turned(trace: Trace, found: Matched, name: str) -> bool:
+def _was_turned(trace: ForwardTrace, found: Matched, name: str) -> bool:
     """Whether the heads were brought in front of time at all."""
     table = found.tables[name]
     for operation in trace.operations:
@@ -295,7 +297,9 @@ def _was_turned(trace: Trace, found: Matched, name: str) -> bool:
     return False
 
 
-def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[float, int] | None:
+def scale_of(
+    trace: ForwardTrace, found: Matched, right: Values, p: Problem
+) -> tuple[float, int] | None:
     """The factor between q k^T and the last multiple of it that they computed, and where."""
     raw = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     wanted = {1.0: raw.sort().values, -1.0: (-raw).sort().values}
@@ -315,7 +319,7 @@ def scale_of(trace: Trace, found: Matched, right: Values, p: Problem) -> tuple[f
     return best
 
 
-def fill_of(trace: Trace, found: Matched, p: Problem) -> tuple[float, int] | None:
+def fill_of(trace: ForwardTrace, found: Matched, p: Problem) -> tuple[float, int] | None:
     """The one number that they wrote over the scores that the mask hides, and where."""
     table = found.tables["scaled"]
     cells = p.T * p.T

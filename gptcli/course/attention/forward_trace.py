@@ -41,7 +41,7 @@ class Operation:
 
 
 @dataclass
-class Trace:
+class ForwardTrace:
     """A forward, watched. `error` is what it raised; `result` what it returned."""
 
     operations: list[Operation] = field(default_factory=list)
@@ -60,7 +60,11 @@ class Trace:
 
 class _Watch(TorchFunctionMode):
     def __init__(
-        self, trace: Trace, path: Path, x: Tensor, each: Callable[[Trace], None] | None
+        self,
+        trace: ForwardTrace,
+        path: Path,
+        x: Tensor,
+        each: Callable[[ForwardTrace], None] | None,
     ) -> None:
         super().__init__()
         self.each = each
@@ -168,11 +172,11 @@ def watch(
     path: Path,
     options: dict[str, Any] | None = None,
     grad: bool = False,
-    each: Callable[[Trace], None] | None = None,
-) -> Trace:
+    each: Callable[[ForwardTrace], None] | None = None,
+) -> ForwardTrace:
     """Run module(x) and write down what it does; what it raises is part of the trace. `each` is
     called after every operation."""
-    trace = Trace()
+    trace = ForwardTrace()
     mode = _Watch(trace, path, x, each)
     with torch.set_grad_enabled(grad):
         try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from gptcli.course.attention.evidence import Look, line_of_backward
 from gptcli.course.attention.finding import Finding, told
 from gptcli.course.attention.first_wrong_operation import FILLERS, until
-from gptcli.course.attention.learner_attention import Wrong
 from gptcli.course.attention.matching import STEP_OF, first_missing
+from gptcli.course.lesson import CheckFailed
 
 
-def lost_gradient(look: Look, wrong: Wrong) -> Finding:
+def lost_gradient(look: Look, failed: CheckFailed) -> Finding:
     """Where the gradient is lost: the step that was being done there."""
     for operation in look.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -26,27 +26,27 @@ def lost_gradient(look: Look, wrong: Wrong) -> Finding:
                 for name in look.found.holds.get(other.index, [])
             ]
             # What its own line has just made is lost; else what the line is about to make.
-            return told(look, max(made_here, default=step), wrong, operation.line)
-    return told(look, None, wrong)
+            return told(look, max(made_here, default=step), failed, operation.line)
+    return told(look, None, failed)
 
 
-def stopped_backward(look: Look, wrong: Wrong) -> Finding:
+def stopped_backward(look: Look, failed: CheckFailed) -> Finding:
     """Going backward stops: at what line of the forward."""
-    line = line_of_backward(look.trial)
+    line = line_of_backward(look.learner)
     made_there = [op.index for op in look.trace.operations if op.line == line]
     if line is None or not made_there:
-        return told(look, None, wrong)
+        return told(look, None, failed)
     changes = [
         op.line
         for op in look.trace.operations[made_there[-1] :]
         if op.line is not None and (op.name.endswith("_") or op.name == "__setitem__")
     ]
-    if "inplace" in wrong.message and changes:
+    if "inplace" in failed.message and changes:
         later = look.quote(changes[0]).rstrip(": ")
         where = "this line" if changes[0] == line else later
-        wrong = Wrong(
+        failed = CheckFailed(
             "changed-in-place",
             f"the gradient needs a result of this line as it was, and {where} changes it in place",
-            wrong.hint,
+            failed.hints[0],
         )
-    return told(look, first_missing(until(look.found, made_there[0])), wrong, line)
+    return told(look, first_missing(until(look.found, made_there[0])), failed, line)

@@ -1,4 +1,4 @@
-"""A learner's class under trial: built, filled with weights, run; their exceptions put in words.
+"""A learner's attention class: build it, fill it with weights, run it, put its exceptions in words.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -28,21 +28,13 @@ from gptcli.course.attention.projections import (
     find_projections,
     is_ambiguous,
 )
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, raised_in
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError
 
-TOLERANCE = 1e-9
 BACKWARD = "going backward"
 PATIENCE_S = 4.0  # for one call; a right one takes milliseconds
-
-
-class Wrong(Exception):
-    """A check that failed: what is wrong in plain words, and what to do."""
-
-    def __init__(self, mistake: str, message: str, hint: str, step: int | None = None) -> None:
-        super().__init__(message)
-        self.mistake, self.message, self.hint, self.step = mistake, message, hint, step
 
 
 @dataclass
@@ -70,7 +62,7 @@ class Attempt:
 
 
 @dataclass
-class Trial:
+class LearnerAttention:
     """One class of one file. `say` is told what is being done, for the case that it never ends."""
 
     file: LearnerFile
@@ -82,17 +74,17 @@ class Trial:
     built: Built | None = None  # the latest
 
     def construct(self, config: Any) -> nn.Module:
-        """Class(config). Raises Wrong where their code raises."""
+        """Class(config). Raises CheckFailed where their code raises."""
         self.say("building the module")
         early = "before Module.__init__() call"  # as PyTorch says it
         try:
             module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
             if "_parameters" in vars(module):
                 return module
-        except Wrong as wrong:
-            if early not in wrong.message:
+        except CheckFailed as failed:
+            if early not in failed.message:
                 raise
-        raise Wrong(
+        raise CheckFailed(
             "no-super-init",
             f"the constructor of `{self.cls.__name__}` does not begin with super().__init__(), "
             "which makes a torch.nn.Module of it",
@@ -112,7 +104,7 @@ class Trial:
 
     def projections(self, module: nn.Module, case: Case) -> Projections:
         """The map of the module's weights. Raises GptcliError for names that nobody agreed on,
-        and Wrong where a part is missing."""
+        and CheckFailed where a part is missing."""
         try:
             return find_projections(module, case.C, columns=self.columns)
         except ProjectionError as error:
@@ -121,7 +113,7 @@ class Trial:
                     f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
                 ) from None
             output = error.missing == "output" or error.message.startswith(("`c_proj`", "`o_proj`"))
-            raise Wrong(
+            raise CheckFailed(
                 error.slug,
                 f"with n_embd = {case.C}: {error.message}",
                 f"give the module nn.Linear projections named {NAMES}",
@@ -129,7 +121,7 @@ class Trial:
             ) from None
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
-        """module(x), a tensor of x's shape and dtype. Raises Wrong otherwise."""
+        """module(x), a tensor of x's shape and dtype. Raises CheckFailed otherwise."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(doing)
         if self.built is not None:
@@ -137,25 +129,25 @@ class Trial:
             self.attempt = Attempt(module, self.built.case, x.detach().clone(), options, grad)
         y = self.theirs(lambda: module(x, **options), doing, None)
         if y is None:
-            raise Wrong(
+            raise CheckFailed(
                 "returns-nothing",
                 f"{doing} returned None",
                 "end forward with `return` and the projected output",
             )
         if not isinstance(y, Tensor):
-            raise Wrong(
+            raise CheckFailed(
                 "no-tensor",
                 f"{doing} returned a {type(y).__name__}, not a tensor",
                 "return the output alone, of shape (B, T, C)",
             )
         if y.shape != x.shape:
-            raise Wrong(
+            raise CheckFailed(
                 "output-shape",
                 f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
                 "the output has the shape of x: (B, T, C), heads concatenated",
             )
         if y.dtype != x.dtype:
-            raise Wrong(
+            raise CheckFailed(
                 "output-dtype",
                 f"output is {y.dtype} where x and the weights are {x.dtype}",
                 "make new tensors in the dtype of x, for example with "
@@ -164,21 +156,21 @@ class Trial:
         return y
 
     def theirs(self, call: Callable[[], Any], doing: str, step: int | None) -> Any:
-        """Call their code; what it raises becomes Wrong, with the line of their file."""
+        """Call their code; what it raises becomes CheckFailed, with the line of their file."""
         try:
             with within(PATIENCE_S):
                 return call()
         except BaseException as error:  # sys.exit() and their own KeyboardInterrupt as well
             raise self.wrong_from(error, doing, step) from error
 
-    def wrong_from(self, error: BaseException, doing: str, step: int | None = None) -> Wrong:
+    def wrong_from(self, error: BaseException, doing: str, step: int | None = None) -> CheckFailed:
         """What their code raised, quoted with its line."""
         place = place_of(error, self.file.path)
         where = ""
         if place is not None:
             where = f" at line {place[0]} of {self.file.path.name}, `{place[1]}`"
         if isinstance(error, TookTooLong):
-            return Wrong(
+            return CheckFailed(
                 "time-limit",
                 f"{doing} is {error}{where}",
                 "look there for a loop that never ends, or for far too much work",
@@ -186,7 +178,7 @@ class Trial:
             )
         message = f"{doing} stops{where}: {in_words(error)}"
         if doing == BACKWARD:
-            return Wrong(
+            return CheckFailed(
                 "backward-stops",
                 message,
                 "do not change a tensor in place (`+=`, `mul_`, `x[...] = `) after something was "
@@ -194,13 +186,13 @@ class Trial:
                 step,
             )
         if isinstance(error, NotImplementedError) and raised_in(error, self.file.path):
-            return Wrong(
+            return CheckFailed(
                 "not-implemented",
                 f"{doing} stops{where}, which is still to be written",
                 "put your code in the place of that line",
                 step,
             )
-        return Wrong(
+        return CheckFailed(
             "raises", message, "read that line with the shapes in mind that meet there", step
         )
 
@@ -221,7 +213,7 @@ class Trial:
 
 def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
     """Class(config) and forward(x) must be what the class can be called with; returns whether
-    forward takes `use_dropout`. Raises GptcliError, or Wrong where forward is not there."""
+    forward takes `use_dropout`. Raises GptcliError, or CheckFailed where forward is not there."""
     name = f"{file.name}: {file.class_name}"
     if cls.__init__ is nn.Module.__init__ or not _accepts(cls.__init__, 2):
         taken = "" if cls.__init__ is nn.Module.__init__ else str(inspect.signature(cls))
@@ -232,7 +224,7 @@ def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
             "block_size",
         )
     if "_forward_unimplemented" in getattr(cls.forward, "__name__", ""):
-        raise Wrong(
+        raise CheckFailed(
             "no-forward",
             f"`{file.class_name}` has no method `forward`",
             "write `def forward(self, x):`",

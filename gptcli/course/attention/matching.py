@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.forward_trace import Trace
+from gptcli.course.attention.forward_trace import ForwardTrace
 from gptcli.course.attention.stages import Problem, Values, walk
 
 # In the order in which attention comes to them.
@@ -90,7 +90,7 @@ class Matched:
         return all(name in self.at for name in names)
 
 
-def match(trace: Trace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, Values]:
+def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, Values]:
     """Look for every value of the reference among the operations of `trace`."""
     right = walk(p)
     B, T, H, D = p.B, p.T, p.H, p.D

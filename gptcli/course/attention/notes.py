@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.cases import USUAL, Case, config_for, draw_input, generator_for
-from gptcli.course.attention.learner_attention import Trial, Wrong
+from gptcli.course.attention.learner_attention import LearnerAttention
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 
 # One token has a single attention weight, 1: dropping it drops a whole head. Dropout on the
@@ -20,12 +21,12 @@ ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
 
 
-def notes(trial: Trial) -> list[Check]:
+def notes(learner: LearnerAttention) -> list[Check]:
     """Dropout in training, masks that stay behind on another device, block_size, bfloat16."""
-    found: list[Check] = [_dropout(trial)]
-    built = trial.build(USUAL)
-    with contextlib.suppress(Wrong):  # a mask may be made, and kept, in the first forward
-        trial.run(built.module, draw_input(USUAL, generator_for(USUAL)))
+    found: list[Check] = [_dropout(learner)]
+    built = learner.build(USUAL)
+    with contextlib.suppress(CheckFailed):  # a mask may be made, and kept, in the first forward
+        learner.run(built.module, draw_input(USUAL, generator_for(USUAL)))
     if plain := plain_tensors(built.module):
         found.append(
             _note(
@@ -37,8 +38,8 @@ def notes(trial: Trial) -> list[Check]:
     config = config_for(USUAL)
     del config.block_size
     try:
-        trial.construct(config)
-    except Wrong:
+        learner.construct(config)
+    except CheckFailed:
         found.append(
             _note(
                 "block_size",
@@ -48,14 +49,14 @@ def notes(trial: Trial) -> list[Check]:
         )
     torch.set_default_dtype(torch.float32)
     try:
-        module = trial.construct(config_for(USUAL)).to(torch.bfloat16)
+        module = learner.construct(config_for(USUAL)).to(torch.bfloat16)
         with torch.no_grad():
-            trial.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
-    except Wrong as wrong:
+            learner.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
+    except CheckFailed as failed:
         found.append(
             _note(
                 "bfloat16",
-                f"does not work in bfloat16 ({wrong.message}); train with "
+                f"does not work in bfloat16 ({failed.message}); train with "
                 "run.dtype=float32, or make new tensors in x's dtype",
             )
         )
@@ -75,19 +76,19 @@ def plain_tensors(module: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def _dropout(trial: Trial) -> Check:
+def _dropout(learner: LearnerAttention) -> Check:
     """Which of the two dropouts act in training, and whether they scale up what they keep."""
     try:
-        built = trial.build(ONE_TOKEN, dropout=DROPOUT)
+        built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         output = built.projections.output.weight
         output.copy_(torch.eye(ONE_TOKEN.C))
         x = draw_input(ONE_TOKEN, generator_for(ONE_TOKEN))
-        options = {"use_dropout": True} if trial.takes_use_dropout else {}
+        options = {"use_dropout": True} if learner.takes_use_dropout else {}
         torch.manual_seed(0)
-        y = trial.run(built.module.train(), x.clone(), **options)
+        y = learner.run(built.module.train(), x.clone(), **options)
         ratio = y / built.reference(x)  # 0 where dropped, else the scaling
-    except Wrong as wrong:
-        return _note("dropout", f"could not be tried in training: {wrong.message}")
+    except CheckFailed as failed:
+        return _note("dropout", f"could not be tried in training: {failed.message}")
     heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
     dropped = heads.abs() < 1e-9
     attention = bool(dropped.all(dim=-1).any())

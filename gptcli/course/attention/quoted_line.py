@@ -43,7 +43,7 @@ def line_of_fill(look: Look, fill: tuple[float, int]) -> int | None:
     line = look.line(fill[1])
     if line is None:
         return None
-    return line_of_constant(look.trial.file.path, line, fill[0]) or line
+    return line_of_constant(look.learner.file.path, line, fill[0]) or line
 
 
 def _line_to_blame(
@@ -52,7 +52,7 @@ def _line_to_blame(
     """The line where the step was done wrongly, which shows in operation `shows`. `values` are the
     mistake's, where it has a name."""
     operation, defined = _blamed(look, step, slug, values)
-    path, found = look.trial.file.path, operation is not None
+    path, found = look.learner.file.path, operation is not None
     if defined is not None and (line := line_of_attribute(path, defined)) is not None:
         return line
     if slug == "projection-left-out" and shows is not None:

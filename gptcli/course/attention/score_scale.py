@@ -10,7 +10,7 @@ import math
 from gptcli.course.attention.cases import CASES
 from gptcli.course.attention.evidence import Look, look_at
 from gptcli.course.attention.first_wrong_step import scale_of
-from gptcli.course.attention.mistakes.attention_mistake import Mistake, sizes
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, sizes
 from gptcli.course.attention.mistakes.bank import same
 from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, walk
@@ -18,10 +18,10 @@ from gptcli.course.attention.stages import Problem, walk
 OTHER = CASES[6]  # B, T, H and D all differ from those of the usual case
 
 
-def told_scale(look: Look, factor: float) -> tuple[str, Mistake | None, str]:
+def told_scale(look: Look, factor: float) -> tuple[str, AttentionMistake | None, str]:
     """The slug, the mistake of the bank where there is one, and what the sentence begins with."""
     p = look.p
-    again = None if (p.D, p.H) == (OTHER.D, OTHER.H) else look_at(look.trial, OTHER)
+    again = None if (p.D, p.H) == (OTHER.D, OTHER.H) else look_at(look.learner, OTHER)
     found = again and scale_of(again.trace, again.found, again.values, again.p)
     fits = _fits(p, factor)
     if again is not None and found and wrong_scale(again):
@@ -29,7 +29,7 @@ def told_scale(look: Look, factor: float) -> tuple[str, Mistake | None, str]:
         fits = [fit for fit in fits if id(fit[1]) in there]
     if fits:
         mistake = fits[0][0]
-        return mistake.slug, mistake, mistake.why.format(**sizes(p))
+        return mistake.slug, mistake, mistake.message.format(**sizes(p))
     number = f"{factor:.4g}, which is dividing by {1 / factor:.4g}"
     words = f"scores are q times k, multiplied by {number}"
     if again is not None and found:
@@ -54,7 +54,7 @@ def told_scale(look: Look, factor: float) -> tuple[str, Mistake | None, str]:
     )
 
 
-def _fits(p: Problem, factor: float) -> list[tuple[Mistake, object]]:
+def _fits(p: Problem, factor: float) -> list[tuple[AttentionMistake, object]]:
     """The entries of the bank that multiply the scores of p by this factor, and which way."""
     values = walk(p)
     raw = values.qh @ values.kh.transpose(-1, -2)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.module_trial import Part, Size, Trial, general_mistakes
-from gptcli.course.lesson import Mistake, Step
+from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.lesson import Step
 
 Weights = Any
 NAMES = {
@@ -72,125 +73,126 @@ def _then(w: Weights, h: Tensor) -> Tensor:
 
 # fmt: off
 MISTAKES = (
-    Mistake("missing-attention", 2, "a block without an attention",
+    ExerciseMistake("missing-attention", 2, "a block without an attention",
             "no attention was found among the submodules: {have}",
             "a block has two norms, an attention and a feed-forward network",
             "make self.attn in the constructor", at=r"def __init__"),
-    Mistake("missing-mlp", 4, "a block without a feed-forward network",
+    ExerciseMistake("missing-mlp", 4, "a block without a feed-forward network",
             "no feed-forward network was found among the submodules: {have}",
             "a block has two norms, an attention and a feed-forward network",
             "make self.mlp in the constructor", at=r"def __init__"),
-    Mistake("missing-norm", 1, "a block without norms",
+    ExerciseMistake("missing-norm", 1, "a block without norms",
             "{count} norms were found among the submodules, expected 2: {have}",
             "each half has a norm of its own", "make self.ln_1 and self.ln_2 in the constructor",
             at=r"def __init__"),
-    Mistake("shared-norm", 3, "self.ln_2 = self.ln_1, or one self.ln for both",
+    ExerciseMistake("shared-norm", 3, "self.ln_2 = self.ln_1, or one self.ln for both",
             "both halves share one norm of {C} channels: {have}",
             "the two halves read different streams and need gains of their own",
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
-    Mistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
+    ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
             "the norms of {C} channels stand after the sums, not before the branches",
             "that is the transformer of 2017; GPT-2 norms before, so that x runs through untouched",
             "norm what the branch reads, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),
-    Mistake("branch-normed", 1, "x = x + self.ln_1(self.attn(x))",
+    ExerciseMistake("branch-normed", 1, "x = x + self.ln_1(self.attn(x))",
             "the attention reads x of {C} channels unnormed, and the norm stands after it",
             "the norm belongs on what the branch reads",
             "exchange the two: the norm first, then the branch",
             (lambda w, x: (h := x + w.n1(w.attn(x))) + w.n2(w.mlp(h)),
              lambda w, x: _then(w, x + w.n1(w.attn(x)))), at=r"(ln|norm)_?\d\(self\."),
-    Mistake("no-norms", 1, "x = x + self.attn(x); x = x + self.mlp(x)",
+    ExerciseMistake("no-norms", 1, "x = x + self.attn(x); x = x + self.mlp(x)",
             "neither norm of {C} channels is used", "without norms deep stacks do not train",
             "norm what each branch reads",
             (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"attn\(x"),
-    Mistake("no-first-norm", 1, "x = x + self.attn(x)",
+    ExerciseMistake("no-first-norm", 1, "x = x + self.attn(x)",
             "the attention reads x of {C} channels unnormed", "the first norm is left out",
             "norm what the attention reads", (lambda w, x: _then(w, x + w.attn(x)),),
             at=r"(attn|attention)\(x"),
-    Mistake("norms-swapped", 1, "self.attn(self.ln_2(x))",
+    ExerciseMistake("norms-swapped", 1, "self.attn(self.ln_2(x))",
             "the norms of {C} channels are exchanged: ln_2 stands before the attention",
             "each half has its own; exchanged, the weights of a trained model do not fit",
             "ln_1 for the attention, ln_2 for the feed-forward network",
             (lambda w, x: (h := x + w.attn(w.n2(x))) + w.mlp(w.n1(h)),), at=r"ln_?2\(x\)|norm_?2"),
-    Mistake("mlp-first", 1, "the feed-forward network before the attention",
+    ExerciseMistake("mlp-first", 1, "the feed-forward network before the attention",
             "the feed-forward network stands first, the attention of {C} channels second",
             "tokens look at each other first, then each thinks for itself",
             "exchange the two halves",
             (lambda w, x: (h := x + w.mlp(w.n2(x))) + w.attn(w.n1(h)),
              lambda w, x: (h := x + w.mlp(w.n1(x))) + w.attn(w.n2(h))), at=r"mlp\("),
-    Mistake("no-residuals", 2, "x = self.attn(self.ln_1(x)); x = self.mlp(self.ln_2(x))",
+    ExerciseMistake("no-residuals", 2, "x = self.attn(self.ln_1(x)); x = self.mlp(self.ln_2(x))",
             "neither branch of {C} channels is added to what came in",
             "without residuals no signal and no gradient gets through many blocks",
             "add each branch to x", (lambda w, x: w.mlp(w.n2(w.attn(w.n1(x)))),),
             at=r"attn\("),
-    Mistake("no-first-residual", 2, "x = self.attn(self.ln_1(x))",
+    ExerciseMistake("no-first-residual", 2, "x = self.attn(self.ln_1(x))",
             "the attention's output of {C} channels replaces x in place of being added to it",
             "x itself is lost", "add the attention to x",
             (lambda w, x: _then(w, w.attn(w.n1(x))),), at=r"attn\("),
-    Mistake("residual-from-norm", 2, "x = self.ln_1(x); x = x + self.attn(x)",
+    ExerciseMistake("residual-from-norm", 2, "x = self.ln_1(x); x = x + self.attn(x)",
             "the attention is added to the normed x of {C} channels, not to x itself",
             "the residual stream must run through the block untouched",
             "keep x, and give the norm a name of its own",
             (lambda w, x: _then(w, (n := w.n1(x)) + w.attn(n)),
              lambda w, x: (m := w.n2((n := w.n1(x)) + w.attn(n))) + w.mlp(m)),
             at=r"x\s*=\s*self\.(ln|norm)"),
-    Mistake("no-attention", 2, "the attention left out of forward",
+    ExerciseMistake("no-attention", 2, "the attention left out of forward",
             "the attention of {C} channels is never used", "tokens could not see each other",
             "add the attention of the normed x to x",
             (lambda w, x: _then(w, x), lambda w, x: _then(w, x + w.n1(x))), at=r"def forward"),
-    Mistake("nothing-done", 1, "return x", "forward returns x of {C} channels as it came in",
+    ExerciseMistake("nothing-done", 1,
+            "return x", "forward returns x of {C} channels as it came in",
             "neither half is done", "begin with the first norm", (lambda w, x: x,),
             at=r"return"),
-    Mistake("attention-twice", 2, "x = x + 2 * ..., or the first half done twice",
+    ExerciseMistake("attention-twice", 2, "x = x + 2 * ..., or the first half done twice",
             "the attention's output of {C} channels is added twice", "once is enough",
             "look for a second sum, or a factor",
             (lambda w, x: _then(w, x + 2 * w.attn(w.n1(x))),
              lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=r"attn\("),
-    Mistake("residual-doubled", 2, "x = x + x + self.attn(...)",
+    ExerciseMistake("residual-doubled", 2, "x = x + x + self.attn(...)",
             "x of {C} channels is added twice", "once is enough: each block would double it",
             "add x once", (lambda w, x: _then(w, x + _h(w, x)),), at=r"\+"),
-    Mistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
+    ExerciseMistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
             "the first norm of {C} channels is used in both halves; the second is not used",
             "the second half has a norm of its own", "use ln_2 there",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=r"mlp\("),
-    Mistake("no-second-norm", 3, "x = x + self.mlp(x)",
+    ExerciseMistake("no-second-norm", 3, "x = x + self.mlp(x)",
             "the feed-forward network reads the {C} channels unnormed",
             "the second norm is left out", "norm what it reads, with ln_2",
             (lambda w, x: (h := _h(w, x)) + w.mlp(h),), at=r"mlp\("),
-    Mistake("second-branch-normed", 3, "x = x + self.ln_2(self.mlp(x))",
+    ExerciseMistake("second-branch-normed", 3, "x = x + self.ln_2(self.mlp(x))",
             "the second norm of {C} channels stands after the feed-forward network",
             "the norm belongs on what the branch reads", "the norm first, then the branch",
             (lambda w, x: (h := _h(w, x)) + w.n2(w.mlp(h)),), at=r"ln_?2\(self|norm_?2"),
-    Mistake("parallel", 3, "x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))",
+    ExerciseMistake("parallel", 3, "x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))",
             "the second half reads the x of {C} channels from before the attention",
             "the two halves come one after the other: the second sees what the first found",
             "make the sum after the attention first, then norm that",
             (lambda w, x: _h(w, x) + w.mlp(w.n2(x)),
              lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=r"mlp\("),
-    Mistake("attention-normed-again", 3, "self.mlp(self.ln_2(attention output))",
+    ExerciseMistake("attention-normed-again", 3, "self.mlp(self.ln_2(attention output))",
             "the second half reads the attention's output of {C} channels without x",
             "it should read the sum of the two", "norm the sum",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n2(h - x)),
              lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=r"mlp\("),
-    Mistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
+    ExerciseMistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
             "the feed-forward output of {C} channels replaces x in place of being added to it",
             "all that came before is lost", "add it to the sum after the attention",
             (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=r"mlp\("),
-    Mistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
+    ExerciseMistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
             "the feed-forward output is added to the normed {C} channels, not to the sum itself",
             "the residual stream must run through the block untouched",
             "keep the sum, and give its norm a name of its own",
             (lambda w, x: (m := w.n2(_h(w, x))) + w.mlp(m),), at=r"ln_?2\("),
-    Mistake("second-residual-from-x", 4, "return x + self.mlp(...) with the first x",
+    ExerciseMistake("second-residual-from-x", 4, "return x + self.mlp(...) with the first x",
             "the feed-forward output is added to the block's input of {C} channels",
             "what the attention found is lost", "add it to the sum after the attention",
             (lambda w, x: x + w.mlp(w.n2(_h(w, x))),), at=r"return"),
-    Mistake("no-mlp", 4, "the feed-forward network left out of forward",
+    ExerciseMistake("no-mlp", 4, "the feed-forward network left out of forward",
             "the feed-forward network is never used: the output is the {C} channels after the "
             "attention", "the second half is missing", "add self.mlp of the second norm",
             (lambda w, x: _h(w, x), lambda w, x: w.n2(_h(w, x))), at=r"return"),
-    Mistake("norm-at-the-end", 4, "return self.ln_2(x)",
+    ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
             "one more norm of {C} channels stands at the end of the block",
             "the residual stream must run through the block untouched; the model has one norm at "
             "its very end", "return the sum as it is",
@@ -201,7 +203,7 @@ MISTAKES = (
 # fmt: on
 
 
-def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
+def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """Their submodules: by name, else by what they hold."""
     children = dict(module.named_children())
     have = ", ".join(f"`{n}` ({type(m).__name__})" for n, m in children.items()) or "none"
@@ -224,21 +226,21 @@ def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
     if "attn" not in found and narrow:
         found["attn"] = narrow[0]
     if ("n1" in found) != ("n2" in found):
-        raise trial.mistake("shared-norm", C=size.C, have=have)
+        raise learner.mistake("shared-norm", C=size.C, have=have)
     if "n1" not in found:
-        raise trial.mistake("missing-norm", count=0, have=have)
+        raise learner.mistake("missing-norm", count=0, have=have)
     for role, slug in (("attn", "missing-attention"), ("mlp", "missing-mlp")):
         if role not in found:
-            raise trial.mistake(slug, have=have)
+            raise learner.mistake(slug, have=have)
     if found["n1"] is found["n2"]:
-        raise trial.mistake("shared-norm", C=size.C, have=have)
+        raise learner.mistake("shared-norm", C=size.C, have=have)
     return SimpleNamespace(**found)
 
 
-def start(trial: Trial) -> None:
+def start(learner: LearnerModule) -> None:
     """What the constructor makes: two norms, an attention, a feed-forward network."""
     for size in SIZES[:2]:
-        weights(trial, trial.construct(size), size)
+        weights(learner, learner.construct(size), size)
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -246,7 +248,7 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return 1.7 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64) + 0.4
 
 
-def notes(trial: Trial) -> Iterator[tuple[str, str]]:
+def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
     """Nothing beyond the steps."""
     return iter(())
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.module_trial import Part, Size, Trial, general_mistakes
-from gptcli.course.lesson import Mistake, Step
+from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.lesson import Step
 
 EPS = 1e-5
 GAINS = ("weight", "gain", "gamma", "scale", "g", "a", "alpha")
@@ -120,133 +121,134 @@ def _unbiased(x: Tensor) -> Tensor:
 
 # fmt: off
 MISTAKES = (
-    Mistake("missing-gain", 1, "a constructor without a gain",
+    ExerciseMistake("missing-gain", 1, "a constructor without a gain",
             "the module has no parameter of shape ({C},) to be the gain; it has {have}",
             "a plain tensor is not trained and stays behind when the module moves",
             "make the gain an nn.Parameter of torch.ones(config.n_embd), called `weight`"),
-    Mistake("bias-ignored", 1, "a bias whatever config.bias says",
+    ExerciseMistake("bias-ignored", 1, "a bias whatever config.bias says",
             "with config.bias = {bias} the module has {have}",
             "config.bias says whether there is a bias at all",
             "make the bias an nn.Parameter where config.bias is True, else None",
             at=r"self\.(bias|beta|shift|b)\s*="),
-    Mistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
+    ExerciseMistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
             "the gain starts at {value}, not at 1",
             "at the start the layer should normalise and nothing else: gain 1, bias 0",
             "start the gain from torch.ones", at=r"self\.(weight|gain|gamma|scale|g)\s*="),
-    Mistake("bias-not-zeros", 1, "nn.Parameter(torch.ones(C)) for the bias",
+    ExerciseMistake("bias-not-zeros", 1, "nn.Parameter(torch.ones(C)) for the bias",
             "the bias starts at {value}, not at 0",
             "at the start the layer should normalise and nothing else: gain 1, bias 0",
             "start the bias from torch.zeros", at=r"self\.(bias|beta|shift|b)\s*="),
-    Mistake("mean-over-time", 1, "x.mean(dim=1)",
+    ExerciseMistake("mean-over-time", 1, "x.mean(dim=1)",
             "the statistics are taken over dim 1, the {T} tokens, not over the {C} channels",
             "a token would see its neighbours, the later ones too",
             "name the last dimension, whatever the number of dimensions", _over(1),
             at=r"(mean|var|std|sum)\(.*\b1\b"),
-    Mistake("mean-over-batch", 1, "x.mean(dim=0), as in batch normalisation",
+    ExerciseMistake("mean-over-batch", 1, "x.mean(dim=0), as in batch normalisation",
             "the statistics are taken over dim 0, the {B} sequences, not over the {C} channels",
             "that is batch normalisation; a token must not depend on other sequences",
             "name the last dimension", _over(0), at=r"(mean|var|std|sum)\(.*\b0\b"),
-    Mistake("mean-over-everything", 1, "x.mean()",
+    ExerciseMistake("mean-over-everything", 1, "x.mean()",
             "one mean is taken over all {B} x {T} x {C} numbers, not one for each token",
             "without dim, mean() and var() take in the whole batch",
             "say dim=-1, and keepdim=True", _over((0, 1, 2)), at=r"(mean|var|std)\(\s*\)"),
-    Mistake("mean-over-tokens-and-channels", 1, "x.mean(dim=(-2, -1)) or normalized_shape (T, C)",
+    ExerciseMistake("mean-over-tokens-and-channels", 1,
+            "x.mean(dim=(-2, -1)) or normalized_shape (T, C)",
             "one mean is taken over {T} x {C} numbers, not over the {C} channels of each token",
             "each token is normalised by itself", "reduce one dimension, the last", _over((1, 2)),
             at=r"(mean|var|std)\("),
-    Mistake("mean-over-batch-and-time", 1, "x.mean(dim=(0, 1)), as nn.BatchNorm1d does",
+    ExerciseMistake("mean-over-batch-and-time", 1, "x.mean(dim=(0, 1)), as nn.BatchNorm1d does",
             "the statistics are taken for each of the {C} channels, over all {B} x {T} tokens",
             "that is batch normalisation; here each token is normalised by itself",
             "reduce the last dimension", _over((0, 1)), at=r"(mean|var|std)\("),
-    Mistake("rms", 1, "x / torch.sqrt((x * x).mean(-1) + eps)",
+    ExerciseMistake("rms", 1, "x / torch.sqrt((x * x).mean(-1) + eps)",
             "no mean is subtracted from the {C} channels: this is RMSNorm",
             "layer normalisation centres first; RMSNorm leaves that out",
             "take the mean over the channels away, before the squares too",
             _scaled(lambda x, m, v: x / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow|mean\("),
-    Mistake("unbiased-variance", 2, "x.var(dim=-1) or x.std(dim=-1)",
+    ExerciseMistake("unbiased-variance", 2, "x.var(dim=-1) or x.std(dim=-1)",
             "the squares are divided by C - 1 = {C1}, not by C = {C}",
             "var() and std() estimate from a sample unless told otherwise; this is no sample",
             "pass unbiased=False (or correction=0)",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(_unbiased(x) + EPS))
             + _scaled(lambda x, m, v: (x - m) / (_unbiased(x).sqrt() + EPS))
             + _scaled(lambda x, m, v: (x - m) / _unbiased(x).sqrt()), at=r"\b(var|std)\(|- 1\b"),
-    Mistake("sum-for-mean", 2, "((x - mean) ** 2).sum(-1)",
+    ExerciseMistake("sum-for-mean", 2, "((x - mean) ** 2).sum(-1)",
             "the {C} squares are summed and not divided by {C}",
             "the variance is the mean of the squares", "divide by C, or take the mean",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(v * x.shape[-1] + EPS)), at=r"sum\("),
-    Mistake("not-squared", 2, "(x - mean).abs().mean(-1)",
+    ExerciseMistake("not-squared", 2, "(x - mean).abs().mean(-1)",
             "the distances of the {C} channels from their mean are not squared",
             "the variance is made of squares; without them it is the mean distance",
             "square the distances", _scaled(
                 lambda x, m, v: (x - m) / torch.sqrt(mean((x - m).abs()) + EPS))
             + _scaled(lambda x, m, v: (x - m) / (mean((x - m).abs()) + EPS)), at=r"abs\("),
-    Mistake("root-of-deviation", 2, "torch.sqrt(x.std(-1) + eps)",
+    ExerciseMistake("root-of-deviation", 2, "torch.sqrt(x.std(-1) + eps)",
             "the root is taken of a standard deviation of {C} channels, which is a root already",
             "the standard deviation is the root of the variance", "take the variance there",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(v.sqrt() + EPS))
             + _scaled(lambda x, m, v: (x - m) / torch.sqrt(_unbiased(x).sqrt() + EPS)),
             at=r"std\("),
-    Mistake("variance-not-centred", 2, "(x ** 2).mean(-1)",
+    ExerciseMistake("variance-not-centred", 2, "(x ** 2).mean(-1)",
             "the {C} squares are taken of x, not of its distances from the mean",
             "the mean of x squared is the variance plus the square of the mean",
             "subtract the mean before squaring",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow"),
-    Mistake("eps-outside", 3, "(x - mean) / (torch.sqrt(var) + eps)",
+    ExerciseMistake("eps-outside", 3, "(x - mean) / (torch.sqrt(var) + eps)",
             "eps = 1e-05 is added to the root, not to the variance of the {C} channels",
             "sqrt(v) + eps is not sqrt(v + eps), as a token of small variance shows",
             "move eps inside the root",
             _scaled(lambda x, m, v: (x - m) / (v.sqrt() + EPS)), at=r"\+\s*(self\.)?(eps|1e-0?5)"),
-    Mistake("no-eps", 3, "(x - mean) / torch.sqrt(var)",
+    ExerciseMistake("no-eps", 3, "(x - mean) / torch.sqrt(var)",
             "no eps is added to the variance of the {C} channels",
             "a token whose channels are all equal has variance 0: 0 / 0",
             "add eps = 1e-5 to the variance", _scaled(lambda x, m, v: (x - m) / v.sqrt()),
             at=r"sqrt\(|std\(|\*\*\s*-?0\.5|/"),
-    Mistake("another-eps", 3, "eps = 1e-6, 1e-8 or 1e-12",
+    ExerciseMistake("another-eps", 3, "eps = 1e-6, 1e-8 or 1e-12",
             "eps is not 1e-05: the output for the {C} channels is that of another one",
             "GPT-2's is 1e-5; a trained model expects the one that it was trained with",
             "set eps to 1e-5", tuple(form for eps in (1e-3, 1e-4, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
             for form in _scaled(lambda x, m, v, eps=eps: (x - m) / torch.sqrt(v + eps)))  # type: ignore[misc]
             + _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS * EPS)), at=r"1e-|eps"),
-    Mistake("no-root", 3, "(x - mean) / (var + eps)",
+    ExerciseMistake("no-root", 3, "(x - mean) / (var + eps)",
             "the {C} channels are divided by the variance, not by its root",
             "dividing by the variance leaves 1 / variance, not 1",
             "take the root of variance + eps",
             _scaled(lambda x, m, v: (x - m) / (v + EPS)), at=r"/"),
-    Mistake("not-centred", 3, "x / torch.sqrt(var + eps)",
+    ExerciseMistake("not-centred", 3, "x / torch.sqrt(var + eps)",
             "x itself is divided by the root: the mean of its {C} channels stays in",
             "the mean was computed and not used", "divide x - mean",
             _scaled(lambda x, m, v: x / torch.sqrt(v + EPS)), at=r"/|rsqrt"),
-    Mistake("multiplied-by-root", 3, "(x - mean) * torch.sqrt(var + eps)",
+    ExerciseMistake("multiplied-by-root", 3, "(x - mean) * torch.sqrt(var + eps)",
             "the {C} channels are multiplied by the root, not divided by it",
             "a token of large variance should shrink", "divide, or multiply by rsqrt",
             _scaled(lambda x, m, v: (x - m) * torch.sqrt(v + EPS)), at=r"\*\s*.*sqrt"),
-    Mistake("no-gain", 4, "return normal + self.bias",
+    ExerciseMistake("no-gain", 4, "return normal + self.bias",
             "the gain of {C} numbers is never multiplied in", "the gain is there to be learnt",
             "multiply the normalised channels by it", _affine(lambda w, y: y + _b(w)),
             at=r"return"),
-    Mistake("no-bias", 4, "return normal * self.weight",
+    ExerciseMistake("no-bias", 4, "return normal * self.weight",
             "the bias of {C} numbers is never added", "the bias is there to be learnt",
             "add it after the gain, where there is one", _affine(lambda w, y: y * w.g),
             at=r"return"),
-    Mistake("no-gain-or-bias", 4, "return normal",
+    ExerciseMistake("no-gain-or-bias", 4, "return normal",
             "neither the gain nor the bias of {C} numbers is used",
             "without them every layer hands on the same mean and variance",
             "multiply by the gain, then add the bias", _affine(lambda w, y: y), at=r"return"),
-    Mistake("gain-added", 4, "normal + self.weight + self.bias",
+    ExerciseMistake("gain-added", 4, "normal + self.weight + self.bias",
             "the gain of {C} numbers is added, not multiplied", "a gain scales",
             "multiply by it", _affine(lambda w, y: y + w.g + _b(w)), at=r"return"),
-    Mistake("bias-before-gain", 4, "(normal + self.bias) * self.weight",
+    ExerciseMistake("bias-before-gain", 4, "(normal + self.bias) * self.weight",
             "the bias of {C} numbers is added before the gain multiplies, so it is scaled too",
             "gain first, then bias", "move the bias out of the product",
             _affine(lambda w, y: (y + _b(w)) * w.g), at=r"return"),
-    Mistake("bias-subtracted", 4, "normal * self.weight - self.bias",
+    ExerciseMistake("bias-subtracted", 4, "normal * self.weight - self.bias",
             "the bias of {C} numbers is subtracted", "it is added", "change the sign",
             _affine(lambda w, y: y * w.g - _b(w)), at=r"return"),
-    Mistake("gain-plus-one", 4, "normal * (1 + self.weight) + self.bias",
+    ExerciseMistake("gain-plus-one", 4, "normal * (1 + self.weight) + self.bias",
             "1 is added to the gain of {C} numbers", "the gain starts at 1 already",
             "multiply by the gain itself", _affine(lambda w, y: y * (1 + w.g) + _b(w)),
             at=r"return"),
-    Mistake("gain-and-bias-swapped", 4, "normal * self.bias + self.weight",
+    ExerciseMistake("gain-and-bias-swapped", 4, "normal * self.bias + self.weight",
             "the bias of {C} numbers multiplies and the gain is added",
             "gain multiplies, bias adds", "exchange the two",
             _affine(lambda w, y: y * (w.g if w.b is None else w.b)
@@ -256,7 +258,7 @@ MISTAKES = (
 # fmt: on
 
 
-def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
+def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """Gain and bias by name, each (C,)."""
     gain = bias = None
     have = []
@@ -270,22 +272,22 @@ def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
         elif last in BIASES and bias is None:
             bias = parameter.detach().flatten()
     if gain is None:
-        raise trial.mistake("missing-gain", C=size.C, have=", ".join(have) or "none")
+        raise learner.mistake("missing-gain", C=size.C, have=", ".join(have) or "none")
     return SimpleNamespace(g=gain, b=bias)
 
 
-def start(trial: Trial) -> None:
+def start(learner: LearnerModule) -> None:
     """What the constructor makes: Parameters, of the right start, a bias where asked for."""
     for size in SIZES[:2]:
-        w = weights(trial, module := trial.construct(size), size)
+        w = weights(learner, module := learner.construct(size), size)
         if (w.b is not None) != size.bias:
             have = "no bias" if w.b is None else f"a bias of shape {tuple(w.b.shape)}"
             names = ", ".join(f"`{name}`" for name, _ in module.named_parameters())
-            raise trial.mistake("bias-ignored", bias=size.bias, have=f"{have} ({names})")
+            raise learner.mistake("bias-ignored", bias=size.bias, have=f"{have} ({names})")
         if not bool((w.g == 1).all()):
-            raise trial.mistake("gain-not-ones", value=f"{float(w.g[w.g != 1][0]):.3g}")
+            raise learner.mistake("gain-not-ones", value=f"{float(w.g[w.g != 1][0]):.3g}")
         if w.b is not None and bool(w.b.any()):
-            raise trial.mistake("bias-not-zeros", value=f"{float(w.b[w.b != 0][0]):.3g}")
+            raise learner.mistake("bias-not-zeros", value=f"{float(w.b[w.b != 0][0]):.3g}")
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -299,9 +301,9 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return x
 
 
-def notes(trial: Trial) -> Iterator[tuple[str, str]]:
+def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
     """Worth telling: nothing here makes a file wrong."""
-    if any(isinstance(part, nn.LayerNorm) for part in trial.construct(SIZES[0]).modules()):
+    if any(isinstance(part, nn.LayerNorm) for part in learner.construct(SIZES[0]).modules()):
         yield "torch's own", "right; torch.nn.LayerNorm does the steps for you"
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.course.exercises.module_trial import Part, Size, Trial, general_mistakes
-from gptcli.course.lesson import Mistake, Step
+from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.lesson import Step
 
 Weights = Any
 DROPOUT = 0.5
@@ -70,94 +71,95 @@ def _bend(curve: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
 
 # fmt: off
 MISTAKES = (
-    Mistake("missing-layer", 1, "one linear layer, or none",
+    ExerciseMistake("missing-layer", 1, "one linear layer, or none",
             "the module has {have} where two matrices belong, ({C4}, {C}) and ({C}, {C4})",
             "one layer expands, one projects back",
             "make two nn.Linear in the constructor, c_fc and c_proj",
             at=r"nn\.(Linear|Sequential)"),
-    Mistake("gated", 1, "SwiGLU: down(silu(gate(x)) * up(x))",
+    ExerciseMistake("gated", 1, "SwiGLU: down(silu(gate(x)) * up(x))",
             "the module has three matrices, {have}; GPT-2's feed-forward network has two",
             "a gate is what newer models have; it is another network",
             "leave the gate out: expand, bend, project", at=r"nn\.Linear"),
-    Mistake("wrong-width", 1, "nn.Linear(C, C) or nn.Linear(C, 2 * C)",
+    ExerciseMistake("wrong-width", 1, "nn.Linear(C, C) or nn.Linear(C, 2 * C)",
             "the hidden width is {width}, which is {times:g} x n_embd; expected 4 x {C} = {C4}",
             "GPT-2 expands by 4", "write 4 * config.n_embd in both layers", at=r"nn\.Linear"),
-    Mistake("bias-ignored", 1, "nn.Linear(C, 4 * C) without bias=",
+    ExerciseMistake("bias-ignored", 1, "nn.Linear(C, 4 * C) without bias=",
             "with config.bias = {bias} the layer that expands has {have}",
             "config.bias says whether linear layers have a bias",
             "pass bias=config.bias to both layers", at=r"nn\.Linear\((?!.*bias)"),
-    Mistake("projection-bias-ignored", 3, "nn.Linear(4 * C, C) without bias=",
+    ExerciseMistake("projection-bias-ignored", 3, "nn.Linear(4 * C, C) without bias=",
             "with config.bias = {bias} the layer that projects back has {have}",
             "config.bias says whether linear layers have a bias",
             "pass bias=config.bias to both layers", at=r"nn\.Linear\(\s*4(?!.*bias)"),
-    Mistake("gelu-before-expanding", 1, "self.c_fc(F.gelu(x))",
+    ExerciseMistake("gelu-before-expanding", 1, "self.c_fc(F.gelu(x))",
             "GELU bends the {C} channels of x, before they are expanded to {C4}",
             "two linear layers with nothing between them are one linear layer",
             "expand first, then bend", (lambda w, x: w.down(w.up(F.gelu(x))),
             lambda w, x: w.down(F.gelu(w.up(F.gelu(x))))), at=r"gelu|GELU"),
-    Mistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
+    ExerciseMistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
             "the {C4} channels are bent by GELU's tanh form; this exercise asks for the exact one",
             "the tanh form (GPT-2's own) differs by up to 0.0005: close, but another curve",
             "use the error function: F.gelu with its default",
             _bend(lambda a: F.gelu(a, approximate="tanh")), at=r"tanh"),
-    Mistake("relu", 2, "F.relu(x)", "the {C4} channels are bent by ReLU, not by GELU",
+    ExerciseMistake("relu", 2, "F.relu(x)", "the {C4} channels are bent by ReLU, not by GELU",
             "ReLU is the feed-forward network of 2017; GPT-2 took GELU",
             "put GELU in the place of ReLU", _bend(F.relu), at=r"(?i)relu|clamp|max"),
-    Mistake("silu", 2, "F.silu(x), or x * torch.sigmoid(x)",
+    ExerciseMistake("silu", 2, "F.silu(x), or x * torch.sigmoid(x)",
             "the {C4} channels are bent by SiLU (x times sigmoid of x), not by GELU",
             "SiLU looks like GELU and is wider", "put GELU in its place", _bend(F.silu),
             at=r"(?i)silu|sigmoid"),
-    Mistake("sigmoid-gelu", 2, "x * torch.sigmoid(1.702 * x)",
+    ExerciseMistake("sigmoid-gelu", 2, "x * torch.sigmoid(1.702 * x)",
             "the {C4} channels are bent by the sigmoid approximation of GELU",
             "1.702 makes the sigmoid like the normal distribution, to two digits only",
             "use the error function", _bend(lambda a: a * torch.sigmoid(1.702 * a)),
             at=r"1\.702|sigmoid"),
-    Mistake("no-activation", 2, "self.c_proj(self.c_fc(x))",
+    ExerciseMistake("no-activation", 2, "self.c_proj(self.c_fc(x))",
             "nothing bends the {C4} channels between the two layers",
             "two linear layers with nothing between them are one linear layer",
             "apply GELU to what the first layer gives", _bend(lambda a: a), at=r"c_proj\("),
-    Mistake("sigmoid", 2, "torch.sigmoid(x)", "the {C4} channels are bent by a sigmoid",
+    ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "the {C4} channels are bent by a sigmoid",
             "it saturates on both sides; GELU is nearly x for large x", "put GELU in its place",
             _bend(torch.sigmoid), at=r"(?i)sigmoid"),
-    Mistake("tanh", 2, "torch.tanh(x)", "the {C4} channels are bent by tanh",
+    ExerciseMistake("tanh", 2, "torch.tanh(x)", "the {C4} channels are bent by tanh",
             "it saturates on both sides; GELU is nearly x for large x", "put GELU in its place",
             _bend(torch.tanh), at=r"(?i)tanh"),
-    Mistake("leaky-relu", 2, "F.leaky_relu(x)", "the {C4} channels are bent by a leaky ReLU",
+    ExerciseMistake("leaky-relu", 2,
+            "F.leaky_relu(x)", "the {C4} channels are bent by a leaky ReLU",
             "GELU is smooth and goes to 0 on the left", "put GELU in its place",
             (*_bend(F.leaky_relu), *_bend(F.elu), *_bend(lambda a: F.leaky_relu(a, 0.1))),
             at=r"(?i)relu|elu"),
-    Mistake("gelu-twice", 2, "F.gelu(F.gelu(x))",
+    ExerciseMistake("gelu-twice", 2, "F.gelu(F.gelu(x))",
             "GELU bends the {C4} channels twice", "once is enough",
             "look for a second GELU before the second layer", _bend(lambda a: F.gelu(F.gelu(a))),
             at=r"(?i)gelu"),
-    Mistake("gelu-without-x", 2, "0.5 * (1 + torch.erf(x / sqrt(2)))",
+    ExerciseMistake("gelu-without-x", 2, "0.5 * (1 + torch.erf(x / sqrt(2)))",
             "the {C4} channels become a probability, and x itself is not multiplied in",
             "GELU is x times that probability", "multiply by x", _bend(phi), at=r"erf"),
-    Mistake("gelu-without-root", 2, "x * 0.5 * (1 + torch.erf(x))",
+    ExerciseMistake("gelu-without-root", 2, "x * 0.5 * (1 + torch.erf(x))",
             "erf is taken of the {C4} channels as they are, not divided by the root of 2",
             "erf counts in units of the root of 2 of a standard deviation",
             "divide by math.sqrt(2) inside erf",
             _bend(lambda a: 0.5 * a * (1 + torch.erf(a))), at=r"erf"),
-    Mistake("gelu-without-half", 2, "x * (1 + torch.erf(x / sqrt(2)))",
+    ExerciseMistake("gelu-without-half", 2, "x * (1 + torch.erf(x / sqrt(2)))",
             "the {C4} channels come out twice as large: 1 + erf is not halved",
             "1 + erf goes from 0 to 2; a probability goes to 1", "multiply by 0.5",
             _bend(lambda a: 2 * a * phi(a)), at=r"erf"),
-    Mistake("gelu-after-projection", 3, "F.gelu(self.c_proj(self.c_fc(x)))",
+    ExerciseMistake("gelu-after-projection", 3, "F.gelu(self.c_proj(self.c_fc(x)))",
             "GELU bends the {C} channels of the output in place of the {C4} inside",
             "two linear layers with nothing between them are one linear layer",
             "bend between the layers, not after them", (lambda w, x: F.gelu(w.down(w.up(x))),),
             at=r"(?i)gelu"),
-    Mistake("output-bent", 3, "F.gelu(self.c_proj(F.gelu(self.c_fc(x))))",
+    ExerciseMistake("output-bent", 3, "F.gelu(self.c_proj(F.gelu(self.c_fc(x))))",
             "GELU bends the {C} channels of the output as well",
             "the output is added to the residual stream: it must be able to be anything",
             "end with the linear layer",
             (lambda w, x: F.gelu(w.down(F.gelu(w.up(x)))),
              lambda w, x: F.relu(w.down(F.gelu(w.up(x))))), at=r"(?i)gelu"),
-    Mistake("residual-inside", 3, "return x + self.c_proj(h)",
+    ExerciseMistake("residual-inside", 3, "return x + self.c_proj(h)",
             "x, of {C} channels, is added inside; the block adds it again",
             "the residual is the block's business", "return the projection alone",
             (lambda w, x: x + w.down(F.gelu(w.up(x))),), at=r"return|\+"),
-    Mistake("scaled-in-evaluation", 4, "y * (1 - config.dropout)",
+    ExerciseMistake("scaled-in-evaluation", 4, "y * (1 - config.dropout)",
             "in evaluation the {C} channels are multiplied by 1 - dropout",
             "dropout scales up in training, so that evaluation needs nothing",
             "leave the output as it is in evaluation",
@@ -168,23 +170,23 @@ MISTAKES = (
 # fmt: on
 
 
-def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
+def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers by the shapes of their matrices; bare matrices in either orientation."""
     C, C4 = size.C, 4 * size.C
     found = [(n, p.detach()) for n, p in module.named_parameters()]
     matrices = [(n, p) for n, p in found if p.dim() == 2]
     have = ", ".join(f"`{n}` {tuple(p.shape)}" for n, p in matrices) or "no matrix"
     if len(matrices) == 3 and {p.numel() for _, p in matrices} == {matrices[0][1].numel()}:
-        raise trial.mistake("gated", have=have)
+        raise learner.mistake("gated", have=have)
     if len(matrices) != 2:
-        raise trial.mistake("missing-layer", have=have, C=C, C4=C4)
+        raise learner.mistake("missing-layer", have=have, C=C, C4=C4)
     linear = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     up, down = matrices
     if up[0] in linear and up[1].shape[1] != C and down[1].shape[1] == C:
         up, down = down, up  # the one that projects back was made first
     width = up[1].numel() // C
     if width != C4 or down[1].numel() != C * C4 or C not in up[1].shape:
-        raise trial.mistake("wrong-width", width=width, times=width / C, C=C, C4=C4)
+        raise learner.mistake("wrong-width", width=width, times=width / C, C=C, C4=C4)
 
     def layer(name: str, matrix: Tensor, into: int) -> tuple[Callable[[Tensor], Tensor], Any]:
         owner = name.rpartition(".")[0]
@@ -201,17 +203,17 @@ def weights(trial: Trial, module: nn.Module, size: Size) -> Weights:
     )
 
 
-def start(trial: Trial) -> None:
+def start(learner: LearnerModule) -> None:
     """What the constructor makes: two layers, with biases where asked for."""
     for size in SIZES[:2]:
-        w = weights(trial, trial.construct(size), size)
+        w = weights(learner, learner.construct(size), size)
         for slug, bias in (
             ("bias-ignored", w.up_bias),
             ("projection-bias-ignored", w.down_bias),
         ):
             if (bias is not None) != size.bias:
                 have = "no bias" if bias is None else f"a bias of shape {tuple(bias.shape)}"
-                raise trial.mistake(slug, bias=size.bias, have=have)
+                raise learner.mistake(slug, bias=size.bias, have=have)
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -219,16 +221,16 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return 2 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64)
 
 
-def notes(trial: Trial) -> Iterator[tuple[str, str]]:
+def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
     """Dropout in training: worth telling, but nothing here makes a file wrong."""
     size = Size(4, 8, 16, dropout=DROPOUT, seed=5)
-    module = trial.construct(size)
-    w = weights(trial, module, size)
+    module = learner.construct(size)
+    w = weights(learner, module, size)
     x = draw(size, torch.Generator().manual_seed(3))
     with torch.no_grad():
         wanted = steps(w, x)[-1][0]
         torch.manual_seed(0)
-        y = trial.run(module.train(), x)
+        y = learner.run(module.train(), x)
     if torch.allclose(y, wanted):
         yield "dropout", f"none acts in training, where config.dropout is {DROPOUT}"
         return

@@ -1,5 +1,5 @@
-"""A learner's module under trial: built, filled, run on several sizes, compared with the reference
-and with the reference's mistakes.
+"""A learner's layer norm, MLP or block: build it, run it on several sizes, compare it with the
+reference and with known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from gptcli.course.attention.cases import TrialConfig, fill_parameters
 from gptcli.course.exercises.building import build
-from gptcli.course.exercises.explaining import Teller
-from gptcli.course.exercises.tensor_trace import Trace
-from gptcli.course.lesson import Mistake, Step, Wrong
+from gptcli.course.exercises.explaining import ExerciseMistake, Explainer
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import TOLERANCE, CheckFailed, Step
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
-
-TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of one trial; all dimensions differ."""
+    """Sizes of one learner; all dimensions differ."""
 
     B: int
     T: int
@@ -55,19 +53,19 @@ class Part:
     """What is to be known of an exercise that is a module.
 
     `weights` maps a module of theirs to what `reference` and the mistakes' forms compute with;
-    it raises Wrong where something is missing. `landmarks` are, step by step, tensors of which
-    one shows that the step was done; the last one is the output."""
+    it raises CheckFailed where something is missing. `landmarks` are, step by step, tensors of
+    which one shows that the step was done; the last one is the output."""
 
     steps: tuple[Step, ...]
     sizes: tuple[Size, ...]
-    mistakes: tuple[Mistake, ...]
-    weights: Callable[[Trial, nn.Module, Size], Any]
+    mistakes: tuple[ExerciseMistake, ...]
+    weights: Callable[[LearnerModule, nn.Module, Size], Any]
     landmarks: Callable[[Any, Tensor], list[list[Tensor]]]
     draw: Callable[[Size, torch.Generator], Tensor]
-    notes: Callable[[Trial], Iterator[tuple[str, str]]]
+    notes: Callable[[LearnerModule], Iterator[tuple[str, str]]]
 
 
-class Trial(Teller):
+class LearnerModule(Explainer):
     """One class of one file; `say` is told what is being done, for where it never ends."""
 
     def __init__(
@@ -88,10 +86,10 @@ class Trial(Teller):
         return module.to(torch.float64).eval()
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """module(x), of x's shape. Raises Wrong, at the step that their code did not complete."""
+        """module(x), of x's shape. Raises CheckFailed at the first step that is not completed."""
         self.say(f"step 1: forward on x of shape {tuple(x.shape)}")
         doing = f"forward on x of shape {tuple(x.shape)}"
-        trace = Trace()
+        trace = TensorTrace()
         before = x.clone()
         try:
             with trace:
@@ -125,7 +123,7 @@ class Trial(Teller):
             )
         return y
 
-    def reached(self, trace: Trace, module: nn.Module, x: Tensor) -> int:
+    def reached(self, trace: TensorTrace, module: nn.Module, x: Tensor) -> int:
         """The step after the last one whose result is among what they computed."""
         size = Size(*x.shape)
         with torch.no_grad():
@@ -134,37 +132,39 @@ class Trial(Teller):
         return min(max(done, default=0) + 1, len(marks))
 
 
-def compare(trial: Trial) -> float:
-    """Their output beside the reference's on every size. Raises Wrong, with a name where the
+def compare(learner: LearnerModule) -> float:
+    """Their output beside the reference's on every size. Raises CheckFailed, with a name where the
     output is that of a known mistake on all sizes; returns the largest error."""
-    part = trial.part
-    tried: list[tuple[Size, Any, Tensor, Tensor, Tensor, Trace, nn.Module]] = []
+    part = learner.part
+    tried: list[tuple[Size, Any, Tensor, Tensor, Tensor, TensorTrace, nn.Module]] = []
     for size in part.sizes:
-        module = trial.construct(size)
+        module = learner.construct(size)
         generator = torch.Generator().manual_seed(1000 + size.seed)
         fill_parameters(module, generator)
-        weights = part.weights(trial, module, size)
+        weights = part.weights(learner, module, size)
         x = part.draw(size, generator)
         with torch.no_grad():
             wanted = part.landmarks(weights, x)[-1][0]
             given = x.clone()
             torch.manual_seed(1)
-            y = trial.run(module, given)
+            y = learner.run(module, given)
             again_x = x.clone()
             torch.manual_seed(2)
-            again = trial.run(module, again_x)
-            trace = Trace()
+            again = learner.run(module, again_x)
+            trace = TensorTrace()
             with trace:
                 module(x.clone())
         if not torch.equal(y, again) and y.isfinite().all() and torch.equal(given, x):
-            raise trial.mistake(
+            raise learner.mistake(
                 "dropout-in-evaluation",
                 dropout=size.dropout,
                 difference=f"{float((y - again).abs().max()):.3g}",
             )
         tried.append((size, weights, x, y, wanted, trace, module))
         if not torch.equal(given, x) and close(y, wanted):
-            raise trial.mistake("input-changed", difference=f"{float((given - x).abs().max()):.3g}")
+            raise learner.mistake(
+                "input-changed", difference=f"{float((given - x).abs().max()):.3g}"
+            )
     bad = [entry for entry in tried if not close(entry[3], entry[4])]
     if not bad:
         return max(float((y - wanted).abs().max()) for _, _, _, y, wanted, _, _ in tried)
@@ -178,50 +178,50 @@ def compare(trial: Trial) -> float:
         for mistake in part.mistakes:
             for form in mistake.forms:
                 if all(close(y_, form(w_, x_)) for _, w_, x_, y_, _, _, _ in tried):
-                    raise trial.mistake(mistake.slug, evidence, **facts)
-        step = max(trial.reached(entry[5], entry[6], entry[2]) for entry in bad)
+                    raise learner.mistake(mistake.slug, evidence, **facts)
+        step = max(learner.reached(entry[5], entry[6], entry[2]) for entry in bad)
     name = part.steps[step - 1].name
     known = part.steps[step - 1]
     if float((y - wanted).abs().max()) < 1e-5 and not bool(y.isnan().any()):
         marks = part.landmarks(weights, x)
         lost = (i for i, m in enumerate(marks, 1) if not any(trace.has(one) for one in m))
-        raise Wrong(
-            next(lost, step),
+        raise CheckFailed(
             "precision",
             f"the output differs by up to {float((y - wanted).abs().max()):.1e}, as float32 "
             f"rounding does, where x is float64{evidence}",
             ("is every tensor of x's dtype?", "leave out .float() and dtype=...", known.show),
+            next(lost, step),
         )
     slug = "wrong-output" if bool(y.isfinite().all()) else "not-finite"
     before = f"as far as step {step - 1} all is right; " if step > 1 else ""
-    raise Wrong(
-        step,
+    raise CheckFailed(
         slug,
         f"{before}the result of step {step}, {name}, is not among what your forward computes "
         f"({size}){evidence}",
         (known.ask, known.tell, known.show),
+        step,
     )
 
 
-def gradients(trial: Trial) -> None:
-    """Every parameter and the input get a gradient. Raises Wrong."""
-    size = trial.part.sizes[0]
-    module = trial.construct(size)
+def gradients(learner: LearnerModule) -> None:
+    """Every parameter and the input get a gradient. Raises CheckFailed."""
+    size = learner.part.sizes[0]
+    module = learner.construct(size)
     generator = torch.Generator().manual_seed(7)
     fill_parameters(module, generator)
-    x = trial.part.draw(size, generator).requires_grad_()
+    x = learner.part.draw(size, generator).requires_grad_()
     try:
         y = module(x)
         if y.requires_grad:
             (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum().backward()
     except (Exception, SystemExit) as error:
-        raise trial.stopped(error, "forward with gradients", len(trial.part.steps)) from error
+        raise learner.stopped(error, "forward with gradients", len(learner.part.steps)) from error
     for name, tensor in (("x", x), *module.named_parameters()):
         if tensor.grad is None or not bool(tensor.grad.any()):
-            raise trial.mistake("no-gradient", name=name)
-    weights = trial.part.weights(trial, module, size)
+            raise learner.mistake("no-gradient", name=name)
+    weights = learner.part.weights(learner, module, size)
     x2 = x.detach().clone().requires_grad_()
-    right = trial.part.landmarks(weights, x2)[-1][0]
+    right = learner.part.landmarks(weights, x2)[-1][0]
     noise = torch.randn(
         right.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
     )
@@ -229,7 +229,7 @@ def gradients(trial: Trial) -> None:
     x3 = x.detach().clone().requires_grad_()
     (got,) = torch.autograd.grad((module(x3) * noise).sum(), x3)
     if not close(got, wanted):
-        raise trial.mistake("no-gradient", name="x (in part)")
+        raise learner.mistake("no-gradient", name="x (in part)")
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -262,14 +262,14 @@ GENERAL = (
 )
 
 
-def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Mistake, ...]:
+def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[ExerciseMistake, ...]:
     """Mistakes that any module can have, placed at its step `step`."""
     found = [
-        Mistake(slug, step, writes, says, why, hint, at=at)
+        ExerciseMistake(slug, step, writes, says, why, hint, at=at)
         for slug, writes, says, why, hint, at in GENERAL
     ]
     found.append(
-        Mistake(
+        ExerciseMistake(
             "dropout-in-evaluation",
             dropout_step or step,
             "F.dropout(y, p)",

@@ -14,8 +14,8 @@ from gptcli.course.exercises import (
     tokenizer_trial,
     training_trial,
 )
-from gptcli.course.exercises.module_trial import Trial
-from gptcli.course.lesson import PartReport, Wrong
+from gptcli.course.exercises.module_trial import LearnerModule
+from gptcli.course.lesson import CheckFailed, PartReport
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, load_class
 
@@ -38,14 +38,16 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> PartReport:
         else:
             module = MODULES[file.exercise]
             names = [step.name for step in module.PART.steps]
-            trial = Trial(file, load_class(file), module.PART, say)
-            module.start(trial)
-            error = module_trial.compare(trial)
-            module_trial.gradients(trial)
-            remarks = [Check(name, True, detail, True) for name, detail in module.PART.notes(trial)]
+            learner = LearnerModule(file, load_class(file), module.PART, say)
+            module.start(learner)
+            error = module_trial.compare(learner)
+            module_trial.gradients(learner)
+            remarks = [
+                Check(name, True, detail, True) for name, detail in module.PART.notes(learner)
+            ]
             found = f"the same as the reference, largest error {error:.1g}"
-    except Wrong as wrong:
-        return _wrong(file, names, wrong)
+    except CheckFailed as failed:
+        return _wrong(file, names, failed)
     finally:
         torch.set_default_dtype(before)
     checks = [Check(f"{i} {name}", True, "") for i, name in enumerate(names, 1)]
@@ -53,21 +55,21 @@ def examine(file: LearnerFile, say: Callable[[str], None]) -> PartReport:
     return PartReport(file.name, file.exercise, True, found, checks=(*checks, *remarks))
 
 
-def _wrong(file: LearnerFile, names: list[str], wrong: Wrong) -> PartReport:
+def _wrong(file: LearnerFile, names: list[str], failed: CheckFailed) -> PartReport:
     checks = []
     for i, name in enumerate(names, 1):
-        if wrong.step is not None and i <= wrong.step:
-            bad = i == wrong.step
-            checks.append(Check(f"{i} {name}", not bad, wrong.message if bad else ""))
-    if wrong.step is None:
-        checks.append(Check("whole", False, wrong.message))
+        if failed.step is not None and i <= failed.step:
+            bad = i == failed.step
+            checks.append(Check(f"{i} {name}", not bad, failed.message if bad else ""))
+    if failed.step is None:
+        checks.append(Check("whole", False, failed.message))
     return PartReport(
         file.name,
         file.exercise,
         False,
-        wrong.message,
-        wrong.hints,
-        wrong.slug,
-        wrong.step,
+        failed.message,
+        failed.hints,
+        failed.mistake,
+        failed.step,
         tuple(checks),
     )

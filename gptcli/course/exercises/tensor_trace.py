@@ -13,7 +13,7 @@ MOST = 4000  # tensors that are kept
 LARGEST = 1 << 20  # elements of one
 
 
-class Trace(TorchFunctionMode):
+class TensorTrace(TorchFunctionMode):
     """Use it in a `with` around their forward."""
 
     def __init__(self) -> None:

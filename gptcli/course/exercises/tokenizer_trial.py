@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.exercises import tokenizer as reference
-from gptcli.course.exercises.explaining import Teller, named_in
+from gptcli.course.exercises.explaining import Explainer, named_in
 from gptcli.course.exercises.tokenizer import Pair
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
-from gptcli.course.lesson import Wrong, quoted_line
+from gptcli.course.lesson import CheckFailed, quoted_line
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
 from gptcli.errors import GptcliError
 
@@ -44,13 +44,13 @@ ENCODED = (
 )
 
 
-class _Trial(Teller):
+class _Trial(Explainer):
     def __init__(self, file: LearnerFile, cls: Any, say: Callable[[str], None]) -> None:
         super().__init__(file, STEPS, MISTAKES, HOMES)
         self.cls, self.say = cls, say
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """Call their code; what it raises becomes Wrong."""
+        """Call their code; what it raises becomes CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
             return call()
@@ -90,7 +90,7 @@ class _Trial(Teller):
 
 
 def check(file: LearnerFile, say: Callable[[str], None]) -> str:
-    """Check the file; returns a few words. Raises Wrong and GptcliError."""
+    """Check the file; returns a few words. Raises CheckFailed and GptcliError."""
     trial = _Trial(file, tokenizer_class(file), say)
     mine, merges = _training(trial)
     _encoding(trial, mine, merges)
@@ -157,7 +157,7 @@ def _training(trial: _Trial) -> tuple[Any, list[Pair]]:
     return mine, trial.merges(mine)
 
 
-def _wrong_training(trial: _Trial, found: list[list[Pair]]) -> Wrong:
+def _wrong_training(trial: _Trial, found: list[list[Pair]]) -> CheckFailed:
     text, n, theirs, wanted = next(
         (text, n, theirs, wanted)
         for theirs, (text, n) in zip(found, TRAINED, strict=True)

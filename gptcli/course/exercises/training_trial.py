@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.exercises import training as reference
-from gptcli.course.exercises.explaining import Teller, named_in
+from gptcli.course.exercises.explaining import Explainer, named_in
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
-from gptcli.course.lesson import Wrong
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
 
 FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
@@ -36,7 +36,7 @@ class TinyModel(nn.Module):
         return nn.functional.dropout(logits, self.dropout, self.training)
 
 
-class _Trial(Teller):
+class _Trial(Explainer):
     def __init__(self, file: LearnerFile, say: Callable[[str], None]) -> None:
         super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
         self.say = say
@@ -44,7 +44,7 @@ class _Trial(Teller):
         self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """Call their function of a step; what it raises becomes Wrong."""
+        """Call their function of a step; what it raises becomes CheckFailed."""
         name = FUNCTIONS[step - 1]
         self.say(f"step {step}: {name}")
         try:
@@ -65,7 +65,7 @@ class _Trial(Teller):
                 "end it with `return` and the number",
             ) from None
 
-    def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> Wrong:
+    def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> CheckFailed:
         """The mistake of that step of which a form is the `same`, else what is known."""
         for mistake in MISTAKES:
             if mistake.step == step and any(same(form) for form in mistake.forms):
@@ -74,7 +74,7 @@ class _Trial(Teller):
 
 
 def check(file: LearnerFile, say: Callable[[str], None]) -> str:
-    """Check the file; returns a few words. Raises Wrong and GptcliError."""
+    """Check the file; returns a few words. Raises CheckFailed and GptcliError."""
     trial = _Trial(file, say)
     for part in (_batches, _loss, _schedule, _clipping, _steps, _evaluation):
         part(trial)
@@ -85,9 +85,9 @@ def _draw(trial: _Trial, n: int, t: int, b: int, seed: int) -> tuple[Tensor, Ten
     generator = torch.Generator().manual_seed(seed)
     try:
         value = trial.ask(1, torch.arange(n), t, b, generator)
-    except Wrong as wrong:
-        if "stack expects" in wrong.message or "IndexError" in wrong.message:
-            raise trial.mistake("start-out-of-range", n=n, t=t, error=wrong.message) from None
+    except CheckFailed as failed:
+        if "stack expects" in failed.message or "IndexError" in failed.message:
+            raise trial.mistake("start-out-of-range", n=n, t=t, error=failed.message) from None
         raise
     x, y = _pair(trial, value)
     if x.shape != (b, t) or y.shape != (b, t):

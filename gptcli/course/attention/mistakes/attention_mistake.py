@@ -1,4 +1,4 @@
-"""What a known mistake is: an entry of the bank, which the files mistakes_*.py fill."""
+"""AttentionMistake: an entry of the bank of known mistakes, and the three hints of each step."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gptcli.course.attention.stages import Problem, Stage
+from gptcli.course.lesson import Mistake
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One step done wrong. `why` and `strong` are formatted with the sizes of the trial.
+class AttentionMistake(Mistake):
+    """One step of attention done wrong: the reference with some stages replaced.
 
-    `changes` are ways to write the same mistake, each the stages that differ from the reference.
-    `also` is for a mistake that gives the same numbers as one of another step: it is only taken
-    where what they computed shows that this step is the one."""
+    `message` and `strong` are formatted with `sizes(p)`. Each entry of `changes` is one way to
+    write the mistake: the stages that differ from the reference."""
 
-    slug: str
-    step: int
-    writes: str  # what people write
-    why: str  # what is wrong about it, with their numbers
     hint: str  # leads to the fix
-    strong: str  # all but says it
+    strong: str  # nearly says the fix
     changes: tuple[Mapping[str, Stage], ...] = ()
 
 
 def sizes(p: Problem) -> dict[str, float | int]:
-    """What `why` and `strong` are formatted with."""
+    """What `message` and `strong` are formatted with."""
     return {
         "B": p.B,
         "T": p.T,

@@ -20,10 +20,10 @@ from gptcli.course.attention.mistakes import (
     softmax,
     weights,
 )
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Values, walk
 
-BANK: tuple[Mistake, ...] = (
+BANK: tuple[AttentionMistake, ...] = (
     *projections.BANK,
     *heads.BANK,
     *scores.BANK,
@@ -46,7 +46,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return float((a[finite] - b[finite]).abs().max()) <= CLOSE * scale
 
 
-def made(p: Problem) -> Iterator[tuple[Mistake, Values]]:
+def made(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
     """Every mistake of the bank, and what it computes from p; those left out that p's sizes do
     not allow."""
     for mistake in BANK:

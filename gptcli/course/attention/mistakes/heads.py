@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage, heads
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -104,7 +104,7 @@ _TIME_CUT = tuple(
 )
 
 BANK = (
-    Mistake(
+    AttentionMistake(
         "split-without-transpose",
         2,
         "q.view(B, n_head, T, head_dim)",
@@ -114,7 +114,7 @@ BANK = (
         "cut the channels, view(B, T, {H}, {D}), and then swap dimensions 1 and 2",
         _TIME_CUT,
     ),
-    Mistake(
+    AttentionMistake(
         "fold-mixes-time-and-heads",
         3,
         "q.transpose(1, 2).reshape(B * n_head, T, head_dim), heads split already",
@@ -124,7 +124,7 @@ BANK = (
         "merge batch and heads of ({B}, {H}, {T}, {D}) as it is, without another transpose",
         _TIME_CUT,
     ),
-    Mistake(
+    AttentionMistake(
         "heads-interleaved",
         2,
         "q.view(B, T, head_dim, n_head)",
@@ -138,7 +138,7 @@ BANK = (
             for more in ({}, {"merge": _merge_interleaved})
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-and-channels-swapped",
         2,
         "q.view(B, T, head_dim, n_head).transpose(1, 2)",
@@ -150,7 +150,7 @@ BANK = (
             {"split": _swapped, "score": _scaled_by_last},
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-missing",
         2,
         "scores = q @ k.transpose(1, 2)",
@@ -163,7 +163,7 @@ BANK = (
             for more in ({}, {"score": _scaled_by_last})
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "first-head-only",
         2,
         "q[:, :, :head_dim]",
@@ -172,7 +172,7 @@ BANK = (
         "slice from h * head_dim to (h + 1) * head_dim",
         tuple(_split_by(_first_head, which) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-backward",
         2,
         "q.flip(1)",
@@ -181,7 +181,7 @@ BANK = (
         "count the heads upward",
         tuple(_split_by(_backward, which) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "batch-and-time-mixed",
         2,
         "q.view(T, B, n_head, head_dim)",
@@ -190,7 +190,7 @@ BANK = (
         "view as (B, T, {H}, {D})",
         tuple(_split_by(_batch_mixed, which) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "folded-in-two-orders",
         3,
         "q as (B * n_head, ...), k as (n_head * B, ...)",
@@ -200,7 +200,7 @@ BANK = (
         "bring each of them to ({B}, {H}, {T}, {D}) before reshape(B * {H}, T, {D})",
         tuple(_split_by(_swap_folds, which) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "folded-across-time",
         3,
         "q.reshape(B * n_head, head_dim, T).transpose(1, 2)",
@@ -213,7 +213,7 @@ BANK = (
             for way in (_scrambled_folds, _folded_turned, _folded_behind)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-rolled",
         2,
         "q.roll(1, dims=1)",
@@ -226,7 +226,7 @@ BANK = (
             for n in (1, -1)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "channels-of-heads-backward",
         2,
         "q.flip(-1)",

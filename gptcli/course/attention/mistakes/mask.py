@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage
 
 
@@ -94,7 +94,7 @@ UNMASKED: Mapping[str, Stage] = {"hide": _keep}
 
 
 BANK = (
-    Mistake(
+    AttentionMistake(
         "mask-missing",
         5,
         "weights = F.softmax(scores, dim=-1)",
@@ -103,7 +103,7 @@ BANK = (
         "before the softmax, set the scores above the diagonal to -inf",
         (UNMASKED,),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-inverted",
         5,
         "scores.masked_fill(tril == 1, -inf)",
@@ -113,7 +113,7 @@ BANK = (
         "hide the cells above the diagonal: column greater than row",
         (*_allow(_triu(0)), *_allow(_triu(1))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-lets-next-token-in",
         5,
         "torch.tril(ones, diagonal=1), torch.triu(ones, diagonal=2)",
@@ -122,7 +122,7 @@ BANK = (
         "row t has t + 1 of {T} columns to see: the diagonal and what is left of it",
         (*_allow(_tril(1)), *_allow(_tril(2))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-hides-diagonal",
         5,
         "torch.triu(ones, diagonal=0), torch.tril(ones, diagonal=-1)",
@@ -132,7 +132,7 @@ BANK = (
         "the diagonal stays: torch.triu needs diagonal=1 to mark the future alone",
         (*_allow(_tril(-1)), *_allow(_tril(-2))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-filled-with-0",
         5,
         "scores * mask, or masked_fill(mask == 0, 0)",
@@ -142,7 +142,7 @@ BANK = (
         "fill with -inf, not with 0",
         (_fill(0.0),),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-fill-too-weak",
         5,
         "masked_fill(mask == 0, -1)",
@@ -152,7 +152,7 @@ BANK = (
         "fill with -inf: whatever the scores, its weight is 0",
         tuple(_fill(v) for v in (-1.0, -2.0, -5.0, -9.0, -10.0, -20.0, -50.0, -100.0, -1e3)),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-fill-tiny",
         5,
         "masked_fill(mask == 0, 1e-9)",
@@ -162,7 +162,7 @@ BANK = (
         "fill with -inf",
         tuple(_fill(v) for v in (1e-9, -1e-9, 1e-10, -1e-10, 1e-8, 1e-5, 1e-6, -1e-6)),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-fill-positive",
         5,
         "masked_fill(mask == 0, float('inf'))",
@@ -172,7 +172,7 @@ BANK = (
         "fill with minus infinity",
         tuple(_fill(v) for v in (float("inf"), 1e9, 1e4, 1.0, 10.0, 100.0, 1e10)),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-added-as-0-and-1",
         5,
         "scores + tril",
@@ -185,7 +185,7 @@ BANK = (
             {"hide": lambda p, s: s + (~p.past).double()},
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-added-too-weak",
         5,
         "scores - (1 - tril)",
@@ -195,7 +195,7 @@ BANK = (
         "an additive mask is 0 where one may look and -inf elsewhere",
         ({"hide": lambda p, s: s - (~p.past).double()},),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-multiplied",
         5,
         "scores * mask with -inf in it",
@@ -213,7 +213,7 @@ BANK = (
             },
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-zero-times-infinity",
         5,
         "(1 - tril) * float('-inf')",
@@ -223,7 +223,7 @@ BANK = (
         "make the additive mask with masked_fill or torch.where",
         ({"hide": lambda p, s: s + (~p.past).double() * float("-inf")},),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-after-softmax",
         5,
         "weights = F.softmax(scores) * tril",
@@ -238,7 +238,7 @@ BANK = (
             _after(UNMASKED, lambda p, s: F.softmax(F.softmax(s, dim=-1) * p.past, dim=-1)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-on-one-head",
         5,
         "scores[:, 0].masked_fill_(...)",
@@ -247,7 +247,7 @@ BANK = (
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to all of the scores",
         ({"hide": _only("head")}, {"hide": _only("last head")}, {"hide": _only("both")}),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-on-one-sequence",
         5,
         "scores[0].masked_fill_(...)",
@@ -257,7 +257,7 @@ BANK = (
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to all of the scores",
         ({"hide": _only("sequence")}, {"hide": _only("last sequence")}),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-of-one-column",
         5,
         "scores[..., :-1, -1] = -inf",
@@ -266,7 +266,7 @@ BANK = (
         "hide all cells whose column is greater than their row",
         _allow(_columns),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-too-narrow",
         5,
         "a band instead of a triangle",
@@ -275,7 +275,7 @@ BANK = (
         "everything left of the diagonal stays visible",
         tuple(change for width in (1, 2, 3, 4) for change in _allow(_band(width))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-hides-first-token",
         5,
         "scores[..., 0] = -inf",
@@ -285,7 +285,7 @@ BANK = (
         "everything left of the diagonal stays visible",
         (*_allow(_without_first), *_allow(lambda p: _without_first(p) | _eye(p))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-hides-next-token-only",
         5,
         "ones.triu(1).tril(1)",
@@ -294,7 +294,7 @@ BANK = (
         "hide all cells whose column is greater than their row",
         _allow(lambda p: ~(_tril(1)(p) & _triu(1)(p))),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-shows-next-token-only",
         5,
         "ones.triu(1).tril(1), the other way round",
@@ -303,7 +303,7 @@ BANK = (
         "show the diagonal and everything left of it",
         _allow(lambda p: _tril(1)(p) & _triu(1)(p)),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-open-at-the-front",
         5,
         "the first columns are never hidden",
@@ -316,7 +316,7 @@ BANK = (
             for change in _allow(lambda p, n=n: p.past | (torch.arange(p.T) < n))  # type: ignore[misc]
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mask-mirrored",
         5,
         "ones.tril().flip(1)",
@@ -326,7 +326,7 @@ BANK = (
         "torch.tril as it is, without flip",
         tuple(change for dim in (0, 1) for change in _allow(lambda p, d=dim: p.past.flip(d))),  # type: ignore[misc]
     ),
-    Mistake(
+    AttentionMistake(
         "mask-filled-with-minimum",
         5,
         "torch.where(tril, scores, scores.min())",

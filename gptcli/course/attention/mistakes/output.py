@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage, linear, merge, output
 
 
@@ -38,7 +38,7 @@ def _turned(p: Problem, merged: Tensor) -> Tensor:
 
 
 BANK = (
-    Mistake(
+    AttentionMistake(
         "merge-without-transpose",
         8,
         "y.view(B, T, C)",
@@ -48,7 +48,7 @@ BANK = (
         "swap dimensions 1 and 2 first, then make it contiguous, then view",
         _merge(lambda p, m: m.reshape(p.B, p.T, p.C)),
     ),
-    Mistake(
+    AttentionMistake(
         "merge-interleaved",
         8,
         "y.permute(0, 2, 3, 1).reshape(B, T, C)",
@@ -66,7 +66,7 @@ BANK = (
             lambda p, m: m.permute(1, 2, 0, 3).reshape(p.B, p.T, p.C),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-averaged",
         8,
         "y.mean(dim=1)",
@@ -78,7 +78,7 @@ BANK = (
             _heads_alike(lambda m: m.sum(dim=1)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "one-head-for-all",
         8,
         "torch.cat(heads, dim=1)[:, :T]",
@@ -90,7 +90,7 @@ BANK = (
             _heads_alike(lambda m: m[:, -1]),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "heads-in-wrong-order",
         8,
         "torch.cat(heads[::-1], dim=-1)",
@@ -103,7 +103,7 @@ BANK = (
             lambda p, m: merge(p, m.roll(-1, 1)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "projection-left-out",
         8,
         "return y",
@@ -112,7 +112,7 @@ BANK = (
         "return what c_proj makes of the merged heads",
         _output(lambda p, m: m),
     ),
-    Mistake(
+    AttentionMistake(
         "projection-twice",
         8,
         "self.c_proj(self.c_proj(y))",
@@ -121,7 +121,7 @@ BANK = (
         "call c_proj once, at the end",
         _output(lambda p, m: output(p, output(p, m))),
     ),
-    Mistake(
+    AttentionMistake(
         "another-projection",
         8,
         "self.value(y)",
@@ -134,7 +134,7 @@ BANK = (
             lambda p, m: linear(p.parts.key, m),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "output-without-bias",
         8,
         "y @ self.c_proj.weight.T",
@@ -143,7 +143,7 @@ BANK = (
         "call the layer, self.c_proj(y)",
         _output(_bare, lambda p, m: 2 * output(p, m) - _bare(p, m)),
     ),
-    Mistake(
+    AttentionMistake(
         "output-weight-transposed",
         8,
         "y @ self.c_proj.weight",
@@ -152,7 +152,7 @@ BANK = (
         "call the layer, self.c_proj(y)",
         _output(_turned),
     ),
-    Mistake(
+    AttentionMistake(
         "residual-inside",
         8,
         "return x + self.c_proj(y)",
@@ -165,7 +165,7 @@ BANK = (
             lambda p, m: output(p, m) + m,
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "activation-on-output",
         8,
         "F.gelu(self.c_proj(y))",
@@ -183,7 +183,7 @@ BANK = (
             lambda p, m: F.softmax(output(p, m), dim=-1),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "output-scaled",
         8,
         "self.c_proj(y) / n_head",
@@ -207,7 +207,7 @@ BANK = (
             *((lambda p, m, f=f: output(p, m * f)) for f in (2.0, 0.5)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "output-for-one-token",
         8,
         "y[:, -1:]",
@@ -220,7 +220,7 @@ BANK = (
             lambda p, m: output(p, m).flip(1),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "projection-of-x",
         8,
         "self.c_proj(x)",
@@ -229,7 +229,7 @@ BANK = (
         "return what c_proj makes of the merged heads",
         _output(lambda p, m: output(p, p.x)),
     ),
-    Mistake(
+    AttentionMistake(
         "output-bias-per-head",
         8,
         "the bias is added once for each head",
@@ -238,7 +238,7 @@ BANK = (
         "sum the heads first and add the bias once, or call self.c_proj(y)",
         _output(lambda p, m: p.H * output(p, m) - (p.H - 1) * _bare(p, m)),
     ),
-    Mistake(
+    AttentionMistake(
         "channels-backward",
         8,
         "y.flip(-1)",

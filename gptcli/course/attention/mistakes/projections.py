@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage, linear, project
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -100,9 +100,9 @@ _NAMES = {"q": "queries", "k": "keys", "v": "values"}
 _LAYERS = {"q": "query", "k": "key", "v": "value"}
 
 
-def _same(one: str, other: str) -> Mistake:
+def _same(one: str, other: str) -> AttentionMistake:
     order = "qkv".replace(one, other)
-    return Mistake(
+    return AttentionMistake(
         f"{_LAYERS[one]}-is-{_LAYERS[other]}",
         1,
         f"{one} = self.{_LAYERS[other]}(x)",
@@ -115,8 +115,8 @@ def _same(one: str, other: str) -> Mistake:
     )
 
 
-def _exchanged(slug: str, order: str, what: str) -> Mistake:
-    return Mistake(
+def _exchanged(slug: str, order: str, what: str) -> AttentionMistake:
+    return AttentionMistake(
         slug,
         1,
         f"q, k, v in the order {', '.join(order)}",
@@ -134,7 +134,7 @@ BANK = (
     _same("k", "v"),
     _same("v", "q"),
     _same("v", "k"),
-    Mistake(
+    AttentionMistake(
         "one-projection-for-all",
         1,
         "q = k = v = self.query(x)",
@@ -148,7 +148,7 @@ BANK = (
     _exchanged("query-value-swapped", "vkq", "queries and values have changed places: both are"),
     _exchanged("qkv-rotated", "kvq", "queries, keys and values have each taken another's place,"),
     _exchanged("qkv-rotated", "vqk", "queries, keys and values have each taken another's place,"),
-    Mistake(
+    AttentionMistake(
         "not-projected",
         1,
         "q = x",
@@ -157,7 +157,7 @@ BANK = (
         "each of q, k and v is a layer called on x",
         tuple(_of(o) for o in ("xxx", "xkv", "qxv", "qkx", "xxv", "xkx", "qxx")),
     ),
-    Mistake(
+    AttentionMistake(
         "projection-without-bias",
         1,
         "q = x @ self.query.weight.T",
@@ -166,7 +166,7 @@ BANK = (
         "call the layer, self.query(x), instead of multiplying by its weight",
         tuple(_each(which, _no_bias) for which in ALL if which != "k"),
     ),
-    Mistake(
+    AttentionMistake(
         "weight-transposed",
         1,
         "q = x @ self.query.weight",
@@ -176,7 +176,7 @@ BANK = (
         "call the layer, self.query(x), or turn its weight with .T",
         tuple(_each(which, _turned) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "projected-twice",
         1,
         "q = self.query(self.query(x))",
@@ -185,7 +185,7 @@ BANK = (
         "look for a line that overwrites q, k or v with another call of the same layer",
         tuple(_each(which, _twice) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "projections-chained",
         1,
         "k = self.key(q)",
@@ -200,7 +200,7 @@ BANK = (
             _each("kv", lambda p, r, c: _twice(p, linear(p.parts.query, p.x), c)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "activation-on-projections",
         1,
         "q = F.relu(self.query(x))",
@@ -213,7 +213,7 @@ BANK = (
             for f in (torch.relu, F.gelu, torch.tanh)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "input-normalised",
         1,
         "x = F.layer_norm(x, ...)",
@@ -223,7 +223,7 @@ BANK = (
         "project x as it comes",
         ({"project": _normed},),
     ),
-    Mistake(
+    AttentionMistake(
         "residual-on-projections",
         1,
         "q = x + self.query(x)",
@@ -232,7 +232,7 @@ BANK = (
         "leave out `+ x`",
         tuple(_each(which, _added) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "fused-cut-wrongly",
         1,
         "self.c_attn(x).view(B, T, n_head, 3, head_dim)",
@@ -242,7 +242,7 @@ BANK = (
         "cut the last dimension into 3 pieces of {C} first, and each piece into heads afterwards",
         ({"project": _fused_by_head}, {"project": _fused_by_channel}),
     ),
-    Mistake(
+    AttentionMistake(
         "first-sequence-for-all",
         1,
         "self.key(x[:1])",
@@ -251,7 +251,7 @@ BANK = (
         "call the layers on all of x",
         tuple(_each(which, _of_first) for which in ALL),
     ),
-    Mistake(
+    AttentionMistake(
         "tokens-shifted",
         1,
         "self.value(x.roll(1, dims=1))",
@@ -271,7 +271,7 @@ BANK = (
             )
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "bias-of-another-projection",
         1,
         "x @ self.query.weight.T + self.key.bias",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage
 
 Number = Callable[[Problem], float]
@@ -42,8 +42,8 @@ def _scale_later(where: str) -> Mapping[str, Stage]:
     return changes
 
 
-def _scale(slug: str, writes: str, why: str, *factors: Number) -> Mistake:
-    return Mistake(
+def _scale(slug: str, writes: str, why: str, *factors: Number) -> AttentionMistake:
+    return AttentionMistake(
         slug,
         4,
         writes,
@@ -151,7 +151,7 @@ BANK = (
         "scores are divided by the square of head_dim = {D}",
         lambda p: p.D**-2.0,
     ),
-    Mistake(
+    AttentionMistake(
         "scale-negative",
         4,
         "scores = -q @ k.transpose(-2, -1)",
@@ -161,7 +161,7 @@ BANK = (
         "leave out the minus",
         tuple(_times(f) for f in (lambda p: -(p.D**-0.5), lambda p: -1.0)),
     ),
-    Mistake(
+    AttentionMistake(
         "scale-after-softmax",
         4,
         "softmax(scores) / math.sqrt(head_dim)",
@@ -171,7 +171,7 @@ BANK = (
         "scale the scores right after the product of q and k",
         (_scale_later("weights"), _scale_later("mixed")),
     ),
-    Mistake(
+    AttentionMistake(
         "scores-transposed",
         4,
         "k @ q.transpose(-2, -1)",
@@ -181,7 +181,7 @@ BANK = (
         "q comes first in the product: rows are queries, columns are keys",
         ({"score": lambda p, q, k: _raw(k, q) * p.D**-0.5},),
     ),
-    Mistake(
+    AttentionMistake(
         "key-viewed-not-transposed",
         4,
         "q @ k.view(B, n_head, head_dim, T)",
@@ -197,7 +197,7 @@ BANK = (
             },
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "query-with-itself",
         4,
         "q @ q.transpose(-2, -1)",
@@ -206,7 +206,7 @@ BANK = (
         "the second factor of the product is k",
         tuple({"score": lambda p, q, k, e=e: _raw(q, q) * p.D**e} for e in (-0.5, -1.0)),
     ),
-    Mistake(
+    AttentionMistake(
         "key-with-itself",
         4,
         "k @ k.transpose(-2, -1)",
@@ -215,7 +215,7 @@ BANK = (
         "the first factor of the product is q",
         tuple({"score": lambda p, q, k, e=e: _raw(k, k) * p.D**e} for e in (-0.5, -1.0)),
     ),
-    Mistake(
+    AttentionMistake(
         "scores-of-cosines",
         4,
         "F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT",
@@ -235,7 +235,7 @@ BANK = (
             )
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "scale-by-visible-keys",
         4,
         "/ (t + 1) ** 0.5",
@@ -249,7 +249,7 @@ BANK = (
             for f in (0.0, -0.5)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "scores-of-distances",
         4,
         "-torch.cdist(q, k)",
@@ -264,7 +264,7 @@ BANK = (
             for s in (-1.0, 1.0, -0.5)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "scores-shared-by-heads",
         4,
         "scores.mean(dim=1, keepdim=True)",
@@ -284,7 +284,7 @@ BANK = (
             {"score": lambda p, q, k: _raw(_over_heads(q), k) * p.D**-0.5},
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "one-query-for-all",
         4,
         "q[:, :, -1:]",

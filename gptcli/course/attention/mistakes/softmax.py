@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage
 
 
@@ -38,7 +38,7 @@ def _best(p: Problem, masked: Tensor, many: int) -> Tensor:
 
 
 BANK = (
-    Mistake(
+    AttentionMistake(
         "softmax-not-normalised",
         6,
         "e = torch.exp(scores - scores.max(-1, keepdim=True).values); weights = e",
@@ -48,7 +48,7 @@ BANK = (
         "divide by the sum over the last dimension, keepdim=True",
         _by_hand(lambda e: e),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-queries",
         6,
         "e / e.sum(dim=-2, keepdim=True)",
@@ -58,7 +58,7 @@ BANK = (
         "each query spreads its attention over the keys: sum over the last dimension",
         _by_hand(lambda e: e / e.sum(dim=-2, keepdim=True)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-everything",
         6,
         "e / e.sum()",
@@ -70,7 +70,7 @@ BANK = (
             *_by_hand(lambda e: e / e.sum(dim=(-2, -1), keepdim=True)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-heads",
         6,
         "e / e.sum(dim=1, keepdim=True)",
@@ -80,7 +80,7 @@ BANK = (
         "sum over the last dimension",
         _by_hand(lambda e: e / e.sum(dim=1, keepdim=True)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-denominator-larger",
         6,
         "e / (e.sum(-1, keepdim=True) + 1)",
@@ -94,7 +94,7 @@ BANK = (
             for change in _by_hand(lambda e, c=c: e / (e.sum(dim=-1, keepdim=True) + c))  # type: ignore[misc]
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-by-length",
         6,
         "e / e.norm(dim=-1, keepdim=True)",
@@ -104,7 +104,7 @@ BANK = (
         "divide by e.sum(dim=-1, keepdim=True)",
         _by_hand(lambda e: e / e.norm(dim=-1, keepdim=True)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-divided-by-number-of-keys",
         6,
         "e.mean(-1) in place of e.sum(-1)",
@@ -117,7 +117,7 @@ BANK = (
             *_by_hand(lambda e: e / e.shape[-1]),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-of-powers-of-2",
         6,
         "torch.exp2(scores) / torch.exp2(scores).sum(-1, keepdim=True)",
@@ -126,7 +126,7 @@ BANK = (
         "torch.exp, not torch.exp2",
         ({"weigh": lambda p, m: _share(m.exp2())}, {"weigh": lambda p, m: m.exp2()}),
     ),
-    Mistake(
+    AttentionMistake(
         "relu-for-exp",
         6,
         "scores.relu() / scores.relu().sum(-1, keepdim=True)",
@@ -139,7 +139,7 @@ BANK = (
             for c in (0.0, 1e-3, 1e-5, 1e-6, 1e-8, 1e-9, 1e-12)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "sigmoid-for-exp",
         6,
         "torch.sigmoid(scores) / torch.sigmoid(scores).sum(-1, keepdim=True)",
@@ -148,7 +148,7 @@ BANK = (
         "take F.softmax over the last dimension",
         ({"weigh": lambda p, m: _share(torch.sigmoid(m))},),
     ),
-    Mistake(
+    AttentionMistake(
         "only-the-best-keys",
         6,
         "scores.topk(k)",

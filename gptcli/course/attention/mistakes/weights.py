@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.attention.mistakes.attention_mistake import Mistake
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage
 
 
@@ -70,7 +70,7 @@ def _split(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor,
 
 
 BANK = (
-    Mistake(
+    AttentionMistake(
         "softmax-over-queries",
         6,
         "F.softmax(scores, dim=-2)",
@@ -80,7 +80,7 @@ BANK = (
         "each query spreads its attention over the keys, the last dimension",
         _weigh(lambda p, m: F.softmax(m, dim=-2)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-heads",
         6,
         "F.softmax(scores, dim=1)",
@@ -90,7 +90,7 @@ BANK = (
         "softmax over the last dimension",
         _weigh(lambda p, m: F.softmax(m, dim=1)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-batch",
         6,
         "F.softmax(scores, dim=0)",
@@ -102,7 +102,7 @@ BANK = (
             *_weigh(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-over-everything",
         6,
         "scores.exp() / scores.exp().sum()",
@@ -113,7 +113,7 @@ BANK = (
             _over_all((-2, -1)), _over_all((0, 1, 2, 3)), _over_all((1, 2, 3)), _over_all((1, -1))
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-divided-by-wrong-sums",
         6,
         "e / e.sum(-1)",
@@ -122,7 +122,7 @@ BANK = (
         "sum with keepdim=True",
         _weigh(_without_mask_sum),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-missing",
         6,
         "y = scores @ v",
@@ -135,7 +135,7 @@ BANK = (
             *_weigh(lambda p, m: m.masked_fill(m == float("-inf"), -1e9)),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-not-normalised",
         6,
         "weights = scores.exp()",
@@ -145,7 +145,7 @@ BANK = (
         "divide by the sum over the last dimension, keepdim=True",
         _weigh(lambda p, m: m.exp()),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-without-exp",
         6,
         "scores / scores.sum(-1, keepdim=True)",
@@ -161,7 +161,7 @@ BANK = (
             ),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "sigmoid-for-softmax",
         6,
         "torch.sigmoid(scores)",
@@ -175,7 +175,7 @@ BANK = (
             lambda p, m: torch.tanh(m),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "log-softmax",
         6,
         "F.log_softmax(scores, dim=-1)",
@@ -189,7 +189,7 @@ BANK = (
             lambda p, m: F.log_softmax(m.masked_fill(~p.past, -1e9), dim=-1),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-twice",
         6,
         "F.softmax(F.softmax(scores, dim=-1), dim=-1)",
@@ -199,7 +199,7 @@ BANK = (
         "one softmax, on the masked scores",
         _weigh(lambda p, m: F.softmax(F.softmax(m, dim=-1), dim=-1)),
     ),
-    Mistake(
+    AttentionMistake(
         "softmin",
         6,
         "F.softmax(-scores, dim=-1)",
@@ -211,7 +211,7 @@ BANK = (
             lambda p, m: F.softmax(-m, dim=-1),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "hard-attention",
         6,
         "F.one_hot(scores.argmax(-1))",
@@ -220,7 +220,7 @@ BANK = (
         "F.softmax over the last dimension",
         _weigh(_hard),
     ),
-    Mistake(
+    AttentionMistake(
         "softmax-in-short-floats",
         6,
         "F.softmax(scores.float(), dim=-1)",
@@ -230,7 +230,7 @@ BANK = (
         "leave out .float(), .half() and dtype=...",
         _weigh(_in(torch.float32), _in(torch.float16), _in(torch.bfloat16)),
     ),
-    Mistake(
+    AttentionMistake(
         "weights-transposed",
         7,
         "weights.transpose(-2, -1) @ v",
@@ -240,7 +240,7 @@ BANK = (
         "weights @ v, as they are",
         _mix(lambda p, w, v: w.transpose(-1, -2) @ v),
     ),
-    Mistake(
+    AttentionMistake(
         "values-not-weighted",
         7,
         "y = v",
@@ -255,7 +255,7 @@ BANK = (
             lambda p, w, v: v.cumsum(dim=-2) / torch.arange(1, p.T + 1)[:, None],
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "values-times-own-weight",
         7,
         "weights.diagonal() * v",
@@ -268,7 +268,7 @@ BANK = (
             lambda p, w, v: w.sum(dim=-2)[..., None] * v,
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "weights-times-keys",
         7,
         "weights @ k",
@@ -285,7 +285,7 @@ BANK = (
             for i in (0, 1)
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mixed-divided-by-t",
         7,
         "(weights @ v) / T",
@@ -298,7 +298,7 @@ BANK = (
             lambda p, w, v: w @ v / p.H,
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "value-viewed-in-product",
         7,
         "weights @ v.reshape(...)",
@@ -311,7 +311,7 @@ BANK = (
             lambda p, w, v: w @ v.flip(-2),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "unfolded-in-another-order",
         7,
         "y.view(n_head, B, T, head_dim)",
@@ -320,7 +320,7 @@ BANK = (
         "view(B, {H}, T, {D})",
         _mix(_unfolded_turned),
     ),
-    Mistake(
+    AttentionMistake(
         "values-of-one-sequence",
         7,
         "weights @ v[:1]",
@@ -329,7 +329,7 @@ BANK = (
         "weights @ v, with all of v",
         _mix(lambda p, w, v: w @ v[:1]),
     ),
-    Mistake(
+    AttentionMistake(
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
@@ -339,7 +339,7 @@ BANK = (
         "weights @ v, as they are",
         _mix(lambda p, w, v: w @ v.roll(1, -2), lambda p, w, v: w @ v.roll(-1, -2)),
     ),
-    Mistake(
+    AttentionMistake(
         "values-changed-in-product",
         7,
         "weights @ v.abs()",
@@ -351,7 +351,7 @@ BANK = (
             lambda p, w, v: w @ v.mean(dim=1, keepdim=True).expand_as(v),
         ),
     ),
-    Mistake(
+    AttentionMistake(
         "mixed-divided-by-visible-keys",
         7,
         "(weights * v).mean(dim)",
