@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptcli.course.catalogue import Exercise
-    from gptcli.course.exercises.folder import Progress
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
+    from gptcli.course.folder import Progress
 
 
 def exercise(
@@ -90,7 +90,7 @@ def exercise(
 
 
 def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool) -> None:
-    from gptcli.course.exercises.folder import write_exercises
+    from gptcli.course.folder import write_exercises
 
     for path in write_exercises(chosen, out, blank=blank, overwrite=overwrite):
         sys.stdout.write(f"{path}\n")
@@ -99,8 +99,8 @@ def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool
 
 
 def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:
-    from gptcli.course.exercises.folder import changes, find_folder
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
+    from gptcli.course.folder import changes, find_folder
 
     find_folder(folder)
     console = stdout_console()
@@ -122,8 +122,8 @@ def _round(
     changed: set[str],
 ) -> None:
     """Check all of them (one may import another) and tell; at length for what has changed."""
-    from gptcli.cli.check_parts import show
-    from gptcli.course.exercises.folder import progress_of
+    from gptcli.cli.check import show_file
+    from gptcli.course.folder import progress_of
 
     rows = []
     for each in chosen:
@@ -135,7 +135,7 @@ def _round(
         return
     for row in rows:
         if row.path.name in changed and row.report is not None:
-            show(row.report, console, 1)
+            show_file(row.report, console)
     _table(rows, console)
 
 

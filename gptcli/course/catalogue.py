@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptcli.course.attention import STEP_NAMES
 from gptcli.errors import GptcliError, nearest
 
 MATERIAL = Path(__file__).parent / "exercises" / "material"
@@ -54,16 +55,7 @@ EXERCISES = (
         "1 and 2",
         "CausalSelfAttention",
         "tokens look at the tokens before them",
-        (
-            "queries, keys, values",
-            "split into heads",
-            "fold batch and heads",
-            "scaled scores",
-            "causal mask",
-            "softmax",
-            "weighted sum",
-            "merge and project",
-        ),
+        tuple(STEP_NAMES.values()),
     ),
     Exercise(
         "layernorm",

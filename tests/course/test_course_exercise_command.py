@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.course import folder as folder_module
 from gptcli.course.catalogue import EXERCISES
-from gptcli.course.exercises import folder as folder_module
-from gptcli.course.exercises.folder import changes
+from gptcli.course.folder import changes
 
 NAMES = [exercise.name for exercise in EXERCISES]
 PASSES = "from gptcli.course.parts import {}\n"

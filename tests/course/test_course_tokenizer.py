@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
+from gptcli.course import check_files
 from gptcli.course.catalogue import exercise_named
-from gptcli.course.exercises.part_checking import check_parts, find_part
-from gptcli.course.exercises.part_examination import examine
+from gptcli.course.examination import examine
 from gptcli.course.exercises.tokenizer import Tokenizer
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
-from gptcli.course.lesson import PartReport
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 
 
-def report_of(folder: Path, text: str) -> PartReport:
+def report_of(folder: Path, text: str) -> FileReport:
     path = folder / "tokenizer.py"
     path.write_text(text, encoding="utf-8")
-    return examine(find_part("tokenizer", str(path)), lambda doing: None)
+    return examine(find_file(str(path), "tokenizer"), lambda doing: None)
 
 
 def test_the_classic_example() -> None:
@@ -73,7 +74,7 @@ def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None
 def test_an_endless_loop_ends_with_its_step(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.py"
     path.write_text(BASE.replace("return ids\n", "pass\n"), encoding="utf-8")
-    (report,) = check_parts([("tokenizer", str(path))], limit_s=1.5)
-    assert isinstance(report, PartReport)
+    (report,) = check_files([str(path)], "tokenizer", limit_s=1.5)
+    assert isinstance(report, FileReport)
     assert report.mistake in ("time-limit", "raises")
     assert report.first_wrong_step == 3

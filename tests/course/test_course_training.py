@@ -10,17 +10,17 @@ import pytest
 from training_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course.catalogue import exercise_named
-from gptcli.course.exercises.part_checking import find_part
-from gptcli.course.exercises.part_examination import examine
+from gptcli.course.examination import examine
 from gptcli.course.exercises.training_mistakes import MISTAKES
-from gptcli.course.lesson import PartReport
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 
 
-def report_of(folder: Path, text: str) -> PartReport:
+def report_of(folder: Path, text: str) -> FileReport:
     path = folder / "training.py"
     path.write_text(text, encoding="utf-8")
-    return examine(find_part("training", str(path)), lambda doing: None)
+    return examine(find_file(str(path), "training"), lambda doing: None)
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -10,7 +10,7 @@ import pytest
 from wrong_attention import FILES, MISTAKES
 
 from gptcli.course import check_file
-from gptcli.course.checking import _ask
+from gptcli.course.checking import ask
 from gptcli.course.sandbox.isolation import Worker
 from gptcli.course.sandbox.learner_file import find_file
 
@@ -52,7 +52,7 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
-            report = _ask(worker, find_file(spec), limit_s)
+            report = ask(worker, find_file(spec), limit_s)
             return report.ok, report.mistake
 
         assert check(str(FILES / "fused_sdpa.py")) == (True, None)
@@ -71,9 +71,9 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     with Worker(fork=hasattr(os, "fork")) as worker:
-        assert not _ask(worker, find_file(str(path)), 30.0).ok
+        assert not ask(worker, find_file(str(path)), 30.0).ok
         if hasattr(os, "fork"):
-            assert _ask(worker, find_file(str(FILES / "course_style.py")), 30.0).ok
+            assert ask(worker, find_file(str(FILES / "course_style.py")), 30.0).ok
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:

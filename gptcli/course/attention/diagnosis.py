@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from gptcli.course.attention import STEP_NAMES
 from gptcli.course.attention.evidence import (
     SHOWS,
     Look,
@@ -61,7 +62,6 @@ from gptcli.course.attention.score_scale import told_scale, wrong_scale
 from gptcli.course.attention.source_text import line_of_argument
 from gptcli.course.attention.stages import Values
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.report import STEP_NAMES
 from gptcli.course.sandbox.learner_file import in_words
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from gptcli.course.attention import STEP_NAMES
 from gptcli.course.attention.evidence import Look, culprit
 from gptcli.course.attention.first_wrong_operation import until
 from gptcli.course.attention.matching import first_missing
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, sizes
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.report import STEP_NAMES
 
 
 @dataclass

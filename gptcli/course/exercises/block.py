@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explaining import ExerciseMistake
-from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Size,
+    general_mistakes,
+)
 from gptcli.course.lesson import Step
 
 Weights = Any
@@ -258,4 +263,4 @@ SIZES = (
     Size(3, 4, 10, H=2, bias=False, seed=1),
     Size(1, 3, 8, H=4, dropout=0.5, seed=2),
 )
-PART = Part(STEPS, SIZES, MISTAKES, weights, steps, draw, notes)
+LESSON = ModuleLesson("block", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)

@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explaining import ExerciseMistake
-from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Size,
+    general_mistakes,
+)
 from gptcli.course.lesson import Step
 
 EPS = 1e-5
@@ -313,4 +318,4 @@ SIZES = (
     Size(4, 3, 8, seed=2),
     Size(1, 2, 5, seed=3),
 )
-PART = Part(STEPS, SIZES, MISTAKES, weights, steps, draw, notes)
+LESSON = ModuleLesson("layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)

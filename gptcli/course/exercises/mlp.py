@@ -15,8 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explaining import ExerciseMistake
-from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Size,
+    general_mistakes,
+)
 from gptcli.course.lesson import Step
 
 Weights = Any
@@ -247,4 +252,4 @@ SIZES = (
     Size(1, 3, 5, dropout=DROPOUT, seed=2),
     Size(4, 2, 9, dropout=0.25, seed=3),
 )
-PART = Part(STEPS, SIZES, MISTAKES, weights, steps, draw, notes)
+LESSON = ModuleLesson("mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tokenizer import (
     Counts,
     Pair,

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.training import any_step, loss_of
 from gptcli.course.lesson import Step
 

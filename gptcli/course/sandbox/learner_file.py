@@ -21,12 +21,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
+from gptcli.course.catalogue import exercise_named
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
-
-DEFAULT_CLASS = "CausalSelfAttention"
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,12 @@ class LearnerFile:
     exercise: str = "attention"  # what it is an answer to
 
 
-def find_file(
-    spec: str, default_class: str = DEFAULT_CLASS, exercise: str = "attention"
-) -> LearnerFile:
-    """`FILE` or `FILE:CLASS` -> the file, which exists and parses; none of it is run.
+def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
+    """The file of `FILE` or `FILE:CLASS`, which exists and parses. Runs nothing of it.
 
-    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError where there is no
-    such file, or where it is not Python."""
-    name, class_name = spec, default_class
+    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError if there is no such
+    file, or it is not Python."""
+    name, class_name = spec, exercise_named(exercise).target or "module"
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113

@@ -43,8 +43,7 @@ def main(*, fork: bool) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
     # torch, before the first fork
-    from gptcli.course.attention import examination  # noqa: F401
-    from gptcli.course.exercises import part_examination  # noqa: F401
+    from gptcli.course import examination  # noqa: F401
 
     answer({"ready": True})
     for line in requests:
@@ -58,9 +57,7 @@ def main(*, fork: bool) -> None:
 def _serve(request: dict[str, Any], answer: Answer) -> None:
     import torch
 
-    from gptcli.course.attention.examination import examine as examine_attention
-    from gptcli.course.attention.examination import follow
-    from gptcli.course.exercises.part_examination import examine as examine_part
+    from gptcli.course.examination import examine, follow
 
     torch.set_num_threads(1)
     file = LearnerFile(
@@ -74,7 +71,6 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
                 follow(file, lambda what: answer({"doing": what}))
                 answer({"report": {}})
                 return
-            examine = examine_attention if file.exercise == "attention" else examine_part
             report = examine(file, lambda what: answer({"doing": what}))
             answer({"report": asdict(report)})
         except GptcliError as error:

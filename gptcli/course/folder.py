@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.catalogue import Exercise
-from gptcli.course.exercises.part_checking import Checker
-from gptcli.course.lesson import PartReport
+from gptcli.course.checking import Checker
+from gptcli.course.report import FileReport
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
@@ -49,7 +49,7 @@ class Progress:
     path: Path
     state: str
     message: str
-    report: PartReport | None = None
+    report: FileReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of `gptcli exercise --status DIR --json`."""
@@ -71,7 +71,7 @@ def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
     if not path.exists():
         return Progress(exercise, path, "not begun", "not begun")
     try:
-        report = checker.check(exercise.name, str(path))
+        report = checker.check(str(path), exercise.name)
     except GptcliError as error:
         return Progress(exercise, path, "unusable", error.message)
     return Progress(exercise, path, "passes" if report.ok else "wrong", report.message, report)

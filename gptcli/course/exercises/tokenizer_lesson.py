@@ -1,4 +1,4 @@
-"""A learner's tokenizer under trial, beside the reference and its mistakes."""
+"""A learner's tokenizer under learner, beside the reference and its mistakes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.exercises import tokenizer as reference
-from gptcli.course.exercises.explaining import Explainer, named_in
+from gptcli.course.exercises.explainer import Explainer, named_in, quoted_line
 from gptcli.course.exercises.tokenizer import Pair
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
-from gptcli.course.lesson import CheckFailed, quoted_line
+from gptcli.course.lesson import CheckFailed, Lesson, Say
+from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
 from gptcli.errors import GptcliError
 
-HOMES = {1: "train", 3: "encode", 4: "decode", 5: "load"}
+FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
 WORDS = (
@@ -44,9 +45,9 @@ ENCODED = (
 )
 
 
-class _Trial(Explainer):
-    def __init__(self, file: LearnerFile, cls: Any, say: Callable[[str], None]) -> None:
-        super().__init__(file, STEPS, MISTAKES, HOMES)
+class LearnerTokenizer(Explainer):
+    def __init__(self, file: LearnerFile, cls: Any, say: Say) -> None:
+        super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
         self.cls, self.say = cls, say
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
@@ -80,7 +81,7 @@ class _Trial(Explainer):
                 found = ordered
             return [(int(a), int(b)) for a, b in found]
         except (TypeError, ValueError):
-            raise self.wrong_at(
+            raise self.failed_at(
                 1,
                 "no-merges",
                 f"after train, `merges` is {_short(found)}; expected a dict of pairs of ids to new "
@@ -89,14 +90,26 @@ class _Trial(Explainer):
             ) from None
 
 
-def check(file: LearnerFile, say: Callable[[str], None]) -> str:
-    """Check the file; returns a few words. Raises CheckFailed and GptcliError."""
-    trial = _Trial(file, tokenizer_class(file), say)
-    mine, merges = _training(trial)
-    _encoding(trial, mine, merges)
-    _decoding(trial, mine, merges)
-    _keeping(trial, mine, merges)
-    return f"the same as the reference on {len(TRAINED)} texts"
+class TokenizerLesson(Lesson[LearnerTokenizer]):
+    """Byte-pair encoding, in five steps."""
+
+    name = "tokenizer"
+    steps = STEPS
+    mistakes = MISTAKES
+
+    def load(self, file: LearnerFile, say: Say) -> LearnerTokenizer:
+        """Run the file and return its tokenizer class, ready to be tried."""
+        return LearnerTokenizer(file, tokenizer_class(file), say)
+
+    def check(self, learner: LearnerTokenizer, done: list[Check]) -> str:
+        """Compare training, encoding, decoding, saving and loading with the reference."""
+        mine, merges = _training(learner)
+        _encoding(learner, mine, merges)
+        _decoding(learner, mine, merges)
+        _saving(learner, mine, merges)
+        verdict = f"the same as the reference on {len(TRAINED)} texts"
+        done += self.all_steps(verdict)
+        return verdict
 
 
 def tokenizer_class(file: LearnerFile) -> type[Any]:
@@ -124,10 +137,10 @@ def tokenizer_class(file: LearnerFile) -> type[Any]:
     return cls
 
 
-def _training(trial: _Trial) -> tuple[Any, list[Pair]]:
+def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     found = []
     for text, n in TRAINED:
-        found.append(trial.merges(trial.trained(text, n), n))
+        found.append(learner.merges(learner.trained(text, n), n))
     for least in (1, 2):  # to stop where every pair stands once is as good
         if all(
             theirs == reference.learn(text, n, least=least)
@@ -135,29 +148,29 @@ def _training(trial: _Trial) -> tuple[Any, list[Pair]]:
         ):
             break
     else:
-        raise _wrong_training(trial, found)
+        raise _wrong_training(learner, found)
     for text, n in SHORT:
-        mine = trial.cls()
-        trial.say(f"step 1: train({_short(text)}, {n})")
+        mine = learner.cls()
+        learner.say(f"step 1: train({_short(text)}, {n})")
         try:
             mine.train(text, n)
         except (Exception, SystemExit) as error:
-            raise trial.mistake(
+            raise learner.mistake(
                 "too-few-pairs", "", text=text, n=n, error=in_words(error)
             ) from error
-        theirs = trial.merges(mine)
+        theirs = learner.merges(mine)
         if theirs not in [reference.learn(text, n, least=least) for least in (1, 2)]:
-            raise trial.wrong_at(
+            raise learner.failed_at(
                 1,
                 "wrong-merges",
                 f"train({text!r}, {n}) makes the merges {_short(theirs)}, expected "
                 f"{_short(reference.learn(text, n))}",
             )
-    mine = trial.trained(WORDS, 30)
-    return mine, trial.merges(mine)
+    mine = learner.trained(WORDS, 30)
+    return mine, learner.merges(mine)
 
 
-def _wrong_training(trial: _Trial, found: list[list[Pair]]) -> CheckFailed:
+def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> CheckFailed:
     text, n, theirs, wanted = next(
         (text, n, theirs, wanted)
         for theirs, (text, n) in zip(found, TRAINED, strict=True)
@@ -176,14 +189,14 @@ def _wrong_training(trial: _Trial, found: list[list[Pair]]) -> CheckFailed:
                 theirs in (learnt := form(text, n), _last_of_each(learnt))
                 for theirs, (text, n) in zip(found, TRAINED, strict=True)
             ):
-                return trial.mistake(mistake.slug, evidence)
+                return learner.mistake(mistake.slug, evidence)
     first = any(
         theirs[:1] != reference.learn(text, n)[:1]
         for theirs, (text, n) in zip(found, TRAINED, strict=True)
     )
     step = 1 if first else 2
     what = "the first merge" if first else "a later merge"
-    return trial.wrong_at(step, "wrong-merges", f"{what} is not the right one{evidence}")
+    return learner.failed_at(step, "wrong-merges", f"{what} is not the right one{evidence}")
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
@@ -191,15 +204,15 @@ def _last_of_each(merges: list[Pair]) -> list[Pair]:
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 
-def _encoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
-    classic = trial.trained(CLASSIC, 3)
-    tried = [(classic, trial.merges(classic), CLASSIC)]
+def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
+    classic = learner.trained(CLASSIC, 3)
+    tried = [(classic, learner.merges(classic), CLASSIC)]
     tried += [(mine, merges, text) for text in ENCODED]
-    umlauts = trial.trained(UMLAUTS, 12)
-    tried.append((umlauts, trial.merges(umlauts), UMLAUTS[::-1]))
-    mixed = trial.trained(MIXED, 14)
-    tried += [(mixed, trial.merges(mixed), text) for text in (MIXED[::-1], MIXED[7:])]
-    found = [_encoded(trial, t, text) for t, _, text in tried]
+    umlauts = learner.trained(UMLAUTS, 12)
+    tried.append((umlauts, learner.merges(umlauts), UMLAUTS[::-1]))
+    mixed = learner.trained(MIXED, 14)
+    tried += [(mixed, learner.merges(mixed), text) for text in (MIXED[::-1], MIXED[7:])]
+    found = [_encoded(learner, t, text) for t, _, text in tried]
     for ids, (_, theirs, text) in zip(found, tried, strict=True):
         wanted = reference.encode(theirs, text)
         if ids == wanted:
@@ -212,32 +225,32 @@ def _encoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
         for mistake in MISTAKES:
             for form in mistake.forms if mistake.step == 3 else ():
                 if all(i == form(m, t) for i, (_, m, t) in zip(found, tried, strict=True)):
-                    raise trial.mistake(mistake.slug, evidence)
-        raise trial.wrong_at(3, "wrong-ids", f"encoding is not by merge rank{evidence}")
+                    raise learner.mistake(mistake.slug, evidence)
+        raise learner.failed_at(3, "wrong-ids", f"encoding is not by merge rank{evidence}")
     for text in ("", "a", "é"):
-        trial.say(f"step 3: encode({text!r})")
+        learner.say(f"step 3: encode({text!r})")
         try:
             ids = list(mine.encode(text))
         except (Exception, SystemExit) as error:
-            raise trial.mistake("short-text", "", text=text, error=in_words(error)) from error
+            raise learner.mistake("short-text", "", text=text, error=in_words(error)) from error
         if ids != reference.encode(merges, text):
-            raise trial.wrong_at(
+            raise learner.failed_at(
                 3, "wrong-ids", f"encode({text!r}) gives {ids}, expected {list(text.encode())}"
             )
 
 
-def _decoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
+def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
     invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
-    found = [_decoded(trial, mine, ids) for ids in tried]
+    found = [_decoded(learner, mine, ids) for ids in tried]
     for ids in invalid:
-        trial.say(f"step 4: decode({ids})")
+        learner.say(f"step 4: decode({ids})")
         try:
             found.append(mine.decode(ids))
         except UnicodeDecodeError as error:
-            raise trial.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
+            raise learner.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
         except (Exception, SystemExit) as error:
-            raise trial.stopped(error, f"decode({ids})", 4) from error
+            raise learner.stopped(error, f"decode({ids})", 4) from error
     tried += invalid
     for text, ids in zip(found, tried, strict=True):
         wanted = reference.decode(merges, ids)
@@ -247,43 +260,43 @@ def _decoding(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
         for mistake in MISTAKES:
             for form in mistake.forms if mistake.step == 4 else ():
                 if all(t == form(merges, i) for t, i in zip(found, tried, strict=True)):
-                    raise trial.mistake(mistake.slug, evidence)
-        raise trial.wrong_at(4, "wrong-text", f"decoding gives another text{evidence}")
+                    raise learner.mistake(mistake.slug, evidence)
+        raise learner.failed_at(4, "wrong-text", f"decoding gives another text{evidence}")
 
 
-def _keeping(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
+def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     with tempfile.TemporaryDirectory(prefix="gptcli-check-") as folder:
         path = str(Path(folder) / "my tokenizer.json")
-        trial.ask("save(path)", 5, lambda: mine.save(path))
-        other = trial.trained(CLASSIC, 3)
-        held = trial.merges(other)
+        learner.ask("save(path)", 5, lambda: mine.save(path))
+        other = learner.trained(CLASSIC, 3)
+        held = learner.merges(other)
 
         def load() -> Any:
-            static = inspect.getattr_static(trial.cls, "load")
+            static = inspect.getattr_static(learner.cls, "load")
             if isinstance(static, classmethod | staticmethod):
-                return trial.cls.load(path)
-            fresh = trial.cls()
+                return learner.cls.load(path)
+            fresh = learner.cls()
             given = fresh.load(path)
             return fresh if given is None else given
 
-        again = trial.ask("load(path)", 5, load)
+        again = learner.ask("load(path)", 5, load)
         if again is None:
-            quote = quoted_line(trial.file.path, r"def load")
-            raise trial.wrong_at(
+            quote = quoted_line(learner.file.path, r"def load")
+            raise learner.failed_at(
                 5, "returns-nothing", f"load returned None, not a Tokenizer{quote}"
             )
-        theirs = trial.merges(again)
+        theirs = learner.merges(again)
         if theirs == held != merges:
-            raise trial.mistake("load-ignores-file", f" ({len(theirs)} of {len(merges)} merges)")
+            raise learner.mistake("load-ignores-file", f" ({len(theirs)} of {len(merges)} merges)")
         if len(theirs) != len(merges):
-            raise trial.mistake("load-loses-merges", "", count=len(theirs), wanted=len(merges))
+            raise learner.mistake("load-loses-merges", "", count=len(theirs), wanted=len(merges))
         for i, (a, b) in enumerate(zip(theirs, merges, strict=True)):
             if a != b:
-                raise trial.mistake("load-changes-merges", "", i=i, yours=a, wanted=b)
-        ids = trial.ask("encode after load", 5, lambda: list(again.encode(WORDS)))
-        text = trial.ask("decode after load", 5, lambda: again.decode(ids))
+                raise learner.mistake("load-changes-merges", "", i=i, yours=a, wanted=b)
+        ids = learner.ask("encode after load", 5, lambda: list(again.encode(WORDS)))
+        text = learner.ask("decode after load", 5, lambda: again.decode(ids))
         if ids != reference.encode(merges, WORDS) or text != WORDS:
-            raise trial.wrong_at(
+            raise learner.failed_at(
                 5,
                 "load-incomplete",
                 f"after load the merges are right, and encode and decode make {_short(text)} of "
@@ -291,19 +304,19 @@ def _keeping(trial: _Trial, mine: Any, merges: list[Pair]) -> None:
             )
 
 
-def _encoded(trial: _Trial, mine: Any, text: str) -> list[int]:
-    ids = trial.ask(f"encode({_short(text)})", 3, lambda: mine.encode(text))
+def _encoded(learner: LearnerTokenizer, mine: Any, text: str) -> list[int]:
+    ids = learner.ask(f"encode({_short(text)})", 3, lambda: mine.encode(text))
     try:
         return [int(i) for i in ids]
     except (TypeError, ValueError):
-        quote = quoted_line(trial.file.path, r"def encode")
-        raise trial.wrong_at(
+        quote = quoted_line(learner.file.path, r"def encode")
+        raise learner.failed_at(
             3, "no-list", f"encode({_short(text)}) returned {_short(ids)}, not a list{quote}"
         ) from None
 
 
-def _decoded(trial: _Trial, mine: Any, ids: list[int]) -> Any:
-    return trial.ask(f"decode({_short(ids)})", 4, lambda: mine.decode(ids))
+def _decoded(learner: LearnerTokenizer, mine: Any, ids: list[int]) -> Any:
+    return learner.ask(f"decode({_short(ids)})", 4, lambda: mine.decode(ids))
 
 
 def _short(value: Any) -> str:
