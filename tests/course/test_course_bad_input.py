@@ -113,7 +113,7 @@ def test_unusable_files_are_errors(errors: dict[str, GptcliError], name: str) ->
         ("nowhere/attention.py", "there is no file", "there is no folder"),
         (".", "is a folder", "attention.py"),
         ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
-        ("broken.py", "broken.py:2: ", "mend that line"),
+        ("broken.py", "broken.py:2: ", "fix that line"),
         ("latin.py", "latin.py", ""),
         ("zeros.py", "zeros.py", ""),
         ("cells.ipynb", "is a notebook", "save the cell"),

@@ -1,4 +1,4 @@
-"""A learner's tokenizer under learner, beside the reference and its mistakes."""
+"""The lesson on byte-pair encoding: compare a learner's tokenizer with the reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# No order to hold on to: rank, place, length and frequency all say something else.
+# A text in which rank, place, length and frequency all suggest a different first merge.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),
@@ -46,12 +46,14 @@ ENCODED = (
 
 
 class LearnerTokenizer(Explainer):
+    """A learner's tokenizer class. Failures become CheckFailed."""
+
     def __init__(self, file: LearnerFile, cls: Any, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
         self.cls, self.say = cls, say
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """Call their code; what it raises becomes CheckFailed."""
+        """Call the learner's code. Raises CheckFailed if it raises."""
         self.say(f"step {step}: {doing}")
         try:
             return call()
@@ -59,15 +61,16 @@ class LearnerTokenizer(Explainer):
             raise self.stopped(error, doing, step) from error
 
     def trained(self, text: str, n: int) -> Any:
-        """A tokenizer of theirs, trained on `text`."""
+        """An instance of the learner's class, trained on `text`."""
         doing = f"train({_short(text)}, {n})"
         mine = self.ask("building a Tokenizer()", 1, self.cls)
         self.ask(doing, 1, lambda: mine.train(text, n))
         return mine
 
     def merges(self, mine: Any, n: int = 0) -> list[Pair]:
-        """Their merges in order: `merges` is a dict of pairs to ids, or a list of pairs; `n` of
-        them were asked for."""
+        """The learner's merges in order. `merges` is a dict of pairs to ids, or a list of pairs.
+
+        If there are `n` of them, the first must have id 256."""
         found: Any = getattr(mine, "merges", None)
         try:
             if isinstance(found, dict):
@@ -75,18 +78,16 @@ class LearnerTokenizer(Explainer):
                 ordered = sorted(new, key=lambda pair: new[pair])
                 ids = sorted(new.values())
                 if len(ids) == n > 0 and ids[0] != 256:
-                    raise self.mistake(
-                        "wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]}, from 256 on)"
-                    )
+                    raise self.mistake("wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]})")
                 found = ordered
             return [(int(a), int(b)) for a, b in found]
         except (TypeError, ValueError):
             raise self.failed_at(
                 1,
                 "no-merges",
-                f"after train, `merges` is {_short(found)}; expected a dict of pairs of ids to new "
-                "ids, or a list of pairs",
-                "keep self.merges = {}, and self.merges[pair] = new_id for each merge",
+                f"after train, your `merges` is {_short(found)}; expected a dict from pairs of ids "
+                "to new ids, or a list of pairs",
+                "start with self.merges = {}, and set self.merges[pair] = new_id for each merge",
             ) from None
 
 
@@ -113,8 +114,9 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
 
 
 def tokenizer_class(file: LearnerFile) -> type[Any]:
-    """Run the file and return its tokenizer class, which has the methods and is built without
-    arguments. Raises GptcliError otherwise."""
+    """Run the file and return its tokenizer class.
+
+    Raises GptcliError if a method is missing or the constructor needs an argument."""
     cls: type[Any] = named_in(run_file(file), file, file.class_name, "class")
     for method in ("train", "encode", "decode", "save", "load"):
         if not callable(getattr(cls, method, None)):
@@ -130,9 +132,9 @@ def tokenizer_class(file: LearnerFile) -> type[Any]:
     ]
     if needed:
         raise GptcliError(
-            f"{file.name}: `{file.class_name}` needs an argument `{needed[0]}` that it is not "
-            "given",
-            "it is built as Tokenizer(); the text comes with train(text, num_merges)",
+            f"{file.name}: `{file.class_name}` needs an argument `{needed[0]}`, "
+            "which is not available",
+            "gptcli calls Tokenizer() without arguments; train(text, num_merges) gets the text",
         )
     return cls
 
@@ -141,7 +143,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     found = []
     for text, n in TRAINED:
         found.append(learner.merges(learner.trained(text, n), n))
-    for least in (1, 2):  # to stop where every pair stands once is as good
+    for least in (1, 2):  # stopping when every pair occurs only once is right too
         if all(
             theirs == reference.learn(text, n, least=least)
             for theirs, (text, n) in zip(found, TRAINED, strict=True)
@@ -163,7 +165,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
             raise learner.failed_at(
                 1,
                 "wrong-merges",
-                f"train({text!r}, {n}) makes the merges {_short(theirs)}, expected "
+                f"train({text!r}, {n}) learns the merges {_short(theirs)}, expected "
                 f"{_short(reference.learn(text, n))}",
             )
     mine = learner.trained(WORDS, 30)
@@ -196,11 +198,11 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
     )
     step = 1 if first else 2
     what = "the first merge" if first else "a later merge"
-    return learner.failed_at(step, "wrong-merges", f"{what} is not the right one{evidence}")
+    return learner.failed_at(step, "wrong-merges", f"{what} is wrong{evidence}")
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
-    """What stays in a dict where a pair was learnt more than once, by its last id."""
+    """The merges that remain in a dict if pairs are learnt twice: each pair with its last id."""
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 
@@ -219,14 +221,14 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             continue
         at = next((i for i, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), 0)
         evidence = (
-            f" (encode({_short(text)}) gives {_short(ids[at : at + 6])} from token {at} on, "
+            f" (encode({_short(text)}) returns {_short(ids[at : at + 6])} from token {at} on, "
             f"expected {_short(wanted[at : at + 6])})"
         )
         for mistake in MISTAKES:
             for form in mistake.forms if mistake.step == 3 else ():
                 if all(i == form(m, t) for i, (_, m, t) in zip(found, tried, strict=True)):
                     raise learner.mistake(mistake.slug, evidence)
-        raise learner.failed_at(3, "wrong-ids", f"encoding is not by merge rank{evidence}")
+        raise learner.failed_at(3, "wrong-ids", f"your encode does not merge by rank{evidence}")
     for text in ("", "a", "é"):
         learner.say(f"step 3: encode({text!r})")
         try:
@@ -235,7 +237,7 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             raise learner.mistake("short-text", "", text=text, error=in_words(error)) from error
         if ids != reference.encode(merges, text):
             raise learner.failed_at(
-                3, "wrong-ids", f"encode({text!r}) gives {ids}, expected {list(text.encode())}"
+                3, "wrong-ids", f"encode({text!r}) returns {ids}, expected {list(text.encode())}"
             )
 
 
@@ -256,12 +258,12 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
         wanted = reference.decode(merges, ids)
         if text == wanted:
             continue
-        evidence = f" (decode({_short(ids)}) gives {_short(text)}, expected {_short(wanted)})"
+        evidence = f" (decode({_short(ids)}) returns {_short(text)}, expected {_short(wanted)})"
         for mistake in MISTAKES:
             for form in mistake.forms if mistake.step == 4 else ():
                 if all(t == form(merges, i) for t, i in zip(found, tried, strict=True)):
                     raise learner.mistake(mistake.slug, evidence)
-        raise learner.failed_at(4, "wrong-text", f"decoding gives another text{evidence}")
+        raise learner.failed_at(4, "wrong-text", f"your decode returns another text{evidence}")
 
 
 def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
@@ -283,7 +285,7 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
         if again is None:
             quote = quoted_line(learner.file.path, r"def load")
             raise learner.failed_at(
-                5, "returns-nothing", f"load returned None, not a Tokenizer{quote}"
+                5, "returns-nothing", f"your load returned None, not a Tokenizer{quote}"
             )
         theirs = learner.merges(again)
         if theirs == held != merges:
@@ -299,8 +301,8 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             raise learner.failed_at(
                 5,
                 "load-incomplete",
-                f"after load the merges are right, and encode and decode make {_short(text)} of "
-                f"{_short(WORDS)}",
+                f"after load the merges are right, but encode and decode turn {_short(WORDS)} into "
+                f"{_short(text)}",
             )
 
 

@@ -1,4 +1,4 @@
-"""A learner's training functions under learner, beside the reference and its mistakes."""
+"""The lesson on training: compare a learner's six functions with the reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ V = 7
 
 
 class TinyModel(nn.Module):
-    """Logits from a table, with dropout; it notes in which mode it was called."""
+    """A model with dropout whose logits come from a table. `modes` records how it was called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +38,8 @@ class TinyModel(nn.Module):
 
 
 class LearnerTraining(Explainer):
+    """The functions of a learner's file. Failures become CheckFailed."""
+
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
         self.say = say
@@ -45,7 +47,7 @@ class LearnerTraining(Explainer):
         self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """Call their function of a step; what it raises becomes CheckFailed."""
+        """Call the learner's function of a step. Raises CheckFailed if it raises."""
         name = FUNCTIONS[step - 1]
         self.say(f"step {step}: {name}")
         try:
@@ -54,7 +56,7 @@ class LearnerTraining(Explainer):
             raise self.stopped(error, name, step) from error
 
     def number(self, step: int, *arguments: Any) -> float:
-        """What it returns, as a number."""
+        """The result of the learner's function of a step, as a number."""
         value = self.ask(step, *arguments)
         try:
             return float(value.detach() if isinstance(value, Tensor) else value)
@@ -63,11 +65,11 @@ class LearnerTraining(Explainer):
                 step,
                 "no-number",
                 f"`{FUNCTIONS[step - 1]}` returned {str(value)[:60]}, not a number",
-                "end it with `return` and the number",
+                "end the function with `return` and the number",
             ) from None
 
     def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> CheckFailed:
-        """The mistake of that step of which a form is the `same`, else what is known."""
+        """The mistake of that step for which `same(form)` holds, else a wrong result."""
         for mistake in MISTAKES:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")
@@ -136,7 +138,7 @@ def _batches(learner: LearnerTraining) -> None:
     again, _ = _draw(learner, 300, 5, 4, 0)
     if not torch.equal(again, x):
         raise learner.mistake("generator-ignored", x=x[:, 0].tolist(), y=again[:, 0].tolist())
-    # Two starts are possible here, 0 and 1; of 64 draws none would miss one.
+    # Only the starts 0 and 1 are possible here. 64 draws practically never miss one of them.
     n, t = 7, 5
     starts = set()
     for seed in range(4):
@@ -146,8 +148,8 @@ def _batches(learner: LearnerTraining) -> None:
             )
         except Exception as error:
             why = in_words(error)
-            lone = "from=0" in why or "random_" in why or "expects" in why
-            if lone and "stack" not in why:
+            no_room = "from=0" in why or "random_" in why or "expects" in why
+            if no_room and "stack" not in why:
                 raise learner.mistake("last-start-missing", n=n, t=t, start=1) from error
             raise learner.mistake("start-out-of-range", n=n, t=t, error=why) from error
         x, y = _pair(learner, value)
@@ -172,13 +174,13 @@ def _loss(learner: LearnerTraining) -> None:
         raise learner.named(
             2,
             lambda form: abs(float(form(logits, targets)) - got) < 1e-6,
-            f"for logits of {tuple(logits.shape)} it gives {got:.4g}, expected {wanted:.4g}",
+            f"for logits {tuple(logits.shape)} it returns {got:.4g}, expected {wanted:.4g}",
         )
     if not getattr(
         learner.ask(2, logits.clone().requires_grad_(), targets), "requires_grad", False
     ):
         raise learner.failed_at(
-            2, "no-gradient", f"the loss {got:.4g} is cut off from the logits: no gradient flows",
+            2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows",
             "return the tensor itself, not .item() or a detached one",
         )  # fmt: skip
 
@@ -193,7 +195,7 @@ def _schedule(learner: LearnerTraining) -> None:
         )
 
     def slower(step: int, top: float, low: float, warm: int, last: int) -> float:
-        if step < warm:  # as right: the rise ends one step later
+        if step < warm:  # also accepted: the warm-up ends one step later
             return top * (step + 1) / (warm + 1)
         return reference.learning_rate(step, top, low, warm, last)
 
@@ -202,7 +204,7 @@ def _schedule(learner: LearnerTraining) -> None:
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
     raise learner.named(
-        3, same, f"learning_rate{asked[i]} gives {got[i]:.4g}, expected {wanted[i]:.4g}"
+        3, same, f"learning_rate{asked[i]} returns {got[i]:.4g}, expected {wanted[i]:.4g}"
     )
 
 
@@ -247,7 +249,7 @@ def _clipping(learner: LearnerTraining) -> None:
         raise learner.mistake("without-gradient", error=in_words(error)) from error
 
 
-def _made() -> tuple[TinyModel, torch.optim.Optimizer]:
+def _model_and_optimizer() -> tuple[TinyModel, torch.optim.Optimizer]:
     model = TinyModel()
     groups: list[dict[str, Any]] = [{"params": [model.table]}, {"params": [model.shift], "lr": 0.3}]
     return model, torch.optim.SGD(groups, lr=0.7)
@@ -263,8 +265,8 @@ def _data(seed: int, count: int) -> list[reference.Batch]:
 
 
 def _steps(learner: LearnerTraining) -> None:
-    def course(form: Callable[..., Any]) -> list[Tensor]:
-        model, optimizer = _made()
+    def results_of(form: Callable[..., Any]) -> list[Tensor]:
+        model, optimizer = _model_and_optimizer()
         out = []
         for seed, lr, max_norm in ((1, 0.5, 0.2), (2, 0.1, 100.0), (3, 0.9, 0.15)):
             loss = float(form(model, optimizer, _data(seed, 3), lr, max_norm))
@@ -275,18 +277,18 @@ def _steps(learner: LearnerTraining) -> None:
     def close(a: list[Tensor], b: list[Tensor]) -> bool:
         return all(torch.allclose(s, t, 1e-4, 1e-6) for s, t in zip(a, b, strict=True))
 
-    got = course(lambda *arguments: learner.number(5, *arguments))
-    wanted = course(reference.any_step)
+    got = results_of(lambda *arguments: learner.number(5, *arguments))
+    wanted = results_of(reference.any_step)
     if not close(got, wanted):
         i = next(
             i for i, (a, b) in enumerate(zip(got, wanted, strict=True))
             if not torch.allclose(a, b, 1e-4, 1e-6)
         )  # fmt: skip
-        what = ("a weight", "a weight", "the loss it returns")[i % 3]
+        what = ("a weight", "a weight", "the returned loss")[i % 3]
         most = (got[i] - wanted[i]).abs().argmax()
         raise learner.named(
             5,
-            lambda form: close(got, course(form)),
+            lambda form: close(got, results_of(form)),
             f"after step {i // 3 + 1} of 3 batches {what} is {float(got[i].flatten()[most]):.4g}, "
             f"expected {float(wanted[i].flatten()[most]):.4g}",
         )
