@@ -59,6 +59,9 @@ class Lesson(ABC, Generic[Learner]):
     steps: tuple[Step, ...]
     mistakes: tuple[Mistake, ...]
 
+    def prepare(self) -> None:
+        """Import what the checks need. The worker calls this once, before it forks."""
+
     @abstractmethod
     def load(self, file: LearnerFile, say: Say) -> Learner:
         """Run the file and return what it defines. Raises GptcliError if the file is unusable."""
@@ -74,14 +77,12 @@ class Lesson(ABC, Generic[Learner]):
         self, file: LearnerFile, learner: Learner, failed: CheckFailed, done: list[Check]
     ) -> FileReport:
         """The report of a file that failed a check: here, the steps up to the wrong one."""
-        checks = [
-            Check(f"{number} {step.name}", number != failed.step, "")
-            for number, step in enumerate(self.steps[: failed.step or 0], 1)
-        ]
         if failed.step is None:
             checks = [Check("whole", False, failed.message)]
         else:
-            checks[-1] = Check(checks[-1].name, False, failed.message)
+            *before, wrong = self._numbered_names()[: failed.step]
+            checks = [Check(name, True, "") for name in before]
+            checks.append(Check(wrong, False, failed.message))
         return FileReport(
             file.name,
             self.name,
@@ -99,7 +100,8 @@ class Lesson(ABC, Generic[Learner]):
 
     def all_steps(self, verdict: str) -> list[Check]:
         """The checks of a file in which every step is right."""
-        steps = [
-            Check(f"{number} {step.name}", True, "") for number, step in enumerate(self.steps, 1)
-        ]
-        return [*steps, Check("whole", True, verdict)]
+        checks = [Check(name, True, "") for name in self._numbered_names()]
+        return [*checks, Check("whole", True, verdict)]
+
+    def _numbered_names(self) -> list[str]:
+        return [f"{number} {step.name}" for number, step in enumerate(self.steps, 1)]

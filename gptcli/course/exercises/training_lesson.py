@@ -83,6 +83,10 @@ class TrainingLesson(Lesson[LearnerTraining]):
     steps = STEPS
     mistakes = MISTAKES
 
+    def prepare(self) -> None:
+        """Make an optimizer: the first one imports torch._dynamo, which takes seconds."""
+        _model_and_optimizer()
+
     def load(self, file: LearnerFile, say: Say) -> LearnerTraining:
         """Run the file and return its functions, ready to be tried."""
         return LearnerTraining(file, say)

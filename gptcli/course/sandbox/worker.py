@@ -44,12 +44,13 @@ def main(*, fork: bool) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
     # Import torch before the first fork.
-    from gptcli.course import examination  # noqa: F401
+    from gptcli.course.examination import LESSONS
 
     answer({"ready": True})
     for line in requests:
         request = json.loads(line)
         if fork:
+            LESSONS[request["exercise"]].prepare()
             _serve_in_fork(request, answer)
         else:
             _serve(request, answer)
