@@ -17,13 +17,8 @@ from gptcli.course.attention.cases import (
     draw_input,
     generator_for,
 )
-from gptcli.course.attention.learner_attention import (
-    BACKWARD,
-    TOLERANCE,
-    Built,
-    CheckFailed,
-    LearnerAttention,
-)
+from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 # Rounding in float64 stays below 1e-13 here. A gradient from the future is far larger.
 NO_GRADIENT = 1e-10
@@ -86,8 +81,8 @@ def untouched(learner: LearnerAttention) -> str:
                 "input-changed",
                 "forward changed its input x in place: at token "
                 f"{token} by up to {_largest(given, x):.3g}",
-                "make a new tensor instead of writing into x: the residual around the attention still "
-                "needs x",
+                "make a new tensor instead of writing into x: the residual around the attention "
+                "still needs x",
             )
     return "x is as before"
 

@@ -18,15 +18,11 @@ from gptcli.course.attention.cases import (
 )
 from gptcli.course.attention.first_wrong_operation import FILLERS, PRODUCTS
 from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
-from gptcli.course.attention.learner_attention import (
-    TOLERANCE,
-    Attempt,
-    CheckFailed,
-    LearnerAttention,
-)
+from gptcli.course.attention.learner_attention import Attempt, LearnerAttention
 from gptcli.course.attention.matching import Matches, last_right_operation, match, value_in
 from gptcli.course.attention.projections import ProjectionError, find_projections
 from gptcli.course.attention.stages import Problem, Values
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 
 @dataclass

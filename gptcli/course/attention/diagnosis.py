@@ -64,7 +64,7 @@ from gptcli.course.attention.first_wrong_operation import (
 from gptcli.course.attention.first_wrong_step import first_wrong_step, softmax_over_one_number
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.gradient_loss import lost_gradient, stopped_backward
-from gptcli.course.attention.learner_attention import CheckFailed, LearnerAttention
+from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.matching import first_missing_step, last_right_operation
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
@@ -79,42 +79,42 @@ from gptcli.course.sandbox.learner_file import in_words
 LARGE_FILL = 1e6
 
 
-def diagnose(learner: LearnerAttention, check: str, failure: CheckFailed) -> Finding:
-    """The finding for the `failure` of `check`: its step, and its mistake if the bank knows it."""
-    if failure.mistake == "missing-projection" and failure.step == 8:
+def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
+    """The finding for a failed `check`: its step, and its mistake if the bank knows it."""
+    if failed.mistake == "missing-projection" and failed.step == 8:
         # An earlier step can be wrong too.
         forward = forward_without_output(learner)
         if forward is not None and _first_wrong_step(forward) < 8:
-            return _compared_with_reference(forward, failure)
-    if failure.step is not None or learner.attempt is None:
-        step = failure.step or (1 if check in ("constructor", "projections") else None)
+            return _compared_with_reference(forward, failed)
+    if failed.step is not None or learner.attempt is None:
+        step = failed.step or (1 if check in ("constructor", "projections") else None)
         marks = step_marks(step, None, None)
-        return Finding(step, failure.mistake, failure.message, (failure.hint,) * 3, marks)
-    if failure.mistake == "backward-stops":
+        return Finding(step, failed.mistake, failed.message, failed.hints, marks)
+    if failed.mistake == "backward-stops":
         forward = repeat_forward(learner, grad=True)
         if forward.wrong and forward.y is not None:
-            return _compared_with_reference(forward, failure)
-        return stopped_backward(forward, failure)
+            return _compared_with_reference(forward, failed)
+        return stopped_backward(forward, failed)
     if check == "gradients":
-        return lost_gradient(repeat_forward(learner, grad=True), failure)
-    if failure.mistake == "input-changed":
+        return lost_gradient(repeat_forward(learner, grad=True), failed)
+    if failed.mistake == "input-changed":
         forward = repeat_forward(learner)
-        return finding_at_operation(forward, forward.trace.changed_at, failure)
-    stops = failure.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
+        return finding_at_operation(forward, forward.trace.changed_at, failed)
+    stops = failed.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
     training = learner.attempt.module.training
-    if failure.mistake == "dropout-in-evaluation" or (training and not stops):
-        return _random_output(learner, failure)
+    if failed.mistake == "dropout-in-evaluation" or (training and not stops):
+        return _random_output(learner, failed)
     if check == "float32":
         forward = repeat_forward(learner, tolerance=1e-5)
-        return finding_from_check(forward, _first_wrong_step(forward), failure)
-    if failure.mistake == "output-dtype":
+        return finding_from_check(forward, _first_wrong_step(forward), failed)
+    if failed.mistake == "output-dtype":
         forward = repeat_forward(learner)
         lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
-        return finding_at_operation(forward, next(lowering, None), failure)
+        return finding_at_operation(forward, next(lowering, None), failed)
     usual = forward_of_case(learner)
     if usual is not None and usual.wrong:
-        return _compared_with_reference(usual, failure)
-    return _compared_with_reference(repeat_forward(learner), failure)
+        return _compared_with_reference(usual, failed)
+    return _compared_with_reference(repeat_forward(learner), failed)
 
 
 def _first_wrong_step(forward: ComparedForward) -> int:
@@ -122,13 +122,13 @@ def _first_wrong_step(forward: ComparedForward) -> int:
     return first_wrong_step(forward.trace, forward.found, forward.p, path)
 
 
-def _compared_with_reference(forward: ComparedForward, failure: CheckFailed) -> Finding:
+def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that differs from the reference or does not finish."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
-        return _stopped(forward, step, failure)
-    if failure.mistake == "precision":
-        return finding_from_check(forward, step, failure)
+        return _stopped(forward, step, failed)
+    if failed.mistake == "precision":
+        return finding_from_check(forward, step, failed)
     fits = [
         (mistake, values)
         for mistake, values in bank_results(forward.p)
@@ -144,16 +144,16 @@ def _compared_with_reference(forward: ComparedForward, failure: CheckFailed) -> 
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
     if changing is not None and not any(fit[0].step <= step for fit in fits):
-        return _changed_value(forward, changing, step, failure)
+        return _changed_value(forward, changing, step, failed)
     over_one_number = step == 6 and softmax_over_one_number(trace, found)
     if over_one_number and all(fit[0].step > 6 for fit in fits):
-        return _unknown_mistake(forward, step, failure)
+        return _unknown_mistake(forward, step, failed)
     if fits:
         mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], step))
     else:
         fit = _swapped_names(forward) or mistake_with_value(forward, step)
         if fit is None or not is_plausible(forward, fit[0].slug):
-            return _unknown_mistake(forward, step, failure)
+            return _unknown_mistake(forward, step, failed)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and scores_are_transposed(forward):
             mistake, values = _from_bank("scores-transposed", forward)
@@ -192,7 +192,7 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
         index = forward.trace.operations[-1].index
     if step == 1:
         index = operation_that_named(forward, values, index)
-    why, slug = mistake.why.format(**numbers), mistake.slug
+    why, slug = mistake.message.format(**numbers), mistake.slug
     scale = scale_of_scores(forward)
     if slug.startswith("scale-") and set(mistake.variants[0]) == {"score"} and scale:
         index = scale[1]
@@ -237,11 +237,11 @@ _CHANGED_VALUES = {
 
 
 def _changed_value(
-    forward: ComparedForward, changing: Operation, step: int, failure: CheckFailed
+    forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
 ) -> Finding:
     """The finding for an operation that changes a right value before the next step begins."""
     if step == 4 and wrong_scale(forward):
-        return _unknown_mistake(forward, step, failure)
+        return _unknown_mistake(forward, step, failed)
     slug, name = _CHANGED_VALUES[step]
     after = changing.outputs[0].double()
     before = next(x.double() for x in changing.inputs if x.shape == after.shape)
@@ -254,7 +254,7 @@ def _changed_value(
             f"{describe_range(after, both_ends=True)} after"
         )
     line = line_to_quote(forward, changing.index, search=False)
-    why = f"{name} were right before this line, and it changes them: {change}"
+    why = f"{name} are right until this line changes them; {change}"
     hints = hints_of_step(step, message_numbers(forward.p))
     marks = step_marks(step, forward, line)
     finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
@@ -272,16 +272,16 @@ def _unused(forward: ComparedForward, names: list[str]) -> Finding:
     return Finding(1, "projections-unused", message, hints, step_marks(1, forward, None))
 
 
-def _unknown_mistake(forward: ComparedForward, step: int, failure: CheckFailed) -> Finding:
+def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
     """The finding if no mistake of the bank fits: what the trace tells about the step."""
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)
-    if step == 8 and failure.mistake in ("sequences-mixed", "not-causal"):
-        slug = failure.mistake
+    if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
+        slug = failed.mistake
     why = (
         f"your numbers leave the reference here, in step {step}, {STEP_NAMES[step]}; "
-        f"{failure.message}"
+        f"{failed.message}"
     )
     scale = scale_of_scores(forward) if step == 4 else None
     if scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
@@ -324,7 +324,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failure: CheckFailed) 
     return with_weights(finding, forward, learner_weights(forward))
 
 
-def _stopped(forward: ComparedForward, step: int, failure: CheckFailed) -> Finding:
+def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that raises or returns no tensor of the right shape.
 
     A mistake before the stop comes first. Otherwise the message has the learner's error and the
@@ -332,7 +332,7 @@ def _stopped(forward: ComparedForward, step: int, failure: CheckFailed) -> Findi
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
-    trace, message = forward.trace, failure.message
+    trace, message = forward.trace, failed.message
     last = trace.operations[-1] if trace.operations else None
     after_last_right = last_right_operation(forward.found, step) + 1
     line = line_to_quote(forward, after_last_right, search=False)
@@ -345,16 +345,16 @@ def _stopped(forward: ComparedForward, step: int, failure: CheckFailed) -> Findi
         line = line_to_quote(forward, last.index, search=False)
     elif trace.error is None and line is not None:
         message += f"; the last right numbers are made before {forward.quote(line).rstrip(': ')}"
-    if failure.mistake == "not-implemented":
+    if failed.mistake == "not-implemented":
         number = step_named_in_source(trace.error, forward.learner.file.path)
         state = "is still to be written"
         if number is not None and number > step:
-            state = "is missing: the code before this line does not do it"
-        message = f"step {step}, {STEP_NAMES[step]}, {state}: {failure.message}"
+            state = "is missing"
+        message = f"step {step}, {STEP_NAMES[step]}, {state}: {failed.message}"
     else:
         message += f" (step {step}, {STEP_NAMES[step]})"
-    hints = (failure.hint, *hints_of_step(step, message_numbers(forward.p))[1:])
-    return Finding(step, failure.mistake, message, hints, step_marks(step, forward, line))
+    hints = (failed.hints[0], *hints_of_step(step, message_numbers(forward.p))[1:])
+    return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 
 def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
@@ -385,7 +385,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
     return replace(finding, message=f"{finding.message}; {later.message}")
 
 
-def _random_output(learner: LearnerAttention, failure: CheckFailed) -> Finding:
+def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
     """The finding for an output that is random: the first operation with two different results."""
     forwards = []
     for seed in (1, 2, 1):
@@ -393,9 +393,9 @@ def _random_output(learner: LearnerAttention, failure: CheckFailed) -> Finding:
         forwards.append(repeat_forward(learner))
     first, other_seed, same_seed = forwards
     if first.y is not None and same_seed.y is not None and not torch.equal(first.y, same_seed.y):
-        failure = CheckFailed(
+        failed = CheckFailed(
             "state-between-calls",
-            f"{failure.message}, even with the same random numbers: forward keeps something from "
+            f"{failed.message}, even with the same random numbers: forward keeps something from "
             "one call to the next",
             "compute everything from x and the weights; keep nothing from an earlier call",
         )
@@ -406,12 +406,12 @@ def _random_output(learner: LearnerAttention, failure: CheckFailed) -> Finding:
             before = matched_before(first.found, one.index)
             if not before.has("mixed") and not before.has("merged"):
                 step = 6 if before.has("q", "k") else 1
-            if failure.mistake == "wrong-output":
-                failure = CheckFailed("dropout-fixed-rate", failure.message, failure.hint)
+            if failed.mistake == "wrong-output":
+                failed = CheckFailed("dropout-fixed-rate", failed.message, failed.hints)
             line = None
             if one.line is not None:
-                line = line_to_quote(first, one.index, step=6, slug=failure.mistake, search=False)
-            return finding_from_check(first, step, failure, line)
+                line = line_to_quote(first, one.index, step=6, slug=failed.mistake, search=False)
+            return finding_from_check(first, step, failed, line)
     if first.wrong:
-        return _compared_with_reference(first, failure)
-    return finding_from_check(first, 8, failure)
+        return _compared_with_reference(first, failed)
+    return finding_from_check(first, 8, failed)

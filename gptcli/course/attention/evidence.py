@@ -163,7 +163,7 @@ def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The slug of the swap if two of the learner's variables q, k and v hold each other's values."""
+    """The mistake's slug if two of the variables q, k and v hold each other's values, or None."""
     value_of_variable = {}
     for at, name in sorted(forward.trace.variable_names.items()):
         values = forward.found.values_of_output.get(at, [])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import matched_before
-from gptcli.course.attention.learner_attention import CheckFailed
 from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import STEP_NAMES
 
 # The values that show that a step is done. Step 3 changes no number, step 8 is never right here.
@@ -81,26 +81,26 @@ def hints_of_step(step: int | None, numbers: dict[str, float | int]) -> tuple[st
 
 
 def finding_from_check(
-    forward: ComparedForward, step: int | None, failure: CheckFailed, line: int | None = None
+    forward: ComparedForward, step: int | None, failed: CheckFailed, line: int | None = None
 ) -> Finding:
     """The check's own message at `step`. `line` defaults to the step's first wrong operation."""
     if line is None and step is not None:
         line = forward.line(forward.first_wrong_operation(step))
-    hints: tuple[str, ...] = (failure.hint,) * 3
-    if step and failure.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
-        hints = (failure.hint, *hints_of_step(step, message_numbers(forward.p))[1:])
-    message = (forward.quote(line) if line is not None else "") + failure.message
-    return Finding(step, failure.mistake, message, hints, step_marks(step, forward, line))
+    hints = failed.hints
+    if step and failed.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
+        hints = (failed.hints[0], *hints_of_step(step, message_numbers(forward.p))[1:])
+    message = (forward.quote(line) if line is not None else "") + failed.message
+    return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 
 def finding_at_operation(
-    forward: ComparedForward, index: int | None, failure: CheckFailed
+    forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
     """The check's own message, at the step that operation `index` belongs to."""
     if index is None:
-        return finding_from_check(forward, None, failure)
+        return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))
-    return finding_from_check(forward, step, failure, forward.line(index))
+    return finding_from_check(forward, step, failed, forward.line(index))
 
 
 def describe_range(x: Tensor, both_ends: bool = False) -> str:

@@ -11,11 +11,12 @@ import torch
 from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.finding import Finding, finding_from_check
 from gptcli.course.attention.first_wrong_operation import FILLERS, matched_before
-from gptcli.course.attention.learner_attention import CheckFailed, LearnerAttention
+from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.matching import STEP_OF_VALUE, first_missing_step
+from gptcli.course.lesson import CheckFailed
 
 
-def lost_gradient(forward: ComparedForward, failure: CheckFailed) -> Finding:
+def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a gradient that does not arrive: the step and line that lose it."""
     found = forward.found
     for operation in forward.trace.operations:
@@ -34,31 +35,31 @@ def lost_gradient(forward: ComparedForward, failure: CheckFailed) -> Finding:
             ]
             # A value that the line has just made loses its gradient, or else the next value.
             step = max(steps_of_line, default=step)
-            return finding_from_check(forward, step, failure, operation.line)
-    return finding_from_check(forward, None, failure)
+            return finding_from_check(forward, step, failed, operation.line)
+    return finding_from_check(forward, None, failed)
 
 
-def stopped_backward(forward: ComparedForward, failure: CheckFailed) -> Finding:
+def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a backward pass that raises: the line of forward whose gradient fails."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:
-        return finding_from_check(forward, None, failure)
+        return finding_from_check(forward, None, failed)
     in_place = [
         op.line
         for op in forward.trace.operations[on_line[-1] :]
         if op.line is not None and (op.name.endswith("_") or op.name == "__setitem__")
     ]
-    if "inplace" in failure.message and in_place:
+    if "inplace" in failed.message and in_place:
         changes = "this line" if in_place[0] == line else forward.quote(in_place[0]).rstrip(": ")
-        failure = CheckFailed(
+        failed = CheckFailed(
             "changed-in-place",
             "the gradient needs the result of this line unchanged, but "
             f"{changes} changes it in place",
-            failure.hint,
+            failed.hints,
         )
     step = first_missing_step(matched_before(forward.found, on_line[0]))
-    return finding_from_check(forward, step, failure, line)
+    return finding_from_check(forward, step, failed, line)
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:

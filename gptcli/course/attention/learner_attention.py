@@ -33,17 +33,8 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, 
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError
 
-TOLERANCE = 1e-9
 BACKWARD = "the backward pass"
 CALL_LIMIT_S = 4.0  # for one call; right code takes milliseconds
-
-
-class CheckFailed(Exception):
-    """A check that failed: the mistake's slug, what is wrong, what to do, and the step if known."""
-
-    def __init__(self, mistake: str, message: str, hint: str, step: int | None = None) -> None:
-        super().__init__(message)
-        self.mistake, self.message, self.hint, self.step = mistake, message, hint, step
 
 
 @dataclass
@@ -90,8 +81,8 @@ class LearnerAttention:
             module: nn.Module = self.call(lambda: self.cls(config), "building the module", 1)
             if "_parameters" in vars(module):
                 return module
-        except CheckFailed as failure:
-            if early not in failure.message:
+        except CheckFailed as failed:
+            if early not in failed.message:
                 raise
         raise CheckFailed(
             "no-super-init",
@@ -178,7 +169,7 @@ class LearnerAttention:
     def failure_from(
         self, error: BaseException, doing: str, step: int | None = None
     ) -> CheckFailed:
-        """The failure for an error that the learner's code raised, with the line that raised it."""
+        """The failure for an error of the learner's code, with the line that raised it."""
         place = place_of(error, self.file.path)
         where = ""
         if place is not None:

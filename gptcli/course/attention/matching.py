@@ -93,7 +93,7 @@ class Matches:
 
     def has(self, *names: str) -> bool:
         """Whether the trace completes all these values."""
-        return all(name in self.at for name in names)
+        return all(name in self.completed_at for name in names)
 
 
 def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matches, Values]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.cases import USUAL, Case, config_for, draw_input, generator_for
-from gptcli.course.attention.learner_attention import CheckFailed, LearnerAttention
+from gptcli.course.attention.learner_attention import LearnerAttention
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 
 # With one token, each head has one attention weight, which is 1. Attention dropout drops the whole
@@ -51,11 +52,11 @@ def notes(learner: LearnerAttention) -> list[Check]:
         module = learner.construct(config_for(USUAL)).to(torch.bfloat16)
         with torch.no_grad():
             learner.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
-    except CheckFailed as failure:
+    except CheckFailed as failed:
         found.append(
             _note(
                 "bfloat16",
-                f"does not work in bfloat16 ({failure.message}); train with "
+                f"does not work in bfloat16 ({failed.message}); train with "
                 "run.dtype=float32, or make new tensors in x's dtype",
             )
         )
@@ -86,8 +87,8 @@ def _dropout(learner: LearnerAttention) -> Check:
         torch.manual_seed(0)
         y = learner.run(built.module.train(), x.clone(), **options)
         ratio = y / built.reference(x)  # 0 if dropped, else the scaling
-    except CheckFailed as failure:
-        return _note("dropout", f"cannot be checked in training: {failure.message}")
+    except CheckFailed as failed:
+        return _note("dropout", f"cannot be checked in training: {failed.message}")
     heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
     dropped = heads.abs() < 1e-9
     attention = bool(dropped.all(dim=-1).any())

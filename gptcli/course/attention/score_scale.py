@@ -67,7 +67,7 @@ def explain_scale(
         fits = [fit for fit in fits if id(fit[1]) in stages]
     if fits:
         mistake = fits[0][0]
-        return mistake.slug, mistake, mistake.why.format(**message_numbers(p))
+        return mistake.slug, mistake, mistake.message.format(**message_numbers(p))
     number = f"{factor:.4g}, which divides them by {1 / factor:.4g}"
     words = f"your scores are q times k, multiplied by {number}"
     if second is not None and second_scale:

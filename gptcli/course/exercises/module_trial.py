@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.attention.cases import TrialConfig, fill_parameters
+from gptcli.course.attention.cases import LearnerConfig, fill_parameters
 from gptcli.course.exercises.building import build
 from gptcli.course.exercises.explaining import ExerciseMistake, Explainer
 from gptcli.course.exercises.tensor_trace import TensorTrace
@@ -34,9 +34,9 @@ class Size:
     dropout: float = 0.0
     seed: int = 0
 
-    def config(self) -> TrialConfig:
+    def config(self) -> LearnerConfig:
         """What the constructor is given."""
-        return TrialConfig(
+        return LearnerConfig(
             n_embd=self.C,
             n_head=self.H,
             dropout=self.dropout,

@@ -10,16 +10,14 @@ from gptcli.course.lesson import Mistake
 
 
 @dataclass(frozen=True)
-class AttentionMistake:
-    """One step done wrong. `why`, `hint` and `strong_hint` are formatted with `message_numbers`.
+class AttentionMistake(Mistake):
+    """One step of attention done wrong.
+
+    `message`, `hint` and `strong_hint` are formatted with `message_numbers`.
 
     `variants` are several ways to write the same mistake. Each maps the names of the stages that
     differ from the reference to the wrong stage."""
 
-    slug: str
-    step: int
-    writes: str  # code that people write
-    why: str  # the message: what is wrong, with the sizes of the learner's tensors
     hint: str  # leads to the fix
     strong_hint: str  # almost says the fix
     variants: tuple[Mapping[str, Stage], ...] = ()

@@ -336,11 +336,10 @@ BANK = (
         "the {T} x {T} scores",
         "how many cells of row 0 should be visible?",
         "use torch.tril without a flip",
-        tuple(
-            variant
-            for dim in (0, 1)
-            for variant in _mask_that_shows(lambda p, d=dim: p.past.flip(d))
-        ),  # type: ignore[misc]
+        (
+            *_mask_that_shows(lambda p: p.past.flip(0)),
+            *_mask_that_shows(lambda p: p.past.flip(1)),
+        ),
     ),
     AttentionMistake(
         "mask-filled-with-minimum",

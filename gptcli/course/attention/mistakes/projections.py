@@ -67,6 +67,12 @@ def _plus_x(p: Problem, right: Tensor, letter: str) -> Tensor:
     return right + p.x
 
 
+def _with_bias_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
+    return lambda p, right, letter: F.linear(
+        p.x, _weight_and_bias(p, letter)[0], _weight_and_bias(p, other)[1]
+    )
+
+
 def _of_normalised_x(p: Problem) -> Three:
     x = F.layer_norm(p.x, (p.C,))
     return linear(p.parts.query, x), linear(p.parts.key, x), linear(p.parts.value, x)
@@ -280,12 +286,7 @@ BANK = (
         "each layer has its own bias",
         "call the layer: self.query(x)",
         tuple(
-            _changed(
-                which,
-                lambda p, r, c, o=other: F.linear(
-                    p.x, _weight_and_bias(p, c)[0], _weight_and_bias(p, o)[1]
-                ),
-            )  # type: ignore[misc]
+            _changed(which, _with_bias_of(other))
             for which in ("q", "k", "v")
             for other in "qkv"
             if which != other and which != "k"
