@@ -63,7 +63,8 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [(SOFTMAX, SOFTMAX + " * 0.9")],
     ),
     "values_added": (
-        7, "values-changed", "the weighted values are right until this line changes them", [(MIX, MIX + " + v")],
+        7, "values-changed", "the weighted values are right until this line changes them",
+        [(MIX, MIX + " + v")],
     ),
     "bias_taken_away": (
         1, "projections-changed", "the projections are right until this line changes them",

@@ -75,14 +75,17 @@ from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import STEP_NAMES
 from gptcli.course.sandbox.learner_file import in_words
 
-# Numbers in hidden scores below this size get a message of their own.
+# The message quotes the number in the hidden scores if its size is below this.
 LARGE_FILL = 1e6
 
 
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
-    """The finding for a failed `check`: its step, and its mistake if the bank knows it."""
+    """The finding for a failed `check`: its step, and its mistake if the bank knows it.
+
+    Some failures name their own mistake and only need a step and a line. All others are explained
+    by comparing the forward pass with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
-        # An earlier step can be wrong too.
+        # The missing layer is the last step, so look for a wrong step before it.
         forward = forward_without_output(learner)
         if forward is not None and _first_wrong_step(forward) < 8:
             return _compared_with_reference(forward, failed)
@@ -111,6 +114,7 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
         forward = repeat_forward(learner)
         lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
         return finding_at_operation(forward, next(lowering, None), failed)
+    # The usual case tells more than an unusual one, such as one token or one head.
     usual = forward_of_case(learner)
     if usual is not None and usual.wrong:
         return _compared_with_reference(usual, failed)
@@ -118,12 +122,17 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
 
 
 def _first_wrong_step(forward: ComparedForward) -> int:
+    """The first wrong step of `forward`."""
     path = forward.learner.file.path
     return first_wrong_step(forward.trace, forward.found, forward.p, path)
 
 
 def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a forward pass that differs from the reference or does not finish."""
+    """The finding for a forward pass that differs from the reference or does not finish.
+
+    A mistake of the bank with exactly the learner's output explains the file, and the mistake
+    nearest to the first wrong step wins. If the output fits none, the wrong value of that step
+    can still fit one."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -136,10 +145,12 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake.slug)
     ]
+    # Without queries, keys and values an output can fit a later mistake by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
+    # The same holds for steps after the scores if there are no scores.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
@@ -161,6 +172,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
 
 
 def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, Values]:
+    """The mistake `slug` and what it computes."""
     return next(fit for fit in bank_results(forward.p) if fit[0].slug == slug)
 
 

@@ -151,8 +151,8 @@ def _step_of_raising_operation(
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     """The step of code that is still to be written, where the forward pass stops.
 
-    Folding and unfolding change no number, so the trace does not show them. The text of the file
-    does: the step that it names, and what the lines after the stop expect."""
+    Folding and unfolding change no number, so the trace does not show them. The file's text shows
+    them: the step that its comments name, and the shapes that the lines after the stop expect."""
     named = step_named_in_source(trace.error, path)
     if named is not None and named in (step, step - 1):
         return named
@@ -168,9 +168,9 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rest = "\n".join(text.partition("#")[0] for text in lines[line or len(lines) :])
     if step == 4 and not any(op.name in PRODUCTS for op in trace.operations):
-        unfolded = re.search(r"@|matmul|einsum|scaled_dot_product", rest) and "bmm" not in rest
+        four_dims = re.search(r"@|matmul|einsum|scaled_dot_product", rest) and "bmm" not in rest
         folded = any(x.dim() == 3 for op in trace.operations[-1:] for x in op.outputs)
-        return 4 if unfolded or folded else 3
+        return 4 if four_dims or folded else 3
     if step == 5 and re.search(r"\bT, T\)", rest):
         shape = next((x.shape for op in reversed(trace.operations) for x in op.outputs), ())
         return 4 if len(shape) == 3 and "ones(" not in rest.partition("T, T)")[0][-12:] else 5

@@ -26,11 +26,11 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
         if operation.loses_gradient or (is_right and not operation.grad):
             step = first_missing_step(matched_before(found, operation.index))
             same_line = [op for op in forward.trace.operations if op.line == operation.line]
-            alone = same_line == [operation]
+            only_one = same_line == [operation]
             steps_of_line = [
                 STEP_OF_VALUE[name]
                 for other in same_line
-                if other.index < operation.index or alone
+                if other.index < operation.index or only_one
                 for name in found.values_of_operation.get(other.index, [])
             ]
             # A value that the line has just made loses its gradient, or else the next value.

@@ -12,7 +12,7 @@ A mistake often shows later than the line that makes it. The order of the decisi
    c. the argument of a call over several lines;
    d. a wrong head size or scale: the line that computes the number (source_text.py);
    e. the line of the operation.
-4. The search finds nothing, or the file is too unusual for it: the line where the mistake shows.
+4. The search finds nothing, or fails on an unusual file: the line where the mistake shows.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -321,8 +321,8 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
-            held = forward.found.values_of_output.get((operation.index, j), [])
-            if "mixed" in held and x.dim() >= 2 and not has_layout_of_step(x, "mixed", table):
+            names = forward.found.values_of_output.get((operation.index, j), [])
+            if "mixed" in names and x.dim() >= 2 and not has_layout_of_step(x, "mixed", table):
                 source = operation.sources[0] if operation.sources else None
                 before = None if source is None else forward.trace.operations[source]
                 if before is not None and before.name == "contiguous" and before.sources[0]:
