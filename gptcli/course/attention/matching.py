@@ -1,9 +1,9 @@
 """Finds the values of the reference (queries, scores, weights ...) in a trace, in any layout.
 
-All numbers of a case are random, so each number identifies its place in the reference. A traced tensor holds the
-queries if each of its numbers is one of the queries. It has separate heads if each index (of
-sequence, token, head, channel) varies along one dimension at most, and head and channel along
-different dimensions.
+All numbers of a case are random, so each number identifies its place in the reference. A traced
+tensor holds the queries if each of its numbers is one of the queries. It has separate heads if each
+index (of sequence, token, head, channel) varies along one dimension at most, and head and channel
+along different dimensions.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 

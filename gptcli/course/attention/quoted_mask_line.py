@@ -15,15 +15,15 @@ from gptcli.course.attention.matching import Table, value_in
 from gptcli.course.attention.memory_layout import (
     COPIES,
     all_numbers_in,
-    is_causal_pattern,
     last_slice_before_product,
-    mask_pattern,
-    operations_feeding,
 )
 
+# Operations that make or convert a mask without choosing its cells.
 MAKERS = {"ones", "zeros", "full", "arange", "to", "type", "float", "double"}
+# Operations that make or apply a mask.
 MASKS = {"masked_fill", "masked_fill_", "where", "tril", "triu", "le", "lt", "ge", "gt", "eq"}
-OperationOrAttribute = tuple[Operation | None, str | None]  # the attribute that holds a wrong mask
+# The wrong operation, and the attribute of the module if that holds a wrong mask.
+OperationOrAttribute = tuple[Operation | None, str | None]
 
 
 def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
@@ -43,9 +43,9 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
         else:
             continue
         for x, source in masks:
-            marks = mask_pattern(x, T)
+            marks = _mask_pattern(x, T)
             if marks is not None:
-                if is_causal_pattern(marks) and (
+                if _is_causal(marks) and (
                     source is None or not _comes_from_wrong_mask(forward, source)
                 ):
                     return operation, None
@@ -61,14 +61,15 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
     """Whether a right mask comes from a wrong one. A mask that is full does not count as wrong."""
     return any(
-        marks is not None and not is_causal_pattern(marks) and not bool(marks.all())
-        for operation in operations_feeding(forward, index)
+        marks is not None and not _is_causal(marks) and not bool(marks.all())
+        for operation in _operations_feeding(forward, index)
         for x in (*operation.outputs, *operation.other_outputs)
-        if (marks := mask_pattern(x, forward.p.T)) is not None
+        if (marks := _mask_pattern(x, forward.p.T)) is not None
     )
 
 
 def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
+    """Whether x holds right scores, scaled or not."""
     return x.dtype.is_floating_point and value_in(x, forward.found, forward.p.T) in (
         "raw",
         "scaled",
@@ -82,33 +83,32 @@ def _first_wrong_mask(
 
     It is the last comparison if all masks are full. If a wrong mask is an attribute of the module,
     the name of the attribute comes with it. `user` is the operation that uses the mask."""
-    operations = forward.trace.operations
-    made_of = operations_feeding(forward, user if index is None else index)
-    for operation in made_of:
+    sources = _operations_feeding(forward, user if index is None else index)
+    for operation in sources:
         for x, source in zip(operation.inputs, operation.sources, strict=True):
             name = _attribute(forward, x) if source is None else None
-            marks = mask_pattern(x, x.shape[-1]) if name else None
-            if name and marks is not None and not is_causal_pattern(marks):
+            marks = _mask_pattern(x, x.shape[-1]) if name else None
+            if name and marks is not None and not _is_causal(marks):
                 return operation, name
     compared = None
-    for operation in made_of if index is not None else ():
+    for operation in sources if index is not None else ():
         if operation.name in MAKERS or any(filler in operation.name for filler in FILLERS):
             continue
         for x in (*operation.outputs, *operation.other_outputs):
-            marks = mask_pattern(x, forward.p.T)
-            if marks is None or is_causal_pattern(marks) or _is_scores(x, forward):
+            marks = _mask_pattern(x, forward.p.T)
+            if marks is None or _is_causal(marks) or _is_scores(x, forward):
                 continue
             if not bool(marks.all()):
                 return operation, None
             compared = operation
-    return compared or operations[user], None
+    return compared or forward.trace.operations[user], None
 
 
 def _attribute(forward: ComparedForward, x: Tensor) -> str | None:
     """The name of the buffer or tensor of the learner's module that is equal to x, or None."""
-    kept = dict(forward.module.named_buffers())
-    kept |= {n: t for n, t in vars(forward.module).items() if isinstance(t, Tensor)}
-    return next((n for n, t in kept.items() if t.shape == x.shape and torch.equal(t, x)), None)
+    tensors = dict(forward.module.named_buffers())
+    tensors |= {n: t for n, t in vars(forward.module).items() if isinstance(t, Tensor)}
+    return next((n for n, t in tensors.items() if t.shape == x.shape and torch.equal(t, x)), None)
 
 
 def late_mask_operation(forward: ComparedForward) -> Operation | None:
@@ -118,7 +118,32 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
             continue
-        given = any(all_numbers_in(x, table) for x in operation.inputs)
-        if given and not any(all_numbers_in(x, table) for x in operation.outputs):
+        gets_weights = any(all_numbers_in(x, table) for x in operation.inputs)
+        if gets_weights and not any(all_numbers_in(x, table) for x in operation.outputs):
             return operation
     return None
+
+
+def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
+    """The cells of a mask that are not 0, bool (T, T), or None if x is not one (T, T) mask."""
+    if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
+        return None
+    marks = (x != 0).reshape(-1, T, T)
+    return marks[0] if bool((marks == marks[0]).all()) else None
+
+
+def _is_causal(marks: Tensor) -> bool:
+    """Whether `marks` marks the past with the diagonal, or the future without it."""
+    past = torch.ones_like(marks).tril()
+    return torch.equal(marks, past) or torch.equal(marks, ~past)
+
+
+def _operations_feeding(forward: ComparedForward, index: int) -> list[Operation]:
+    """Operation `index` and all operations that its inputs come from, in the order of the trace."""
+    seen, todo = set(), [index]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += [s for s in forward.trace.operations[at].sources if s is not None]
+    return [forward.trace.operations[at] for at in sorted(seen)]
