@@ -17,6 +17,7 @@ from gptcli.course.attention.compared_forward import ComparedForward
 ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
 # slug: the position of the wrong argument
 POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
+# Names that learners give to head_dim or to the scale, and to n_head.
 HEAD_DIM = re.compile(r"(n_)?head_?(dim|size)s?|hs|hd|d_?h|d_?k|d_?head|scale", re.IGNORECASE)
 N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
 

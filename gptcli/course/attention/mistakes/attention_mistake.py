@@ -32,6 +32,8 @@ def message_numbers(p: Problem) -> dict[str, float | int]:
         "H": p.H,
         "D": p.D,
         "C3": 3 * p.C,
+        "H2": 2 * p.H,
+        "lastD": p.D - 1,
         "rootC": p.C**0.5,
         "rootD": p.D**0.5,
         "rootT": p.T**0.5,
@@ -50,7 +52,7 @@ STEP_HINTS = {
         "{C3} channels: the first {C} are queries, the next {C} keys, the last {C} values",
     ),
     2: (
-        "head h takes channels h * {D} to h * {D} + {D} - 1 of every token, in order",
+        "head h takes channels h * {D} to h * {D} + {lastD} of every token, in order",
         "after the split, element [b, h, t] must be q[b, t, h * {D} : (h + 1) * {D}]: check it for "
         "h = 1, t = 2",
         "cut the last dimension of ({B}, {T}, {C}) into ({H}, {D}) first; then swap dimensions "

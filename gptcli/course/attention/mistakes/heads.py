@@ -120,8 +120,8 @@ BANK = (
         "fold-mixes-time-and-heads",
         3,
         "q.transpose(1, 2).reshape(B * n_head, T, head_dim), heads split already",
-        "you fold ({B}, {H}) while time comes before the heads: the {B} * {H} matrices are "
-        "then made of other tokens",
+        "you fold batch and heads, ({B}, {H}), while time comes before the heads: the {B} * {H} "
+        "matrices are then made of other tokens",
         "which two dimensions must be neighbours before you merge them?",
         "merge batch and heads of ({B}, {H}, {T}, {D}) directly, without another transpose",
         _TIME_CUT,
@@ -130,8 +130,8 @@ BANK = (
         "heads-interleaved",
         2,
         "q.view(B, T, head_dim, n_head)",
-        "you cut the {C} channels as ({D}, {H}): head 0 gets channels 0, {H}, 2 * {H}, ... "
-        "instead of the block 0 to {D} - 1",
+        "you cut the {C} channels as ({D}, {H}): head 0 gets channels 0, {H}, {H2}, ... "
+        "instead of the block 0 to {lastD}",
         "each head takes a contiguous block of channels: which size comes last?",
         "cut as ({H}, {D}), so that neighbouring channels stay together",
         tuple(
@@ -169,8 +169,8 @@ BANK = (
         "first-head-only",
         2,
         "q[:, :, :head_dim]",
-        "every head takes channels 0 to {D} - 1; head h should take the block that begins at h "
-        "* {D}",
+        "every head takes channels 0 to {lastD}; head h should take the block that begins at "
+        "h * {D}",
         "where does the slice of head 1 begin?",
         "slice from h * head_dim to (h + 1) * head_dim",
         tuple(_split_by(_first_head, which) for which in ALL),

@@ -123,7 +123,7 @@ BANK = (
     _scale_mistake(
         "scale-sqrt-b",
         "/ math.sqrt(q.shape[0])",
-        "your scores are divided by a square root made of the number of sequences, B = {B}",
+        "your scores are divided by a square root that contains the number of sequences, B = {B}",
         lambda p: p.B**-0.5,
         lambda p: (p.B * p.H) ** -0.5,
     ),
