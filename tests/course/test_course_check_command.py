@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from typer.testing import CliRunner, Result
-from wrong_attention import FILES, MISTAKES
+from wrong_attention import FILES, WRONG_FILES
 
 from gptcli.cli.check import check_attention
 from gptcli.course import checking
@@ -27,7 +27,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def wrong(tmp_path: Path) -> str:
     path = tmp_path / "mine.py"
-    path.write_text(next(m for m in MISTAKES if m.name == "not_merged").text(), encoding="utf-8")
+    path.write_text(next(m for m in WRONG_FILES if m.name == "not_merged").text(), encoding="utf-8")
     return str(path)
 
 
@@ -72,7 +72,7 @@ def test_hints_are_of_rising_strength(wrong: str) -> None:
 def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
     """The eight steps with their lines, and its weights beside the right ones."""
     path = tmp_path / "mine.py"
-    text = next(m for m in MISTAKES if m.name == "mask_off_by_one").text()
+    text = next(m for m in WRONG_FILES if m.name == "mask_off_by_one").text()
     path.write_text(text, encoding="utf-8")
     lines = run(str(path)).stdout.splitlines()
     assert all(len(line) <= 80 for line in lines if str(path) not in line)

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES, MISTAKES
+from wrong_attention import FILES, WRONG_FILES
 
 from gptcli.course import check_file
 from gptcli.course.checking import ask
 from gptcli.course.sandbox.isolation import Worker
 from gptcli.course.sandbox.learner_file import find_file
 
-TEXTS = {mistake.name: mistake for mistake in MISTAKES}
+TEXTS = {mistake.name: mistake for mistake in WRONG_FILES}
 
 
 def write(folder: Path, name: str) -> str:

@@ -12,10 +12,10 @@ from gptcli.course.attention.cases import USUAL, draw_input, generator_for
 from gptcli.course.attention.checks import CHECKS
 from gptcli.course.attention.diagnosis import diagnose
 from gptcli.course.attention.finding import Finding
-from gptcli.course.attention.first_wrong_operation import until
-from gptcli.course.attention.forward_trace import ForwardTrace, watch
+from gptcli.course.attention.first_wrong_operation import matched_before
+from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
 from gptcli.course.attention.learner_attention import LearnerAttention, check_signatures
-from gptcli.course.attention.matching import first_missing, match
+from gptcli.course.attention.matching import first_missing_step, match
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS
 from gptcli.course.attention.mistakes.bank import BANK
 from gptcli.course.attention.notes import notes
@@ -83,8 +83,8 @@ class AttentionLesson(Lesson[LearnerAttention]):
             p = Problem(x, built.projections, USUAL.H)
 
             def each(trace: ForwardTrace) -> None:
-                found = until(match(trace, p)[0], len(trace.operations))
-                say(f"step {first_missing(found)}")
+                found = matched_before(match(trace, p)[0], len(trace.operations))
+                say(f"step {first_missing_step(found)}")
 
             say("step 1")
-            watch(built.module, x.clone(), file.path, each=each)
+            trace_forward(built.module, x.clone(), file.path, on_operation=each)

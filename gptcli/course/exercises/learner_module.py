@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gptcli.course.attention.cases import TrialConfig, fill_parameters
+from gptcli.course.attention.cases import LearnerConfig, fill_parameters
 from gptcli.course.exercises.building import build
 from gptcli.course.exercises.explainer import ExerciseMistake, Explainer
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
@@ -37,9 +37,9 @@ class Size:
     dropout: float = 0.0
     seed: int = 0
 
-    def config(self) -> TrialConfig:
+    def config(self) -> LearnerConfig:
         """The config that the constructor gets."""
-        return TrialConfig(
+        return LearnerConfig(
             n_embd=self.C,
             n_head=self.H,
             dropout=self.dropout,
