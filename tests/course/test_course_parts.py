@@ -1,4 +1,4 @@
-"""Layer norm, feed-forward network and block: right ones accepted, each mistake named."""
+"""The checks of layer norm, MLP and block accept right files and name each known mistake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from part_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course import check_file, check_files
 from gptcli.course.catalogue import exercise_named
-from gptcli.course.examination import examine
+from gptcli.course.examination import LESSONS, examine
 from gptcli.course.exercises import block, layernorm, mlp
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
@@ -24,7 +24,7 @@ CASES = [(name, i) for name, entries in WRONG.items() for i in range(len(entries
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
-    """Every text of part_files, examined in this process: none of them hangs."""
+    """The reports of all files of part_files.py. Examined in this process, since none hangs."""
     folder = tmp_path_factory.mktemp("parts")
     texts = {
         **{f"{e}/{i}": wrong_text(e, WRONG[e][i]) for e, i in CASES},
@@ -78,7 +78,7 @@ def test_mistakes_are_named_with_their_step(
 
 
 @pytest.mark.parametrize("exercise", WRONG)
-def test_every_mistake_of_the_bank_is_tried(exercise: str) -> None:
+def test_every_mistake_of_the_bank_has_a_file(exercise: str) -> None:
     bank = {mistake.slug for mistake in BANKS[exercise].mistakes}
     assert len(bank) >= 10
     assert bank - {entry[0] for entry in WRONG[exercise]} == set()
@@ -92,6 +92,11 @@ def test_skeletons_fail_at_step_1_in_a_friendly_way(
     report = reports[f"{exercise}/{kind}"]
     assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
     assert "is still to be written: line" in report.message
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_catalogue_names_the_steps_of_the_lesson(name: str) -> None:
+    assert tuple(step.name for step in LESSONS[name].steps) == exercise_named(name).steps
 
 
 UNUSABLE = {
@@ -118,14 +123,14 @@ def test_unusable_files_are_errors(tmp_path: Path) -> None:
         assert error.exit_code == 2
 
 
-def test_a_file_that_is_not_there_gets_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "layernorm.py").write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(GptcliError, match="there is no file") as caught:
         check_file(str(tmp_path / "layernrom.py"), "layernorm")
     assert "did you mean" in (caught.value.hint or "")
 
 
-def test_endless_loops_end(tmp_path: Path) -> None:
+def test_an_endless_loop_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "mlp.py"
     path.write_text(
         BASE["mlp"].replace("h = F.gelu(h)", "while True:\n            pass"), encoding="utf-8"

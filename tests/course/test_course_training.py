@@ -1,4 +1,4 @@
-"""The training exercise: right ones accepted, each mistake named with its step."""
+"""The check of the training exercise accepts right files and names each known mistake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_pat
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
 
 
-def test_every_mistake_of_the_bank_is_tried() -> None:
+def test_every_mistake_of_the_bank_has_a_file() -> None:
     assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
 
 

@@ -1,4 +1,4 @@
-"""The process that runs learners' files: time limits, crashes, where their prints go."""
+"""The worker process that runs learners' files: time limits, crashes and printed output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     assert "a loop over 3 heads" in captured.err
 
 
-def test_prints_past_python_go_to_stderr(
+def test_output_that_bypasses_python_goes_to_stderr(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -48,7 +48,7 @@ def test_prints_past_python_go_to_stderr(
 
 
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """As on macOS and Windows, where each file runs in the worker itself."""
+    """On macOS and Windows each file runs in the worker itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
@@ -63,7 +63,7 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
 
 
 def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
-    """A file that breaks torch for itself breaks it for nobody else (where forks are safe)."""
+    """A file that breaks torch does not affect the next file (on systems with safe forks)."""
     path = tmp_path / "vandal.py"
     path.write_text(
         "import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
@@ -77,7 +77,7 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """A file that ignores every exception and has a child of its own is ended all the same."""
+    """The worker kills a file that ignores every exception, and the file's child process."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(
@@ -104,7 +104,7 @@ def _wait_for_end(pid: int) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        # Ended, but nobody has asked for its exit code yet.
+        # A zombie: ended, but nobody has asked for its exit code yet.
         if status.exists() and ") Z " in status.read_text(encoding="utf-8"):
             return
         time.sleep(0.05)
