@@ -46,7 +46,7 @@ def check_files(
 ) -> Iterator[FileReport | GptcliError]:
     """Check several files one after another in one worker, which imports torch once.
 
-    Yields a GptcliError in place of the report of a file that cannot be used."""
+    Yields a GptcliError instead of a report if a file cannot be used."""
     with Checker(limit_s) as checker:
         for spec in specs:
             try:

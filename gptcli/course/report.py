@@ -32,18 +32,18 @@ class StepMark:
 class Picture:
     """What a terminal draws of a wrong attention.
 
-    `theirs` and `right` are the attention weights (T, T) of one head, or None if they do not show
-    the mistake. A learner's weight that is not a number is -1."""
+    The weights are attention weights (T, T) of one head, the learner's and the right ones. They are
+    None if they do not show the mistake. A learner's weight that is not a number is -1."""
 
     steps: tuple[StepMark, ...]
-    theirs: list[list[float]] | None = None
-    right: list[list[float]] | None = None
+    learner_weights: list[list[float]] | None = None
+    right_weights: list[list[float]] | None = None
 
     @classmethod
     def from_worker(cls, value: dict[str, Any]) -> Picture:
         """Undo `asdict` followed by JSON."""
         steps = tuple(StepMark(**step) for step in value["steps"])
-        return cls(steps, value["theirs"], value["right"])
+        return cls(steps, value["learner_weights"], value["right_weights"])
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class PathResult:
 
 @dataclass(frozen=True)
 class BuiltinReport:
-    """The verdict on the project's own attention."""
+    """The verdict on the builtin attention."""
 
     results: tuple[PathResult, ...]
 

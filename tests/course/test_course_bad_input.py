@@ -175,7 +175,7 @@ def test_a_drive_letter_does_not_start_a_class() -> None:
 
 
 def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
-    """sys.modules gets no name of the learner's, the folder no bytecode, and an edit within the same
+    """sys.modules gets no name of the learner's, the folder no bytecode; an edit within the same
     second takes effect."""
     for name in ("bare_parameters.py", "bare_product.py"):
         (tmp_path / name).write_bytes((FILES / name).read_bytes())

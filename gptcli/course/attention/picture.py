@@ -48,12 +48,14 @@ def heat(picture: Picture, unicode: bool = True) -> list[str]:
     """The learner's attention weights next to the right ones, of one head, or nothing.
 
     Rows are queries, columns are keys."""
-    if picture.theirs is None or picture.right is None:
+    if picture.learner_weights is None or picture.right_weights is None:
         return []
-    T = len(picture.right)
+    T = len(picture.right_weights)
     wide = max(4 * T, 16)  # room for a heading
     lines = [f"      {'your weights':<{wide}}    {'right weights':<{wide}}".rstrip()]
-    for t, (theirs, right) in enumerate(zip(picture.theirs, picture.right, strict=True)):
+    for t, (theirs, right) in enumerate(
+        zip(picture.learner_weights, picture.right_weights, strict=True)
+    ):
         cells = ["".join(_cell(w, unicode) for w in row) for row in (theirs, right)]
         lines.append(f"  {t:>3} {cells[0]:<{wide}}    {cells[1]:<{wide}}".rstrip())
     lines.append("      (head 0 of sequence 0; queries down, keys across, in percent)")

@@ -145,8 +145,8 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         found.append(learner.merges(learner.trained(text, n), n))
     for least in (1, 2):  # stopping when every pair occurs only once is right too
         if all(
-            theirs == reference.learn(text, n, least=least)
-            for theirs, (text, n) in zip(found, TRAINED, strict=True)
+            got == reference.learn(text, n, least=least)
+            for got, (text, n) in zip(found, TRAINED, strict=True)
         ):
             break
     else:
@@ -160,12 +160,12 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
             raise learner.mistake(
                 "too-few-pairs", "", text=text, n=n, error=in_words(error)
             ) from error
-        theirs = learner.merges(mine)
-        if theirs not in [reference.learn(text, n, least=least) for least in (1, 2)]:
+        got = learner.merges(mine)
+        if got not in [reference.learn(text, n, least=least) for least in (1, 2)]:
             raise learner.failed_at(
                 1,
                 "wrong-merges",
-                f"train({text!r}, {n}) learns the merges {_short(theirs)}, expected "
+                f"train({text!r}, {n}) learns the merges {_short(got)}, expected "
                 f"{_short(reference.learn(text, n))}",
             )
     mine = learner.trained(WORDS, 30)
@@ -173,28 +173,28 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
 
 
 def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> CheckFailed:
-    text, n, theirs, wanted = next(
-        (text, n, theirs, wanted)
-        for theirs, (text, n) in zip(found, TRAINED, strict=True)
-        if theirs != (wanted := reference.learn(text, n))
+    text, n, got, wanted = next(
+        (text, n, got, wanted)
+        for got, (text, n) in zip(found, TRAINED, strict=True)
+        if got != (wanted := reference.learn(text, n))
     )
     at = next(
-        (i for i, (a, b) in enumerate(zip(theirs, wanted, strict=False)) if a != b),
-        min(len(theirs), len(wanted)),
+        (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
+        min(len(got), len(wanted)),
     )
-    have = str(theirs[at]) if at < len(theirs) else "missing"
+    have = str(got[at]) if at < len(got) else "missing"
     want = str(wanted[at]) if at < len(wanted) else "none"
     evidence = f" (train({_short(text)}, {n}): merge number {at} is {have}, expected {want})"
     for mistake in MISTAKES:
         for form in mistake.forms if mistake.step <= 2 else ():
             if all(
-                theirs in (learnt := form(text, n), _last_of_each(learnt))
-                for theirs, (text, n) in zip(found, TRAINED, strict=True)
+                got in (learnt := form(text, n), _last_of_each(learnt))
+                for got, (text, n) in zip(found, TRAINED, strict=True)
             ):
                 return learner.mistake(mistake.slug, evidence)
     first = any(
-        theirs[:1] != reference.learn(text, n)[:1]
-        for theirs, (text, n) in zip(found, TRAINED, strict=True)
+        got[:1] != reference.learn(text, n)[:1]
+        for got, (text, n) in zip(found, TRAINED, strict=True)
     )
     step = 1 if first else 2
     what = "the first merge" if first else "a later merge"
@@ -215,8 +215,8 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     mixed = learner.trained(MIXED, 14)
     tried += [(mixed, learner.merges(mixed), text) for text in (MIXED[::-1], MIXED[7:])]
     found = [_encoded(learner, t, text) for t, _, text in tried]
-    for ids, (_, theirs, text) in zip(found, tried, strict=True):
-        wanted = reference.encode(theirs, text)
+    for ids, (_, got, text) in zip(found, tried, strict=True):
+        wanted = reference.encode(got, text)
         if ids == wanted:
             continue
         at = next((i for i, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), 0)
@@ -287,12 +287,12 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             raise learner.failed_at(
                 5, "returns-nothing", f"your load returned None, not a Tokenizer{quote}"
             )
-        theirs = learner.merges(again)
-        if theirs == held != merges:
-            raise learner.mistake("load-ignores-file", f" ({len(theirs)} of {len(merges)} merges)")
-        if len(theirs) != len(merges):
-            raise learner.mistake("load-loses-merges", "", count=len(theirs), wanted=len(merges))
-        for i, (a, b) in enumerate(zip(theirs, merges, strict=True)):
+        got = learner.merges(again)
+        if got == held != merges:
+            raise learner.mistake("load-ignores-file", f" ({len(got)} of {len(merges)} merges)")
+        if len(got) != len(merges):
+            raise learner.mistake("load-loses-merges", "", count=len(got), wanted=len(merges))
+        for i, (a, b) in enumerate(zip(got, merges, strict=True)):
             if a != b:
                 raise learner.mistake("load-changes-merges", "", i=i, yours=a, wanted=b)
         ids = learner.ask("encode after load", 5, lambda: list(again.encode(WORDS)))

@@ -126,11 +126,11 @@ MISTAKES = (
             "pass len(data) - block_size to randint, which excludes its upper end",
             at=r"randint|rand"),
     ExerciseMistake("last-start-missing", 1, "randint(len(data) - block_size - 1)",
-            "with {n} tokens and block_size {t}, no window of yours begins at {start}",
+            "with {n} tokens and block_size {t}, none of your windows begins at {start}",
             "randint already excludes its upper end", "pass len(data) - block_size",
             at=r"randint|rand"),
     ExerciseMistake("first-start-missing", 1,
-            "randint(1, ...)", "no window of yours begins at token 0 of "
+            "randint(1, ...)", "none of your windows begins at token 0 of "
             "{n}", "the first token counts too", "begin at 0", at=r"randint|rand"),
     ExerciseMistake("same-windows", 1, "one start for all rows, or no randomness",
             "all your {b} windows begin at {start}", "a batch should come from many places",
