@@ -75,7 +75,7 @@ def check_attention(
         typer.Argument(
             metavar="FILE[:CLASS]",
             help="Python files with an attention class, `CausalSelfAttention` unless you name "
-            "another. gptcli runs them in a separate process, and no other file.",
+            "another. gptcli runs only these files, in a separate process.",
         ),
     ] = None,
     hint: Hint = 1,
@@ -104,7 +104,7 @@ def check_command(exercise: str, what: str, interface: str) -> Callable[..., Non
             list[str],
             typer.Argument(
                 metavar="FILE[:CLASS]",
-                help="Python files. gptcli runs them in a separate process, and no other file.",
+                help="Python files. gptcli runs only these files, in a separate process.",
             ),
         ],
         hint: Hint = 1,
