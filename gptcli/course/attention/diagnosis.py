@@ -12,7 +12,7 @@ How a wrong file travels through this folder:
    output explains the file. evidence.py rejects mistakes that the trace contradicts, and looks for
    the wrong value of the step if the output fits no mistake or the file stops early.
 6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
-7. finding.py turns step, mistake, message and line into the Finding that examination.py reports.
+7. finding.py puts step, mistake, message and line into a Finding, and lesson.py reports it.
 """
 
 from __future__ import annotations

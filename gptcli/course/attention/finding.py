@@ -38,8 +38,8 @@ class Finding:
     message: str
     hints: tuple[str, ...]
     steps: list[dict[str, Any]] = field(default_factory=list)
-    theirs: list[list[float]] | None = None  # the learner's attention weights: sequence 0, head 0
-    right: list[list[float]] | None = None
+    learner_weights: list[list[float]] | None = None  # attention weights of sequence 0, head 0
+    right_weights: list[list[float]] | None = None
 
 
 def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
@@ -48,7 +48,8 @@ def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | N
     if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
         return finding
     learner = weights.reshape(-1, T, T)[0].nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
-    return replace(finding, theirs=learner.tolist(), right=forward.values.weights[0, 0].tolist())
+    right = forward.values.weights[0, 0]
+    return replace(finding, learner_weights=learner.tolist(), right_weights=right.tolist())
 
 
 def step_marks(

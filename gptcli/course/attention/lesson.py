@@ -71,7 +71,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
             finding.step,
             (*done, Check(name, False, failed.message)),
             finding.hints,
-            Picture(steps, finding.theirs, finding.right),
+            Picture(steps, finding.learner_weights, finding.right_weights),
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
@@ -82,9 +82,9 @@ class AttentionLesson(Lesson[LearnerAttention]):
             x = draw_input(USUAL, generator_for(USUAL))
             p = Problem(x, built.projections, USUAL.H)
 
-            def each(trace: ForwardTrace) -> None:
+            def say_step(trace: ForwardTrace) -> None:
                 found = matched_before(match(trace, p)[0], len(trace.operations))
                 say(f"step {first_missing_step(found)}")
 
             say("step 1")
-            trace_forward(built.module, x.clone(), file.path, on_operation=each)
+            trace_forward(built.module, x.clone(), file.path, on_operation=say_step)
