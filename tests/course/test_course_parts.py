@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from part_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course.catalogue import exercise_named
 from gptcli.course.exercises import block, layernorm, mlp
@@ -15,6 +14,7 @@ from gptcli.course.exercises.part_checking import check_part, check_parts, find_
 from gptcli.course.exercises.part_examination import examine
 from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
+from tests.course.part_files import BASE, RIGHT, WRONG, wrong_text
 
 BANKS = {"layernorm": layernorm.PART, "mlp": mlp.PART, "block": block.PART}
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}

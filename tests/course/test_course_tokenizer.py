@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course.catalogue import exercise_named
 from gptcli.course.exercises.part_checking import check_parts, find_part
@@ -16,6 +15,7 @@ from gptcli.course.exercises.tokenizer import Tokenizer
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
 from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
+from tests.course.tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> PartReport:

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from training_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course.catalogue import exercise_named
 from gptcli.course.exercises.part_checking import find_part
@@ -15,6 +14,7 @@ from gptcli.course.exercises.part_examination import examine
 from gptcli.course.exercises.training_mistakes import MISTAKES
 from gptcli.course.lesson import PartReport
 from gptcli.errors import GptcliError
+from tests.course.training_files import BASE, RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> PartReport:
