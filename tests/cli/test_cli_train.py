@@ -410,7 +410,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
         text=True,
     )
     metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while (
         time.monotonic() < deadline
         and process.poll() is None
@@ -418,7 +418,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
     ):
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     summary = one_object(out)
     assert summary["stopped"] == "interrupted"
@@ -556,7 +556,7 @@ def test_a_reader_who_leaves_does_not_end_the_training(text_file: Path, tmp_path
     assert process.stderr is not None
     process.stderr.readline()
     process.stderr.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert (run / "checkpoints" / "step-00000100").is_dir()
 
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES
 
 from gptcli.course import check_file, check_files, load_attention
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.wrong_attention import FILES
 
 CLASS = """
 from torch import nn

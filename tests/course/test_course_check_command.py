@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import typer
 from typer.testing import CliRunner, Result
-from wrong_attention import FILES, WRONG_FILES
 
 from gptcli.cli.check import check_attention
 from gptcli.course import checking
 from gptcli.course.attention import builtin
 from gptcli.errors import GptcliError
+from tests.course.wrong_attention import FILES, WRONG_FILES
 
 APP = typer.Typer()
 APP.command()(check_attention)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from part_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course import check_file, check_files
 from gptcli.course.catalogue import exercise_named
@@ -16,6 +15,7 @@ from gptcli.course.exercises import block, layernorm, mlp
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.part_files import BASE, RIGHT, WRONG, wrong_text
 
 BANKS = {"layernorm": layernorm.LESSON, "mlp": mlp.LESSON, "block": block.LESSON}
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}

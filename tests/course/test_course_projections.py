@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from wrong_attention import FILES
 
 from gptcli.course import load_attention
 from gptcli.course.attention.projections import ProjectionError, find_projections, is_ambiguous
+from tests.course.wrong_attention import FILES
 
 CONFIG = SimpleNamespace(n_embd=6, n_head=2, dropout=0.0, bias=True, block_size=4)
 

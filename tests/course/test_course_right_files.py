@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES
 
 from gptcli.course import check_files
 from gptcli.course.report import FileReport
+from tests.course.wrong_attention import FILES
 
 OURS = "from gptcli.model.attention import CausalSelfAttention\n"
 RIGHT = (

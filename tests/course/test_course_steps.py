@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from styles import STYLES, Change, wrong_files
 
 from gptcli.course import check_files
 from gptcli.course.attention.mistakes.bank import BANK
 from gptcli.course.report import FileReport
+from tests.course.styles import STYLES, Change, wrong_files
 
 Judged = dict[str, tuple[Change, FileReport]]
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course import check_files
 from gptcli.course.catalogue import exercise_named
@@ -17,6 +16,7 @@ from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> FileReport:

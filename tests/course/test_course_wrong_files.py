@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from wrong_attention import WRONG_FILES, WrongFile
 
 from gptcli.course import check_files
 from gptcli.course.report import FileReport
+from tests.course.wrong_attention import WRONG_FILES, WrongFile
 
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
 

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import inputs
 import torch
 import yaml
 from hypothesis import strategies as st
-from inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
 from gptcli.cli.prompts import read_prompts
 from gptcli.cli.run_rows import run_rows
@@ -46,8 +44,10 @@ from gptcli.training.run_summary import standing
 from gptcli.training.training_state import build_model, progress_of
 from gptcli.view.runs_table import runs_lines
 from gptcli.view.safe_text import clean
+from tests.fuzz import inputs
+from tests.fuzz.inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
-SECONDS = 20.0  # of the clock: other processes may take their share
+SECONDS = 60.0  # of the clock: far more than any input takes, even on a busy machine
 LONGEST_ERROR = 100_000  # characters; a config can have a thousand problems, told in a line each
 TEXT = "KING:\nWhat light is this, that comes by night? é🙂\n" * 4
 STEP = 12

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_sizes import attention, inputs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from gptcli.model.attention import (
     banded_mask,
     causal_attention,
 )
+from tests.model.model_sizes import attention, inputs
 
 EDGES = [  # B, T, H, D
     (1, 1, 1, 1),

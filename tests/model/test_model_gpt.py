@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from model_sizes import gpt, inputs, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mas
 from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.model.layers import swiglu_width
 from gptcli.model.user_parts import UserParts
+from tests.model.model_sizes import gpt, inputs, tokens
 
 ARCHS = ("gpt2", "modern")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_sizes import attention, inputs
 from torch import Tensor
 
 from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
 from gptcli.model.cache import KeyValueCache, LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention, rotary_table, rotate
+from tests.model.model_sizes import attention, inputs
 
 CPU = torch.device("cpu")
 

@@ -7,15 +7,11 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gptcli.native import library
-
-# Makes `native_models` importable: in pytest's importlib mode a test's folder is not.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,7 @@ from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.native.library import How
 from gptcli.sampling.next_token import SamplingParams, choose_token
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
-from sampling_models import banded, model
+from tests.sampling.sampling_models import banded, model
 
 SHAPES: list[dict[str, Any]] = [
     {"arch": "modern", "n_layer": 2, "width": 24, "n_head": 2, "n_embd": 32, "vocab_size": 40},

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from native_models import Network, batch, loss_and_gradients, network
 from torch import Tensor
+
+from tests.native.native_models import Network, batch, loss_and_gradients, network
 
 P = 0.25
 SIZES: dict[str, Any] = {"n_embd": 64, "n_head": 4, "block_size": 4, "dropout": P}

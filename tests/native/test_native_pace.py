@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ import torch
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import How
 from gptcli.native.thread_count import ThreadCount
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
-from sampling_models import model
+from tests.sampling.sampling_models import model
 
 USUAL = 4
 

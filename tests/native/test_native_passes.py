@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from native_models import Network, batch, loss_and_gradients, network
 from torch import Tensor
+
+from tests.native.native_models import Network, batch, loss_and_gradients, network
 
 # arch, vocabulary, B, T, sizes. What ends in the middle of a tile or a block of 32 rows, heads of
 # every width (of one and a half tiles too), one head, matrices too large for a cache.

@@ -1,5 +1,4 @@
-"""What is loaded cannot run code, and cannot take the machine: each hostile run folder ends in an
-error within a second and 200 MB beyond PyTorch's own import."""
+"""A hostile run folder ends in an error, runs no code and takes little time and memory."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hostile
-import hostile_attempts
 import pytest
+
+from tests.reliability import hostile, hostile_attempts
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and forks")
 
@@ -25,7 +24,15 @@ def endings(
     folder = tmp_path_factory.mktemp("hostile")
     only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
     done = subprocess.run(
-        [sys.executable, hostile_attempts.__file__, str(only_one), str(text_file), str(folder)],
+        [
+            sys.executable,
+            "-m",
+            hostile_attempts.__name__,
+            str(only_one),
+            str(text_file),
+            str(folder),
+        ],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,9 +13,7 @@ from gptcli.sampling.generate import Job
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import Sample, write
 from gptcli.tokenization import Tokenizer, build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling_models import model
+from tests.sampling.sampling_models import model
 
 GREEDY = SamplingParams(temperature=0.0)
 

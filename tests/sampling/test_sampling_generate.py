@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +16,7 @@ from gptcli.sampling.generate import Generation, Job, Uniforms
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import window_start
 from gptcli.sampling.torch_streams import Decoder, TorchStreams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling_models import V, W, banded, model
+from tests.sampling.sampling_models import V, W, banded, model
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0.0)

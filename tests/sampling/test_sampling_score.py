@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from gptcli.sampling.backend import Backend, choose_backend, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
 from gptcli.sampling.streams import window_start
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling_models import V, W, banded, model
+from tests.sampling.sampling_models import V, W, banded, model
 
 
 def text(length: int) -> list[int]:

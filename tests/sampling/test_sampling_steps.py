@@ -5,10 +5,8 @@ That it writes what every other way writes is in test_sampling_generate.py."""
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +18,7 @@ from gptcli.sampling.generate import Uniforms
 from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.torch_streams import TorchStreams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling_models import model
+from tests.sampling.sampling_models import model
 
 ARCHS = pytest.mark.parametrize("arch", ["modern", "gpt2"])
 ALL = SamplingParams(0.9, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.3)

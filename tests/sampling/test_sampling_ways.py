@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ import torch
 from gptcli.errors import GptcliError
 from gptcli.sampling.backend import Backend, choose_backend, free_memory, open_streams
 from gptcli.sampling.next_token import SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling_models import model
+from tests.sampling.sampling_models import model
 
 CPU = torch.device("cpu")
 

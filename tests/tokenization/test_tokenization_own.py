@@ -14,9 +14,7 @@ from gptcli.course.exercises.tokenizer import Tokenizer as Reference
 from gptcli.errors import GptcliError
 from gptcli.tokenization import load_tokenizer, train_user_bpe
 from gptcli.tokenization.user_bpe import LEARNS_FROM, LONGEST_LINE, line_cuts
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "course"))
-from tokenizer_files import RIGHT
+from tests.course.tokenizer_files import RIGHT
 
 TEXT = "low low low lower lowest\nnewest newest wider\n\nübermütig, long " + "x" * 2100 + "\nend"
 

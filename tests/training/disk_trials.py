@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bad_disks import (
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.training import checkpoint
+from tests.training.bad_disks import (
     Deadly,
     Operation,
     Recording,
@@ -26,11 +29,7 @@ from bad_disks import (
     temporaries,
     write,
 )
-from lost_writes import Model, write_tree
-
-from gptcli.errors import GptcliError
-from gptcli.files import durable
-from gptcli.training import checkpoint
+from tests.training.lost_writes import Model, write_tree
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
 FLOATS = 3000  # 12 kB: a checkpoint of some pages

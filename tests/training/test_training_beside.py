@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_disks import Deadly, Operation, Recording, Refusing, Watched, in_child, temporaries
 
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError
@@ -22,6 +21,15 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, saving
 from gptcli.training.loop import Setup, train
 from gptcli.training.setup import Prepared, prepare_new, prepare_resume
+from tests.training.bad_disks import (
+    Deadly,
+    Operation,
+    Recording,
+    Refusing,
+    Watched,
+    in_child,
+    temporaries,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -212,7 +220,7 @@ class Stuck(durable.Disk):
     def write(self, file, data):
         if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1.2)
+            time.sleep(2.5)  # in less than a second it would count as the same Ctrl-C
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(600)
         return super().write(file, data)
@@ -232,7 +240,7 @@ def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
     source = whole.config.data.source
     done = subprocess.run(
         [sys.executable, "-c", LEAVE, "train", source, *WORDS, "--out", str(run)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert "left at once, without saving; go on with: gptcli train --resume" in done.stderr

@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import disk_trials
 import pytest
-from bad_disks import (
+
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.training import checkpoint
+from tests.training import disk_trials
+from tests.training.bad_disks import (
     STORIES,
     Recording,
     Refusing,
@@ -24,11 +28,7 @@ from bad_disks import (
     names,
     write,
 )
-from disk_trials import record, refused
-
-from gptcli.errors import GptcliError
-from gptcli.files import durable
-from gptcli.training import checkpoint
+from tests.training.disk_trials import record, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_disks import Deadly, Operation, Recording, Watched, in_child
-from test_training_beside import LEAVE, WORDS
 
 from gptcli.cli.signals import LeaveAtOnce
 from gptcli.errors import GptcliError
@@ -25,6 +22,8 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, run_folder, saving
 from gptcli.training.loop import _Loop
 from gptcli.training.saving import Saver
+from tests.training.bad_disks import Deadly, Operation, Recording, Watched, in_child
+from tests.training.test_training_beside import LEAVE, WORDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -100,22 +99,22 @@ def test_a_save_that_is_late_touches_nothing_of_the_old_run(
 
 
 class Slow(Watched):
-    """Takes a while for the renaming of a checkpoint."""
+    """Renames a checkpoint only when told to go on."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.begun, self.ended = seconds, threading.Event(), False
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), False
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
         if operation[0] == "rename" and operation[2].name.startswith("step-"):
             self.begun.set()
-            time.sleep(self.seconds)
+            assert self.go_on.wait(60)
             self.ended = True
         return do()
 
 
-@pytest.mark.parametrize(("seconds", "waited_for"), [(0.1, True), (2.0, False)])
+@pytest.mark.parametrize("waited_for", [True, False])
 def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
-    seconds: float, waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -130,15 +129,17 @@ def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
         class optimizers:
             state = staticmethod(lambda: {"m": torch.zeros(3)})
 
-    disk = Slow(seconds)
+    disk = Slow()
     monkeypatch.setattr(durable, "disk", disk)
     saver = Saver(tmp_path, 2, 2, None)
     list(saver.save(State(), {}))  # type: ignore[arg-type]
     assert disk.begun.wait(60)
-    begun = time.perf_counter()
+    if waited_for:  # the disk answers in time, whatever else this machine does
+        monkeypatch.setattr(saving, "_ABANDON_SECONDS", 60.0)
+        threading.Timer(0.1, disk.go_on.set).start()
     saver.abandon()
-    assert time.perf_counter() - begun < 0.9
     assert disk.ended == waited_for
+    disk.go_on.set()
     if waited_for:  # with all that belongs to it
         assert checkpoint.best_step(tmp_path) == 2
     list(saver.gather(wait=True))
@@ -151,7 +152,7 @@ def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
     words = [*WORDS, "train.seed=9", "--out", str(old), "--overwrite"]
     done = subprocess.run(
         [sys.executable, "-c", LEAVE, "train", str(text_file), *words],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert "is there again" in done.stderr

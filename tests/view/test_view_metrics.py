@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-from view_screen import started, step_done
 
 from gptcli.events import CheckpointSaved, Evaluated, Finished, Notice, SampleDrawn
 from gptcli.view.metrics import metrics_record
+from tests.view.view_screen import started, step_done
 
 
 def test_a_logged_step() -> None:

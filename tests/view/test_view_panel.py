@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from view_screen import a_run, memory_console, started, step_done
 
 from gptcli.events import Evaluated, Event, Finished, SampleDrawn
 from gptcli.view.panel import panel
 from gptcli.view.run_status import RunState
+from tests.view.view_screen import a_run, memory_console, started, step_done
 
 SAMPLES = {
     "verse": "KING:\nWhat say'st thou?\n" * 9,

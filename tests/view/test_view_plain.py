@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from view_screen import a_run, started, step_done
 
 from gptcli.events import CheckpointSaved, Evaluated, Event, Finished, Notice, SampleDrawn
 from gptcli.view.plain import PlainView
+from tests.view.view_screen import a_run, started, step_done
 
 
 def shown(*events: Event, encoding: str = "utf-8") -> list[str]:

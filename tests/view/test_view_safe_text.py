@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from view_screen import memory_console
 
 from gptcli.view.safe_text import clean, crop, one_line, sample_lines
+from tests.view.view_screen import memory_console
 
 anything = st.text(st.characters(), max_size=60)
 troublesome = st.text(
