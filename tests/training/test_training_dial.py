@@ -68,15 +68,15 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
     return path
 
 
-def planned(tmp_path: Path, minutes: float, asked: dict[str, Any], **rest: Any) -> Any:
+def planned(tmp_path: Path, limit: float, asked: dict[str, Any], **rest: Any) -> Any:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
     config = minutes._with(config, asked)
     return plan(
         config,
         set(asked),
-        minutes=minutes,
+        minutes=limit,
         begun=time.perf_counter(),
-        **({"keep": False, "own": None} | rest),
+        **({"keep": False, "user_parts": None} | rest),
     )
 
 
@@ -125,7 +125,8 @@ def test_minutes_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     # Few steps fill the minute, so that the test is short and start-up never fills it.
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 1.0)
-    done = cli("train", a_text(tmp_path), "--minutes", "1", "--out", "r", "--json")
+    small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32")
+    done = cli("train", a_text(tmp_path), *small, "--minutes", "1", "--out", "r", "--json")
     assert done.code == 0
     result = json.loads(done.out)
     assert result["stopped"] == "done"
@@ -137,7 +138,8 @@ def test_minutes_with_a_config_choose_the_steps_alone(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = cli("train", "tiny", "--minutes", "0.2", "--dry-run", "--json")
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    done = cli("train", "tiny", "--minutes", "1", "--dry-run", "--json")
     assert done.code == 0
     plain = cli("train", "tiny", "--dry-run", "--json")
     assert json.loads(done.out)["parameters"] == json.loads(plain.out)["parameters"]
