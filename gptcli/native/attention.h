@@ -8,7 +8,7 @@
 #ifndef GPTCLI_ATTENTION_H
 #define GPTCLI_ATTENTION_H
 
-#include "rows.h"
+#include "layers.h"
 
 typedef struct {
     bf16 *by_d[2];            /* keys, values: tiles that sum over D */

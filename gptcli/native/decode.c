@@ -4,7 +4,7 @@
  * a piece of a prompt before that. Threads share either the streams, each with all of the network,
  * or the outputs of each product; no sum is divided between them. */
 
-#include "begin.h"
+#include "amx_permission.h"
 #include "decoder.h"
 
 /* A thread's part of a step. */

@@ -15,7 +15,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
-#include "choose.h"
+#include "next_token.h"
 #include "packed.h"
 #include "parameters.h"
 

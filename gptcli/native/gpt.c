@@ -1,7 +1,7 @@
 /* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit.
  */
 
-#include "begin.h"
+#include "amx_permission.h"
 #include "gradients.h"
 #include "optimizers.h"
 

@@ -23,7 +23,7 @@
 #define HALF_ROWS 0
 #endif
 
-#include "bytes.h"
+#include "int8.h"
 
 enum { PANEL = 16, ROWS_AT_ONCE = 32 };
 
