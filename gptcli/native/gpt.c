@@ -35,7 +35,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     clear_past_end(p);
 #pragma omp parallel num_threads(g->s.threads)
     {
-        Scratch *s = g->scratch + omp_get_thread_num();
+        ThreadScratch *s = g->scratch + omp_get_thread_num();
         tiles_begin();
         for (int l = 0; l < L; l++) {
 #pragma omp for schedule(dynamic)
@@ -49,7 +49,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
                 before_attention(p, l, r0, rows, s);
             }
 #pragma omp for schedule(dynamic)
-            for (long h = 0; h < heads; h++) mix_head(p, l, h, s);
+            for (long h = 0; h < heads; h++) attend_head(p, l, h, s);
         }
 #pragma omp for schedule(dynamic)
         for (long k = 0; k < groups; k++)
@@ -60,34 +60,34 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
 #pragma omp for schedule(dynamic)
             for (long k = m0 / g->group; k < (end + g->group - 1) / g->group; k++)
                 head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, scale, s,
-                              g->parts + k * g->part_width);
+                              g->partials + k * g->partial_width);
             if (gradients) {
-                const Matrix a = {gradients + g->at[HEAD],
-                                  g->d_head,
-                                  g->in + m0 * 32 * C,
-                                  32 * g->packed[4 * L].N,
-                                  32 * C,
-                                  g->s.V,
-                                  C};
-                matrices(&a, 1, end - m0, add || m0 > 0, g->s.threads);
+                const MatrixGradient a = {gradients + g->offset[HEAD],
+                                          g->d_head,
+                                          g->in + m0 * 32 * C,
+                                          32 * g->packed[4 * L].N,
+                                          32 * C,
+                                          g->s.V,
+                                          C};
+                sum_matrix_gradients(&a, 1, end - m0, add || m0 > 0, g->s.threads);
 #pragma omp barrier
             }
         }
         if (gradients) {
-            const Vector v[2] = {{gradients + g->at[LNF], g->parts, C},
-                                 {gradients + g->at[LNF_BIAS], g->parts + C, C}};
-            vectors(v, g->at[LNF_BIAS] < 0 ? 1 : 2, g->part_width, groups, add);
+            const VectorGradient v[2] = {{gradients + g->offset[LNF], g->partials, C},
+                                         {gradients + g->offset[LNF_BIAS], g->partials + C, C}};
+            sum_vector_gradients(v, g->offset[LNF_BIAS] < 0 ? 1 : 2, g->partial_width, groups, add);
             for (int l = L - 1; l >= 0; l--) {
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
                     after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                             part_of(g, k), s);
+                                             group_partials(g, k), s);
 #pragma omp for schedule(dynamic)
-                for (long h = 0; h < heads; h++) mix_head_backward(p, l, h, s);
+                for (long h = 0; h < heads; h++) attend_head_backward(p, l, h, s);
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
                     before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                              part_of(g, k), s);
+                                              group_partials(g, k), s);
                 layer_gradients(p, l, gradients, groups, add);
             }
             embedding_gradients(p, gradients, add);

@@ -2,8 +2,8 @@
  *
  * Widths are multiples of 16 (norms: 32). Sums are in float32, and always in the same order. */
 
-#ifndef GPTCLI_ROWS_H
-#define GPTCLI_ROWS_H
+#ifndef GPTCLI_LAYERS_H
+#define GPTCLI_LAYERS_H
 
 #include <math.h>
 
@@ -50,7 +50,9 @@ INLINE __m512 sigmoid2(__m512 x) {
 INLINE __m512 sigmoid(__m512 x) { return sigmoid2(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E))); }
 
 /* The first `left` of 16 lanes. */
-INLINE __mmask16 first(long left) { return left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0; }
+INLINE __mmask16 first_lanes(long left) {
+    return left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+}
 
 /* ---- dropout
  * ------------------------------------------------------------------------------------- Whether
@@ -63,7 +65,7 @@ typedef struct {
     float scale;      /* 1 / (1 - p); 1 where nothing is dropped */
 } Dropout;
 
-static uint32_t mix(uint32_t x) {
+static uint32_t mix_bits(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
     x ^= x >> 15;
@@ -71,11 +73,12 @@ static uint32_t mix(uint32_t x) {
     return x ^ x >> 16;
 }
 
-static Dropout dropout_at(float p, uint64_t seed, uint32_t place) {
+static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
     Dropout d = {0, 0, 1.0f};
     if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the nearest below 1: 1 / (1 - p) stays a number */
     if (p > 0) {
-        d.key = mix(mix((uint32_t)seed ^ mix((uint32_t)(seed >> 32) + 0x9e3779b9u)) + place);
+        d.key = mix_bits(mix_bits((uint32_t)seed ^ mix_bits((uint32_t)(seed >> 32) + 0x9e3779b9u)) +
+                         site);
         d.dropped = (uint32_t)((double)p * 4294967296.0);
         d.scale = 1.0f / (1.0f - p);
     }
@@ -83,7 +86,7 @@ static Dropout dropout_at(float p, uint64_t seed, uint32_t place) {
 }
 
 /* x kept and scaled, or 0, for numbers i to i + 15 of the place. */
-INLINE __m512 keep(const Dropout d, uint32_t i, __m512 x) {
+INLINE __m512 apply_dropout(const Dropout d, uint32_t i, __m512 x) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     if (!d.dropped) return x;
     __m512i h = _mm512_add_epi32(_mm512_set1_epi32((int)i), lanes);
@@ -145,21 +148,20 @@ static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, flo
 /* dx (+)= the gradient at x, from that at `out`; the rows' share of the gain's and the bias's goes
  * into of_gain and of_bias (C each, overwritten; of_bias may be NULL). */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16 *hat,
-                          const float *scale, float *dx, int add, float *of_gain, float *of_bias) {
-    memset(of_gain, 0, C * sizeof(float));
-    if (of_bias) memset(of_bias, 0, C * sizeof(float));
+                          const float *scale, float *dx, int add, float *dgain, float *dbias) {
+    memset(dgain, 0, C * sizeof(float));
+    if (dbias) memset(dbias, 0, C * sizeof(float));
     for (int i = 0; i < rows; i++, dout += C, hat += C, dx += C) {
-        __m512 along = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
+        __m512 dot = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
         for (int c = 0; c < C; c += 16) {
             __m512 d = _mm512_loadu_ps(dout + c), h = load_bf16(hat + c);
             __m512 inner = _mm512_mul_ps(d, _mm512_loadu_ps(n.gain + c));
-            along = _mm512_fmadd_ps(inner, h, along);
+            dot = _mm512_fmadd_ps(inner, h, dot);
             sum = _mm512_add_ps(sum, inner);
-            _mm512_storeu_ps(of_gain + c, _mm512_fmadd_ps(d, h, _mm512_loadu_ps(of_gain + c)));
-            if (of_bias)
-                _mm512_storeu_ps(of_bias + c, _mm512_add_ps(d, _mm512_loadu_ps(of_bias + c)));
+            _mm512_storeu_ps(dgain + c, _mm512_fmadd_ps(d, h, _mm512_loadu_ps(dgain + c)));
+            if (dbias) _mm512_storeu_ps(dbias + c, _mm512_add_ps(d, _mm512_loadu_ps(dbias + c)));
         }
-        const __m512 a = _mm512_set1_ps(_mm512_reduce_add_ps(along) / C);
+        const __m512 a = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / C);
         const __m512 m = _mm512_set1_ps(n.centred ? _mm512_reduce_add_ps(sum) / C : 0.0f);
         const __m512 s = _mm512_set1_ps(scale[i]);
         for (int c = 0; c < C; c += 16) {
@@ -175,9 +177,9 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16
  * out = rotated(x * scale * gain); number j turns with number j + D / 2. Half a head is a multiple
  * of 16, or 8 where D is 16; D is given as a constant where it can be. */
 
-INLINE void norm_rotate_of(const int D, const float *x, const float *gain, const float *cos,
-                           const float *sin, bf16 *hat, float *scale, bf16 *out) {
-    const int half = D / 2;
+INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, const float *cos,
+                              const float *sin, bf16 *hat, float *scale, bf16 *out) {
+    const int half_dim = D / 2;
     __m512 square = _mm512_setzero_ps();
     for (int j = 0; j < D; j += 16) {
         __m512 y = _mm512_loadu_ps(x + j);
@@ -185,44 +187,44 @@ INLINE void norm_rotate_of(const int D, const float *x, const float *gain, const
     }
     *scale = 1.0f / sqrtf(_mm512_reduce_add_ps(square) / D + 1e-6f);
     const __m512 s = _mm512_set1_ps(*scale);
-    for (int j = 0; j < half; j += 16) {
-        const __mmask16 there = first(half - j);
-        __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + j), s);
-        __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + half + j), s);
-        __m512 c = _mm512_maskz_loadu_ps(there, cos + j), z = _mm512_maskz_loadu_ps(there, sin + j);
-        __m512 ga = _mm512_mul_ps(a, _mm512_maskz_loadu_ps(there, gain + j));
-        __m512 gb = _mm512_mul_ps(b, _mm512_maskz_loadu_ps(there, gain + half + j));
-        mask_store_bf16(hat + j, there, a);
-        mask_store_bf16(hat + half + j, there, b);
-        mask_store_bf16(out + j, there, _mm512_fnmadd_ps(gb, z, _mm512_mul_ps(ga, c)));
-        mask_store_bf16(out + half + j, there, _mm512_fmadd_ps(ga, z, _mm512_mul_ps(gb, c)));
+    for (int j = 0; j < half_dim; j += 16) {
+        const __mmask16 mask = first_lanes(half_dim - j);
+        __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + j), s);
+        __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + half_dim + j), s);
+        __m512 c = _mm512_maskz_loadu_ps(mask, cos + j), z = _mm512_maskz_loadu_ps(mask, sin + j);
+        __m512 ga = _mm512_mul_ps(a, _mm512_maskz_loadu_ps(mask, gain + j));
+        __m512 gb = _mm512_mul_ps(b, _mm512_maskz_loadu_ps(mask, gain + half_dim + j));
+        mask_store_bf16(hat + j, mask, a);
+        mask_store_bf16(hat + half_dim + j, mask, b);
+        mask_store_bf16(out + j, mask, _mm512_fnmadd_ps(gb, z, _mm512_mul_ps(ga, c)));
+        mask_store_bf16(out + half_dim + j, mask, _mm512_fmadd_ps(ga, z, _mm512_mul_ps(gb, c)));
     }
 }
 
 /* dx may be dout; of_gain gets its share added. */
-INLINE void norm_rotate_backward_of(const int D, const bf16 *dout, const float *gain,
-                                    const float *cos, const float *sin, const bf16 *hat,
-                                    float scale, bf16 *dx, float *of_gain) {
-    const int half = D / 2;
+INLINE void norm_rotate_backward_sized(const int D, const bf16 *dout, const float *gain,
+                                       const float *cos, const float *sin, const bf16 *hat,
+                                       float scale, bf16 *dx, float *dgain) {
+    const int half_dim = D / 2;
     float inner[512] __attribute__((aligned(64)));
-    __m512 along = _mm512_setzero_ps();
-    for (int j = 0; j < half; j += 16) {
-        const __mmask16 there = first(half - j);
-        __m512 a = mask_load_bf16(dout + j, there), b = mask_load_bf16(dout + half + j, there);
-        __m512 c = _mm512_maskz_loadu_ps(there, cos + j), z = _mm512_maskz_loadu_ps(there, sin + j);
-        __m512 turned[2] = {_mm512_fmadd_ps(b, z, _mm512_mul_ps(a, c)),
-                            _mm512_fnmadd_ps(a, z, _mm512_mul_ps(b, c))};
+    __m512 dot = _mm512_setzero_ps();
+    for (int j = 0; j < half_dim; j += 16) {
+        const __mmask16 mask = first_lanes(half_dim - j);
+        __m512 a = mask_load_bf16(dout + j, mask), b = mask_load_bf16(dout + half_dim + j, mask);
+        __m512 c = _mm512_maskz_loadu_ps(mask, cos + j), z = _mm512_maskz_loadu_ps(mask, sin + j);
+        __m512 rotated_back[2] = {_mm512_fmadd_ps(b, z, _mm512_mul_ps(a, c)),
+                                  _mm512_fnmadd_ps(a, z, _mm512_mul_ps(b, c))};
         for (int i = 0; i < 2; i++) {
-            const int at = i * half + j;
-            __m512 h = mask_load_bf16(hat + at, there);
-            __m512 sum = _mm512_maskz_loadu_ps(there, of_gain + at);
-            _mm512_mask_storeu_ps(of_gain + at, there, _mm512_fmadd_ps(turned[i], h, sum));
-            __m512 y = _mm512_mul_ps(turned[i], _mm512_maskz_loadu_ps(there, gain + at));
-            along = _mm512_fmadd_ps(y, h, along);
-            _mm512_mask_storeu_ps(inner + at, there, y);
+            const int at = i * half_dim + j;
+            __m512 h = mask_load_bf16(hat + at, mask);
+            __m512 sum = _mm512_maskz_loadu_ps(mask, dgain + at);
+            _mm512_mask_storeu_ps(dgain + at, mask, _mm512_fmadd_ps(rotated_back[i], h, sum));
+            __m512 y = _mm512_mul_ps(rotated_back[i], _mm512_maskz_loadu_ps(mask, gain + at));
+            dot = _mm512_fmadd_ps(y, h, dot);
+            _mm512_mask_storeu_ps(inner + at, mask, y);
         }
     }
-    const __m512 a = _mm512_set1_ps(_mm512_reduce_add_ps(along) / D), s = _mm512_set1_ps(scale);
+    const __m512 a = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / D), s = _mm512_set1_ps(scale);
     for (int j = 0; j < D; j += 16) {
         __m512 y = _mm512_fnmadd_ps(load_bf16(hat + j), a, _mm512_loadu_ps(inner + j));
         store_bf16(dx + j, _mm512_mul_ps(y, s));
@@ -232,22 +234,22 @@ INLINE void norm_rotate_backward_of(const int D, const bf16 *dout, const float *
 static void norm_rotate(const float *x, int D, const float *gain, const float *cos,
                         const float *sin, bf16 *hat, float *scale, bf16 *out) {
     if (D == 32)
-        norm_rotate_of(32, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(32, x, gain, cos, sin, hat, scale, out);
     else if (D == 64)
-        norm_rotate_of(64, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(64, x, gain, cos, sin, hat, scale, out);
     else
-        norm_rotate_of(D, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(D, x, gain, cos, sin, hat, scale, out);
 }
 
 static void norm_rotate_backward(const bf16 *dout, int D, const float *gain, const float *cos,
                                  const float *sin, const bf16 *hat, float scale, bf16 *dx,
-                                 float *of_gain) {
+                                 float *dgain) {
     if (D == 32)
-        norm_rotate_backward_of(32, dout, gain, cos, sin, hat, scale, dx, of_gain);
+        norm_rotate_backward_sized(32, dout, gain, cos, sin, hat, scale, dx, dgain);
     else if (D == 64)
-        norm_rotate_backward_of(64, dout, gain, cos, sin, hat, scale, dx, of_gain);
+        norm_rotate_backward_sized(64, dout, gain, cos, sin, hat, scale, dx, dgain);
     else
-        norm_rotate_backward_of(D, dout, gain, cos, sin, hat, scale, dx, of_gain);
+        norm_rotate_backward_sized(D, dout, gain, cos, sin, hat, scale, dx, dgain);
 }
 
 /* ---- activations, 16 numbers at a time ----------------------------------------------------------

@@ -67,8 +67,8 @@ class DecoderShape(ctypes.Structure):
     ]
 
 
-class How(ctypes.Structure):
-    """`How` of choose.h."""
+class SamplingParamsStruct(ctypes.Structure):
+    """`SamplingParams` of next_token.h."""
 
     _fields_ = [
         *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "penalty")),
@@ -77,8 +77,8 @@ class How(ctypes.Structure):
 
 
 _BEGINNING: dict[str, tuple[Any, list[Any]]] = {
-    "tiles_allowed": (_I, []),
-    "tiles_known": (_I, []),
+    "request_amx": (_I, []),
+    "compiled_with_amx": (_I, []),
 }
 TRAINING = Source(
     "gpt",
@@ -102,14 +102,17 @@ SAMPLING = Source(
         "dec_free": (None, [_P]),
         "dec_bytes": (ctypes.c_size_t, [ctypes.POINTER(DecoderShape)]),
         "dec_rounds_rows": (_I, []),
-        "dec_piece": (_I, [_P]),
-        "dec_rows": (_I, [_P]),
+        "dec_max_chunk": (_I, [_P]),
+        "dec_max_rows": (_I, [_P]),
         "dec_feed": (None, [_P, _I, _P, _P, _P, _P, _I, _I]),
         "dec_score": (None, [_P, _I, _I, _P, _P, _I]),
-        "dec_scored": (_I, [_P]),
+        "dec_max_scored": (_I, [_P]),
         "dec_copy": (None, [_P, _I, _I, _I]),
         "dec_logits": (ctypes.POINTER(_F), [_P, _I]),
-        "dec_run": (None, [_P, _I, _P, _P, _I, _P, ctypes.POINTER(How), _P, _P, _I, _I]),
+        "dec_run": (
+            None,
+            [_P, _I, _P, _P, _I, _P, ctypes.POINTER(SamplingParamsStruct), _P, _P, _I, _I],
+        ),
     },
 )
 
@@ -139,8 +142,8 @@ def find(source: Source = TRAINING) -> Found:
     except (OSError, AttributeError) as error:
         return Found(None, f"the built library cannot be loaded: {error}")
     # Where PyTorch can use the tiles and we cannot, it trains more quickly; sampling does without.
-    lacking = source is TRAINING and features >= _TILES and not library.tiles_known()
-    if lacking or not library.tiles_allowed():
+    lacking = source is TRAINING and features >= _TILES and not library.compiled_with_amx()
+    if lacking or not library.request_amx():
         return Found(None, "the compiler or the system does not let us use the processor's tiles")
     return Found(library, "")
 

@@ -37,26 +37,26 @@ typedef struct {
     bf16 *hidden;    /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M) */
     float *qk_scale;        /* (M, 2 H), modern */
-    float *log_sum;         /* (B, H, T), to base 2 */
+    float *log2_sum_exp;    /* (B, H, T), to base 2 */
 } Layer;
 
 /* What a thread needs for a group of rows. */
 typedef struct {
     AttentionScratch attention;
-    float *wide;     /* (rows, V to 32) */
+    float *logits;   /* (rows, V to 32) */
     float *d_norm;   /* (rows, C): the gradient at a norm's output */
-    bf16 *half;      /* (rows, C), in pieces, as are the next two */
-    bf16 *mid;       /* (rows, F) */
-    bf16 *wide_half; /* (rows, F1 or V to 32) */
-} Scratch;
+    bf16 *rows_c;    /* (rows, C), in pieces, as are the next two */
+    bf16 *rows_f;    /* (rows, F) */
+    bf16 *rows_wide; /* (rows, F1 or V to 32) */
+} ThreadScratch;
 
 typedef struct {
     Shape s;
-    int D, F1;      /* F1: F, or 2 F with a gate */
-    int group;      /* blocks of 32 rows that a thread takes at once */
-    long blocks;    /* of 32 rows, for which there is memory */
-    int64_t *at;    /* offsets */
-    Packed *packed; /* 4 of each layer: qkv, out, up, down; then the head */
+    int D, F1;       /* F1: F, or 2 F with a gate */
+    int group;       /* blocks of 32 rows that a thread takes at once */
+    long blocks;     /* of 32 rows, for which there is memory */
+    int64_t *offset; /* offsets */
+    Packed *packed;  /* 4 of each layer: qkv, out, up, down; then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) (M, C) (M) */
@@ -66,24 +66,25 @@ typedef struct {
     bf16 *d_qkv, *d_out, *d_up, *d_down, *d_head; /* gradients at outputs, turned: A tiles */
     bf16 *mixed_tiles, *act_tiles;                /* inputs of out and down: B tiles */
     long head_blocks;                             /* row blocks of the head at once */
-    float *parts; /* the groups' shares of the gradients of vectors */
-    long part_width;
-    Scratch *scratch;
+    float *partials; /* the groups' shares of the gradients of vectors */
+    long partial_width;
+    ThreadScratch *scratch;
     char *memory;
     size_t bytes;
 } Model;
 
 enum { HUGE_PAGE = 2 << 20 };
 
-static int64_t *of_layer(Model *g, int l) { return g->at + GLOBALS + (long)l * OF_LAYER; }
+static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
 /* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
-static size_t lay_out(Model *g, char *at) {
+static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
-    const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = up_to(s.V, 32);
+    const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
     const long group = 32L * g->group;
     size_t used = 0;
-#define TAKE(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to((n) * sizeof *(to), 64))
+#define TAKE(to, n)                                                                                \
+    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), 64))
     for (int l = 0; l < s.L; l++) {
         Packed *p = g->packed + 4 * l;
         const long N[4] = {3 * C, C, g->F1, C}, K[4] = {C, C, C, s.F};
@@ -92,21 +93,21 @@ static size_t lay_out(Model *g, char *at) {
             TAKE(p[i].forward, N[i] * K[i]);
             TAKE(p[i].backward, N[i] * K[i]);
         }
-        Layer *y = g->layers + l;
-        TAKE(y->hat1, rows * C);
-        TAKE(y->in1, MB * 32 * C);
-        TAKE(y->scale1, rows);
+        Layer *layer = g->layers + l;
+        TAKE(layer->hat1, rows * C);
+        TAKE(layer->in1, MB * 32 * C);
+        TAKE(layer->scale1, rows);
         if (s.modern) {
-            TAKE(y->qk_hat, rows * 2 * C);
-            TAKE(y->qk_scale, rows * 2 * s.H);
+            TAKE(layer->qk_hat, rows * 2 * C);
+            TAKE(layer->qk_scale, rows * 2 * s.H);
         }
-        TAKE(y->qkv, rows * 3 * C);
-        TAKE(y->log_sum, rows * s.H);
-        TAKE(y->mixed, rows * C);
-        TAKE(y->hat2, rows * C);
-        TAKE(y->in2, MB * 32 * C);
-        TAKE(y->scale2, rows);
-        TAKE(y->hidden, rows * g->F1);
+        TAKE(layer->qkv, rows * 3 * C);
+        TAKE(layer->log2_sum_exp, rows * s.H);
+        TAKE(layer->mixed, rows * C);
+        TAKE(layer->hat2, rows * C);
+        TAKE(layer->in2, MB * 32 * C);
+        TAKE(layer->scale2, rows);
+        TAKE(layer->hidden, rows * g->F1);
     }
     Packed *last = g->packed + 4 * s.L;
     last->N = Vp, last->K = C;
@@ -129,16 +130,16 @@ static size_t lay_out(Model *g, char *at) {
     TAKE(g->mixed_tiles, MB * 32 * C);
     TAKE(g->act_tiles, MB * 32 * s.F);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
-    g->part_width = 9 * C + g->F1 + 2 * g->D; /* see part_of */
-    TAKE(g->parts, (MB + g->group - 1) / g->group * g->part_width);
+    g->partial_width = 9 * C + g->F1 + 2 * g->D; /* see part_of */
+    TAKE(g->partials, (MB + g->group - 1) / g->group * g->partial_width);
     for (int i = 0; i < s.threads; i++) {
-        Scratch *t = g->scratch + i;
-        TAKE(t->wide, group * Vp);
-        TAKE(t->half, group * C);
-        TAKE(t->mid, group * s.F);
-        TAKE(t->wide_half, group * (Vp > g->F1 ? Vp : g->F1));
+        ThreadScratch *t = g->scratch + i;
+        TAKE(t->logits, group * Vp);
+        TAKE(t->rows_c, group * C);
+        TAKE(t->rows_f, group * s.F);
+        TAKE(t->rows_wide, group * (Vp > g->F1 ? Vp : g->F1));
         TAKE(t->d_norm, group * C);
-        char *from = at ? at + used : NULL;
+        char *from = start ? start + used : NULL;
         used += attention_scratch(&t->attention, from, s.T, g->D);
     }
 #undef TAKE
@@ -159,9 +160,9 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forwa
                 store_bf16(piece + 32 * i + j, n + i < N ? _mm512_loadu_ps(W + (n + i) * K + k + j)
                                                          : _mm512_setzero_ps());
         for (int i = 0; i < 2; i++)
-            pack_rows(piece + 512 * i, 32, 32, forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
-        pack_pairs32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE,
-                     steps * TILE);
+            pack_b16_transposed(piece + 512 * i, 32, 32,
+                                forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
+        pack_b32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
     }
 }
 
@@ -171,31 +172,31 @@ typedef struct {
     int64_t offset;
     long N, from;
     Packed *packed;
-} Source;
+} WeightBlock;
 
-static int sources(Model *g, Source *out) {
+static int weight_blocks(Model *g, WeightBlock *out) {
     const long C = g->s.C, F = g->s.F;
     int n = 0;
     for (int l = 0; l < g->s.L; l++) {
-        const int64_t *at = of_layer(g, l);
+        const int64_t *offset = layer_offsets(g, l);
         Packed *p = g->packed + 4 * l;
-        for (int i = 0; i < 3; i++) out[n++] = (Source){at[QUERY + i], C, i * C / 32, p};
-        out[n++] = (Source){at[OUT], C, 0, p + 1};
-        if (g->s.modern) out[n++] = (Source){at[GATE], F, 0, p + 2};
-        out[n++] = (Source){at[UP], F, g->s.modern ? F / 32 : 0, p + 2};
-        out[n++] = (Source){at[DOWN], C, 0, p + 3};
+        for (int i = 0; i < 3; i++) out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p};
+        out[n++] = (WeightBlock){offset[OUT], C, 0, p + 1};
+        if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + 2};
+        out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + 2};
+        out[n++] = (WeightBlock){offset[DOWN], C, 0, p + 3};
     }
-    out[n++] = (Source){g->at[HEAD], g->s.V, 0, g->packed + 4 * g->s.L};
+    out[n++] = (WeightBlock){g->offset[HEAD], g->s.V, 0, g->packed + 4 * g->s.L};
     return n;
 }
 
 /* Round the float32 weights into tiles. Call after every change of them. */
 void gpt_pack(Model *g, const float *weights) {
-    Source all[7 * g->s.L + 1];
-    const int n = sources(g, all);
+    WeightBlock blocks[7 * g->s.L + 1];
+    const int n = weight_blocks(g, blocks);
 #pragma omp parallel num_threads(g->s.threads)
     for (int i = 0; i < n; i++) {
-        const Source a = all[i];
+        const WeightBlock a = blocks[i];
         const long K = a.packed->K;
 #pragma omp for schedule(static) nowait
         for (long b = 0; b < (a.N + 31) / 32; b++)
@@ -210,29 +211,29 @@ void gpt_pack(Model *g, const float *weights) {
 
 void gpt_free(Model *g) {
     if (!g) return;
-    free(g->memory), free(g->at), free(g->packed), free(g->layers), free(g->scratch), free(g);
+    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
 }
 
 /* A model of that shape without memory; NULL where there is none even for that. */
-static Model *unborn(const Shape *shape) {
+static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
     const Shape s = g->s = *shape;
     g->D = s.C / s.H;
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
-    const long Vp = up_to(s.V, 32), budget = 64L << 20;
+    const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* Weights of a layer that do not fit into the second cache are worth more rows at once. */
     const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
     g->group = weights > 1L << 20 ? 4 : 1;
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
     if (g->head_blocks < g->group) g->head_blocks = g->group;
-    g->at = malloc((GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
+    g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
     g->packed = calloc(4 * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
-    if (!g->at || !g->packed || !g->layers || !g->scratch) {
+    if (!g->offset || !g->packed || !g->layers || !g->scratch) {
         gpt_free(g);
         return NULL;
     }
@@ -242,7 +243,7 @@ static Model *unborn(const Shape *shape) {
 
 /* Bytes that a model of that shape takes, or 0. */
 size_t gpt_bytes(const Shape *shape) {
-    Model *g = unborn(shape);
+    Model *g = new_without_memory(shape);
     const size_t bytes = g ? g->bytes : 0;
     gpt_free(g);
     return bytes;
@@ -251,14 +252,14 @@ size_t gpt_bytes(const Shape *shape) {
 /* A model of that shape with memory for most_tokens at once, or NULL where there is none.
  * C and F are multiples of 32, D of 16 and at most 512; the caller has seen to it. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
-    Model *g = unborn(shape);
+    Model *g = new_without_memory(shape);
     if (g) {
         const Shape s = g->s;
-        memcpy(g->at, offsets, (GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
-        g->memory = aligned_alloc(HUGE_PAGE, up_to(g->bytes, HUGE_PAGE));
+        memcpy(g->offset, offsets, (GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
+        g->memory = aligned_alloc(HUGE_PAGE, round_up(g->bytes, HUGE_PAGE));
 #ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding     \
                         them */
-        if (g->memory) madvise(g->memory, up_to(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
+        if (g->memory) madvise(g->memory, round_up(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }
     if (!g || !g->memory) {

@@ -1,7 +1,7 @@
 /* Logits -> token, as gptcli.sampling.next_token does it. */
 
-#ifndef GPTCLI_CHOOSE_H
-#define GPTCLI_CHOOSE_H
+#ifndef GPTCLI_NEXT_TOKEN_H
+#define GPTCLI_NEXT_TOKEN_H
 
 #include <stdlib.h>
 
@@ -10,7 +10,7 @@
 typedef struct {
     double temperature, top_p, min_p, penalty; /* top_p 1, min_p 0, penalty 1: nothing */
     int32_t top_k;                             /* 0: all */
-} How;
+} SamplingParams;
 
 typedef struct {
     float logit;
@@ -21,11 +21,11 @@ typedef struct {
 typedef struct {
     float *logits, *weights;
     Candidate *candidates;
-} Choosing;
+} ChoiceScratch;
 
 /* The k-th largest of n numbers, k from 1 on; they are moved about. */
 static float kth_largest(float *x, long n, long k) {
-    long low = 0, high = n - 1, goal = k - 1;
+    long low = 0, high = n - 1, target = k - 1;
     while (low < high) {
         const float pivot = x[low + (high - low) / 2];
         long i = low, j = high;
@@ -37,60 +37,61 @@ static float kth_largest(float *x, long n, long k) {
                 x[i++] = x[j], x[j--] = t;
             }
         }
-        if (goal <= j)
+        if (target <= j)
             high = j;
-        else if (goal >= i)
+        else if (target >= i)
             low = i;
         else
             break;
     }
-    return x[goal];
+    return x[target];
 }
 
-static int likelier(const void *a, const void *b) {
+static int by_falling_logit(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
     if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
     return x->token - y->token;
 }
 
 /* weights = e^(logits - top); their sum. */
-static double weigh(const float *logits, int V, float top, float *weights) {
-    const v16 shift = all(top);
+static double exp_weights(const float *logits, int V, float top, float *weights) {
+    const v16 shift = broadcast(top);
     double total = 0.0;
     for (int v = 0; v < V; v += LANES) {
-        v16 e = exp_of(load(logits + v) - shift);
-        e = either(LANE + v < V, e, all(0.0f));
+        v16 e = v16_exp(load(logits + v) - shift);
+        e = blend(LANE_INDEX + v < V, e, broadcast(0.0f));
         store(weights + v, e);
         for (int i = 0; i < LANES; i++) total += e[i];
     }
     return total;
 }
 
-static float top_of(const float *logits, int V) {
-    v16 most = all(-INFINITY);
+static float largest_logit(const float *logits, int V) {
+    v16 most = broadcast(-INFINITY);
     for (int v = 0; v < V; v += LANES)
-        most = larger(either(LANE + v < V, load(logits + v), all(-INFINITY)), most);
-    return largest_of(most);
+        most =
+            lanewise_max(blend(LANE_INDEX + v < V, load(logits + v), broadcast(-INFINITY)), most);
+    return max_lane(most);
 }
 
 /* -infinity for all but the fewest tokens whose probabilities reach p. */
-static void keep_top_p(float *logits, int V, float top, double p, const Choosing *c) {
-    const double goal = p * weigh(logits, V, top, c->weights);
+static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
+    const double target = p * exp_weights(logits, V, top, c->weights);
     for (long most = 64;; most *= 8) { /* few tokens as a rule: only the largest are sorted */
-        float least = -INFINITY;
+        float threshold = -INFINITY;
         if (most < V) {
             memcpy(c->weights, logits, V * sizeof(float));
-            least = kth_largest(c->weights, V, most);
+            threshold = kth_largest(c->weights, V, most);
         }
         long n = 0;
         for (int v = 0; v < V; v++)
-            if (logits[v] >= least) c->candidates[n++] = (Candidate){logits[v], v};
-        qsort(c->candidates, n, sizeof(Candidate), likelier);
-        double before = 0.0;
+            if (logits[v] >= threshold) c->candidates[n++] = (Candidate){logits[v], v};
+        qsort(c->candidates, n, sizeof(Candidate), by_falling_logit);
+        double cumulative = 0.0;
         long kept = 0;
-        while (kept < n && (kept == 0 || before < goal)) {
-            const v16 e = exp_of(all(c->candidates[kept++].logit - top));
-            before += e[0];
+        while (kept < n && (kept == 0 || cumulative < target)) {
+            const v16 e = v16_exp(broadcast(c->candidates[kept++].logit - top));
+            cumulative += e[0];
         }
         if (kept == n && most < V) continue;
         for (int v = 0; v < V; v++) c->weights[v] = -INFINITY;
@@ -101,47 +102,47 @@ static void keep_top_p(float *logits, int V, float top, double p, const Choosing
 }
 
 /* One of V tokens; `uniform` from 0 to below 1 decides. seen: V bytes, or NULL. */
-static int choose(const float *given, int V, const How *how, double uniform, const uint8_t *seen,
-                  const Choosing *c) {
+static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
+                        double uniform, const uint8_t *seen, const ChoiceScratch *c) {
     float *logits = c->logits;
-    memcpy(logits, given, V * sizeof(float));
-    if (how->penalty != 1.0) {
-        const float penalty = (float)how->penalty;
+    memcpy(logits, raw_logits, V * sizeof(float));
+    if (params->penalty != 1.0) {
+        const float penalty = (float)params->penalty;
         for (int v = 0; v < V; v++)
             if (seen[v]) logits[v] = logits[v] > 0 ? logits[v] / penalty : logits[v] * penalty;
     }
-    if (how->temperature < 1e-6) {
-        const float top = top_of(logits, V);
+    if (params->temperature < 1e-6) {
+        const float top = largest_logit(logits, V);
         for (int v = 0; v < V; v++)
             if (logits[v] == top) return v;
         return 0; /* not numbers */
     }
-    const v16 over = all((float)how->temperature);
-    for (int v = 0; v < V; v += LANES) store(logits + v, load(logits + v) / over);
-    if (how->top_k && how->top_k < V) {
+    const v16 temperature = broadcast((float)params->temperature);
+    for (int v = 0; v < V; v += LANES) store(logits + v, load(logits + v) / temperature);
+    if (params->top_k && params->top_k < V) {
         memcpy(c->weights, logits, V * sizeof(float));
-        const float least = kth_largest(c->weights, V, how->top_k);
+        const float threshold = kth_largest(c->weights, V, params->top_k);
         for (int v = 0; v < V; v++)
-            if (logits[v] < least) logits[v] = -INFINITY;
+            if (logits[v] < threshold) logits[v] = -INFINITY;
     }
-    const float top = top_of(logits, V);
-    if (how->top_p < 1.0) keep_top_p(logits, V, top, how->top_p, c);
-    double total = weigh(logits, V, top, c->weights);
-    if (how->min_p > 0.0) { /* the likeliest weighs 1 */
+    const float top = largest_logit(logits, V);
+    if (params->top_p < 1.0) keep_top_p(logits, V, top, params->top_p, c);
+    double total = exp_weights(logits, V, top, c->weights);
+    if (params->min_p > 0.0) { /* the likeliest weighs 1 */
         total = 0.0;
         for (int v = 0; v < V; v++) {
-            if (c->weights[v] < how->min_p) c->weights[v] = 0.0f;
+            if (c->weights[v] < params->min_p) c->weights[v] = 0.0f;
             total += c->weights[v];
         }
     }
-    const double point = uniform * total;
-    double passed = 0.0;
+    const double target = uniform * total;
+    double cumulative = 0.0;
     int last = 0;
     for (int v = 0; v < V; v++) {
         if (c->weights[v] <= 0) continue;
-        passed += c->weights[v];
+        cumulative += c->weights[v];
         last = v;
-        if (passed > point) break;
+        if (cumulative > target) break;
     }
     return last;
 }

@@ -25,7 +25,7 @@ enum {
     UP_BIAS,
     DOWN,
     DOWN_BIAS,
-    OF_LAYER
+    PER_LAYER
 };
 
 #endif

@@ -19,21 +19,21 @@
 enum { TILE = 512 }; /* numbers in a tile */
 
 INLINE __m512 load_bf16(const bf16 *p) {
-    __m256i half = _mm256_loadu_si256((const __m256i *)p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    __m256i bits = _mm256_loadu_si256((const __m256i *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 INLINE void store_bf16(bf16 *p, __m512 x) {
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 there) {
-    __m256i half = _mm256_maskz_loadu_epi16(there, p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 mask) {
+    __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-INLINE void mask_store_bf16(bf16 *p, __mmask16 there, __m512 x) {
-    _mm256_mask_storeu_epi16(p, there, (__m256i)_mm512_cvtneps_pbh(x));
+INLINE void mask_store_bf16(bf16 *p, __mmask16 mask, __m512 x) {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 /* ---- C (+)= A B, for na x nb tiles of 16 x 16 numbers -------------------------------------------
@@ -47,12 +47,12 @@ typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
-} __attribute__((packed, aligned(64))) TileShape;
+} __attribute__((packed, aligned(64))) TileConfig;
 
 /* Every thread calls one of the first two and the last around its products: rows of A and C may be
  * fewer than 16. */
 static void tiles_begin_rows(int rows) {
-    TileShape shape = {.palette = 1};
+    TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         shape.row_bytes[i] = 64;
         shape.rows[i] = i < 6 ? rows : 16;
@@ -65,9 +65,9 @@ static inline void tiles_begin(void) { tiles_begin_rows(16); }
 
 static void tiles_end(void) { _tile_release(); }
 
-INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
-                  int add) {
+INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
+                           long a_step, const bf16 *B, long b_tile, long b_step, int steps,
+                           float *C, long c_row, int add) {
     const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
     if (add) {
@@ -106,8 +106,8 @@ INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 
-INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B, long b_tile,
-                  long b_step, int steps, float *C, long c_row, int add) {
+INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B,
+                            long b_tile, long b_step, int steps, float *C, long c_row, int add) {
     __m512 sum[8][2];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; r++)
@@ -132,12 +132,12 @@ INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf
         for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
 }
 
-INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
-                  int add) {
+INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
+                           long a_step, const bf16 *B, long b_tile, long b_step, int steps,
+                           float *C, long c_row, int add) {
     for (int i = 0; i < 2 * na; i++)
-        rows8(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile, b_step,
-              steps, C + 8 * i * c_row, c_row, add);
+        multiply_8_rows(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile,
+                        b_step, steps, C + 8 * i * c_row, c_row, add);
 }
 
 #endif
@@ -148,18 +148,18 @@ INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long 
                     int panels, float *C, long c_row) {
     int p = 0;
     for (; p + 1 < panels; p += 2)
-        block(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
-              c_row, 0);
+        multiply_tiles(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps,
+                       C + 16 * p, c_row, 0);
     if (p < panels)
-        block(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
-              c_row, 0);
+        multiply_tiles(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps,
+                       C + 16 * p, c_row, 0);
 }
 
 /* ---- into tiles ---------------------------------------------------------------------------------
  */
 
 /* Rows a and b, 16 columns: their numbers side by side. */
-INLINE __m512i side_by_side(const bf16 *a, const bf16 *b) {
+INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
@@ -198,21 +198,21 @@ INLINE void transpose16(__m512i r[16]) {
 
 /* X (32 rows, `columns`) as B tiles that sum over its rows: one tile for 16 columns, `tile` apart.
  */
-static void pack_pairs32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
             _mm512_storeu_si512(out + 32 * r,
-                                side_by_side(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
+                                interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
 /* X (32 rows, `columns`) transposed, as A tiles that sum over its rows, likewise one for 16
  * columns. */
-static void pack_turned32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++)
-            r[i] = side_by_side(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
+            r[i] = interleave_rows(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
         transpose16(r);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
@@ -233,27 +233,27 @@ INLINE long in_pieces(long r, long c, long C) {
 
 /* An array in pieces, `numbers` long, as B tiles, and transposed as A tiles; the tiles of a row
  * block lie side by side. */
-static void pack_pairs(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_pairs32(X + i, 32, 32, out + i, TILE);
+static void pack_b_pieces(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
 }
 
-static void pack_turned(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_turned32(X + i, 32, 32, out + i, TILE);
+static void pack_a_pieces_transposed(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
 }
 
 /* Ask for memory that will be read out of order. */
-static void fetch(const void *p, long bytes) {
+static void prefetch_l2(const void *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
 /* X (16 rows, `columns`) as B tiles that sum over its columns: one tile for 32 columns, what is
  * missing of the last one 0. */
-static void pack_rows(const bf16 *X, long row, int columns, bf16 *out) {
+static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
-        __mmask16 there = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
+        __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
         __m512i r[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(there, X + i * row + c);
+        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, X + i * row + c);
         transpose16(r);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
