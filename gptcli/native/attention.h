@@ -24,7 +24,8 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
     size_t used = 0;
-#define TAKE(to, bytes) ((to) = (void *)(start ? start + used : NULL), used += round_up(bytes, 64))
+#define TAKE(to, bytes)                                                                            \
+    ((to) = (void *)(start ? start + used : NULL), used += round_up(bytes, ALIGNMENT))
     TAKE(s->by_d[0], head);
     TAKE(s->by_t[0], head);
     TAKE(s->scores, 2 * line);

@@ -5,6 +5,7 @@
  * or the outputs of each product; no sum is divided between them. */
 
 #include "amx_permission.h"
+#include "constants.h"
 #include "decoder.h"
 
 /* A thread's part of a step. */
@@ -74,7 +75,8 @@ static void embed(const Step *s) {
                 cos_a = d->coarse_rotation[coarse * d->D + j],
                 sin_a = d->coarse_rotation[coarse * d->D + half_dim + j];
             } else {
-                const double angle = (double)coarse * FINE_STEPS * pow(10000.0, -2.0 * j / d->D);
+                const double angle =
+                    (double)coarse * FINE_STEPS * pow(ROTARY_THETA, -2.0 * j / d->D);
                 cos_a = cos(angle), sin_a = sin(angle);
             }
             rotation[j] = cos_a * fine[j] - sin_a * fine[half_dim + j];
@@ -100,7 +102,7 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
             const v16 y = blend(LANE_INDEX + (int)at < C, load(x + at) - mean, broadcast(0.0f));
             square[i] += y * y;
         }
-    const float eps = d->s.modern ? 1e-6f : 1e-5f;
+    const float eps = d->s.modern ? RMS_NORM_EPS : LAYER_NORM_EPS;
     const v16 scale = broadcast(1.0f / sqrtf(sum_lanes(square[0] + square[1]) / C + eps));
     for (long c = 0; c < d->Cp; c += LANES)
         store_number(is_bf16, out, c,
@@ -142,7 +144,7 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
     const int D = d->D, half_dim = D / 2;
     v16 squares = broadcast(0.0f); /* of P numbers: 0 beyond D */
     for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
-    const float scale = 1.0f / sqrtf(sum_lanes(squares) / D + 1e-6f);
+    const float scale = 1.0f / sqrtf(sum_lanes(squares) / D + RMS_NORM_EPS);
     int j = 0;
     for (; j + LANES <= half_dim; j += LANES) {
         const v16 a = load(x + j) * scale * load(gain + j);

@@ -15,6 +15,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
+#include "constants.h"
 #include "next_token.h"
 #include "packed.h"
 #include "parameters.h"
@@ -66,7 +67,7 @@ typedef struct {
     int32_t phase;
 } Decoder;
 
-enum { FINE_STEPS = 1024, COARSE_STEPS = 256, HUGE_PAGE = 2 << 20, MAX_CHUNK = 128 };
+enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
 /* Bytes of a number: of the rows that go into products, and of keys and values. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
@@ -87,7 +88,7 @@ static char *values_of(const Decoder *d, char *keys) {
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
-#define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += round_up(n, 64))
+#define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += round_up(n, ALIGNMENT))
 #define TAKE(to, n) TAKE_BYTES(to, (n) * sizeof *(to))
 #define TAKE_PACKED(m, n, k)                                                                       \
     ((m).N = (n), (m).K = (k), (m).kind = s.kind, TAKE_BYTES((m).weights, packed_bytes(&(m))),     \
@@ -283,7 +284,7 @@ Decoder *dec_new(const Shape *shape, const float *const *parameters) {
                                     : d->coarse_rotation + (t - FINE_STEPS) * d->D;
         const double at = t < FINE_STEPS ? t : (double)(t - FINE_STEPS) * FINE_STEPS;
         for (int j = 0; j < d->D / 2 && d->s.modern; j++) {
-            const double angle = at * pow(10000.0, -2.0 * j / d->D);
+            const double angle = at * pow(ROTARY_THETA, -2.0 * j / d->D);
             to[j] = cos(angle), to[d->D / 2 + j] = sin(angle);
         }
     }

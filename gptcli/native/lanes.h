@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "constants.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16 };
@@ -169,6 +171,6 @@ INLINE v16 v16_sigmoid(v16 x) { return 1.0f / (1.0f + v16_exp(-x)); }
 INLINE v16 silu(v16 x) { return x * v16_sigmoid(x); }
 
 /* In the tanh form, as a sigmoid. Source: Hendrycks and Gimpel 2016, section 2. */
-INLINE v16 gelu(v16 x) { return x * v16_sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); }
+INLINE v16 gelu(v16 x) { return x * v16_sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x)); }
 
 #endif

@@ -7,6 +7,7 @@
 
 #include <math.h>
 
+#include "constants.h"
 #include "tiles.h"
 
 /* 2^x to about 3e-6, 0 or infinity where float32 ends: the fraction by a polynomial (fitted for the
@@ -185,7 +186,7 @@ INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, co
         __m512 y = _mm512_loadu_ps(x + j);
         square = _mm512_fmadd_ps(y, y, square);
     }
-    *scale = 1.0f / sqrtf(_mm512_reduce_add_ps(square) / D + 1e-6f);
+    *scale = 1.0f / sqrtf(_mm512_reduce_add_ps(square) / D + RMS_NORM_EPS);
     const __m512 s = _mm512_set1_ps(*scale);
     for (int j = 0; j < half_dim; j += 16) {
         const __mmask16 mask = first_lanes(half_dim - j);
@@ -272,19 +273,16 @@ INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *ou
 }
 
 /* GELU in its tanh form: x * sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x^3). */
-#define TWICE_SQRT_2_PI 1.5957691216f
-
 INLINE __m512 gelu_gate(__m512 x) {
-    const __m512 a = _mm512_set1_ps(0.044715f * TWICE_SQRT_2_PI * LOG2_E);
-    const __m512 b = _mm512_set1_ps(TWICE_SQRT_2_PI * LOG2_E);
+    const __m512 a = _mm512_set1_ps(GELU_CUBIC * GELU_SCALE * LOG2_E);
+    const __m512 b = _mm512_set1_ps(GELU_SCALE * LOG2_E);
     return sigmoid2(_mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), a, b)));
 }
 
 INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     __m512 x = load_bf16(in), s = gelu_gate(x), y = _mm512_mul_ps(x, s);
-    __m512 slope =
-        _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * 0.044715f * TWICE_SQRT_2_PI),
-                        _mm512_set1_ps(TWICE_SQRT_2_PI));
+    __m512 slope = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * GELU_CUBIC * GELU_SCALE),
+                                   _mm512_set1_ps(GELU_SCALE));
     slope = _mm512_fmadd_ps(_mm512_fnmadd_ps(y, s, y), slope, s);
     store_bf16(out, y);
     store_bf16(din, _mm512_mul_ps(d, slope));

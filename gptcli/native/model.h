@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include "attention.h"
+#include "constants.h"
 #include "parameters.h"
 
 typedef struct {
@@ -73,8 +74,6 @@ typedef struct {
     size_t bytes;
 } Model;
 
-enum { HUGE_PAGE = 2 << 20 };
-
 static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
 /* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
@@ -84,7 +83,7 @@ static size_t lay_out(Model *g, char *start) {
     const long group = 32L * g->group;
     size_t used = 0;
 #define TAKE(to, n)                                                                                \
-    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), 64))
+    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     for (int l = 0; l < s.L; l++) {
         Packed *p = g->packed + 4 * l;
         const long N[4] = {3 * C, C, g->F1, C}, K[4] = {C, C, C, s.F};
@@ -271,7 +270,7 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     lay_out(g, g->memory);
     for (int t = 0; t < s.T; t++)
         for (int j = 0; j < g->D / 2; j++) {
-            const double angle = t * pow(10000.0, -2.0 * j / g->D);
+            const double angle = t * pow(ROTARY_THETA, -2.0 * j / g->D);
             g->cos[t * (g->D / 2) + j] = cos(angle);
             g->sin[t * (g->D / 2) + j] = sin(angle);
         }

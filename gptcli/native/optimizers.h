@@ -3,6 +3,7 @@
 #ifndef GPTCLI_OPTIMIZERS_H
 #define GPTCLI_OPTIMIZERS_H
 
+#include "constants.h"
 #include "model.h"
 
 /* One step of n arrays: step number `step` (from 1), each with its own weight decay. */
@@ -37,7 +38,7 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     const long r = round_up(R, 32), c = round_up(C, 32);
     size_t used = 0;
 #define TAKE(to, n)                                                                                \
-    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), 64))
+    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     TAKE(s->x, r * c);
     TAKE(s->tiles, r * c);
     TAKE(s->gram, r * r);
@@ -47,8 +48,6 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
 #undef TAKE
     return used;
 }
-
-static const float QUINTIC[3] = {3.4445f, -4.7750f, 2.0315f};
 
 /* X (r, c), multiples of 32, becomes the nearest orthogonal matrix, roughly: Newton-Schulz. */
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
@@ -69,10 +68,8 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
             product(s->gram + i * r, r, 32, s->gram_tiles, r / 32 * TILE, r / 32, r / 16, s->wide,
                     r);
             for (long j = 0; j < 32 * r; j += 16) {
-                __m512 a =
-                    _mm512_mul_ps(load_bf16(s->gram + i * r + j), _mm512_set1_ps(QUINTIC[1]));
-                __m512 y =
-                    _mm512_fmadd_ps(_mm512_loadu_ps(s->wide + j), _mm512_set1_ps(QUINTIC[2]), a);
+                __m512 a = _mm512_mul_ps(load_bf16(s->gram + i * r + j), _mm512_set1_ps(MUON_B));
+                __m512 y = _mm512_fmadd_ps(_mm512_loadu_ps(s->wide + j), _mm512_set1_ps(MUON_C), a);
                 store_bf16(s->gram + i * r + j, y);
             }
         }
@@ -82,8 +79,7 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
             product(s->gram + i * r, r, 32, s->tiles, r / 32 * TILE, r / 32, c / 16, s->wide, c);
             for (long j = 0; j < 32 * c; j += 16) {
                 __m512 a = load_bf16(X + i * c + j);
-                __m512 y =
-                    _mm512_fmadd_ps(a, _mm512_set1_ps(QUINTIC[0]), _mm512_loadu_ps(s->wide + j));
+                __m512 y = _mm512_fmadd_ps(a, _mm512_set1_ps(MUON_A), _mm512_loadu_ps(s->wide + j));
                 store_bf16(X + i * c + j, y);
             }
         }
@@ -106,7 +102,7 @@ static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long
         }
         square += part;
     }
-    const float inverse_norm = 1.0f / (sqrt(square) + 1e-7f);
+    const float inverse_norm = 1.0f / (sqrt(square) + MUON_EPS);
     memset(s->x, 0, r * c * sizeof(bf16));
     for (long i = 0; i < R; i += 16)
         for (long j = 0; j < C; j += 16) {
@@ -155,7 +151,7 @@ int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta
             muon_scratch(&s, NULL, tall ? columns[i] : rows[i], tall ? rows[i] : columns[i]);
         most = need > most ? need : most;
     }
-    char *memory = aligned_alloc(64, threads * most);
+    char *memory = aligned_alloc(ALIGNMENT, threads * most);
     if (!memory) return 0;
 #pragma omp parallel num_threads(threads) private(s)
     {

@@ -6,6 +6,7 @@
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
 
+#include "constants.h"
 #include "model.h"
 
 /* One batch on its way. */
@@ -37,7 +38,7 @@ static const float *vector_at(const Pass *p, int64_t offset) {
 
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     const int modern = p->g->s.modern;
-    return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? 1e-6f : 1e-5f};
+    return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? RMS_NORM_EPS : LAYER_NORM_EPS};
 }
 
 /* Saved arrays of layer l; without a backward pass all layers share the first one's. */
