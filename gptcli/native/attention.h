@@ -1,9 +1,12 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D numbers a head (a multiple of 16); q, k, v and their gradients are rows of a (B T, 3
- * C) array, `row` apart. Scores are made 32 queries at a time, so that they stay in the cache, and
- * made again in the backward pass from the base-2 logarithm of each row's sum (Dao et al. 2022,
- * section 3.1). */
+ * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients have rows `row`
+ * apart, because they are columns of larger arrays. Scores are computed for 32 queries at a time,
+ * so that they stay in the cache. The backward pass computes them again from log2_sum_exp, as in
+ * FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
+ *
+ * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Keys
+ * are padded to a multiple of 32; padded rows get weight 0 but must be finite (README.md). */
 
 #ifndef GPTCLI_ATTENTION_H
 #define GPTCLI_ATTENTION_H
@@ -11,15 +14,15 @@
 #include "layers.h"
 
 typedef struct {
-    bf16 *by_d[2];            /* keys, values: tiles that sum over D */
-    bf16 *by_t[3];            /* tiles that sum over time */
+    bf16 *by_d[2];            /* keys, values: B tiles that sum over D */
+    bf16 *by_t[3];            /* B tiles that sum over time: values, or keys, dmixed and queries */
     float *scores, *dweights; /* (32, T) */
-    bf16 *weights, *dscores;  /* (32, T) */
+    bf16 *weights, *dscores;  /* (32, T): rounded to bfloat16 for products */
     bf16 *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
     float *out;          /* (32, D) */
 } AttentionScratch;
 
-/* Bytes of the scratch; laid out from `at` where that is not NULL. */
+/* Bytes of the scratch. Also sets its pointers, from `start` on, if `start` is not NULL. */
 static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
     const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
@@ -42,22 +45,26 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     return used;
 }
 
+/* x (T, D) as B tiles whose products sum over D: for scores. */
 static void pack_head_by_d(const bf16 *x, long row, int T, int D, bf16 *out) {
     const long panel = round_up(D, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
 }
 
+/* x (T, D) as B tiles whose products sum over T. */
 static void pack_head_by_t(const bf16 *x, long row, int T, int D, bf16 *out) {
     const long panel = round_up(T, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
 
-/* mixed rows, `mixed_row` apart; log_sum (T). drop.key is that of this head. */
+/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v, with rows mixed_row apart. Also log2_sum_exp
+ * (T), the base-2 logarithm of each query's sum of exponentials. drop is this head's dropout of
+ * weights. */
 static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
                               bf16 *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
-    const float scale2 = LOG2_E / sqrtf(D); /* of powers of 2 */
+    const float scale2 = LOG2_E / sqrtf(D); /* exponents have base 2 */
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_t(v, row, T, D, s->by_t[0]);
     for (int t0 = 0; t0 < T; t0 += 32) {
@@ -99,7 +106,14 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
     }
 }
 
-/* dq, dk, dv, `row` apart as q, k, v; `mixed` and its gradient `dmixed`, `mixed_row` apart. */
+/* dq, dk and dv (T, D), rows `row` apart, from dmixed, the gradient at `mixed`. Both have rows
+ * mixed_row apart.
+ *
+ * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
+ *
+ *   delta = sum of P dP over a query's keys = sum of mixed dmixed over D
+ *   dS = P (dP - delta)
+ *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
 static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
                                const bf16 *mixed, const bf16 *dmixed, long mixed_row,
                                const float *log2_sum_exp, Dropout drop, bf16 *dq, bf16 *dk,

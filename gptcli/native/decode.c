@@ -1,25 +1,32 @@
-/* The next token of many streams on a CPU, for gptcli.native.decoder: one translation unit.
+/* The next token of many streams on a CPU: a decoder with a KV cache, in one translation unit.
  *
- * A step takes rows, each a token of a stream at a position: one of each stream while they write,
- * a piece of a prompt before that. Threads share either the streams, each with all of the network,
- * or the outputs of each product; no sum is divided between them. */
+ * gptcli/native/decoder.py calls it. Dimensions as in decoder.h. README.md gives a reading order.
+ *
+ * A step takes rows. Each row is a token of a stream at a position. While texts are generated, a
+ * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads either
+ * share the streams, each thread computing the whole network, or they share the outputs of each
+ * product. No sum is divided between threads, so their number does not change a bit of the result.
+ */
 
 #include "amx_permission.h"
 #include "constants.h"
 #include "decoder.h"
 
-/* A thread's part of a step. */
+/* A thread's part of a step: its rows, and its share of the outputs of each product. */
 typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
-    int part, parts; /* of the outputs; 1 where the thread works alone */
-    int n;           /* rows */
-    long first_row;  /* where they begin */
+    int part,
+        parts; /* which part of the outputs, of how many; parts is 1 if threads share streams */
+    int n;     /* rows */
+    long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
-    const uint8_t *wants_logits; /* whether a row's logits are; NULL: all are */
-    const int32_t *logits_rows;  /* where those go; NULL: to the rows' streams */
+    const uint8_t *wants_logits; /* per row; NULL: all rows do */
+    const int32_t *logits_rows;  /* where a row's logits go; NULL: to its stream */
 } Step;
 
+/* Waits until all threads of the team are here. A waiting thread spins, and after a while yields
+ * its core. */
 static void team_barrier(const Step *s) {
     if (s->parts == 1) return;
     Decoder *d = s->d;
@@ -33,11 +40,12 @@ static void team_barrier(const Step *s) {
         if (i > 20000) sched_yield();
 }
 
-/* The thread's share of n things: from, and up to. */
+/* This thread's share of n things: from `from` to before `to`. */
 static void my_range(const Step *s, long n, long *from, long *to) {
     *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
 }
 
+/* Stores sixteen numbers as bfloat16 or float32, from number i on. */
 INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
     if (is_bf16)
         store_as_bf16((bf16 *)to + i, x);
@@ -45,13 +53,14 @@ INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
         store((float *)to + i, x);
 }
 
+/* Loads sixteen numbers that are bfloat16 or float32, from number i on. */
 INLINE v16 load_number(int is_bf16, const char *from, long i) {
     return is_bf16 ? load_from_bf16((const bf16 *)from + i) : load((const float *)from + i);
 }
 
-/* ---- rows ---------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
+/* x = token embedding + position embedding; or, with rotary positions, the angles of each row. */
 static void embed(const Step *s) {
     const Decoder *d = s->d;
     const int C = d->s.C, half_dim = d->D / 2;
@@ -65,7 +74,7 @@ static void embed(const Step *s) {
             for (int c = 0; c < C; c++) x[c] += row[c];
             continue;
         }
-        /* cos and sin of a sum of two angles, both from a table. */
+        /* cos(a + b) and sin(a + b) from the tables of a and b. */
         float *rotation = d->rotation + (s->first_row + r) * d->D;
         const long coarse = s->position[r] / FINE_STEPS;
         const double *fine = d->fine_rotation + s->position[r] % FINE_STEPS * d->D;
@@ -85,7 +94,7 @@ static void embed(const Step *s) {
     }
 }
 
-/* One row, RMSNorm or LayerNorm; what is padded stays 0. */
+/* out = RMSNorm or LayerNorm of a row x. The padding beyond C stays 0. */
 static void norm(const Decoder *d, const float *x, const float *gain, const float *bias,
                  char *out) {
     const int C = d->s.C, is_bf16 = input_bytes(d) == 2;
@@ -109,10 +118,11 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether a thread of a team makes all rows of a product for itself rather than wait for others. */
+/* Whether each thread of a team computes all rows of something cheap for itself. That is faster
+ * than waiting for the others if the rows are few. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* All rows normalised, for all threads of the team. */
+/* All rows normalised; each thread of the team can read them. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -124,7 +134,7 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* Rows as products with p read them, for all threads of the team. */
+/* All rows in the format that products with p read; each thread of the team can read them. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -136,13 +146,12 @@ static const char *quantize_if_int8(const Step *s, const Packed *p, const char *
     return out;
 }
 
-/* ---- attention ----------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
-/* x (D) = rotated(x / rms(x) * gain). */
+/* x (D) becomes rotated(x / rms(x) * gain): QK-norm and rotary positions. */
 static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *rotation) {
     const int D = d->D, half_dim = D / 2;
-    v16 squares = broadcast(0.0f); /* of P numbers: 0 beyond D */
+    v16 squares = broadcast(0.0f); /* over P numbers; those beyond D are 0 */
     for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
     const float scale = 1.0f / sqrtf(sum_lanes(squares) / D + RMS_NORM_EPS);
     int j = 0;
@@ -160,6 +169,7 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
     }
 }
 
+/* Writes a key k (E) and a value v (P) into a slot of the ring buffer. */
 static void store_key_and_value(const Decoder *d, char *keys, int slot, const float *k,
                                 const float *v) {
     char *values = values_of(d, keys);
@@ -181,8 +191,9 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* The scores of n groups of 16 slots from `slot` on, scaled. Meanwhile what will be read next is
- * asked for: as many keys from `ahead`, and values from `beside`; nothing where that is NULL. */
+/* scores of n groups of 16 slots, from `slot` on: q k / sqrt(D). While it computes, it prefetches
+ * what is read next: as many keys at next_keys, and values at next_values. No prefetch if next_keys
+ * is NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -209,7 +220,8 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
     for (int i = 0; i < n; i++) store(scores + slot + i * LANES, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values of slots, wide numbers of each: 16, or 32 or 64. */
+/* out (wide) = the sum of weights times values over the slots in `ranges`. wide is 16, 32 or 64
+ * numbers of each value. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
     const int n = wide / LANES;
@@ -239,14 +251,15 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
     for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
 }
 
-/* q (E) at a position over the last W tokens: the scores, softmax, and the values' sum, P numbers,
- * into out. `next` is what will be read after this, NULL where it has just been read. */
+/* Attention of one head for one row: q (E) at `position` sees the last W tokens. Scores, softmax,
+ * and the weighted sum of values into out (P). next_stream_keys is what is read after this, for
+ * prefetching; NULL if it has just been read. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
-    /* What counts is one stretch columns the ring up to `slot`, or two; they share no group
-     * columns 16. */
+    /* The visible slots are one range of the ring up to `slot`, or two. The two share no group of
+     * 16. */
     const int from = slot + 1 - seen;
     const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
                            slot + 1};
@@ -302,8 +315,9 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     }
 }
 
-/* The thread's heads of all rows: queries, keys and values, then what each token looks at; with
- * `asked` of those rows alone, side by side. */
+/* Attention of this thread's heads for all rows: queries, keys and values from `in`; keys and
+ * values into the cache; then attention. If wants_logits is not NULL, only for the rows that it
+ * names, whose outputs then are side by side. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
@@ -315,7 +329,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     for (long h = from; h < to; h++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
-            /* A head's outputs may begin in the middle of 32: an odd panel more is computed. */
+            /* A head's outputs can begin in the middle of 32, so one more panel may be computed. */
             multiply_panels(&layer->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -339,7 +353,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
             const char *keys = keys_of(d, s->stream[r], l, h);
             const float *q = d->q + (s->first_row + r) * d->HP + h * P;
             char *out = d->mixed + ((s->first_row + to++) * d->HP + h * P) * input_bytes(d);
-            /* Rows of one stream find its keys in the cache. */
+            /* Rows of one stream find its keys in the processor's cache. */
             const char *next_stream_keys = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
                                            : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
                                                           : keys;
@@ -351,10 +365,9 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     }
 }
 
-/* ---- products of all rows, 64 outputs at a time -------------------------------------------------
- */
+/* ---- products of all rows, 64 outputs at a time ---------------------------------------------- */
 
-/* x += rows of `in` times the weights. */
+/* x += rows W^T + bias. */
 static void add_branch(const Step *s, const Packed *p, const char *in) {
     const Decoder *d = s->d;
     const long row = row_bytes(p);
@@ -377,6 +390,7 @@ static void add_branch(const Step *s, const Packed *p, const char *in) {
     }
 }
 
+/* hidden = gelu(rows W^T + bias), or silu(gate) * up. */
 static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     const Decoder *d = s->d;
     const int modern = d->s.modern, is_bf16 = input_bytes(d) == 2;
@@ -406,7 +420,7 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     }
 }
 
-/* Logits of rows, each into its place. */
+/* The logits of `rows` rows; row r's go to row logits_row[r] of d->logits. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
@@ -426,10 +440,10 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
     }
 }
 
-/* ---- steps --------------------------------------------------------------------------------------
- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Lets only the rows stay that are asked for, side by side; their streams into `stream`. */
+/* Moves the rows that want logits side by side and forgets the others. Their streams go into
+ * `stream`. */
 static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
@@ -443,7 +457,7 @@ static void keep_wanted_rows(Step *s, int32_t *stream) {
     s->n = count, s->stream = stream;
 }
 
-/* All layers, and the logits of what follows the rows that are asked for. */
+/* One step: all layers, then the logits of the rows that want them. */
 static void run_step(Step s) {
     Decoder *d = s.d;
     int32_t kept_streams[s.n];
@@ -453,7 +467,8 @@ static void run_step(Step s) {
     for (int l = 0; l < d->s.L && s.n; l++) {
         const Layer *layer = d->layers + l;
         const uint8_t *wanted =
-            l == d->s.L - 1 ? s.wants_logits : NULL; /* the others are only looked at */
+            l == d->s.L - 1 ? s.wants_logits
+                            : NULL; /* the other rows were needed only for their keys and values */
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
         team_barrier(&s);
         if (wanted) {
@@ -473,15 +488,15 @@ static void run_step(Step s) {
     team_barrier(&s);
 }
 
-/* The first row from `r` on that begins another stream. */
+/* The first row from r on that begins another stream; r itself if it does. */
 static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;
 }
 
-/* n rows, those of a stream side by side, in order, and no more than dec_piece. Where last[r], what
- * follows row r is in the logits of its stream afterwards. alone: threads share streams, not
- * outputs. */
+/* Feeds n tokens: row r is token[r] of stream[r] at position[r]. Rows of a stream are side by side
+ * and in order, at most dec_max_chunk of them. If last[r], the logits after row r become those of
+ * its stream. share_streams: threads share streams, otherwise outputs. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
 #pragma omp parallel num_threads(threads)
@@ -506,8 +521,8 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
     }
 }
 
-/* As dec_feed for n tokens of stream 0 in a row, at most dec_scored; what follows each goes into
- * out (n, V). */
+/* Feeds n tokens of stream 0, at most dec_max_scored, the first at `position`. out (n, V): the
+ * logits after each. */
 void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
     int32_t stream[MAX_ROWS] = {0}, positions[MAX_ROWS], logits_rows[MAX_ROWS];
     for (int r = 0; r < n; r++) positions[r] = position + r, logits_rows[r] = r;
@@ -521,17 +536,18 @@ void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out
         memcpy(out + (long)r * d->s.V, d->logits + r * d->Vp, d->s.V * sizeof(float));
 }
 
-/* Tokens that dec_score takes at once. */
+/* The most tokens that dec_score takes. */
 int dec_max_scored(const Decoder *d) { return d->chunk < MAX_ROWS ? d->chunk : MAX_ROWS; }
 
-/* Whether rows of numbers are rounded to bfloat16 where the weights are. */
+/* 1 if activations are rounded to bfloat16 for products with bfloat16 weights. */
 int dec_rounds_rows(void) { return BF16_ROWS; }
 
-/* Tokens of one stream that dec_feed takes at once, and rows in all. */
+/* The most tokens of one stream, and the most rows, that dec_feed takes. */
 int dec_max_chunk(const Decoder *d) { return d->chunk; }
 int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 
-/* Let stream `to` stand where stream `from` stands, which has seen `count` tokens. */
+/* Copies the state of stream `from`, which has seen `count` tokens, to stream `to`: KV cache and
+ * logits. */
 void dec_copy(Decoder *d, int from, int to, int count) {
     const long slots = count < d->R ? round_up(count, LANES) : d->R;
     for (int l = 0; l < d->s.L; l++)
@@ -543,12 +559,13 @@ void dec_copy(Decoder *d, int from, int to, int count) {
     memcpy(d->logits + to * d->Vp, d->logits + from * d->Vp, d->Vp * sizeof(float));
 }
 
-/* The logits of what follows in a stream: V numbers. */
+/* The logits of the next token of a stream: V numbers. */
 const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
 
-/* `steps` tokens of each of n different streams: chosen from their logits into out (steps, n), and
- * all but the last of a stream fed. positions: of the first token each; uniform (n, steps); seen: V
- * bytes for each of all streams, or NULL. alone: threads share streams, not outputs. */
+/* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
+ * chosen from its stream's logits and then fed, except the last. positions: of each stream's first
+ * token. uniform (n, steps). seen: V bytes for each of all streams, or NULL. share_streams: as in
+ * dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen, int32_t *out,
              int threads, int share_streams) {
@@ -589,7 +606,7 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
     }
 }
 
-/* The choice alone, for its tests: -1 where there is no memory. */
+/* choose_token for tests; -1 if there is not enough memory. */
 int dec_choose(const float *logits, int V, const SamplingParams *params, double uniform,
                const uint8_t *seen) {
     const long Vp = round_up(V, 32);

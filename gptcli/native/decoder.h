@@ -1,12 +1,14 @@
-/* What a decoder is: packed weights, the keys and values of its streams, and the memory of a step.
+/* A decoder's shape, its packed weights, the KV cache of its streams, and the memory of a step.
  *
- * C channels, H heads, D = C / H, P = D to 16, F the feed-forward's hidden width, V vocabulary,
- * W the window: how many tokens a token looks at, itself among them.
+ * C channels, H heads, head width D, P = D rounded up to 16, E = D rounded up to 2, F the
+ * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
+ * up to 32. A stream is one text that is being generated.
  *
- * Each stream has a ring of R slots, W and those of one piece of a prompt: the token at position p
- * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, E, 16) in float32 and
- * (R / 16, E / 2, 16, 2) in bfloat16 with E = D to 2; values slot by slot, (R, P). So both are read
- * in the order in which they lie. */
+ * KV cache: each stream has, for each layer and head, a ring buffer of R slots; the token at
+ * position p is in slot p mod R. R is at least W, and at least W plus one chunk of a prompt with
+ * rotary positions. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
+ * 16, 2) in bfloat16. Values are slot by slot, (R, P). Attention therefore reads both in the order
+ * in which they are stored. README.md has a drawing. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
@@ -20,71 +22,78 @@
 #include "packed.h"
 #include "parameters.h"
 
+/* What Python passes; its mirror is DecoderShape in library.py. kind: of packed.h. */
 typedef struct {
     int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
+/* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* by heads: queries, keys and values of one, P each; a panel more to read */
-    Packed out; /* from heads of P */
-    Packed up;  /* with a gate: 16 of its outputs, then the same 16 of up, and so on */
+    Packed qkv; /* head by head: P queries, P keys, P values; then a panel that is only read */
+    Packed out; /* its inputs are heads of P */
+    Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Layer;
 
-/* What a thread has for itself. */
+/* A thread's scratch. */
 typedef struct {
     char *in;        /* (32, Cp): normalised rows */
-    char *quantized; /* (32, widest_row): rows for weights of eight bits */
-    float *products; /* (32, up to 3 P + 16, or 64) */
+    char *quantized; /* (32, quantized_row): rows for int8 weights */
+    float *products; /* (32, 3 P + 64): outputs of a product */
     float *scores;   /* (R) */
     ChoiceScratch choice;
 } ThreadScratch;
 
+/* A network, its streams, and the memory of a step. */
 typedef struct {
     Shape s;
     int D, E, P, R;
-    long Cp, Fp, Vp, HP; /* C, F, V, H P: padded to 32 */
+    long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
     long rows;           /* for which there is memory */
-    int chunk;           /* tokens of one stream that may come at once */
+    int chunk;           /* tokens of one stream that a step can take */
     const float *wte, *wpe;
     Layer *layers;
     Packed head;
     float *lnf, *lnf_bias;
-    float *x, *q, *rotation; /* (rows, Cp) (rows, HP) (rows, D): cos, then sin */
+    float *x, *q, *rotation; /* (rows, Cp) residual stream, (rows, HP), (rows, D): cos, then sin */
     char *in, *mixed, *hidden;
-    char *quantized; /* (rows, widest_row) */
+    char *quantized; /* (rows, quantized_row) */
     long quantized_row;
-    float *logits;           /* (streams, or 32 if they are fewer, Vp) */
-    double *coarse_rotation; /* (FAR, D) */
-    double *fine_rotation;   /* (NEAR, D): cos, then sin */
+    float *logits;           /* (streams, Vp), for at least 32 streams */
+    double *coarse_rotation; /* (COARSE_STEPS, D) */
+    double *fine_rotation;   /* (FINE_STEPS, D): cos, then sin */
     ThreadScratch *scratch;
     char *cache;
-    size_t stream_bytes; /* bytes */
+    size_t stream_bytes; /* bytes of a stream in the cache */
     char *memory;
     size_t bytes;
-    int32_t arrived; /* at the barrier */
+    int32_t arrived; /* threads at the barrier */
     int32_t phase;
 } Decoder;
 
+/* Rotary angles of a position are those of position / FINE_STEPS (the coarse table) plus those of
+ * the rest (the fine table). A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number: of the rows that go into products, and of keys and values. */
+/* Bytes of a number: of the rows that products read, and of the KV cache. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
 static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
-/* The keys of a head (its values follow them). */
+/* The keys of a head in the cache; its values follow them. */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
     const size_t head = (size_t)d->R * (d->E + d->P) * cache_bytes(d);
     return d->cache + stream * d->stream_bytes + ((size_t)l * d->s.H + h) * head;
 }
 
+/* The values that follow a head's keys. */
 static char *values_of(const Decoder *d, char *keys) {
     return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
+/* Returns the bytes of all arrays. Also sets the arrays' addresses, from `at` on, if it is not
+ * NULL. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
@@ -138,18 +147,20 @@ static size_t lay_out(Decoder *d, char *at) {
     return used;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------
- */
+/* ---- packing weights ------------------------------------------------------------------------- */
 
+/* Copies n numbers; none if `from` is NULL. */
 static void copy_if_present(float *to, const float *from, long n) {
     if (from) memcpy(to, from, n * sizeof(float));
 }
 
-/* The rows of panel n of a matrix that is as in Python. */
+/* The rows of W (N, K) for the panel of outputs n to n + 15; NULL beyond N. */
 static void matrix_panel_rows(const float *W, long N, long K, long n, const float **rows) {
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
+/* The rows for a panel of Packed qkv, from the three matrices W. Head h's queries are its outputs 3
+ * h P on, padded from D to P. */
 static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
     const long C = d->s.C;
     for (int i = 0; i < PANEL; i++) {
@@ -158,6 +169,7 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
     }
 }
 
+/* Packs W (N, K); columns and K as pack_panel has them. */
 static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
                  const int *columns) {
 #pragma omp parallel for num_threads(d->s.threads) schedule(static)
@@ -168,7 +180,8 @@ static void pack(const Decoder *d, const Packed *p, const float *W, long N, long
     }
 }
 
-/* Take in the weights: wte and wpe are looked up where they are, the rest is copied. */
+/* Packs all weights, in the order of parameters.h; NULL: absent. Copies everything except the
+ * embeddings wte and wpe, which are read where they are. */
 static void pack_weights(Decoder *d, const float *const *parameters) {
     const Shape s = d->s;
     int head_columns[d->HP];
@@ -219,15 +232,16 @@ static void pack_weights(Decoder *d, const float *const *parameters) {
     }
 }
 
-/* ---- birth and death ----------------------------------------------------------------------------
- */
+/* ---- allocation ------------------------------------------------------------------------------ */
 
+/* Frees a decoder. NULL is allowed. */
 void dec_free(Decoder *d) {
     if (!d) return;
     if (d->memory) munmap(d->memory, d->bytes);
     free(d->layers), free(d->scratch), free(d);
 }
 
+/* A decoder without the memory of its arrays, or NULL if even that is too much. */
 static Decoder *new_without_memory(const Shape *shape) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
@@ -240,7 +254,7 @@ static Decoder *new_without_memory(const Shape *shape) {
     d->chunk = s.W < 2 * MAX_CHUNK ? round_up((s.W + 1) / 2, LANES) : MAX_CHUNK;
     if (!s.modern && d->chunk > s.W) d->chunk = s.W;
     d->R = round_up(s.W + (s.modern ? d->chunk : 0), 64);
-    /* Each thread's rows begin at a multiple of 16 and are read in sixteens. */
+    /* Each thread's rows begin at a multiple of 16, and products read 16 rows at once. */
     d->rows = round_up(s.streams > 2 * MAX_CHUNK ? s.streams : 2 * MAX_CHUNK, 32) + 32L * s.threads;
     d->stream_bytes = round_up((size_t)s.L * s.H * d->R * (d->E + d->P) * cache_bytes(d), 64);
     d->layers = calloc(s.L, sizeof *d->layers);
@@ -253,7 +267,7 @@ static Decoder *new_without_memory(const Shape *shape) {
     return d;
 }
 
-/* Bytes that a decoder of that shape takes, or 0. */
+/* Bytes that a decoder of this shape takes, or 0 if they cannot be counted. */
 size_t dec_bytes(const Shape *shape) {
     Decoder *d = new_without_memory(shape);
     const size_t bytes = d ? d->bytes : 0;
@@ -262,12 +276,12 @@ size_t dec_bytes(const Shape *shape) {
     return bytes;
 }
 
-/* A decoder for that many streams, or NULL where there is no memory. The places of the float32
- * parameters are given in the order above; wte and wpe must outlive it. */
+/* A decoder of this shape, or NULL if there is not enough memory. parameters: addresses of float32
+ * arrays in the order of parameters.h, NULL if absent. wte and wpe must outlive the decoder. */
 Decoder *dec_new(const Shape *shape, const float *const *parameters) {
     Decoder *d = new_without_memory(shape);
     if (!d) return NULL;
-    /* Fresh pages are zeros, and are there only once they are written to. */
+    /* The system gives zeros, and memory only for the pages that are written to. */
     d->memory = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (d->memory == MAP_FAILED) {
         d->memory = NULL;

@@ -1,13 +1,13 @@
-/* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit.
- */
+/* A GPT's training step on a CPU in bfloat16: loss and gradients, in one translation unit.
+ *
+ * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
 
 #include "amx_permission.h"
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Heads read beyond a sequence whose end is in the middle of 32 rows, and layers read whole blocks
- * of which heads write the real rows: what is there counts with weight 0, but has to be a number.
- */
+/* Rows come in blocks of 32, so reads go past the last real row. Those values get weight 0 but must
+ * be finite: clear them. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long C = g->s.C, end = 32 * p->MB;
@@ -19,11 +19,11 @@ static void clear_past_end(const Pass *p) {
     memset(g->dmixed + end * C, 0, 32 * C * sizeof(bf16));
 }
 
-/* The sum of losses over a batch of B sequences of T tokens, in nats; B T at most most_tokens.
+/* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
- * weights: the float32 parameters, which gpt_pack has seen as they are. With gradients (else NULL),
- * these become `scale` times the sum's, or get them added where `add`; dropout draws from `seed`.
- */
+ * weights: the float32 parameters that gpt_pack packed last. gradients: NULL for a loss only;
+ * otherwise they become `scale` times the gradients of the sum, or these are added if `add`.
+ * Dropout depends on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add) {
     Pass pass = {g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed};
@@ -54,7 +54,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
 #pragma omp for schedule(dynamic)
         for (long k = 0; k < groups; k++)
             after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
-        /* Until the layers need it, a group's part holds the gradients of the last norm. */
+        /* Until the layers need them, the groups' partials hold the gradients of the last norm. */
         for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
             const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
 #pragma omp for schedule(dynamic)

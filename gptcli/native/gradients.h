@@ -1,27 +1,31 @@
-/* Gradients of the parameters, from the tiles that the backward pass leaves behind. */
+/* The gradients of the parameters, from the tiles that the backward pass has stored.
+ *
+ * Dimensions as in model.h. */
 
 #ifndef GPTCLI_GRADIENTS_H
 #define GPTCLI_GRADIENTS_H
 
 #include "passes.h"
 
-/* dW (N, K) = turned gradients at the outputs times the inputs. N may end within a tile. */
+/* dW (N, K) = the transposed gradient at a layer's outputs times its inputs. N can end within a
+ * tile. */
 typedef struct {
     float *to;
     const bf16 *outputs, *inputs;   /* A tiles and B tiles, those of a row block side by side */
-    long output_block, input_block; /* from one row block to the next */
+    long output_block, input_block; /* distance from one row block to the next */
     long N, K;
 } MatrixGradient;
 
-/* The sum over groups of rows of their shares of a vector's gradient. */
+/* The gradient of a vector: the sum of all groups' parts. */
 typedef struct {
     float *to;
     const float *partial; /* the first group's */
     long width;
 } VectorGradient;
 
-/* Rows n on of a matrix's gradient over `blocks` row blocks; added to what is there where `add`. So
- * many blocks at once that what is read again and again stays in the second cache. */
+/* Rows n to n + rows - 1 of a matrix's gradient, summed over `blocks` row blocks; added to the old
+ * values if `add`. The sum goes in chunks of row blocks, so that tiles that are read several times
+ * stay in the second-level cache. */
 static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -47,6 +51,7 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
     }
 }
 
+/* One vector's gradient. Parts are `stride` apart. */
 static void vector_sum(const VectorGradient *a, long stride, long groups, int add) {
     for (long c = 0; c < a->width; c += 16) {
         __m512 sum = add ? _mm512_loadu_ps(a->to + c) : _mm512_setzero_ps();
@@ -56,7 +61,8 @@ static void vector_sum(const VectorGradient *a, long stride, long groups, int ad
     }
 }
 
-/* To be called by all threads of a team, which go on without waiting: a barrier has to follow. */
+/* The gradients of n matrices. All threads of a team call this together and go on without waiting:
+ * the caller needs a barrier after it. */
 static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, int add,
                                  int threads) {
     for (int i = 0; i < n; i++) {
@@ -68,13 +74,14 @@ static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, 
     }
 }
 
-/* To be called by all threads of a team; ends with a barrier. */
+/* The gradients of n vectors. All threads of a team call this together; it ends with a barrier. */
 static void sum_vector_gradients(const VectorGradient *all, int n, long stride, long groups,
                                  int add) {
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < n; i++) vector_sum(all + i, stride, groups, add);
 }
 
+/* All gradients of layer l, into grads, which has the weights' offsets. */
 static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add) {
     Model *g = p->g;
     const Layer *layer = saved_layer(p, l);
@@ -125,8 +132,8 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     sum_vector_gradients(v, nv, g->partial_width, groups, add);
 }
 
-/* Token and position embeddings: by columns, so that each number's sum runs over the rows in order.
- */
+/* The gradients of token and position embeddings. Threads share columns, so that each number's sum
+ * runs over the rows in order. */
 static void embedding_gradients(const Pass *p, float *grads, int add) {
     Model *g = p->g;
     const int C = g->s.C;

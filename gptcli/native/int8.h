@@ -1,16 +1,22 @@
-/* Weights of eight bits, and their products with rows of numbers, in whole numbers.
+/* int8 weights with a scale for each 32 inputs, and their exact products with rows of numbers.
  *
- * A weight is (u - 128) s: u a byte, s the scale of the output's 32 inputs around it, the nearest
- * bfloat16 that lets the largest of them be 127 or less. A number of a row is a t: t the row's
- * scale, a = 128 high + low a whole number of 15 bits, high and low a byte each. The products of 32
- * inputs are summed exactly, so that neither the processor nor what stands beside a row changes a
- * sum. Source: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1,
- * for scales of blocks; Intel's manual, VPDPBUSD.
+ * K inputs of a linear layer, a multiple of 32. An int8 weight is stored as the byte u = weight +
+ * 128. Each output has a scale for each 32 of its inputs: the smallest bfloat16 with which the
+ * largest of the 32 weights is at most 127.
  *
- * A panel: for each four inputs the four bytes of its 16 outputs in turn, 64 bytes; then for each
- * 32 inputs the 16 outputs' scales. A row: for each 32 inputs their high bytes, then their low
- * ones; then for each 32 inputs minus the sum of a, which takes the 128 out again; then the scale.
- */
+ * A row of activations is a t: t the row's scale, a a whole number of 15 bits, a = 128 high + low
+ * with a byte each. The products of 32 inputs are summed in int32, hence exactly: neither the
+ * processor nor the other rows of a batch change a sum. Source: Dettmers et al. 2022, "8-bit
+ * Optimizers via Block-wise Quantization", section 2.1, for scales of blocks; Intel's manual,
+ * VPDPBUSD.
+ *
+ * Layout in bytes, for each K:
+ *
+ *   panel  for each 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
+ *          then for each 32 inputs: the scales of the 16 outputs (bfloat16)
+ *   row    for each 32 inputs: 32 high bytes, then 32 low bytes
+ *          then for each 32 inputs: minus the sum of a (int32), which corrects for the 128 in u
+ *          then t (float32) */
 
 #ifndef GPTCLI_INT8_H
 #define GPTCLI_INT8_H
@@ -21,15 +27,18 @@
 
 #include "lanes.h"
 
+/* Inputs that share a scale, outputs of a panel, and the largest weight and activation. */
 enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 128 + 63 };
 
-enum { MIN_TILE_ROWS = 6 }; /* rows from which tiles are quicker, by a trial */
+enum { MIN_TILE_ROWS = 6 }; /* fewer rows are faster without AMX tiles; measured */
 
+/* Bytes of a panel. */
 static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_GROUP * 2), 64); }
 
+/* Bytes of a row. */
 static long int8_row_bytes(long K) { return round_up(2 * K + K / SCALE_GROUP * 4 + 4, 64); }
 
-/* 32 inputs of a panel's outputs. */
+/* Rounds 32 inputs of a panel's outputs to int8, with their scales. */
 static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights, bf16 *scales) {
     for (int i = 0; i < OUTPUTS; i++) {
         float largest = 0.0f;
@@ -44,7 +53,7 @@ static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights,
     }
 }
 
-/* A row of K numbers, a multiple of 32, as products read it; one that is not finite gives NaN. */
+/* Rounds a row of K numbers. If one of them is not finite, all products of the row are NaN. */
 static void quantize_row(const float *row, long K, char *out) {
     v16 largest = broadcast(0.0f), non_finite = broadcast(0.0f);
     for (long k = 0; k < K; k += LANES) {
@@ -60,7 +69,7 @@ static void quantize_row(const float *row, long K, char *out) {
     }
     const float top = max_lane(largest);
     const v16 scale = broadcast(top > 1e-30f ? MAX_ACTIVATION / top : 0.0f);
-    const v16 shift = broadcast(12582912.0f); /* 1.5 x 2^23: adding it rounds to a whole number */
+    const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */
     int32_t *correction = (int32_t *)(out + 2 * K);
     for (long k = 0; k < K; k += SCALE_GROUP, correction++) {
         v16i sum = {0};
@@ -79,7 +88,7 @@ static void quantize_row(const float *row, long K, char *out) {
     memcpy(correction, &row_scale, sizeof row_scale);
 }
 
-/* Whole numbers, as many as a register takes. */
+/* Vectors of the width of a register, with int32 or int16 lanes. */
 #if defined(__AVX512BW__)
 enum { VECTOR_BYTES = 64 };
 #elif defined(__AVX2__)
@@ -90,7 +99,7 @@ enum { VECTOR_BYTES = 16 };
 typedef int32_t vint32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t vint16 __attribute__((vector_size(VECTOR_BYTES)));
 
-/* Numbers of 16 bits times others, the products of two that lie side by side added. */
+/* For each lane: the products of its two int16 pairs, added. */
 INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #if defined(__AVX512BW__)
     return (vint32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -103,7 +112,8 @@ INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #endif
 }
 
-/* sum + for each four weights, bytes without a sign, their products with these four with one. */
+/* sum + the products of four unsigned weights with four signed bytes, in each lane. `four` holds
+ * the four bytes and is the same for all lanes. */
 INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
     const vint32 fours = four - (vint32){0};
 #if defined(__AVX512VNNI__)
@@ -111,7 +121,7 @@ INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
 #elif defined(__AVXVNNI__)
     return (vint32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)fours);
 #else
-    /* The first and third as numbers of 16 bits, then the second and fourth. */
+    /* Bytes 0 and 2 as int16, then bytes 1 and 3. */
     const vint16 bytes = (vint16)fours;
     const vint32 even = (vint32)(bytes << 8 >> 8), odd = (vint32)(bytes >> 8);
     const int32_t low = 0x00ff00ff;
@@ -120,7 +130,7 @@ INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
 #endif
 }
 
-/* out (nr, 16 nb) = rows times nb panels, which begin at `panels`. */
+/* out (nr, 16 nb) = nr rows times the nb panels that begin at `panels`. */
 INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels, const char *rows,
                           float *out, long out_row) {
     enum { PARTS = 64 / VECTOR_BYTES };
@@ -171,7 +181,7 @@ INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels
 #if HAS_BF16_TILES && defined(__AMX_INT8__)
 #define HAS_INT8_TILES 1
 
-/* Tiles 0 to 3 take 16 x 16 sums, 4 and 5 bytes of up to 16 rows, 6 and 7 a panel's. */
+/* Tiles 0 to 3 take 16 x 16 sums, 4 and 5 bytes of up to 16 rows, 6 and 7 a panel's weights. */
 static void int8_tiles_begin(int rows) {
     TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -182,8 +192,10 @@ static void int8_tiles_begin(int rows) {
     _tile_loadconfig(&shape);
 }
 
-typedef int32_t GroupSums[4][16][OUTPUTS]; /* of a group: high and low bytes, for two panels each */
+typedef int32_t GroupSums[4][16]
+                         [OUTPUTS]; /* of 32 inputs: high and low bytes, for two panels each */
 
+/* The sums of 32 inputs: 16 rows' high and low bytes times two panels, `panel` bytes apart. */
 INLINE void multiply_group(const char *w, long panel, const char *bytes, long row, GroupSums sums) {
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
     _tile_loadd(4, bytes, row);
@@ -204,7 +216,7 @@ INLINE void multiply_group(const char *w, long panel, const char *bytes, long ro
     _tile_stored(3, sums[3], 64);
 }
 
-/* out (n, 32) = n rows, at most 16, times two panels: the same as few_byte_rows. */
+/* out (n, 32) = n rows, at most 16, times two panels. Exactly the same numbers as few_int8_rows. */
 static void tiled_int8_rows(int n, long K, const char *panels, const char *rows, float *out,
                             long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K), groups = K / SCALE_GROUP;
@@ -214,7 +226,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
         for (int j = 0; j < 2; j++) store(out + r * out_row + OUTPUTS * j, broadcast(0.0f));
     multiply_group(panels, panel, rows, row, sums[0]);
     for (long g = 0; g < groups; g++) {
-        /* The next, so that what a tile was stored to is not read before it has got there. */
+        /* The next group first: reading what a tile has just stored would wait. */
         if (g + 1 < groups)
             multiply_group(panels + (g + 1) * SCALE_GROUP * OUTPUTS, panel,
                            rows + 2 * (g + 1) * SCALE_GROUP, row, sums[(g + 1) % 2]);
@@ -243,12 +255,12 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
 #define HAS_INT8_TILES 0
 #endif
 
-/* out (n, 16 panels) = n rows, at most 32, times an even number of panels. */
+/* out (n, 16 count) = n rows, at most 32, times an even number of panels. */
 static void times_int8(long K, const char *panels, const char *rows, int n, int count, float *out,
                        long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K);
     int j = 0;
-#if defined(__AVX512F__) /* else there are too few registers */
+#if defined(__AVX512F__) /* other processors have too few registers for this */
     for (; n == 1 && j + 4 <= count; j += 4)
         few_int8_rows(1, 4, K, panels + j * panel, rows, out + j * OUTPUTS, out_row);
 #endif

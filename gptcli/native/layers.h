@@ -1,6 +1,8 @@
-/* What happens to rows of numbers between the products: norms, rotation, activations, dropout.
+/* LayerNorm, RMSNorm, rotary positions, GELU, SwiGLU and dropout on rows, forward and backward.
  *
- * Widths are multiples of 16 (norms: 32). Sums are in float32, and always in the same order. */
+ * Dimensions: C channels, D numbers of a head. C is a multiple of 32, D of 16. Sums are in float32
+ * and always run in the same order. `x_hat` (in code: hat) is a norm's input without its mean and
+ * scaled to a mean square of 1; gain and bias follow. A gradient's name begins with d. */
 
 #ifndef GPTCLI_LAYERS_H
 #define GPTCLI_LAYERS_H
@@ -10,8 +12,9 @@
 #include "constants.h"
 #include "tiles.h"
 
-/* 2^x to about 3e-6, 0 or infinity where float32 ends: the fraction by a polynomial (fitted for the
- * least relative error over [0, 1)), the whole part by its exponent. */
+/* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
+ * 2^fraction (fitted for the least relative error over [0, 1)), and the whole part becomes the
+ * exponent. */
 INLINE __m512 vexp2(__m512 x) {
     __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(0.0135341384f);
@@ -24,9 +27,11 @@ INLINE __m512 vexp2(__m512 x) {
 
 #define LOG2_E 1.44269504f
 
+/* e^x with vexp2's accuracy. */
 INLINE __m512 vexp(__m512 x) { return vexp2(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E))); }
 
-/* ln x for x > 0, to about 1e-7: exponent and mantissa apart, m = (1 + t) / (1 - t). */
+/* ln x for x > 0 with an error of about 1e-7. x = m 2^e; ln m is a series in t, m = (1 + t) / (1 -
+ * t). */
 INLINE __m512 vlog(__m512 x) {
     __m512 e = _mm512_getexp_ps(x), m = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
     __mmask16 high = _mm512_cmp_ps_mask(m, _mm512_set1_ps(1.41421356f), _CMP_GT_OQ);
@@ -42,30 +47,33 @@ INLINE __m512 vlog(__m512 x) {
     return _mm512_fmadd_ps(e, _mm512_set1_ps(0.69314718f), _mm512_mul_ps(y, t));
 }
 
-/* 1 / (1 + 2^-x), to about 6e-5: a fraction of what bfloat16 keeps. */
+/* 1 / (1 + 2^-x) with an error of about 6e-5, which is a fraction of bfloat16's rounding. */
 INLINE __m512 sigmoid2(__m512 x) {
     __m512 e = vexp2(_mm512_sub_ps(_mm512_setzero_ps(), x));
     return _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));
 }
 
+/* 1 / (1 + e^-x) with sigmoid2's accuracy. */
 INLINE __m512 sigmoid(__m512 x) { return sigmoid2(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E))); }
 
-/* The first `left` of 16 lanes. */
+/* A mask of the first `left` of 16 lanes. */
 INLINE __mmask16 first_lanes(long left) {
     return left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
 }
 
-/* ---- dropout
- * ------------------------------------------------------------------------------------- Whether
- * number i of a place is kept is a hash of (key, i): no state, the same in both passes. Source of
- * the mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
+/* ---- dropout --------------------------------------------------------------------------------- */
+
+/* A hash of (key, i) decides whether number i of a site is kept. A site is one place in the network
+ * where dropout is applied. Both passes compute the same hash, so no mask is stored. Source of the
+ * mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
 
 typedef struct {
     uint32_t key;
-    uint32_t dropped; /* kept where hash >= dropped */
-    float scale;      /* 1 / (1 - p); 1 where nothing is dropped */
+    uint32_t dropped; /* a number is kept if its hash is at least this */
+    float scale;      /* 1 / (1 - p); 1 without dropout */
 } Dropout;
 
+/* A hash of 32 bits. */
 static uint32_t mix_bits(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
@@ -74,9 +82,10 @@ static uint32_t mix_bits(uint32_t x) {
     return x ^ x >> 16;
 }
 
+/* Dropout with probability p at a site, for a step's seed. */
 static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
     Dropout d = {0, 0, 1.0f};
-    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the nearest below 1: 1 / (1 - p) stays a number */
+    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the largest below 1, so that 1 / (1 - p) is finite */
     if (p > 0) {
         d.key = mix_bits(mix_bits((uint32_t)seed ^ mix_bits((uint32_t)(seed >> 32) + 0x9e3779b9u)) +
                          site);
@@ -86,7 +95,7 @@ static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
     return d;
 }
 
-/* x kept and scaled, or 0, for numbers i to i + 15 of the place. */
+/* Dropout of numbers i to i + 15 of a site: each is multiplied by scale or becomes 0. */
 INLINE __m512 apply_dropout(const Dropout d, uint32_t i, __m512 x) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     if (!d.dropped) return x;
@@ -102,21 +111,23 @@ INLINE __m512 apply_dropout(const Dropout d, uint32_t i, __m512 x) {
     return _mm512_maskz_mul_ps(kept, x, _mm512_set1_ps(d.scale));
 }
 
-/* ---- norms
- * --------------------------------------------------------------------------------------- RMSNorm,
- * or LayerNorm where `centred`. hat = (x - mean) * scale, in rows; out = hat * gain + bias, in
- * pieces. */
+/* ---- norms ----------------------------------------------------------------------------------- */
+
+/* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat is in
+ * rows, out in pieces (tiles.h). */
 
 typedef struct {
-    const float *gain, *bias; /* bias may be NULL */
+    const float *gain, *bias; /* bias can be NULL */
     int centred;
     float eps;
 } Norm;
 
+/* x (rows, C) -> hat (rows, C), scale (rows) and out (rows, C). */
 static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, float *scale,
                          bf16 *out) {
     for (int i = 0; i < rows; i++, x += C, hat += C) {
-        /* Two sums at a time: an addition waits for the one before it. C is a multiple of 32. */
+        /* Two sums at a time, because an addition waits for the one before it. C is a multiple of
+         * 32. */
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, square[2] = {sum[0], sum[0]};
         float mean = 0.0f;
         if (n.centred) {
@@ -146,8 +157,8 @@ static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, flo
     }
 }
 
-/* dx (+)= the gradient at x, from that at `out`; the rows' share of the gain's and the bias's goes
- * into of_gain and of_bias (C each, overwritten; of_bias may be NULL). */
+/* dx = the gradient at x, given dout, the gradient at `out`; added to dx if `add`. These rows' part
+ * of the gradients of gain and bias goes into dgain (C) and dbias (C; can be NULL). */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16 *hat,
                           const float *scale, float *dx, int add, float *dgain, float *dbias) {
     memset(dgain, 0, C * sizeof(float));
@@ -174,9 +185,11 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16
     }
 }
 
-/* ---- QK-norm and rotation, one head of one token: D numbers -------------------------------------
- * out = rotated(x * scale * gain); number j turns with number j + D / 2. Half a head is a multiple
- * of 16, or 8 where D is 16; D is given as a constant where it can be. */
+/* ---- QK-norm and rotary positions ------------------------------------------------------------ */
+
+/* One head of one token, D numbers: out = rotated(x * scale * gain). Number j and number j + D / 2
+ * rotate together. D / 2 is a multiple of 16, or 8. Callers pass D as a constant if they can, so
+ * that the compiler unrolls the loops. */
 
 INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, const float *cos,
                               const float *sin, bf16 *hat, float *scale, bf16 *out) {
@@ -202,7 +215,7 @@ INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, co
     }
 }
 
-/* dx may be dout; of_gain gets its share added. */
+/* dx (D) from dout (D); they can be the same array. dgain (D) is added to. */
 INLINE void norm_rotate_backward_sized(const int D, const bf16 *dout, const float *gain,
                                        const float *cos, const float *sin, const bf16 *hat,
                                        float scale, bf16 *dx, float *dgain) {
@@ -232,6 +245,7 @@ INLINE void norm_rotate_backward_sized(const int D, const bf16 *dout, const floa
     }
 }
 
+/* norm_rotate_sized, with the usual values of D as constants. */
 static void norm_rotate(const float *x, int D, const float *gain, const float *cos,
                         const float *sin, bf16 *hat, float *scale, bf16 *out) {
     if (D == 32)
@@ -253,15 +267,17 @@ static void norm_rotate_backward(const bf16 *dout, int D, const float *gain, con
         norm_rotate_backward_sized(D, dout, gain, cos, sin, hat, scale, dx, dgain);
 }
 
-/* ---- activations, 16 numbers at a time ----------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
+
+/* Sixteen numbers at a time. */
 
 /* out = silu(g) * u. */
 INLINE void swiglu(__m512 g, __m512 u, bf16 *out) {
     store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u));
 }
 
-/* From the gradient at the product: those at gate and up, and the product again. */
+/* d is the gradient at silu(gate) * up. Computes the gradients at gate and up, and the product
+ * again: storing it would cost more than computing it. */
 INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *out, bf16 *dgate,
                             bf16 *dup) {
     const __m512 one = _mm512_set1_ps(1.0f);
@@ -272,13 +288,15 @@ INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *ou
     store_bf16(dup, _mm512_mul_ps(d, silu));
 }
 
-/* GELU in its tanh form: x * sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x^3). */
+/* x * gelu_gate(x) is GELU in its tanh form; see constants.h. The base is 2, so LOG2_E is a factor.
+ */
 INLINE __m512 gelu_gate(__m512 x) {
     const __m512 a = _mm512_set1_ps(GELU_CUBIC * GELU_SCALE * LOG2_E);
     const __m512 b = _mm512_set1_ps(GELU_SCALE * LOG2_E);
     return sigmoid2(_mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), a, b)));
 }
 
+/* din = the gradient at `in`, given d, the gradient at GELU's output; out = GELU(in) again. */
 INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     __m512 x = load_bf16(in), s = gelu_gate(x), y = _mm512_mul_ps(x, s);
     __m512 slope = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * GELU_CUBIC * GELU_SCALE),
@@ -288,7 +306,7 @@ INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     store_bf16(din, _mm512_mul_ps(d, slope));
 }
 
-/* out (C) = column sums of X (rows, C), in pieces. */
+/* out (C) = sums of the columns of X (rows, C), which is in pieces. */
 static void column_sums(const bf16 *X, int rows, int C, float *out) {
     for (int c = 0; c < C; c += 16) {
         __m512 sum = _mm512_setzero_ps();

@@ -1,4 +1,7 @@
-/* Logits -> token, as gptcli.sampling.next_token does it. */
+/* Chooses the next token from logits: repetition penalty, temperature, top-k, top-p, min-p.
+ *
+ * The same operations in the same order as choose_token of gptcli/sampling/next_token.py. V is the
+ * size of the vocabulary. Arrays of V numbers have room for V rounded up to 16. */
 
 #ifndef GPTCLI_NEXT_TOKEN_H
 #define GPTCLI_NEXT_TOKEN_H
@@ -7,9 +10,10 @@
 
 #include "lanes.h"
 
+/* The sampling parameters. Their mirror in Python is SamplingParamsStruct in library.py. */
 typedef struct {
-    double temperature, top_p, min_p, penalty; /* top_p 1, min_p 0, penalty 1: nothing */
-    int32_t top_k;                             /* 0: all */
+    double temperature, top_p, min_p, penalty; /* top_p 1, min_p 0 or penalty 1 has no effect */
+    int32_t top_k;                             /* 0: all tokens */
 } SamplingParams;
 
 typedef struct {
@@ -17,13 +21,13 @@ typedef struct {
     int32_t token;
 } Candidate;
 
-/* Memory for the choice among V tokens, V padded to 16. */
+/* A thread's scratch for the choice: V numbers in each array. */
 typedef struct {
     float *logits, *weights;
     Candidate *candidates;
 } ChoiceScratch;
 
-/* The k-th largest of n numbers, k from 1 on; they are moved about. */
+/* The k-th largest of n numbers, k from 1 to n, by quickselect. Reorders x. */
 static float kth_largest(float *x, long n, long k) {
     long low = 0, high = n - 1, target = k - 1;
     while (low < high) {
@@ -47,13 +51,14 @@ static float kth_largest(float *x, long n, long k) {
     return x[target];
 }
 
+/* qsort's order: larger logits first, then smaller tokens. */
 static int by_falling_logit(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
     if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
     return x->token - y->token;
 }
 
-/* weights = e^(logits - top); their sum. */
+/* weights = e^(logits - top), the probabilities before division by their sum. Returns the sum. */
 static double exp_weights(const float *logits, int V, float top, float *weights) {
     const v16 shift = broadcast(top);
     double total = 0.0;
@@ -66,6 +71,7 @@ static double exp_weights(const float *logits, int V, float top, float *weights)
     return total;
 }
 
+/* The largest of V logits. */
 static float largest_logit(const float *logits, int V) {
     v16 most = broadcast(-INFINITY);
     for (int v = 0; v < V; v += LANES)
@@ -74,10 +80,11 @@ static float largest_logit(const float *logits, int V) {
     return max_lane(most);
 }
 
-/* -infinity for all but the fewest tokens whose probabilities reach p. */
+/* Cuts at top-p: sets all logits to -infinity except the fewest whose probabilities reach p. */
 static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
     const double target = p * exp_weights(logits, V, top, c->weights);
-    for (long most = 64;; most *= 8) { /* few tokens as a rule: only the largest are sorted */
+    for (long most = 64;;
+         most *= 8) { /* few tokens suffice as a rule, so only the largest are sorted */
         float threshold = -INFINITY;
         if (most < V) {
             memcpy(c->weights, logits, V * sizeof(float));
@@ -101,7 +108,9 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
     }
 }
 
-/* One of V tokens; `uniform` from 0 to below 1 decides. seen: V bytes, or NULL. */
+/* A token, 0 to V - 1. `uniform`, from 0 to below 1, decides by the inverse of the cumulative
+ * distribution. seen: V bytes, not 0 for tokens that the penalty applies to; NULL without penalty.
+ */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
                         double uniform, const uint8_t *seen, const ChoiceScratch *c) {
     float *logits = c->logits;
@@ -115,7 +124,7 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
         const float top = largest_logit(logits, V);
         for (int v = 0; v < V; v++)
             if (logits[v] == top) return v;
-        return 0; /* not numbers */
+        return 0; /* all logits are NaN */
     }
     const v16 temperature = broadcast((float)params->temperature);
     for (int v = 0; v < V; v += LANES) store(logits + v, load(logits + v) / temperature);
@@ -128,7 +137,7 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
     const float top = largest_logit(logits, V);
     if (params->top_p < 1.0) keep_top_p(logits, V, top, params->top_p, c);
     double total = exp_weights(logits, V, top, c->weights);
-    if (params->min_p > 0.0) { /* the likeliest weighs 1 */
+    if (params->min_p > 0.0) { /* the likeliest token has weight 1 */
         total = 0.0;
         for (int v = 0; v < V; v++) {
             if (c->weights[v] < params->min_p) c->weights[v] = 0.0f;

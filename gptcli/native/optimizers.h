@@ -1,4 +1,4 @@
-/* AdamW and Muon over float32 arrays, as gptcli.training.optimizers has them. */
+/* AdamW and Muon on float32 arrays, with the formulas of gptcli/training/optimizers.py. */
 
 #ifndef GPTCLI_OPTIMIZERS_H
 #define GPTCLI_OPTIMIZERS_H
@@ -6,7 +6,7 @@
 #include "constants.h"
 #include "model.h"
 
-/* One step of n arrays: step number `step` (from 1), each with its own weight decay. */
+/* One step of AdamW for n arrays, each with its own weight decay. `step` counts from 1. */
 void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
                const int64_t *sizes, const float *decay, float rate, float beta1, float beta2,
                float eps, int64_t step) {
@@ -25,15 +25,16 @@ void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean,
     }
 }
 
-/* ---- Muon
- * ---------------------------------------------------------------------------------------- */
+/* ---- Muon ------------------------------------------------------------------------------------ */
 
+/* x (r, c) and gram (r, r) with their tiles; wide (32, c) and square (r, r) take sums. */
 typedef struct {
     bf16 *x, *tiles, *gram, *gram_tiles;
     float *wide, *square;
 } MuonScratch;
 
-/* Scratch for an (R, C) matrix, R at most C, in bytes. */
+/* Bytes of the scratch for an (R, C) matrix, R at most C. Also sets its pointers if `start` is not
+ * NULL. */
 static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     const long r = round_up(R, 32), c = round_up(C, 32);
     size_t used = 0;
@@ -49,22 +50,22 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* X (r, c), multiples of 32, becomes the nearest orthogonal matrix, roughly: Newton-Schulz. */
+/* X (r, c) becomes almost the nearest orthogonal matrix, by Newton-Schulz iterations (constants.h).
+ * r and c are multiples of 32. Source: Jordan et al. 2024, "Muon". */
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     bf16 *X = s->x;
     for (int it = 0; it < iterations; it++) {
         for (long i = 0; i < r; i += 16)
             pack_b16_transposed(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
-        for (long i = 0; i < r; i += 32) { /* A = X X' */
+        for (long i = 0; i < r; i += 32) { /* Y = X X^T */
             product(X + i * c, c, 32, s->tiles, c / 32 * TILE, c / 32, r / 16, s->square + i * r,
                     r);
             for (long j = 0; j < 32 * r; j += 16)
                 store_bf16(s->gram + i * r + j, _mm512_loadu_ps(s->square + i * r + j));
         }
-        for (long i = 0; i < r; i += 16) /* A is symmetric: its rows are its columns */
+        for (long i = 0; i < r; i += 16) /* Y is symmetric: its rows are its columns */
             pack_b16_transposed(s->gram + i * r, r, r, s->gram_tiles + i / 16 * (r / 32) * TILE);
-        for (long i = 0; i < r;
-             i += 32) { /* B = b A + c A A, in place of A row block by row block */
+        for (long i = 0; i < r; i += 32) { /* Y becomes B Y + C Y Y, row block by row block */
             product(s->gram + i * r, r, 32, s->gram_tiles, r / 32 * TILE, r / 32, r / 16, s->wide,
                     r);
             for (long j = 0; j < 32 * r; j += 16) {
@@ -75,7 +76,7 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
         }
         for (long i = 0; i < r; i += 32) /* tiles that sum over the rows of X */
             pack_b32(X + i * c, c, c, s->tiles + i / 32 * TILE, r / 32 * TILE);
-        for (long i = 0; i < r; i += 32) { /* X = a X + B X */
+        for (long i = 0; i < r; i += 32) { /* X becomes A X + Y X */
             product(s->gram + i * r, r, 32, s->tiles, r / 32 * TILE, r / 32, c / 16, s->wide, c);
             for (long j = 0; j < 32 * c; j += 16) {
                 __m512 a = load_bf16(X + i * c + j);
@@ -86,6 +87,8 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     }
 }
 
+/* One step for one matrix w (R, C), its gradient g and its momentum m: Nesterov momentum,
+ * orthogonalised. A tall matrix is transposed on the way, so that X X^T is the smaller product. */
 static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
                         float rate, float beta, float decay, int iterations) {
     const int tall = R > C;
@@ -139,7 +142,8 @@ static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long
         }
 }
 
-/* One step of n matrices (rows, columns) with their momenta; 0 where there is no memory for it. */
+/* One step of Muon for n matrices (rows, columns) and their momenta. Returns 0 if there is not
+ * enough memory for the step, else 1. */
 int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta,
              const int64_t *rows, const int64_t *columns, float rate, float beta, float decay,
              int iterations) {

@@ -1,10 +1,11 @@
-/* Weights of linear layers, packed once, and their products with a few rows.
+/* Packed weights of linear layers for sampling, and their products with a few rows.
  *
- * N outputs and K inputs, both padded with zeros to multiples of 32. A panel is 16 outputs: for
- * each input (float32) or each two inputs (bfloat16) their 16 or 32 weights in a row, which is also
- * the layout of the processor's tiles; those of eight bits are described in bytes.h. A row's sums
- * are made in the same order whatever stands beside it, so that what a stream writes does not
- * depend on the others. */
+ * N outputs and K inputs, both padded with zeros to multiples of 32. A panel holds the weights of
+ * 16 outputs: for each input 16 float32, or for each two inputs 16 pairs of bfloat16, which is also
+ * the layout of AMX's B tiles. int8.h describes panels of int8 weights, README.md has drawings.
+ *
+ * A row's sums run in the same order for any number of rows. So a stream's text does not depend on
+ * the other streams. */
 
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
@@ -17,7 +18,7 @@
 #endif
 
 #if defined(__AVX512BF16__)
-#define BF16_ROWS 1 /* rows are rounded to bfloat16 where the weights are */
+#define BF16_ROWS 1 /* activations are rounded to bfloat16 if the weights are */
 #include <immintrin.h>
 #else
 #define BF16_ROWS 0
@@ -27,29 +28,32 @@
 
 enum { PANEL = 16, MAX_ROWS = 32 };
 
+/* The weights' type; DecoderShape.kind in library.py. */
 typedef enum { FLOAT32, BFLOAT16, INT8 } Kind;
 
 typedef struct {
     long N, K;
     Kind kind;
     char *weights;
-    float *bias; /* N, zeros where the layer has none */
+    float *bias; /* N numbers, zeros if the layer has no bias */
 } Packed;
 
+/* Bytes of a panel. */
 static long panel_bytes(const Packed *p) {
     return p->kind == INT8 ? int8_panel_bytes(p->K) : PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4);
 }
 
+/* Bytes of all panels. */
 static size_t packed_bytes(const Packed *p) { return p->N / PANEL * panel_bytes(p); }
 
-/* Bytes of a row of K numbers, as products read it. */
+/* Bytes of a row of K activations in the format that products read. */
 static long row_bytes(const Packed *p) {
     return p->kind == INT8 ? int8_row_bytes(p->K)
                            : p->K * (p->kind == BFLOAT16 && BF16_ROWS ? 2 : 4);
 }
 
-/* Panel n / 16 from 16 rows of the source (NULL: zeros); input k comes from column columns[k] (-1:
- * zero), or k itself up to `count` where columns is NULL. */
+/* Packs outputs n to n + 15. rows: the 16 outputs' weights; NULL for zeros. Input k comes from
+ * column columns[k] (-1: zero); without `columns` from column k if k < count. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
     char *to = p->weights + n / PANEL * panel_bytes(p);
@@ -71,8 +75,9 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
     }
 }
 
-/* ---- out (nr, 16 nb) = rows (nr, K) times nb panels ---------------------------------------------
- */
+/* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
+
+/* out (nr, 16 nb) = nr rows (nr, K) times nb panels, all sums in registers. */
 
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
                      float *out, long out_row) {
@@ -119,6 +124,7 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
         for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
 }
 
+/* The same for any number n of rows. */
 INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
                      long out_row) {
     const long row = row_bytes(p);
@@ -134,8 +140,8 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
 
-/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number. n is at most 32, and
- * there is memory for 16 or 32 of the rows and of the outputs. */
+/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number, from panel `panel` on. n
+ * is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need room for them. */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {
@@ -162,7 +168,7 @@ static void multiply_panels(const Packed *p, const char *rows, int n, long panel
     for (; j < panels; j += 2) all_rows(2, p, rows, n, panel + j, out + j * PANEL, out_row);
 }
 
-/* Every thread calls these two around its products; n as above. */
+/* Each thread calls products_begin before its products of n rows, and products_end after them. */
 static void products_begin(Kind kind, int n) {
 #if HAS_BF16_TILES
     if (kind == BFLOAT16) tiles_begin_rows(n < 16 ? n : 16);

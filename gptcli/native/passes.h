@@ -1,7 +1,13 @@
-/* The forward and the backward pass, by groups of one or four blocks of 32 rows: what happens to a
- * group between two products stays in the cache, and weights too large for it are read once for the
- * whole group. Threads share groups, heads and rows of gradients; no sum is divided between them,
- * so that their number does not change a bit of the result. */
+/* The forward and the backward pass of a GPT, by groups of rows, heads and layers.
+ *
+ * Dimensions as in model.h. A group is one or four blocks of 32 rows. What happens to a group
+ * between two products stays in the cache, and weights too large for the cache are read once for
+ * the whole group. Threads share groups, heads and rows of gradients. No sum is divided between
+ * threads, so their number does not change a bit of the result.
+ *
+ * A block of the network is computed in three parts, because attention needs all rows of a
+ * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
+ * (output projection, feed-forward). x is the residual stream; A is the input of a product. */
 
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
@@ -9,7 +15,7 @@
 #include "constants.h"
 #include "model.h"
 
-/* One batch on its way. */
+/* One batch and one pass over it. */
 typedef struct {
     Model *g;
     const float *w;
@@ -19,34 +25,40 @@ typedef struct {
     uint64_t seed;
 } Pass;
 
+/* The first row of group k. */
 static long group_start(const Pass *p, long k) { return 32 * k * p->g->group; }
 
+/* The number of rows of group k, a multiple of 32. */
 static int group_rows(const Pass *p, long k) {
     const long left = 32 * p->MB - group_start(p, k), most = 32 * p->g->group;
     return left < most ? left : most;
 }
 
+/* Sites of dropout: two in each layer, the embedding, and each head's weights. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
-static Dropout dropout_for(const Pass *p, uint32_t place) {
-    return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, place);
+/* The dropout of a site; none if no backward pass follows. */
+static Dropout dropout_for(const Pass *p, uint32_t site) {
+    return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
 
+/* A parameter, or NULL if it is absent. */
 static const float *vector_at(const Pass *p, int64_t offset) {
     return offset < 0 ? NULL : p->w + offset;
 }
 
+/* A norm with these parameters: RMSNorm if modern, else LayerNorm. */
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     const int modern = p->g->s.modern;
     return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? RMS_NORM_EPS : LAYER_NORM_EPS};
 }
 
-/* Saved arrays of layer l; without a backward pass all layers share the first one's. */
+/* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* Columns c to c + width - 1, a multiple of 32, of 32 rows times a linear layer's weights: small
- * enough to be used at once, out of the first cache. A is in pieces, or in rows a_row apart (32
- * apart is the same as in pieces). */
+/* A linear layer's outputs c to c + width - 1 for 32 rows of A: out (32, width). Small enough to be
+ * used at once from the first-level cache. width is a multiple of 32. A is in pieces or in rows
+ * a_row apart (32 apart is the same as in pieces). */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
 INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
@@ -56,7 +68,8 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
             out, width);
 }
 
-/* The same for gradients at its outputs, which become gradients at its inputs. */
+/* The gradient at inputs c to c + width - 1 of a linear layer, from A, the gradient at its outputs.
+ */
 INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
@@ -64,7 +77,7 @@ INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, i
             out, width);
 }
 
-/* out (rows, K) = gradients at a layer's inputs, from those at its outputs. */
+/* out (rows, K) = the gradient at a linear layer's inputs, from A, the gradient at its outputs. */
 static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
@@ -73,7 +86,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
-/* x (rows, C) += dropout(A w + bias), for rows r0 on of the batch. */
+/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch, for dropout. */
 static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
@@ -92,6 +105,7 @@ static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, con
         }
 }
 
+/* x = dropout(token embedding + position embedding), for rows r0 on. Padded rows become 0. */
 static void embed(const Pass *p, long r0, int rows) {
     Model *g = p->g;
     const int C = g->s.C;
@@ -112,6 +126,7 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
+/* Rows r0 on of x -> norm -> queries, keys and values in layer->qkv. */
 static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -121,7 +136,7 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + 4 * l;
-    /* Whole heads at once where they are to be normalised: a common multiple of 32 and D. */
+    /* QK-norm needs whole heads at once: a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < 3 * C; c += width)
@@ -149,10 +164,12 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
         }
 }
 
+/* The dropout of a head's attention weights. */
 static Dropout dropout_for_weights(const Pass *p, int l, long head) {
     return dropout_for(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
 }
 
+/* layer->qkv -> layer->mixed, for one head of one sequence (head = b H + h). */
 static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -164,6 +181,7 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
                       &s->attention);
 }
 
+/* x += out projection of layer->mixed; x += feed-forward(norm(x)). Rows r0 on. */
 static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -185,7 +203,7 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
             if (g->s.modern) forward_piece(s->rows_c + r * C, 32, w + 2, F + f, 32, u);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* in a piece */
+                    const long place = i * 32 + j; /* index in a piece */
                     bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + place,
                          *to = s->rows_f + r * F + f * 32 + place;
                     __m512 z = _mm512_loadu_ps(a + 32 * i + j);
@@ -205,8 +223,9 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
-/* The last norm, the logits and each row's loss; in training, `scale` times their gradients too:
- * turned in d_head, which begins at row `from`, and at the rows of x in dx. */
+/* The last norm, the logits, and each row's loss into losses. In training also `scale` times the
+ * gradients: at the logits, transposed, into d_head, whose first row is row `from`; and at the
+ * residual stream into dx. `partial` (2 C) gets the last norm's. */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s, float *partial) {
     Model *g = p->g;
@@ -256,10 +275,10 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
                   n.bias ? partial + C : NULL);
 }
 
-/* ---- backward
- * ------------------------------------------------------------------------------------ */
+/* ---- backward -------------------------------------------------------------------------------- */
 
-/* The gradients at dropout's input of a branch, as bfloat16: in pieces, and turned. */
+/* The gradient at the output of a branch, from dx, through dropout: as bfloat16 in pieces (out),
+ * and transposed as A tiles. */
 static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
                             bf16 *transposed) {
     const int C = p->g->s.C;
@@ -270,11 +289,12 @@ static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d,
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* A group's shares of the gradients of vectors: the places of their float32 numbers. */
+/* A group's part of the gradients of a layer's vectors: where each begins. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
+/* Where the parts of group `group` begin. */
 static Partials group_partials(const Model *g, long group) {
     const int C = g->s.C;
     float *offset = g->partials + group * g->partial_width;
@@ -285,6 +305,7 @@ static Partials group_partials(const Model *g, long group) {
     return a;
 }
 
+/* The backward pass of after_attention: dx -> dmixed, and tiles for the gradients of weights. */
 static void after_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
                                      ThreadScratch *s) {
     Model *g = p->g;
@@ -304,7 +325,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
             backward_piece(s->rows_c + r * C, 32, w + 3, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* in a piece */
+                    const long place = i * 32 + j; /* index in a piece */
                     const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + place;
                     bf16 *act = s->rows_f + r * F + f * 32 + place,
                          *to = d + (long)r * F1 + f * 32 + place;
@@ -337,6 +358,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
         }
 }
 
+/* The backward pass of attend_head: dmixed -> dqkv. */
 static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -349,6 +371,8 @@ static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch 
                        dq + C, dq + 2 * C, &s->attention);
 }
 
+/* The backward pass of before_attention: dqkv is added to dx; tiles for the gradients of weights.
+ */
 static void before_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
                                       ThreadScratch *s) {
     Model *g = p->g;
