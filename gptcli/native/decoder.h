@@ -27,6 +27,9 @@ typedef struct {
     int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
+/* library.py compares this size with its mirror's. */
+int shape_bytes(void) { return sizeof(Shape); }
+
 /* The packed weights of a layer. */
 typedef struct {
     Packed qkv; /* head by head: P queries, P keys, P values; then a panel that is only read */

@@ -24,6 +24,9 @@ typedef struct {
     int64_t most_tokens;
 } Shape;
 
+/* library.py compares this size with its mirror's. */
+int shape_bytes(void) { return sizeof(Shape); }
+
 /* One linear layer's weights as B tiles: forward (K, N) for the outputs, backward (N, K) for the
  * gradient at the inputs. */
 typedef struct {

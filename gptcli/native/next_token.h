@@ -16,6 +16,9 @@ typedef struct {
     int32_t top_k;                             /* 0: all tokens */
 } SamplingParams;
 
+/* library.py compares this size with its mirror's. */
+int sampling_params_bytes(void) { return sizeof(SamplingParams); }
+
 typedef struct {
     float logit;
     int32_t token;

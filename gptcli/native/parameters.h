@@ -33,4 +33,8 @@ enum {
     PER_LAYER
 };
 
+/* The two counts. library.py compares them with the Python code's table when it loads a library. */
+int global_parameters(void) { return GLOBALS; }
+int layer_parameters(void) { return PER_LAYER; }
+
 #endif
