@@ -75,11 +75,11 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
             const int seen = t0 + i + 1;
             float *score = s->scores + i * T32;
             bf16 *weight = s->weights + i * T32;
-            __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+            __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
             for (int j = 0; j < seen; j += 16)
-                most = _mm512_mask_max_ps(most, first_lanes(seen - j), most,
-                                          _mm512_loadu_ps(score + j));
-            const float top = _mm512_reduce_max_ps(most);
+                largest = _mm512_mask_max_ps(largest, first_lanes(seen - j), largest,
+                                             _mm512_loadu_ps(score + j));
+            const float top = _mm512_reduce_max_ps(largest);
             const __m512 shift = _mm512_set1_ps(-top * scale2), factor = _mm512_set1_ps(scale2);
             for (int j = 0; j < keys; j += 16) {
                 __m512 e = vexp2(_mm512_fmadd_ps(_mm512_loadu_ps(score + j), factor, shift));

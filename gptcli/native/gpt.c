@@ -37,6 +37,8 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     {
         ThreadScratch *s = g->scratch + omp_get_thread_num();
         tiles_begin();
+        /* Forward. A pass over groups ends one layer and begins the next, so that a group's rows
+         * are still in the cache. */
         for (int l = 0; l < L; l++) {
 #pragma omp for schedule(dynamic)
             for (long k = 0; k < groups; k++) {
@@ -65,7 +67,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
                 const MatrixGradient a = {gradients + g->offset[HEAD],
                                           g->d_head,
                                           g->in + m0 * 32 * C,
-                                          32 * g->packed[4 * L].N,
+                                          32 * g->packed[PACKED_PER_LAYER * L].N,
                                           32 * C,
                                           g->s.V,
                                           C};
@@ -73,6 +75,7 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
 #pragma omp barrier
             }
         }
+        /* Backward. */
         if (gradients) {
             const VectorGradient v[2] = {{gradients + g->offset[LNF], g->partials, C},
                                          {gradients + g->offset[LNF_BIAS], g->partials + C, C}};

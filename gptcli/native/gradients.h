@@ -111,7 +111,7 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
         int64_t offset;
         const float *partial;
         long width;
-    } of[] = {
+    } all[] = {
         {offset[LN1], partial.ln1, C},
         {offset[LN1_BIAS], partial.ln1_bias, C},
         {offset[LN2], partial.ln2, C},
@@ -125,9 +125,9 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
         {offset[Q_NORM], partial.q_norm, g->D},
         {offset[K_NORM], partial.k_norm, g->D},
     };
-    for (size_t i = 0; i < sizeof of / sizeof *of; i++)
-        if (of[i].offset >= 0)
-            v[nv++] = (VectorGradient){grads + of[i].offset, of[i].partial, of[i].width};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].offset >= 0)
+            v[nv++] = (VectorGradient){grads + all[i].offset, all[i].partial, all[i].width};
     sum_matrix_gradients(m, nm, p->MB, add, g->s.threads);
     sum_vector_gradients(v, nv, g->partial_width, groups, add);
 }
@@ -139,21 +139,21 @@ static void embedding_gradients(const Pass *p, float *grads, int add) {
     const int C = g->s.C;
     const Dropout d = dropout_for(p, DROP_EMBEDDING);
     float *tokens = grads + g->offset[WTE],
-          *places = g->offset[WPE] < 0 ? NULL : grads + g->offset[WPE];
+          *positions = g->offset[WPE] < 0 ? NULL : grads + g->offset[WPE];
 #pragma omp for schedule(static)
     for (int c = 0; c < C; c += 16) {
         if (!add && !g->s.tied)
             for (long v = 0; v < g->s.V; v++)
                 _mm512_storeu_ps(tokens + v * C + c, _mm512_setzero_ps());
-        if (!add && places)
+        if (!add && positions)
             for (long t = 0; t < g->s.T; t++)
-                _mm512_storeu_ps(places + t * C + c, _mm512_setzero_ps());
+                _mm512_storeu_ps(positions + t * C + c, _mm512_setzero_ps());
         for (long r = 0; r < p->M; r++) {
             __m512 y = apply_dropout(d, (uint32_t)(r * C + c), _mm512_loadu_ps(g->dx + r * C + c));
             float *to = tokens + p->idx[r] * C + c;
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
-            if (!places) continue;
-            to = places + r % p->T * C + c;
+            if (!positions) continue;
+            to = positions + r % p->T * C + c;
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
         }
     }

@@ -34,6 +34,10 @@ typedef struct {
     bf16 *forward, *backward;
 } Packed;
 
+/* The packed matrices of a layer: query, key and value together; attention's output projection; the
+ * feed-forward's first product, with the gate if there is one; its second product. */
+enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
+
 /* What a layer keeps for the backward pass. Arrays are in rows, unless pieces (tiles.h) are named.
  */
 typedef struct {
@@ -65,7 +69,7 @@ typedef struct {
     int group;       /* blocks of 32 rows that a thread takes at once */
     long blocks;     /* blocks of 32 rows for which there is memory */
     int64_t *offset; /* of each parameter in weights and gradients (parameters.h); -1: absent */
-    Packed *packed;  /* 4 per layer: qkv, out, up, down; then the head */
+    Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
@@ -96,9 +100,9 @@ static size_t lay_out(Model *g, char *start) {
 #define TAKE(to, n)                                                                                \
     ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     for (int l = 0; l < s.L; l++) {
-        Packed *p = g->packed + 4 * l;
-        const long N[4] = {3 * C, C, g->F1, C}, K[4] = {C, C, C, s.F};
-        for (int i = 0; i < 4; i++) {
+        Packed *p = g->packed + PACKED_PER_LAYER * l;
+        const long N[PACKED_PER_LAYER] = {3 * C, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, C, C, s.F};
+        for (int i = 0; i < PACKED_PER_LAYER; i++) {
             p[i].N = N[i], p[i].K = K[i];
             TAKE(p[i].forward, N[i] * K[i]);
             TAKE(p[i].backward, N[i] * K[i]);
@@ -119,7 +123,7 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(layer->scale2, rows);
         TAKE(layer->hidden, rows * g->F1);
     }
-    Packed *last = g->packed + 4 * s.L;
+    Packed *last = g->packed + PACKED_PER_LAYER * s.L;
     last->N = Vp, last->K = C;
     TAKE(last->forward, Vp * C);
     TAKE(last->backward, Vp * C);
@@ -188,14 +192,15 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     int n = 0;
     for (int l = 0; l < g->s.L; l++) {
         const int64_t *offset = layer_offsets(g, l);
-        Packed *p = g->packed + 4 * l;
-        for (int i = 0; i < 3; i++) out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p};
-        out[n++] = (WeightBlock){offset[OUT], C, 0, p + 1};
-        if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + 2};
-        out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + 2};
-        out[n++] = (WeightBlock){offset[DOWN], C, 0, p + 3};
+        Packed *p = g->packed + PACKED_PER_LAYER * l;
+        for (int i = 0; i < 3; i++)
+            out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[OUT], C, 0, p + PACKED_OUT};
+        if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + PACKED_UP};
+        out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + PACKED_UP};
+        out[n++] = (WeightBlock){offset[DOWN], C, 0, p + PACKED_DOWN};
     }
-    out[n++] = (WeightBlock){g->offset[HEAD], g->s.V, 0, g->packed + 4 * g->s.L};
+    out[n++] = (WeightBlock){g->offset[HEAD], g->s.V, 0, g->packed + PACKED_PER_LAYER * g->s.L};
     return n;
 }
 
@@ -241,7 +246,7 @@ static Model *new_without_memory(const Shape *shape) {
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
     if (g->head_blocks < g->group) g->head_blocks = g->group;
     g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
-    g->packed = calloc(4 * s.L + 1, sizeof *g->packed);
+    g->packed = calloc(PACKED_PER_LAYER * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
     if (!g->offset || !g->packed || !g->layers || !g->scratch) {

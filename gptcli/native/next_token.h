@@ -76,22 +76,22 @@ static double exp_weights(const float *logits, int V, float top, float *weights)
 
 /* The largest of V logits. */
 static float largest_logit(const float *logits, int V) {
-    v16 most = broadcast(-INFINITY);
+    v16 largest = broadcast(-INFINITY);
     for (int v = 0; v < V; v += LANES)
-        most =
-            lanewise_max(blend(LANE_INDEX + v < V, load(logits + v), broadcast(-INFINITY)), most);
-    return max_lane(most);
+        largest = lanewise_max(blend(LANE_INDEX + v < V, load(logits + v), broadcast(-INFINITY)),
+                               largest);
+    return max_lane(largest);
 }
 
 /* Cuts at top-p: sets all logits to -infinity except the fewest whose probabilities reach p. */
 static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
     const double target = p * exp_weights(logits, V, top, c->weights);
-    for (long most = 64;;
-         most *= 8) { /* few tokens suffice as a rule, so only the largest are sorted */
+    /* A few tokens are usually enough, so only the `limit` largest are sorted at first. */
+    for (long limit = 64;; limit *= 8) {
         float threshold = -INFINITY;
-        if (most < V) {
+        if (limit < V) {
             memcpy(c->weights, logits, V * sizeof(float));
-            threshold = kth_largest(c->weights, V, most);
+            threshold = kth_largest(c->weights, V, limit);
         }
         long n = 0;
         for (int v = 0; v < V; v++)
@@ -103,7 +103,7 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
             const v16 e = v16_exp(broadcast(c->candidates[kept++].logit - top));
             cumulative += e[0];
         }
-        if (kept == n && most < V) continue;
+        if (kept == n && limit < V) continue;
         for (int v = 0; v < V; v++) c->weights[v] = -INFINITY;
         for (long i = 0; i < kept; i++) c->weights[c->candidates[i].token] = c->candidates[i].logit;
         memcpy(logits, c->weights, V * sizeof(float));

@@ -56,11 +56,11 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
 /* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* A linear layer's outputs c to c + width - 1 for 32 rows of A: out (32, width). Small enough to be
- * used at once from the first-level cache. width is a multiple of 32. A is in pieces or in rows
- * a_row apart (32 apart is the same as in pieces). */
+/* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
+/* A linear layer's outputs c to c + width - 1 for 32 rows of A: out (32, width). Small enough to be
+ * used at once from the first-level cache. width is a multiple of 32. */
 INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
@@ -68,8 +68,8 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
             out, width);
 }
 
-/* The gradient at inputs c to c + width - 1 of a linear layer, from A, the gradient at its outputs.
- */
+/* The gradient at a linear layer's inputs c to c + width - 1, from A, the gradient at its outputs:
+ * out (32, width). */
 INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
@@ -117,10 +117,10 @@ static void embed(const Pass *p, long r0, int rows) {
             continue;
         }
         const float *token = p->w + g->offset[WTE] + p->idx[r] * C;
-        const float *place = g->offset[WPE] < 0 ? NULL : p->w + g->offset[WPE] + r % p->T * C;
+        const float *position = g->offset[WPE] < 0 ? NULL : p->w + g->offset[WPE] + r % p->T * C;
         for (int c = 0; c < C; c += 16) {
             __m512 y = _mm512_loadu_ps(token + c);
-            if (place) y = _mm512_add_ps(y, _mm512_loadu_ps(place + c));
+            if (position) y = _mm512_add_ps(y, _mm512_loadu_ps(position + c));
             _mm512_storeu_ps(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
         }
     }
@@ -135,13 +135,13 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
     norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
-    const Packed *w = g->packed + 4 * l;
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
     /* QK-norm needs whole heads at once: a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < 3 * C; c += width)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->rows_c + r * C, 32, w, c, width, piece);
+            forward_piece(s->rows_c + r * C, 32, w + PACKED_QKV, c, width, piece);
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
@@ -186,11 +186,11 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const Packed *w = g->packed + 4 * l;
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *x = g->x + r0 * C;
     prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
-    add_branch(x, layer->mixed + r0 * C, C, w + 1, vector_at(p, offset[OUT_BIAS]), rows,
+    add_branch(x, layer->mixed + r0 * C, C, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
                  layer->scale2 + r0, s->rows_c);
@@ -199,13 +199,13 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->rows_c + r * C, 32, w + 2, f, 32, a);
-            if (g->s.modern) forward_piece(s->rows_c + r * C, 32, w + 2, F + f, 32, u);
+            forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, f, 32, a);
+            if (g->s.modern) forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, F + f, 32, u);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* index in a piece */
-                    bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + place,
-                         *to = s->rows_f + r * F + f * 32 + place;
+                    const long index = i * 32 + j; /* in a piece */
+                    bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
+                         *to = s->rows_f + r * F + f * 32 + index;
                     __m512 z = _mm512_loadu_ps(a + 32 * i + j);
                     if (g->s.modern) {
                         __m512 up = _mm512_loadu_ps(u + 32 * i + j);
@@ -219,7 +219,7 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                     }
                 }
         }
-    add_branch(x, s->rows_f, 32, w + 3, vector_at(p, offset[DOWN_BIAS]), rows,
+    add_branch(x, s->rows_f, 32, w + PACKED_DOWN, vector_at(p, offset[DOWN_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
@@ -229,7 +229,7 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s, float *partial) {
     Model *g = p->g;
-    const Packed *w = g->packed + 4 * g->s.L;
+    const Packed *w = g->packed + PACKED_PER_LAYER * g->s.L;
     const int C = g->s.C, V = g->s.V;
     const long Vp = w->N;
     const Norm n = norm_at(p, g->offset[LNF], g->offset[LNF_BIAS]);
@@ -248,10 +248,11 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
                 store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
             continue;
         }
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
         for (int v = 0; v < V; v += 16)
-            most = _mm512_mask_max_ps(most, first_lanes(V - v), most, _mm512_loadu_ps(z + v));
-        const float top = _mm512_reduce_max_ps(most);
+            largest =
+                _mm512_mask_max_ps(largest, first_lanes(V - v), largest, _mm512_loadu_ps(z + v));
+        const float top = _mm512_reduce_max_ps(largest);
         const __m512 shift = _mm512_set1_ps(top);
         for (int v = 0; v < V; v += 16)
             sum = _mm512_mask_add_ps(sum, first_lanes(V - v), sum,
@@ -259,6 +260,7 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
         const float total = _mm512_reduce_add_ps(sum), target_logit = z[p->targets[r]];
         g->losses[r] = logf(total) + top - target_logit;
         if (!p->training) continue;
+        /* The gradient at the logits is softmax(z), minus 1 at the target. */
         const __m512 factor = _mm512_set1_ps(scale / total);
         for (int v = 0; v < Vp; v += 16) {
             __m512 e = vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift));
@@ -297,9 +299,9 @@ typedef struct {
 /* Where the parts of group `group` begin. */
 static Partials group_partials(const Model *g, long group) {
     const int C = g->s.C;
-    float *offset = g->partials + group * g->partial_width;
+    float *start = g->partials + group * g->partial_width;
     Partials a;
-    a.qkv = offset, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
+    a.qkv = start, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
     a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->D;
     return a;
@@ -311,7 +313,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const Packed *w = g->packed + 4 * l;
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *dx = g->dx + r0 * C;
     prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
@@ -322,13 +324,13 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     bf16 *d = s->rows_wide;
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->rows_c + r * C, 32, w + 3, f, 32, piece);
+            backward_piece(s->rows_c + r * C, 32, w + PACKED_DOWN, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* index in a piece */
-                    const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + place;
-                    bf16 *act = s->rows_f + r * F + f * 32 + place,
-                         *to = d + (long)r * F1 + f * 32 + place;
+                    const long index = i * 32 + j; /* in a piece */
+                    const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
+                    bf16 *act = s->rows_f + r * F + f * 32 + index,
+                         *to = d + (long)r * F1 + f * 32 + index;
                     __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
                     if (g->s.modern)
                         swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
@@ -339,7 +341,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     pack_b_pieces(s->rows_f, (long)rows * F, g->act_tiles + r0 * F);
     pack_a_pieces_transposed(d, (long)rows * F1, g->d_up + r0 * F1);
     if (offset[UP_BIAS] >= 0) column_sums(d, rows, F1, partial.up);
-    times_backward(d, 32, rows, w + 2, s->d_norm);
+    times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
     norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
                   layer->hat2 + r0 * C, layer->scale2 + r0, dx, 1, partial.ln2,
                   offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
@@ -350,7 +352,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
         pack_b32(layer->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
     for (int c = 0; c < C; c += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->rows_c + r * C, 32, w + 1, c, 32, piece);
+            backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
                     store_bf16(g->dmixed + (r0 + r + i) * C + c + j,
@@ -401,7 +403,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
             for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
             _mm512_storeu_ps(partial.qkv + c, sum);
         }
-    times_backward(d, 3 * C, rows, g->packed + 4 * l, s->d_norm);
+    times_backward(d, 3 * C, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                   layer->hat1 + r0 * C, layer->scale1 + r0, g->dx + r0 * C, 1, partial.ln1,
                   offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
