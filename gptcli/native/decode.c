@@ -41,7 +41,7 @@ static void team_barrier(const Step *s) {
 }
 
 /* This thread's share of n things: from `from` to before `to`. */
-static void my_range(const Step *s, long n, long *from, long *to) {
+static void thread_range(const Step *s, long n, long *from, long *to) {
     *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
 }
 
@@ -325,7 +325,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     const long width = panels * PANEL, row = row_bytes(&layer->qkv);
     long from, to;
     in = quantize_if_int8(s, &layer->qkv, in);
-    my_range(s, d->s.H, &from, &to);
+    thread_range(s, d->s.H, &from, &to);
     for (long h = from; h < to; h++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
@@ -373,7 +373,7 @@ static void add_branch(const Step *s, const Packed *p, const char *in) {
     const long row = row_bytes(p);
     long from, to;
     in = quantize_if_int8(s, p, in);
-    my_range(s, p->N / 32, &from, &to);
+    thread_range(s, p->N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
@@ -397,7 +397,7 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     const long row = row_bytes(&layer->up);
     long from, to;
     in = quantize_if_int8(s, &layer->up, in);
-    my_range(s, layer->up.N / 32, &from, &to);
+    thread_range(s, layer->up.N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
@@ -426,7 +426,7 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
     const long row = row_bytes(&d->head);
     long from, to;
     in = quantize_if_int8(s, &d->head, in);
-    my_range(s, d->Vp / 32, &from, &to);
+    thread_range(s, d->Vp / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
         for (int r0 = 0; r0 < rows; r0 += MAX_ROWS) {

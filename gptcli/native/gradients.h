@@ -1,4 +1,4 @@
-/* The gradients of the parameters, from the tiles that the backward pass has stored.
+/* Gradients of the parameters, from the tiles that the backward pass has stored.
  *
  * Dimensions as in model.h. */
 

@@ -1,21 +1,21 @@
-/* int8 weights with a scale for each 32 inputs, and their exact products with rows of numbers.
+/* int8 weights with a scale for each 32 inputs, and their exact products with rows of activations.
  *
- * K inputs of a linear layer, a multiple of 32. An int8 weight is stored as the byte u = weight +
- * 128. Each output has a scale for each 32 of its inputs: the smallest bfloat16 with which the
- * largest of the 32 weights is at most 127.
+ * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
+ * Each output has a scale for each 32 of its inputs: the smallest bfloat16 with which the largest
+ * of the 32 weights is at most 127.
  *
- * A row of activations is a t: t the row's scale, a a whole number of 15 bits, a = 128 high + low
- * with a byte each. The products of 32 inputs are summed in int32, hence exactly: neither the
- * processor nor the other rows of a batch change a sum. Source: Dettmers et al. 2022, "8-bit
- * Optimizers via Block-wise Quantization", section 2.1, for scales of blocks; Intel's manual,
- * VPDPBUSD.
+ * Each row of activations has one scale t. An activation is a t with an integer a of 15 bits, kept
+ * as two bytes: a = 128 high + low. The products of 32 inputs are summed in int32 and therefore
+ * exactly: the result is the same on each processor and for any number of rows. Source: Dettmers et
+ * al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
+ * Intel's manual, VPDPBUSD.
  *
  * Layout in bytes, for each K:
  *
  *   panel  for each 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
  *          then for each 32 inputs: the scales of the 16 outputs (bfloat16)
  *   row    for each 32 inputs: 32 high bytes, then 32 low bytes
- *          then for each 32 inputs: minus the sum of a (int32), which corrects for the 128 in u
+ *          then for each 32 inputs: minus the sum of a (int32), to correct for w + 128
  *          then t (float32) */
 
 #ifndef GPTCLI_INT8_H

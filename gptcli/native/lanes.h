@@ -25,13 +25,13 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
-/* The number of each lane. */
+/* Lane i holds i. */
 static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 /* The smallest multiple of m that is at least n. */
 static long round_up(long n, long m) { return (n + m - 1) / m * m; }
 
-/* x in every lane. The subtraction is gcc's way to say it. */
+/* x in every lane: gcc spreads a scalar operand over the lanes of the other. */
 INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
 INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }
@@ -127,8 +127,7 @@ INLINE v16 blend(v16i mask, v16 a, v16 b) { return (v16)((mask & (v16i)a) | (~ma
 /* The larger number of each lane; b if a is NaN. */
 INLINE v16 lanewise_max(v16 a, v16 b) { return blend(a > b, a, b); }
 
-/* The sum of the lanes, always added in the same order: a result must not depend on how often it is
- * computed. */
+/* The sum of the lanes, always added in the same order. */
 INLINE float sum_lanes(v16 x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);

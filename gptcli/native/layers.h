@@ -1,8 +1,8 @@
 /* LayerNorm, RMSNorm, rotary positions, GELU, SwiGLU and dropout on rows, forward and backward.
  *
  * Dimensions: C channels, D numbers of a head. C is a multiple of 32, D of 16. Sums are in float32
- * and always run in the same order. `x_hat` (in code: hat) is a norm's input without its mean and
- * scaled to a mean square of 1; gain and bias follow. A gradient's name begins with d. */
+ * and always run in the same order. `hat` is a norm's normalised input, before gain and bias. A
+ * gradient's name begins with d. */
 
 #ifndef GPTCLI_LAYERS_H
 #define GPTCLI_LAYERS_H
@@ -30,8 +30,8 @@ INLINE __m512 vexp2(__m512 x) {
 /* e^x with vexp2's accuracy. */
 INLINE __m512 vexp(__m512 x) { return vexp2(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E))); }
 
-/* ln x for x > 0 with an error of about 1e-7. x = m 2^e; ln m is a series in t, m = (1 + t) / (1 -
- * t). */
+/* ln x for x > 0 with an error of about 1e-7. x = m 2^e, and ln m is a series in t with
+ * m = (1 + t) / (1 - t). */
 INLINE __m512 vlog(__m512 x) {
     __m512 e = _mm512_getexp_ps(x), m = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
     __mmask16 high = _mm512_cmp_ps_mask(m, _mm512_set1_ps(1.41421356f), _CMP_GT_OQ);

@@ -1,8 +1,8 @@
-/* The parameters of a GPT in the order in which the Python code passes their addresses or offsets.
+/* The parameters of a GPT, in the order of the tables in gptcli/model/parameters.py.
  *
- * First GLOBALS parameters outside the blocks, then PER_LAYER parameters for each block. The names
- * and their order are those of the Python code's table of parameters. A parameter that an arch does
- * not have is absent: its offset is -1, its address NULL. */
+ * Python passes an address or an offset for each: first GLOBALS parameters outside the blocks, then
+ * PER_LAYER parameters of each block. If an arch does not have a parameter, its offset is -1 and
+ * its address NULL. */
 
 #ifndef GPTCLI_PARAMETERS_H
 #define GPTCLI_PARAMETERS_H
@@ -33,7 +33,7 @@ enum {
     PER_LAYER
 };
 
-/* The two counts. library.py compares them with the Python code's table when it loads a library. */
+/* The two counts. library.py compares them with the Python table's when it loads a library. */
 int global_parameters(void) { return GLOBALS; }
 int layer_parameters(void) { return PER_LAYER; }
 
