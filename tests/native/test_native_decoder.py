@@ -343,7 +343,7 @@ def test_logits_that_are_not_numbers_choose_a_token_all_the_same(decoding: ctype
 
 
 def test_sampling_needs_no_special_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.SAMPLING.needed == frozenset()
+    assert library.SAMPLING.required_features == frozenset()
     monkeypatch.setattr(library, "_processor_features", lambda: None)
     library.find.cache_clear()
     try:
