@@ -76,7 +76,7 @@ def test_no_circle_among_modules() -> None:
         visit(module, ())
 
 
-def test_the_star_reads_alone() -> None:
+def test_attention_is_readable_alone() -> None:
     path = ROOT / "gptcli" / "model" / "attention.py"
     assert imports(path) == set()
     assert len(path.read_text("utf-8").splitlines()) < 200
@@ -84,7 +84,9 @@ def test_the_star_reads_alone() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes_and_names(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 400
+    """Learners read a file of model/ or training/ in one sitting; names say what a file holds."""
+    if path.parent.name in ("model", "training"):
+        assert len(path.read_text("utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "base"}
 
 

@@ -17,7 +17,7 @@ from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
 from gptcli.model.layers import swiglu_width
 from gptcli.native.engine import parameter_names
-from gptcli.native.library import DecoderShape, How
+from gptcli.native.library import DecoderShape, SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount, switches
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
@@ -81,9 +81,9 @@ class Decoder:
             raise MemoryError("no memory for the decoder")
         # Learned positions end; others at what the library counts with.
         self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
-        self._piece = int(library.dec_piece(self._decoder))
-        self._rows = int(library.dec_rows(self._decoder))
-        self.most_scored = int(library.dec_scored(self._decoder))
+        self._piece = int(library.dec_max_chunk(self._decoder))
+        self._rows = int(library.dec_max_rows(self._decoder))
+        self.most_scored = int(library.dec_max_scored(self._decoder))
         self._thread_count = ThreadCount(threads)
         self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
         matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
@@ -170,7 +170,11 @@ class Decoder:
         return torch.tensor(place[: self._vocab_size])
 
     def run(
-        self, streams: Sequence[int], positions: Sequence[int], uniform: Tensor, how: How
+        self,
+        streams: Sequence[int],
+        positions: Sequence[int],
+        uniform: Tensor,
+        how: SamplingParamsStruct,
     ) -> Tensor:
         """Choose and feed: float64 (n, steps) uniform numbers -> int32 (steps, n) tokens of n
         different streams, the first of each at the given position. The last ones are not fed."""

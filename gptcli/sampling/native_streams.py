@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 from gptcli.native.decoder import Decoder
-from gptcli.native.library import How
+from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Text, window_start
 
@@ -24,7 +24,7 @@ class NativeStreams:
         self._decoder = decoder
         self._width = None if model.wpe is None else model.config.block_size  # None: no end
         self._penalty = how.repetition_penalty != 1.0
-        self._how = How(
+        self._how = SamplingParamsStruct(
             temperature=how.temperature,
             top_p=1.0 if how.top_p is None else how.top_p,
             min_p=how.min_p or 0.0,

@@ -38,7 +38,7 @@ def choose_engine(
     wanted = config.run.engine
     if wanted == "torch":
         return "torch", None
-    reason, can_be_helped = None, False
+    reason, user_can_fix = None, False
     if device.type != "cpu" or dtype != torch.bfloat16:
         reason = "it computes in bfloat16 on a CPU"
     elif has_user_parts:
@@ -49,12 +49,12 @@ def choose_engine(
         reason = unsupported_reason(config.model)
     if reason is None:
         found = library.find()
-        reason, can_be_helped = found.reason, found.can_be_helped
+        reason, user_can_fix = found.reason, found.user_can_fix
         if found.library is not None:
             return "native", None
     if wanted == "native":
         raise GptcliError(f"`run.engine` native is not possible: {reason}", "`auto` does without")
-    if can_be_helped:
+    if user_can_fix:
         return "torch", f"training with PyTorch alone, which is slower: {reason}"
     return "torch", None
 

@@ -27,7 +27,7 @@ def native() -> ctypes.CDLL:
 @pytest.fixture(scope="session")
 def without_tiles(native: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The C library as machines have it whose processors know AVX512-BF16 but no tiles."""
-    if not native.tiles_known():
+    if not native.compiled_with_amx():
         pytest.skip("no tiles on this machine: the C library is without them as it is")
     path = tmp_path_factory.mktemp("without-tiles") / "gpt.so"
     source = Path(library.__file__).with_name("gpt.c")
@@ -35,7 +35,7 @@ def without_tiles(native: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory)
     compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
     subprocess.run([*compiler, *library._FLAGS, *off, "-o", path, source, "-lm"], check=True)
     built = library._load(library.TRAINING, path)
-    assert not built.tiles_known()
+    assert not built.compiled_with_amx()
     return built
 
 

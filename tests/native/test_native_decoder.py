@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
-from gptcli.native.library import How
+from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.next_token import SamplingParams, choose_token
 from tests.sampling.sampling_models import banded, model
 
@@ -189,7 +189,7 @@ def test_any_team_writes_the_same(
 ) -> None:  # fmt: skip
     m = made(SHAPES[0])
     uniform = torch.rand(streams, 30, generator=torch.Generator().manual_seed(1)).double()
-    how = How(temperature=1.0, top_p=1.0, penalty=1.0)
+    how = SamplingParamsStruct(temperature=1.0, top_p=1.0, penalty=1.0)
 
     def run(chosen: list[int]) -> torch.Tensor:
         one = decoder(decoding, m, dtype, streams=streams, threads=threads)
@@ -242,8 +242,10 @@ def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
 # ---- the choice ----------------------------------------------------------------------------------
 
 
-def chosen(found: ctypes.CDLL, logits: torch.Tensor, how: How, uniform: float, seen: Any) -> int:
-    """choose.h alone."""
+def chosen(
+    found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any
+) -> int:
+    """next_token.h alone."""
     function = found.dec_choose
     function.restype = ctypes.c_int
     place = None if seen is None else seen.data_ptr()
@@ -275,7 +277,7 @@ def test_the_choice_is_pytorchs(
     if seed % 3 == 0:
         logits = logits.round()  # with ties
     seen = torch.rand(size, generator=generator) < 0.3
-    native = How(
+    native = SamplingParamsStruct(
         temperature=temperature,
         top_p=1.0 if top_p is None else top_p,
         min_p=min_p or 0.0,
@@ -334,14 +336,14 @@ def test_logits_that_are_not_numbers_choose_a_token_all_the_same(decoding: ctype
     for value in (float("nan"), float("inf"), float("-inf")):
         logits = torch.full((70,), value)
         for how in (
-            How(temperature=0.0, top_p=1.0, penalty=1.0),
-            How(temperature=1.0, top_p=0.5, min_p=0.1, penalty=1.0, top_k=5),
+            SamplingParamsStruct(temperature=0.0, top_p=1.0, penalty=1.0),
+            SamplingParamsStruct(temperature=1.0, top_p=0.5, min_p=0.1, penalty=1.0, top_k=5),
         ):
             assert 0 <= chosen(decoding, logits, how, 0.5, None) < 70
 
 
 def test_sampling_needs_no_special_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.SAMPLING.needed == frozenset()
+    assert library.SAMPLING.required_features == frozenset()
     monkeypatch.setattr(library, "_processor_features", lambda: None)
     library.find.cache_clear()
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptcli.native.decoder import Decoder
-from gptcli.native.library import How
+from gptcli.native.library import SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount
 from tests.sampling.sampling_models import model
 
@@ -91,7 +91,7 @@ def test_the_text_does_not_depend_on_it(
 ) -> None:
     m = model("modern", 2, 24, n_embd=64)
     monkeypatch.setattr("gptcli.native.decoder._FOR_ONE", 0)
-    how = How(temperature=1.0, top_p=1.0, penalty=1.0)
+    how = SamplingParamsStruct(temperature=1.0, top_p=1.0, penalty=1.0)
     uniform = torch.rand(1, 20, generator=torch.Generator().manual_seed(1)).double()
     texts = []
     for teams in ([2], [1], [1, 2, 2, 1, 2, 1, 1]):
