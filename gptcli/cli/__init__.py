@@ -16,7 +16,6 @@ from gptcli import __version__
 from gptcli.cli import (
     bench,
     check,
-    check_parts,
     configs,
     evaluate,
     exercise,
@@ -67,10 +66,10 @@ _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("score", score.score, "gptcli score mine poem.txt")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
-for _exercise, _what, _interface in check_parts.PARTS:
+for _exercise, _what, _interface in check.COMMANDS:
     _add(
         f"check-{_exercise}",
-        check_parts.check_command(_exercise, _what, _interface),
+        check.check_command(_exercise, _what, _interface),
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")

@@ -65,13 +65,13 @@ def checked(files: UserFiles, config: Config, force: bool) -> UserParts | None:
             f"--{first} needs `arch: gpt2`; the modern arch {why}",
             f"gptcli train course --{first} FILE",
         )
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
 
     with Checker() as checker:
         for part, spec in given.items():
             problem = None
             try:
-                report = checker.check(part, spec)
+                report = checker.check(spec, part)
                 if not report.ok:
                     problem = f"{report.file} does not pass its check: {report.message}"
             except GptcliError as error:
@@ -96,12 +96,11 @@ def loaded(files: UserFiles) -> UserParts | None:
         return None
     from gptcli.course.checking import find_matrices
     from gptcli.course.exercises.building import build, takes
-    from gptcli.course.exercises.part_checking import find_part
-    from gptcli.course.exercises.tokenizer_trial import tokenizer_class
-    from gptcli.course.sandbox.learner_file import load_class
+    from gptcli.course.exercises.tokenizer_lesson import tokenizer_class
+    from gptcli.course.sandbox.learner_file import find_file, load_class
     from gptcli.model.user_parts import UserParts
 
-    found = {part: find_part(part, spec) for part, spec in given.items()}
+    found = {part: find_file(spec, part) for part, spec in given.items()}
     classes: dict[str, type[Any]] = {
         part: (tokenizer_class if part == "tokenizer" else load_class)(file)
         for part, file in found.items()

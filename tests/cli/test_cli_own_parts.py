@@ -141,7 +141,7 @@ def test_wrong_parts_need_force(my: Path, text_file: Path, tmp_path: Path, cli) 
     words = ["train", "course", f"data.source={text_file}", *SMALL, "--mlp", path]
     outcome = cli(*words, "--out", tmp_path / "run")
     assert outcome.code == 1
-    assert "does not pass its check: the 24 channels are bent by ReLU" in outcome.err
+    assert "does not pass its check: your 24 channels go through ReLU" in outcome.err
     assert "check-mlp" in outcome.err
     assert not (tmp_path / "run").exists()
     outcome = cli(*words, "--out", tmp_path / "run", "--force")

@@ -1,4 +1,4 @@
-"""check_own: every path is looked at, and one that strays is found."""
+"""check-attention without a file: every path of the project's attention is compared."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gptcli.model import attention
 FEW = [Sizes(2, 5, 3, 4, True), Sizes(1, 70, 2, 8, False), Sizes(1, 1, 1, 1, True)]
 
 
-def test_own_paths_agree_and_all_are_there() -> None:
-    """On a CPU both ways inside `attend` are taken: by matrix products and by the fused kernel."""
+def test_all_builtin_paths_agree_with_the_reference() -> None:
+    """A CPU uses both branches of `attend`: matrix products and the fused kernel."""
     report = compare_paths(["cpu"], FEW)
     assert report.ok, report.message
     assert {result.path for result in report.results} == set(PATHS)
@@ -24,7 +24,7 @@ def test_own_paths_agree_and_all_are_there() -> None:
     assert all(result.cases > 0 for result in report.results)
 
 
-def test_own_report_as_json() -> None:
+def test_builtin_report_as_json() -> None:
     value = json.loads(json.dumps(compare_paths(["cpu"], FEW[:1]).to_json()))
     assert value["ok"] is True
     assert value["checks"]
@@ -42,7 +42,7 @@ def test_own_report_as_json() -> None:
         }
 
 
-def test_grid_has_the_edges() -> None:
+def test_grid_has_edge_cases() -> None:
     cases = grid()
     assert len(set(cases)) == len(cases)
     assert {1} < {case.T for case in cases}
@@ -61,7 +61,7 @@ def test_grid_has_the_edges() -> None:
         ("attend_where", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
     ],
 )
-def test_own_paths_that_stray_are_found(
+def test_wrong_builtin_paths_are_found(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     broken: object,
@@ -84,6 +84,6 @@ def test_own_paths_that_stray_are_found(
     assert "stray from the reference" in report.message
 
 
-def test_a_report_of_nothing_is_not_ok() -> None:
+def test_an_empty_report_is_not_ok() -> None:
     assert not BuiltinReport(()).ok
     assert not PathResult("a", "float32", "cpu", 1e-5, 1, float("nan")).ok

@@ -1,4 +1,4 @@
-"""A learner's folder: skeletons and notes written into it, how far it is, and when it changes."""
+"""A learner's folder: write skeletons and notes into it, check its progress, watch for changes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.catalogue import Exercise
-from gptcli.course.exercises.part_checking import Checker
-from gptcli.course.lesson import PartReport
+from gptcli.course.checking import Checker
+from gptcli.course.report import FileReport
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
@@ -18,17 +18,20 @@ from gptcli.files.durable import write_atomically
 def write_exercises(
     exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """Write the skeleton and the notes of each -> the files. Nothing is written where one exists
-    already and `overwrite` does not say so. Raises GptcliError."""
+    """Write the skeleton and the notes of each exercise, and return their paths.
+
+    Raises GptcliError if a file exists already (unless `overwrite`) or cannot be written. Then
+    nothing is written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
         texts[folder / f"{exercise.name}.py"] = exercise.skeleton(blank=blank)
         texts[folder / f"{exercise.name}.md"] = exercise.notes()
-    there = [path for path in texts if path.exists()]
-    if there and not overwrite:
+    existing = [path for path in texts if path.exists()]
+    if existing and not overwrite:
         raise GptcliError(
-            f"{there[0]} exists already" + (f", with {len(there) - 1} more" * (len(there) > 1)),
-            "your work is kept; choose another --out, or let --overwrite replace it",
+            f"{existing[0]} exists already"
+            + (f", with {len(existing) - 1} more" * (len(existing) > 1)),
+            "gptcli kept your work; choose another --out, or replace it with --overwrite",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,16 +46,16 @@ def write_exercises(
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one exercise is: `state` is "passes", "wrong", "unusable" or "not begun"."""
+    """The state of one exercise: "passes", "wrong", "unusable" or "not begun"."""
 
     exercise: Exercise
     path: Path
     state: str
     message: str
-    report: PartReport | None = None
+    report: FileReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The object of `gptcli exercise --status DIR --json`."""
+        """The JSON object of `gptcli exercise --status DIR --json`."""
         return {
             "exercise": self.exercise.name,
             "file": str(self.path),
@@ -66,19 +69,19 @@ class Progress:
 
 
 def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
-    """Check the exercise's file in `folder`, if it is there."""
+    """Check the file of the exercise in `folder`, if it exists."""
     path = folder / f"{exercise.name}.py"
     if not path.exists():
         return Progress(exercise, path, "not begun", "not begun")
     try:
-        report = checker.check(exercise.name, str(path))
+        report = checker.check(str(path), exercise.name)
     except GptcliError as error:
         return Progress(exercise, path, "unusable", error.message)
     return Progress(exercise, path, "passes" if report.ok else "wrong", report.message, report)
 
 
 def find_folder(folder: Path) -> Path:
-    """`folder`, which exists. Raises GptcliError."""
+    """Return `folder`. Raises GptcliError if it does not exist."""
     if not folder.is_dir():
         raise GptcliError(
             f"there is no folder {folder}", f"gptcli exercise attention --out {folder} begins one"
@@ -87,8 +90,7 @@ def find_folder(folder: Path) -> Path:
 
 
 def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
-    """Names of .py files in `folder` that were saved, added or removed, as it happens; without
-    end."""
+    """Watch `folder` forever. Yields the names of .py files that were saved, added or removed."""
     before = _saved(folder)
     while True:
         time.sleep(pause_s)
@@ -104,7 +106,7 @@ def _saved(folder: Path) -> dict[str, tuple[int, int]]:
     for path in folder.glob("*.py"):
         try:
             status = path.stat()
-        except OSError:  # between its removal and its replacement
+        except OSError:  # removed, and not yet replaced
             continue
         found[path.name] = (status.st_mtime_ns, status.st_size)
     return found
