@@ -333,9 +333,9 @@ def _dry_run(config: Config, user_parts: UserParts | None, as_json: bool) -> Non
     if as_json:
         print_json(result)
         return
-    from gptcli.view.dry_run import plan_lines
+    from gptcli.view.dry_run import dry_run_lines
 
-    for line in plan_lines(result):
+    for line in dry_run_lines(result):
         typer.echo(line)
 
 
