@@ -103,9 +103,8 @@ def step_line(event: StepDone, status: RunStatus) -> str:
 
 def _step_of(step: int, status: RunStatus) -> str:
     # No commas in the numbers, because scripts read them.
-    return (
-        f"step {step}/{status.started.max_steps}" if status.started is not None else f"step {step}"
-    )
+    of = f"/{status.started.max_steps}" if status.started is not None else ""
+    return f"step {step}{of}"
 
 
 def _opening_lines(event: RunStarted) -> list[str]:

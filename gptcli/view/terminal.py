@@ -1,4 +1,4 @@
-"""The live view of a training run: when it redraws. Also chooses between live view and plain lines."""
+"""When the live view of a training run redraws, and when plain lines replace it."""
 
 from __future__ import annotations
 

@@ -94,9 +94,7 @@ def test_a_long_history_is_bounded_and_in_order(count: int, capacity: int) -> No
     assert points == sorted(points)
     assert all(value == pytest.approx(3.0 * step + 1.0) for step, value in points)
     if count:
-        assert (
-            points[-1][0] > (count - 1) * (1 - 2 / capacity) - 1
-        )  # the newest values are included
+        assert points[-1][0] > (count - 1) * (1 - 2 / capacity) - 1
 
 
 def test_a_history_leaves_out_values_that_are_not_finite() -> None:
