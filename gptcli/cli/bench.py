@@ -20,7 +20,7 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast this machine trains and samples a config.
+    """Measure training and sampling speed on this machine.
 
     First, bench measures the machine's peak in matrix products. The training figure says which
     share of that peak a training step reaches. The limit for sampling is the time to read and

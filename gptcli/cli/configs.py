@@ -25,7 +25,9 @@ def configs(
 
 
 def schema() -> None:
-    """Print the JSON Schema of the config: it explains every key, and editors can use it."""
+    """Print the JSON Schema of all config keys.
+
+    It explains every key. Editors use it to complete and check a YAML file."""
     from gptcli.config_files import json_schema
 
     sys.stdout.write(json_schema())

@@ -56,8 +56,8 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="Start from the weights of this run (fine-tuning). Its config is used too, unless "
-            "you name one, at a tenth of its learning rate, unless you set one.",
+            help="Start from the weights of this run (fine-tuning). Unless you give a CONFIG, its "
+            "config is used at a tenth of its learning rate (or at the rate that you set).",
         ),
     ] = None,
     resume: Annotated[

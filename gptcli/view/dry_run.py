@@ -8,7 +8,7 @@ from gptcli.view.number_formats import duration
 
 
 def dry_run_lines(plan: dict[str, Any]) -> list[str]:
-    """One line for each thing that a run would have or need, from training.dry_run.plan."""
+    """One line for each thing that a run would have or need, from the figures of training.dry_run."""
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
