@@ -8,7 +8,7 @@ from gptcli.view.number_formats import duration
 
 
 def dry_run_lines(plan: dict[str, Any]) -> list[str]:
-    """One line for each thing that a run would have or need, from the figures of training.dry_run."""
+    """One line for each figure of a dry run. `plan` is the object that --json prints."""
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
@@ -16,7 +16,7 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
         f"validate on; {plan['vocab_size']:,} different tokens",
         f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} in each step "
         f"({plan['epochs']:.1f} epochs)",
-        f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, without the libraries",
+        f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, not counting the libraries",
         "time        not measured, because the run does not fit into this machine's memory"
         if plan["seconds_estimate"] is None
         else f"time        about {duration(plan['seconds_estimate'])} on this machine",
