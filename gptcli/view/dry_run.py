@@ -12,8 +12,8 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
-        f"text        {plan['train_tokens']:,} tokens to train on, {plan['val_tokens']:,} to "
-        f"validate on; {plan['vocab_size']:,} different tokens",
+        f"text        {plan['train_tokens']:,} training tokens, {plan['val_tokens']:,} validation "
+        f"tokens; vocabulary {plan['vocab_size']:,}",
         f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} in each step "
         f"({plan['epochs']:.1f} epochs)",
         f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, not counting the libraries",
