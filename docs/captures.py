@@ -2,8 +2,8 @@
 
     python docs/captures.py
 
-It trains most of the default config in a temporary folder, which takes about a minute, and checks an
-attention whose scores are not scaled.
+It trains most of the default config in a temporary folder, which takes about a minute. It also
+checks an attention whose scores are not scaled.
 """
 
 from __future__ import annotations

@@ -20,11 +20,7 @@ from rich.text import Text
 
 COURSE = Path(__file__).resolve().parent / "course"
 
-<<<<<<< HEAD
-# The line that replaces the skeleton's `raise NotImplementedError`, for each step.
-=======
 # The lines of each step that replace the skeleton's `raise NotImplementedError`.
->>>>>>> face
 ATTENTION = (
     "q, k, v = self.query(x), self.key(x), self.value(x)",
     "q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in (q, k, v))",
