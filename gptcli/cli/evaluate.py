@@ -1,4 +1,4 @@
-"""`gptcli eval`."""
+"""`gptcli eval`: loss, perplexity and bits per byte over a split or another text."""
 
 from __future__ import annotations
 
@@ -37,14 +37,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: RunArgument = None,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
+    split: Annotated[
+        str, typer.Option("--split", help="The split to evaluate: train or val.")
+    ] = "val",
     file: Annotated[
-        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's own.")
+        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's text.")
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
-            "--context", min=1, help="Window length in tokens. Default: the model's block_size."
+            "--context",
+            min=1,
+            help="Length of a window in tokens (default: the model's block_size).",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -58,7 +62,7 @@ def evaluate(
     block: BlockOption = None,
     tokenizer: TokenizerOption = None,
 ) -> None:
-    """Measure the loss over a whole split or a text of yours."""
+    """Measure the loss over a whole split or another text."""
     import math
 
     if split not in ("train", "val"):
@@ -75,7 +79,7 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file)
-    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+    with redirect_stdout(sys.stderr):  # the user's module can print
         loss = mean_loss(trained.model, tokens, context)
     assert loss is not None
     count = len(tokens) - 1
@@ -104,6 +108,7 @@ def evaluate(
 
 
 def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
+    """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.corpus import open_corpus
     from gptcli.training.setup import open_text
 
@@ -122,13 +127,13 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
     if corpus.content_key != trained.meta.get("data"):
         raise GptcliError(
             f"the text of {config.data.source} has changed since the run",
-            "put the old text back, or name a text with --file",
+            "restore the old text, or name another text with --file",
         )
     if split == "train":
         return corpus.train
     if corpus.val is None:
         raise GptcliError(
-            "the run has no validation part (data.val_fraction is 0)",
-            "--split train, or --file TEXT",
+            "the run has no validation split (data.val_fraction is 0)",
+            "use --split train, or --file TEXT",
         )
     return corpus.val

@@ -10,7 +10,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
-from gptcli.cli.user_files import TokenizerOption, UserFiles, loaded
+from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
 
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
-    user_parts = loaded(files)
+    user_parts = load_user_parts(files)
     # The other parts of a learner's are not needed to cut a text.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)

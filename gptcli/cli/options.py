@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
-from gptcli.cli.user_files import UserFiles, loaded
+from gptcli.cli.user_files import UserFiles, load_user_parts
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load(
         checkpoint,
         device=device,
         dtype=choose_dtype(wanted, device),
-        user_parts=loaded(files),
+        user_parts=load_user_parts(files),
     )
     _say(trained)
     return path, trained
@@ -123,7 +123,7 @@ def load_writer(
     path = find_run(run)
     device = choose_device(machine.device)
     threads = choose_threads(machine.threads or "auto")
-    user_parts = loaded(files)
+    user_parts = load_user_parts(files)
     backend = choose_backend(
         machine.dtype, device, has_user_parts=user_parts is not None and user_parts.in_network()
     )

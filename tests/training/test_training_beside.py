@@ -243,7 +243,7 @@ def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
-    assert "left at once, without saving; go on with: gptcli train --resume" in done.stderr
+    assert "stopped without saving; go on with: gptcli train --resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Fatal" not in done.stderr
     prepared = prepare_resume(run, None)

@@ -65,7 +65,7 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room(
     assert (records_here, samples_here) == (records, samples)
     warning = f"WARNING: {run / name} could not be written (No space left on device); "
     assert outcome.err.count(warning) == 1  # two in a row are one piece of news
-    assert "MiB free there. The training goes on, and tries again" in outcome.err
+    assert "MiB free there. Training goes on; gptcli tries again" in outcome.err
     assert disk.calls > 4
 
 

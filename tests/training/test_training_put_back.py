@@ -95,7 +95,7 @@ def test_a_save_that_is_late_touches_nothing_of_the_old_run(
     assert content(old) == before
     if outcome.code == 130:
         assert "--resume" not in outcome.err  # that would go on with the old run
-        assert f"the run that was in {old} before is there again" in outcome.err
+        assert f"the earlier run in {old} is restored" in outcome.err
 
 
 class Slow(Watched):
@@ -155,7 +155,7 @@ def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
-    assert "is there again" in done.stderr
+    assert "is restored" in done.stderr
     assert "--resume" not in done.stderr
     assert content(old) == before
 

@@ -1,4 +1,4 @@
-"""Printed numbers: counts, losses, durations, rates, and the time that is left."""
+"""Formatted numbers: counts, losses, durations, tokens per second, the time left."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_time_taken_says_more_about_short_times() -> None:
+def test_a_time_under_ten_seconds_has_a_decimal() -> None:
     assert time_taken(0.42) == "0.4 s"
     assert time_taken(83.2) == "1:23"
 
@@ -66,41 +66,41 @@ def test_a_rate_is_a_count_divided_by_a_duration() -> None:
     assert rate(10, -1.0) is None
 
 
-def test_eta_is_the_steps_left_at_the_pace_so_far() -> None:
+def test_eta_is_the_steps_left_at_the_speed_so_far() -> None:
     assert eta_seconds(60, 30, 15.0) == 30.0
     assert eta_seconds(0, 30, 15.0) == 0.0
     assert eta_seconds(-5, 30, 15.0) == 0.0
     assert eta_seconds(60, 0, 0.0) is None
-    assert eta_seconds(60, 10, 0.0) == 0.0  # a clock that did not move is no division by zero
+    assert eta_seconds(60, 10, 0.0) == 0.0  # a clock that does not move causes no division by zero
 
 
-def test_the_first_step_is_not_part_of_the_pace() -> None:
-    pace = StepRate()
-    assert pace.eta(100) is None
-    pace.mark(1, 50.0)  # compilation
-    assert pace.eta(100) is None
-    pace.mark(2, 50.5)
-    assert pace.eta(100) == pytest.approx(98 * 0.5)
+def test_the_first_step_does_not_count_in_the_speed() -> None:
+    rate_so_far = StepRate()
+    assert rate_so_far.eta(100) is None
+    rate_so_far.mark(1, 50.0)  # compilation
+    assert rate_so_far.eta(100) is None
+    rate_so_far.mark(2, 50.5)
+    assert rate_so_far.eta(100) == pytest.approx(98 * 0.5)
 
 
-def test_the_pace_of_a_resumed_run_is_that_of_its_own_steps() -> None:
-    pace = StepRate()
-    pace.mark(601, 1000.0)
-    pace.mark(611, 1001.0)
-    assert pace.eta(1011) == pytest.approx(40.0)
+def test_a_resumed_run_counts_only_its_own_steps() -> None:
+    rate_so_far = StepRate()
+    rate_so_far.mark(601, 1000.0)
+    rate_so_far.mark(611, 1001.0)
+    assert rate_so_far.eta(1011) == pytest.approx(40.0)
 
 
-def test_the_pace_follows_a_change_of_speed_and_counts_the_pauses() -> None:
-    pace = StepRate()
+def test_the_speed_follows_changes_and_includes_pauses() -> None:
+    rate_so_far = StepRate()
     for step in range(1, 1001):
-        pace.mark(step, step * 0.01)
+        rate_so_far.mark(step, step * 0.01)
     now = 10.0
     for step in range(1001, 1501):
         now += 0.5
-        pace.mark(step, now)
-    assert pace.eta(1600) == pytest.approx(50.0, rel=0.02)
-    pace.mark(1501, now + 30.0)  # an evaluation
-    eta = pace.eta(1600)
+        rate_so_far.mark(step, now)
+    assert rate_so_far.eta(1600) == pytest.approx(50.0, rel=0.02)
+    rate_so_far.mark(1501, now + 30.0)  # an evaluation
+    eta = rate_so_far.eta(1600)
     assert eta is not None
     assert eta > 60
 
@@ -108,11 +108,11 @@ def test_the_pace_follows_a_change_of_speed_and_counts_the_pauses() -> None:
 @given(st.lists(st.floats(0, 5), min_size=2, max_size=60))
 @settings(max_examples=50, deadline=None)
 def test_eta_is_never_negative(waits: list[float]) -> None:
-    pace, now = StepRate(), 0.0
+    rate_so_far, now = StepRate(), 0.0
     for step, wait in enumerate(waits):
         now += wait
-        pace.mark(step, now)
-    eta = pace.eta(len(waits) + 5)
+        rate_so_far.mark(step, now)
+    eta = rate_so_far.eta(len(waits) + 5)
     assert eta is not None
     assert eta >= 0
 

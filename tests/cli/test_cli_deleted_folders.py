@@ -1,4 +1,4 @@
-"""What goes away under a training, and clocks that jump: clear words, no absurd figures."""
+"""Folders that are deleted or moved during training, and system clocks that jump."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = (
 
 
 def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let something happen once that step is made."""
+    """Call `do` after the training has made this step."""
     train = loop.train
 
     def watched(*arguments: Any) -> Any:
@@ -38,20 +38,20 @@ def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
-@pytest.mark.parametrize("beside", [False, True], ids=["at once", "beside"])
+@pytest.mark.parametrize("beside", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("what", ["deleted", "moved"])
-def test_a_run_folder_that_vanishes(
+def test_a_run_folder_that_disappears(
     what: str, beside: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """It is said at every checkpoint, and no half of a run is made in its place."""
+    """A warning at every checkpoint, an error at the end, and no new folder in its place."""
     run, other = tmp_path / "r", tmp_path / "other"
     monkeypatch.setattr(saving, "BESIDE_BYTES", 0 if beside else 1 << 40)
     with monkeypatch.context() as patch:
 
         def away() -> None:
             for thread in threading.enumerate():
-                if "(_write)" in thread.name:  # the checkpoint of step 4 has arrived
+                if "(_write)" in thread.name:  # wait for the checkpoint of step 4
                     thread.join()
             shutil.rmtree(run) if what == "deleted" else run.rename(other)
 
@@ -71,10 +71,10 @@ def test_a_run_folder_that_vanishes(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
-def test_another_run_in_the_place_of_one_that_vanished(
+def test_another_run_in_place_of_a_deleted_one(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is written into it."""
+    """The training writes nothing into the other run."""
     run, other = tmp_path / "r", tmp_path / "other"
     assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
 
@@ -94,7 +94,7 @@ def files(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_a_text_that_is_gone_when_a_run_goes_on(
+def test_a_resume_without_the_text_changes_nothing(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, run = tmp_path / "speeches.txt", tmp_path / "r"
@@ -116,10 +116,10 @@ def test_a_text_that_is_gone_when_a_run_goes_on(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
-def test_prepared_tokens_that_vanish(
+def test_a_deleted_token_cache_is_built_again(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are mapped, and stay until the training ends; the next one makes them again."""
+    """The shards are memory-mapped, so a running training keeps them; the next one builds them."""
     cache, runs = tmp_path / "cache", []
     monkeypatch.setenv("GPTCLI_CACHE", str(cache))
     for name in ("whole", "without"):
@@ -139,7 +139,7 @@ def test_prepared_tokens_that_vanish(
 def test_a_clock_that_jumps(
     jump: float, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every look at it, and between a stop and a resume: the figures go by another clock."""
+    """At each reading, and between stop and resume. `seconds` come from another clock."""
     run, looks, real = tmp_path / "r", [0], time.time
 
     def wrong() -> float:
@@ -151,7 +151,7 @@ def test_a_clock_that_jumps(
         at_step(5, lambda: os.kill(os.getpid(), 2), patch)
         assert cli("train", text_file, *SMALL, "--out", run).code == 130
     begun = real()
-    for path in run.rglob("*"):  # as written by the clock of before
+    for path in run.rglob("*"):  # as if the clock from before the jump had written them
         os.utime(path, (begun - jump, begun - jump))
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err
@@ -165,7 +165,7 @@ def test_a_clock_that_jumps(
 
 
 @pytest.mark.parametrize("when", [0, -(10**9), 2**33, 2**38])
-def test_runs_written_by_a_clock_that_was_years_off(
+def test_runs_with_impossible_dates_are_listed(
     when: int, cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,4 @@
-"""Whoever watched a training has gone: a closed terminal, a full disk under stderr or stdout. The
-training goes on to its save, and ends as if somebody had looked."""
+"""A training whose terminal is closed, or whose stderr or stdout is full, still saves its run."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from pathlib import Path
 from gptcli.training.passes import TorchPasses
 
 mark, controls = Path(sys.argv.pop(1)), sys.argv.pop(1) == "controls"
-if controls:  # as a login's terminal: closing it sends SIGHUP
+if controls:  # like the terminal of a login: closing it sends SIGHUP
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)
 steps, step = [], TorchPasses.gradients
 
@@ -34,7 +33,7 @@ def slow(self, *arguments, **more):
         mark.touch()
         while mark.exists():  # until the terminal is closed
             time.sleep(0.01)
-    print("what a part of a learner's says")
+    print("a line that a user's module prints")
     return step(self, *arguments, **more)
 
 TorchPasses.gradients = slow
@@ -63,7 +62,7 @@ def words(text: Path, run: Path, *more: str) -> list[str]:
 
 
 def status(run: Path) -> tuple[str, int]:
-    """How run.json says that it ended, and the step of its newest checkpoint, which is whole."""
+    """How the run ended by its run.json, and the step of its newest (readable) checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
     with safe_open(newest / "model.safetensors", "np") as tensors:
         assert tensors.keys()
@@ -79,7 +78,13 @@ def test_a_closed_terminal_does_not_lose_the_run(
     master, terminal = os.openpty()
     child = subprocess.Popen(
         [
-            *(sys.executable, "-c", SLOW, str(mark), "controls" if controls else "stands by"),
+            *(
+                sys.executable,
+                "-c",
+                SLOW,
+                str(mark),
+                "controls" if controls else "does not control",
+            ),
             *words(text_file, run),
         ],
         stdin=terminal,
@@ -109,7 +114,7 @@ def test_a_closed_terminal_does_not_lose_the_run(
 
 @needs_full
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_stderr_that_takes_nothing_changes_nothing(
+def test_a_full_stderr_changes_nothing(
     more: tuple[str, ...], text_file: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -131,9 +136,7 @@ def test_a_stderr_that_takes_nothing_changes_nothing(
 
 
 @needs_full
-def test_a_stdout_that_takes_nothing_is_an_error_of_a_run_that_is_saved(
-    text_file: Path, tmp_path: Path
-) -> None:
+def test_a_full_stdout_is_an_error_but_the_run_is_saved(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -149,9 +152,7 @@ def test_a_stdout_that_takes_nothing_is_an_error_of_a_run_that_is_saved(
 
 
 @needs_full
-def test_a_stdout_that_takes_nothing_does_not_hide_why_a_run_ended(
-    text_file: Path, tmp_path: Path
-) -> None:
+def test_a_full_stdout_does_not_hide_why_a_run_failed(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     subprocess.run(
         [sys.executable, "-m", "gptcli", *words(text_file, run)], check=True, capture_output=True
@@ -172,7 +173,7 @@ def test_a_stdout_that_takes_nothing_does_not_hide_why_a_run_ended(
     assert "No space left" not in done.stderr
 
 
-def test_the_closing_of_the_terminal_is_never_the_second_ctrl_c(
+def test_a_closed_terminal_never_counts_as_the_second_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from gptcli.cli.signals import LeaveAtOnce, stop_on_signals
@@ -184,5 +185,5 @@ def test_the_closing_of_the_terminal_is_never_the_second_ctrl_c(
         try:
             os.kill(os.getpid(), signal.SIGHUP)
         except LeaveAtOnce:
-            pytest.fail("left at once, without saving")
+            pytest.fail("ended without saving")
         assert stop.wanted()

@@ -1,4 +1,4 @@
-"""Where stdout and stderr lead: closed by the caller, full, or left by the reader."""
+"""stdout and stderr that the caller closed, that are full, or whose reader has ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE = ("sample", "--max-new-tokens", "5", "--temperature", "0")
 def shell(
     line: str, run: Path, command: str, *words: str, unbuffered: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """A line of the shell in which "$@" is gptcli."""
+    """Run a line of the shell in which "$@" is the gptcli command."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "gptcli"]
     return subprocess.run(
@@ -43,7 +43,7 @@ def test_all_streams_closed(trained: Path) -> None:
     assert shell('"$@" <&- >&- 2>&-', trained, *SAMPLE).returncode == 0
 
 
-def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+def test_no_other_file_gets_the_number_of_a_closed_stream() -> None:
     program = (
         "import os, sys\n"
         "from gptcli.cli.output import open_closed_streams\n"
@@ -62,7 +62,7 @@ def test_no_file_gets_the_number_of_a_closed_stream() -> None:
     [SAMPLE, (*SAMPLE, "--stream"), (*SAMPLE, "--json"), ("score", "TEXT")],
     ids=["sample", "stream", "json", "score"],
 )
-def test_a_full_stdout_is_called_so(
+def test_a_full_stdout_is_named_in_the_error(
     words: tuple[str, ...], unbuffered: bool, trained: Path, text_file: Path
 ) -> None:
     command, *more = [str(text_file) if word == "TEXT" else word for word in words]
@@ -76,7 +76,7 @@ def test_a_full_stdout_is_called_so(
 
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_output_that_was_cut_off_is_a_failure(
+def test_a_cut_off_output_fails(
     more: tuple[str, ...], unbuffered: bool, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
     long = tmp_path / "long.txt"

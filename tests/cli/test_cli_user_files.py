@@ -1,4 +1,4 @@
-"""`gptcli train` and its neighbours with parts that the user wrote."""
+"""`gptcli train`, `sample` and `eval` with parts that the user wrote."""
 
 from __future__ import annotations
 
@@ -61,23 +61,23 @@ def meta_of(run: Path) -> dict[str, object]:
     return found
 
 
-def test_own_layer_norm_and_attention_train_to_the_same_loss(
+def test_user_layer_norm_and_attention_train_to_the_builtin_loss(
     my: Path,
     text_file: Path,
     tmp_path: Path,
     cli,  # type: ignore[no-untyped-def]
 ) -> None:
-    built_in = train(cli, tmp_path / "built", text_file)
-    user_parts = train(
-        cli, tmp_path / "own", text_file,
+    builtin = train(cli, tmp_path / "builtin", text_file)
+    user = train(
+        cli, tmp_path / "user", text_file,
         "--layernorm", my / "layernorm.py", "--attention", my / "attention.py",
     )  # fmt: skip
-    assert user_parts["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
-    assert user_parts["parameters"] == built_in["parameters"]
-    meta = meta_of(tmp_path / "own")
+    assert user["val_loss"] == pytest.approx(builtin["val_loss"], rel=1e-4)
+    assert user["parameters"] == builtin["parameters"]
+    meta = meta_of(tmp_path / "user")
     assert meta["own_parts"] == ["attention", "layernorm"]
     assert meta["own_attention"] is True
-    assert meta_of(tmp_path / "built")["own_parts"] == []
+    assert meta_of(tmp_path / "builtin")["own_parts"] == []
 
 
 def test_all_parts_together_and_sampled_with_the_same_files(
@@ -114,7 +114,7 @@ def _names(run: Path) -> list[str]:
         return list(file.keys())
 
 
-def test_a_run_with_own_mlp_resumes_with_it_only(
+def test_a_run_with_a_user_mlp_needs_it_to_resume(
     my: Path,
     text_file: Path,
     tmp_path: Path,
@@ -135,7 +135,9 @@ def test_a_run_with_own_mlp_resumes_with_it_only(
     assert json.loads(outcome.out)["steps"] == 8
 
 
-def test_wrong_parts_need_force(my: Path, text_file: Path, tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
+def test_a_part_that_fails_its_check_needs_force(
+    my: Path, text_file: Path, tmp_path: Path, cli
+) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "mlp.py"
     path.write_text(MLP.replace("GELU", "ReLU"), encoding="utf-8")
     words = ["train", "course", f"data.source={text_file}", *SMALL, "--mlp", path]
@@ -149,7 +151,7 @@ def test_wrong_parts_need_force(my: Path, text_file: Path, tmp_path: Path, cli) 
     assert "warning: " in outcome.err
 
 
-def test_parts_that_would_not_be_used_are_refused(
+def test_a_part_that_the_block_would_not_use_is_refused(
     my: Path,
     text_file: Path,
     tmp_path: Path,
@@ -174,7 +176,7 @@ def test_parts_that_would_not_be_used_are_refused(
 TOKENIZER = "from gptcli.course.exercises.tokenizer import Tokenizer\n"
 
 
-def test_own_tokenizer_trains_resumes_samples_and_is_asked_for(
+def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     my: Path,
     text_file: Path,
     tmp_path: Path,
@@ -207,7 +209,7 @@ def test_own_tokenizer_trains_resumes_samples_and_is_asked_for(
     assert "was trained with a file of your own (mlp, tokenizer)" in outcome.err
 
 
-def test_own_tokenizer_goes_with_any_network_but_not_with_another_kind(
+def test_a_user_tokenizer_works_with_any_arch_but_no_other_kind(
     text_file: Path,
     tmp_path: Path,
     cli,  # type: ignore[no-untyped-def]
@@ -218,7 +220,7 @@ def test_own_tokenizer_goes_with_any_network_but_not_with_another_kind(
     train(cli, tmp_path / "run", text_file, "model.arch=modern", "model.bias=false", *words)
     outcome = cli("train", "course", *SMALL, "tokenizer.kind=char", *words)
     assert outcome.code == 2
-    assert "exclude each other" in outcome.err
+    assert "cannot be used together" in outcome.err
     outcome = cli("train", text_file, *SMALL, "--dry-run", "--json", *words)
     assert json.loads(outcome.out)["vocab_size"] == 270
     path.write_text(TOKENIZER + "Tokenizer = 5\n", encoding="utf-8")
@@ -227,7 +229,7 @@ def test_own_tokenizer_goes_with_any_network_but_not_with_another_kind(
     assert "Tokenizer" in outcome.err
 
 
-def test_own_tokenizer_that_fails_its_check_needs_force(
+def test_a_user_tokenizer_that_fails_its_check_needs_force(
     text_file: Path,
     tmp_path: Path,
     cli,  # type: ignore[no-untyped-def]
@@ -257,7 +259,7 @@ def test_own_tokenizer_that_fails_its_check_needs_force(
         "mask_buffer",
     ],
 )
-def test_an_unusual_attention_trains_to_the_loss_of_the_built_in_one(
+def test_an_unusual_attention_trains_to_the_builtin_loss(
     name: str,
     text_file: Path,
     tmp_path: Path,
@@ -266,8 +268,8 @@ def test_an_unusual_attention_trains_to_the_loss_of_the_built_in_one(
     file, _, cls = name.partition(":")
     path = Path(__file__).parent.parent / "course" / "files" / f"{file}.py"
     more = ("model.n_embd=32", "train.max_steps=20", "train.eval_every=20")
-    built_in = train(cli, tmp_path / "built", text_file, *more)
+    builtin = train(cli, tmp_path / "builtin", text_file, *more)
     spec = f"{path}:{cls}" if cls else path
-    user_parts = train(cli, tmp_path / "own", text_file, "--attention", spec, *more)
-    assert user_parts["val_loss"] == pytest.approx(built_in["val_loss"], rel=1e-4)
-    assert user_parts["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
+    user = train(cli, tmp_path / "user", text_file, "--attention", spec, *more)
+    assert user["val_loss"] == pytest.approx(builtin["val_loss"], rel=1e-4)
+    assert user["train_loss"] == pytest.approx(builtin["train_loss"], rel=1e-4)
