@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +61,13 @@ class Lesson(ABC, Generic[Learner]):
     steps: tuple[Step, ...]
     mistakes: tuple[Mistake, ...]
 
-    def prepare(self) -> None:
-        """Import what the checks need. The worker calls this once, before it forks."""
+    def prepare(self, file: LearnerFile) -> None:
+        """Import what checking `file` needs, before the worker forks and time limits start.
+
+        Here: torch._dynamo, which torch.compile imports and which takes seconds."""
+        with contextlib.suppress(OSError):  # `load` reports a file that has gone
+            if b"torch.compile" in file.path.read_bytes():
+                importlib.import_module("torch._dynamo")
 
     @abstractmethod
     def load(self, file: LearnerFile, say: Say) -> Learner:

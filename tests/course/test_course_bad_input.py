@@ -60,23 +60,23 @@ UNUSABLE = {
     "exits": ("import sys\nsys.exit(3)\n", "exits.py:2: SystemExit: 3", "before its class"),
     "constructor": (
         file_of(more=", n_head"),
-        "no constructor that takes a config alone",
+        "no constructor that takes only a config",
         "def __init__(self, config)",
     ),
     "no_constructor": (
         "from torch import nn\nclass CausalSelfAttention(nn.Module):\n"
         "    def forward(self, x): return x\n",
-        "no constructor that takes a config",
+        "no constructor that takes only a config",
         "def __init__(self, config)",
     ),
     "forward": (
         file_of(also=", mask"),
-        "forward cannot be called with x alone",
+        "forward cannot be called with only x",
         "def forward(self, x)",
     ),
     "names": (
         file_of(body="self.wq = self.wk = self.wv = nn.Linear(config.n_embd, config.n_embd)"),
-        "no query, key and value found; what is there has other names: `wq`",
+        "no query, key and value found; the module has weights under other names: `wq`",
         "c_proj",
     ),
 }

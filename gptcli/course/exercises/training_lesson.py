@@ -83,7 +83,7 @@ class TrainingLesson(Lesson[LearnerTraining]):
     steps = STEPS
     mistakes = MISTAKES
 
-    def prepare(self) -> None:
+    def prepare(self, file: LearnerFile) -> None:
         """Make an optimizer: the first one imports torch._dynamo, which takes seconds."""
         _model_and_optimizer()
 

@@ -49,8 +49,9 @@ def main(*, fork: bool) -> None:
     answer({"ready": True})
     for line in requests:
         request = json.loads(line)
+        file = _file_of(request)
+        LESSONS[file.exercise].prepare(file)
         if fork:
-            LESSONS[request["exercise"]].prepare()
             _serve_in_fork(request, answer)
         else:
             _serve(request, answer)
@@ -62,9 +63,7 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
     from gptcli.course.examination import examine, follow
 
     torch.set_num_threads(1)
-    file = LearnerFile(
-        request["name"], Path(request["path"]), request["class_name"], request["exercise"]
-    )
+    file = _file_of(request)
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
         # This timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
@@ -81,6 +80,11 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
             answer({"died": in_words(error)})
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _file_of(request: dict[str, Any]) -> LearnerFile:
+    path = Path(request["path"])
+    return LearnerFile(request["name"], path, request["class_name"], request["exercise"])
 
 
 def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
