@@ -405,10 +405,8 @@ def test_an_unsupported_config_says_why(
     assert re.match(r"`run\.engine.*native.*: ", refused.value.message)
     assert reason in refused.value.message
     assert refused.value.exit_code == 2
-    assert engine_for(*overrides, **options) == (
-        "torch",
-        None,
-    )  # no note: the user cannot change the reason
+    without_a_note = ("torch", None)
+    assert engine_for(*overrides, **options) == without_a_note
 
 
 def test_pytorch_trains_without_a_compiler_and_one_note_says_so(
