@@ -21,6 +21,7 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, saving
 from gptcli.training.loop import Setup, train
 from gptcli.training.setup import Prepared, prepare_new, prepare_resume
+from tests.conftest import some
 from tests.training.bad_disks import (
     Deadly,
     Operation,
@@ -112,11 +113,11 @@ def arrived(operations: list[Operation]) -> int | None:
 
 
 def test_a_kill_at_any_operation(
-    begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+    begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in moments(operations):
+    for count in some(moments(operations), 16, slow):
         setup = begin(f"killed-{count}")
 
         def body(setup: Setup = setup, count: int = count) -> None:
@@ -135,11 +136,11 @@ def test_a_kill_at_any_operation(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_any_operation_that_fails(
-    number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+    number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in moments(operations):
+    for count in some(moments(operations), 16, slow):
         setup = begin(f"failed-{count}")
         events: list[Event] = []
         words, code = "", 1
