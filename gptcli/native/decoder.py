@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
-from gptcli.model.layers import swiglu_width
-from gptcli.native.engine import parameter_names
+from gptcli.model.parameters import names_by_place
+from gptcli.native.engine import has_layout
 from gptcli.native.library import DecoderShape, SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount, switches
 
@@ -40,14 +40,15 @@ def bytes_needed(
 def _shape(
     config: ModelConfig, vocab_size: int, dtype: torch.dtype, streams: int, threads: int
 ) -> DecoderShape:
-    modern = config.arch == "modern"
+    arch = config.traits
+    assert has_layout(arch)
     return DecoderShape(
-        modern=modern,
+        modern=arch.positions == "rotary",  # and the other traits of Qwen3's layout
         kind=_KINDS[dtype],
         L=config.n_layer,
         H=config.n_head,
         C=config.n_embd,
-        F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
+        F=arch.hidden_width(config.n_embd),
         V=vocab_size,
         W=config.block_size,
         streams=streams,
@@ -68,7 +69,8 @@ class Decoder:
         assert not model.user_parts.in_network()
         config = model.config
         known = dict(model.named_parameters())
-        weights = [known.get(name) for name in parameter_names(config)]
+        names = names_by_place(config.n_layer, known)
+        weights = [None if name is None else known[name] for name in names]
         self._kept = [w.detach().contiguous() for w in weights if w is not None]
         assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in self._kept)
         kept = iter(self._kept)
@@ -79,8 +81,9 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions end; others at what the library counts with.
-        self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
+        # Learned positions end with their table; rotary ones with the library's int32.
+        learned = config.traits.positions == "learned"
+        self._last_position = config.block_size if learned else 2**31 - 1
         self._piece = int(library.dec_max_chunk(self._decoder))
         self._rows = int(library.dec_max_rows(self._decoder))
         self.most_scored = int(library.dec_max_scored(self._decoder))
