@@ -20,7 +20,7 @@ from gptcli.model import rotary as rotary_module
 from gptcli.model.attention import (
     CausalSelfAttention,
     attend,
-    attend_where,
+    attend_masked,
     banded_mask,
     causal_attention,
 )
@@ -205,14 +205,14 @@ def test_banded_mask_lets_a_query_see_width_tokens() -> None:
 @given(SIZES, st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_attend_where_under_a_causal_mask_is_attend(
+def test_attend_masked_under_a_causal_mask_is_attend(
     sizes: tuple[int, int, int, int],
     seed: int,
 ) -> None:
     B, T, H, D = sizes
     q, k, v = inputs(3 * B, T, H * D, seed=seed).view(3, B, H, T, D).unbind(0)
     at = torch.arange(T)
-    found = attend_where(q, k, v, banded_mask(at, at, width=T))
+    found = attend_masked(q, k, v, banded_mask(at, at, width=T))
     torch.testing.assert_close(found, attend(q, k, v), rtol=0, atol=1e-12)
     kernel = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(found, kernel, rtol=0, atol=1e-12)
@@ -232,7 +232,7 @@ def test_names_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize("rotary", [False, True])
 def test_tables_made_while_sampling_serve_training(rotary: bool) -> None:
     """What is kept between calls must not remember that no gradients were wanted."""
-    attention_module._future.cache_clear()
+    attention_module._causal_mask.cache_clear()
     rotary_module.rotary_table.cache_clear()
     module, x = attention(2, 4, rotary=rotary), inputs(1, 13, 8)
     with torch.no_grad():

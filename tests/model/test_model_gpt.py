@@ -14,13 +14,11 @@ from torch.nn import functional as F
 
 from gptcli.config import ModelConfig
 from gptcli.model import attention as attention_module
-from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
+from gptcli.model.arch import ARCHS
+from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
-from gptcli.model.layers import swiglu_width
 from gptcli.model.user_parts import UserParts
 from tests.model.model_sizes import gpt, inputs, tokens
-
-ARCHS = ("gpt2", "modern")
 
 
 def count(**values: object) -> tuple[int, int]:
@@ -54,7 +52,7 @@ def test_gpt2_xl_too() -> None:
 
 
 def test_modern_counts_its_head_apart() -> None:
-    C, F_, V, L, D = 32, swiglu_width(32), 11, 3, 8
+    C, F_, V, L, D = 32, ARCHS["modern"].hidden_width(32), 11, 3, 8
     block = 4 * C * C + 3 * C * F_ + 2 * C + 2 * D
     assert count(arch="modern", n_layer=L, n_head=4, n_embd=C, block_size=8, vocab_size=V) == (
         L * block + C + 2 * V * C,
@@ -159,7 +157,7 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 def test_modern_has_the_weights_of_qwen3() -> None:
     """No biases, gains on the norms, q_norm and k_norm per head, an untied head."""
-    C, D, F_ = 16, 8, swiglu_width(16)
+    C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {
         "wte.weight": (11, C),
@@ -269,7 +267,7 @@ def test_past_the_window_modern_is_the_whole_text_under_a_banded_mask(
 
     def banded(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         at = torch.arange(q.shape[2])
-        return attend_where(q, k, v, banded_mask(at, at, model.config.block_size))
+        return attend_masked(q, k, v, banded_mask(at, at, model.config.block_size))
 
     monkeypatch.setattr(attention_module, "attend", banded)
     torch.testing.assert_close(found, model(idx), rtol=0, atol=1e-11)

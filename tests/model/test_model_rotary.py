@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
+from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
 from gptcli.model.cache import KeyValueCache, LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention, rotary_table, rotate
 from tests.model.model_sizes import attention, inputs
@@ -88,7 +88,7 @@ def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
     """The whole text at once under a banded causal mask: (B, T, C)."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
-    mixed = attend_where(q, k, v, banded_mask(at, at, width))
+    mixed = attend_masked(q, k, v, banded_mask(at, at, width))
     y: Tensor = module.c_proj(mixed.transpose(1, 2).flatten(2))
     return y
 

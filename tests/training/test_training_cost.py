@@ -73,7 +73,7 @@ def measured(layers, width, T, B):
     config = Config.model_validate({
         "model": {"n_layer": layers, "n_head": width // 32, "n_embd": width, "block_size": T},
         "train": {"batch_size": B}})
-    engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, own_parts=False)
+    engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, has_user_parts=False)
     seconds_per_step(config, 65, torch.bfloat16, cpu, engine, seconds=0.1)
     parameters = layers * 12 * width**2 + 2 * 65 * width
     return memory_bytes(config, 65, parameters, 2, engine)

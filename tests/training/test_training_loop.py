@@ -217,7 +217,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 
 
 def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
-    from gptcli.training.loop import _Diverged, _Loop
+    from gptcli.training.loop import _Loop
+    from gptcli.training.step import Diverged
 
     loop = _Loop(new("r"), lambda: False)
     loop.state.model.train()
@@ -226,7 +227,7 @@ def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
         loop.state.weights.named()["wte.weight"][0, 0] = float("nan")
     before = {name: value.clone() for name, value in loop.state.weights.named().items()}
     loop.state.passes.publish()
-    assert isinstance(loop.one_step(), _Diverged)
+    assert isinstance(loop.one_step(), Diverged)
     assert loop.progress.step == 1
     after = loop.state.weights.named()
     assert all(torch.equal(b.nan_to_num(7.0), after[n].nan_to_num(7.0)) for n, b in before.items())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import ModelConfig, TrainConfig
+from gptcli.model.parameters import Role
 from gptcli.training.master_weights import MasterWeights
-from gptcli.training.optimizers import AdamW, Muon, Optimizers, orthogonalise
+from gptcli.training.optimizers import RECIPES, AdamW, Muon, Optimizers, orthogonalise
 from gptcli.training.schedule import (
     lr_at,
     resolve_eval_every,
@@ -17,6 +20,7 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
+from gptcli.training.step import dropout_seed
 from gptcli.training.training_state import build_model
 
 
@@ -98,25 +102,52 @@ def test_which_parameter_goes_where() -> None:
     model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), 11)
     named = [(n, p.detach()) for n, p in model.named_parameters()]
     muon = Optimizers("muon", named, 0.1, torch.float32)
-    assert muon._muon is not None
-    names = {
-        "muon": {muon._names[p] for p in muon._muon.params},
-        "adamw": {muon._names[p] for p in muon._adamw.groups[0][0]},
-    }
-    assert all(n.startswith("h.") and not n.endswith("norm.weight") for n in names["muon"])
-    assert names["adamw"] == {"wte.weight", "lm_head.weight"}
+    matrices, tables, vectors = (update for _, update in muon.updates)
+    assert [type(one) for one in (matrices, tables, vectors)] == [Muon, AdamW, AdamW]
+    assert [one.weight_decay for one in (matrices, tables, vectors)] == [0.1, 0.0, 0.0]
+    assert [group.rate_share for group, _ in muon.updates] == [1.0, 0.2, 0.2]
+    names = {p: name for name, p in named}
+    assert all(names[p].startswith("h.") and p.dim() == 2 for p in matrices.params)
+    assert {names[p] for p in tables.params} == {"wte.weight", "lm_head.weight"}
+    assert all(p.dim() < 2 for p in vectors.params)
     adamw = Optimizers("adamw", named, 0.1, torch.float32)
-    (decayed, decay), (not_decayed, none) = adamw._adamw.groups
-    assert (decay, none) == (0.1, 0.0)
-    assert all(p.dim() >= 2 for p in decayed)
-    assert all(p.dim() < 2 for p in not_decayed)
+    decayed, others = (update for _, update in adamw.updates)
+    assert (decayed.weight_decay, others.weight_decay) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed.params)
+    assert all(p.dim() < 2 for p in others.params)
+
+
+def test_every_optimizer_of_the_config_describes_itself() -> None:
+    assert set(RECIPES) == set(get_args(TrainConfig.model_fields["optimizer"].annotation))
+    for kind, recipe in RECIPES.items():
+        roles = [role for group in recipe.groups for role in group.roles]
+        assert sorted(roles) == sorted(get_args(Role)), f"{kind}: each role in one group"
+
+
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
+    """`slots` counts float32 numbers per weight of a block's matrix; estimates of memory use it."""
+    matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
+    optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
+    matrix[1].grad = torch.ones(4, 4)
+    optimizers.step(0.1)
+    kept = optimizers.state()
+    assert sum(t.numel() for t in kept.values() if t.dim() > 0) == 16 * RECIPES[kind].slots
+    ((_, update),) = optimizers.updates
+    assert {key.partition("/")[0] for key in kept} == update.slots
+
+
+def test_dropout_has_another_seed_in_each_step() -> None:
+    seeds = [dropout_seed(seed, step) for seed in (0, 1, 2**63 - 1) for step in range(100)]
+    assert len(set(seeds)) == 300
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_adamw_is_that_of_pytorch() -> None:
     generator = torch.Generator().manual_seed(3)
     ours = [torch.randn(5, 3, generator=generator), torch.randn(7, generator=generator)]
     theirs = [p.clone().requires_grad_() for p in ours]
-    optimizer = AdamW([([ours[0]], 0.1), ([ours[1]], 0.0)], betas=(0.9, 0.95), eps=1e-8)
+    halves = [AdamW(ours[:1], weight_decay=0.1), AdamW(ours[1:], weight_decay=0.0)]
     reference = torch.optim.AdamW(
         [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:], "weight_decay": 0.0}],
         lr=0.02,
@@ -127,7 +158,8 @@ def test_adamw_is_that_of_pytorch() -> None:
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=generator)
             other.grad = one.grad.clone()
-        optimizer.step(0.02)
+        for half in halves:
+            half.step(0.02)
         reference.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-7)

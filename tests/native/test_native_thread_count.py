@@ -90,7 +90,7 @@ def test_the_text_does_not_depend_on_it(
     decoding: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m = model("modern", 2, 24, n_embd=64)
-    monkeypatch.setattr("gptcli.native.decoder._FOR_ONE", 0)
+    monkeypatch.setattr("gptcli.native.decoder._MOST_FOR_ONE_THREAD", 0)
     how = SamplingParamsStruct(temperature=1.0, top_p=1.0, penalty=1.0)
     uniform = torch.rand(1, 20, generator=torch.Generator().manual_seed(1)).double()
     texts = []
