@@ -129,6 +129,7 @@ class _Loop:
     # ---- the run -------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
+        """All events of the run, from RunStarted to Finished."""
         yield self.headline()
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
@@ -186,9 +187,10 @@ class _Loop:
                 yield self.spike(done.loss, usual)
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
-            away = time.perf_counter()
+            # Tokens per second do not count the time of evaluations, samples and checkpoints.
+            paused = time.perf_counter()
             stopped = yield from self.after_step()
-            window_start += time.perf_counter() - away
+            window_start += time.perf_counter() - paused
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:

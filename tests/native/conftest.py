@@ -1,4 +1,4 @@
-"""The C library, as it is used here and without tiles; what cannot be had skips its tests."""
+"""The C libraries, with and without AMX tiles; tests are skipped if one cannot be built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.native import library
 
 @pytest.fixture(scope="session")
 def native() -> ctypes.CDLL:
-    """The C library of this machine, in a cache that stays: other tests found it in theirs."""
+    """The training library of this machine, from a cache that outlives the tests."""
     library.find.cache_clear()
     found = library.find()
     if found.library is None:
@@ -26,9 +26,9 @@ def native() -> ctypes.CDLL:
 
 @pytest.fixture(scope="session")
 def without_tiles(native: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The C library as machines have it whose processors know AVX512-BF16 but no tiles."""
+    """The training library of a processor that has AVX512-BF16 but no AMX tiles."""
     if not native.compiled_with_amx():
-        pytest.skip("no tiles on this machine: the C library is without them as it is")
+        pytest.skip("this machine has no tiles, so the C library does not use them anyway")
     path = tmp_path_factory.mktemp("without-tiles") / "gpt.so"
     source = Path(library.__file__).with_name("gpt.c")
     off = ("-mno-amx-tile", "-mno-amx-bf16")
@@ -45,14 +45,14 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""The C decoder as other processors have it, by what the compiler is told beyond the usual."""
+"""More compiler flags, which build the C decoder of other processors."""
 
 
 @pytest.fixture(scope="session", params=list(DECODERS))
 def decoding(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> ctypes.CDLL:
-    """The C library of sampling."""
+    """The sampling library, built with each of DECODERS."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         pytest.skip(f"no C decoder on this machine: {found.reason}")

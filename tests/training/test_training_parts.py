@@ -1,4 +1,4 @@
-"""Schedule, optimizers, precision: pure parts of the loop."""
+"""The learning rate schedule, the optimizers, dropout's seed and the master weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gptcli.training.training_state import build_model
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 500), st.floats(0, 1), st.integers(0, 2999))
-def test_the_rate_rises_stays_and_falls_within_bounds(
+def test_the_learning_rate_rises_stays_and_decays_within_bounds(
     max_steps: int, warmup: int, decay: float, step: int
 ) -> None:
     step %= max_steps
@@ -41,7 +41,7 @@ def test_the_rate_rises_stays_and_falls_within_bounds(
         assert rate(step) < rate(step - 1) or rate(step) == 2.0
 
 
-def test_the_rate_at_its_corners() -> None:
+def test_the_learning_rate_at_the_ends_of_warm_up_and_decay() -> None:
     rates = [
         lr_at(s, peak=1.0, max_steps=100, warmup_steps=10, decay_fraction=0.5) for s in range(101)
     ]
@@ -59,10 +59,10 @@ def test_auto_values() -> None:
     assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
     assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
     assert resolve_log_every(TrainConfig(max_steps=3)) == 1
-    # 60,000 tokens cost as much as training on 20,000: 20 steps of 1,000, 2 % of 1,000 steps.
+    # 60,000 tokens cost as much as training on 20,000, or 20 steps: 2 % of 1,000 steps.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
-    # Cheap evaluations come twenty times in a run, not at every step: a best one is saved.
+    # Even cheap evaluations come only twenty times in a run, because each best one is saved.
     assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
@@ -80,7 +80,7 @@ def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int, in
     assert cosine.min() > 0.95
 
 
-def test_muon_by_hand() -> None:
+def test_muon_equals_its_formula() -> None:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(6, 3, generator=generator)
     twin = torch.randn(6, 3, generator=generator)
@@ -98,7 +98,7 @@ def test_muon_by_hand() -> None:
     torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_which_parameter_goes_where() -> None:
+def test_which_parameter_gets_which_update() -> None:
     model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), 11)
     named = [(n, p.detach()) for n, p in model.named_parameters()]
     muon = Optimizers("muon", named, 0.1, torch.float32)
@@ -165,7 +165,7 @@ def test_adamw_is_that_of_pytorch() -> None:
         torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_tall_and_wide_matrices_share_an_iteration() -> None:
+def test_tall_and_wide_matrices_are_orthogonalised_together() -> None:
     generator = torch.Generator().manual_seed(4)
     tall = torch.randn(6, 3, generator=generator)
     wide, before = tall.T.clone(), tall.clone()
@@ -176,13 +176,13 @@ def test_tall_and_wide_matrices_share_an_iteration() -> None:
     torch.testing.assert_close((tall - before) / 2**0.5, (wide.T - before), rtol=1e-4, atol=1e-5)
 
 
-def test_masters_keep_what_bfloat16_cannot() -> None:
+def test_master_weights_keep_changes_too_small_for_bfloat16() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     assert model.wte.weight.dtype == torch.bfloat16
     master = weights.named()["wte.weight"]
     before = master.clone()
-    for _ in range(100):  # each far below half a bfloat16 step of 1.0
+    for _ in range(100):  # each far less than half the spacing of bfloat16 at 1.0
         master += 1e-4
     weights.publish()
     assert (master - before - 0.01).abs().max() < 1e-4
@@ -190,7 +190,7 @@ def test_masters_keep_what_bfloat16_cannot() -> None:
     assert not torch.equal(model.wte.weight, before.to(torch.bfloat16))
 
 
-def test_gradients_add_up_in_float32() -> None:
+def test_gradients_are_added_in_float32() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     for value in (1.0, 2.0**-10):
@@ -206,7 +206,7 @@ def test_gradients_add_up_in_float32() -> None:
     assert weights.grads() == []
 
 
-def test_tied_weights_have_one_master() -> None:
+def test_tied_weights_have_one_master_weight() -> None:
     model = build_model(ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     assert "lm_head.weight" not in weights.named()
