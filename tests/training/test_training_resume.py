@@ -44,7 +44,7 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """A list for events, and a should_stop that returns True after the event of that kind and step."""
+    """A list for events, and a should_stop that is True after that event of that step."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
