@@ -168,9 +168,9 @@ class _Loop:
         """Step until the end; returns why the run stopped."""
         p, config = self.progress, self.config
         # The run may have been interrupted during the evaluation or the sample of its last step.
-        stopped: Stopped | Diverged | None = yield from self.due_evaluation()
+        stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
-            yield from self.due_sample()
+            yield from self.sample_if_due()
         window_start, window_tokens = time.perf_counter(), p.tokens
         while stopped is None and p.step < config.max_steps:
             done = self.one_step()
@@ -198,9 +198,9 @@ class _Loop:
         if self.should_stop():
             return "interrupted"
         yield from self.saver.gather(wait=False)
-        stopped: Stopped | Diverged | None = yield from self.due_evaluation()
+        stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
-            yield from self.due_sample()
+            yield from self.sample_if_due()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         return stopped or ("interrupted" if self.should_stop() else None)
@@ -233,14 +233,14 @@ class _Loop:
 
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
-    def due_evaluation(self) -> Generator[Event, None, Stopped | Diverged | None]:
+    def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
         """Evaluate if this step is due and was not evaluated; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
         if val is None or not due:
             return None
         if p.evaluated_at == p.step:
-            return self.enough()
+            return self.reason_to_stop()
         loss = self.state.passes.evaluate(val, self.setup.config.model.block_size, self.should_stop)
         if loss is None:
             return "interrupted"
@@ -258,9 +258,9 @@ class _Loop:
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
-        return self.enough()
+        return self.reason_to_stop()
 
-    def enough(self) -> Stopped | None:
+    def reason_to_stop(self) -> Stopped | None:
         """Why this step's evaluation ends the run, or None."""
         p, config = self.progress, self.config
         assert p.val_loss is not None
@@ -270,7 +270,7 @@ class _Loop:
             return "patience"
         return None
 
-    def due_sample(self) -> Iterator[Event]:
+    def sample_if_due(self) -> Iterator[Event]:
         """Draw a sample if this step is due and has none."""
         p, every = self.progress, self.config.sample_every
         if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:

@@ -1,24 +1,7 @@
 """One optimizer step: forward, backward, clip, update; dropout's seed, loss scale, divergence.
 
-gptcli.training.loop calls take_step again and again. nanoGPT writes the same step in 25 lines:
-
-    lr = get_lr(iter_num)
-    for param_group in optimizer.param_groups:
-        param_group['lr'] = lr
-    for micro_step in range(gradient_accumulation_steps):
-        with ctx:
-            logits, loss = model(X, Y)
-            loss = loss / gradient_accumulation_steps
-        X, Y = get_batch('train')
-        scaler.scale(loss).backward()
-    if grad_clip != 0.0:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-
-Each of its lines is here, and this is why some became more:
+gptcli.training.loop calls take_step again and again. nanoGPT's train.py writes the same step in 25
+lines. Each of its lines is here; this table says why some became more.
 
 | nanoGPT | here | why |
 |---|---|---|
