@@ -104,7 +104,7 @@ def row_of(name: str) -> Parameter | None:
 
 
 def role_of(name: str, dimensions: int) -> Role:
-    """The role of a model's parameter with so many dimensions.
+    """The role of a model's parameter, from its name and its number of dimensions.
 
     A user's part can have parameters that are not in the table, or of another shape than the
     table's. Their dimensions decide: two inside a block make a matrix, none or one a gain or a

@@ -102,7 +102,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     def _consecutive(start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
         # A table's length is a power of two, so that a growing text rarely needs a new one. Very
-        # late positions get a table of their own in every call.
+        # late positions get a new table in every call.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

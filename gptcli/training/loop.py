@@ -103,7 +103,7 @@ class _Loop:
         )
         if setup.resume:
             self.state.restore(setup.resume)
-            # The run may have been killed after it saved its best checkpoint and before marking it.
+            # A kill can come after the best checkpoint was saved and before it was marked.
             best = self.state.progress.best_step
             if best in checkpoint.steps_of(setup.run):
                 checkpoint.mark_best(setup.run, best)
@@ -134,7 +134,7 @@ class _Loop:
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
-            # If the run is killed in its first minute, the weights it started from must be there.
+            # A run that is killed in its first minute must keep the weights that it started from.
             yield from self.saver.must(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
@@ -167,7 +167,7 @@ class _Loop:
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
         """Step until the end; returns why the run stopped."""
         p, config = self.progress, self.config
-        # The run may have been interrupted during the evaluation or the sample of its last step.
+        # An interruption can come during the evaluation or the sample of the last step.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()
