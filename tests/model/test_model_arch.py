@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import gptcli
-from gptcli.config import ModelConfig
+from gptcli.config import Config, ModelConfig, TrainConfig
 from gptcli.model.arch import ARCHS, ArchName, arch_named, archs_that
 from gptcli.model.gpt import GPT
-from gptcli.native.engine import has_layout
+from gptcli.native.engine import has_layout, unsupported_reason
+from gptcli.training.cost import relative_seconds
+from gptcli.training.training_state import TrainingState
 
 ROOT = Path(gptcli.__file__).parent
 
@@ -57,3 +59,23 @@ def test_a_description_is_true_of_its_network(name: ArchName) -> None:
 def test_the_c_library_refuses_another_layout() -> None:
     for arch in ARCHS.values():
         assert not has_layout(replace(arch, gated=not arch.gated))
+
+
+def test_a_third_arch_needs_only_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixture of both archs, from layers that exist: it trains, and its costs are known."""
+    third = replace(ARCHS["modern"], positions="learned", qk_norm=False, tied_head=True)
+    monkeypatch.setitem(ARCHS, "third", third)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 8}
+    config = ModelConfig().model_copy(update={"arch": "third", **sizes})
+    cpu = torch.device("cpu")
+    state = TrainingState(config, TrainConfig(), 11, dtype=torch.float32, device=cpu)
+    idx = torch.randint(0, 11, (4, 9), generator=torch.Generator().manual_seed(1))
+    batch = (idx[:, :-1], idx[:, 1:])
+    losses = []
+    for step in range(20):
+        losses.append(state.passes.gradients([batch], 1, step, 1.0))
+        state.optimizers.step(0.01)
+        state.weights.clear_grads()
+    assert losses[-1] < losses[0] - 0.5
+    assert unsupported_reason(config) == "the C library does not have `model.arch: third`"
+    assert relative_seconds(Config().model_copy(update={"model": config}), 11) > 0
