@@ -39,9 +39,8 @@ def run(
 
 
 def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
-    assert (
-        run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2) == [USUAL] * 500
-    )  # 31 a second
+    chosen = run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2)  # 31 a second
+    assert chosen == [USUAL] * 500
 
 
 def test_few_switches_in_a_short_time_do_not_count() -> None:
@@ -66,9 +65,8 @@ def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
     assert quiet[260:].count(1) == 0
     again = run(thread_count, 20, one=2.0, team=5.0, switches=1000)
     assert again[4:].count(USUAL) <= 1
-    assert (
-        run(thread_count, 100, one=2.0, team=1.0)[40:].count(1) == 0
-    )  # sooner, because the disturbance was short
+    quiet = run(thread_count, 100, one=2.0, team=1.0)
+    assert quiet[40:].count(1) == 0  # sooner, because the disturbance was short
 
 
 def test_one_thread_is_chosen_if_disturbed_from_the_beginning() -> None:
