@@ -76,7 +76,7 @@ def native_log_probabilities(
     text = [*start, *ids]
     width, last = config.block_size, len(text) - 1
     windows = [(0, 0, last)]  # begin, the first token that counts, end
-    if config.arch == "gpt2":
+    if config.traits.positions == "learned":
         starts, stride = _later_windows(width, last)
         windows = [(0, 0, min(width, last))]
         windows += [(at, at + width - stride, min(at + width, last)) for at in starts]

@@ -150,7 +150,7 @@ def plan(
         user_parts,
         patience,
     )
-    tokens_per_step = config.train.batch_size * config.train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     evaluation = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step * step + _SAVING
     left = end - time.perf_counter()
     steps = int(left / step)

@@ -124,7 +124,7 @@ def test_a_run_with_a_user_mlp_needs_it_to_resume(
     train(cli, run, text_file, "--mlp", my / "mlp.py")
     outcome = cli("train", "train.max_steps=8", "--resume", "--extend", "--out", run)
     assert outcome.code == 2
-    assert "was trained with a mlp file of your own" in outcome.err
+    assert "was trained with your mlp file" in outcome.err
     outcome = cli("sample", run, "--mlp", my / "mlp.py", "--layernorm", my / "layernorm.py")
     assert "was trained with the built-in layernorm" in outcome.err
     outcome = cli(

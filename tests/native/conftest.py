@@ -1,4 +1,4 @@
-"""The C library, as it is used here and without tiles; what cannot be had skips its tests."""
+"""The C libraries, with and without AMX tiles; tests are skipped if one cannot be built."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compiled(once: Once, source: library.Source, flags: tuple[str, ...]) -> Path
 
 @pytest.fixture(scope="session")
 def native() -> ctypes.CDLL:
-    """The C library of this machine, in a cache that stays: other tests found it in theirs."""
+    """The training library of this machine, from a cache that outlives the tests."""
     library.find.cache_clear()
     found = library.find()
     if found.library is None:
@@ -40,9 +40,9 @@ def native() -> ctypes.CDLL:
 
 @pytest.fixture(scope="session")
 def without_tiles(native: ctypes.CDLL, once: Once) -> ctypes.CDLL:
-    """The C library as machines have it whose processors know AVX512-BF16 but no tiles."""
+    """The training library of a processor that has AVX512-BF16 but no AMX tiles."""
     if not native.compiled_with_amx():
-        pytest.skip("no tiles on this machine: the C library is without them as it is")
+        pytest.skip("this machine has no tiles, so the C library does not use them anyway")
     off = ("-mno-amx-tile", "-mno-amx-bf16")
     built = library._load(library.TRAINING, compiled(once, library.TRAINING, off))
     assert not built.compiled_with_amx()
@@ -55,12 +55,12 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""The C decoder as other processors have it, by what the compiler is told beyond the usual."""
+"""More compiler flags, which build the C decoder of other processors."""
 
 
 @pytest.fixture(scope="session", params=list(DECODERS))
 def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The C library of sampling."""
+    """The sampling library, built with each of DECODERS."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         pytest.skip(f"no C decoder on this machine: {found.reason}")
