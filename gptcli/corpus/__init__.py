@@ -1,7 +1,7 @@
-"""Files -> token shards on disk -> batches.
+"""Corpus: text files -> token shards on disk -> batches for training and evaluation.
 
-`open_corpus` is the way in; `Batches` and `windows` hand the tokens to training and evaluation.
-Those two need torch, so they are imported only when somebody asks for them.
+Start with `open_corpus` (preparation.py). `Batches` and `windows` give the tokens to training and
+evaluation. They need torch, so they are imported only when they are used.
 """
 
 from __future__ import annotations

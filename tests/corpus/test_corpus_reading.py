@@ -1,4 +1,4 @@
-"""Files as a stream of pieces: the same text as reading them whole, and errors with places."""
+"""Reading files as a stream: the same text as at once, and errors with their position."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ quick = settings(
 
 @quick
 @given(text=any_text, bom=st.booleans())
-def test_a_text_streams_as_it_stands(
-    text: str, bom: bool, tmp_path: Path, small_chunks: None
-) -> None:
+def test_a_text_streams_unchanged(text: str, bom: bool, tmp_path: Path, small_chunks: None) -> None:
     path = tmp_path / "a.txt"
     text = text.removeprefix("\ufeff")
     path.write_bytes(b"\xef\xbb\xbf" * bom + text.encode("utf-8"))
@@ -40,7 +38,7 @@ def test_a_text_streams_as_it_stands(
     assert read_text(path) == text
 
 
-def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+def test_line_ends_do_not_change(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\r\ntwo\rthree\n")
     assert read_text(path) == "one\r\ntwo\rthree\n"
@@ -68,7 +66,7 @@ def test_the_first_bad_byte_is_named(
         assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
 
 
-def test_read_text_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+def test_read_text_refuses_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(GptcliError, match=r"cannot read .*: No such file"):
         read_text(tmp_path / "nothing.txt")
     (tmp_path / "a.bin").write_bytes(b"ab\0")
@@ -138,7 +136,7 @@ def test_a_bad_line_is_named(line: bytes, message: str, hint: str, tmp_path: Pat
     with pytest.raises(GptcliError) as caught:
         list(jsonl_pieces(path))
     assert "\n" not in caught.value.message
-    if "trailing comma" in message:  # the words of the json module differ between versions
+    if "trailing comma" in message:  # versions of the json module word this differently
         assert caught.value.message.startswith(f"{path}:3: not JSON: ")
     else:
         assert caught.value.message.startswith(f"{path}:3: {message}")
@@ -154,9 +152,7 @@ def test_a_bad_byte_in_a_jsonl_is_named_by_its_offset_in_the_file(tmp_path: Path
         list(jsonl_pieces(path))
 
 
-def test_a_line_that_would_fill_the_memory_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_too_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / "long.jsonl"
     long.write_bytes(b'{"text": "' + b"a" * (17 << 20) + b'"}\n')
     with pytest.raises(GptcliError, match="the line is longer than 16,777,216 bytes"):
