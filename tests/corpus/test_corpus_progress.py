@@ -20,7 +20,7 @@ def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
     """The text that a phase of 4 MB writes to `stderr`."""
     with (
         pytest.MonkeyPatch.context() as patch
-    ):  # inside the test, because pytest replaces stderr before it
+    ):  # pytest replaces stderr before the test
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)
         with Progress(wanted).phase("tokenizing", 4_000_000) as advance:
