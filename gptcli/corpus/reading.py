@@ -47,17 +47,6 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file (a prompt, a text to score) without its byte-order mark.
-
-    Line ends do not change. Raises GptcliError if the file cannot be read, looks binary or is not
-    UTF-8."""
-    with open_bytes(path) as file:
-        data = file.read()
-    refuse_binary(path, data, 0)
-    return "".join(_decoded(path, iter([data])))
-
-
 def text_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
     """Stream a text file as pieces of one document.
 

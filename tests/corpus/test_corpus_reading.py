@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus import read_text, reading
+from gptcli.corpus import reading
 from gptcli.corpus.reading import jsonl_pieces, text_pieces
 from gptcli.errors import GptcliError
 
@@ -35,13 +35,11 @@ def test_a_text_streams_unchanged(text: str, bom: bool, tmp_path: Path, small_ch
     assert all(piece.text for piece in pieces)
     assert [piece.starts for piece in pieces] == [index == 0 for index in range(len(pieces))]
     assert sum(counted) == path.stat().st_size
-    assert read_text(path) == text
 
 
 def test_line_ends_do_not_change(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\r\ntwo\rthree\n")
-    assert read_text(path) == "one\r\ntwo\rthree\n"
     assert next(text_pieces(path)).text == "one\r\ntwo\rthree\n"
 
 
@@ -56,22 +54,18 @@ def test_the_first_bad_byte_is_named(
     path = tmp_path / "a.txt"
     head = before.encode("utf-8")
     path.write_bytes(head + bad)
-    for read in (lambda: list(text_pieces(path)), lambda: read_text(path)):
-        with pytest.raises(GptcliError) as caught:
-            read()
-        assert caught.value.message == (
-            f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
-        )
-        assert caught.value.hint is not None
-        assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
+    with pytest.raises(GptcliError) as caught:
+        list(text_pieces(path))
+    assert caught.value.message == (
+        f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
+    )
+    assert caught.value.hint is not None
+    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
 
 
-def test_read_text_refuses_unreadable_files(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(GptcliError, match=r"cannot read .*: No such file"):
-        read_text(tmp_path / "nothing.txt")
-    (tmp_path / "a.bin").write_bytes(b"ab\0")
-    with pytest.raises(GptcliError, match="looks binary: byte 2 is NUL"):
-        read_text(tmp_path / "a.bin")
+        list(text_pieces(tmp_path / "nothing.txt"))
 
 
 @quick
