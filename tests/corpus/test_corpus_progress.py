@@ -18,9 +18,7 @@ class Terminal(io.StringIO):
 
 def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
     """The text that a phase of 4 MB writes to `stderr`."""
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # pytest replaces stderr before the test
+    with pytest.MonkeyPatch.context() as patch:  # pytest replaces stderr before the test
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)
         with Progress(wanted).phase("tokenizing", 4_000_000) as advance:
