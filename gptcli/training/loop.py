@@ -37,7 +37,7 @@ from gptcli.events import (
 from gptcli.model.gpt import count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
-from gptcli.sampling.text import write_one
+from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
 from gptcli.training.loss_spikes import Spikes
 from gptcli.training.not_finite import first_not_finite
@@ -276,12 +276,12 @@ class _Loop:
         if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
             return
         tokenizer = self.setup.corpus.tokenizer
-        text = write_one(
+        text = generate_one(
             self.state.passes.model(),
             tokenizer,
             "",
             max_new_tokens=_SAMPLE_TOKENS,
-            how=SamplingParams(),
+            params=SamplingParams(),
             seed=self.config.seed,
             should_stop=self.should_stop,
         )

@@ -14,7 +14,7 @@ from gptcli.config import Config
 from gptcli.model.gpt import GPT, initialise
 from gptcli.model.parameters import role_of
 from gptcli.sampling.backend import Backend, choose_backend, open_streams
-from gptcli.sampling.generate import Uniforms
+from gptcli.sampling.generate import UniformNumbers
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.training.estimate import now, seconds_per_step
 from gptcli.training.passes import choose_engine
@@ -118,9 +118,9 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     the machine's limit, and the number of streams that there is memory for."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
-    streams = min(streams, writer.count)
-    numbers = [Uniforms(0, i) for i in range(streams)]
-    writer.feed({i: [0] * block_size for i in range(streams)}, anew=True)
+    streams = min(streams, writer.count)  # as many as there is memory for
+    numbers = [UniformNumbers(0, i) for i in range(streams)]
+    writer.feed({i: [0] * block_size for i in range(streams)}, restart=True)
     count, steps = -1, 1
     begin = time.perf_counter()
     while time.perf_counter() - begin < _SAMPLE_SECONDS:

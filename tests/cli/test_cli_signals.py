@@ -165,12 +165,12 @@ def test_a_stop_does_not_wait_for_a_sample(
 
     started = []
 
-    def write(*arguments: Any, **more: Any) -> Any:
+    def generate_text(*arguments: Any, **more: Any) -> Any:
         started.append(1)
         return real(*arguments, **more)
 
-    real = text.write
-    monkeypatch.setattr(text, "write", write)
+    real = text.generate_text
+    monkeypatch.setattr(text, "generate_text", generate_text)
     of = new_run(text_file, tmp_path / "r", "train.sample_every=2")
     events = run_until(of, lambda events: len(started) == 2)
     assert events[-1].stopped == "interrupted"

@@ -199,7 +199,7 @@ def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     assert "name it again: --mlp FILE --tokenizer FILE" in outcome.err
     outcome = cli("tokenizer", "show", "ab", "--tokenizer", run)
     assert outcome.code == 2
-    assert "tokenizer of your own" in outcome.err
+    assert "your own tokenizer" in outcome.err
     outcome = cli("train", "course", f"data.source={text_file}", *SMALL,
                   "tokenizer.vocab_size=280", "train.max_steps=8",
                   "--resume", "--extend", "--out", run, *words)  # fmt: skip

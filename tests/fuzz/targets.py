@@ -28,7 +28,7 @@ from gptcli.config_files import dump_config, find_config, parse_config
 from gptcli.config_problems import dotted_keys
 from gptcli.corpus import cache
 from gptcli.corpus.encoding import encode_all
-from gptcli.corpus.reading import jsonl_pieces, read_text, text_pieces
+from gptcli.corpus.reading import jsonl_pieces, text_pieces
 from gptcli.corpus.sources import find_source
 from gptcli.corpus.token_store import ShardWriter, dtype_for
 from gptcli.course.sandbox.learner_file import find_file
@@ -309,7 +309,6 @@ def _texts(folder: Path) -> list[Target]:
     def feed_text(data: bytes) -> None:
         text.write_bytes(data)
         encoded(text_pieces(text))
-        read_text(text)
 
     def feed_prompt(given: tuple[bytes, bool]) -> None:
         data, lines = given

@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.native.library import SamplingParamsStruct
-from gptcli.sampling.next_token import SamplingParams, choose_token
-from tests.sampling.sampling_models import banded, model
+from gptcli.sampling.next_token import (
+    SamplingParams,
+    choose_token,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+)
+from tests.sampling.sampling_models import DRAWS, NEARLY_ONE, banded, model
 
 SHAPES: list[dict[str, Any]] = [
     {"arch": "modern", "n_layer": 2, "width": 24, "n_head": 2, "n_embd": 32, "vocab_size": 40},
@@ -254,7 +261,7 @@ def test_bytes_needed_grows_with_streams_and_dtype(decoding: ctypes.CDLL) -> Non
 def chosen(
     found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any
 ) -> int:
-    """next_token.h alone."""
+    """The token that the C library chooses from these logits."""
     function = found.dec_choose
     function.restype = ctypes.c_int
     place = None if seen is None else seen.data_ptr()
@@ -266,11 +273,24 @@ def chosen(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("logits", "temperature", "uniform", "token"), DRAWS)
+def test_extreme_uniform_numbers_draw_the_exact_token(
+    decoding: ctypes.CDLL, logits: list[float], temperature: float, uniform: float, token: int
+) -> None:
+    """tests/sampling proves that PyTorch draws the same tokens."""
+    params = SamplingParamsStruct(temperature=temperature, top_p=1.0, penalty=1.0)
+    assert (
+        chosen(decoding, torch.tensor(logits, dtype=torch.float32), params, uniform, None) == token
+    )
+
+
 @settings(max_examples=60, deadline=None)
+@example(32, 0, NEARLY_ONE, None, None, None, 0.1, 1.0)  # see DRAWS
+@example(32, 0, 0.0, None, None, None, 0.1, 1.0)
 @given(
     st.integers(1, 3000),
     st.integers(0, 2**31),
-    st.floats(1e-9, 1, exclude_max=True),  # tokens below 1e-37 are never chosen
+    st.floats(0, 1, exclude_max=True),
     st.one_of(st.none(), st.integers(1, 3000)),
     st.one_of(st.none(), st.floats(0, 1)),
     st.one_of(st.none(), st.floats(0, 1)),
@@ -301,44 +321,39 @@ def test_the_choice_is_pytorchs(
             penalised = torch.where(seen, divided, logits)
         assert penalised[token] == penalised.max()
         return
-    # At the edge of top-p or min-p, rounding can add or remove one token.
+    # At the edge of top-p or min-p, rounding can keep one token more or one less.
     for off in (0.0, 1e-5, -1e-5):
-        one = SamplingParams(
+        params = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
             None if min_p is None else min(1.0, max(0.0, min_p - off)), penalty,
         )  # fmt: skip
-        if pytorchs(logits, one, uniform, seen) == token:
+        number = torch.tensor([uniform], dtype=torch.float64)
+        if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
-        before, after = share_of(token, logits, one, seen)
-        if before < after and before - 1e-5 <= uniform <= after + 1e-5:
+        probability, before, after = share_of(token, logits, params, seen)
+        counts = probability >= 2**-55 * after > 0  # it can change the cumulative sum
+        if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return
     raise AssertionError(token)
 
 
 def share_of(
-    token: int, logits: torch.Tensor, how: SamplingParams, seen: torch.Tensor
-) -> tuple[float, float]:
-    """The first and the last uniform number for which PyTorch chooses the token."""
-    low, high = 0.0, 1.0
-    for _ in range(60):  # bisect for the smallest number that chooses the token
-        middle = (low + high) / 2
-        if pytorchs(logits, how, middle, seen) < token:
-            low = middle
-        else:
-            high = middle
-    begin = high if low else 0.0
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if pytorchs(logits, how, middle, seen) <= token:
-            low = middle
-        else:
-            high = middle
-    return begin, low
-
-
-def pytorchs(logits: torch.Tensor, how: SamplingParams, uniform: float, seen: torch.Tensor) -> int:
-    return int(choose_token(logits[None], how, torch.tensor([uniform]).double(), seen[None]))
+    token: int, logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor
+) -> tuple[float, float, float]:
+    """The token's probability by PyTorch's formulas; the cumulative sums before and after it."""
+    kept = logits[None]
+    if params.repetition_penalty != 1.0:
+        kept = penalise(kept, seen[None], params.repetition_penalty)
+    kept = kept / params.temperature
+    if params.top_k is not None:
+        kept = keep_top_k(kept, params.top_k)
+    if params.top_p is not None:
+        kept = keep_top_p(kept, params.top_p)
+    if params.min_p is not None:
+        kept = keep_min_p(kept, params.min_p)
+    probabilities = torch.softmax(kept[0], -1, dtype=torch.float64)
+    after = float(probabilities[: token + 1].sum())
+    return float(probabilities[token]), after - float(probabilities[token]), after
 
 
 def test_nan_logits_still_choose_a_token(decoding: ctypes.CDLL) -> None:
