@@ -22,8 +22,8 @@ from reliability_runs import (
     newest,
 )
 
-from bad_disks import Refusing  # isort: skip
-from disk_trials import ERRORS  # isort: skip
+from faulty_disks import Refusing  # isort: skip
+from disk_fault_trials import ERRORS  # isort: skip
 
 OPERATIONS = 294  # of a run of these steps; a few more where nothing is written beside it
 REFUSING = 2 * OPERATIONS

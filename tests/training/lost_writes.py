@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bad_disks import Operation
+from faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
 """The files of a run with their data, and its folders with None."""

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import disk_trials
+import disk_fault_trials
 import pytest
-from bad_disks import (
+from faulty_disks import (
     STORIES,
     Recording,
     Refusing,
@@ -24,7 +24,7 @@ from bad_disks import (
     names,
     write,
 )
-from disk_trials import record, refused
+from disk_fault_trials import record, refused
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
@@ -40,7 +40,7 @@ Patch = pytest.MonkeyPatch
 @pytest.fixture
 def begun(story: Story, tmp_path: Path) -> Path:
     """The run of a story, before its calls."""
-    return disk_trials.begin(story, tmp_path)
+    return disk_fault_trials.begin(story, tmp_path)
 
 
 @needs_fork
@@ -48,19 +48,19 @@ def begun(story: Story, tmp_path: Path) -> Path:
 @all_stories
 def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path) -> None:
     writes = sum(name == "write" for name, *_ in record(story, begun))
-    tried = list(disk_trials.killed_at_any_operation(story, half, begun))
+    tried = list(disk_fault_trials.killed_at_any_operation(story, half, begun))
     assert len(tried) == (writes if half else len(record(story, begun)) + 1)
 
 
 @all_stories
 def test_any_operation_that_fails(story: Story, begun: Path) -> None:
-    tried = list(disk_trials.failing_at_any_operation(story, begun))
+    tried = list(disk_fault_trials.failing_at_any_operation(story, begun))
     assert len(tried) == 4 * len(record(story, begun)) > 0
 
 
 def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path) -> None:
     story = next(story for story in STORIES if story.name == "the old ones go")
-    begun = disk_trials.begin(story, tmp_path)
+    begun = disk_fault_trials.begin(story, tmp_path)
     for count, (name, *_) in enumerate(record(story, begun)):
         run, error = refused(story, begun, Refusing(count, errno.EIO))
         assert error is None
@@ -85,13 +85,13 @@ def test_a_save_makes_room_first(tmp_path: Path, monkeypatch: Patch) -> None:
 
 @all_stories
 def test_a_disk_that_fails_for_good(story: Story, begun: Path) -> None:
-    tried = list(disk_trials.failing_for_good(story, begun))
+    tried = list(disk_fault_trials.failing_for_good(story, begun))
     assert tried == list(range(len(record(story, begun))))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 100])
 def test_a_disk_that_takes_a_few_bytes_at_a_time_or_none(size: int, tmp_path: Path) -> None:
-    assert list(disk_trials.short_writes(size, tmp_path)) == [size]
+    assert list(disk_fault_trials.short_writes(size, tmp_path)) == [size]
 
 
 def test_a_folder_whose_sync_failed_is_synced_when_its_step_is_saved_again(
@@ -199,7 +199,7 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 @all_stories
 def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
     """The interpreter reports no file operation that bypasses gptcli.files.durable.disk."""
-    run = disk_trials.copy(begun)
+    run = disk_fault_trials.copy(begun)
 
     def body() -> None:
         seen: list[str] = []

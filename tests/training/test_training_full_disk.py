@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import disk_trials
+import disk_fault_trials
 import pytest
 
 pytestmark = [
@@ -15,11 +15,11 @@ pytestmark = [
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    assert len(list(disk_trials.limited_file_sizes(tmp_path))) == 6
+    assert len(list(disk_fault_trials.limited_file_sizes(tmp_path))) == 6
 
 
 def test_no_more_open_files(tmp_path: Path) -> None:
-    assert list(disk_trials.no_more_open_files(tmp_path)) == [1]
+    assert list(disk_fault_trials.no_more_open_files(tmp_path)) == [1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
@@ -29,6 +29,6 @@ def test_a_full_file_system(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     try:
-        assert len(list(disk_trials.full_file_system(what, folder))) >= 4
-    except disk_trials.NotAllowedError:
+        assert len(list(disk_fault_trials.full_file_system(what, folder))) >= 4
+    except disk_fault_trials.NotAllowedError:
         pytest.skip("this system lets nobody mount a file system")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_disks import (
+from faulty_disks import (
     Deadly,
     Recording,
     Refusing,

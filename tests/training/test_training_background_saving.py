@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_disks import Deadly, Operation, Recording, Refusing, Watched, in_child, temporaries
+from faulty_disks import Deadly, Operation, Recording, Refusing, Watched, in_child, temporaries
 
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_disks import Deadly, Operation, Recording, Watched, in_child
+from faulty_disks import Deadly, Operation, Recording, Watched, in_child
 from test_training_beside import LEAVE, WORDS
 
 from gptcli.cli.signals import LeaveAtOnce

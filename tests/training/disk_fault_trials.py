@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bad_disks import (
+from faulty_disks import (
     Deadly,
     Operation,
     Recording,
