@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from contextlib import suppress
-from pathlib import Path
-
 import torch
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
+from gptcli.memory import memory_for_this_process
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
@@ -84,24 +80,7 @@ def room_for_training(device: torch.device) -> float | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        pages = map(int, Path("/proc/self/statm").read_text("ascii").split())
-        size, resident, shared = (count * page for count in itertools.islice(pages, 3))
-        held = resident - shared  # without the libraries
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        (free,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
-    rooms = [free + held]
-    with suppress(OSError, ValueError):  # a container's limit
-        rooms.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
-    if limit != resource.RLIM_INFINITY:
-        rooms.append(max(0, limit - size) + held)
-    return float(min(rooms))
+    return memory_for_this_process()
 
 
 def _amount(size: float) -> str:
