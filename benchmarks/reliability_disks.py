@@ -27,7 +27,9 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
     story, half = STORIES[trial // 2], trial % 2 == 1
 
     def body(folder: Path) -> Iterator[object]:
-        return disk_fault_trials.killed_at_any_operation(story, half, disk_fault_trials.begin(story, folder))
+        return disk_fault_trials.killed_at_any_operation(
+            story, half, disk_fault_trials.begin(story, folder)
+        )
 
     return _counted(shop, f"{story.name}{', within a write' * half}", "kills", body)
 
@@ -55,7 +57,11 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     """A story, of which each operation fails: once with each error, or it and all after it."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
-    fail = disk_fault_trials.failing_for_good if for_good else disk_fault_trials.failing_at_any_operation
+    fail = (
+        disk_fault_trials.failing_for_good
+        if for_good
+        else disk_fault_trials.failing_at_any_operation
+    )
 
     def body(folder: Path) -> Iterator[object]:
         return fail(story, disk_fault_trials.begin(story, folder))
@@ -68,7 +74,10 @@ def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(
-            shop, f"{size} bytes a write", "saves", lambda at: disk_fault_trials.short_writes(size, at)
+            shop,
+            f"{size} bytes a write",
+            "saves",
+            lambda at: disk_fault_trials.short_writes(size, at),
         )
     if trial == len(SHORT):
         return _counted(shop, "RLIMIT_FSIZE", "saves", disk_fault_trials.limited_file_sizes)

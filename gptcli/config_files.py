@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from gptcli.config import Config
-from gptcli.config_problems import Key, Problem, explain, flat
+from gptcli.config_problems import Key, Problem, explain, flatten
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import read_bounded
 from gptcli.files.shipped import shipped_configs
@@ -194,7 +194,7 @@ def dump_config(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (old value, new value), for every key in which two configs differ."""
-    before, after = flat(old.model_dump()), flat(new.model_dump())
+    before, after = flatten(old.model_dump()), flatten(new.model_dump())
     return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
 
 

@@ -18,15 +18,15 @@ Problem = tuple[str, str | None]
 
 def dotted_keys() -> list[str]:
     """Every valid dotted key, in the order of the schema."""
-    return [".".join(key) for key in flat(Config().model_dump())]
+    return [".".join(key) for key in flatten(Config().model_dump())]
 
 
-def flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
     """A nested mapping as one of tuples: {"a": {"b": 1}} -> {("a", "b"): 1}."""
     found: dict[Key, Any] = {}
     for name, value in values.items():
         key = (*above, name)
-        found.update(flat(value, key) if isinstance(value, dict) else {key: value})
+        found.update(flatten(value, key) if isinstance(value, dict) else {key: value})
     return found
 
 

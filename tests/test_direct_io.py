@@ -91,7 +91,7 @@ def test_a_large_checkpoint_is_what_a_small_one_would_be(
     tensors = {"a": torch.arange(3_000_001.0), "b": torch.ones(7, 3), "c": torch.zeros(0)}
     meta = {"progress": vars(Progress(step=1))}
     for name, least in (("small", 1 << 60), ("large", 0)):
-        monkeypatch.setattr(checkpoint, "LARGE", least)
+        monkeypatch.setattr(checkpoint, "DIRECT_IO_BYTES", least)
         checkpoint.save(make(tmp_path / name), 1, tensors, {"d": torch.ones(5)}, meta)
     for file in ("model.safetensors", "state.safetensors", "meta.json"):
         small, large = (

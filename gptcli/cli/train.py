@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.model.user_parts import UserParts
     from gptcli.training.journal import Journal
-    from gptcli.training.run_summary import Summary
+    from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
 
 
@@ -130,13 +130,13 @@ def train(
     user_parts = checked(files, config, force)
     notes: list[str] = []
     if minutes is not None:
-        from gptcli.training.minutes import plan
+        from gptcli.training.minutes import fit_to_minutes
 
         asked = {override.partition("=")[0] for override in overrides}
         whole = from_run is None and not is_config(target)
         if whole:
             config = free_config(target, overrides)
-        config, notes = plan(
+        config, notes = fit_to_minutes(
             config, asked, keep=not whole, minutes=minutes, begun=begun, user_parts=user_parts
         )
     if dry_run:
@@ -152,7 +152,7 @@ def train(
     if out is not None and str(out) in ("", "."):
         raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
-    run_folder.mend(run)
+    run_folder.repair_replacement(run)
     refuse(run)
     with leave_on_signals(), _front_row(run, create=True):
         refuse(run)  # another training may have held the lock, and ended, in the meantime
@@ -168,7 +168,7 @@ def train(
             _run(prepared, as_json, files)
         except Exception:
             if prepared is not None:
-                run_folder.forget_unbegun(run)
+                run_folder.delete_unstarted(run)
             raise
         finally:
             _put_back(run)
@@ -223,13 +223,13 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: UserFiles) -> N
     from gptcli.events import CheckpointSaved, Finished, Notice, SampleDrawn
     from gptcli.training import run_folder
     from gptcli.training.loop import train as events_of
-    from gptcli.training.run_summary import Summary
+    from gptcli.training.run_summary import RunSummary
     from gptcli.view.metrics import metrics_record
     from gptcli.view.terminal import open_view
 
     setup = prepared.setup
     run = setup.run
-    summary = Summary(setup)
+    summary = RunSummary(setup)
     # How an earlier part of the run ended is no longer true.
     run_folder.write_status(run, summary.begun())
     finished: Finished | None = None
@@ -262,7 +262,7 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: UserFiles) -> N
                 if refused is not None:
                     show(Notice(f"WARNING: {refused}. The training goes on, and tries again"))
                 if isinstance(event, CheckpointSaved):
-                    run_folder.forget_replaced(run)
+                    run_folder.delete_replaced(run)
     except Exception as error:
         if as_json:
             with suppress(OSError):  # an unreadable stdout must not hide why the run ended
@@ -303,14 +303,14 @@ def _watch(prepared: Prepared, stop: Stop, as_json: bool, files: UserFiles) -> N
 def _put_back(run: Path) -> bool:
     """Bring back the run that this one was to replace, if it came to nothing; whether it did. One
     more Ctrl-C must not leave one half there and the other here; nothing is left to stop then."""
-    from gptcli.training.run_folder import put_back
+    from gptcli.training.run_folder import restore_replaced
 
     with signals_held():
-        return put_back(run)
+        return restore_replaced(run)
 
 
 @contextmanager
-def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
+def _journal(run: Path, summary: RunSummary) -> Iterator[Journal]:
     """What a run writes as it goes. Raises GptcliError at the end where the disk has not taken it,
     if nothing worse has happened."""
     from gptcli.training.journal import Journal
@@ -327,9 +327,9 @@ def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
 
 
 def _dry_run(config: Config, user_parts: UserParts | None, as_json: bool) -> None:
-    from gptcli.training.dry_run import plan
+    from gptcli.training.dry_run import dry_run_figures
 
-    result = plan(config, user_parts)
+    result = dry_run_figures(config, user_parts)
     if as_json:
         print_json(result)
         return
@@ -342,7 +342,7 @@ def _dry_run(config: Config, user_parts: UserParts | None, as_json: bool) -> Non
 @contextmanager
 def _front_row(run: Path, create: bool) -> Iterator[None]:
     """Hold the run folder's lock, so that no two trainings write into it."""
-    from gptcli.files.durable import make_folder, only_writer, refused
+    from gptcli.files.durable import folder_error, folder_lock, make_folder
     from gptcli.training.run_folder import remove_empty
 
     made = create and not run.exists()
@@ -350,8 +350,8 @@ def _front_row(run: Path, create: bool) -> Iterator[None]:
         if create:
             make_folder(run)
     except OSError as error:
-        raise refused(run, error) from None
-    with only_writer(run):
+        raise folder_error(run, error) from None
+    with folder_lock(run):
         try:
             yield
         except BaseException:

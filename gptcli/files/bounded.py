@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-MOST_JSON = 1 << 20
+MAX_JSON_BYTES = 1 << 20
 """Bytes of a small JSON file (meta.json, run.json): a hundred times what gptcli writes."""
-MOST_LINES = 1 << 30
+MAX_LINES_BYTES = 1 << 30
 """Bytes of a file of lines (metrics.jsonl, samples.txt): five million logged steps."""
 _MOST_LINE = 1 << 20
 
@@ -35,13 +35,13 @@ def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
     return data
 
 
-def lines_inside(path: Path, inside: Path) -> Iterator[bytes]:
+def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
     """The lines of a file in the folder `inside`, with their ends, read as they are asked for; a
     line of over a megabyte, which gptcli does not write, in parts. Raises OSError as `read_bounded`
     does, with the first line."""
     refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
-        _small_enough(file.fileno(), path, MOST_LINES)
+        _small_enough(file.fileno(), path, MAX_LINES_BYTES)
         while line := file.readline(_MOST_LINE):
             yield line
 
@@ -94,14 +94,6 @@ def refuse_link_out(path: Path, folder: Path) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not goal.is_relative_to(home):
         raise OSError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))
-
-
-def machine_memory() -> int | None:
-    """Bytes of this machine's memory, None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return None
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows

@@ -14,13 +14,13 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-LARGE = 32 << 20
+DIRECT_IO_BYTES = 32 << 20
 """Bytes from which on it pays."""
 _BUFFER = 4 << 20
 _FLAG = getattr(os, "O_DIRECT", 0)
 
 
-def write_past_the_cache(
+def write_direct(
     file: io.FileIO,
     pieces: Iterable[bytes | memoryview],
     write: Callable[[memoryview], None],

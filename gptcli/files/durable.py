@@ -23,7 +23,7 @@ from typing import IO
 
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import open_without_links
-from gptcli.files.direct_io import write_past_the_cache
+from gptcli.files.direct_io import write_direct
 
 
 class Disk:
@@ -97,7 +97,7 @@ def write_file(
     pieces = (data,) if isinstance(data, bytes) else data
     with disk.create(path) as file:
         if large:
-            write_past_the_cache(file, pieces, lambda block: _write_whole(file, block, path))
+            write_direct(file, pieces, lambda block: _write_whole(file, block, path))
         else:
             for piece in pieces:
                 _write_whole(file, piece, path)
@@ -141,7 +141,7 @@ def make_folder(path: Path) -> None:
     disk.fsync_folder(path.parent)
 
 
-def temporary_beside(goal: Path) -> Path:
+def temporary_path(goal: Path) -> Path:
     """A name for what will become `goal`: in the same folder, with a dot in front, and of this
     process, so that two writers do not meet."""
     return goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
@@ -149,7 +149,7 @@ def temporary_beside(goal: Path) -> Path:
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace `path` by `data`: a reader, or a crash at any moment, sees the old or the new."""
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     try:
         write_file(temporary, data)
         disk.rename(temporary, path)
@@ -190,7 +190,7 @@ def remove_tree(path: Path) -> None:
             disk.unlink(path)
 
 
-def sweep(folder: Path, goals: str) -> None:
+def delete_temporaries(folder: Path, goals: str) -> None:
     """Delete what killed writers have left in a folder of files and folders whose names match the
     regular expression `goals`, as far as the system lets us. For the folder's only writer."""
     temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
@@ -205,7 +205,7 @@ _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOE
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
 
-def refused(folder: Path, error: OSError) -> GptcliError:
+def folder_error(folder: Path, error: OSError) -> GptcliError:
     """What the system said to the making of a folder and the files in it, for people: a wrong
     command line where it is the path (exit code 2), else the disk (1)."""
     if error.errno in _OF_THE_PATH:
@@ -213,21 +213,19 @@ def refused(folder: Path, error: OSError) -> GptcliError:
             f"{folder}: cannot be written ({error.strerror})",
             "choose a folder that you may write to with --out",
         )
-    return could_not_write(
-        folder, error, "make room, or choose a folder on another disk with --out"
-    )
+    return write_error(folder, error, "make room, or choose a folder on another disk with --out")
 
 
-def could_not_write(path: Path, error: OSError, hint: str) -> GptcliError:
+def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
     """What a disk refused, for people: the path, the reason, the free space (exit code 1)."""
     return GptcliError(
-        f"{path} could not be written ({error.strerror or error}); {room(path)} free there",
+        f"{path} could not be written ({error.strerror or error}); {free_space(path)} free there",
         hint,
         exit_code=1,
     )
 
 
-def room(path: Path) -> str:
+def free_space(path: Path) -> str:
     """The free space of the disk on which `path` is, or would be, for an error."""
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -246,7 +244,7 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class Lines:
+class LineWriter:
     """A file that grows by whole pieces of text and is not synced: a kill leaves a piece out or
     leaves it whole. What the disk refuses waits here, and goes before what comes later. Raises
     OSError where the path is a link, or nothing that lines could be written to."""
@@ -274,7 +272,7 @@ class Lines:
         except OSError as error:
             with suppress(OSError):
                 self._cut()
-            return could_not_write(self._path, error, "make room, or see what is wrong with it")
+            return write_error(self._path, error, "make room, or see what is wrong with it")
         return None
 
     def _cut(self) -> None:
@@ -291,7 +289,7 @@ class Lines:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder's lock. It dies with the process, however that ends.
 
     Raises GptcliError (exit code 1) where another process holds it, and not just for the moment in
@@ -309,7 +307,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                     "it only keeps two trainings apart: where none is at work there, delete it",
                     exit_code=1,
                 ) from None
-            raise refused(folder, error) from None
+            raise folder_error(folder, error) from None
         with opened as file:
             if _lock(file) and _is_at(file, path):
                 yield

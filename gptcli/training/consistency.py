@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.config_problems import flat
+from gptcli.config_problems import flatten
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer
 
 # Changing these between a stop and a resume leaves the weights as they would have been.
-HARMLESS = {
+NO_EFFECT_ON_WEIGHTS = {
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -25,7 +25,7 @@ HARMLESS = {
     "train.patience",
 }
 # These change the rounding only: the run goes on, but no longer bit for bit.
-ROUNDING = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
+ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
 
 
 def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
@@ -46,14 +46,14 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     `--extend` that has had no checkpoint yet. A checkpoint of an earlier gptcli knows its network
     alone."""
     odd, notes = [], []
-    then = flat(meta["config"] if "config" in meta else {"model": meta.get("model", {})})
-    for key, now in flat(config.model_dump()).items():
+    then = flatten(meta["config"] if "config" in meta else {"model": meta.get("model", {})})
+    for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         made_later = key not in then and key[0] != "model"
         if made_later or now == was or name == "data.source":
             continue
         longer = name == "train.max_steps" and type(was) is int and now > was
-        if longer or name in HARMLESS or name in ROUNDING:
+        if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:
             notes.append(f"{run / 'config.yaml'}: {name} is {now}; the checkpoint had {was}")
         else:
             odd.append(f"{name} {now} (there {was})")

@@ -12,14 +12,14 @@ import torch
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
-from gptcli.files.bounded import machine_memory
+from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 
 
-def plan(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
+def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
     """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
     seconds from a two-second measurement on this machine, evaluations included (null where the
     run does not fit into its memory)."""
@@ -78,4 +78,4 @@ def _memory_of(device: torch.device) -> float:
     """Bytes of memory of the device, used or not; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return machine_memory() or math.inf
+    return total_memory() or math.inf

@@ -13,7 +13,7 @@ from gptcli.model.user_parts import UserParts
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
 from gptcli.training.passes import EngineName, library_for
-from gptcli.training.saving import BESIDE_BYTES
+from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
@@ -61,7 +61,7 @@ def training_bytes(
     of a large checkpoint that is written while the next steps are made."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
     copy = parameters * 4 * (1 + _slots(config))
-    beside = copy >= BESIDE_BYTES and choose_device(config.run.device).type == "cpu"
+    beside = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
     return step + (copy if beside else 0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import lines_inside
+from gptcli.files.bounded import read_lines
 
 _SAMPLE_HEADING = "=== step {step} ===\n"
 
@@ -46,19 +46,19 @@ class Journal:
                 metrics.unlink(missing_ok=True)
             elif _is_there(metrics):
                 kept = _Kept(resumed_from, evaluated_at or 0)
-                durable.write_atomically(metrics, filter(kept, lines_inside(metrics, run)))
+                durable.write_atomically(metrics, filter(kept, read_lines(metrics, run)))
                 self.notes += kept.notes(metrics)
             elif resumed_from > 0:
                 self.notes.append(f"{metrics} is missing; it begins again with step {resumed_from}")
-            self._metrics = durable.Lines(metrics)
+            self._metrics = durable.LineWriter(metrics)
         try:
             with _opening(samples):
                 trim_samples(samples, sampled_at or 0)
-                self._samples = durable.Lines(samples)
+                self._samples = durable.LineWriter(samples)
         except BaseException:
             self._metrics.close()
             raise
-        self._refused: set[durable.Lines] = set()
+        self._refused: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
         """Append an object to metrics.jsonl."""
@@ -69,7 +69,7 @@ class Journal:
         heading = _SAMPLE_HEADING.format(step=step)
         return self._news(self._samples, f"{heading}{prompt}{text}\n\n")
 
-    def _news(self, lines: durable.Lines, text: str) -> GptcliError | None:
+    def _news(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
         error = lines.write(text)
         known = lines in self._refused
         (self._refused.discard if error is None else self._refused.add)(lines)
@@ -131,10 +131,10 @@ def _opening(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.EFBIG):
             raise
-        raise refused_lines(path, error) from None
+        raise cannot_open_error(path, error) from None
 
 
-def refused_lines(path: Path, error: OSError) -> GptcliError:
+def cannot_open_error(path: Path, error: OSError) -> GptcliError:
     """What the system or gptcli.files.bounded said to a file of lines, for people (exit code 1)."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
@@ -153,7 +153,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
     if not _is_there(path):
         return
     whole, begins = 0, True  # bytes of the lines so far; whether the next part begins a line
-    for line in lines_inside(path, path.parent):
+    for line in read_lines(path, path.parent):
         heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
         if heading is not None and int(heading[1]) > sampled_at:
             break
@@ -165,7 +165,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
 
 def _first(path: Path, count: int) -> Iterator[bytes]:
     """The first bytes of a file of lines, which end with a line."""
-    for line in lines_inside(path, path.parent):
+    for line in read_lines(path, path.parent):
         if count == 0:
             return
         count -= len(line)

@@ -48,7 +48,7 @@ def load_trained(
         loaded, notes = checkpoint.best_valid(run)
     else:
         loaded = checkpoint.load(run, checkpoint.choose_step(run, which))
-        notes = checkpoint.best_of(run)[1] if which == "best" else []
+        notes = checkpoint.find_best_step(run)[1] if which == "best" else []
     refuse_other_parts(run, parts_of(loaded.meta), user_parts)
     notes += same_config(run, loaded.meta, config)
     tokenizer = run_folder.read_tokenizer(

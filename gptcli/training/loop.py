@@ -34,7 +34,7 @@ from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import write_one
 from gptcli.training import checkpoint
-from gptcli.training.loss_spikes import Spikes
+from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
@@ -119,7 +119,7 @@ class _Loop:
             self.config.checkpoint_every,
             setup.resume.step if setup.resume else None,
         )
-        self.spikes = Spikes()
+        self.spikes = SpikeDetector()
         # Of a learner's parts; the built-in ones have none.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
@@ -131,15 +131,15 @@ class _Loop:
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
             # A kill in the first minute must not lose where it began.
-            yield from self.saver.must(self.state, self.meta())
+            yield from self.saver.save_or_raise(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
         if isinstance(stopped, _Diverged):
             diagnosis, hint = stopped.diagnosis, stopped.hint
-            yield from self.saver.gather(wait=True)
+            yield from self.saver.collect(wait=True)
         else:
             self.progress.seconds = self.clock()
-            yield from self.saver.must(self.state, self.meta())
+            yield from self.saver.save_or_raise(self.state, self.meta())
         for name, buffer in self.state.model.named_buffers():
             if not torch.equal(buffer, self.buffers[name]):
                 yield Notice(
@@ -190,7 +190,7 @@ class _Loop:
     def after_step(self) -> Generator[Event, None, Stopped | _Diverged | None]:
         if self.should_stop():
             return "interrupted"
-        yield from self.saver.gather(wait=False)
+        yield from self.saver.collect(wait=False)
         stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
         if stopped is None:
             yield from self.due_sample()

@@ -11,7 +11,7 @@ _SPREADS = 8.0
 _LEAST = 0.2  # nats
 
 
-class Spikes:
+class SpikeDetector:
     """Told each step's loss; says which ones are spikes, at most once in 50 steps.
 
     Recent are the last 50 losses. Their middle is the median and their spread 1.4826 times the

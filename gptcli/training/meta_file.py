@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from gptcli.config_problems import flat
+from gptcli.config_problems import flatten
 
 FORMAT = 2
 TENSOR_FILES = ("model.safetensors", "state.safetensors")
@@ -23,7 +23,7 @@ _NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss")
 _MOST = 2**63
 
 
-def seal(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
+def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
     """The text of meta.json for a step: `meta`, what the tensor files must be, and the hash."""
     whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
     whole.pop("sha256", None)
@@ -84,7 +84,7 @@ def _wrong(meta: dict[str, Any]) -> str | None:
     parts = meta.get("own_parts", [])
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return "own_parts"
-    if any(isinstance(value, list) for value in flat(meta.get("config", {})).values()):
+    if any(isinstance(value, list) for value in flatten(meta.get("config", {})).values()):
         return "config"
     return None
 

@@ -54,7 +54,7 @@ def dropout_for(epochs: float) -> float:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSettings:
     """A choice, as dotted keys, and why."""
 
     values: dict[str, Any]
@@ -76,7 +76,7 @@ def shape_of(parameters: float) -> tuple[int, int]:
     return min(LADDER, key=lambda s: abs(math.log(block_parameters(*s) / parameters)))
 
 
-def choose(operations: float, characters: float, different: int) -> Chosen:
+def choose_settings(operations: float, characters: float, different: int) -> ChosenSettings:
     """What to train with so many operations on a text of so many characters, of which so many
     are different. The network grows with the operations, but no further than the text can fill;
     a text that is read again and again is dropped in part; larger steps where there are many.
@@ -117,10 +117,10 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
         ),
         f"{batch_size} x {block_size} tokens a step",
     ]
-    return Chosen(values, reasons)
+    return ChosenSettings(values, reasons)
 
 
-def plan(
+def fit_to_minutes(
     config: Config,
     asked: set[str],
     *,
@@ -155,7 +155,7 @@ def plan(
     left = end - time.perf_counter()
     steps = int(left / step)
     while steps >= _FEWEST_STEPS:
-        tried = _with(config, {"train.max_steps": steps})
+        tried = with_values(config, {"train.max_steps": steps})
         every = int(resolve(tried, corpus, has_user_parts=has_user_parts).train.eval_every)
         over = steps * step + math.ceil(steps / every) * evaluation - left
         if over <= 0:
@@ -170,7 +170,7 @@ def plan(
     epochs = steps * tokens_per_step / len(corpus.train)
     read = f"; the text is read {epochs:,.3g} times"
     if not keep and "model.dropout" not in asked:
-        tried = _with(tried, {"model.dropout": dropout_for(epochs)})
+        tried = with_values(tried, {"model.dropout": dropout_for(epochs)})
         if tried.model.dropout:
             read += f", so dropout is {tried.model.dropout}"
     reasons.append(f"{steps:,} steps of {1e3 * step:.3g} ms, measured on this machine{read}")
@@ -190,7 +190,7 @@ def _fill_in(config: Config, asked: set[str], end: float) -> tuple[Config, list[
     bytes_each = len(start.encode("utf-8", "replace")) / max(1, len(start))
     characters = source.size / bytes_each * (1 - config.data.val_fraction)
     n_layer, n_embd, T, B = _REFERENCE
-    reference = _with(
+    reference = with_values(
         config,
         {
             "model.n_layer": n_layer,
@@ -202,9 +202,11 @@ def _fill_in(config: Config, asked: set[str], end: float) -> tuple[Config, list[
     )
     step = _measure(reference, 96, None, seconds=0.8)
     speed = 6.0 * matrix_parameters(reference, 96) * B * T / step
-    chosen = choose(speed * max(1.0, end - time.perf_counter()), characters, len(set(start)))
+    chosen = choose_settings(
+        speed * max(1.0, end - time.perf_counter()), characters, len(set(start))
+    )
     values = {key: value for key, value in chosen.values.items() if key not in asked}
-    return _with(config, values), chosen.reasons
+    return with_values(config, values), chosen.reasons
 
 
 def _first_characters(source: Source, count: int) -> Iterator[str]:
@@ -231,7 +233,7 @@ def _measure(
     return seconds_per_step(config, vocab_size, dtype, device, engine, user_parts, seconds)
 
 
-def _with(config: Config, values: dict[str, Any]) -> Config:
+def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with other values, by dotted key; all its rules are checked again."""
     tree = config.model_dump()
     for key, value in values.items():

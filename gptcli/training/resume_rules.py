@@ -8,11 +8,11 @@ from gptcli.config import Config
 from gptcli.config_files import differences
 from gptcli.errors import GptcliError
 from gptcli.files.shipped import shipped_texts
-from gptcli.training.consistency import HARMLESS, ROUNDING
+from gptcli.training.consistency import NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
 from gptcli.training.schedule import lr_at
 
 
-def merge(
+def config_for_resume(
     stored: Config, wanted: Config | None, extend: bool, step: int
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that may be made to it, and what to say of them."""
@@ -42,9 +42,9 @@ def merge(
                 )
         elif key == "data.source":
             pass  # a text that has moved; its content is compared once it has been read
-        elif key in ROUNDING:
+        elif key in ROUNDING_ONLY:
             notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
-        elif key in HARMLESS:
+        elif key in NO_EFFECT_ON_WEIGHTS:
             notes.append(f"{key} is now {new}")
         else:
             old = differences(stored, wanted)[key][0]
@@ -81,10 +81,10 @@ def _extension(stored: Config, max_steps: int, step: int) -> str:
     )
 
 
-def lasting(source: str) -> str:
+def absolute_source(source: str) -> str:
     """A path that still holds when the run is resumed from another folder."""
     return source if source in shipped_texts() else Path(source).absolute().as_posix()
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    return key == "data.source" and lasting(wanted.data.source) == stored.data.source
+    return key == "data.source" and absolute_source(wanted.data.source) == stored.data.source

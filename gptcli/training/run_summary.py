@@ -10,7 +10,7 @@ from gptcli.training.loop import Setup
 from gptcli.training.training_state import Progress, progress_of
 
 
-class Summary:
+class RunSummary:
     """Listens to a run. `begun` is for run.json before the first step, `ended` for its end,
     whichever way it came."""
 
@@ -54,11 +54,11 @@ class Summary:
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,
             "parameters": self._parameters,
-            **standing(self._progress, self._stopped or "interrupted"),
+            **progress_summary(self._progress, self._stopped or "interrupted"),
         }
 
 
-def standing(progress: Progress, stopped: str) -> dict[str, Any]:
+def progress_summary(progress: Progress, stopped: str) -> dict[str, Any]:
     """The counters of a run in the words of `train --json`."""
     return {
         "steps": progress.step,

@@ -23,7 +23,7 @@ from gptcli.training.training_state import TrainingState
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_SHARE = 0.01
 _ABANDON_SECONDS = 0.5  # a second Ctrl-C waits no longer for a disk that is stuck
-BESIDE_BYTES = 32 << 20  # from so many on it pays to copy and to write beside the training
+BACKGROUND_BYTES = 32 << 20  # from so many on it pays to copy and to write beside the training
 
 
 @dataclass
@@ -40,7 +40,7 @@ class _Writing:
 
 class Saver:
     """Saves a run's state. A failed save in the middle of a run is a notice, and is tried again
-    when the next is due; `must` raises instead."""
+    when the next is due; `save_or_raise` raises instead."""
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at
@@ -70,7 +70,7 @@ class Saver:
     ) -> Iterator[Event]:
         """Begin a checkpoint of this moment, or write it where it is small (or not to be written
         `beside` the training); a checkpoint that is still on its way is waited for first."""
-        yield from self.gather(wait=True)
+        yield from self.collect(wait=True)
         begin = time.perf_counter()
         model, optimizer = state.weights.named(), state.optimizers.state()
         size = sum(t.numel() * t.element_size() for t in (*model.values(), *optimizer.values()))
@@ -79,7 +79,7 @@ class Saver:
         best = state.progress.best_step == step
         self._writing = writing = _Writing(step)
         self.saved_at = self._tried_at = step
-        if size < BESIDE_BYTES or not beside:
+        if size < BACKGROUND_BYTES or not beside:
             self._write(writing, model, optimizer, meta, best)
         else:
             try:
@@ -87,7 +87,7 @@ class Saver:
             except (MemoryError, RuntimeError):  # no room for the copies, or for one thread more
                 self._write(writing, model, optimizer, meta, best)
         writing.took += time.perf_counter() - begin
-        yield from self.gather(wait=False)
+        yield from self.collect(wait=False)
 
     def _write_beside(
         self,
@@ -113,9 +113,9 @@ class Saver:
             writing.thread = None
             raise
 
-    def must(self, state: TrainingState, meta: dict[str, Any]) -> Iterator[Event]:
+    def save_or_raise(self, state: TrainingState, meta: dict[str, Any]) -> Iterator[Event]:
         """The checkpoint of this step, durable; raises GptcliError where it cannot be written."""
-        yield from self.gather(wait=True)
+        yield from self.collect(wait=True)
         if self.saved_at == state.progress.step:
             return
         self._must = True
@@ -135,7 +135,7 @@ class Saver:
         begin = time.thread_time()
         try:
             if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
-                raise checkpoint.gone(self._run)  # and another run in its place
+                raise checkpoint.run_gone_error(self._run)  # and another run in its place
             with ExitStack() as held:
 
                 def still_wanted() -> None:
@@ -166,7 +166,7 @@ class Saver:
         if self._abandoned:
             raise _AbandonedError
 
-    def gather(self, *, wait: bool) -> Iterator[Event]:
+    def collect(self, *, wait: bool) -> Iterator[Event]:
         """What has become of a checkpoint that was on its way, if it has arrived."""
         writing = self._writing
         if writing is None:

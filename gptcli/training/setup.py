@@ -17,8 +17,8 @@ from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
-from gptcli.training.resume_rules import lasting, merge
-from gptcli.training.run_summary import standing
+from gptcli.training.resume_rules import absolute_source, config_for_resume
+from gptcli.training.run_summary import progress_summary
 from gptcli.training.schedule import (
     resolve_eval_every,
     resolve_log_every,
@@ -40,7 +40,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedRun:
     """A run that is finished: how it ended, in the keys of `train --json`, and what the user should
     know of its checkpoints."""
 
@@ -86,7 +86,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"source": lasting(config.data.source)}),
+            "data": config.data.model_copy(update={"source": absolute_source(config.data.source)}),
             "tokenizer": config.tokenizer.model_copy(
                 update={"kind": kind}  # a fine-tune has the other run's
                 | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
@@ -170,7 +170,7 @@ def prepare_resume(
     *,
     extend: bool = False,
     user_parts: UserParts | None = None,
-) -> Prepared | Done:
+) -> Prepared | FinishedRun:
     """Go on with a run folder, if it is not finished.
 
     `wanted` is the config asked for now (None: the run's own); keys in which it differs from
@@ -179,7 +179,7 @@ def prepare_resume(
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was passed over" for note in notes]
     step = saved.step if saved else 0
-    config, more = merge(stored, wanted, extend, step)
+    config, more = config_for_resume(stored, wanted, extend, step)
     notes += more
     parts = parts_of(run_folder.read_status(run))
     weights = None
@@ -192,8 +192,8 @@ def prepare_resume(
     refuse_other_parts(run, parts, user_parts)
     finished = saved is not None and _is_finished(run, saved, config, stored)
     if saved is not None and finished and config.data.source == stored.data.source:
-        checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
-        return Done(_status_of_finished(run, saved), notes)
+        checkpoint.delete_leftovers(run, saved.step)  # a kill may have come after the last step
+        return FinishedRun(_status_of_finished(run, saved), notes)
     tokenizer = run_folder.read_tokenizer(
         run, user_parts.tokenizer if user_parts is not None else None
     )
@@ -206,8 +206,8 @@ def prepare_resume(
             "put the old text back, or start a new run: --from takes its weights",
         )
     if saved is not None and finished:  # and the text, which has moved, is the same
-        checkpoint.tidy(run, saved.step)
-        return Done(_status_of_finished(run, saved), notes)
+        checkpoint.delete_leftovers(run, saved.step)
+        return FinishedRun(_status_of_finished(run, saved), notes)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _needs_validation(corpus)
     was_native = config.run.engine == stored.run.engine == "native"
@@ -220,8 +220,8 @@ def prepare_resume(
     if was_native and config.run.engine != "native":
         notes.append("run.engine is now torch, since native is not possible here: the numbers will "
                      "be rounded otherwise than before")  # fmt: skip
-    checkpoint.tidy(run, saved.step if saved else -1)
-    run_folder.tidy(run)
+    checkpoint.delete_leftovers(run, saved.step if saved else -1)
+    run_folder.delete_temporaries(run)
     run_folder.write_config(run, config)
     setup = _setup(run, config, corpus, user_parts=user_parts, resume=saved, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
@@ -232,7 +232,7 @@ def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, An
     checkpoint."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
-        status |= {"run": str(run), **standing(progress_of(saved.meta), "done")}
+        status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}
     return {**status, "resumed_from": saved.step}
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.files.bounded import machine_memory, read_bounded
+from gptcli.files.bounded import read_bounded
+from gptcli.memory import total_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    memory = machine_memory()
+    memory = total_memory()
     if memory is not None and size > memory:
         raise ValueError(f"{size:,} bytes, more than the {memory:,} of this machine's memory")
     found = path.stat().st_size
@@ -72,7 +73,7 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
         yield flat.view(torch.uint8).numpy().data
 
 
-class Counted:
+class HashedPieces:
     """Pieces as they come, with their `size` in bytes and their SHA-256 `digest` so far."""
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:

@@ -18,7 +18,7 @@ from gptcli.cli.signals import LeaveAtOnce, leave_on_signals, stop_on_signals
 from gptcli.events import Evaluated, SampleDrawn
 from gptcli.training import checkpoint, loop, run_folder, setup
 from gptcli.training.passes import TorchPasses
-from gptcli.training.setup import Done, Prepared, prepare_resume
+from gptcli.training.setup import FinishedRun, Prepared, prepare_resume
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -191,7 +191,9 @@ def test_an_evaluation_made_up_for_is_remembered_where_it_is_not_the_best(
     events = run_until(prepared.setup, lambda events: False)
     (made_up,) = (e for e in events if isinstance(e, Evaluated))
     assert (made_up.step, made_up.best) == (6, False)
-    assert isinstance(prepare_resume(run, None), Done)  # finished: the checkpoint knows of it
+    assert isinstance(
+        prepare_resume(run, None), FinishedRun
+    )  # finished: the checkpoint knows of it
 
 
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:

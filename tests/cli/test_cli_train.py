@@ -435,11 +435,11 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
 
 @pytest.mark.skipif(os.name != "posix", reason="fcntl")
 def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path: Path) -> None:
-    from gptcli.files.durable import only_writer
+    from gptcli.files.durable import folder_lock
 
     run = tmp_path / "r"
     cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
-    with only_writer(run):
+    with folder_lock(run):
         outcome = cli("train", "--resume", "--out", run)
     assert outcome.code == 1
     assert "is being written by another gptcli train" in outcome.err

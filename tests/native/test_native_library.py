@@ -20,7 +20,7 @@ from gptcli.errors import GptcliError
 from gptcli.native import library
 from gptcli.training.loop import train
 from gptcli.training.passes import choose_engine
-from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
+from gptcli.training.setup import FinishedRun, Prepared, prepare_new, prepare_resume
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is built on Linux alone")
 
@@ -350,7 +350,7 @@ def test_a_native_run_goes_on_where_there_is_no_compiler(
         "otherwise than before",
     ]
     list(train(resumed.setup))
-    assert isinstance(prepare_resume(run, None), Done)
+    assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
 @pytest.mark.parametrize("engine", ["auto", "native"])  # as the user, or as config.yaml has it

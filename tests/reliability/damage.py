@@ -214,7 +214,7 @@ class RunTrials:
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
-            return "harmless" if checkpoint.best_of(self.run)[0] == 8 else "another best"
+            return "harmless" if checkpoint.find_best_step(self.run)[0] == 8 else "another best"
         if path.name == "config.yaml":
             config = run_folder.read_config(self.run)
             other = config.data.source != self.config.data.source  # its content is compared

@@ -32,12 +32,12 @@ def case(words: str) -> Callable[[Case], Case]:
 
 def seal_again(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change meta.json and give it the hash that fits."""
-    from gptcli.training.meta_file import seal
+    from gptcli.training.meta_file import dump_meta
 
     path = run / STEP / "meta.json"
     meta = json.loads(path.read_bytes())
     change(meta)
-    path.write_bytes(seal(12, meta, meta["files"]))
+    path.write_bytes(dump_meta(12, meta, meta["files"]))
 
 
 def put_tensors(run: Path, data: bytes) -> None:
@@ -326,7 +326,7 @@ def a_link_to_itself(run: Path, outside: Path) -> None:
     path.symlink_to(path)
 
 
-@case("no checkpoint is whole")
+@case("every checkpoint is damaged")
 def best_that_climbs(run: Path, outside: Path) -> None:
     (run / "checkpoints" / "best").write_text("../../../step-00000012\n", encoding="utf-8")
     os.truncate(run / STEP / "state.safetensors", 3)

@@ -11,7 +11,7 @@ import pytest
 
 from gptcli.errors import GptcliError
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.meta_file import seal
+from gptcli.training.meta_file import dump_meta
 from gptcli.training.setup import Prepared, prepare_resume
 
 
@@ -59,7 +59,7 @@ def test_commands_fall_back_with_a_notice_unless_a_checkpoint_was_named(
     outcome = cli(*words)
     assert outcome.code == 0, outcome.err
     assert f"note: {path} is damaged: " in outcome.err
-    assert "note: using the newest checkpoint that is whole, step 12\n" in outcome.err
+    assert "note: using the newest valid checkpoint, step 12\n" in outcome.err
     for which in ("best", "8"):
         outcome = cli(*words, "--checkpoint", which)
         assert (outcome.code, outcome.out) == (1, "")
@@ -76,14 +76,14 @@ def test_a_fine_tune_falls_back_with_the_same_notice(
     outcome = cli("train", text_file, "train.max_steps=2", "--from", run, "--out", new)
     assert outcome.code == 0, outcome.err
     assert f"{path} is damaged: " in outcome.err
-    assert "using the newest checkpoint that is whole, step 12\n" in outcome.err
+    assert "using the newest valid checkpoint, step 12\n" in outcome.err
     assert f"starting from the weights of {run}, step 12" in outcome.err
     assert run_folder.read_status(new)["started_from"] == {"run": str(run), "step": 12}
     spoil(run, 4)
     spoil(run, 12)
     outcome = cli("train", text_file, "--from", run, "--out", tmp_path / "none")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+    assert outcome.err.startswith(f"error: {run}: every checkpoint is damaged: ")
     assert not (tmp_path / "none").exists()
 
 
@@ -92,7 +92,7 @@ def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:
     for words in (("sample", run), ("train", "--resume", "--out", run)):
         outcome = cli(*words)
         assert (outcome.code, outcome.out) == (1, "")
-        assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+        assert outcome.err.startswith(f"error: {run}: every checkpoint is damaged: ")
         assert all(str(path) in outcome.err for path in paths)
 
 
@@ -106,7 +106,7 @@ def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
     assert outcome.code == 0, outcome.err
     assert '"checkpoint": 8' in outcome.out
     assert f"note: {path} " in outcome.err
-    assert "the best checkpoint is of step 8" in outcome.err
+    assert "the best step is 8" in outcome.err
 
 
 def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
     else:
         meta[above] = value
     path = checkpoint.folder_of(run, 12) / "meta.json"
-    path.write_bytes(seal(12, meta, meta["files"]))
+    path.write_bytes(dump_meta(12, meta, meta["files"]))
     with pytest.raises(GptcliError) as caught:
         checkpoint.read_meta(run, 12)
     assert caught.value.message.startswith(f"{path} is damaged: `{above}")
@@ -224,6 +224,6 @@ def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) ->
 
 def test_the_seal_counts_every_value(run: Path) -> None:
     meta = checkpoint.read_meta(run, 12)
-    sealed = seal(12, meta, meta["files"])
+    sealed = dump_meta(12, meta, meta["files"])
     assert sealed == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
-    assert seal(12, {**meta, "data": "x"}, meta["files"]) != sealed
+    assert dump_meta(12, {**meta, "data": "x"}, meta["files"]) != sealed

@@ -250,7 +250,7 @@ def limited_file_sizes(run: Path) -> Iterator[int]:
 
         assert in_child(body) == (0, "")
         check_old(run, 30)
-        checkpoint.tidy(run, 10)
+        checkpoint.delete_leftovers(run, 10)
         assert checkpoint.steps_of(run) == [10]
         yield limit
 

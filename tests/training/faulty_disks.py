@@ -229,7 +229,7 @@ class Story:
     def go_on(self, run: Path) -> None:
         """Assert that a resumed run finds nothing in its way and leaves nothing behind."""
         saved, _ = checkpoint.newest_valid(run)
-        checkpoint.tidy(run, saved.step if saved else -1)
+        checkpoint.delete_leftovers(run, saved.step if saved else -1)
         assert temporaries(run) == []
         write(run, 60)
         checkpoint.mark_best(run, 60)
@@ -321,7 +321,7 @@ STORIES = (
     Story(
         "a resume",
         (10, 20, 30),
-        (lambda run: checkpoint.tidy(run, 20),),
+        (lambda run: checkpoint.delete_leftovers(run, 20),),
         20,
         20,
         frozenset({10, 20}),

@@ -39,7 +39,7 @@ SAVED = (2, 3, 4, 6, 7)
 
 @pytest.fixture(autouse=True)
 def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     monkeypatch.setattr(durable, "disk", Watched())
 
 
@@ -206,7 +206,7 @@ import os, signal, sys, threading, time
 from gptcli.files import durable
 from gptcli.training import saving
 
-saving.BESIDE_BYTES = 0
+saving.BACKGROUND_BYTES = 0
 
 class Stuck(durable.Disk):
     def write(self, file, data):

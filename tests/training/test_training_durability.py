@@ -12,6 +12,7 @@ from typing import Any
 
 import disk_fault_trials
 import pytest
+from disk_fault_trials import record, refused
 from faulty_disks import (
     STORIES,
     Recording,
@@ -24,7 +25,6 @@ from faulty_disks import (
     names,
     write,
 )
-from disk_fault_trials import record, refused
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
@@ -228,7 +228,7 @@ def test_a_link_laid_in_the_way_of_a_temporary_file_is_not_followed(tmp_path: Pa
     theirs, goal = tmp_path / "theirs", tmp_path / "run" / "meta.json"
     theirs.write_bytes(b"old")
     goal.parent.mkdir()
-    durable.temporary_beside(goal).symlink_to(theirs)
+    durable.temporary_path(goal).symlink_to(theirs)
     with pytest.raises(OSError, match="A link to "):
         durable.write_atomically(goal, b"new")
     assert theirs.read_bytes() == b"old"

@@ -88,20 +88,20 @@ def test_half_a_line_that_could_not_be_cut_off_is_cut_off_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = durable.Lines(path)
+    lines = durable.LineWriter(path)
     assert lines.write("one\n") is None
     with monkeypatch.context() as patch:
         patch.setattr(durable, "disk", Full("metrics.jsonl", lambda call: True))
-        cut = durable.Lines._cut
+        cut = durable.LineWriter._cut
         told: list[int] = []
 
-        def once(self: durable.Lines) -> None:
+        def once(self: durable.LineWriter) -> None:
             told.append(1)
             if len(told) == 2:
                 raise OSError(errno.EIO, "no")
             cut(self)
 
-        patch.setattr(durable.Lines, "_cut", once)
+        patch.setattr(durable.LineWriter, "_cut", once)
         assert lines.write("two\n") is not None
         assert path.read_text() == "one\ntw"
     assert lines.write("three\n") is None

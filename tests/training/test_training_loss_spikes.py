@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from gptcli.events import Notice
-from gptcli.training.loss_spikes import Spikes
+from gptcli.training.loss_spikes import SpikeDetector
 
 
 def noted(losses: list[float]) -> list[int]:
-    spikes = Spikes()
+    spikes = SpikeDetector()
     return [i for i, loss in enumerate(losses) if spikes.excess(loss) is not None]
 
 
@@ -36,7 +36,7 @@ def test_one_odd_batch_is_a_spike() -> None:
     losses = noise(200)
     losses[130] = 4.0
     assert noted(losses) == [130]
-    spikes = Spikes()
+    spikes = SpikeDetector()
     for loss in losses[:130]:
         spikes.excess(loss)
     assert spikes.excess(4.0) == pytest.approx(3.0, abs=0.05)

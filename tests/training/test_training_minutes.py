@@ -12,7 +12,7 @@ import pytest
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.training import minutes
-from gptcli.training.minutes import block_parameters, choose, plan
+from gptcli.training.minutes import block_parameters, choose_settings, fit_to_minutes, with_values
 
 
 def size(values: dict[str, Any]) -> float:
@@ -20,13 +20,13 @@ def size(values: dict[str, Any]) -> float:
 
 
 def test_more_operations_never_choose_a_smaller_network() -> None:
-    sizes = [size(choose(10.0**k, 1e9, 80).values) for k in range(11, 20)]
+    sizes = [size(choose_settings(10.0**k, 1e9, 80).values) for k in range(11, 20)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 5
 
 
 def test_a_short_text_gets_no_larger_network_than_it_can_fill() -> None:
-    long, short = choose(1e15, 1e7, 80), choose(1e15, 4e4, 80)
+    long, short = choose_settings(1e15, 1e7, 80), choose_settings(1e15, 4e4, 80)
     assert size(short.values) < size(long.values)
     assert "short" in short.reasons[0]
     assert "short" not in long.reasons[0]
@@ -34,21 +34,23 @@ def test_a_short_text_gets_no_larger_network_than_it_can_fill() -> None:
 
 def test_dropout_comes_with_passes_over_the_text() -> None:
     texts = (1e8, 2e5, 5e4)
-    shares = [choose(1e14, characters, 80).values["model.dropout"] for characters in texts]
+    shares = [choose_settings(1e14, characters, 80).values["model.dropout"] for characters in texts]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
     assert shares[-1] > 0.1
 
 
 def test_a_text_of_many_different_characters_gets_a_bpe() -> None:
-    assert choose(1e14, 1e6, 90).values["tokenizer.kind"] == "char"
-    assert choose(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
+    assert choose_settings(1e14, 1e6, 90).values["tokenizer.kind"] == "char"
+    assert choose_settings(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
 
 
 def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
-    kinds = [choose(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)]
+    kinds = [
+        choose_settings(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)
+    ]
     assert kinds == ["char", "char", "char", "bpe", "bpe"]
-    assert choose(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
+    assert choose_settings(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
 
 
 @pytest.mark.parametrize("operations", [1e11, 1e13, 1e15, 1e17])
@@ -56,7 +58,7 @@ def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
 @pytest.mark.parametrize("different", [60, 5000])
 def test_every_choice_is_a_config(operations: float, characters: float, different: int) -> None:
     tree: dict[str, dict[str, Any]] = {}
-    for key, value in choose(operations, characters, different).values.items():
+    for key, value in choose_settings(operations, characters, different).values.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     Config.model_validate(tree)
@@ -70,13 +72,13 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
 
 def planned(tmp_path: Path, minutes: float, asked: dict[str, Any], **rest: Any) -> Any:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
-    config = minutes._with(config, asked)
-    return plan(
+    config = with_values(config, asked)
+    return fit_to_minutes(
         config,
         set(asked),
         minutes=minutes,
         begun=time.perf_counter(),
-        **({"keep": False, "own": None} | rest),
+        **({"keep": False, "user_parts": None} | rest),
     )
 
 

@@ -46,7 +46,7 @@ def overwrite(run: Path) -> None:
     """A new run up to its first checkpoint, after which the old one is forgotten."""
     create(run, 2)
     write(run, *NEW)
-    run_folder.forget_replaced(run)
+    run_folder.delete_replaced(run)
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPat
         had_new = checkpoint.steps_of(run) == list(NEW)
         create(run, 2)
         assert temporaries(run / "checkpoints") == []
-        run_folder.put_back(run)
+        run_folder.restore_replaced(run)
         assert content(run) == (after if had_new else before)
     assert had_new
 
@@ -121,11 +121,11 @@ def test_a_kill_while_the_old_run_is_put_back(old: Path, monkeypatch: pytest.Mon
     before = content(old)
     create(old, 2)
     assert content(old) != before
-    for run in kills(old, run_folder.put_back, monkeypatch):
+    for run in kills(old, run_folder.restore_replaced, monkeypatch):
         check_not_mixed(run)
         run_folder.refuse_other_folder(run)
         create(run, 2)
-        run_folder.put_back(run)
+        run_folder.restore_replaced(run)
         assert content(run) == before
 
 
@@ -141,7 +141,7 @@ def test_a_full_disk_while_a_run_is_replaced(old: Path, monkeypatch: pytest.Monk
             patch.setattr(durable, "disk", Refusing(count, errno.ENOSPC))
             with pytest.raises(GptcliError, match=os.strerror(errno.ENOSPC)):
                 create(run, 2)
-            run_folder.put_back(run)
+            run_folder.restore_replaced(run)
         assert content(run) == before
 
 

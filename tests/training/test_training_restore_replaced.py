@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     monkeypatch.setattr(durable, "disk", Watched())
 
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
     assert disk.ended == waited_for
     if waited_for:  # with all that belongs to it
         assert checkpoint.best_step(tmp_path) == 2
-    list(saver.gather(wait=True))
+    list(saver.collect(wait=True))
 
 
 def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
@@ -164,7 +164,7 @@ def test_one_more_signal_while_it_is_put_back(
     number: int, old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(old)
-    put_back = run_folder.put_back
+    restore_replaced = run_folder.restore_replaced
     came = []
 
     class Interrupting(Watched):
@@ -177,12 +177,12 @@ def test_one_more_signal_while_it_is_put_back(
     def interrupted(run: Path) -> bool:
         with monkeypatch.context() as patch:
             patch.setattr(durable, "disk", Interrupting())
-            return put_back(run)
+            return restore_replaced(run)
 
     def leave(self: _Loop) -> Any:
         raise LeaveAtOnce
 
-    monkeypatch.setattr(run_folder, "put_back", interrupted)
+    monkeypatch.setattr(run_folder, "restore_replaced", interrupted)
     monkeypatch.setattr(_Loop, "one_step", leave)
     outcome = cli("train", text_file, *WORDS, "train.seed=9", "--out", old, "--overwrite")
     assert came
@@ -206,7 +206,7 @@ def test_nothing_of_the_new_run_stays(
 
 
 def killed_while_put_back(old: Path) -> Iterator[Path]:
-    """Copies of the run, each where put_back was killed before another of its operations and left
+    """Copies of the run, each where restore_replaced was killed before another of its operations and left
     no config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
@@ -214,7 +214,7 @@ def killed_while_put_back(old: Path) -> Iterator[Path]:
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": 9})})
     run_folder.create(begun, config, tokenizer)
     durable.disk = disk = Recording()
-    run_folder.put_back(shutil.copytree(begun, old.parent.parent / "whole"))
+    run_folder.restore_replaced(shutil.copytree(begun, old.parent.parent / "whole"))
     durable.disk = Watched()
     for count in range(len(disk.tried)):
         shutil.rmtree(old)
@@ -222,7 +222,7 @@ def killed_while_put_back(old: Path) -> Iterator[Path]:
 
         def body(run: Path = run, count: int = count) -> None:
             durable.disk = Deadly(count, half=False)
-            run_folder.put_back(run)
+            run_folder.restore_replaced(run)
 
         status, text = in_child(body)
         assert status == signal.SIGKILL, text
@@ -263,7 +263,7 @@ def test_a_kill_while_it_is_put_back_is_mended_by_whoever_looks(
 def test_who_is_at_work_is_not_mended(old: Path) -> None:
     run = next(killed_while_put_back(old))
     before = content(run)
-    with durable.only_writer(run):
+    with durable.folder_lock(run):
         assert run_folder.list_runs(run.parent) == []
     assert content(run) == before
 
@@ -282,7 +282,7 @@ def test_who_loses_the_lock_leaves_the_winners_folder(
         """Both have seen that the folder is not there; the other one is quicker."""
         make_folder(path)
         if path == run and not winner:
-            winner.append(durable.only_writer(run))
+            winner.append(durable.folder_lock(run))
             winner[0].__enter__()
 
     monkeypatch.setattr(durable, "make_folder", make)
@@ -297,16 +297,16 @@ def test_a_run_that_was_finished_meanwhile_is_not_replaced(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
-    only_writer = durable.only_writer
+    folder_lock = durable.folder_lock
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(durable, "only_writer", only_writer)
+        monkeypatch.setattr(durable, "folder_lock", folder_lock)
         (run / "config.yaml").write_text("the other's", encoding="utf-8")
-        with only_writer(folder):
+        with folder_lock(folder):
             yield
 
-    monkeypatch.setattr(durable, "only_writer", late)
+    monkeypatch.setattr(durable, "folder_lock", late)
     outcome = cli("train", text_file, *WORDS, "--out", run)
     assert (outcome.code, "exists already" in outcome.err) == (2, True), outcome.err
     assert content(run) == {"config.yaml": b"the other's"}
@@ -329,11 +329,11 @@ def test_a_folder_that_came_to_nothing_keeps_what_others_put_there(
 
 
 def test_a_look_at_the_lock_keeps_no_training_out(tmp_path: Path) -> None:
-    looking = durable.only_writer(tmp_path)
+    looking = durable.folder_lock(tmp_path)
     looking.__enter__()
     timer = threading.Timer(0.06, looking.__exit__, (None, None, None))
     timer.start()
-    with durable.only_writer(tmp_path):
+    with durable.folder_lock(tmp_path):
         assert durable.is_locked(tmp_path)
     timer.join()
     assert not durable.is_locked(tmp_path)
@@ -351,5 +351,5 @@ def test_a_lock_that_was_deleted_keeps_nobody_out_and_is_not_taken(
         return lock(file)
 
     monkeypatch.setattr(durable, "_lock", deleting)
-    with durable.only_writer(tmp_path):
+    with durable.folder_lock(tmp_path):
         assert durable.is_locked(tmp_path)

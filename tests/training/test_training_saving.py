@@ -21,7 +21,7 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 @pytest.fixture(params=["at once", "beside"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Checkpoints of these small networks as small ones are written, and as large ones are."""
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0 if request.param == "beside" else 1 << 40)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "beside" else 1 << 40)
     return str(request.param)
 
 
@@ -40,7 +40,7 @@ def test_what_is_written_beside_is_what_was(
     new: Any, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, most in (("at once", 1 << 40), ("beside", 0)):
-        monkeypatch.setattr(saving, "BESIDE_BYTES", most)
+        monkeypatch.setattr(saving, "BACKGROUND_BYTES", most)
         events = drive(new(name, *OFTEN))
         assert set(saved(events)) == {3, 6, 8, 9, 12, 15, 16, 18, 20}
         assert len(saved(events)) == 9
@@ -149,7 +149,7 @@ def test_what_cannot_be_written_beside_is_written_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No room for a second copy, or for one thread more."""
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 
     def refuse(*args: Any, **more: Any) -> Any:
