@@ -204,7 +204,7 @@ def test_own_tokenizer_trains_resumes_samples_and_is_asked_for(
     assert outcome.code == 0, outcome.err
     outcome = cli("train", "--from", run, "--out", tmp_path / "tuned")
     assert outcome.code == 2
-    assert "was trained with a file of your own (mlp, tokenizer)" in outcome.err
+    assert "was trained with a file of yours (mlp, tokenizer)" in outcome.err
 
 
 def test_own_tokenizer_goes_with_any_network_but_not_with_another_kind(

@@ -346,8 +346,8 @@ def test_a_native_run_goes_on_where_there_is_no_compiler(
     assert resumed.setup.engine == resumed.setup.config.run.engine == "torch"
     assert [note for note in resumed.notes if "compiler" in note or "engine" in note] == [
         "training with PyTorch alone, which is slower: the C compiler failed: without a word",
-        "run.engine is now torch, since native is not possible here: the numbers will be rounded "
-        "otherwise than before",
+        "run.engine is now torch, because native cannot be used here: numbers will round "
+        "differently from now on",
     ]
     list(train(resumed.setup))
     assert isinstance(prepare_resume(run, None), FinishedRun)

@@ -192,11 +192,11 @@ def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("seed: 1337", "seed: 1336", "train.seed 1336 (there 1337)"),
-        ("batch_size: 4", "batch_size: 5", "train.batch_size 5 (there 4)"),
-        ("dropout: 0.0", "dropout: 0.1", "model.dropout 0.1 (there 0.0)"),
-        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction 0.3 (there 0.1)"),
-        ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (there 12)"),
+        ("seed: 1337", "seed: 1336", "train.seed 1336 (checkpoint: 1337)"),
+        ("batch_size: 4", "batch_size: 5", "train.batch_size 5 (checkpoint: 4)"),
+        ("dropout: 0.0", "dropout: 0.1", "model.dropout 0.1 (checkpoint: 0.0)"),
+        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction 0.3 (checkpoint: 0.1)"),
+        ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (checkpoint: 12)"),
     ],
 )
 def test_a_changed_config_that_would_change_the_run_is_refused(
@@ -219,7 +219,7 @@ def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) ->
     path.write_text(text.replace("keep_checkpoints: 3", "keep_checkpoints: 7"), encoding="utf-8")
     outcome = cli("sample", run, "--max-new-tokens", 1)
     assert outcome.code == 0
-    assert f"{path}: train.keep_checkpoints is 7; the checkpoint had 3" in outcome.err
+    assert f"{path}: train.keep_checkpoints is 7; the checkpoint has 3" in outcome.err
 
 
 def test_the_seal_counts_every_value(run: Path) -> None:
