@@ -75,22 +75,22 @@ def empty_file(run: Path, outside: Path) -> None:
     put_tensors(run, b"")
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def absurd_shape(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**40, 2**20]), b"1234"))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def shape_that_overflows(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**62, 4]), b"1234"))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def empty_shape_of_absurd_size(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([0, 2**62], end=0)))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def place_beyond_the_file(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**40], end=2**42), b"1234"))
 
@@ -115,18 +115,18 @@ def weights_of_no_model(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([1]), b"1234"))
 
 
-@case("of this machine's memory")
+@case("than this machine's memory")
 def meta_that_claims_2_to_the_60_bytes(run: Path, outside: Path) -> None:
     seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**60))
 
 
-@case("of this machine's memory")
+@case("than this machine's memory")
 def a_terabyte_of_nothing(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "model.safetensors", 2**40)
     seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**40))
 
 
-@case("`files.model.safetensors` is not what it should be")
+@case("`files.model.safetensors` has an invalid value")
 def meta_with_a_size_below_zero(run: Path, outside: Path) -> None:
     seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=-1))
 
@@ -136,7 +136,7 @@ def meta_of_a_terabyte(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "meta.json", 2**40)
 
 
-@case("meta.json is damaged: it is not JSON that can be read")
+@case("meta.json is damaged: it is not valid JSON")
 def meta_nested_deeply(run: Path, outside: Path) -> None:
     (run / STEP / "meta.json").write_bytes(b'{"a":' * 100_000)
 

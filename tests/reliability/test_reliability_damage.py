@@ -115,7 +115,7 @@ def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
     changed = text.replace('"evaluations_without_best": ', '"evaluations_without_best": 1')
     assert changed != text
     path.write_text(changed, encoding="utf-8")
-    with pytest.raises(GptcliError, match="its SHA-256 is not the one in it"):
+    with pytest.raises(GptcliError, match="its content does not match its SHA-256"):
         checkpoint.read_meta(run, 12)
     path.write_text(text.replace('"sha256": "', '"sha25v": "'), encoding="utf-8")
     with pytest.raises(GptcliError, match=r"meta\.json is damaged"):
@@ -161,7 +161,7 @@ def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
     with pytest.raises(GptcliError) as caught:
         checkpoint.read_meta(run, 12)
     assert caught.value.message.startswith(f"{path} is damaged: `{above}")
-    assert caught.value.message.endswith("` is not what it should be")
+    assert caught.value.message.endswith("` has an invalid value")
 
 
 def test_every_counter_of_a_run_is_known_to_meta_json() -> None:

@@ -106,7 +106,7 @@ def test_a_small_text_is_said_to_be_learned_by_heart(
 ) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     _, reasons = planned(tmp_path, 5, {})
-    assert any("learned by heart" in reason for reason in reasons)
+    assert any("overfit" in reason for reason in reasons)
 
 
 def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:

@@ -41,50 +41,50 @@ def test_the_largest_batch_that_fits_is_named(
     fits: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = need(setup, fits, 64) / 0.89
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: room)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: room)
     error = out_of_memory.out_of_memory(setup)
     assert error.exit_code == 1
-    assert f"about {need(setup, 12, 64) / MIB:,.0f} MiB by the estimate" in error.message
-    assert f"there is room for about {room / MIB:,.0f} MiB" in error.message
+    assert f"about {need(setup, 12, 64) / MIB:,.0f} MiB (estimated)" in error.message
+    assert f"about {room / MIB:,.0f} MiB are available" in error.message
     assert f"train.batch_size={fits} train.grad_accum={24 // fits}: the same" in error.hint
 
 
 def test_a_machine_that_says_nothing_is_advised_to_halve(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: None)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: None)
     error = out_of_memory.out_of_memory(setup)
-    assert "room" not in error.message
+    assert "available" not in error.message
     assert "train.batch_size=6 train.grad_accum=4" in error.hint
 
 
 def test_a_batch_is_lowered_even_where_the_estimate_says_that_it_fits(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1e12)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1e12)
     assert "train.batch_size=6 train.grad_accum=4" in out_of_memory.out_of_memory(setup).hint
 
 
 def test_then_the_context_then_the_network(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     room = need(setup, 1, 32) / 0.89
     assert need(setup, 1, 64) > 0.9 * room
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: room)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: room)
     hint = out_of_memory.out_of_memory(setup).hint
     assert "train.batch_size=1 train.grad_accum=24 and model.block_size=32" in hint
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1000.0)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1000.0)
     assert "lower model.n_embd (now 32" in out_of_memory.out_of_memory(setup).hint
 
 
 def test_a_resumed_run_is_told_that_it_takes_a_new_one(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1e12)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1e12)
     resumed = replace(setup, resume=object())
     assert "grad_accum=4, in a new run:" in out_of_memory.out_of_memory(resumed).hint
 
 
 def test_the_room_of_this_machine() -> None:
-    room = out_of_memory.room_for_training(torch.device("cpu"))
+    room = out_of_memory.memory_for_training(torch.device("cpu"))
     assert room is None or 100 * MIB < room < 2**50
 
 
@@ -176,7 +176,7 @@ def test_a_resumed_run_keeps_its_folder(
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate "
                      "memory: you tried to allocate 400 bytes."),
-        torch.OutOfMemoryError("CUDA out of out_of_memory. Tried to allocate 20.00 MiB."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     ],
 )  # fmt: skip
 def test_the_command_says_it(
