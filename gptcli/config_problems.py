@@ -1,4 +1,4 @@
-"""What is wrong with a config, in the words of the schema rather than of pydantic."""
+"""Turns pydantic's validation errors into messages with file, line, value and the nearest key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.errors import nearest
 
 Key = tuple[str, ...]
 Problem = tuple[str, str | None]
-"""A message of one line, and a hint."""
+"""A message of one line, and a hint or None."""
 
 
 def dotted_keys() -> list[str]:
@@ -22,7 +22,7 @@ def dotted_keys() -> list[str]:
 
 
 def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
-    """A nested mapping as one of tuples: {"a": {"b": 1}} -> {("a", "b"): 1}."""
+    """A nested mapping as a flat one: {"a": {"b": 1}} -> {("a", "b"): 1}."""
     found: dict[Key, Any] = {}
     for name, value in values.items():
         key = (*above, name)
@@ -33,7 +33,10 @@ def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
 def explain(
     values: dict[str, Any], error: ValidationError, place: Callable[[Key], str]
 ) -> Iterator[Problem]:
-    """One problem per key. `values` is what was validated; `place` says where a key stands."""
+    """The problems of a config, at most one per key.
+
+    `values` is the config that was validated. `place` returns where a key is written:
+    "mine.yaml:7"."""
     schema = Config.model_json_schema()
     explained: set[Key] = set()
     for detail in error.errors():
@@ -46,7 +49,7 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if "key" in context:  # two keys that do not fit together
+        if "key" in context:  # a validator of the schema compared two keys
             where = place((*key, str(context["key"])))
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue
@@ -78,7 +81,7 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """The valid key nearest to an unknown one, wherever in the schema it stands."""
+    """A hint that names the valid key most similar to an unknown one, in any section."""
     known = dotted_keys()
     if len(key) > 2 and ".".join(key[:2]) in known:
         return f"`{'.'.join(key[:2])}` takes a plain value"
@@ -113,7 +116,7 @@ def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
 
 
 def _describe(schema: dict[str, Any]) -> str:
-    """A JSON Schema in words: "a whole number of at least 1, or `auto`"."""
+    """A JSON Schema as text: "a whole number of at least 1, or `auto`"."""
     if "anyOf" in schema:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:
@@ -152,7 +155,7 @@ def _value_at(values: Any, key: Key) -> Any:
 
 def _short(value: Any) -> str:
     if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
-        value = f'"{value}"'  # a number in quotes is a text
+        value = f'"{value}"'  # in YAML a number in quotes is text
     text = (
         "null"
         if value is None

@@ -26,7 +26,9 @@ class Journal:
 
     `resumed_from` is the step of a resume, None for a new run. `evaluated_at` and `sampled_at` are
     the last evaluation and sample that the checkpoint knows; later ones are deleted here, because
-    the run repeats them. Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
+    the run repeats them.
+
+    Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
 
     notes: list[str]
     """What is missing or damaged in metrics.jsonl, for the user."""

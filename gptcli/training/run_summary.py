@@ -11,7 +11,7 @@ from gptcli.training.training_state import Progress, progress_of
 
 
 class RunSummary:
-    """Collects a run's events. run.json gets `begun` before the first step and `ended` at the end."""
+    """Collects a run's events. run.json holds `begun` before the first step, `ended` at the end."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup

@@ -192,7 +192,7 @@ def test_what_a_file_says_in_an_error_does_not_steer_the_terminal(
 def test_an_override_of_absurd_depth_is_refused_at_once(dots: int, cli: Any) -> None:
     outcome = cli("train", "tiny", "model" + ".x" * dots + "=1")
     assert outcome.code == 2
-    assert "no key has so many parts" in form(outcome)[0]
+    assert "the key has too many parts" in form(outcome)[0]
 
 
 def test_a_model_beyond_the_machines_memory_is_refused_before_it_is_built(

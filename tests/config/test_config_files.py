@@ -139,7 +139,7 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         ),
         (
             "train:\n  seed: 1\n  seed: 2\n",
-            "mine.yaml:3: key `train.seed` stands twice",
+            "mine.yaml:3: key `train.seed` is written twice",
             "remove one",
         ),
         (

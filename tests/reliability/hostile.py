@@ -131,7 +131,7 @@ def meta_with_a_size_below_zero(run: Path, outside: Path) -> None:
     seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=-1))
 
 
-@case("meta.json cannot be read (1,099,511,627,776 bytes; at most 1,048,576 are read)")
+@case("meta.json cannot be read (1,099,511,627,776 bytes; the limit is 1,048,576)")
 def meta_of_a_terabyte(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "meta.json", 2**40)
 
@@ -376,7 +376,7 @@ def file_of_lines(name: str, who: str, old: bytes) -> None:
 
 
 def huge(name: str, who: str) -> None:
-    @of_lines(name, who, "of_a_terabyte", "1,099,511,627,776 bytes; at most 1,073,741,824 are read")
+    @of_lines(name, who, "of_a_terabyte", "1,099,511,627,776 bytes; the limit is 1,073,741,824")
     def terabyte(run: Path, outside: Path) -> None:
         (run / name).touch()
         os.truncate(run / name, 2**40)
