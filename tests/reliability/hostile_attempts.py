@@ -1,7 +1,7 @@
-"""What `score`, `train --resume` and their like make of run folders made to do harm (hostile.py).
+"""Runs `score`, `train --resume` and other commands on the malicious run folders of hostile.py.
 
-`python hostile_attempts.py RUN TEXT FOLDER` prints one line of JSON for each case: how it ended, in
-how many seconds, and by how many bytes the process grew beyond PyTorch and gptcli themselves.
+`python hostile_attempts.py RUN TEXT FOLDER` prints one line of JSON per case: how it ended, the CPU
+seconds, and the bytes by which the process grew beyond the imports of PyTorch and gptcli.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SECONDS = 1.0
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-WAS_HERE = Path("/tmp/gptcli-was-here")  # what a case would make, if it could
+WAS_HERE = Path("/tmp/gptcli-was-here")  # a case creates it if its code runs
 
 
 def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process; write how it ended."""
+    """Run the command line in this process, and write to `report` how it ended."""
     import resource
     import signal
     import time
@@ -33,7 +33,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
     signal.alarm(20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # of the processor: other processes may run beside this one
+    start = time.process_time()  # CPU time, because other processes can run too
     sys.argv = ["gptcli", *arguments]
     try:
         main()
@@ -48,7 +48,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """The same in a fork, which has everything imported."""
+    """Run the command line in a fork, which has everything imported; returns how it ended."""
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -66,7 +66,7 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def one_checkpoint(small_run: Path, goal: Path) -> Path:
-    """A copy of the small run with its last checkpoint alone."""
+    """A copy of the small run with only its last checkpoint."""
     shutil.copytree(small_run, goal)
     for path in (goal / "checkpoints").iterdir():
         if path.name != "step-00000012":
@@ -80,7 +80,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """How each case ended, with either command. The process must be free to fork."""
+    """How each case ended with each command. The process must not have other threads: it forks."""
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
@@ -122,7 +122,7 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
 
 
 def check(ending: dict[str, Any]) -> None:
-    """Assert that a case ended in an error with the right words, at once and in little memory."""
+    """Assert that a case ended with the right error, quickly and with little memory."""
     case, command = ending["case"], ending["command"]
     if case in CASES:
         words = CASES[case][1].split("|")
@@ -140,7 +140,7 @@ def check(ending: dict[str, Any]) -> None:
     assert ending["outside"], "something outside the run folder has changed"
     assert ending["seconds"] < SECONDS, ending
     assert ending["grown"] < BYTES, ending
-    assert not WAS_HERE.exists(), "what was loaded ran code"
+    assert not WAS_HERE.exists(), "a run folder ran code"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Damage is found, named, and gone around."""
+"""Damaged files of a run are noticed and named, and the next valid checkpoint is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.training.setup import Prepared, prepare_resume
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the small run, to be damaged."""
+    """A copy of the small run that a test can damage."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
@@ -29,7 +29,9 @@ def spoil(run: Path, step: int, name: str = "model.safetensors") -> Path:
     return path
 
 
-def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_path: Path) -> None:
+def test_random_damage_is_noticed_and_named(
+    small_run: Path, text_file: Path, tmp_path: Path
+) -> None:
     trials = damage.run_trials(small_run, text_file, tmp_path / "cache", 120)
     assert damage.failures(trials) == []
     found = [trial for trial in trials if trial.outcome == "found"]
@@ -38,7 +40,7 @@ def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
-def test_resume_goes_on_from_the_newest_that_is_whole(run: Path, name: str) -> None:
+def test_resume_continues_from_the_newest_valid_checkpoint(run: Path, name: str) -> None:
     path = spoil(run, 12, name)
     prepared = prepare_resume(run, None)
     assert isinstance(prepared, Prepared)
@@ -87,7 +89,7 @@ def test_a_fine_tune_falls_back_with_the_same_notice(
     assert not (tmp_path / "none").exists()
 
 
-def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:
+def test_if_every_checkpoint_is_damaged_the_error_names_each(cli: Any, run: Path) -> None:
     paths = [spoil(run, step) for step in damage.STEPS]
     for words in (("sample", run), ("train", "--resume", "--out", run)):
         outcome = cli(*words)
@@ -97,7 +99,7 @@ def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"step-00000004\n", b"step-00000009\n", b"\xff"])
-def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
+def test_a_wrong_checkpoints_best_is_corrected_by_meta_json(
     content: bytes | None, cli: Any, run: Path
 ) -> None:
     path = run / "checkpoints" / "best"
@@ -109,7 +111,7 @@ def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
     assert "the best step is 8" in outcome.err
 
 
-def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
+def test_a_changed_number_in_meta_json_is_noticed(run: Path) -> None:
     path = checkpoint.folder_of(run, 12) / "meta.json"
     text = path.read_text("utf-8")
     changed = text.replace('"evaluations_without_best": ', '"evaluations_without_best": 1')
@@ -147,7 +149,7 @@ def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
         ("own_parts", [1]),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
+def test_a_value_of_the_wrong_type_is_refused_even_if_the_hash_fits(
     key: str, value: Any, run: Path
 ) -> None:
     meta = checkpoint.read_meta(run, 12)
@@ -164,7 +166,7 @@ def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
     assert caught.value.message.endswith("` has an invalid value")
 
 
-def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
+def test_meta_json_knows_every_counter_of_a_run() -> None:
     from dataclasses import fields
 
     from gptcli.training import meta_file
@@ -177,7 +179,7 @@ def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
     assert sorted(known) == sorted(field.name for field in fields(Progress))
 
 
-def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> None:
+def test_checkpoints_of_format_1_are_read(run: Path) -> None:
     import json
 
     path = checkpoint.folder_of(run, 12) / "meta.json"
@@ -199,7 +201,7 @@ def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> 
         ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (checkpoint: 12)"),
     ],
 )
-def test_a_changed_config_that_would_change_the_run_is_refused(
+def test_a_changed_key_that_changes_the_weights_is_refused(
     old: str, new: str, words: str, cli: Any, run: Path
 ) -> None:
     path = run / "config.yaml"
@@ -213,7 +215,7 @@ def test_a_changed_config_that_would_change_the_run_is_refused(
         assert words in outcome.err
 
 
-def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) -> None:
+def test_a_changed_key_that_keeps_the_weights_is_noted(cli: Any, run: Path) -> None:
     path = run / "config.yaml"
     text = path.read_text("utf-8")
     path.write_text(text.replace("keep_checkpoints: 3", "keep_checkpoints: 7"), encoding="utf-8")
@@ -222,8 +224,8 @@ def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) ->
     assert f"{path}: train.keep_checkpoints is 7; the checkpoint has 3" in outcome.err
 
 
-def test_the_seal_counts_every_value(run: Path) -> None:
+def test_the_hash_of_meta_json_covers_every_value(run: Path) -> None:
     meta = checkpoint.read_meta(run, 12)
-    sealed = dump_meta(12, meta, meta["files"])
-    assert sealed == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
-    assert dump_meta(12, {**meta, "data": "x"}, meta["files"]) != sealed
+    written = dump_meta(12, meta, meta["files"])
+    assert written == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
+    assert dump_meta(12, {**meta, "data": "x"}, meta["files"]) != written

@@ -1,4 +1,4 @@
-"""`--minutes`: what is chosen, and that it is a rule."""
+"""`--minutes`: the rules that choose network, batch size, dropout and steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_short_text_gets_no_larger_network_than_it_can_fill() -> None:
     assert "short" not in long.reasons[0]
 
 
-def test_dropout_comes_with_passes_over_the_text() -> None:
+def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
     texts = (1e8, 2e5, 5e4)
     shares = [choose_settings(1e14, characters, 80).values["model.dropout"] for characters in texts]
     assert shares[0] == 0.0
@@ -90,7 +90,7 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
 
 
-def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     asked = {"model.n_layer": 7, "model.dropout": 0.05}
     config, _ = planned(tmp_path, 1, asked)
@@ -101,7 +101,7 @@ def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(reasons) == 1 or "small" in reasons[1]
 
 
-def test_a_small_text_is_said_to_be_learned_by_heart(
+def test_a_note_says_that_a_small_text_is_overfitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
@@ -114,7 +114,7 @@ def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:
         planned(tmp_path, 1, {"train.max_steps": 100})
 
 
-def test_too_short_a_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 10.0)
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
@@ -133,10 +133,11 @@ def test_minutes_on_the_command_line(
     assert f"max_steps: {result['steps']}" in Path("r/config.yaml").read_text()
 
 
-def test_minutes_with_a_config_choose_the_steps_alone(
+def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)  # on any machine, busy or not
     done = cli("train", "tiny", "--minutes", "0.2", "--dry-run", "--json")
     assert done.code == 0
     plain = cli("train", "tiny", "--dry-run", "--json")

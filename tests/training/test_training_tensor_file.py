@@ -1,4 +1,4 @@
-"""Checkpoints' tensors go to the disk as safetensors writes them, and without a copy in memory."""
+"""Tensor files have the bytes of safetensors.torch.save, and writing them copies no tensor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_bytes_are_those_of_safetensors(tensors: dict[str, Tensor], tmp_path
 
 
 def test_no_tensor_is_copied() -> None:
-    """A checkpoint of several gigabytes must not need them a second time."""
+    """A checkpoint of several gigabytes must not need that memory twice."""
     tensors = {name: numbers(100) for name in "abc"}
     _, *pieces = tensor_pieces(tensors)
     at = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces]
