@@ -17,6 +17,7 @@ from typing import Any
 from hostile import CASES, FILES_OF_LINES, STEP
 
 SECONDS = 1.0
+TRIES = 5  # other processes on the same cores make a case slower, but never faster
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
@@ -95,12 +96,6 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
     for name in names:
         run, outside = folder / "runs" / "run", folder / "outside"
         for command in COMMANDS if name in CASES else ALL_COMMANDS:
-            for old in (run, outside):
-                shutil.rmtree(old, ignore_errors=True)
-            outside.mkdir()
-            shutil.copytree(source, run)
-            (CASES.get(name) or FILES_OF_LINES[name])[0](run, outside)
-            before = content_of(outside)
             words = {
                 "score": ["score", str(run), str(short)],
                 "eval": ["eval", str(run)],
@@ -116,9 +111,18 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
                     str(run),
                 ],
             }[command]
-            ended = in_child(words, folder)
-            after = content_of(outside)
-            yield {"case": name, "command": command, "outside": before == after, **ended}
+            for _ in range(TRIES):
+                for old in (run, outside):
+                    shutil.rmtree(old, ignore_errors=True)
+                outside.mkdir()
+                shutil.copytree(source, run)
+                (CASES.get(name) or FILES_OF_LINES[name])[0](run, outside)
+                before = content_of(outside)
+                ended = in_child(words, folder)
+                same = before == content_of(outside)
+                if not same or ended.get("seconds", 0) < SECONDS:
+                    break
+            yield {"case": name, "command": command, "outside": same, **ended}
 
 
 def check(ending: dict[str, Any]) -> None:

@@ -125,11 +125,14 @@ def test_minutes_on_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = cli("train", a_text(tmp_path), "--minutes", "0.15", "--out", "r", "--json")
-    assert done.code == 0
+    for given in ("0.15", "0.6", "2"):  # a busy machine needs more time for 20 steps
+        done = cli("train", a_text(tmp_path), "--minutes", given, "--out", "r", "--json")
+        if f"{given} minutes are too short" not in done.err:
+            break
+    assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["stopped"] == "done"
-    assert "--minutes 0.15: " in done.err
+    assert f"--minutes {given}: " in done.err
     assert f"max_steps: {result['steps']}" in Path("r/config.yaml").read_text()
 
 
