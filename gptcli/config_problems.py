@@ -64,7 +64,7 @@ def explain(
             if value is None or value == {}:
                 continue
             yield (
-                f"{place(key)}: `{key[0]}` is a section with keys of its own; "
+                f"{place(key)}: `{key[0]}` is a section of keys, not a value; "
                 f"got `{_short(value)}`",
                 f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...",
             )

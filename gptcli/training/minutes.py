@@ -37,9 +37,9 @@ _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _TOKENS_PER_STEP = 2048  # for a training of 3 million tokens
-_MAX_CHAR_VOCABULARY = 256  # a text with more different characters gets a bpe
+_MAX_CHAR_VOCABULARY = 256  # a text with more different characters gets a bpe tokenizer
 _CHARACTERS_PER_SUBWORD = 2.5
-_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text that is read less often gets a bpe
+_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text that is read less often gets a bpe tokenizer
 _SAMPLED_CHARACTERS = 500_000  # of the text's beginning
 
 _SECONDS_AT_END = 0.5  # to save and exit
@@ -83,7 +83,7 @@ def choose_settings(operations: float, characters: float, different: int) -> Cho
     - The network grows with the operations, up to 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A text that is too long to be read once as characters gets a bpe."""
+    - A text that is too long to be read once as characters gets a bpe tokenizer."""
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     n_layer, n_embd = network_of_size(min(wanted, most))
     tokens = operations / (6 * block_parameters(n_layer, n_embd))

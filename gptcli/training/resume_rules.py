@@ -1,4 +1,4 @@
-"""What may change at --resume: no key that changes the weights, except max_steps with --extend."""
+"""Which config keys can change at --resume: those that leave the weights unchanged."""
 
 from __future__ import annotations
 

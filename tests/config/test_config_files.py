@@ -134,7 +134,7 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         ),
         (
             "model: 3",
-            "mine.yaml:1: `model` is a section with keys of its own; got `3`",
+            "mine.yaml:1: `model` is a section of keys, not a value; got `3`",
             "for example\nmodel:\n  arch: ...",
         ),
         (

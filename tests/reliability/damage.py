@@ -162,7 +162,7 @@ class RunTrials:
         step = self.step_of(path)
         if step == STEPS[-1]:
             if saved.step != STEPS[-2]:
-                return f"resumed from step {saved.step} beside a damaged {step}"
+                return f"resumed from step {saved.step} with a damaged step {step}"
             return self.named(path, notes)
         if saved.step != STEPS[-1]:
             return f"resumed from step {saved.step} though the newest was valid"
