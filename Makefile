@@ -1,9 +1,9 @@
-# make train | make test | make install; see the README for machines without make.
+# make train | make test | make install; the README explains how to work without make.
 PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types map wheel-check fuzz check reliability soak clean
+.PHONY: install train test lint types map wheel-check fuzz interop check reliability soak clean
 
 install: $(STAMP)
 
@@ -17,8 +17,9 @@ train: $(STAMP)
 	$(BIN)/gptcli train
 	$(BIN)/gptcli sample --max-new-tokens 400
 
+# Gives the same answer every time: no random examples, no clocks.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,28 +27,35 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# The table of files in CONTRIBUTING.md, from the first line of each file.
+# Writes the table of files in CONTRIBUTING.md, from the first line of each file.
 map: $(STAMP)
 	$(BIN)/python docs/file_map.py
 
-# The built wheel, in an empty environment, outside the checkout; needs the package index.
+# Installs the built wheel in an empty environment, outside the checkout. Needs the package index.
 wheel-check: $(STAMP)
 	$(BIN)/python tests/wheel_check.py
 
-# Whatever is fed in is accepted or refused in words; FUZZ=2000000 for a night.
+# Random examples for every property test, then random inputs for every parser (FUZZ=2000000 for a
+# night). Failing examples are saved: as a patch in .hypothesis/patches, and in tests/fuzz/found.txt.
 FUZZ ?= 200000
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz/run.py --count $(FUZZ)
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=random
+	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
+
+# What `make test` shortens, in full: every moment at which a save can be killed or fail, every
+# wrong file of every style, and gptcli as a fresh process where `make test` forks one.
+interop: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
 check: test lint types wheel-check
 
-# Every promise about runs and files, tried: under ten minutes, or the full counts, which can be
-# stopped and taken up again.
+# Tries every promise about runs and files many times: in under ten minutes, or (soak) with the full
+# counts, which can be stopped and continued.
 reliability: $(STAMP)
-	$(BIN)/python benchmarks/reliability.py
+	$(BIN)/python -m benchmarks.reliability
 
 soak: $(STAMP)
-	$(BIN)/python benchmarks/reliability.py --full --state build/soak.jsonl
+	$(BIN)/python -m benchmarks.reliability --full --state build/soak.jsonl
 
 clean:
 	rm -rf .venv dist build

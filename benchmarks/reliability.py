@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import reliability_processes
-from machine import header
-from reliability_parts import PARTS
-from reliability_runs import Workshop
+from benchmarks import reliability_processes
+from benchmarks.machine import header
+from benchmarks.reliability_parts import PARTS
+from benchmarks.reliability_runs import Workshop
 
 
 def main() -> None:

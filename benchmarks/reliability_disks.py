@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reliability_outcome import Outcome, apart
-from reliability_runs import Workshop
-
-import disk_fault_trials  # isort: skip
-from faulty_disks import STORIES  # isort: skip
+from benchmarks.reliability_outcome import Outcome, apart
+from benchmarks.reliability_runs import Workshop
+from tests.training import disk_fault_trials
+from tests.training.faulty_disks import STORIES
 
 KILLS = 2 * len(STORIES)
 CRASHES = len(STORIES)

@@ -5,18 +5,15 @@ What is tried stands in tests/reliability and tests/fuzz: here it is counted.
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import warnings
 from pathlib import Path
 
-from reliability_outcome import Outcome, apart
-from reliability_runs import Workshop
-
-import damage  # isort: skip
-import hostile_attempts  # isort: skip
-from hostile import CASES  # isort: skip
+from benchmarks.reliability_outcome import Outcome, apart
+from benchmarks.reliability_runs import Workshop
+from tests.reliability import damage, hostile_attempts
+from tests.reliability.hostile import CASES
 
 DAMAGES = 50  # a trial's
 HOSTILE = len(CASES)
@@ -93,7 +90,7 @@ def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcom
 
 def fuzzing(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     """Some inputs for one target after another."""
-    fuzz = importlib.import_module("run")  # tests/fuzz/run.py; before the fork, for it takes long
+    from tests.fuzz import run as fuzz  # before the fork, because Hypothesis takes long to import
 
     def tried(folder: Path) -> Outcome:
         os.environ["GPTCLI_CACHE"] = str(folder / "cache")

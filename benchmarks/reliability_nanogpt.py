@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from reliability_outcome import Outcome
-from reliability_processes import Training
-from reliability_runs import EVERY, STEPS, Workshop
+
+from benchmarks.reliability_outcome import Outcome
+from benchmarks.reliability_processes import Training
+from benchmarks.reliability_runs import EVERY, STEPS, Workshop
 
 _VOCABULARY = 65
 # What its train.py reads as {"vocab_size": 65}; without it the vocabulary would be GPT-2's.

@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from reliability_outcome import Outcome
-from reliability_processes import Training
-from reliability_runs import (
+from benchmarks.reliability_outcome import Outcome
+from benchmarks.reliability_processes import Training
+from benchmarks.reliability_runs import (
     GRID,
     Workshop,
     at_once,
@@ -21,9 +21,8 @@ from reliability_runs import (
     check_whole,
     newest,
 )
-
-from faulty_disks import Refusing  # isort: skip
-from disk_fault_trials import ERRORS  # isort: skip
+from tests.training.disk_fault_trials import ERRORS
+from tests.training.faulty_disks import Refusing
 
 OPERATIONS = 294  # of a run of these steps; a few more where nothing is written beside it
 REFUSING = 2 * OPERATIONS

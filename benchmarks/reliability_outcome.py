@@ -11,11 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
-# What is tried here stands beside the tests that try it, too.
-sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in
-                             ("training", "reliability", "fuzz"))]  # fmt: skip
 
 
 @dataclass

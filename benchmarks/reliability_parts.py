@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import reliability_disks
-import reliability_loading
-import reliability_nanogpt
-import reliability_neighbours
-import reliability_runs
-from reliability_outcome import Outcome
-from reliability_runs import Workshop
+from benchmarks import (
+    reliability_disks,
+    reliability_loading,
+    reliability_nanogpt,
+    reliability_neighbours,
+    reliability_runs,
+)
+from benchmarks.reliability_outcome import Outcome
+from benchmarks.reliability_runs import Workshop
 
 Trial = Callable[[Workshop, int, random.Random], Outcome]
 

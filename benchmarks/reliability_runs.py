@@ -17,8 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from reliability_outcome import Outcome
-from reliability_processes import Training
+from benchmarks.reliability_outcome import Outcome
+from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
 LEAVE_WITHIN = 1.25  # one second, one step and one save of this size

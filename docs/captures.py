@@ -1,9 +1,9 @@
-"""Make the pictures of the README: a real training and a real check, as SVG by rich.
+"""Make the pictures of the README from a real training run and a real check, as SVG.
 
     python docs/captures.py
 
-Trains most of the default config in a temporary folder (about a minute) and checks an attention
-whose scores are not scaled.
+It trains most of the default config in a temporary folder, which takes about a minute. It also
+checks an attention whose scores are not scaled.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CausalSelfAttention(nn.Module):
 
 
 def console() -> Console:
-    """A terminal of 80 by 30 that only remembers."""
+    """A console of 80 by 30 that records what is printed."""
     return Console(
         record=True, width=80, height=30, file=io.StringIO(), force_terminal=True,
         color_system="truecolor", highlight=False,
@@ -56,7 +56,7 @@ def console() -> Console:
 
 
 def capture_training() -> None:
-    """The live view when the third sample of the default run has come."""
+    """Write docs/train.svg: the live view of the default run after its fourth sample."""
     screen = console()
     view = LiveView(screen)
     config = load_config("shakespeare")
@@ -70,7 +70,7 @@ def capture_training() -> None:
 
 
 def capture_check() -> None:
-    """The report of an attention without the scale."""
+    """Write docs/check-attention.svg: the report on an attention without the scale."""
     Path("my_attention.py").write_text(UNSCALED, encoding="utf-8")
     screen = console()
     screen.print("$ gptcli check-attention my_attention.py", style="bold")
@@ -81,7 +81,7 @@ def capture_check() -> None:
 def main() -> None:
     """Write docs/train.svg and docs/check-attention.svg."""
     with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)  # so that the pictures show the paths that a user would see
+        os.chdir(name)  # so that the pictures show short paths
         capture_check()
         capture_training()
         os.chdir(DOCS)

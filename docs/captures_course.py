@@ -1,9 +1,9 @@
-"""Make the pictures of the course pages: real checks of files with one slip each, as SVG by rich.
+"""Make the pictures of the course pages from real checks of files with one mistake each, as SVG.
 
     python docs/captures_course.py
 
-Fills in two skeletons of `gptcli exercise` in a temporary folder, one step of each wrong, and shows
-what the commands say of them.
+It fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong step, and
+shows what the commands print.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from rich.text import Text
 
 COURSE = Path(__file__).resolve().parent / "course"
 
-# By step: what stands in place of the skeleton's `raise NotImplementedError`.
+# The lines of each step that replace the skeleton's `raise NotImplementedError`.
 ATTENTION = (
     "q, k, v = self.query(x), self.key(x), self.value(x)",
     "q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in (q, k, v))",
     "q, k, v = (y.flatten(0, 1) for y in (q, k, v))",
     "scores = q @ k.transpose(1, 2) / math.sqrt(self.head_dim)",
-    "scores = scores.tril()",  # the slip: hidden scores become 0
+    "scores = scores.tril()",  # the mistake: hidden scores become 0
     "weights = self.attn_dropout(scores.softmax(dim=-1))",
     "y = (weights @ v).view(B, self.n_head, T, -1)",
     "return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))",
 )
 LAYERNORM = (
     "mean = x.mean(dim=-1, keepdim=True)",
-    "variance = x.var(dim=-1, keepdim=True)",  # the slip: divided by C - 1
+    "variance = x.var(dim=-1, keepdim=True)",  # the mistake: divided by C - 1
     "normal = (x - mean) / torch.sqrt(variance + self.eps)",
     "return normal * self.weight + (0 if self.bias is None else self.bias)",
 )
 
 
 def gptcli(*words: str, color: bool = True) -> str:
-    """What a command prints, in colours as on a terminal of 80 columns."""
+    """The output of a gptcli command, by default in colours as on a terminal of 80 columns."""
     settings = {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm-256color"} if color else {}
     command = [sys.executable, "-m", "gptcli", *words]
     done = subprocess.run(
@@ -51,7 +51,7 @@ def gptcli(*words: str, color: bool = True) -> str:
 
 
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
-    """Replace the blanks of the skeleton at `path` by the lines of `steps`."""
+    """Replace each `raise NotImplementedError` of the skeleton at `path` by a line of `steps`."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(steps, start=1):
         blank = rf'raise NotImplementedError\("step {number}: [^"]*"\)'
@@ -61,7 +61,7 @@ def fill_in(path: Path, steps: tuple[str, ...]) -> None:
 
 
 def capture(name: str, *words: str) -> None:
-    """docs/course/NAME.svg: one command and what it says."""
+    """Write docs/course/NAME.svg: a command and its output."""
     screen = console()
     command = " ".join(("gptcli", *words))
     screen.print(f"$ {command}", style="bold")
@@ -72,7 +72,7 @@ def capture(name: str, *words: str) -> None:
 def main() -> None:
     """Write docs/course/check-attention.svg, status.svg and check-layernorm.svg."""
     with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)  # so that the pictures show the paths that a user would see
+        os.chdir(name)  # so that the pictures show short paths
         for exercise in ("attention", "layernorm", "mlp"):
             gptcli("exercise", exercise, "--out", "my", color=False)
         fill_in(Path("my/attention.py"), ATTENTION)

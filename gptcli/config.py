@@ -1,6 +1,7 @@
-"""The whole YAML schema: every key, its type, default, bounds and meaning. No torch.
+"""The complete YAML schema: the type, default, bounds and meaning of every config key.
 
-`gptcli schema` prints it as JSON Schema; gptcli.config_files reads YAML into it.
+`gptcli schema` prints it as JSON Schema, each key with its docstring from here.
+gptcli.config_files reads YAML files into these classes. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from gptcli.model.arch import Arch, ArchName, arch_named, archs_that
+
 Auto = Literal["auto"]
 DEFAULT_CONFIG = "shakespeare"
 DEFAULT_CONFIG_GPU = "shakespeare-gpu"
 
-
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# Bounds on sizes are far above what fits in a machine's memory; they catch slips of the keyboard.
+# These bounds are far above what fits in a machine's memory. They only catch typing errors.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -30,36 +32,36 @@ class DataConfig(_Section):
     source: str = Field("shakespeare", min_length=1)
     """A shipped text by name, or a path: a text file, a folder (read recursively), or .jsonl."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
-    """The last part of the text that is kept for validation, from 0 to below 1."""
+    """Share of the text, taken from its end, that is kept for validation: from 0 to below 1."""
 
 
 class TokenizerConfig(_Section):
     """How text becomes tokens."""
 
     kind: Literal["char", "byte", "bpe", "gpt2"] = "char"
-    """char: one token per character of the text; byte: 256 bytes; bpe: byte-level BPE trained on
-    the data; gpt2: GPT-2's own 50,257 tokens."""
+    """char: one token for each character of the text. byte: one token for each byte. bpe: subwords,
+    from byte-level BPE trained on the text. gpt2: GPT-2's 50,257 subwords."""
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 1024
-    """bpe only: tokens in all, the 256 bytes and end-of-text among them."""
+    """Number of tokens, for bpe only. It includes the 256 bytes and end-of-text."""
 
 
 class ModelConfig(_Section):
     """The network."""
 
-    arch: Literal["modern", "gpt2"] = "modern"
-    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU); gpt2: GPT-2 exactly."""
+    arch: ArchName = "modern"
+    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2 exactly."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Blocks."""
+    """Number of blocks."""
     n_head: Annotated[int, Field(ge=1, le=10_000)] = 4
-    """Attention heads in each block; must divide n_embd."""
+    """Number of attention heads in each block. It must divide n_embd."""
     n_embd: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Channels of the residual stream."""
+    """Number of channels of the residual stream."""
     block_size: Annotated[int, Field(ge=1, le=10_000_000)] = 128
     """Context length, in tokens."""
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of activations dropped in training, from 0 to below 1."""
+    """Share of the activations that training sets to 0 at random: from 0 to below 1."""
     bias: bool = False
-    """Biases in linear layers and norms (gpt2 only; modern has none)."""
+    """Whether linear layers and norms have biases. Only gpt2 can have them."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -76,7 +78,7 @@ class ModelConfig(_Section):
                     "hint": "n_embd could be " + " or ".join(map(str, choices)),
                 },
             )
-        if self.arch == "modern" and self.n_embd // self.n_head % 2:
+        if self.traits.positions == "rotary" and self.n_embd // self.n_head % 2:
             raise PydanticCustomError(
                 "head_dim",
                 "n_embd / n_head is {head_dim}, an odd number: rotary positions turn "
@@ -84,86 +86,102 @@ class ModelConfig(_Section):
                 {
                     "head_dim": self.n_embd // self.n_head,
                     "key": "n_head",
-                    "hint": "choose an even n_embd / n_head, or `arch: gpt2`",
+                    "hint": "choose an even n_embd / n_head, or "
+                    + archs_that(lambda arch: arch.positions == "learned"),
                 },
             )
-        if self.arch == "modern" and self.bias:
+        if self.bias and not self.traits.can_have_biases:
             raise PydanticCustomError(
                 "bias",
-                "`arch: modern` has no biases",
-                {"key": "bias", "hint": "set `bias: false`, or `arch: gpt2`"},
+                "`arch: {arch}` has no biases",
+                {
+                    "arch": self.arch,
+                    "key": "bias",
+                    "hint": "set `bias: false`, or " + archs_that(lambda a: a.can_have_biases),
+                },
             )
         return self
 
     @property
     def head_dim(self) -> int:
-        """Channels of each head."""
+        """Number of channels of each head."""
         return self.n_embd // self.n_head
+
+    @property
+    def traits(self) -> Arch:
+        """The description of the arch: norms, positions, feed-forward network, head."""
+        return arch_named(self.arch)
 
 
 class TrainConfig(_Section):
     """The training loop."""
 
     max_steps: Count = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: Count = 16
-    """Sequences per step and device, before grad_accum."""
+    """Sequences in one forward pass; a step uses batch_size * grad_accum of them."""
     grad_accum: Count = 1
-    """Batches whose gradients are averaged into one step."""
+    """Micro-batches in a step (gradient accumulation). Their gradients are averaged."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
+    """muon: Muon for the matrices of the blocks, AdamW for all other parameters. adamw: AdamW for
+    all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
-    """Peak rate: of Muon (AdamW's is then a fifth of it), or of AdamW. auto: 0.02 for muon;
-    0.4 / n_embd, at most 0.003, for adamw."""
+    """Highest learning rate of the schedule. Under muon, AdamW's part uses a fifth of it. auto:
+    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
-    """Steps in which the rate rises from 0. auto: a tenth of max_steps for adamw, at most 100;
-    a twentieth for muon, at most 50."""
+    """Steps over which the learning rate rises from 0. auto: a tenth of max_steps but at most 100
+    for adamw, a twentieth but at most 50 for muon."""
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
-    """The last share of the steps, over which the rate falls to 0 in a straight line."""
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
-    """Decay of matrices, per step and unit of learning rate; gains and biases do not decay, nor do
-    embeddings and head under muon."""
+    """Weight decay of matrices, multiplied by the learning rate in each step. Gains and biases do
+    not decay. Under muon the embeddings and the head do not decay either."""
     grad_clip: Annotated[Number, Field(ge=0.0)] = 1.0
-    """Largest global gradient norm; longer gradients are scaled down to it. 0: no clipping."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down to it. 0: no
+    clipping."""
     eval_every: Count | Auto = "auto"
-    """Steps between evaluations of the whole validation split; the last step is always evaluated.
-    auto: as many as cost 2 % of the time, at most twenty."""
+    """Steps between evaluations on the whole validation split. The last step is always evaluated.
+    auto: as often as 2 % of the time allows, at most twenty times."""
     checkpoint_every: Count | Auto = "auto"
-    """Steps between checkpoints. auto: once a minute, at most 1 % of the time."""
+    """Steps between checkpoints. auto: about once a minute, using at most 1 % of the time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
-    """How many of the newest checkpoints stay (the best one stays beside them)."""
+    """How many of the newest checkpoints are kept. The best checkpoint is kept in addition."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """Steps between samples shown while training; 0: none."""
+    """Steps between samples that are shown during training. 0: no samples."""
     log_every: Count | Auto = "auto"
-    """Steps between logged steps. auto: a hundredth of max_steps."""
+    """Steps between two logged steps. auto: a hundredth of max_steps."""
     stop_at_val_loss: Number | None = None
-    """Stop as soon as the full validation loss is at or under this (nats per token)."""
+    """Stop as soon as the validation loss (nats per token) is at most this value."""
     patience: Count | None = None
-    """Stop after this many evaluations in a row without a new best."""
+    """Stop after this many evaluations in a row without a new best validation loss."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-    """Seed of the weights, of the order of the text and of dropout."""
+    """Seed of the initial weights, of the order of the text and of dropout."""
+
+    def tokens_per_step(self, block_size: int) -> int:
+        """Tokens of one optimizer step on windows of `block_size` tokens."""
+        return self.batch_size * self.grad_accum * block_size
 
 
 class RunConfig(_Section):
     """The machine."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """auto: cuda, else mps, else cpu."""
+    """Where to compute. auto: cuda if there is one, else mps, else cpu."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What the forward and backward passes compute in; weights are kept in float32 beside it.
-    auto: bfloat16 where the machine multiplies it quickly, else float32."""
+    """Number format of the forward and backward passes. The optimizer always updates float32
+    master weights. auto: bfloat16 if the machine multiplies it quickly, else float32."""
     compile: bool | Auto = "auto"
-    """torch.compile the model. auto: on a GPU, for runs long enough to earn the compilation."""
+    """Whether to use torch.compile. auto: on a GPU, if the run is long enough to gain from it."""
     engine: Literal["auto", "native", "torch"] = "auto"
-    """What computes the passes. native: a C library, built once for this processor, 1.5 to 3
-    times as quick as PyTorch for bfloat16 on a CPU; torch: PyTorch. auto: native where there is
-    one."""
+    """What computes the forward and backward passes. native: a C library, compiled once for this
+    processor; in bfloat16 on a CPU it is 1.5 to 3 times as fast as PyTorch. torch: PyTorch. auto:
+    native if it is available, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    """CPU threads. auto: as many as there are cores."""
+    """Number of CPU threads. auto: one for each core."""
 
 
 class Config(_Section):
-    """A training run, from the text to the machine it runs on."""
+    """Everything that defines a training run: text, tokenizer, network, training, machine."""
 
     data: DataConfig = DataConfig()
     """The text."""
@@ -175,3 +193,8 @@ class Config(_Section):
     """The training loop."""
     run: RunConfig = RunConfig()
     """The machine."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.train.tokens_per_step(self.model.block_size)

@@ -1,14 +1,20 @@
-"""What all tests share: a cache of their own, one thread, the command line in this process."""
+"""Fixtures of all tests: a cache for tests only, one thread, the command line in this process."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 
 # Two workers with two threads each would wait for one another on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +23,14 @@ import torch
 
 torch.set_num_threads(1)
 
+# `make test` draws the same examples every time. `make fuzz` draws new ones, with
+# --hypothesis-profile=random; Hypothesis writes each example that fails as a patch to .hypothesis/.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.register_profile("random", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("fixed")
+
+T = TypeVar("T")
+HERE = Path(__file__).resolve().parent
 TEXT = "".join(
     f"{who}:\nWhat {thing} is this, that {deed} by night?\n\n"
     for who in ("KING", "QUEEN", "FOOL")
@@ -25,32 +39,156 @@ TEXT = "".join(
 )
 
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""The name of this pytest-xdist worker, such as gw0, or "" if there is only one process."""
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file lock, so that the workers take turns."""
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """once("name", make) calls make(folder) in the first worker that asks, and returns the folder.
+
+    The other workers wait, and get the same folder. They must not write to it."""
+    base = tmp_path_factory.getbasetemp()
+    if WORKER and os.name == "posix":
+        base = base.parent  # the folder that all workers share
+
+    def build(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / f"once-{name}", base / f"once-{name}.done"
+        if os.name != "posix":
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+            return folder
+        with _locked(base / f"once-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Token caches of tests go to a temporary folder, never to the user's."""
+def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
+    """Sets GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
+
+    Each worker has its own. The C libraries are compiled once for all workers."""
+    cache = tmp_path_factory.mktemp("cache")
     patch = pytest.MonkeyPatch()
-    patch.setenv("GPTCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("GPTCLI_CACHE", str(cache))
     patch.delenv("NO_COLOR", raising=False)
     patch.delenv("FORCE_COLOR", raising=False)
+    if WORKER:
+        _share_libraries(cache / "native", once)
     yield
     patch.undo()
 
 
+def _share_libraries(native: Path, once: Once) -> None:
+    """Compile the C libraries in one worker and copy them into the caches of the others."""
+    from gptcli.native import library
+
+    sources = [library.TRAINING, library.SAMPLING]
+    if WORKER.endswith(("1", "3", "5", "7", "9")):
+        sources.reverse()  # two workers compile one library each
+    for source in sources:
+
+        def build(folder: Path, source: library.Source = source) -> None:
+            library.find(source)
+            for path in native.glob(f"{source.name}-*"):
+                shutil.copy2(path, folder)
+
+        for path in once(f"library-{source.name}", build).iterdir():
+            if not (native / path.name).exists():
+                native.mkdir(mode=0o700, exist_ok=True)
+                shutil.copy2(path, native)
+
+
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text_file(once: Once) -> Path:
     """A small text: 48 short speeches."""
-    path = tmp_path_factory.mktemp("text") / "speeches.txt"
-    path.write_text(TEXT, encoding="utf-8", newline="\n")
-    return path
+
+    def write(folder: Path) -> None:
+        (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
+
+    return once("text", write) / "speeches.txt"
 
 
 @dataclass
 class Outcome:
-    """What a command line did."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
     err: str
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow", action="store_true", help="only the tests with long series, and all of each"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --slow, keep only the tests that do more then."""
+    if config.getoption("--slow"):
+        kept = [item for item in items if "slow" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def slow(pytestconfig: pytest.Config) -> bool:
+    """Whether to try all of a long series (`make interop`), not a sample of it (`make test`)."""
+    return bool(pytestconfig.getoption("--slow"))
+
+
+def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
+    """The whole series if `slow`, else `count` of it, evenly spaced from the first to the last."""
+    whole = list(series)
+    if slow or len(whole) <= count:
+        return whole
+    return [whole[round(i * (len(whole) - 1) / (count - 1))] for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def program(slow: bool) -> Iterator[list[str]]:
+    """The start of a command line that is `gptcli`, as a process with its own streams.
+
+    It is a fork of fork_server.py, which has imported PyTorch, and with --slow gptcli itself. After
+    it comes "-u" or nothing, then the arguments."""
+    if slow or os.name != "posix":
+        yield [sys.executable, str(HERE / "start.py")]
+        return
+    with tempfile.TemporaryDirectory(prefix="gptcli-forks-") as folder:
+        path = str(Path(folder, "socket"))
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", path],
+            cwd=HERE.parent,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield [sys.executable, "-IS", str(HERE / "fork_client.py"), path]
+        finally:
+            server.kill()
+            server.communicate()
 
 
 Cli = Callable[..., Outcome]
@@ -83,27 +221,18 @@ SMALL = (
     "train.batch_size=8",
     "run.threads=1",
 )
-"""Overrides that make any config a matter of a second."""
+"""Overrides that make the training of any config take about a second."""
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+def trained(once: Once, text_file: Path) -> Path:
     """A small run, trained once, float32: 40 steps on the small text, evaluated twice."""
-    import subprocess
 
-    run = tmp_path_factory.mktemp("runs") / "small"
-    command = [
-        sys.executable,
-        "-m",
-        "gptcli",
-        "train",
-        str(text_file),
-        "--out",
-        str(run),
-        *SMALL,
-        "train.max_steps=40",
-        "train.eval_every=20",
-        "run.dtype=float32",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return run
+    def train(folder: Path) -> None:
+        command = [
+            sys.executable, "-m", "gptcli", "train", str(text_file), "--out", str(folder / "small"),
+            *SMALL, "train.max_steps=40", "train.eval_every=20", "run.dtype=float32",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+
+    return once("trained", train) / "small"

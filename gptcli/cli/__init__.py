@@ -1,6 +1,6 @@
-"""The front door: the commands, and the one place that catches what goes wrong.
+"""The command line: the list of commands, and the only place that catches errors.
 
-Nothing here imports torch, pydantic or rich before a command needs it: `--help` stays instant.
+torch, pydantic and rich are imported only when a command needs them, so `--help` stays instant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from gptcli import __version__
 from gptcli.cli import (
     bench,
     check,
-    check_parts,
     configs,
     evaluate,
     exercise,
@@ -27,7 +26,14 @@ from gptcli.cli import (
     tokenizer,
     train,
 )
-from gptcli.cli.output import STDOUT, named, note, open_closed_streams, patient, print_error
+from gptcli.cli.output import (
+    STDOUT,
+    checked_stdout,
+    never_failing,
+    note,
+    open_closed_streams,
+    print_error,
+)
 from gptcli.errors import GptcliError, is_out_of_memory
 
 app = typer.Typer(
@@ -52,7 +58,7 @@ def _gptcli(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show the traceback of an error (works after any command)."),
+        typer.Option("--debug", help="Show the traceback of an error (allowed after any command)."),
     ] = False,
 ) -> None:
     """Train, sample and check tiny GPTs."""
@@ -67,10 +73,10 @@ _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("score", score.score, "gptcli score mine poem.txt")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
-for _exercise, _what, _interface in check_parts.PARTS:
+for _exercise, _what, _interface in check.COMMANDS:
     _add(
         f"check-{_exercise}",
-        check_parts.check_command(_exercise, _what, _interface),
+        check.check_command(_exercise, _what, _interface),
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
@@ -83,24 +89,27 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def main() -> None:
-    """Run the command line; every way out has its exit code, and no mistake of the user's shows
-    a traceback unless `--debug` asks for it."""
-    # How long OpenMP's threads wait busily for each other (PyTorch on Linux, read when torch is
-    # imported). At the default, two trainings on two cores stopped one another: over 1.5 s a step
-    # in place of 0.07 s; at this value 0.25 s each, and alone as quick as before.
+    """Run the command line and exit with the exit code of the contract.
+
+    A user's mistake prints an error and a hint. It shows a traceback only with `--debug`."""
+    # How long OpenMP threads wait busily for each other; PyTorch on Linux reads it when torch is
+    # imported. At the default, two trainings on two cores slow each other to over 1.5 s a step. At
+    # this value a step takes 0.25 s in each, and a single training is as fast as at the default.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     open_closed_streams()
-    sys.stdout, sys.stderr = named(sys.stdout), patient(sys.stderr)
+    sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
     arguments = sys.argv[1:]
-    debug = "--debug" in _before_dashes(arguments)
-    arguments = [a for a in _before_dashes(arguments) if a != "--debug"] + _from_dashes(arguments)
+    options_end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = arguments[:options_end], arguments[options_end:]
+    debug = "--debug" in options
+    arguments = [option for option in options if option != "--debug"] + rest
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:  # typer makes an exit code of a Ctrl-C
+        if code == 130:  # typer turns a Ctrl-C into this exit code
             note("\ninterrupted")
     except GptcliError as error:
         if debug:
@@ -114,46 +123,48 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         note("\ninterrupted")
         code = 130
-    except BrokenPipeError:  # the reader has left (`gptcli sample | head`)
+    except BrokenPipeError:  # the reader of the pipe has ended (`gptcli sample | head`)
         code = 1
     except Exception as error:
-        if debug or (problem := _of_the_machine(error)) is None:
+        if debug or (problem := _machine_error(error)) is None:
             raise
         print_error(problem)
         code = problem.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _of_the_machine(error: Exception) -> GptcliError | None:
-    """What the machine refused (a disk, its memory) as an error for people; None: a bug of ours."""
+def _machine_error(error: Exception) -> GptcliError | None:
+    """The error to print if disk, memory or compiler failed; None if gptcli has a bug."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         if error.filename == STDOUT:
-            hint = "what was written there is not whole: make room, or send it elsewhere (`>`, `|`)"
+            hint = "the output is incomplete: make room, or send it elsewhere (`>`, `|`)"
             return GptcliError(f"{name}{error.strerror}", hint, exit_code=1)
         return GptcliError(
             f"{name}{error.strerror}",
-            "is the disk full, or the folder gone or read-only? Checkpoints that were saved are "
-            "whole; `gptcli train --resume` goes on from the newest",
+            "is the disk full, or the folder deleted or read-only? Saved checkpoints are complete; "
+            "`gptcli train --resume` continues from the newest",
             exit_code=1,
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return GptcliError(
             f"torch.compile failed: {str(error).strip().splitlines()[0]}",
-            "run.compile=false does without; on a CPU it needs a C++ compiler (g++)",
+            "turn it off with run.compile=false; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
-    if is_out_of_memory(error):  # of a training, gptcli.training.out_of_memory says more
+    if is_out_of_memory(error):  # in training, gptcli.training.out_of_memory gives figures
         return GptcliError(
             "out of memory",
-            "lower train.batch_size (and raise train.grad_accum by as much), model.block_size, or "
-            "the number of samples; `gptcli train --dry-run` estimates what a run needs",
+            "lower train.batch_size (and raise train.grad_accum by the same factor), "
+            "model.block_size, or the number of samples; `gptcli train --dry-run` estimates the "
+            "memory of a run",
             exit_code=1,
         )
     return None
 
 
 def _usage_error(error: TyperException) -> int:
+    """Print an error of the command line in gptcli's form, and return its exit code."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -162,11 +173,3 @@ def _usage_error(error: TyperException) -> int:
     path = context.command_path if context is not None else "gptcli"
     print_error(GptcliError(message[:1].lower() + message[1:], f"see {path} --help"))
     return error.exit_code
-
-
-def _before_dashes(arguments: list[str]) -> list[str]:
-    return arguments[: arguments.index("--")] if "--" in arguments else arguments
-
-
-def _from_dashes(arguments: list[str]) -> list[str]:
-    return arguments[arguments.index("--") :] if "--" in arguments else []

@@ -1,4 +1,4 @@
-"""`gptcli bench`."""
+"""`gptcli bench`: measures training and sampling speed against the machine's measured peak."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A config as for train; without one, the default.",
+            help="A config as for train (default: the default config).",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast this machine trains and samples a config.
+    """Measure training and sampling speed on this machine.
 
-    The share says how much of the machine's matrix products, measured first, a training step uses.
-    The limit of sampling is that all weights have to be read for a token, and multiplied; the
-    windows are full. About ten seconds, in which nothing else should compute; nothing is kept."""
-    from gptcli.cli.train_arguments import config_of_words
+    First, bench measures the machine's peak in matrix products. The training figure says which
+    share of that peak a training step reaches. The limit for sampling is the time to read and
+    multiply all weights once for each token; the context is full. It takes about ten seconds, in
+    which nothing else should compute. Nothing is saved."""
+    from gptcli.cli.train_arguments import config_of_arguments
 
-    config = config_of_words(arguments or [])
+    config = config_of_arguments(arguments or [])
 
     from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
     from gptcli.training.setup import open_text

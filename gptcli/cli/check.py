@@ -1,18 +1,72 @@
-"""`gptcli check-attention`: is the project's attention right, is yours?"""
+"""`gptcli check-attention`, `check-mlp` and the other check commands: their options and reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.output import print_json, stdout_console
-from gptcli.cli.verdicts import give, verdict
+from gptcli.cli.output import print_error, print_json, stdout_console
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from gptcli.course.report import BuiltinReport, FileReport
+
+# For the help of each command: (exercise, what it checks, what the file must have).
+COMMANDS = (
+    (
+        "layernorm",
+        "layer normalisation: mean, variance, normalise, gain and bias",
+        "The file has a class LayerNorm, built as LayerNorm(config) with config.n_embd and "
+        "config.bias; forward(x) takes and returns (B, T, C); Parameters `weight` and `bias`.",
+    ),
+    (
+        "mlp",
+        "the feed-forward network: expand by 4, exact GELU, project back, dropout",
+        "The file has a class MLP, built as MLP(config) with config.n_embd, config.dropout and "
+        "config.bias; forward(x) takes and returns (B, T, C); layers `c_fc` and `c_proj`.",
+    ),
+    (
+        "block",
+        "the block: first norm, attention, second norm, feed-forward, two residuals",
+        "The file has a class Block, built as Block(config) with n_embd, n_head, dropout, bias and "
+        "block_size; forward(x) takes and returns (B, T, C); submodules `ln_1`, `attn`, `ln_2` "
+        "and `mlp`.",
+    ),
+    (
+        "tokenizer",
+        "byte-pair encoding: count pairs, merge, encode, decode, save and load",
+        "The file has a class Tokenizer, built as Tokenizer(), with train(text, num_merges), "
+        "encode(text), decode(ids), save(path), load(path), and `merges` {pair of ids: new id}.",
+    ),
+    (
+        "training",
+        "training: batches, loss, learning rate, clipping, the step, evaluation",
+        "The file has six functions: get_batch(data, block_size, batch_size, generator), "
+        "loss_of(logits, targets), "
+        "learning_rate(step, max_lr, min_lr, warmup_steps, max_steps), "
+        "clip_gradients(parameters, max_norm), "
+        "train_step(model, optimizer, batches, lr, max_norm) and evaluate(model, batches).",
+    ),
+)
+
+Hint = Annotated[
+    int,
+    typer.Option(
+        "--hint",
+        min=1,
+        max=3,
+        help="How much the hint gives away: 1 asks a question, 2 names what to compare, 3 nearly "
+        "says it.",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print only one JSON object per file on stdout.")
+]
 
 
 def check_attention(
@@ -20,38 +74,89 @@ def check_attention(
         list[str] | None,
         typer.Argument(
             metavar="FILE[:CLASS]",
-            help="Python files with an attention class, `CausalSelfAttention` unless another is "
-            "named. They are run, in a process of their own; nothing else is.",
+            help="Python files with an attention class, `CausalSelfAttention` unless you name "
+            "another. gptcli runs only these files, in a separate process.",
         ),
     ] = None,
-    hint: Annotated[
-        int,
-        typer.Option(
-            "--hint",
-            min=1,
-            max=3,
-            help="How much to give away: 1 points at the idea, 2 at numbers to compare, 3 nearly "
-            "says it.",
-        ),
-    ] = 1,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object per file on stdout, and nothing else."),
-    ] = False,
+    hint: Hint = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Check causal self-attention against the reference: that of your FILE, or the project's own.
+    """Check causal self-attention against the reference: your FILE, or the builtin one.
 
-    For a FILE that is wrong it names the first of the eight steps that went wrong, the line, and
-    the mistake; for example `gptcli check-attention my/attention.py --hint 2`.
+    If a FILE is wrong, the report names the first of the eight steps that is wrong, the line and
+    the mistake. For example: `gptcli check-attention my/attention.py --hint 2`.
 
-    Without a file, every path of the project's attention is compared with the reference and with
-    PyTorch's own, in all dtypes and on all devices of this machine. Exit code 1 if anything is
-    wrong.
+    Without a file, the command compares every path of the builtin attention with the reference and
+    with PyTorch's own, in all dtypes and on all devices of this machine. The exit code is 1 if
+    anything is wrong.
     """
     if files:
-        _check_files(files, hint, as_json)
+        _check_files(files, "attention", hint, as_json)
     else:
         _check_builtin(as_json)
+
+
+def check_command(exercise: str, what: str, interface: str) -> Callable[..., None]:
+    """The function of one of the other check-* commands."""
+
+    def command(
+        files: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="FILE[:CLASS]",
+                help="Python files. gptcli runs only these files, in a separate process.",
+            ),
+        ],
+        hint: Hint = 1,
+        as_json: AsJson = False,
+    ) -> None:
+        _check_files(files, exercise, hint, as_json)
+
+    command.__doc__ = (
+        f"Check {what}.\n\n{interface}\n\n`gptcli exercise {exercise} --out DIR` writes a file to "
+        "fill in. The exit code is 1 if anything is wrong."
+    )
+    return command
+
+
+def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
+    """Check the files and print each report as it comes.
+
+    Raises typer.Exit(1) if a file is wrong. Files that cannot be used come last, as errors: prints
+    all but the last and raises that."""
+    from gptcli.course.checking import check_files
+
+    wrong, unusable = False, []
+    for spec, report in zip(files, check_files(files, exercise), strict=True):
+        if isinstance(report, GptcliError):
+            unusable.append(report)
+            if as_json:
+                print_json(_unusable_json(spec, report))
+            continue
+        wrong = wrong or not report.ok
+        if as_json:
+            print_json(report.to_json(level))
+        else:
+            show_file(report, stdout_console(), level)
+    for error in unusable[:-1]:
+        print_error(error)
+    if unusable:
+        raise unusable[-1]
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
+    """The JSON object of a file that cannot be checked, so that each file has one line."""
+    return {
+        "file": spec,
+        "ok": False,
+        "first_wrong_step": None,
+        "mistake": "unusable-file",
+        "message": error.message,
+        "hint": error.hint,
+        "checks": [],
+    }
 
 
 def _check_builtin(as_json: bool) -> None:
@@ -66,14 +171,106 @@ def _check_builtin(as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _check_files(files: list[str], level: int, as_json: bool) -> None:
-    from gptcli.course.checking import check_files
+# ---- reports on a terminal ----
 
-    give(files, check_files(files), show_file, level=level, as_json=as_json)
+
+def show_file(report: FileReport, console: Console, level: int = 1) -> None:
+    """Print the report of one file: its steps or checks, then the verdict and the hint."""
+    from rich.text import Text
+
+    console.print(Text(f"{report.file}: {report.subject[1]}", style="bold"))
+    unicode = "utf" in (console.encoding or "").lower()
+    if report.exercise != "attention":
+        _show_steps(report, console, unicode)
+    elif report.picture is not None and report.picture.steps:
+        _show_picture(report, console, unicode)
+    else:
+        _show_checks(report, console)
+    _show_verdict(console, report.ok, report.message, report.hints, level)
+
+
+def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
+    """One line per step, then the notes."""
+    from rich.text import Text
+
+    from gptcli.course.catalogue import exercise_named
+
+    wrong = report.first_wrong_step
+    for number, name in enumerate(exercise_named(report.exercise).steps, 1):
+        if report.ok or (wrong is not None and number < wrong):
+            state = "right"
+        else:
+            state = "wrong" if number == wrong else "after"
+        console.print(_step_line(number, name, state, unicode))
+    for check in report.checks:
+        if check.note:
+            note = ("note: ", "yellow")
+            console.print(Text.assemble("  ", note, f"{check.name}: {check.detail}"))
+
+
+def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
+    from rich.text import Text
+
+    from gptcli.course.attention.picture import mark
+
+    sign, style = mark(state, unicode)
+    line = Text(f"  {sign} {number}  ", style=style)
+    line.append(name, style="dim" if state == "after" else "")
+    return line
+
+
+def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
+    """The steps of a wrong attention with their lines, and its weights next to the right ones."""
+    from rich.text import Text
+
+    from gptcli.course.attention.picture import heat, steps
+
+    for step in steps(report, console.width, unicode):
+        console.print(step, no_wrap=True)
+    if report.picture is not None and (maps := heat(report.picture, unicode)):
+        console.print()
+        for line in maps:
+            console.print(Text(line), no_wrap=True, crop=True)
+
+
+def _show_checks(report: FileReport, console: Console) -> None:
+    """One line per check of an attention."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report.checks:
+        word, style = ("note", "yellow") if check.note else ("ok", "green")
+        # The verdict below says what is wrong.
+        detail = check.detail if check.ok else ""
+        if not check.ok:
+            word, style = "wrong", "bold red"
+        table.add_row("  " + check.name, Text(word, style=style), Text(detail))
+    console.print(table)
+
+
+def _show_verdict(
+    console: Console, ok: bool, message: str, hints: Iterable[str] = (), level: int = 1
+) -> None:
+    """The last lines of a report: right or wrong, and the hint of that level."""
+    from rich.text import Text
+
+    console.print()
+    console.print(Text.assemble(("ok: ", "bold green") if ok else ("wrong: ", "bold red"), message))
+    if hints := tuple(hints):
+        hint = hints[min(level, len(hints)) - 1]
+        console.print()
+        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
+        if level < len(hints) and hints[level] != hint:
+            console.print(Text(f"      (--hint {level + 1} says more)", style="dim"))
+    console.print()
 
 
 def show_builtin(report: BuiltinReport, console: Console) -> None:
-    """A table for each device: paths down, dtypes across, the largest error in each cell."""
+    """Print a table per device: a row per path, a column per dtype, the largest error in each."""
     from rich import box
     from rich.table import Table
 
@@ -101,38 +298,4 @@ def show_builtin(report: BuiltinReport, console: Console) -> None:
                 shown.append(f"[{style}]{text}[/]" if style else text)
             table.add_row(path, str(sum(cell.cases for cell in cells.values())), *shown)
         console.print(table)
-    verdict(console, report.ok, report.message)
-
-
-def show_file(report: FileReport, console: Console, level: int = 1) -> None:
-    """A wrong file: the eight steps as far as they match, and its weights beside the right ones
-    where that shows the mistake. Else what was looked at, one line each. Then the verdict."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from gptcli.course.attention.picture import heat, steps
-
-    console.print(Text(f"{report.file}: {report.class_name}", style="bold"))
-    if report.picture is not None and report.picture.steps:
-        unicode = "utf" in (console.encoding or "").lower()
-        for step in steps(report, console.width, unicode):
-            console.print(step, no_wrap=True)
-        if maps := heat(report.picture, unicode):
-            console.print()
-            for line in maps:
-                console.print(Text(line), no_wrap=True, crop=True)
-        verdict(console, report.ok, report.message, report.hints, level)
-        return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in report.checks:
-        word, style = ("note", "yellow") if check.note else ("ok", "green")
-        # The verdict below says at length what is wrong.
-        detail = check.detail if check.ok else ""
-        if not check.ok:
-            word, style = "wrong", "bold red"
-        table.add_row("  " + check.name, Text(word, style=style), Text(detail))
-    console.print(table)
-    verdict(console, report.ok, report.message, report.hints, level)
+    _show_verdict(console, report.ok, report.message)

@@ -1,4 +1,4 @@
-"""`gptcli configs` and `gptcli schema`."""
+"""`gptcli configs` lists or prints the shipped configs; `gptcli schema` prints the JSON Schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def configs(
     name: Annotated[
-        str | None, typer.Argument(help="Print this shipped config; without a name, list them.")
+        str | None, typer.Argument(help="The shipped config to print (default: list all).")
     ] = None,
 ) -> None:
     """List the shipped configs, or print one to start from."""
@@ -25,14 +25,16 @@ def configs(
 
 
 def schema() -> None:
-    """Print the JSON Schema of the YAML, for editors that complete from it."""
+    """Print the JSON Schema of all config keys.
+
+    It explains every key. Editors use it to complete and check a YAML file."""
     from gptcli.config_files import json_schema
 
     sys.stdout.write(json_schema())
 
 
 def _first_comment(text: str) -> str:
-    """What a config says of itself: its first comment that is not for the editor."""
+    """The description of a config: its first comment that is not for the editor."""
     for line in text.splitlines():
         if line.startswith("#") and "$schema" not in line:
             return line.lstrip("# ")

@@ -1,4 +1,4 @@
-"""`gptcli eval`."""
+"""`gptcli eval`: loss, perplexity and bits per byte over a split or another text."""
 
 from __future__ import annotations
 
@@ -9,25 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.options import (
-    CheckpointOption,
-    DeviceOption,
-    DTypeOption,
-    JsonOption,
-    Machine,
-    RunArgument,
-    ThreadsOption,
-    load,
-)
+from gptcli.cli.option_groups import with_option_groups
+from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
 from gptcli.cli.output import print_json
-from gptcli.cli.user_files import (
-    AttentionOption,
-    BlockOption,
-    LayerNormOption,
-    MlpOption,
-    TokenizerOption,
-    UserFiles,
-)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -35,36 +19,33 @@ if TYPE_CHECKING:
     from gptcli.training.loading import Trained
 
 
+@with_option_groups
 def evaluate(
     run: RunArgument = None,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
+    split: Annotated[
+        str, typer.Option("--split", help="The split to evaluate: train or val.")
+    ] = "val",
     file: Annotated[
-        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's own.")
+        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's text.")
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
-            "--context", min=1, help="Window length in tokens. Default: the model's block_size."
+            "--context",
+            min=1,
+            help="Length of a window in tokens (default: the model's block_size).",
         ),
     ] = None,
     as_json: JsonOption = False,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
-    threads: ThreadsOption = None,
-    attention: AttentionOption = None,
-    layernorm: LayerNormOption = None,
-    mlp: MlpOption = None,
-    block: BlockOption = None,
-    tokenizer: TokenizerOption = None,
+    *,
+    options: ModelOptions,
 ) -> None:
-    """Measure the loss over a whole split or a text of yours."""
+    """Measure the loss over a whole split or another text."""
     import math
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
-    _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=True)
+    trained = load_model(run, options, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size
@@ -75,7 +56,7 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file)
-    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
+    with redirect_stdout(sys.stderr):  # the user's module can print
         loss = mean_loss(trained.model, tokens, context)
     assert loss is not None
     count = len(tokens) - 1
@@ -104,6 +85,7 @@ def evaluate(
 
 
 def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
+    """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.corpus import open_corpus
     from gptcli.training.setup import open_text
 
@@ -122,13 +104,13 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
     if corpus.content_key != trained.meta.get("data"):
         raise GptcliError(
             f"the text of {config.data.source} has changed since the run",
-            "put the old text back, or name a text with --file",
+            "restore the old text, or name another text with --file",
         )
     if split == "train":
         return corpus.train
     if corpus.val is None:
         raise GptcliError(
-            "the run has no validation part (data.val_fraction is 0)",
-            "--split train, or --file TEXT",
+            "the run has no validation split (data.val_fraction is 0)",
+            "use --split train, or --file TEXT",
         )
     return corpus.val

@@ -1,4 +1,4 @@
-"""`gptcli exercise`: the parts to write, and how far a folder of them is."""
+"""The command `gptcli exercise`: list the exercises, write skeletons, show progress."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptcli.course.catalogue import Exercise
-    from gptcli.course.exercises.folder import Progress
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
+    from gptcli.course.folder import Progress
 
 
 def exercise(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of those that the list shows.")
+        str | None, typer.Argument(metavar="[NAME]", help="An exercise of the list.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -30,23 +30,24 @@ def exercise(
         ),
     ] = None,
     blank: Annotated[
-        bool, typer.Option("--blank", help="With --out: leave the constructor to you as well.")
+        bool, typer.Option("--blank", help="With --out: leave the constructor to you, too.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --out: replace files that exist.")
     ] = False,
     status: Annotated[
         Path | None,
-        typer.Option("--status", metavar="DIR", help="Check what is in DIR; its files are run."),
+        typer.Option(
+            "--status", metavar="DIR", help="Check the exercises in DIR. gptcli runs these files."
+        ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="With --status: check again on every save, to Ctrl-C.")
+        bool,
+        typer.Option("--watch", help="With --status: check again after every save, until Ctrl-C."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Machine-readable output on stdout.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """List the exercises, write one to fill in, or see how far you are.
+    """List the exercises, write one to fill in, or show your progress.
 
     Each file holds one class or a few functions, which its first lines describe.
     """
@@ -55,12 +56,12 @@ def exercise(
     chosen = EXERCISES if name is None else (exercise_named(name),)
     if out is not None and status is not None:
         raise GptcliError("--out and --status cannot both be given", "leave one out")
-    for flag, given, needs, there in (
+    for flag, given, needs, other in (
         ("--watch", watch, "--status DIR", status),
         ("--blank", blank, "--out DIR", out),
         ("--overwrite", overwrite, "--out DIR", out),
     ):
-        if given and there is None:
+        if given and other is None:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
     if out is not None:
         _write(chosen, out, blank, overwrite)
@@ -90,7 +91,7 @@ def exercise(
 
 
 def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool) -> None:
-    from gptcli.course.exercises.folder import write_exercises
+    from gptcli.course.folder import write_exercises
 
     for path in write_exercises(chosen, out, blank=blank, overwrite=overwrite):
         sys.stdout.write(f"{path}\n")
@@ -99,21 +100,21 @@ def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool
 
 
 def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:
-    from gptcli.course.exercises.folder import changes, find_folder
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
+    from gptcli.course.folder import changes, find_folder
 
     find_folder(folder)
     console = stdout_console()
     with Checker() as checker:
-        _round(chosen, folder, checker, as_json, console, set())
+        _check_round(chosen, folder, checker, as_json, console, set())
         if not watch:
             return
-        note("watching; save a file to check it again, Ctrl-C ends")
+        note("watching; save a file to check it again, stop with Ctrl-C")
         for changed in changes(folder):
-            _round(chosen, folder, checker, as_json, console, changed)
+            _check_round(chosen, folder, checker, as_json, console, changed)
 
 
-def _round(
+def _check_round(
     chosen: tuple[Exercise, ...],
     folder: Path,
     checker: Checker,
@@ -121,9 +122,9 @@ def _round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all of them (one may import another) and tell; at length for what has changed."""
-    from gptcli.cli.check_parts import show
-    from gptcli.course.exercises.folder import progress_of
+    """Check all files, because one can import another. Print the full report of `changed` ones."""
+    from gptcli.cli.check import show_file
+    from gptcli.course.folder import progress_of
 
     rows = []
     for each in chosen:
@@ -135,12 +136,12 @@ def _round(
         return
     for row in rows:
         if row.path.name in changed and row.report is not None:
-            show(row.report, console, 1)
+            show_file(row.report, console)
     _table(rows, console)
 
 
 def _table(rows: list[Progress], console: Console) -> None:
-    """One line for each exercise, and how many pass."""
+    """Print one line per exercise, and how many pass."""
     from rich.table import Table
     from rich.text import Text
 
@@ -150,13 +151,13 @@ def _table(rows: list[Progress], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        word, said = row.state, ""
+        word, message = row.state, ""
         if row.state == "wrong":
             step = row.report.first_wrong_step if row.report else None
             word = f"step {step} of {len(row.exercise.steps)}" if step else "wrong"
         if row.state in ("wrong", "unusable"):
-            said = row.message
-        table.add_row(row.exercise.name, Text(word, style=styles[row.state]), Text(said))
+            message = row.message
+        table.add_row(row.exercise.name, Text(word, style=styles[row.state]), Text(message))
     console.print(table)
     passed = sum(row.state == "passes" for row in rows)
     console.print(f"\n{passed} of {len(rows)} {'passes' if passed == 1 else 'pass'}")

@@ -1,4 +1,4 @@
-"""Data to stdout, everything else to stderr; the one form of an error."""
+"""What commands print: data to stdout, notes and errors to stderr, and the form of an error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""What an OSError of stdout has for the name of its file."""
+"""The file name in an OSError of stdout."""
 
 
 class _Wrapped(io.RawIOBase):
-    """A standard stream with another way of writing."""
+    """A standard stream whose subclass replaces `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
-        self._stream = stream  # which would close `raw` if nobody held it
+        self._stream = stream  # kept, because it closes `raw` when it is deleted
         self._raw = raw
 
     def writable(self) -> bool:
@@ -36,21 +36,21 @@ class _Wrapped(io.RawIOBase):
         return self._raw.fileno()
 
 
-class _Patient(_Wrapped):
-    """A stream that takes what it is given, whether or not the system does."""
+class _NeverFailing(_Wrapped):
+    """A stream that drops text instead of raising an error."""
 
     def write(self, data: Any) -> int:
         try:
             written = self._raw.write(data)
         except OSError:
             written = None
-        # None is also what a pipe says that does not wait and is full.
+        # A full non-blocking pipe returns None, too.
         return memoryview(data).nbytes if written is None else written
 
 
-class _Named(_Wrapped):
-    """A stream whose first error says what it is of. After it nothing more is written, so that
-    the flush at the end of the process does not fail once more."""
+class _Checked(_Wrapped):
+    """A stream whose first error names STDOUT. It writes nothing after that error, so that the
+    flush at the end of the process does not raise a second one."""
 
     _failed = False
 
@@ -65,14 +65,16 @@ class _Named(_Wrapped):
 
 
 def open_closed_streams() -> None:
-    """Where the caller closed stdout or stderr: one that takes everything. It has the number of
-    the closed one, which else would be given to a file, and what libraries print got into it."""
+    """Open /dev/null in place of stdout or stderr if the caller closed it.
+
+    It takes the file number of the closed stream. Otherwise the next file that is opened would get
+    that number, and the output of libraries would end up in that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue
         null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.fstat(number)  # it has it already, or somebody uses it by now
+            os.fstat(number)  # fails only if the number is still free
         except OSError:
             os.dup2(null, number)
             os.close(null)
@@ -81,28 +83,30 @@ def open_closed_streams() -> None:
         setattr(sys, name, open(null, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
-def named(stream: TextIO) -> TextIO:
-    """stdout as a stream that writes all it is given or raises an OSError with STDOUT in it, where
-    it can be one. Python's own, under -u or PYTHONUNBUFFERED, drops the end of a long text that a
-    pipe or a disk took only the beginning of."""
-    return _wrap(stream, _Named)
+def checked_stdout(stream: TextIO) -> TextIO:
+    """stdout as a stream that writes everything or raises an OSError that names STDOUT.
+
+    Under -u or PYTHONUNBUFFERED, Python's own stdout silently drops the rest of a long text if a
+    pipe or a disk takes only its beginning. A stream without a file below is returned unchanged."""
+    return _wrap(stream, _Checked)
 
 
-def patient(stream: TextIO) -> TextIO:
-    """stderr as a stream whose writes never fail, where it can be one: what it says is for people,
-    and no work may end because nobody reads it any more. A closed terminal, a reader that left
-    (`2>&1 | head`), a full disk under a log: what cannot be shown is dropped. As a stream, so that
-    it also holds for what libraries and a learner's files print."""
-    return _wrap(stream, _Patient, line_buffering=True)
+def never_failing(stream: TextIO) -> TextIO:
+    """stderr as a stream whose writes never fail. Text that cannot be written is dropped.
+
+    Training must not end because a terminal was closed, a reader ended (`2>&1 | head`) or the disk
+    of a log file is full. It is a stream, so that it also covers what libraries and the user's
+    modules print. A stream without a file below is returned unchanged."""
+    return _wrap(stream, _NeverFailing, line_buffering=True)
 
 
-def _wrap(stream: TextIO, way: type[_Wrapped], *, line_buffering: bool = False) -> TextIO:
+def _wrap(stream: TextIO, wrapper: type[_Wrapped], *, line_buffering: bool = False) -> TextIO:
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # with python -u there is no buffer between
+    raw = getattr(buffer, "raw", buffer)  # python -u has no buffer
     if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Wrapped):
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(way(stream, raw)),
+        io.BufferedWriter(wrapper(stream, raw)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=line_buffering or raw is buffer or stream.isatty(),
@@ -110,7 +114,7 @@ def _wrap(stream: TextIO, way: type[_Wrapped], *, line_buffering: bool = False) 
 
 
 def stderr_console() -> Console:
-    """A rich console on stderr; colour only on a terminal and without NO_COLOR."""
+    """A rich console on stderr. It uses colour only on a terminal and if NO_COLOR is not set."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -124,13 +128,13 @@ def stdout_console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One object on one line of stdout. Numbers that JSON does not have become null."""
+    """Print an object as one line of JSON on stdout. nan and infinity become null."""
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def note(message: str) -> None:
-    """A line for the user, on stderr."""
+    """Print a line for the user on stderr."""
     if not message.isprintable() and sys.stderr.isatty():
         from gptcli.view.safe_text import clean
 
@@ -140,7 +144,7 @@ def note(message: str) -> None:
 
 
 def print_error(error: GptcliError) -> None:
-    """`error: ...` for each problem, a blank line, `hint: ...` for each hint; on stderr."""
+    """Print to stderr: `error: ...` for each problem, a blank line, `hint: ...` for each hint."""
     problems = getattr(error, "problems", [(error.message, error.hint)])
     lines = [f"error: {message}" for message, _ in problems]
     hints = list(dict.fromkeys(hint for _, hint in problems if hint))
@@ -152,7 +156,7 @@ def print_error(error: GptcliError) -> None:
         from gptcli.view.safe_text import clean
 
         console = stderr_console()
-        # What a file says in an error must not steer the terminal.
+        # An error can quote a file; its control characters must not reach the terminal.
         for line in map(clean, lines):
             head, colon, rest = line.partition(":")
             style = "bold red" if head == "error" else "cyan"

@@ -1,4 +1,4 @@
-"""What `gptcli runs` knows of each run, from its files alone."""
+"""The rows of `gptcli runs`, read from each run's config.yaml, metrics.jsonl and run.json."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _row(run: Path) -> RunRow:
     try:
         last = _last_records(run)
         running = is_locked(run)
-    except OSError:  # a link out, a pipe, a file of absurd size: one row of many
+    except OSError:  # a link out of the folder, a pipe, a huge file: still show the other rows
         damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
     if running:
         state = "running"
     else:
-        # Without run.json the process ended before it could say how.
+        # Without run.json the process was killed.
         state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
     max_steps = None
     try:
@@ -48,46 +48,48 @@ def _row(run: Path) -> RunRow:
     return RunRow(
         name=run.name,
         status=state,
-        step=_whole(ended.get("steps")) or _whole(step.get("step")),
+        step=_integer(ended.get("steps")) or _integer(step.get("step")),
         max_steps=max_steps,
         train_loss=_number(ended.get("train_loss", step.get("loss"))),
         val_loss=_number(ended.get("val_loss", evaluation.get("val_loss"))),
         best_val_loss=_number(ended.get("best_val_loss", last.get("best", {}).get("val_loss"))),
         seconds=_number(ended.get("seconds")) or _number(step.get("seconds")),
-        parameters=_whole(status.get("parameters")) or None,
-        when=_last_sign(run),
+        parameters=_integer(status.get("parameters")) or None,
+        when=_last_written(run),
     )
 
 
 def _number(value: object) -> float | None:
-    """A value of a file that anybody may have edited, where it is a number."""
+    """The value as a number; None if it is none. Anybody can have edited the file."""
     fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return float(value) if fits else None  # type: ignore[arg-type]
 
 
-def _whole(value: object) -> int:
+def _integer(value: object) -> int:
+    """The value if it is an integer of at most 64 bits, else 0."""
     return value if isinstance(value, int) and abs(value) < 2**63 else 0
 
 
-def _last_sign(run: Path) -> datetime | None:
+def _last_written(run: Path) -> datetime | None:
     files = [run / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
     try:
         return datetime.fromtimestamp(max(f.stat().st_mtime for f in files if f.exists()))
-    except (OverflowError, ValueError, OSError):  # by a clock that was years off; or deleted now
+    except (OverflowError, ValueError, OSError):  # an impossible date, or a file just deleted
         return None
 
 
 def _last_records(run: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each kind in a run's metrics file, and the best evaluation. Raises OSError
-    where what is there is no such file."""
+    """The last record of each kind in metrics.jsonl, and under "best" the best evaluation.
+
+    Raises OSError if metrics.jsonl is no ordinary file inside the run folder."""
     found: dict[str, dict[str, Any]] = {}
     with suppress(FileNotFoundError, PermissionError):
         for line in read_lines(run / "metrics.jsonl", run):
-            _take_in(line, found)
+            _keep_record(line, found)
     return found
 
 
-def _take_in(line: bytes, found: dict[str, dict[str, Any]]) -> None:
+def _keep_record(line: bytes, found: dict[str, dict[str, Any]]) -> None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

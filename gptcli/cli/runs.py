@@ -1,4 +1,4 @@
-"""`gptcli runs`."""
+"""`gptcli runs`: lists the runs with loss, steps, time and status."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One object per run.")] = False,
+    folder: Annotated[Path, typer.Argument(help="The folder with the runs.")] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each run.")
+    ] = False,
 ) -> None:
-    """List the runs, with loss, steps, time and status."""
+    """List the runs with loss, steps, time and status."""
     from dataclasses import asdict
 
     from gptcli.cli.output import note, print_json, stdout_console
@@ -30,4 +32,4 @@ def runs(
     elif rows:
         sys.stdout.write("\n".join(runs_lines(rows)) + "\n")
     else:
-        note(f"no runs under {folder}/ yet; train one: gptcli train")
+        note(f"no runs under {folder}/ yet; start one with: gptcli train")

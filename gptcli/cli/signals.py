@@ -1,4 +1,4 @@
-"""While a training runs: Ctrl-C and its like."""
+"""What Ctrl-C, SIGTERM and a closed terminal do during training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ _HANG_UP = getattr(signal, "SIGHUP", None)  # None: Windows
 
 
 class LeaveAtOnce(KeyboardInterrupt):
-    """The second Ctrl-C: no more steps, no more saving. One more, on the way out, ends like any
-    Ctrl-C outside of a training."""
+    """The second Ctrl-C: end without another step and without saving.
+
+    A third one acts like a Ctrl-C outside training."""
 
 
 class Stop:
-    """Set by the first Ctrl-C or SIGTERM; the loop finishes its step and saves. A second one
-    leaves at once, unless it comes within a second: a terminal and a wrapper around gptcli may
-    both pass on the first. The closing of the terminal is never a second one: nobody is in a
-    hurry who has gone, and what is being saved then is to be saved."""
+    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save; a second one ends at
+    once.
+
+    A second signal within a second is ignored, because a terminal and a wrapper around gptcli can
+    both pass on the first one. A closed terminal never counts as the second signal: nobody is
+    waiting any more, and the save that is running must finish."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
@@ -37,7 +40,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """While steps are made: the first signal sets Stop, and the loop saves and ends."""
+    """Use while steps are made: the first signal sets Stop, so that the loop saves and ends."""
     stop = Stop()
     with _handled_by(stop.handle):
         yield stop
@@ -45,8 +48,9 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def leave_on_signals() -> Iterator[None]:
-    """While there is nothing to save: SIGTERM and a closed terminal end what is being done as
-    Ctrl-C does, tidily and with its exit code, not in the middle of a file operation."""
+    """Use while there is nothing to save: SIGTERM and a closed terminal act like Ctrl-C.
+
+    The command then cleans up and exits with 130, instead of dying during a file operation."""
     with _handled_by(_leave):
         yield
 
@@ -57,16 +61,15 @@ def _leave(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """While the files of a run are moved, which takes a moment: signals that come are gathered in
-    the list, and do nothing else."""
-    came: list[int] = []
-    with _handled_by(lambda number, frame: came.append(number)):
-        yield came
+    """Use while the files of a run are moved: signals are only collected in the list."""
+    received: list[int] = []
+    with _handled_by(lambda number, frame: received.append(number)):
+        yield received
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and the closing of the terminal, which under nohup stays without effect."""
+    """Handle Ctrl-C, SIGTERM and a closed terminal. Under nohup a closed terminal stays ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
         numbers.append(_HANG_UP)

@@ -1,4 +1,4 @@
-"""Which config the words of `gptcli train` stand for."""
+"""The config that the arguments of `gptcli train` and `gptcli bench` ask for."""
 
 from __future__ import annotations
 
@@ -13,37 +13,44 @@ if TYPE_CHECKING:
     from gptcli.config import Config
 
 
-def split_words(words: list[str]) -> tuple[str | None, list[str]]:
-    """What to train on, and the KEY=VALUE changes."""
+def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The CONFIG or TEXT among the arguments (None if there is none), and the KEY=VALUE overrides.
+
+    Raises GptcliError if there are several configs or texts.
+    """
     from gptcli.config_files import is_known_override, is_override
 
     targets = [
-        word
-        for word in words
-        if not is_override(word) or (not is_known_override(word) and os.path.exists(word))  # noqa: PTH110
+        argument
+        for argument in arguments
+        if not is_override(argument)
+        or (not is_known_override(argument) and os.path.exists(argument))  # noqa: PTH110
     ]
-    overrides = [word for word in words if word not in targets]
+    overrides = [argument for argument in arguments if argument not in targets]
     if len(targets) > 1:
         raise GptcliError(
-            f"`{targets[1]}`: one CONFIG or TEXT is enough, there is `{targets[0]}`",
-            "changes are written KEY=VALUE; several texts go into one folder",
+            f"`{targets[1]}`: give only one CONFIG or TEXT; `{targets[0]}` is already one",
+            "write changes as KEY=VALUE; put several texts into one folder",
         )
     return (targets[0] if targets else None), overrides
 
 
-def config_of_words(words: list[str]) -> Config:
-    """The config that the words of a command line stand for."""
-    target, overrides = split_words(words)
+def config_of_arguments(arguments: list[str]) -> Config:
+    """The config that the arguments of a command line ask for."""
+    target, overrides = split_arguments(arguments)
     return config_for(target, overrides, None)[0]
 
 
 def with_user_tokenizer(overrides: list[str]) -> list[str]:
-    """A learner's tokenizer is a bpe, whatever the config has."""
+    """The overrides plus tokenizer.kind=bpe, because a user's tokenizer counts as bpe.
+
+    Raises GptcliError if an override asks for another kind.
+    """
     for override in overrides:
         if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":
             raise GptcliError(
-                f"{override} and --tokenizer exclude each other",
-                "leave one out; tokenizer.vocab_size goes with --tokenizer",
+                f"{override} and --tokenizer cannot be used together",
+                "leave one out; tokenizer.vocab_size works with --tokenizer",
             )
     return [*overrides, "tokenizer.kind=bpe"]
 
@@ -51,17 +58,21 @@ def with_user_tokenizer(overrides: list[str]) -> list[str]:
 def config_for(
     target: str | None, overrides: list[str], from_run: str | None
 ) -> tuple[Config, str]:
-    """The config asked for, and a name for its run."""
+    """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
+
+    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate.
+    Raises GptcliError if `target` is no config and no text.
+    """
     from gptcli.config_files import load_config
     from gptcli.files.shipped import shipped_configs, shipped_texts
 
     if target is not None and is_config(target):
         return load_config(target, overrides), Path(target).stem
     if target is not None and not Path(target).exists() and target not in shipped_texts():
-        known = [*shipped_configs(), *_texts_beside(target)]
+        known = [*shipped_configs(), *_files_in_same_folder(target)]
         close = nearest(target, known)
         raise GptcliError(
-            f"`{target}` is neither a config nor a text that exists",
+            f"no config or text file named `{target}`",
             (f"did you mean `{close}`? " if close else "")
             + "shipped configs: "
             + ", ".join(shipped_configs()),
@@ -74,20 +85,21 @@ def config_for(
         source = find_run(from_run)
         name = Path(target).stem if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
-        return _fresh_schedule(stored, overrides), name
+        return _fine_tuning_config(stored, overrides), name
     return load_config(_default_config(), overrides), (
         Path(target).stem or "text" if target is not None else _default_config()
     )
 
 
 def is_config(target: str | None) -> bool:
+    """Whether CONFIG | TEXT names a config: a shipped one, or any YAML file."""
     from gptcli.files.shipped import shipped_configs
 
     return target is not None and (target in shipped_configs() or _looks_like_yaml(target))
 
 
-def free_config(target: str | None, overrides: list[str]) -> Config:
-    """A text's config with nothing chosen but what was asked for."""
+def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
+    """The default values with the user's text and overrides, for --minutes to choose the rest."""
     from gptcli.config_files import parse_config
 
     if target is not None:
@@ -95,20 +107,23 @@ def free_config(target: str | None, overrides: list[str]) -> Config:
     return parse_config("{}", overrides, name="--minutes")
 
 
-def _fresh_schedule(stored: Config, overrides: list[str]) -> Config:
-    """A run's config for a fine-tune: rates, intervals and machine worked out anew, at a tenth of
-    the rate unless one is given."""
+def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
+    """A run's config for fine-tuning from that run.
+
+    Warm-up, intervals and everything under `run` go back to their defaults. The learning rate is a
+    tenth of the run's. Overrides of the user stay as they are.
+    """
     from gptcli.config import Config, RunConfig
 
     values = stored.model_dump()
-    asked = {override.partition("=")[0] for override in overrides}
+    overridden = {override.partition("=")[0] for override in overrides}
     for key in ("warmup_steps", "eval_every", "log_every"):
-        if f"train.{key}" not in asked:
+        if f"train.{key}" not in overridden:
             values["train"][key] = "auto"
-    if "train.learning_rate" not in asked:
+    if "train.learning_rate" not in overridden:
         values["train"]["learning_rate"] = float(values["train"]["learning_rate"]) / 10
     for key, value in RunConfig().model_dump().items():
-        if f"run.{key}" not in asked:
+        if f"run.{key}" not in overridden:
             values["run"][key] = value
     return Config.model_validate(values)
 
@@ -117,7 +132,8 @@ def _looks_like_yaml(target: str) -> bool:
     return target.lower().endswith((".yaml", ".yml"))
 
 
-def _texts_beside(target: str) -> list[str]:
+def _files_in_same_folder(target: str) -> list[str]:
+    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
     folder = Path(target).parent
     return (
         [

@@ -1,4 +1,4 @@
-"""`--attention`, `--layernorm`, `--mlp`, `--block`, `--tokenizer`: a learner's parts, for real."""
+"""The options --attention, --layernorm, --mlp, --block and --tokenizer: run the user's parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _option(name: str, what: str) -> Any:
     return typer.Option(
         f"--{name}",
         metavar="FILE[:CLASS]",
-        help=f"Your own {what} in place of the built-in one; the file is run.",
+        help=f"Use your own {what} instead of the built-in one. This runs the file.",
     )
 
 
@@ -37,7 +37,7 @@ TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding
 
 @dataclass(frozen=True)
 class UserFiles:
-    """The files of a learner's parts, as named on this command line."""
+    """The files of the user's parts that this command line names."""
 
     attention: str | None = None
     layernorm: str | None = None
@@ -46,32 +46,36 @@ class UserFiles:
     tokenizer: str | None = None
 
     def given(self) -> dict[str, str]:
-        """Part -> FILE[:CLASS], of those that were named."""
+        """Part -> FILE[:CLASS], for every part that the command line names."""
         return {name: spec for name in PARTS if (spec := getattr(self, name)) is not None}
 
 
-def checked(files: UserFiles, config: Config, force: bool) -> UserParts | None:
-    """The learner's classes, once each has passed its check (or `force` waives that)."""
+def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts | None:
+    """The user's classes after each has passed its check; None if no file is named.
+
+    Raises GptcliError if a part fails its check, unless `force` is set, or if it cannot work with
+    the config's arch.
+    """
     given = files.given()
     if not given:
         return None
     first = next(iter(given))
-    if config.model.arch != "gpt2" and first != "tokenizer":
+    if first != "tokenizer" and not config.model.traits.can_have_user_parts:
         why = {
-            "attention": "turns queries and keys inside its attention",
+            "attention": "rotates queries and keys inside its attention",
             "mlp": "has a gated feed-forward network",
-        }.get(first, "has norms without mean and bias")
+        }.get(first, "uses RMSNorm, which has no mean and no bias")
         raise GptcliError(
             f"--{first} needs `arch: gpt2`; the modern arch {why}",
             f"gptcli train course --{first} FILE",
         )
-    from gptcli.course.exercises.part_checking import Checker
+    from gptcli.course.checking import Checker
 
     with Checker() as checker:
         for part, spec in given.items():
             problem = None
             try:
-                report = checker.check(part, spec)
+                report = checker.check(spec, part)
                 if not report.ok:
                     problem = f"{report.file} does not pass its check: {report.message}"
             except GptcliError as error:
@@ -81,27 +85,29 @@ def checked(files: UserFiles, config: Config, force: bool) -> UserParts | None:
             if problem is not None and not force:
                 raise GptcliError(
                     problem,
-                    f"see gptcli check-{part} {spec}; --force trains with it all the same",
+                    f"see gptcli check-{part} {spec}; --force trains with it anyway",
                     exit_code=1,
                 )
             if problem is not None:
                 note(f"warning: {problem}")
-    return loaded(files)
+    return load_user_parts(files)
 
 
-def loaded(files: UserFiles) -> UserParts | None:
-    """The learner's classes. This runs the files in this process."""
+def load_user_parts(files: UserFiles) -> UserParts | None:
+    """The user's classes; None if no file is named. This runs the files in this process.
+
+    Raises GptcliError if a file is missing or its block cannot use another part that is named.
+    """
     given = files.given()
     if not given:
         return None
     from gptcli.course.checking import find_matrices
     from gptcli.course.exercises.building import build, takes
-    from gptcli.course.exercises.part_checking import find_part
-    from gptcli.course.exercises.tokenizer_trial import tokenizer_class
-    from gptcli.course.sandbox.learner_file import load_class
+    from gptcli.course.exercises.tokenizer_lesson import tokenizer_class
+    from gptcli.course.sandbox.learner_file import find_file, load_class
     from gptcli.model.user_parts import UserParts
 
-    found = {part: find_part(part, spec) for part, spec in given.items()}
+    found = {part: find_file(spec, part) for part, spec in given.items()}
     classes: dict[str, type[Any]] = {
         part: (tokenizer_class if part == "tokenizer" else load_class)(file)
         for part, file in found.items()
@@ -120,8 +126,8 @@ def loaded(files: UserFiles) -> UserParts | None:
         for part in ("attention", "mlp", "layernorm"):
             if part in makers and not takes(block, part):
                 raise GptcliError(
-                    f"`{block.__name__}` of {given['block']} makes its own {part}: its "
-                    f"constructor has no argument `{part}`, and --{part} would not be used",
+                    f"`{block.__name__}` of {given['block']} makes its own {part}, so --{part} "
+                    f"would not be used: its constructor has no argument `{part}`",
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
         makers["block"] = maker(block, dict(makers))

@@ -1,6 +1,6 @@
-"""The course: what learners write, and the checker that tells them whether it is right.
+"""The course: exercises that learners write, and the checker that finds their first mistake.
 
-Importing this package does not import torch; the checks themselves do.
+Importing this package does not import torch. The checks do, in a worker process.
 """
 
 from gptcli.course.checking import check_builtin, check_file, check_files, load_attention

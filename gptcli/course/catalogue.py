@@ -1,10 +1,11 @@
-"""The exercises in the order in which they are taught. No torch."""
+"""The list of exercises in the order in which they are taught. Does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptcli.course.attention import STEP_NAMES
 from gptcli.errors import GptcliError, nearest
 
 MATERIAL = Path(__file__).parent / "exercises" / "material"
@@ -12,8 +13,9 @@ MATERIAL = Path(__file__).parent / "exercises" / "material"
 
 @dataclass(frozen=True)
 class Exercise:
-    """One part to write: `target` is the class that the file must have ("" where it has
-    functions), `steps` what its check counts."""
+    """One exercise. `target` is the class that its file defines, or "" if it defines functions.
+
+    `steps` are the names of the steps that its check counts."""
 
     name: str
     week: str
@@ -23,11 +25,11 @@ class Exercise:
 
     @property
     def command(self) -> str:
-        """The command that checks it."""
+        """The name of the command that checks the exercise."""
         return f"check-{self.name}"
 
     def skeleton(self, *, blank: bool = False) -> str:
-        """The text to fill in; with `blank` the constructor too."""
+        """The file to fill in. With `blank`, the learner writes the constructor too."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():
@@ -44,7 +46,7 @@ class Exercise:
         return "\n".join(kept) + "\n"
 
     def notes(self) -> str:
-        """A page of questions and pointers, Markdown."""
+        """A page of questions and references, in Markdown."""
         return (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
 
 
@@ -54,22 +56,13 @@ EXERCISES = (
         "1 and 2",
         "CausalSelfAttention",
         "tokens look at the tokens before them",
-        (
-            "queries, keys, values",
-            "split into heads",
-            "fold batch and heads",
-            "scaled scores",
-            "causal mask",
-            "softmax",
-            "weighted sum",
-            "merge and project",
-        ),
+        tuple(STEP_NAMES.values()),
     ),
     Exercise(
         "layernorm",
         "3",
         "LayerNorm",
-        "each token to mean 0 and variance 1",
+        "each token gets mean 0 and variance 1",
         ("mean", "variance", "normalise", "gain and bias"),
     ),
     Exercise(
@@ -104,7 +97,7 @@ EXERCISES = (
 
 
 def exercise_named(name: str) -> Exercise:
-    """The exercise of that name. Raises GptcliError with the nearest one."""
+    """The exercise of that name. Raises GptcliError with the nearest name if there is none."""
     for exercise in EXERCISES:
         if exercise.name == name:
             return exercise

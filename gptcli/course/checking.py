@@ -1,4 +1,4 @@
-"""Is this attention right? The project's own, or a learner's file.
+"""Check files named on the command line: each runs in a worker process and gives a report.
 
 report = check_file("my_attention.py:MyAttention")
 report.ok, report.message, report.to_json()
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gptcli.course.report import STEP_NAMES, BuiltinReport, Check, FileReport
+from gptcli.course.attention import STEP_NAMES
+from gptcli.course.report import BuiltinReport, Check, FileReport
 from gptcli.course.sandbox.isolation import Unfinished, Worker
 from gptcli.course.sandbox.learner_file import LearnerFile, find_file, load_class
 from gptcli.errors import GptcliError
@@ -24,57 +25,81 @@ FOLLOW_S = 4.0  # to see at which step a file hangs
 
 
 def check_builtin() -> BuiltinReport:
-    """Compare every path of the project's attention with the reference, in every dtype and on
-    every device of this machine."""
+    """Compare every path of the builtin attention with the reference.
+
+    Tries every dtype and every device of this machine."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
 
     return compare_paths(devices_here())
 
 
-def check_file(spec: str, *, limit_s: float = LIMIT_S) -> FileReport:
-    """Check the class of `FILE[:CLASS]` in a process of its own, within `limit_s` seconds.
+def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
+    """Check `FILE[:CLASS]` in a worker process within `limit_s` seconds.
 
-    Raises GptcliError where there is no such file or class, or it cannot be used at all."""
-    file = find_file(spec)
-    with Worker() as worker:
-        return _ask(worker, file, limit_s)
+    Raises GptcliError if there is no such file or class, or the file cannot be used at all."""
+    with Checker(limit_s) as checker:
+        return checker.check(spec, exercise)
 
 
 def check_files(
-    specs: Iterable[str], *, limit_s: float = LIMIT_S
+    specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """Check several files one after another; what check_file would raise takes the place of the
-    report. torch is imported once for all of them."""
-    files: list[LearnerFile | GptcliError] = []
-    for spec in specs:
-        try:
-            files.append(find_file(spec))
-        except GptcliError as error:
-            files.append(error)
-    if all(isinstance(file, GptcliError) for file in files):
-        yield from (file for file in files if isinstance(file, GptcliError))
-        return
-    with Worker() as worker:
-        for file in files:
-            if isinstance(file, GptcliError):
-                yield file
-                continue
+    """Check several files one after another in one worker, which imports torch once.
+
+    Yields a GptcliError instead of a report if a file cannot be used."""
+    with Checker(limit_s) as checker:
+        for spec in specs:
             try:
-                yield _ask(worker, file, limit_s)
+                yield checker.check(spec, exercise)
             except GptcliError as error:
                 yield error
 
 
+class Checker:
+    """Checks files one after another in one worker. Use it in a `with`.
+
+    The worker starts with the first file that can be read."""
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(self, *how: object) -> None:
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+
+    def check(self, spec: str, exercise: str = "attention") -> FileReport:
+        """Check one file. Raises GptcliError if it cannot be used at all."""
+        file = find_file(spec, exercise)
+        if self._worker is None:
+            self._worker = Worker().__enter__()
+        return ask(self._worker, file, self._limit_s)
+
+
+def ask(worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S) -> FileReport:
+    """Let `worker` check one file. Raises GptcliError if the file cannot be used at all."""
+    try:
+        return FileReport.from_worker(worker.ask(file, limit_s))
+    except Unfinished as unfinished:
+        return _unfinished(worker, file, unfinished)
+
+
 def load_attention(spec: str) -> type[nn.Module]:
-    """The class of `FILE[:CLASS]`, to train with. This runs the file in this process; check it
-    with check_file first. Raises GptcliError like check_file."""
+    """The class of `FILE[:CLASS]`, to train with.
+
+    This runs the file in this process, so check it with check_file first. Raises GptcliError as
+    check_file does."""
     return load_class(find_file(spec))
 
 
 def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_embd: int) -> Any:
-    """The weights of queries, keys, values and output in a module of the learner's class, (C, C)
-    each, as views of its parameters; None where they cannot be mapped. Runs the class once, to
-    see on which side bare matrices are multiplied."""
+    """The query, key, value and output weights of a learner's attention, as (C, C) views.
+
+    Returns None if they cannot be mapped. Runs the class once, to see on which side it multiplies
+    bare matrices."""
     import torch
 
     from gptcli.course.attention.learner_attention import LearnerAttention
@@ -94,18 +119,43 @@ def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_
     return [part.weight for _, part in found.items()]
 
 
-def _ask(worker: Worker, file: LearnerFile, limit_s: float) -> FileReport:
-    try:
-        report: dict[str, Any] = worker.ask(file, limit_s)
-    except Unfinished as unfinished:
-        return _unfinished(file, unfinished, _step_of_end(worker, file, unfinished))
-    return FileReport.from_wire(report)
+def _unfinished(worker: Worker, file: LearnerFile, how: Unfinished) -> FileReport:
+    """The report of a file that hangs or ends its process."""
+    found = re.fullmatch(r"step (\d+): (.*)", how.doing)
+    step, doing = (int(found[1]), found[2]) if found else (None, how.doing)
+    where = ""
+    if step is None and doing.startswith("forward"):
+        step = _step_of_end(worker, file)
+        where = "" if step is None else f", in step {step}, {STEP_NAMES[step]}"
+    if how.line is not None:
+        linecache.checkcache(str(file.path))
+        text = linecache.getline(str(file.path), how.line).strip()
+        where += f", at line {how.line} of {file.path.name}, `{text}`"
+    if how.reason == "time-limit":
+        message = f"{how.detail}{where} ({doing})"
+        hint = "look there for a loop that never ends, or for far too much work"
+    else:
+        message = f"your file ended its process ({how.detail}){where} ({doing})"
+        hint = (
+            "look for exit(), for ever-growing memory, or for indices outside a tensor"
+            if how.detail != "SIGKILL"
+            else "most likely the machine ran out of memory: look for a tensor that is too large"
+        )
+    return FileReport(
+        file.name,
+        file.exercise,
+        file.class_name,
+        False,
+        message,
+        how.reason,
+        step,
+        (Check("runs", False, message),),
+        (hint,) * 3,
+    )
 
 
-def _step_of_end(worker: Worker, file: LearnerFile, how: Unfinished) -> int | None:
-    """The step at which a file hangs or ends its process; None where forward was not reached."""
-    if not how.doing.startswith("forward"):
-        return None
+def _step_of_end(worker: Worker, file: LearnerFile) -> int | None:
+    """The step of attention at which a file hangs or ends its process, or None."""
     try:
         worker.ask(file, FOLLOW_S, follow=True)
     except Unfinished as again:
@@ -114,31 +164,3 @@ def _step_of_end(worker: Worker, file: LearnerFile, how: Unfinished) -> int | No
     except GptcliError:
         return None
     return None
-
-
-def _unfinished(file: LearnerFile, how: Unfinished, step: int | None) -> FileReport:
-    where = "" if step is None else f", in step {step}, {STEP_NAMES[step]}"
-    if how.line is not None:
-        linecache.checkcache(str(file.path))
-        text = linecache.getline(str(file.path), how.line).strip()
-        where += f", at line {how.line} of {file.path.name}, `{text}`"
-    if how.reason == "time-limit":
-        message = f"{how.detail}{where} ({how.doing})"
-        hint = "look there for a loop that never ends, or for far too much work"
-    else:
-        message = f"the file ended its process ({how.detail}), {how.doing}{where}"
-        hint = (
-            "look for exit(), for memory without end, or for indices that leave a tensor"
-            if how.detail != "SIGKILL"
-            else "most likely the machine ran out of memory: look for a tensor that is too large"
-        )
-    return FileReport(
-        file.name,
-        file.class_name,
-        False,
-        message,
-        how.reason,
-        step,
-        checks=(Check("runs", False, message),),
-        hints=(hint,) * 3,
-    )

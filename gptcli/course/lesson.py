@@ -1,22 +1,24 @@
-"""What a check teaches with: steps, mistakes that people make, and the verdict on a file."""
+"""A lesson: the steps of an exercise, its known mistakes, and how a learner's file is checked."""
 
 from __future__ import annotations
 
-import ast
-import re
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from gptcli.course.report import Check
+from gptcli.course.report import Check, FileReport
+from gptcli.course.sandbox.learner_file import LearnerFile
 
 TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
+
+Learner = TypeVar("Learner")
+Say = Callable[[str], None]  # reports what is being done, in case the file never comes back
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an exercise, with three hints of rising strength for where it is not known
-    what exactly went wrong."""
+    """One step of an exercise, with three hints of rising strength."""
 
     name: str
     ask: str
@@ -47,73 +49,59 @@ class CheckFailed(Exception):
         self.hints = (hint,) * 3 if isinstance(hint, str) else hint
 
 
-@dataclass(frozen=True)
-class PartReport:
-    """The verdict on one file. `hints` rise in strength; none where all is well."""
+class Lesson(ABC, Generic[Learner]):
+    """How the files of one exercise are checked. `Learner` is what a file defines, ready to run.
 
-    file: str
-    exercise: str
-    ok: bool
-    message: str
-    hints: tuple[str, ...] = ()
-    mistake: str | None = None
-    first_wrong_step: int | None = None
-    checks: tuple[Check, ...] = ()
+    A lesson that can say more about a failure than its steps overrides `explain` and `follow`, as
+    attention does."""
 
-    def to_json(self, level: int = 1) -> dict[str, Any]:
-        """The object that `check-* --json` prints; `hint` is the one of that level."""
-        return {
-            "file": self.file,
-            "exercise": self.exercise,
-            "ok": self.ok,
-            "first_wrong_step": self.first_wrong_step,
-            "mistake": self.mistake,
-            "message": self.message,
-            "hint": self.hint(level),
-            "hints": list(self.hints),
-            "checks": [asdict(check) for check in self.checks],
-        }
+    name: str
+    steps: tuple[Step, ...]
+    mistakes: tuple[Mistake, ...]
 
-    def hint(self, level: int) -> str | None:
-        """The hint of strength 1, 2 or 3."""
-        return self.hints[min(level, len(self.hints)) - 1] if self.hints else None
+    def prepare(self) -> None:
+        """Import what the checks need. The worker calls this once, before it forks."""
 
-    @staticmethod
-    def from_json(value: dict[str, Any], exercise: str) -> PartReport:
-        """Read back what came from the worker, attention's own form of it included."""
-        return PartReport(
-            value["file"],
-            exercise,
-            value["ok"],
-            value["message"],
-            tuple(value["hints"]),
-            value["mistake"],
-            value["first_wrong_step"],
-            tuple(Check(**check) for check in value["checks"] if set(check) <= _CHECK_KEYS),
+    @abstractmethod
+    def load(self, file: LearnerFile, say: Say) -> Learner:
+        """Run the file and return what it defines. Raises GptcliError if the file is unusable."""
+
+    @abstractmethod
+    def check(self, learner: Learner, done: list[Check]) -> str:
+        """Compare with the reference and return the verdict in a few words.
+
+        Appends the checks that passed to `done`. Raises CheckFailed at the first mistake, and
+        GptcliError if the file is unusable."""
+
+    def explain(
+        self, file: LearnerFile, learner: Learner, failed: CheckFailed, done: list[Check]
+    ) -> FileReport:
+        """The report of a file that failed a check: here, the steps up to the wrong one."""
+        if failed.step is None:
+            checks = [Check("whole", False, failed.message)]
+        else:
+            *before, wrong = self._numbered_names()[: failed.step]
+            checks = [Check(name, True, "") for name in before]
+            checks.append(Check(wrong, False, failed.message))
+        return FileReport(
+            file.name,
+            self.name,
+            file.class_name,
+            False,
+            failed.message,
+            failed.mistake,
+            failed.step,
+            tuple(checks),
+            failed.hints,
         )
 
+    def follow(self, file: LearnerFile, say: Say) -> None:
+        """Run the file once more and say `step N` as it reaches each step."""
 
-_CHECK_KEYS = {"name", "ok", "detail", "note"}
+    def all_steps(self, verdict: str) -> list[Check]:
+        """The checks of a file in which every step is right."""
+        checks = [Check(name, True, "") for name in self._numbered_names()]
+        return [*checks, Check("whole", True, verdict)]
 
-
-def quoted_line(path: Path, pattern: str, within: str = "") -> str:
-    """`, at line 12, `var = x.var(-1)``: the first line of code that matches, in the function
-    `within` where one is named; "" without one. Comments and docstrings are no code."""
-    if not pattern:
-        return ""
-    text = path.read_text("utf-8", "replace")
-    tree = ast.parse(text)
-    prose: set[int] = set()
-    inside: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        if isinstance(node, ast.FunctionDef) and node.name == within:
-            inside.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    for number, line in enumerate(text.splitlines(), 1):
-        code = line.partition("#")[0]
-        if number in prose or (within and number not in inside):
-            continue
-        if re.search(pattern, code):
-            return f", at line {number} of {path.name}, `{code.strip()}`"
-    return ""
+    def _numbered_names(self) -> list[str]:
+        return [f"{number} {step.name}" for number, step in enumerate(self.steps, 1)]

@@ -1,25 +1,14 @@
-"""What a check has to say: plain data, made by the checker and shown by the command line."""
+"""The verdict of a check as plain data: FileReport for a learner's file, BuiltinReport for ours."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-STEP_NAMES = {
-    1: "queries, keys and values",
-    2: "splitting into heads",
-    3: "folding batch and heads",
-    4: "scores and their scale",
-    5: "causal mask",
-    6: "softmax",
-    7: "weighted sum of the values",
-    8: "concatenation and projection",
-}
-
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. A `note` is worth reading but makes nothing wrong."""
+    """One thing that was checked. A `note` is worth reading but does not make the file wrong."""
 
     name: str
     ok: bool
@@ -29,8 +18,9 @@ class Check:
 
 @dataclass(frozen=True)
 class StepMark:
-    """One of the eight steps of a wrong file: `state` is "right", "wrong", or "after" what is
-    wrong; `line` is the line of the file that completes it, where that is known."""
+    """One of the eight steps of a wrong file. `state` is "right", "wrong" or "after" (not judged).
+
+    `line` is the line of the file that completes the step, or None if it is not known."""
 
     step: int
     name: str
@@ -40,29 +30,31 @@ class StepMark:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a terminal draws of a wrong file. `theirs` and `right` are attention weights (T, T) of
-    one head, where they show the mistake; a cell of theirs that is no number is -1."""
+    """What a terminal draws of a wrong attention.
+
+    The weights are attention weights (T, T) of one head, the learner's and the right ones. They are
+    None if they do not show the mistake. A learner's weight that is not a number is -1."""
 
     steps: tuple[StepMark, ...]
-    theirs: list[list[float]] | None = None
-    right: list[list[float]] | None = None
+    learner_weights: list[list[float]] | None = None
+    right_weights: list[list[float]] | None = None
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Picture:
-        """Undoes `asdict`."""
+    def from_worker(cls, value: dict[str, Any]) -> Picture:
+        """Undo `asdict` followed by JSON."""
         steps = tuple(StepMark(**step) for step in value["steps"])
-        return cls(steps, value["theirs"], value["right"])
+        return cls(steps, value["learner_weights"], value["right_weights"])
 
 
 @dataclass(frozen=True)
 class FileReport:
     """The verdict on one learner's file.
 
-    `mistake` is a slug, `message` and `hints` are for people; no hints where all is well.
-    `first_wrong_step` counts the steps of attention, 1 to 8; None where it is not known.
-    """
+    `mistake` is a slug; `message` and `hints` are for people. `first_wrong_step` counts the steps
+    of the exercise from 1, and is None if it is not known. A right file has no hints."""
 
     file: str
+    exercise: str
     class_name: str
     ok: bool
     message: str
@@ -70,40 +62,51 @@ class FileReport:
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
     hints: tuple[str, ...] = ()  # of rising strength
-    picture: Picture | None = None
+    picture: Picture | None = None  # attention only
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What was checked, as a JSON key and its value: attention's class, else the exercise."""
+        if self.exercise == "attention":
+            return "class", self.class_name
+        return "exercise", self.exercise
+
+    def hint(self, level: int) -> str | None:
+        """The hint of strength 1, 2 or 3; None if the file is right."""
+        return self.hints[min(level, len(self.hints)) - 1] if self.hints else None
 
     def to_json(self, level: int = 1) -> dict[str, Any]:
-        """The object that `check-attention --json` prints for a file, with its hint of that
-        level: 1, 2 or 3."""
+        """The object that `check-* --json` prints, with the hint of strength `level`."""
+        key, value = self.subject
         return {
             "file": self.file,
-            "class": self.class_name,
+            key: value,
             "ok": self.ok,
             "first_wrong_step": self.first_wrong_step,
             "mistake": self.mistake,
             "message": self.message,
-            "hint": self.hints[level - 1] if self.hints else None,
+            "hint": self.hint(level),
             "hints": list(self.hints),
             "checks": [asdict(check) for check in self.checks],
         }
 
     @classmethod
-    def from_wire(cls, value: dict[str, Any]) -> FileReport:
-        """Undoes `asdict`, after JSON."""
+    def from_worker(cls, value: dict[str, Any]) -> FileReport:
+        """Undo `asdict` followed by JSON."""
         picture = value.pop("picture")
         return cls(
             checks=tuple(Check(**check) for check in value.pop("checks")),
             hints=tuple(value.pop("hints")),
-            picture=None if picture is None else Picture.from_json(picture),
+            picture=None if picture is None else Picture.from_worker(picture),
             **value,
         )
 
 
 @dataclass
 class PathResult:
-    """How far one way of computing attention strays from the reference, over `cases` cases.
+    """The largest error of one way to compute attention, over `cases` cases.
 
-    Inputs are of unit scale, so the largest absolute error is a relative one too."""
+    Inputs are of unit scale, so the absolute error is also a relative one."""
 
     path: str
     dtype: str
@@ -114,7 +117,7 @@ class PathResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance (NaN is not)."""
+        """Whether the error is within the tolerance. NaN is not."""
         return self.largest_error <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
@@ -140,18 +143,18 @@ class PathResult:
 
 @dataclass(frozen=True)
 class BuiltinReport:
-    """The verdict on the project's own attention."""
+    """The verdict on the builtin attention."""
 
     results: tuple[PathResult, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every path is within its tolerance, and there is one."""
+        """Whether there are paths, and all of them are within their tolerance."""
         return bool(self.results) and all(result.ok for result in self.results)
 
     @property
     def message(self) -> str:
-        """The verdict in a sentence."""
+        """The verdict in one sentence."""
         over = [r for r in self.results if not r.ok]
         cases = sum(r.cases for r in self.results)
         if not over:

@@ -1,5 +1,6 @@
-"""A CPU's way to train in bfloat16: the passes and the optimizers in C, built where they run.
+"""C libraries compiled on this machine: bfloat16 training on x86-64; sampling on Linux CPUs.
 
-What they compute is what gptcli.model says, and they are tested against it. Where they cannot be
-had (no C compiler, another kind of processor), PyTorch does all of it.
+Sampling computes in float32, bfloat16 or int8. What the libraries compute is defined by
+gptcli.model and tested against it. If a library cannot be compiled or the processor does not
+support it, PyTorch computes everything. README.md explains the C code.
 """

@@ -1,30 +1,34 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D numbers a head (a multiple of 16); q, k, v and their gradients are rows of a (B T, 3
- * C) array, `row` apart. Scores are made 32 queries at a time, so that they stay in the cache, and
- * made again in the backward pass from the base-2 logarithm of each row's sum (Dao et al. 2022,
- * section 3.1). */
+ * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients have rows `row`
+ * apart, because they are columns of larger arrays. Scores are computed for 32 queries at a time,
+ * so that they stay in the cache. The backward pass computes them again from log2_sum_exp, as in
+ * FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
+ *
+ * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Keys
+ * are padded to a multiple of 32; padded rows get weight 0 but must be finite (README.md). */
 
 #ifndef GPTCLI_ATTENTION_H
 #define GPTCLI_ATTENTION_H
 
-#include "rows.h"
+#include "layers.h"
 
 typedef struct {
-    bf16 *by_d[2];            /* keys, values: tiles that sum over D */
-    bf16 *by_t[3];            /* tiles that sum over time */
+    bf16 *by_d[2];            /* keys, values: B tiles that sum over D */
+    bf16 *by_t[3];            /* B tiles that sum over time: values, or keys, dmixed and queries */
     float *scores, *dweights; /* (32, T) */
-    bf16 *weights, *dscores;  /* (32, T) */
-    bf16 *turned[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
-    float *out;      /* (32, D) */
+    bf16 *weights, *dscores;  /* (32, T): rounded to bfloat16 for products */
+    bf16 *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
+    float *out;          /* (32, D) */
 } AttentionScratch;
 
-/* Bytes of the scratch; laid out from `at` where that is not NULL. */
-static size_t attention_scratch(AttentionScratch *s, char *at, int T, int D) {
-    const long t = up_to(T, 32), d = up_to(D, 32);
+/* Bytes of the scratch. Also sets its pointers, from `start` on, if `start` is not NULL. */
+static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
+    const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
     size_t used = 0;
-#define TAKE(to, bytes) ((to) = (void *)(at ? at + used : NULL), used += up_to(bytes, 64))
+#define TAKE(to, bytes)                                                                            \
+    ((to) = (void *)(start ? start + used : NULL), used += round_up(bytes, ALIGNMENT))
     TAKE(s->by_d[0], head);
     TAKE(s->by_t[0], head);
     TAKE(s->scores, 2 * line);
@@ -35,57 +39,62 @@ static size_t attention_scratch(AttentionScratch *s, char *at, int T, int D) {
     TAKE(s->by_t[2], head);
     TAKE(s->dweights, 2 * line);
     TAKE(s->dscores, line);
-    TAKE(s->turned[0], t * t * sizeof(bf16));
-    TAKE(s->turned[1], t * t * sizeof(bf16));
+    TAKE(s->transposed[0], t * t * sizeof(bf16));
+    TAKE(s->transposed[1], t * t * sizeof(bf16));
 #undef TAKE
     return used;
 }
 
+/* x (T, D) as B tiles whose products sum over D: for scores. */
 static void pack_head_by_d(const bf16 *x, long row, int T, int D, bf16 *out) {
-    const long panel = up_to(D, 32) / 32 * TILE;
-    for (int t = 0; t < T; t += 16, out += panel) pack_rows(x + t * row, row, D, out);
+    const long panel = round_up(D, 32) / 32 * TILE;
+    for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
 }
 
+/* x (T, D) as B tiles whose products sum over T. */
 static void pack_head_by_t(const bf16 *x, long row, int T, int D, bf16 *out) {
-    const long panel = up_to(T, 32) / 32 * TILE;
-    for (int t = 0; t < T; t += 32, out += TILE) pack_pairs32(x + t * row, row, D, out, panel);
+    const long panel = round_up(T, 32) / 32 * TILE;
+    for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
 
-/* mixed rows, `mixed_row` apart; log_sum (T). drop.key is that of this head. */
+/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v, with rows mixed_row apart. Also log2_sum_exp
+ * (T), the base-2 logarithm of each query's sum of exponentials. drop is this head's dropout of
+ * weights. */
 static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
-                              bf16 *mixed, long mixed_row, float *log_sum, Dropout drop,
+                              bf16 *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
-    const int steps = up_to(D, 32) / 32, T32 = up_to(T, 32);
-    const float scale2 = LOG2_E / sqrtf(D); /* of powers of 2 */
+    const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
+    const float scale2 = LOG2_E / sqrtf(D); /* exponents have base 2 */
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_t(v, row, T, D, s->by_t[0]);
     for (int t0 = 0; t0 < T; t0 += 32) {
         const int keys = t0 + 32, rows = T - t0 < 32 ? T - t0 : 32;
         product(q + t0 * row, row, 32, s->by_d[0], steps * TILE, steps, keys / 16, s->scores, T32);
-        float over[32], tops[32], totals[32];
+        float inverse[32], tops[32], totals[32];
         for (int i = 0; i < 32; i++) {
             const int seen = t0 + i + 1;
             float *score = s->scores + i * T32;
             bf16 *weight = s->weights + i * T32;
-            __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+            __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
             for (int j = 0; j < seen; j += 16)
-                most = _mm512_mask_max_ps(most, first(seen - j), most, _mm512_loadu_ps(score + j));
-            const float top = _mm512_reduce_max_ps(most);
+                largest = _mm512_mask_max_ps(largest, first_lanes(seen - j), largest,
+                                             _mm512_loadu_ps(score + j));
+            const float top = _mm512_reduce_max_ps(largest);
             const __m512 shift = _mm512_set1_ps(-top * scale2), factor = _mm512_set1_ps(scale2);
             for (int j = 0; j < keys; j += 16) {
                 __m512 e = vexp2(_mm512_fmadd_ps(_mm512_loadu_ps(score + j), factor, shift));
-                e = _mm512_maskz_mov_ps(first(seen - j), e);
+                e = _mm512_maskz_mov_ps(first_lanes(seen - j), e);
                 sum = _mm512_add_ps(sum, e);
-                store_bf16(weight + j, keep(drop, (uint32_t)((t0 + i) * T + j), e));
+                store_bf16(weight + j, apply_dropout(drop, (uint32_t)((t0 + i) * T + j), e));
             }
             tops[i] = top * scale2;
             totals[i] = _mm512_reduce_add_ps(sum);
         }
         for (int i = 0; i < 32; i += 16) {
             __m512 total = _mm512_loadu_ps(totals + i);
-            _mm512_storeu_ps(over + i, _mm512_div_ps(_mm512_set1_ps(1.0f), total));
+            _mm512_storeu_ps(inverse + i, _mm512_div_ps(_mm512_set1_ps(1.0f), total));
             _mm512_mask_storeu_ps(
-                log_sum + t0 + i, first(rows - i),
+                log2_sum_exp + t0 + i, first_lanes(rows - i),
                 _mm512_fmadd_ps(vlog(total), _mm512_set1_ps(LOG2_E), _mm512_loadu_ps(tops + i)));
         }
         product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
@@ -93,16 +102,23 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
             for (int c = 0; c < D; c += 16)
                 store_bf16(
                     mixed + (t0 + i) * mixed_row + c,
-                    _mm512_mul_ps(_mm512_loadu_ps(s->out + i * D + c), _mm512_set1_ps(over[i])));
+                    _mm512_mul_ps(_mm512_loadu_ps(s->out + i * D + c), _mm512_set1_ps(inverse[i])));
     }
 }
 
-/* dq, dk, dv, `row` apart as q, k, v; `mixed` and its gradient `dmixed`, `mixed_row` apart. */
+/* dq, dk and dv (T, D), rows `row` apart, from dmixed, the gradient at `mixed`. Both have rows
+ * mixed_row apart.
+ *
+ * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
+ *
+ *   delta = sum of P dP over a query's keys = sum of mixed dmixed over D
+ *   dS = P (dP - delta)
+ *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
 static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
                                const bf16 *mixed, const bf16 *dmixed, long mixed_row,
-                               const float *log_sum, Dropout drop, bf16 *dq, bf16 *dk, bf16 *dv,
-                               AttentionScratch *s) {
-    const int steps = up_to(D, 32) / 32, T32 = up_to(T, 32), blocks = T32 / 32;
+                               const float *log2_sum_exp, Dropout drop, bf16 *dq, bf16 *dk,
+                               bf16 *dv, AttentionScratch *s) {
+    const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
     bf16 *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
@@ -120,26 +136,27 @@ static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long
         for (int i = 0; i < 32; i++) {
             const int seen = i < rows ? t0 + i + 1 : 0;
             const float *score = s->scores + i * T32, *dweight = s->dweights + i * T32;
-            __m512 along = _mm512_setzero_ps();
+            __m512 dot = _mm512_setzero_ps();
             if (i < rows)
                 for (int c = 0; c < D; c += 16)
-                    along = _mm512_fmadd_ps(load_bf16(mixed + (t0 + i) * mixed_row + c),
-                                            load_bf16(dmixed + (t0 + i) * mixed_row + c), along);
-            const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(along));
-            const __m512 shift = _mm512_set1_ps(i < rows ? -log_sum[t0 + i] : 0.0f);
+                    dot = _mm512_fmadd_ps(load_bf16(mixed + (t0 + i) * mixed_row + c),
+                                          load_bf16(dmixed + (t0 + i) * mixed_row + c), dot);
+            const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(dot));
+            const __m512 shift = _mm512_set1_ps(i < rows ? -log2_sum_exp[t0 + i] : 0.0f);
             const __m512 factor = _mm512_set1_ps(scale), factor2 = _mm512_set1_ps(scale2);
             for (int j = 0; j < keys; j += 16) {
-                const uint32_t place = (uint32_t)((t0 + i) * T + j);
+                const uint32_t number = (uint32_t)((t0 + i) * T + j);
                 __m512 p = vexp2(_mm512_fmadd_ps(_mm512_loadu_ps(score + j), factor2, shift));
-                p = _mm512_maskz_mov_ps(first(seen - j), p);
-                __m512 d = _mm512_sub_ps(keep(drop, place, _mm512_loadu_ps(dweight + j)), delta);
+                p = _mm512_maskz_mov_ps(first_lanes(seen - j), p);
+                __m512 d =
+                    _mm512_sub_ps(apply_dropout(drop, number, _mm512_loadu_ps(dweight + j)), delta);
                 d = _mm512_mul_ps(_mm512_mul_ps(p, d), factor);
-                store_bf16(s->weights + i * T32 + j, keep(drop, place, p));
-                store_bf16(s->dscores + i * T32 + j, _mm512_maskz_mov_ps(first(seen - j), d));
+                store_bf16(s->weights + i * T32 + j, apply_dropout(drop, number, p));
+                store_bf16(s->dscores + i * T32 + j, _mm512_maskz_mov_ps(first_lanes(seen - j), d));
             }
         }
-        pack_turned32(s->weights, T32, keys, s->turned[0] + t0 / 32 * TILE, panel);
-        pack_turned32(s->dscores, T32, keys, s->turned[1] + t0 / 32 * TILE, panel);
+        pack_a32_transposed(s->weights, T32, keys, s->transposed[0] + t0 / 32 * TILE, panel);
+        pack_a32_transposed(s->dscores, T32, keys, s->transposed[1] + t0 / 32 * TILE, panel);
         product(s->dscores, T32, 32, keys_by_t, panel, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
@@ -148,11 +165,11 @@ static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long
     for (int s0 = 0; s0 < T; s0 += 32) {
         const int rows = T - s0 < 32 ? T - s0 : 32, from = s0 / 32;
         for (int which = 0; which < 2; which++) {
-            const bf16 *A = s->turned[which] + s0 / 16 * panel + from * TILE;
+            const bf16 *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
             const bf16 *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
             for (int c = 0; c < D; c += 16)
-                block(2, 1, A, panel, 32, TILE, B + c / 16 * panel, panel, TILE, blocks - from,
-                      s->out + c, D, 0);
+                multiply_tiles(2, 1, A, panel, 32, TILE, B + c / 16 * panel, panel, TILE,
+                               blocks - from, s->out + c, D, 0);
             bf16 *to = which ? dk : dv;
             for (int i = 0; i < rows; i++)
                 for (int c = 0; c < D; c += 16)

@@ -1,25 +1,33 @@
-/* The next token of many streams on a CPU, for gptcli.native.decoder: one translation unit.
+/* The next token of many streams on a CPU: a decoder with a KV cache, in one translation unit.
  *
- * A step takes rows, each a token of a stream at a position: one of each stream while they write,
- * a piece of a prompt before that. Threads share either the streams, each with all of the network,
- * or the outputs of each product; no sum is divided between them. */
+ * gptcli/native/decoder.py calls it. Dimensions as in decoder.h. README.md gives a reading order.
+ *
+ * A step takes rows. Each row is a token of a stream at a position. While texts are generated, a
+ * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads either
+ * share the streams, each thread computing the whole network, or they share the outputs of each
+ * product. No sum is divided between threads, so their number does not change a bit of the result.
+ */
 
-#include "begin.h"
+#include "amx_permission.h"
+#include "constants.h"
 #include "decoder.h"
 
-/* A thread's part of a step. */
+/* A thread's part of a step: its rows, and its share of the outputs of each product. */
 typedef struct {
     Decoder *d;
-    Own *own;
-    int part, parts; /* of the outputs; 1 where the thread works alone */
-    int n;           /* rows */
-    long base;       /* where they begin */
+    ThreadScratch *scratch;
+    int part,
+        parts; /* which part of the outputs, of how many; parts is 1 if threads share streams */
+    int n;     /* rows */
+    long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
-    const uint8_t *asked;  /* whether a row's logits are; NULL: all are */
-    const int32_t *places; /* where those go; NULL: to the rows' streams */
+    const uint8_t *wants_logits; /* per row; NULL: all rows do */
+    const int32_t *logits_rows;  /* where a row's logits go; NULL: to its stream */
 } Step;
 
-static void wait_for_others(const Step *s) {
+/* Waits until all threads of the team are here. A waiting thread spins, and after a while yields
+ * its core. */
+static void team_barrier(const Step *s) {
     if (s->parts == 1) return;
     Decoder *d = s->d;
     const int32_t phase = __atomic_load_n(&d->phase, __ATOMIC_RELAXED);
@@ -32,522 +40,549 @@ static void wait_for_others(const Step *s) {
         if (i > 20000) sched_yield();
 }
 
-/* The thread's share of n things: from, and up to. */
-static void share(const Step *s, long n, long *from, long *to) {
+/* This thread's share of n things: from `from` to before `to`. */
+static void thread_range(const Step *s, long n, long *from, long *to) {
     *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
 }
 
-INLINE void put(int half, char *to, long i, v16 x) {
-    if (half)
-        store_half((bf16 *)to + i, x);
+/* Stores sixteen numbers as bfloat16 or float32, from number i on. */
+INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
+    if (is_bf16)
+        store_as_bf16((bf16 *)to + i, x);
     else
         store((float *)to + i, x);
 }
 
-INLINE v16 get(int half, const char *from, long i) {
-    return half ? load_half((const bf16 *)from + i) : load((const float *)from + i);
+/* Loads sixteen numbers that are bfloat16 or float32, from number i on. */
+INLINE v16 load_number(int is_bf16, const char *from, long i) {
+    return is_bf16 ? load_from_bf16((const bf16 *)from + i) : load((const float *)from + i);
 }
 
-/* ---- rows ---------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
+/* x = token embedding + position embedding; or, with rotary positions, the angles of each row. */
 static void embed(const Step *s) {
     const Decoder *d = s->d;
-    const int C = d->s.C, half = d->D / 2;
+    const int C = d->s.C, half_dim = d->D / 2;
     for (int r = s->part; r < s->n; r += s->parts) {
-        float *x = d->x + (s->base + r) * d->Cp;
+        float *x = d->x + (s->first_row + r) * d->Cp;
         const float *token = d->wte + (long)s->token[r] * C;
         memcpy(x, token, C * sizeof(float));
         memset(x + C, 0, (d->Cp - C) * sizeof(float));
         if (d->wpe) {
-            const float *place = d->wpe + (long)s->position[r] * C;
-            for (int c = 0; c < C; c++) x[c] += place[c];
+            const float *row = d->wpe + (long)s->position[r] * C;
+            for (int c = 0; c < C; c++) x[c] += row[c];
             continue;
         }
-        /* cos and sin of a sum of two angles, both from a table. */
-        float *turns = d->turns + (s->base + r) * d->D;
-        const long far = s->position[r] / NEAR;
-        const double *b = d->near_turns + s->position[r] % NEAR * d->D;
-        for (int j = 0; j < half; j++) {
+        /* cos(a + b) and sin(a + b) from the tables of a and b. */
+        float *rotation = d->rotation + (s->first_row + r) * d->D;
+        const long coarse = s->position[r] / FINE_STEPS;
+        const double *fine = d->fine_rotation + s->position[r] % FINE_STEPS * d->D;
+        for (int j = 0; j < half_dim; j++) {
             double cos_a, sin_a;
-            if (far < FAR) {
-                cos_a = d->far_turns[far * d->D + j], sin_a = d->far_turns[far * d->D + half + j];
+            if (coarse < COARSE_STEPS) {
+                cos_a = d->coarse_rotation[coarse * d->D + j],
+                sin_a = d->coarse_rotation[coarse * d->D + half_dim + j];
             } else {
-                const double angle = (double)far * NEAR * pow(10000.0, -2.0 * j / d->D);
+                const double angle =
+                    (double)coarse * FINE_STEPS * pow(ROTARY_THETA, -2.0 * j / d->D);
                 cos_a = cos(angle), sin_a = sin(angle);
             }
-            turns[j] = cos_a * b[j] - sin_a * b[half + j];
-            turns[half + j] = sin_a * b[j] + cos_a * b[half + j];
+            rotation[j] = cos_a * fine[j] - sin_a * fine[half_dim + j];
+            rotation[half_dim + j] = sin_a * fine[j] + cos_a * fine[half_dim + j];
         }
     }
 }
 
-/* One row, RMSNorm or LayerNorm; what is padded stays 0. */
+/* out = RMSNorm or LayerNorm of a row x. The padding beyond C stays 0. */
 static void norm(const Decoder *d, const float *x, const float *gain, const float *bias,
                  char *out) {
-    const int C = d->s.C, half = of_input(d) == 2;
-    v16 sum[2] = {all(0.0f), all(0.0f)}, square[2] = {all(0.0f), all(0.0f)};
-    v16 mean = all(0.0f);
+    const int C = d->s.C, is_bf16 = input_bytes(d) == 2;
+    v16 sum[2] = {broadcast(0.0f), broadcast(0.0f)}, square[2] = {broadcast(0.0f), broadcast(0.0f)};
+    v16 mean = broadcast(0.0f);
     if (!d->s.modern) {
         for (long c = 0; c < d->Cp; c += 2 * LANES)
             for (int i = 0; i < 2; i++) sum[i] += load(x + c + i * LANES);
-        mean = all(sum_of(sum[0] + sum[1]) / C);
+        mean = broadcast(sum_lanes(sum[0] + sum[1]) / C);
     }
     for (long c = 0; c < d->Cp; c += 2 * LANES)
         for (int i = 0; i < 2; i++) {
             const long at = c + i * LANES;
-            const v16 y = either(LANE + (int)at < C, load(x + at) - mean, all(0.0f));
+            const v16 y = blend(LANE_INDEX + (int)at < C, load(x + at) - mean, broadcast(0.0f));
             square[i] += y * y;
         }
-    const float eps = d->s.modern ? 1e-6f : 1e-5f;
-    const v16 scale = all(1.0f / sqrtf(sum_of(square[0] + square[1]) / C + eps));
+    const float eps = d->s.modern ? RMS_NORM_EPS : LAYER_NORM_EPS;
+    const v16 scale = broadcast(1.0f / sqrtf(sum_lanes(square[0] + square[1]) / C + eps));
     for (long c = 0; c < d->Cp; c += LANES)
-        put(half, out, c, (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
+        store_number(is_bf16, out, c,
+                     (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether a thread of a team makes all rows of a product for itself rather than wait for others. */
-static int are_few(const Step *s) { return s->parts > 1 && s->n <= 4; }
+/* Whether each thread of a team computes all rows of something cheap for itself. That is faster
+ * than waiting for the others if the rows are few. */
+static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* All rows normalised, for all threads of the team. */
-static const char *normed(const Step *s, const float *gain, const float *bias) {
+/* All rows normalised; each thread of the team can read them. */
+static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
-    const size_t row = d->Cp * of_input(d);
-    const int few = are_few(s);
-    char *out = few ? s->own->in : d->in + s->base * row;
-    for (int r = few ? 0 : s->part; r < s->n; r += few ? 1 : s->parts)
-        norm(d, d->x + (s->base + r) * d->Cp, gain, bias, out + r * row);
-    if (!few) wait_for_others(s);
+    const size_t row = d->Cp * input_bytes(d);
+    const int repeat = each_thread_alone(s);
+    char *out = repeat ? s->scratch->in : d->in + s->first_row * row;
+    for (int r = repeat ? 0 : s->part; r < s->n; r += repeat ? 1 : s->parts)
+        norm(d, d->x + (s->first_row + r) * d->Cp, gain, bias, out + r * row);
+    if (!repeat) team_barrier(s);
     return out;
 }
 
-/* Rows as products with p read them, for all threads of the team. */
-static const char *readable(const Step *s, const Packed *p, const char *rows) {
+/* All rows in the format that products with p read; each thread of the team can read them. */
+static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
-    const int few = are_few(s);
-    char *out = few ? s->own->as_bytes : s->d->as_bytes + s->base * s->d->widest_row;
-    for (int r = few ? 0 : s->part; r < s->n; r += few ? 1 : s->parts)
-        to_bytes((const float *)rows + r * p->K, p->K, out + r * row_bytes(p));
-    if (!few) wait_for_others(s);
+    const int repeat = each_thread_alone(s);
+    char *out =
+        repeat ? s->scratch->quantized : s->d->quantized + s->first_row * s->d->quantized_row;
+    for (int r = repeat ? 0 : s->part; r < s->n; r += repeat ? 1 : s->parts)
+        quantize_row((const float *)rows + r * p->K, p->K, out + r * row_bytes(p));
+    if (!repeat) team_barrier(s);
     return out;
 }
 
-/* ---- attention ----------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
-/* x (D) = rotated(x / rms(x) * gain). */
-static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *turns) {
-    const int D = d->D, half = D / 2;
-    v16 squares = all(0.0f); /* of P numbers: 0 beyond D */
+/* x (D) becomes rotated(x / rms(x) * gain): QK-norm and rotary positions. */
+static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *rotation) {
+    const int D = d->D, half_dim = D / 2;
+    v16 squares = broadcast(0.0f); /* over P numbers; those beyond D are 0 */
     for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
-    const float scale = 1.0f / sqrtf(sum_of(squares) / D + 1e-6f);
+    const float scale = 1.0f / sqrtf(sum_lanes(squares) / D + RMS_NORM_EPS);
     int j = 0;
-    for (; j + LANES <= half; j += LANES) {
+    for (; j + LANES <= half_dim; j += LANES) {
         const v16 a = load(x + j) * scale * load(gain + j);
-        const v16 b = load(x + half + j) * scale * load(gain + half + j);
-        const v16 cosine = load(turns + j), sine = load(turns + half + j);
+        const v16 b = load(x + half_dim + j) * scale * load(gain + half_dim + j);
+        const v16 cosine = load(rotation + j), sine = load(rotation + half_dim + j);
         store(x + j, a * cosine - b * sine);
-        store(x + half + j, b * cosine + a * sine);
+        store(x + half_dim + j, b * cosine + a * sine);
     }
-    for (; j < half; j++) {
-        const float a = x[j] * scale * gain[j], b = x[half + j] * scale * gain[half + j];
-        x[j] = a * turns[j] - b * turns[half + j];
-        x[half + j] = b * turns[j] + a * turns[half + j];
+    for (; j < half_dim; j++) {
+        const float a = x[j] * scale * gain[j], b = x[half_dim + j] * scale * gain[half_dim + j];
+        x[j] = a * rotation[j] - b * rotation[half_dim + j];
+        x[half_dim + j] = b * rotation[j] + a * rotation[half_dim + j];
     }
 }
 
-static void remember(const Decoder *d, char *keys, int slot, const float *k, const float *v) {
+/* Writes a key k (E) and a value v (P) into a slot of the ring buffer. */
+static void store_key_and_value(const Decoder *d, char *keys, int slot, const float *k,
+                                const float *v) {
     char *values = values_of(d, keys);
-    const long group = slot / LANES * (long)d->E * LANES, place = slot % LANES;
-    const int half = of_cache(d) == 2;
-    for (int j = 0; j < d->P; j += LANES) put(half, values, (long)slot * d->P + j, load(v + j));
+    const long group = slot / LANES * (long)d->E * LANES, lane = slot % LANES;
+    const int is_bf16 = cache_bytes(d) == 2;
+    for (int j = 0; j < d->P; j += LANES)
+        store_number(is_bf16, values, (long)slot * d->P + j, load(v + j));
     for (int j0 = 0; j0 < d->E; j0 += LANES) {
         const int n = d->E - j0 < LANES ? d->E - j0 : LANES;
-        if (half) {
+        if (is_bf16) {
             bf16 rounded[LANES];
-            store_half(rounded, load(k + j0));
+            store_as_bf16(rounded, load(k + j0));
             for (int j = 0; j < n; j += 2)
-                memcpy((bf16 *)keys + group + (j0 + j) * LANES + 2 * place, rounded + j, 4);
+                memcpy((bf16 *)keys + group + (j0 + j) * LANES + 2 * lane, rounded + j, 4);
         } else {
             for (int j = 0; j < n; j++)
-                ((float *)keys)[group + (j0 + j) * LANES + place] = k[j0 + j];
+                ((float *)keys)[group + (j0 + j) * LANES + lane] = k[j0 + j];
         }
     }
 }
 
-/* The scores of n groups of 16 slots from `slot` on, scaled. Meanwhile what will be read next is
- * asked for: as many keys from `ahead`, and values from `beside`; nothing where that is NULL. */
-INLINE void score(const int half, const int n, const Decoder *d, const float *q, const char *keys,
-                  int slot, const char *ahead, const char *beside, float *scores) {
-    const long E = d->E, group = E * LANES, at = slot * E, wide = LANES * (half ? 4 : 8);
-    const v16 scale = all(1.0f / sqrtf(d->D));
+/* scores of n groups of 16 slots, from `slot` on: q k / sqrt(D). While it computes, it prefetches
+ * what is read next: as many keys at next_keys, and values at next_values. No prefetch if next_keys
+ * is NULL. */
+INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
+                       const char *keys, int slot, const char *next_keys, const char *next_values,
+                       float *scores) {
+    const long E = d->E, group = E * LANES, at = slot * E, wide = LANES * (is_bf16 ? 4 : 8);
+    const v16 scale = broadcast(1.0f / sqrtf(d->D));
     v16 even[4], odd[4];
-    for (int i = 0; i < n; i++) even[i] = odd[i] = all(0.0f);
+    for (int i = 0; i < n; i++) even[i] = odd[i] = broadcast(0.0f);
     for (long j = 0; j < E; j += 2)
         for (int i = 0; i < n; i++) {
-            const long from = i * group + j * LANES, bytes = from * (half ? 2 : 4);
-            if (ahead) {
-                fetch_soon(ahead + bytes, wide);
-                fetch_soon(beside + bytes, wide);
+            const long from = i * group + j * LANES, bytes = from * (is_bf16 ? 2 : 4);
+            if (next_keys) {
+                prefetch(next_keys + bytes, wide);
+                prefetch(next_values + bytes, wide);
             }
-            if (half) {
-                const i16 pairs = load_pairs((const bf16 *)keys + at + from);
-                even[i] += all(q[j]) * firsts(pairs);
-                odd[i] += all(q[j + 1]) * seconds(pairs);
+            if (is_bf16) {
+                const v16i pairs = load_pairs((const bf16 *)keys + at + from);
+                even[i] += broadcast(q[j]) * firsts(pairs);
+                odd[i] += broadcast(q[j + 1]) * seconds(pairs);
             } else {
-                even[i] += all(q[j]) * load((const float *)keys + at + from);
-                odd[i] += all(q[j + 1]) * load((const float *)keys + at + from + LANES);
+                even[i] += broadcast(q[j]) * load((const float *)keys + at + from);
+                odd[i] += broadcast(q[j + 1]) * load((const float *)keys + at + from + LANES);
             }
         }
     for (int i = 0; i < n; i++) store(scores + slot + i * LANES, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values of slots, wide numbers of each: 16, or 32 or 64. */
-INLINE void mix(const int half, const int wide, const char *values, long P, const float *weights,
-                const int stretch[4], float *out) {
+/* out (wide) = the sum of weights times values over the slots in `ranges`. wide is 16, 32 or 64
+ * numbers of each value. */
+INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
+                       const float *weights, const int ranges[4], float *out) {
     const int n = wide / LANES;
     v16 sum[2][4];
     for (int i = 0; i < 2; i++)
-        for (int j = 0; j < n; j++) sum[i][j] = all(0.0f);
+        for (int j = 0; j < n; j++) sum[i][j] = broadcast(0.0f);
     for (int part = 0; part < 4; part += 2)
-        for (int s = stretch[part]; s < stretch[part + 1]; s += 2)
-            for (int i = 0; i < 2 && s + i < stretch[part + 1]; i++) {
-                const v16 weight = all(weights[s + i]);
-                if (half && n > 1)
+        for (int s = ranges[part]; s < ranges[part + 1]; s += 2)
+            for (int i = 0; i < 2 && s + i < ranges[part + 1]; i++) {
+                const v16 weight = broadcast(weights[s + i]);
+                if (is_bf16 && n > 1)
                     for (int j = 0; j < n; j += 2) {
-                        const i16 pairs =
+                        const v16i pairs =
                             load_pairs((const bf16 *)values + (s + i) * P + j * LANES);
                         sum[i][j] += weight * firsts(pairs);
                         sum[i][j + 1] += weight * seconds(pairs);
                     }
                 else
                     for (int j = 0; j < n; j++)
-                        sum[i][j] += weight * get(half, values, (s + i) * P + j * LANES);
+                        sum[i][j] += weight * load_number(is_bf16, values, (s + i) * P + j * LANES);
             }
     for (int j = 0; j < n; j++) sum[0][j] += sum[1][j];
-    if (half && n > 1) {
-        for (int j = 0; j < n; j += 2) store_in_turn(out + j * LANES, sum[0][j], sum[0][j + 1]);
+    if (is_bf16 && n > 1) {
+        for (int j = 0; j < n; j += 2) store_interleaved(out + j * LANES, sum[0][j], sum[0][j + 1]);
         return;
     }
     for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
 }
 
-/* q (E) at a position over the last W tokens: the scores, softmax, and the values' sum, P numbers,
- * into out. `next` is what will be read after this, NULL where it has just been read. */
-INLINE void attend(const int half, const Decoder *d, const float *q, const char *keys, int position,
-                   float *scores, char *out, const char *next) {
+/* Attention of one head for one row: q (E) at `position` sees the last W tokens. Scores, softmax,
+ * and the weighted sum of values into out (P). next_stream_keys is what is read after this, for
+ * prefetching; NULL if it has just been read. */
+INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
+                   int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
-    /* What counts is one stretch of the ring up to `slot`, or two; they share no group of 16. */
+    /* The visible slots are one range of the ring up to `slot`, or two. The two share no group of
+     * 16. */
     const int from = slot + 1 - seen;
-    const int stretch[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
-                            slot + 1};
-    const long key = d->E * of_cache(d), value = P * of_cache(d);
+    const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
+                           slot + 1};
+    const long key = d->E * cache_bytes(d), value = P * cache_bytes(d);
     const char *values = values_of(d, (char *)keys);
-    v16 most = all(-INFINITY), total = all(0.0f);
+    v16 largest = broadcast(-INFINITY), total = broadcast(0.0f);
     for (int part = 0; part < 4; part += 2) {
-        const int a = stretch[part], b = stretch[part + 1];
+        const int a = ranges[part], b = ranges[part + 1];
         for (int s = a & -LANES; s < b;) {
-            const int left = up_to(b - s, LANES) / LANES, n = left < 4 ? left : 4;
+            const int left = round_up(b - s, LANES) / LANES, n = left < 4 ? left : 4;
             const int end = s + n * LANES;
-            const char *ahead = end < b ? keys + end * key : part ? next : keys;
-            if (!next) ahead = NULL;
-            const char *beside = values + s * value;
+            const char *next_keys = end < b ? keys + end * key : part ? next_stream_keys : keys;
+            if (!next_stream_keys) next_keys = NULL;
+            const char *next_values = values + s * value;
             if (n == 4)
-                score(half, 4, d, q, keys, s, ahead, beside, scores);
+                score_keys(is_bf16, 4, d, q, keys, s, next_keys, next_values, scores);
             else if (n == 3)
-                score(half, 3, d, q, keys, s, ahead, beside, scores);
+                score_keys(is_bf16, 3, d, q, keys, s, next_keys, next_values, scores);
             else if (n == 2)
-                score(half, 2, d, q, keys, s, ahead, beside, scores);
+                score_keys(is_bf16, 2, d, q, keys, s, next_keys, next_values, scores);
             else
-                score(half, 1, d, q, keys, s, ahead, beside, scores);
+                score_keys(is_bf16, 1, d, q, keys, s, next_keys, next_values, scores);
             for (; s < end; s += LANES) {
-                const i16 at = LANE + s;
-                const v16 y = either((at >= a) & (at < b), load(scores + s), all(-INFINITY));
+                const v16i at = LANE_INDEX + s;
+                const v16 y = blend((at >= a) & (at < b), load(scores + s), broadcast(-INFINITY));
                 store(scores + s, y);
-                most = larger(y, most);
+                largest = lanewise_max(y, largest);
             }
         }
     }
-    const v16 top = all(largest_of(most));
+    const v16 top = broadcast(max_lane(largest));
     for (int part = 0; part < 4; part += 2)
-        for (int s = stretch[part] & -LANES; s < stretch[part + 1]; s += LANES) {
-            const v16 e = exp_of(load(scores + s) - top);
+        for (int s = ranges[part] & -LANES; s < ranges[part + 1]; s += LANES) {
+            const v16 e = v16_exp(load(scores + s) - top);
             store(scores + s, e);
             total += e;
         }
-    const v16 over = all(1.0f / sum_of(total));
-    const int rounded = of_input(d) == 2;
+    const v16 inverse = broadcast(1.0f / sum_lanes(total));
+    const int out_is_bf16 = input_bytes(d) == 2;
     float mixed[64];
     for (int c = 0; c < P;) {
         const int wide = P - c >= 64 ? 64 : P - c >= 32 ? 32 : 16;
-        const char *of = values + c * of_cache(d);
+        const char *columns = values + c * cache_bytes(d);
         if (wide == 64)
-            mix(half, 64, of, P, scores, stretch, mixed);
+            sum_values(is_bf16, 64, columns, P, scores, ranges, mixed);
         else if (wide == 32)
-            mix(half, 32, of, P, scores, stretch, mixed);
+            sum_values(is_bf16, 32, columns, P, scores, ranges, mixed);
         else
-            mix(half, 16, of, P, scores, stretch, mixed);
-        for (int i = 0; i < wide; i += LANES) put(rounded, out, c + i, load(mixed + i) * over);
+            sum_values(is_bf16, 16, columns, P, scores, ranges, mixed);
+        for (int i = 0; i < wide; i += LANES)
+            store_number(out_is_bf16, out, c + i, load(mixed + i) * inverse);
         c += wide;
     }
 }
 
-/* The thread's heads of all rows: queries, keys and values, then what each token looks at; with
- * `asked` of those rows alone, side by side. */
-static void heads(const Step *s, int l, const char *in, const uint8_t *asked) {
+/* Attention of this thread's heads for all rows: queries, keys and values from `in`; keys and
+ * values into the cache; then attention. If wants_logits is not NULL, only for the rows that it
+ * names, whose outputs then are side by side. */
+static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
-    const Layer *y = d->layers + l;
-    const int P = d->P, panels = up_to(3 * P / PANEL, 2);
-    const long width = panels * PANEL, row = row_bytes(&y->qkv);
+    const Layer *layer = d->layers + l;
+    const int P = d->P, panels = round_up(3 * P / PANEL, 2);
+    const long width = panels * PANEL, row = row_bytes(&layer->qkv);
     long from, to;
-    in = readable(s, &y->qkv, in);
-    share(s, d->s.H, &from, &to);
+    in = quantize_if_int8(s, &layer->qkv, in);
+    thread_range(s, d->s.H, &from, &to);
     for (long h = from; h < to; h++) {
-        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
-            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
-            /* A head's outputs may begin in the middle of 32: an odd panel more is computed. */
-            times(&y->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels, s->own->piece, width);
+        for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
+            const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
+            /* A head's outputs can begin in the middle of 32, so one more panel may be computed. */
+            multiply_panels(&layer->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels,
+                            s->scratch->products, width);
             for (int r = 0; r < n; r++) {
                 const int at = r0 + r;
-                float *q = s->own->piece + r * width;
-                const float *bias = y->qkv.bias + h * 3 * P;
+                float *q = s->scratch->products + r * width;
+                const float *bias = layer->qkv.bias + h * 3 * P;
                 for (int j = 0; j < 3 * P; j++) q[j] += bias[j];
                 if (d->s.modern) {
-                    const float *turns = d->turns + (s->base + at) * d->D;
-                    norm_rotate(d, q, y->q_norm, turns);
-                    norm_rotate(d, q + P, y->k_norm, turns);
+                    const float *rotation = d->rotation + (s->first_row + at) * d->D;
+                    norm_rotate(d, q, layer->q_norm, rotation);
+                    norm_rotate(d, q + P, layer->k_norm, rotation);
                 }
-                memcpy(d->q + (s->base + at) * d->HP + h * P, q, P * sizeof(float));
-                remember(d, keys_of(d, s->stream[at], l, h), s->position[at] % d->R, q + P,
-                         q + 2 * P);
+                memcpy(d->q + (s->first_row + at) * d->HP + h * P, q, P * sizeof(float));
+                store_key_and_value(d, keys_of(d, s->stream[at], l, h), s->position[at] % d->R,
+                                    q + P, q + 2 * P);
             }
         }
         for (int r = 0, to = 0; r < s->n; r++) {
-            if (asked && !asked[r]) continue;
+            if (wants_logits && !wants_logits[r]) continue;
             const int p = s->position[r];
             const char *keys = keys_of(d, s->stream[r], l, h);
-            const float *q = d->q + (s->base + r) * d->HP + h * P;
-            char *out = d->mixed + ((s->base + to++) * d->HP + h * P) * of_input(d);
-            /* Rows of one stream find its keys in the cache. */
-            const char *next = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
-                               : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
-                                              : keys;
-            if (of_cache(d) == 2)
-                attend(1, d, q, keys, p, s->own->scores, out, next);
+            const float *q = d->q + (s->first_row + r) * d->HP + h * P;
+            char *out = d->mixed + ((s->first_row + to++) * d->HP + h * P) * input_bytes(d);
+            /* Rows of one stream find its keys in the processor's cache. */
+            const char *next_stream_keys = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
+                                           : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
+                                                          : keys;
+            if (cache_bytes(d) == 2)
+                attend(1, d, q, keys, p, s->scratch->scores, out, next_stream_keys);
             else
-                attend(0, d, q, keys, p, s->own->scores, out, next);
+                attend(0, d, q, keys, p, s->scratch->scores, out, next_stream_keys);
         }
     }
 }
 
-/* ---- products of all rows, 64 outputs at a time -------------------------------------------------
- */
+/* ---- products of all rows, 64 outputs at a time ---------------------------------------------- */
 
-/* x += rows of `in` times the weights. */
+/* x += rows W^T + bias. */
 static void add_branch(const Step *s, const Packed *p, const char *in) {
     const Decoder *d = s->d;
     const long row = row_bytes(p);
     long from, to;
-    in = readable(s, p, in);
-    share(s, p->N / 32, &from, &to);
+    in = quantize_if_int8(s, p, in);
+    thread_range(s, p->N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
-        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
-            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
-            times(p, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+        for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
+            const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
+            multiply_panels(p, in + r0 * row, n, c / PANEL, wide / PANEL, s->scratch->products,
+                            wide);
             for (int r = 0; r < n; r++)
                 for (int j = 0; j < wide; j += LANES) {
-                    float *x = d->x + (s->base + r0 + r) * d->Cp + c + j;
-                    store(x,
-                          load(x) + (load(s->own->piece + r * wide + j) + load(p->bias + c + j)));
+                    float *x = d->x + (s->first_row + r0 + r) * d->Cp + c + j;
+                    store(x, load(x) + (load(s->scratch->products + r * wide + j) +
+                                        load(p->bias + c + j)));
                 }
         }
     }
 }
 
-static void feed_forward(const Step *s, const Layer *y, const char *in) {
+/* hidden = gelu(rows W^T + bias), or silu(gate) * up. */
+static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     const Decoder *d = s->d;
-    const int modern = d->s.modern, half = of_input(d) == 2;
-    const long row = row_bytes(&y->up);
+    const int modern = d->s.modern, is_bf16 = input_bytes(d) == 2;
+    const long row = row_bytes(&layer->up);
     long from, to;
-    in = readable(s, &y->up, in);
-    share(s, y->up.N / 32, &from, &to);
+    in = quantize_if_int8(s, &layer->up, in);
+    thread_range(s, layer->up.N / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
-        for (int r0 = 0; r0 < s->n; r0 += ROWS_AT_ONCE) {
-            const int n = s->n - r0 < ROWS_AT_ONCE ? s->n - r0 : ROWS_AT_ONCE;
-            times(&y->up, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+        for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
+            const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
+            multiply_panels(&layer->up, in + r0 * row, n, c / PANEL, wide / PANEL,
+                            s->scratch->products, wide);
             for (int r = 0; r < n; r++) {
-                char *out = d->mid + (s->base + r0 + r) * d->Fp * of_input(d);
-                const float *z = s->own->piece + r * wide;
+                char *out = d->hidden + (s->first_row + r0 + r) * d->Fp * input_bytes(d);
+                const float *z = s->scratch->products + r * wide;
                 if (modern)
                     for (int j = 0; j < wide; j += 32)
-                        put(half, out, (c + j) / 2, silu(load(z + j)) * load(z + j + LANES));
+                        store_number(is_bf16, out, (c + j) / 2,
+                                     silu(load(z + j)) * load(z + j + LANES));
                 else
                     for (int j = 0; j < wide; j += LANES)
-                        put(half, out, c + j, gelu(load(z + j) + load(y->up.bias + c + j)));
+                        store_number(is_bf16, out, c + j,
+                                     gelu(load(z + j) + load(layer->up.bias + c + j)));
             }
         }
     }
 }
 
-/* Logits of rows, each into its place. */
-static void to_logits(const Step *s, const char *in, int rows, const int32_t *place) {
+/* The logits of `rows` rows; row r's go to row logits_row[r] of d->logits. */
+static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
     long from, to;
-    in = readable(s, &d->head, in);
-    share(s, d->Vp / 32, &from, &to);
+    in = quantize_if_int8(s, &d->head, in);
+    thread_range(s, d->Vp / 32, &from, &to);
     for (long c = 32 * from; c < 32 * to; c += 64) {
         const int wide = 32 * to - c < 64 ? 32 : 64;
-        for (int r0 = 0; r0 < rows; r0 += ROWS_AT_ONCE) {
-            const int n = rows - r0 < ROWS_AT_ONCE ? rows - r0 : ROWS_AT_ONCE;
-            times(&d->head, in + r0 * row, n, c / PANEL, wide / PANEL, s->own->piece, wide);
+        for (int r0 = 0; r0 < rows; r0 += MAX_ROWS) {
+            const int n = rows - r0 < MAX_ROWS ? rows - r0 : MAX_ROWS;
+            multiply_panels(&d->head, in + r0 * row, n, c / PANEL, wide / PANEL,
+                            s->scratch->products, wide);
             for (int r = 0; r < n; r++)
-                memcpy(d->logits + place[r0 + r] * d->Vp + c, s->own->piece + r * wide,
+                memcpy(d->logits + logits_row[r0 + r] * d->Vp + c, s->scratch->products + r * wide,
                        wide * sizeof(float));
         }
     }
 }
 
-/* ---- steps --------------------------------------------------------------------------------------
- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Lets only the rows stay that are asked for, side by side; their streams into `stream`. */
-static void gather(Step *s, int32_t *stream) {
+/* Moves the rows that want logits side by side and forgets the others. Their streams go into
+ * `stream`. */
+static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
     for (int r = 0; r < s->n; r++) {
-        if (!s->asked[r]) continue;
-        float *to = d->x + (s->base + count) * d->Cp;
+        if (!s->wants_logits[r]) continue;
+        float *to = d->x + (s->first_row + count) * d->Cp;
         if (s->part == 0 && count < r)
-            memcpy(to, d->x + (s->base + r) * d->Cp, d->Cp * sizeof(float));
+            memcpy(to, d->x + (s->first_row + r) * d->Cp, d->Cp * sizeof(float));
         stream[count++] = s->stream[r];
     }
     s->n = count, s->stream = stream;
 }
 
-/* All layers, and the logits of what follows the rows that are asked for. */
-static void step(Step s) {
+/* One step: all layers, then the logits of the rows that want them. */
+static void run_step(Step s) {
     Decoder *d = s.d;
-    int32_t asked[s.n];
+    int32_t kept_streams[s.n];
     products_begin(d->s.kind, s.n);
     embed(&s);
-    wait_for_others(&s);
+    team_barrier(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
-        const Layer *y = d->layers + l;
-        const uint8_t *some = l == d->s.L - 1 ? s.asked : NULL; /* the others are only looked at */
-        heads(&s, l, normed(&s, y->ln1, y->ln1_bias), some);
-        wait_for_others(&s);
-        if (some) {
-            gather(&s, asked);
-            wait_for_others(&s);
+        const Layer *layer = d->layers + l;
+        const uint8_t *wanted =
+            l == d->s.L - 1 ? s.wants_logits
+                            : NULL; /* the other rows were needed only for their keys and values */
+        attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
+        team_barrier(&s);
+        if (wanted) {
+            keep_wanted_rows(&s, kept_streams);
+            team_barrier(&s);
         }
-        add_branch(&s, &y->out, d->mixed + s.base * d->HP * of_input(d));
-        wait_for_others(&s);
-        feed_forward(&s, y, normed(&s, y->ln2, y->ln2_bias));
-        wait_for_others(&s);
-        add_branch(&s, &y->down, d->mid + s.base * d->Fp * of_input(d));
-        wait_for_others(&s);
+        add_branch(&s, &layer->out, d->mixed + s.first_row * d->HP * input_bytes(d));
+        team_barrier(&s);
+        feed_forward(&s, layer, normalise_rows(&s, layer->ln2, layer->ln2_bias));
+        team_barrier(&s);
+        add_branch(&s, &layer->down, d->hidden + s.first_row * d->Fp * input_bytes(d));
+        team_barrier(&s);
     }
-    to_logits(&s, normed(&s, d->lnf, d->lnf_bias), s.n, s.places ? s.places : s.stream);
+    to_logits(&s, normalise_rows(&s, d->lnf, d->lnf_bias), s.n,
+              s.logits_rows ? s.logits_rows : s.stream);
     products_end(d->s.kind);
-    wait_for_others(&s);
+    team_barrier(&s);
 }
 
-/* The first row from `r` on that begins another stream. */
-static int next_stream(const int32_t *stream, int n, int r) {
+/* The first row from r on that begins another stream; r itself if it does. */
+static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;
 }
 
-/* n rows, those of a stream side by side, in order, and no more than dec_piece. Where last[r], what
- * follows row r is in the logits of its stream afterwards. alone: threads share streams, not
- * outputs. */
+/* Feeds n tokens: row r is token[r] of stream[r] at position[r]. Rows of a stream are side by side
+ * and in order, at most dec_max_chunk of them. If last[r], the logits after row r become those of
+ * its stream. share_streams: threads share streams, otherwise outputs. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
-              const int32_t *token, const uint8_t *last, int threads, int alone) {
+              const int32_t *token, const uint8_t *last, int threads, int share_streams) {
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
         int from = 0, to = n;
-        if (alone) {
-            from = next_stream(stream, n, (long)n * thread / team);
-            to = next_stream(stream, n, (long)n * (thread + 1) / team);
+        if (share_streams) {
+            from = skip_to_next_stream(stream, n, (long)n * thread / team);
+            to = skip_to_next_stream(stream, n, (long)n * (thread + 1) / team);
         }
         const Step s = {d,
-                        d->own + thread,
-                        alone ? 0 : thread,
-                        alone ? 1 : team,
+                        d->scratch + thread,
+                        share_streams ? 0 : thread,
+                        share_streams ? 1 : team,
                         to - from,
-                        alone ? up_to(from, 16) + 16 * thread : 0,
+                        share_streams ? round_up(from, 16) + 16 * thread : 0,
                         stream + from,
                         position + from,
                         token + from,
                         last + from};
-        if (s.n) step(s);
+        if (s.n) run_step(s);
     }
 }
 
-/* As dec_feed for n tokens of stream 0 in a row, at most dec_scored; what follows each goes into
- * out (n, V). */
+/* Feeds n tokens of stream 0, at most dec_max_scored, the first at `position`. out (n, V): the
+ * logits after each. */
 void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
-    int32_t stream[ROWS_AT_ONCE] = {0}, positions[ROWS_AT_ONCE], places[ROWS_AT_ONCE];
-    for (int r = 0; r < n; r++) positions[r] = position + r, places[r] = r;
+    int32_t stream[MAX_ROWS] = {0}, positions[MAX_ROWS], logits_rows[MAX_ROWS];
+    for (int r = 0; r < n; r++) positions[r] = position + r, logits_rows[r] = r;
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        step(
-            (Step){d, d->own + thread, thread, team, n, 0, stream, positions, token, NULL, places});
+        run_step((Step){d, d->scratch + thread, thread, team, n, 0, stream, positions, token, NULL,
+                        logits_rows});
     }
     for (int r = 0; r < n; r++)
         memcpy(out + (long)r * d->s.V, d->logits + r * d->Vp, d->s.V * sizeof(float));
 }
 
-/* Tokens that dec_score takes at once. */
-int dec_scored(const Decoder *d) { return d->piece < ROWS_AT_ONCE ? d->piece : ROWS_AT_ONCE; }
+/* The most tokens that dec_score takes. */
+int dec_max_scored(const Decoder *d) { return d->chunk < MAX_ROWS ? d->chunk : MAX_ROWS; }
 
-/* Whether rows of numbers are rounded to bfloat16 where the weights are. */
-int dec_rounds_rows(void) { return HALF_ROWS; }
+/* 1 if activations are rounded to bfloat16 for products with bfloat16 weights. */
+int dec_rounds_rows(void) { return BF16_ROWS; }
 
-/* Tokens of one stream that dec_feed takes at once, and rows in all. */
-int dec_piece(const Decoder *d) { return d->piece; }
-int dec_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
+/* The most tokens of one stream, and the most rows, that dec_feed takes. */
+int dec_max_chunk(const Decoder *d) { return d->chunk; }
+int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 
-/* Let stream `to` stand where stream `from` stands, which has seen `count` tokens. */
+/* Copies the state of stream `from`, which has seen `count` tokens, to stream `to`: KV cache and
+ * logits. */
 void dec_copy(Decoder *d, int from, int to, int count) {
-    const long slots = count < d->R ? up_to(count, LANES) : d->R;
+    const long slots = count < d->R ? round_up(count, LANES) : d->R;
     for (int l = 0; l < d->s.L; l++)
         for (int h = 0; h < d->s.H; h++) {
             char *a = keys_of(d, from, l, h), *b = keys_of(d, to, l, h);
-            memcpy(b, a, slots * d->E * of_cache(d));
-            memcpy(values_of(d, b), values_of(d, a), slots * d->P * of_cache(d));
+            memcpy(b, a, slots * d->E * cache_bytes(d));
+            memcpy(values_of(d, b), values_of(d, a), slots * d->P * cache_bytes(d));
         }
     memcpy(d->logits + to * d->Vp, d->logits + from * d->Vp, d->Vp * sizeof(float));
 }
 
-/* The logits of what follows in a stream: V numbers. */
+/* The logits of the next token of a stream: V numbers. */
 const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
 
-/* `steps` tokens of each of n different streams: chosen from their logits into out (steps, n), and
- * all but the last of a stream fed. positions: of the first token each; uniform (n, steps); seen: V
- * bytes for each of all streams, or NULL. alone: threads share streams, not outputs. */
+/* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
+ * chosen from its stream's logits and then fed, except the last. positions: of each stream's first
+ * token. uniform (n, steps). seen: V bytes for each of all streams, or NULL. share_streams: as in
+ * dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
-             const double *uniform, const How *how, uint8_t *seen, int32_t *out, int threads,
-             int alone) {
+             const double *uniform, const SamplingParams *params, uint8_t *seen, int32_t *out,
+             int threads, int share_streams) {
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
         long from = 0, to = n;
-        if (alone) from = (long)n * thread / team, to = (long)n * (thread + 1) / team;
+        if (share_streams) from = (long)n * thread / team, to = (long)n * (thread + 1) / team;
         const int count = to - from;
         int32_t position[count + 1];
         for (int i = 0; i < count; i++) position[i] = positions[from + i];
         Step s = {d,
-                  d->own + thread,
-                  alone ? 0 : thread,
-                  alone ? 1 : team,
+                  d->scratch + thread,
+                  share_streams ? 0 : thread,
+                  share_streams ? 1 : team,
                   count,
-                  alone ? up_to(from, 16) + 16 * thread : 0,
+                  share_streams ? round_up(from, 16) + 16 * thread : 0,
                   streams + from,
                   position,
                   NULL,
@@ -557,29 +592,31 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
             for (int i = s.part; i < count; i += s.parts) {
                 const int stream = s.stream[i];
                 uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
-                token[i] = choose(dec_logits(d, stream), d->s.V, how,
-                                  uniform[(from + i) * steps + at], known, &s.own->choosing);
+                token[i] =
+                    choose_token(dec_logits(d, stream), d->s.V, params,
+                                 uniform[(from + i) * steps + at], known, &s.scratch->choice);
                 if (known) known[token[i]] = 1;
             }
-            wait_for_others(&s);
+            team_barrier(&s);
             if (at == steps - 1) break;
             s.token = token;
-            step(s);
+            run_step(s);
             for (int i = 0; i < count; i++) position[i]++;
         }
     }
 }
 
-/* The choice alone, for its tests: -1 where there is no memory. */
-int dec_choose(const float *logits, int V, const How *how, double uniform, const uint8_t *seen) {
-    const long Vp = up_to(V, 32);
+/* choose_token for tests; -1 if there is not enough memory. */
+int dec_choose(const float *logits, int V, const SamplingParams *params, double uniform,
+               const uint8_t *seen) {
+    const long Vp = round_up(V, 32);
     float *numbers = calloc(3 * Vp, sizeof *numbers);
     Candidate *candidates = malloc(Vp * sizeof *candidates);
     int token = -1;
     if (numbers && candidates) {
-        const Choosing c = {numbers, numbers + Vp, candidates};
+        const ChoiceScratch c = {numbers, numbers + Vp, candidates};
         memcpy(numbers + 2 * Vp, logits, V * sizeof *logits);
-        token = choose(numbers + 2 * Vp, V, how, uniform, seen, &c);
+        token = choose_token(numbers + 2 * Vp, V, params, uniform, seen, &c);
     }
     free(numbers), free(candidates);
     return token;

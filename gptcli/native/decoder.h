@@ -1,12 +1,14 @@
-/* What a decoder is: packed weights, the keys and values of its streams, and the memory of a step.
+/* A decoder's shape, its packed weights, the KV cache of its streams, and the memory of a step.
  *
- * C channels, H heads, D = C / H, P = D to 16, F the feed-forward's hidden width, V vocabulary,
- * W the window: how many tokens a token looks at, itself among them.
+ * C channels, H heads, head width D, P = D rounded up to 16, E = D rounded up to 2, F the
+ * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
+ * up to 32. A stream is one text that is being generated.
  *
- * Each stream has a ring of R slots, W and those of one piece of a prompt: the token at position p
- * lies in slot p mod R. Keys lie in groups of 16 slots, (R / 16, E, 16) in float32 and
- * (R / 16, E / 2, 16, 2) in bfloat16 with E = D to 2; values slot by slot, (R, P). So both are read
- * in the order in which they lie. */
+ * KV cache: each stream has, for each layer and head, a ring buffer of R slots; the token at
+ * position p is in slot p mod R. R is at least W, and at least W plus one chunk of a prompt with
+ * rotary positions. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
+ * 16, 2) in bfloat16. Values are slot by slot, (R, P). Attention therefore reads both in the order
+ * in which they are stored. README.md has a drawing. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
@@ -15,95 +17,106 @@
 #include <sched.h>
 #include <sys/mman.h>
 
-#include "choose.h"
+#include "constants.h"
+#include "next_token.h"
 #include "packed.h"
 #include "parameters.h"
 
+/* What Python passes; its mirror is DecoderShape in library.py. kind: of packed.h. */
 typedef struct {
     int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
+/* library.py compares this size with its mirror's. */
+int shape_bytes(void) { return sizeof(Shape); }
+
+/* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* by heads: queries, keys and values of one, P each; a panel more to read */
-    Packed out; /* from heads of P */
-    Packed up;  /* with a gate: 16 of its outputs, then the same 16 of up, and so on */
+    Packed qkv; /* head by head: P queries, P keys, P values; then a panel that is only read */
+    Packed out; /* its inputs are heads of P */
+    Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Layer;
 
-/* What a thread has for itself. */
+/* A thread's scratch. */
 typedef struct {
-    char *in;       /* (32, Cp): normalised rows */
-    char *as_bytes; /* (32, widest_row): rows for weights of eight bits */
-    float *piece;   /* (32, up to 3 P + 16, or 64) */
-    float *scores;  /* (R) */
-    Choosing choosing;
-} Own;
+    char *in;        /* (32, Cp): normalised rows */
+    char *quantized; /* (32, quantized_row): rows for int8 weights */
+    float *products; /* (32, 3 P + 64): outputs of a product */
+    float *scores;   /* (R) */
+    ChoiceScratch choice;
+} ThreadScratch;
 
+/* A network, its streams, and the memory of a step. */
 typedef struct {
     Shape s;
     int D, E, P, R;
-    long Cp, Fp, Vp, HP; /* C, F, V, H P: padded to 32 */
+    long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
     long rows;           /* for which there is memory */
-    int piece;           /* tokens of one stream that may come at once */
+    int chunk;           /* tokens of one stream that a step can take */
     const float *wte, *wpe;
     Layer *layers;
     Packed head;
     float *lnf, *lnf_bias;
-    float *x, *q, *turns; /* (rows, Cp) (rows, HP) (rows, D): cos, then sin */
-    char *in, *mixed, *mid;
-    char *as_bytes; /* (rows, widest_row) */
-    long widest_row;
-    float *logits;      /* (streams, or 32 if they are fewer, Vp) */
-    double *far_turns;  /* (FAR, D) */
-    double *near_turns; /* (NEAR, D): cos, then sin */
-    Own *own;
+    float *x, *q, *rotation; /* (rows, Cp) residual stream, (rows, HP), (rows, D): cos, then sin */
+    char *in, *mixed, *hidden;
+    char *quantized; /* (rows, quantized_row) */
+    long quantized_row;
+    float *logits;           /* (streams, Vp), for at least 32 streams */
+    double *coarse_rotation; /* (COARSE_STEPS, D) */
+    double *fine_rotation;   /* (FINE_STEPS, D): cos, then sin */
+    ThreadScratch *scratch;
     char *cache;
-    size_t of_stream; /* bytes */
+    size_t stream_bytes; /* bytes of a stream in the cache */
     char *memory;
     size_t bytes;
-    int32_t arrived; /* at the barrier */
+    int32_t arrived; /* threads at the barrier */
     int32_t phase;
 } Decoder;
 
-enum { NEAR = 1024, FAR = 256, HUGE_PAGE = 2 << 20, LONGEST_PIECE = 128 };
+/* Rotary angles of a position are those of position / FINE_STEPS (the coarse table) plus those of
+ * the rest (the fine table). A chunk is a part of a prompt that one step takes. */
+enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number: of the rows that go into products, and of keys and values. */
-static size_t of_input(const Decoder *d) { return d->s.kind == BFLOAT16 && HALF_ROWS ? 2 : 4; }
+/* Bytes of a number: of the rows that products read, and of the KV cache. */
+static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
-static size_t of_cache(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
+static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
-/* The keys of a head (its values follow them). */
+/* The keys of a head in the cache; its values follow them. */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
-    const size_t head = (size_t)d->R * (d->E + d->P) * of_cache(d);
-    return d->cache + stream * d->of_stream + ((size_t)l * d->s.H + h) * head;
+    const size_t head = (size_t)d->R * (d->E + d->P) * cache_bytes(d);
+    return d->cache + stream * d->stream_bytes + ((size_t)l * d->s.H + h) * head;
 }
 
+/* The values that follow a head's keys. */
 static char *values_of(const Decoder *d, char *keys) {
-    return keys + (size_t)d->R * d->E * of_cache(d);
+    return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
+/* Returns the bytes of all arrays. Also sets the arrays' addresses, from `at` on, if it is not
+ * NULL. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
-#define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to(n, 64))
+#define TAKE_BYTES(to, n) ((to) = (void *)(at ? at + used : NULL), used += round_up(n, ALIGNMENT))
 #define TAKE(to, n) TAKE_BYTES(to, (n) * sizeof *(to))
 #define TAKE_PACKED(m, n, k)                                                                       \
     ((m).N = (n), (m).K = (k), (m).kind = s.kind, TAKE_BYTES((m).weights, packed_bytes(&(m))),     \
      TAKE((m).bias, (m).N))
     for (int l = 0; l < s.L; l++) {
-        Layer *y = d->layers + l;
-        TAKE_PACKED(y->qkv, up_to(3L * s.H * d->P + PANEL, 32), d->Cp);
-        TAKE_PACKED(y->out, d->Cp, d->HP);
-        TAKE_PACKED(y->up, d->Fp * (s.modern ? 2 : 1), d->Cp);
-        TAKE_PACKED(y->down, d->Cp, d->Fp);
-        TAKE(y->ln1, d->Cp);
-        TAKE(y->ln1_bias, d->Cp);
-        TAKE(y->ln2, d->Cp);
-        TAKE(y->ln2_bias, d->Cp);
-        TAKE(y->q_norm, d->P);
-        TAKE(y->k_norm, d->P);
+        Layer *layer = d->layers + l;
+        TAKE_PACKED(layer->qkv, round_up(3L * s.H * d->P + PANEL, 32), d->Cp);
+        TAKE_PACKED(layer->out, d->Cp, d->HP);
+        TAKE_PACKED(layer->up, d->Fp * (s.modern ? 2 : 1), d->Cp);
+        TAKE_PACKED(layer->down, d->Cp, d->Fp);
+        TAKE(layer->ln1, d->Cp);
+        TAKE(layer->ln1_bias, d->Cp);
+        TAKE(layer->ln2, d->Cp);
+        TAKE(layer->ln2_bias, d->Cp);
+        TAKE(layer->q_norm, d->P);
+        TAKE(layer->k_norm, d->P);
     }
     TAKE_PACKED(d->head, d->Vp, d->Cp);
     TAKE(d->lnf, d->Cp);
@@ -111,53 +124,47 @@ static size_t lay_out(Decoder *d, char *at) {
     const long rows = d->rows;
     TAKE(d->x, rows * d->Cp);
     TAKE(d->q, rows * d->HP);
-    TAKE(d->turns, rows * d->D);
+    TAKE(d->rotation, rows * d->D);
     TAKE_BYTES(d->in, rows * d->Cp * 4);
     TAKE_BYTES(d->mixed, rows * d->HP * 4);
-    TAKE_BYTES(d->mid, rows * d->Fp * 4);
+    TAKE_BYTES(d->hidden, rows * d->Fp * 4);
     long widest = d->Cp > d->Fp ? d->Cp : d->Fp;
     if (d->HP > widest) widest = d->HP;
-    d->widest_row = s.kind == INT8 ? byte_row_bytes(widest) : 0;
-    TAKE_BYTES(d->as_bytes, rows * d->widest_row);
-    TAKE(d->logits, (s.streams > ROWS_AT_ONCE ? s.streams : ROWS_AT_ONCE) * d->Vp);
-    TAKE(d->near_turns, (long)NEAR * d->D);
-    TAKE(d->far_turns, (long)FAR * d->D);
+    d->quantized_row = s.kind == INT8 ? int8_row_bytes(widest) : 0;
+    TAKE_BYTES(d->quantized, rows * d->quantized_row);
+    TAKE(d->logits, (s.streams > MAX_ROWS ? s.streams : MAX_ROWS) * d->Vp);
+    TAKE(d->fine_rotation, (long)FINE_STEPS * d->D);
+    TAKE(d->coarse_rotation, (long)COARSE_STEPS * d->D);
     for (int t = 0; t < s.threads; t++) {
-        Own *o = d->own + t;
-        TAKE_BYTES(o->in, ROWS_AT_ONCE * d->Cp * 4);
-        TAKE_BYTES(o->as_bytes, ROWS_AT_ONCE * d->widest_row);
-        TAKE(o->piece, ROWS_AT_ONCE * (3L * d->P + 64));
+        ThreadScratch *o = d->scratch + t;
+        TAKE_BYTES(o->in, MAX_ROWS * d->Cp * 4);
+        TAKE_BYTES(o->quantized, MAX_ROWS * d->quantized_row);
+        TAKE(o->products, MAX_ROWS * (3L * d->P + 64));
         TAKE(o->scores, d->R);
-        TAKE(o->choosing.logits, d->Vp);
-        TAKE(o->choosing.weights, d->Vp);
-        TAKE(o->choosing.candidates, d->Vp);
+        TAKE(o->choice.logits, d->Vp);
+        TAKE(o->choice.weights, d->Vp);
+        TAKE(o->choice.candidates, d->Vp);
     }
-    used = up_to(used, 4096);
-    TAKE_BYTES(d->cache, s.streams * d->of_stream);
+    used = round_up(used, 4096);
+    TAKE_BYTES(d->cache, s.streams * d->stream_bytes);
     return used;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------
- */
+/* ---- packing weights ------------------------------------------------------------------------- */
 
-typedef struct {
-    const Packed *packed;
-    long n; /* the panel's first output */
-    const float *rows[PANEL];
-    const int *columns;
-    long count;
-} Panel;
-
-static void copy_vector(float *to, const float *from, long n) {
+/* Copies n numbers; none if `from` is NULL. */
+static void copy_if_present(float *to, const float *from, long n) {
     if (from) memcpy(to, from, n * sizeof(float));
 }
 
-/* The rows of panel n of a matrix that is as in Python. */
-static void plain_rows(const float *W, long N, long K, long n, const float **rows) {
+/* The rows of W (N, K) for the panel of outputs n to n + 15; NULL beyond N. */
+static void matrix_panel_rows(const float *W, long N, long K, long n, const float **rows) {
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
-static void qkv_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
+/* The rows for a panel of Packed qkv, from the three matrices W. Head h's queries are its outputs 3
+ * h P on, padded from D to P. */
+static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
     const long C = d->s.C;
     for (int i = 0; i < PANEL; i++) {
         const long h = (n + i) / (3 * d->P), which = (n + i) / d->P % 3, c = (n + i) % d->P;
@@ -165,116 +172,119 @@ static void qkv_rows(const Decoder *d, const float *const *W, long n, const floa
     }
 }
 
+/* Packs W (N, K); columns and K as pack_panel has them. */
 static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
                  const int *columns) {
 #pragma omp parallel for num_threads(d->s.threads) schedule(static)
     for (long n = 0; n < p->N; n += PANEL) {
         const float *rows[PANEL];
-        plain_rows(W, N, K, n, rows);
+        matrix_panel_rows(W, N, K, n, rows);
         pack_panel(p, n, rows, columns, K);
     }
 }
 
-/* Take in the weights: wte and wpe are looked up where they are, the rest is copied. */
-static void take_in(Decoder *d, const float *const *given) {
+/* Packs all weights, in the order of parameters.h; NULL: absent. Copies everything except the
+ * embeddings wte and wpe, which are read where they are. */
+static void pack_weights(Decoder *d, const float *const *parameters) {
     const Shape s = d->s;
-    int of_heads[d->HP];
+    int head_columns[d->HP];
     for (long k = 0; k < d->HP; k++) {
         const long h = k / d->P, c = k % d->P;
-        of_heads[k] = h < s.H && c < d->D ? h * d->D + c : -1;
+        head_columns[k] = h < s.H && c < d->D ? h * d->D + c : -1;
     }
-    d->wte = given[WTE], d->wpe = given[WPE];
-    copy_vector(d->lnf, given[LNF], s.C);
-    copy_vector(d->lnf_bias, given[LNF_BIAS], s.C);
-    pack(d, &d->head, given[HEAD], s.V, s.C, NULL);
+    d->wte = parameters[WTE], d->wpe = parameters[WPE];
+    copy_if_present(d->lnf, parameters[LNF], s.C);
+    copy_if_present(d->lnf_bias, parameters[LNF_BIAS], s.C);
+    pack(d, &d->head, parameters[HEAD], s.V, s.C, NULL);
     for (int l = 0; l < s.L; l++) {
-        Layer *y = d->layers + l;
-        const float *const *w = given + GLOBALS + (long)l * OF_LAYER;
-        copy_vector(y->ln1, w[LN1], s.C);
-        copy_vector(y->ln1_bias, w[LN1_BIAS], s.C);
-        copy_vector(y->ln2, w[LN2], s.C);
-        copy_vector(y->ln2_bias, w[LN2_BIAS], s.C);
-        copy_vector(y->q_norm, w[Q_NORM], d->D);
-        copy_vector(y->k_norm, w[K_NORM], d->D);
-        copy_vector(y->out.bias, w[OUT_BIAS], s.C);
-        copy_vector(y->up.bias, w[UP_BIAS], s.F);
-        copy_vector(y->down.bias, w[DOWN_BIAS], s.C);
+        Layer *layer = d->layers + l;
+        const float *const *w = parameters + GLOBALS + (long)l * PER_LAYER;
+        copy_if_present(layer->ln1, w[LN1], s.C);
+        copy_if_present(layer->ln1_bias, w[LN1_BIAS], s.C);
+        copy_if_present(layer->ln2, w[LN2], s.C);
+        copy_if_present(layer->ln2_bias, w[LN2_BIAS], s.C);
+        copy_if_present(layer->q_norm, w[Q_NORM], d->D);
+        copy_if_present(layer->k_norm, w[K_NORM], d->D);
+        copy_if_present(layer->out.bias, w[OUT_BIAS], s.C);
+        copy_if_present(layer->up.bias, w[UP_BIAS], s.F);
+        copy_if_present(layer->down.bias, w[DOWN_BIAS], s.C);
         for (int h = 0; h < s.H; h++)
             for (int i = 0; i < 3; i++)
                 if (w[QUERY_BIAS + i])
-                    copy_vector(y->qkv.bias + (3 * h + i) * d->P, w[QUERY_BIAS + i] + h * d->D,
-                                d->D);
+                    copy_if_present(layer->qkv.bias + (3 * h + i) * d->P,
+                                    w[QUERY_BIAS + i] + h * d->D, d->D);
 #pragma omp parallel for num_threads(s.threads) schedule(static)
-        for (long n = 0; n < y->qkv.N; n += PANEL) {
+        for (long n = 0; n < layer->qkv.N; n += PANEL) {
             const float *rows[PANEL];
-            qkv_rows(d, w + QUERY, n, rows);
-            pack_panel(&y->qkv, n, rows, NULL, s.C);
+            qkv_panel_rows(d, w + QUERY, n, rows);
+            pack_panel(&layer->qkv, n, rows, NULL, s.C);
         }
-        pack(d, &y->out, w[OUT], s.C, s.C, of_heads);
-        pack(d, &y->down, w[DOWN], s.C, s.F, NULL);
+        pack(d, &layer->out, w[OUT], s.C, s.C, head_columns);
+        pack(d, &layer->down, w[DOWN], s.C, s.F, NULL);
         if (!s.modern) {
-            pack(d, &y->up, w[UP], s.F, s.C, NULL);
+            pack(d, &layer->up, w[UP], s.F, s.C, NULL);
             continue;
         }
 #pragma omp parallel for num_threads(s.threads) schedule(static)
-        for (long n = 0; n < y->up.N; n += PANEL) {
+        for (long n = 0; n < layer->up.N; n += PANEL) {
             const float *rows[PANEL];
-            plain_rows(w[n / PANEL % 2 ? UP : GATE], s.F, s.C, n / (2 * PANEL) * PANEL, rows);
-            pack_panel(&y->up, n, rows, NULL, s.C);
+            matrix_panel_rows(w[n / PANEL % 2 ? UP : GATE], s.F, s.C, n / (2 * PANEL) * PANEL,
+                              rows);
+            pack_panel(&layer->up, n, rows, NULL, s.C);
         }
     }
 }
 
-/* ---- birth and death ----------------------------------------------------------------------------
- */
+/* ---- allocation ------------------------------------------------------------------------------ */
 
+/* Frees a decoder. NULL is allowed. */
 void dec_free(Decoder *d) {
     if (!d) return;
     if (d->memory) munmap(d->memory, d->bytes);
-    free(d->layers), free(d->own), free(d);
+    free(d->layers), free(d->scratch), free(d);
 }
 
-static Decoder *unborn(const Shape *shape) {
+/* A decoder without the memory of its arrays, or NULL if even that is too much. */
+static Decoder *new_without_memory(const Shape *shape) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
     const Shape s = d->s = *shape;
     d->D = s.C / s.H;
-    d->E = up_to(d->D, 2);
-    d->P = up_to(d->D, LANES);
-    d->Cp = up_to(s.C, 32), d->Fp = up_to(s.F, 32), d->Vp = up_to(s.V, 32);
-    d->HP = up_to((long)s.H * d->P, 32);
-    d->piece = s.W < 2 * LONGEST_PIECE ? up_to((s.W + 1) / 2, LANES) : LONGEST_PIECE;
-    if (!s.modern && d->piece > s.W) d->piece = s.W;
-    d->R = up_to(s.W + (s.modern ? d->piece : 0), 64);
-    /* Each thread's rows begin at a multiple of 16 and are read in sixteens. */
-    d->rows =
-        up_to(s.streams > 2 * LONGEST_PIECE ? s.streams : 2 * LONGEST_PIECE, 32) + 32L * s.threads;
-    d->of_stream = up_to((size_t)s.L * s.H * d->R * (d->E + d->P) * of_cache(d), 64);
+    d->E = round_up(d->D, 2);
+    d->P = round_up(d->D, LANES);
+    d->Cp = round_up(s.C, 32), d->Fp = round_up(s.F, 32), d->Vp = round_up(s.V, 32);
+    d->HP = round_up((long)s.H * d->P, 32);
+    d->chunk = s.W < 2 * MAX_CHUNK ? round_up((s.W + 1) / 2, LANES) : MAX_CHUNK;
+    if (!s.modern && d->chunk > s.W) d->chunk = s.W;
+    d->R = round_up(s.W + (s.modern ? d->chunk : 0), 64);
+    /* Each thread's rows begin at a multiple of 16, and products read 16 rows at once. */
+    d->rows = round_up(s.streams > 2 * MAX_CHUNK ? s.streams : 2 * MAX_CHUNK, 32) + 32L * s.threads;
+    d->stream_bytes = round_up((size_t)s.L * s.H * d->R * (d->E + d->P) * cache_bytes(d), 64);
     d->layers = calloc(s.L, sizeof *d->layers);
-    d->own = calloc(s.threads, sizeof *d->own);
-    if (!d->layers || !d->own) {
+    d->scratch = calloc(s.threads, sizeof *d->scratch);
+    if (!d->layers || !d->scratch) {
         dec_free(d);
         return NULL;
     }
-    d->bytes = up_to(lay_out(d, NULL), HUGE_PAGE);
+    d->bytes = round_up(lay_out(d, NULL), HUGE_PAGE);
     return d;
 }
 
-/* Bytes that a decoder of that shape takes, or 0. */
+/* Bytes that a decoder of this shape takes, or 0 if they cannot be counted. */
 size_t dec_bytes(const Shape *shape) {
-    Decoder *d = unborn(shape);
+    Decoder *d = new_without_memory(shape);
     const size_t bytes = d ? d->bytes : 0;
     if (d) d->memory = NULL;
     dec_free(d);
     return bytes;
 }
 
-/* A decoder for that many streams, or NULL where there is no memory. The places of the float32
- * parameters are given in the order above; wte and wpe must outlive it. */
-Decoder *dec_new(const Shape *shape, const float *const *given) {
-    Decoder *d = unborn(shape);
+/* A decoder of this shape, or NULL if there is not enough memory. parameters: addresses of float32
+ * arrays in the order of parameters.h, NULL if absent. wte and wpe must outlive the decoder. */
+Decoder *dec_new(const Shape *shape, const float *const *parameters) {
+    Decoder *d = new_without_memory(shape);
     if (!d) return NULL;
-    /* Fresh pages are zeros, and are there only once they are written to. */
+    /* The system gives zeros, and memory only for the pages that are written to. */
     d->memory = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (d->memory == MAP_FAILED) {
         d->memory = NULL;
@@ -285,12 +295,13 @@ Decoder *dec_new(const Shape *shape, const float *const *given) {
     madvise(d->memory, d->bytes, MADV_HUGEPAGE);
 #endif
     lay_out(d, d->memory);
-    take_in(d, given);
-    for (int t = 0; t < NEAR + FAR; t++) {
-        double *to = t < NEAR ? d->near_turns + t * d->D : d->far_turns + (t - NEAR) * d->D;
-        const double at = t < NEAR ? t : (double)(t - NEAR) * NEAR;
+    pack_weights(d, parameters);
+    for (int t = 0; t < FINE_STEPS + COARSE_STEPS; t++) {
+        double *to = t < FINE_STEPS ? d->fine_rotation + t * d->D
+                                    : d->coarse_rotation + (t - FINE_STEPS) * d->D;
+        const double at = t < FINE_STEPS ? t : (double)(t - FINE_STEPS) * FINE_STEPS;
         for (int j = 0; j < d->D / 2 && d->s.modern; j++) {
-            const double angle = at * pow(10000.0, -2.0 * j / d->D);
+            const double angle = at * pow(ROTARY_THETA, -2.0 * j / d->D);
             to[j] = cos(angle), to[d->D / 2 + j] = sin(angle);
         }
     }

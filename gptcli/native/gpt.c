@@ -1,13 +1,13 @@
-/* A GPT's loss and gradients on a CPU in bfloat16, for gptcli.native.engine: one translation unit.
- */
+/* A GPT's training step on a CPU in bfloat16: loss and gradients, in one translation unit.
+ *
+ * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
 
-#include "begin.h"
+#include "amx_permission.h"
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Heads read beyond a sequence whose end is in the middle of 32 rows, and layers read whole blocks
- * of which heads write the real rows: what is there counts with weight 0, but has to be a number.
- */
+/* Rows come in blocks of 32, so reads go past the last real row. Those values get weight 0 but must
+ * be finite: clear them. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long C = g->s.C, end = 32 * p->MB;
@@ -19,11 +19,11 @@ static void clear_past_end(const Pass *p) {
     memset(g->dmixed + end * C, 0, 32 * C * sizeof(bf16));
 }
 
-/* The sum of losses over a batch of B sequences of T tokens, in nats; B T at most most_tokens.
+/* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
- * weights: the float32 parameters, which gpt_pack has seen as they are. With gradients (else NULL),
- * these become `scale` times the sum's, or get them added where `add`; dropout draws from `seed`.
- */
+ * weights: the float32 parameters that gpt_pack packed last. gradients: NULL for a loss only;
+ * otherwise they become `scale` times the gradients of the sum, or these are added if `add`.
+ * Dropout depends on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add) {
     Pass pass = {g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed};
@@ -35,8 +35,10 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     clear_past_end(p);
 #pragma omp parallel num_threads(g->s.threads)
     {
-        Scratch *s = g->scratch + omp_get_thread_num();
+        ThreadScratch *s = g->scratch + omp_get_thread_num();
         tiles_begin();
+        /* Forward. A pass over groups ends one layer and begins the next, so that a group's rows
+         * are still in the cache. */
         for (int l = 0; l < L; l++) {
 #pragma omp for schedule(dynamic)
             for (long k = 0; k < groups; k++) {
@@ -49,45 +51,46 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
                 before_attention(p, l, r0, rows, s);
             }
 #pragma omp for schedule(dynamic)
-            for (long h = 0; h < heads; h++) mix_head(p, l, h, s);
+            for (long h = 0; h < heads; h++) attend_head(p, l, h, s);
         }
 #pragma omp for schedule(dynamic)
         for (long k = 0; k < groups; k++)
             after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
-        /* Until the layers need it, a group's part holds the gradients of the last norm. */
+        /* Until the layers need them, the groups' partials hold the gradients of the last norm. */
         for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
             const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
 #pragma omp for schedule(dynamic)
             for (long k = m0 / g->group; k < (end + g->group - 1) / g->group; k++)
                 head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, scale, s,
-                              g->parts + k * g->part_width);
+                              g->partials + k * g->partial_width);
             if (gradients) {
-                const Matrix a = {gradients + g->at[HEAD],
-                                  g->d_head,
-                                  g->in + m0 * 32 * C,
-                                  32 * g->packed[4 * L].N,
-                                  32 * C,
-                                  g->s.V,
-                                  C};
-                matrices(&a, 1, end - m0, add || m0 > 0, g->s.threads);
+                const MatrixGradient a = {gradients + g->offset[HEAD],
+                                          g->d_head,
+                                          g->in + m0 * 32 * C,
+                                          32 * g->packed[PACKED_PER_LAYER * L].N,
+                                          32 * C,
+                                          g->s.V,
+                                          C};
+                sum_matrix_gradients(&a, 1, end - m0, add || m0 > 0, g->s.threads);
 #pragma omp barrier
             }
         }
+        /* Backward. */
         if (gradients) {
-            const Vector v[2] = {{gradients + g->at[LNF], g->parts, C},
-                                 {gradients + g->at[LNF_BIAS], g->parts + C, C}};
-            vectors(v, g->at[LNF_BIAS] < 0 ? 1 : 2, g->part_width, groups, add);
+            const VectorGradient v[2] = {{gradients + g->offset[LNF], g->partials, C},
+                                         {gradients + g->offset[LNF_BIAS], g->partials + C, C}};
+            sum_vector_gradients(v, g->offset[LNF_BIAS] < 0 ? 1 : 2, g->partial_width, groups, add);
             for (int l = L - 1; l >= 0; l--) {
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
                     after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                             part_of(g, k), s);
+                                             group_partials(g, k), s);
 #pragma omp for schedule(dynamic)
-                for (long h = 0; h < heads; h++) mix_head_backward(p, l, h, s);
+                for (long h = 0; h < heads; h++) attend_head_backward(p, l, h, s);
 #pragma omp for schedule(dynamic)
                 for (long k = 0; k < groups; k++)
                     before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                              part_of(g, k), s);
+                                              group_partials(g, k), s);
                 layer_gradients(p, l, gradients, groups, add);
             }
             embedding_gradients(p, gradients, add);

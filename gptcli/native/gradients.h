@@ -1,28 +1,32 @@
-/* Gradients of the parameters, from the tiles that the backward pass leaves behind. */
+/* Gradients of the parameters, from the tiles that the backward pass has stored.
+ *
+ * Dimensions as in model.h. */
 
 #ifndef GPTCLI_GRADIENTS_H
 #define GPTCLI_GRADIENTS_H
 
 #include "passes.h"
 
-/* dW (N, K) = turned gradients at the outputs times the inputs. N may end within a tile. */
+/* dW (N, K) = the transposed gradient at a layer's outputs times its inputs. N can end within a
+ * tile. */
 typedef struct {
     float *to;
     const bf16 *outputs, *inputs;   /* A tiles and B tiles, those of a row block side by side */
-    long output_block, input_block; /* from one row block to the next */
+    long output_block, input_block; /* distance from one row block to the next */
     long N, K;
-} Matrix;
+} MatrixGradient;
 
-/* The sum over groups of rows of their shares of a vector's gradient. */
+/* The gradient of a vector: the sum of all groups' parts. */
 typedef struct {
     float *to;
-    const float *part; /* the first group's */
+    const float *partial; /* the first group's */
     long width;
-} Vector;
+} VectorGradient;
 
-/* Rows n on of a matrix's gradient over `blocks` row blocks; added to what is there where `add`. So
- * many blocks at once that what is read again and again stays in the second cache. */
-static void matrix_rows(const Matrix *a, long n, long rows, long blocks, int add) {
+/* Rows n to n + rows - 1 of a matrix's gradient, summed over `blocks` row blocks; added to the old
+ * values if `add`. The sum goes in chunks of row blocks, so that tiles that are read several times
+ * stay in the second-level cache. */
+static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
     for (long m = 0; m < blocks; m += chunk) {
@@ -31,113 +35,125 @@ static void matrix_rows(const Matrix *a, long n, long rows, long blocks, int add
             for (long i = n; i < n + rows && i < a->N; i += 32) {
                 const bf16 *A = a->outputs + i / 16 * TILE + m * a->output_block;
                 const bf16 *B = a->inputs + k / 16 * TILE + m * a->input_block;
-                const long there = a->N - i < 32 ? a->N - i : 32;
+                const long real_rows = a->N - i < 32 ? a->N - i : 32;
                 float *C = a->to + i * a->K + k;
-                if (there == 32) {
-                    block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, C,
-                          a->K, more);
+                if (real_rows == 32) {
+                    multiply_tiles(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block,
+                                   steps, C, a->K, more);
                     continue;
                 }
-                block(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps, piece, 32,
-                      0);
-                for (long r = 0; r < there; r++)
+                multiply_tiles(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps,
+                               piece, 32, 0);
+                for (long r = 0; r < real_rows; r++)
                     for (int j = 0; j < 32; j++)
                         C[r * a->K + j] = piece[32 * r + j] + (more ? C[r * a->K + j] : 0.0f);
             }
     }
 }
 
-static void vector_sum(const Vector *a, long stride, long groups, int add) {
+/* One vector's gradient. Parts are `stride` apart. */
+static void vector_sum(const VectorGradient *a, long stride, long groups, int add) {
     for (long c = 0; c < a->width; c += 16) {
         __m512 sum = add ? _mm512_loadu_ps(a->to + c) : _mm512_setzero_ps();
         for (long k = 0; k < groups; k++)
-            sum = _mm512_add_ps(sum, _mm512_loadu_ps(a->part + k * stride + c));
+            sum = _mm512_add_ps(sum, _mm512_loadu_ps(a->partial + k * stride + c));
         _mm512_storeu_ps(a->to + c, sum);
     }
 }
 
-/* To be called by all threads of a team, which go on without waiting: a barrier has to follow. */
-static void matrices(const Matrix *all, int n, long blocks, int add, int threads) {
+/* The gradients of n matrices. All threads of a team call this together and go on without waiting:
+ * the caller needs a barrier after it. */
+static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, int add,
+                                 int threads) {
     for (int i = 0; i < n; i++) {
-        long rows = up_to((all[i].N + 2 * threads - 1) / (2 * threads), 32);
-        const long most = all[i].K <= 512 ? 256 : 128;
-        rows = rows > most ? most : rows;
+        long rows = round_up((all[i].N + 2 * threads - 1) / (2 * threads), 32);
+        const long limit = all[i].K <= 512 ? 256 : 128;
+        rows = rows > limit ? limit : rows;
 #pragma omp for schedule(dynamic) nowait
         for (long r = 0; r < all[i].N; r += rows) matrix_rows(all + i, r, rows, blocks, add);
     }
 }
 
-/* To be called by all threads of a team; ends with a barrier. */
-static void vectors(const Vector *all, int n, long stride, long groups, int add) {
+/* The gradients of n vectors. All threads of a team call this together; it ends with a barrier. */
+static void sum_vector_gradients(const VectorGradient *all, int n, long stride, long groups,
+                                 int add) {
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < n; i++) vector_sum(all + i, stride, groups, add);
 }
 
+/* All gradients of layer l, into grads, which has the weights' offsets. */
 static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add) {
     Model *g = p->g;
-    const Layer *y = saved(p, l);
-    const int64_t *at = of_layer(g, l);
+    const Layer *layer = saved_layer(p, l);
+    const int64_t *offset = layer_offsets(g, l);
     const long C = g->s.C, F = g->s.F;
-    Matrix m[7];
-    Vector v[12];
+    MatrixGradient m[7];
+    VectorGradient v[12];
     int nm = 0, nv = 0;
-    m[nm++] = (Matrix){grads + at[DOWN], g->d_down, g->act_tiles, 32 * C, 32 * F, C, F};
+    m[nm++] = (MatrixGradient){grads + offset[DOWN], g->d_down, g->act_tiles, 32 * C, 32 * F, C, F};
     const bf16 *up = g->d_up;
     if (g->s.modern) {
-        m[nm++] = (Matrix){grads + at[GATE], up, y->in2, 32 * g->F1, 32 * C, F, C};
+        m[nm++] = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
         up += F / 16 * TILE;
     }
-    m[nm++] = (Matrix){grads + at[UP], up, y->in2, 32 * g->F1, 32 * C, F, C};
+    m[nm++] = (MatrixGradient){grads + offset[UP], up, layer->in2, 32 * g->F1, 32 * C, F, C};
     for (int i = 0; i < 3; i++)
-        m[nm++] = (Matrix){
-            grads + at[QUERY + i], g->d_qkv + i * C / 16 * TILE, y->in1, 96 * C, 32 * C, C, C};
-    m[nm++] = (Matrix){grads + at[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * C, C, C};
-    const Part part = part_of(g, 0);
+        m[nm++] = (MatrixGradient){grads + offset[QUERY + i],
+                                   g->d_qkv + i * C / 16 * TILE,
+                                   layer->in1,
+                                   96 * C,
+                                   32 * C,
+                                   C,
+                                   C};
+    m[nm++] = (MatrixGradient){grads + offset[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * C, C, C};
+    const Partials partial = group_partials(g, 0);
     const struct {
-        int64_t at;
-        const float *part;
+        int64_t offset;
+        const float *partial;
         long width;
-    } of[] = {
-        {at[LN1], part.ln1, C},
-        {at[LN1_BIAS], part.ln1_bias, C},
-        {at[LN2], part.ln2, C},
-        {at[LN2_BIAS], part.ln2_bias, C},
-        {at[QUERY_BIAS], part.qkv, C},
-        {at[KEY_BIAS], part.qkv + C, C},
-        {at[VALUE_BIAS], part.qkv + 2 * C, C},
-        {at[OUT_BIAS], part.out, C},
-        {at[UP_BIAS], part.up, F},
-        {at[DOWN_BIAS], part.down, C},
-        {at[Q_NORM], part.q_norm, g->D},
-        {at[K_NORM], part.k_norm, g->D},
+    } all[] = {
+        {offset[LN1], partial.ln1, C},
+        {offset[LN1_BIAS], partial.ln1_bias, C},
+        {offset[LN2], partial.ln2, C},
+        {offset[LN2_BIAS], partial.ln2_bias, C},
+        {offset[QUERY_BIAS], partial.qkv, C},
+        {offset[KEY_BIAS], partial.qkv + C, C},
+        {offset[VALUE_BIAS], partial.qkv + 2 * C, C},
+        {offset[OUT_BIAS], partial.out, C},
+        {offset[UP_BIAS], partial.up, F},
+        {offset[DOWN_BIAS], partial.down, C},
+        {offset[Q_NORM], partial.q_norm, g->D},
+        {offset[K_NORM], partial.k_norm, g->D},
     };
-    for (size_t i = 0; i < sizeof of / sizeof *of; i++)
-        if (of[i].at >= 0) v[nv++] = (Vector){grads + of[i].at, of[i].part, of[i].width};
-    matrices(m, nm, p->MB, add, g->s.threads);
-    vectors(v, nv, g->part_width, groups, add);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].offset >= 0)
+            v[nv++] = (VectorGradient){grads + all[i].offset, all[i].partial, all[i].width};
+    sum_matrix_gradients(m, nm, p->MB, add, g->s.threads);
+    sum_vector_gradients(v, nv, g->partial_width, groups, add);
 }
 
-/* Token and position embeddings: by columns, so that each number's sum runs over the rows in order.
- */
+/* The gradients of token and position embeddings. Threads share columns, so that each number's sum
+ * runs over the rows in order. */
 static void embedding_gradients(const Pass *p, float *grads, int add) {
     Model *g = p->g;
     const int C = g->s.C;
-    const Dropout d = drop_at(p, DROP_EMBEDDING);
-    float *tokens = grads + g->at[WTE], *places = g->at[WPE] < 0 ? NULL : grads + g->at[WPE];
+    const Dropout d = dropout_for(p, DROP_EMBEDDING);
+    float *tokens = grads + g->offset[WTE],
+          *positions = g->offset[WPE] < 0 ? NULL : grads + g->offset[WPE];
 #pragma omp for schedule(static)
     for (int c = 0; c < C; c += 16) {
         if (!add && !g->s.tied)
             for (long v = 0; v < g->s.V; v++)
                 _mm512_storeu_ps(tokens + v * C + c, _mm512_setzero_ps());
-        if (!add && places)
+        if (!add && positions)
             for (long t = 0; t < g->s.T; t++)
-                _mm512_storeu_ps(places + t * C + c, _mm512_setzero_ps());
+                _mm512_storeu_ps(positions + t * C + c, _mm512_setzero_ps());
         for (long r = 0; r < p->M; r++) {
-            __m512 y = keep(d, (uint32_t)(r * C + c), _mm512_loadu_ps(g->dx + r * C + c));
+            __m512 y = apply_dropout(d, (uint32_t)(r * C + c), _mm512_loadu_ps(g->dx + r * C + c));
             float *to = tokens + p->idx[r] * C + c;
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
-            if (!places) continue;
-            to = places + r % p->T * C + c;
+            if (!positions) continue;
+            to = positions + r % p->T * C + c;
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
         }
     }

@@ -1,4 +1,7 @@
-/* Sixteen numbers at a time, for any processor: the compiler makes of them what it has. */
+/* Vectors of sixteen numbers for any processor, with gcc's vector extensions.
+ *
+ * The compiler turns a v16 into one AVX-512 register, two of AVX2, or four of SSE2 or NEON.
+ * Intrinsics are used only if gcc's own code for an operation is much slower. */
 
 #ifndef GPTCLI_LANES_H
 #define GPTCLI_LANES_H
@@ -10,30 +13,37 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "constants.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16 };
 
+/* A bfloat16 is kept as its bits. The v... types are vectors of sixteen numbers. */
 typedef uint16_t bf16;
 typedef float v16 __attribute__((vector_size(64)));
-typedef int32_t i16 __attribute__((vector_size(64)));
-typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
-static const i16 LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* Lane i holds i. */
+static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-static long up_to(long n, long m) { return (n + m - 1) / m * m; }
+/* The smallest multiple of m that is at least n. */
+static long round_up(long n, long m) { return (n + m - 1) / m * m; }
 
-INLINE v16 all(float x) { return x - (v16){0}; }
+/* x in every lane: gcc spreads a scalar operand over the lanes of the other. */
+INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
-INLINE i16 every(int32_t x) { return x - (i16){0}; }
+INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }
 
-INLINE int32_t int_at(const void *p) {
+/* Read from an address that need not be aligned. */
+INLINE int32_t read_int(const void *p) {
     int32_t x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-INLINE float float_at(const void *p) {
+INLINE float read_float(const void *p) {
     float x;
     memcpy(&x, p, sizeof x);
     return x;
@@ -47,61 +57,63 @@ INLINE v16 load(const float *p) {
 
 INLINE void store(float *p, v16 x) { memcpy(p, &x, sizeof x); }
 
-/* bfloat16 is the upper half of float32. */
-INLINE v16 load_half(const bf16 *p) {
-    h16 x;
+/* Sixteen bfloat16 as float32: a bfloat16 is the upper half of the float32's bits. */
+INLINE v16 load_from_bf16(const bf16 *p) {
+    v16bf16 x;
     memcpy(&x, p, sizeof x);
-#if defined(__AVX512F__) /* which gcc makes of it only from some version on */
-    return (v16)((i16)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#if defined(__AVX512F__) /* older versions of gcc do not find this instruction */
+    return (v16)((v16i)_mm512_cvtepu16_epi32((__m256i)x) << 16);
 #else
-    return (v16)(__builtin_convertvector(x, i16) << 16);
+    return (v16)(__builtin_convertvector(x, v16i) << 16);
 #endif
 }
 
-INLINE i16 load_whole(const void *p) {
-    i16 x;
+/* Sixteen int32. */
+INLINE v16i load_ints(const void *p) {
+    v16i x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-/* Sixteen pairs: the first of each, and the second. */
-INLINE i16 load_pairs(const bf16 *p) { return load_whole(p); }
+/* Sixteen pairs of bfloat16. `firsts` and `seconds` give the two halves of the pairs as float32. */
+INLINE v16i load_pairs(const bf16 *p) { return load_ints(p); }
 
-INLINE v16 firsts(i16 pairs) { return (v16)(pairs << 16); }
+INLINE v16 firsts(v16i pairs) { return (v16)(pairs << 16); }
 
-INLINE v16 seconds(i16 pairs) { return (v16)(pairs & (int32_t)0xffff0000); }
+INLINE v16 seconds(v16i pairs) { return (v16)(pairs & (int32_t)0xffff0000); }
 
-/* Ask for memory that will be read soon. */
-INLINE void fetch_soon(const char *p, long bytes) {
+/* Starts to load memory into the first-level cache before it is needed. */
+INLINE void prefetch(const char *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
-/* To the nearest, ties to even. */
-INLINE void store_half(bf16 *p, v16 x) {
-    const i16 bits = (i16)x, odd = (bits >> 16) & 1;
+/* Rounds to bfloat16, to the nearest, ties to even. NaN is not handled. */
+INLINE void store_as_bf16(bf16 *p, v16 x) {
+    const v16i bits = (v16i)x, odd = (bits >> 16) & 1;
 #if defined(__AVX512F__)
-    const h16 y = (h16)_mm512_cvtepi32_epi16((__m512i)((bits + odd + 0x7fff) >> 16));
+    const v16bf16 y = (v16bf16)_mm512_cvtepi32_epi16((__m512i)((bits + odd + 0x7fff) >> 16));
 #else
-    const h16 y = __builtin_convertvector((bits + odd + 0x7fff) >> 16, h16);
+    const v16bf16 y = __builtin_convertvector((bits + odd + 0x7fff) >> 16, v16bf16);
 #endif
     memcpy(p, &y, sizeof y);
 }
 
-INLINE bf16 half_of(float x) {
+/* One number; rounds as store_as_bf16 does. */
+INLINE bf16 round_to_bf16(float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (bf16)((bits + (bits >> 16 & 1) + 0x7fff) >> 16);
 }
 
-INLINE float float_of(bf16 x) {
+INLINE float bf16_to_float(bf16 x) {
     const uint32_t bits = (uint32_t)x << 16;
     float y;
     memcpy(&y, &bits, sizeof y);
     return y;
 }
 
-/* The lowest byte of each. */
-INLINE void store_bytes(char *p, i16 x) {
+/* Stores the lowest byte of each lane. */
+INLINE void store_low_bytes(char *p, v16i x) {
 #if defined(__AVX512F__)
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
 #else
@@ -109,36 +121,38 @@ INLINE void store_bytes(char *p, i16 x) {
 #endif
 }
 
-/* mask ? a : b, the mask's lanes all ones or zeros. */
-INLINE v16 either(i16 mask, v16 a, v16 b) { return (v16)((mask & (i16)a) | (~mask & (i16)b)); }
+/* mask ? a : b. A lane of the mask has all bits set or none. */
+INLINE v16 blend(v16i mask, v16 a, v16 b) { return (v16)((mask & (v16i)a) | (~mask & (v16i)b)); }
 
-INLINE v16 larger(v16 a, v16 b) { return either(a > b, a, b); }
+/* The larger number of each lane; b if a is NaN. */
+INLINE v16 lanewise_max(v16 a, v16 b) { return blend(a > b, a, b); }
 
-/* Always in the same order. */
-INLINE float sum_of(v16 x) {
+/* The sum of the lanes, always added in the same order. */
+INLINE float sum_lanes(v16 x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
-    for (int half = 8; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) x[i] += x[i + n];
     return x[0];
 #endif
 }
 
-INLINE float largest_of(v16 x) {
+/* The largest lane. */
+INLINE float max_lane(v16 x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);
 #else
-    for (int half = 8; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
     return x[0];
 #endif
 }
 
-/* The first of a, the first of b, the second of a, and so on: 32 numbers to p. */
-INLINE void store_in_turn(float *p, v16 a, v16 b) {
+/* Stores a[0], b[0], a[1], b[1], ...: 32 numbers. */
+INLINE void store_interleaved(float *p, v16 a, v16 b) {
 #if defined(__AVX512F__)
-    const i16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const v16i low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     store(p, (v16)_mm512_permutex2var_ps((__m512)a, (__m512i)low, (__m512)b));
     store(p + LANES, (v16)_mm512_permutex2var_ps((__m512)a, (__m512i)(low + 8), (__m512)b));
 #else
@@ -146,13 +160,14 @@ INLINE void store_in_turn(float *p, v16 a, v16 b) {
 #endif
 }
 
-/* e^x to about 1e-7, 0 below -87: x = n ln 2 + r, e^r by its series, 2^n by the exponent. */
-INLINE v16 exp_of(v16 x) {
-    const v16 bound = either(x > all(88.0f), all(88.0f), x);
-    const v16 shift = all(12582912.0f); /* 1.5 x 2^23: adding it rounds to a whole number */
+/* e^x with a relative error of about 1e-7; 0 below -87. x = n ln 2 + r, so e^x = 2^n e^r: the
+ * Taylor series gives e^r, and n is added to the exponent bits. */
+INLINE v16 v16_exp(v16 x) {
+    const v16 bound = blend(x > broadcast(88.0f), broadcast(88.0f), x);
+    const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */
     const v16 n = (bound * 1.44269504f + shift) - shift;
     const v16 r = (bound - n * 0.693359375f) + n * 2.12194440e-4f;
-    v16 y = all(1.0f / 5040);
+    v16 y = broadcast(1.0f / 5040);
     y = y * r + 1.0f / 720;
     y = y * r + 1.0f / 120;
     y = y * r + 1.0f / 24;
@@ -160,15 +175,15 @@ INLINE v16 exp_of(v16 x) {
     y = y * r + 0.5f;
     y = y * r + 1.0f;
     y = y * r + 1.0f;
-    const i16 bits = (i16)y + (__builtin_convertvector(n, i16) << 23);
-    return (v16)(bits & (x > all(-87.0f)));
+    const v16i bits = (v16i)y + (__builtin_convertvector(n, v16i) << 23);
+    return (v16)(bits & (x > broadcast(-87.0f)));
 }
 
-INLINE v16 sigmoid_of(v16 x) { return 1.0f / (1.0f + exp_of(-x)); }
+INLINE v16 v16_sigmoid(v16 x) { return 1.0f / (1.0f + v16_exp(-x)); }
 
-INLINE v16 silu(v16 x) { return x * sigmoid_of(x); }
+INLINE v16 silu(v16 x) { return x * v16_sigmoid(x); }
 
-/* In the tanh form, as a sigmoid. Source: Hendrycks and Gimpel 2016, section 2. */
-INLINE v16 gelu(v16 x) { return x * sigmoid_of(1.5957691216f * (x + 0.044715f * x * x * x)); }
+/* GELU in its tanh form; see constants.h. */
+INLINE v16 gelu(v16 x) { return x * v16_sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x)); }
 
 #endif

@@ -1,7 +1,7 @@
-"""The C files of this folder as libraries: built once for the processor at hand, then kept.
+"""Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
-Training needs Linux on x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on);
-sampling any Linux. Both need gcc or another `cc`.
+There are two libraries: TRAINING and SAMPLING. Both need Linux and a C compiler, gcc or `cc`.
+TRAINING also needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from gptcli.interrupts import before_leaving
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
-_NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
-_TILES = {"amx_tile", "amx_bf16"}
+_TRAINING_FEATURES = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
+_AMX_FEATURES = {"amx_tile", "amx_bf16"}
 _SECONDS_TO_BUILD = 120.0
 _SECONDS_TO_STOP = 2.0
 
@@ -40,15 +40,20 @@ _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A C file, what it offers, and what a processor must have for it to be built."""
+    """A C file that is compiled into a library, and what is known about the library."""
 
     name: str
+    """The file's name without `.c`."""
     functions: dict[str, tuple[Any, list[Any]]]
-    needed: frozenset[str] = frozenset()
+    """The result type and the argument types of each exported function."""
+    expected: dict[str, int]
+    """What these functions must return: the sizes of structs and the numbers of parameters."""
+    required_features: frozenset[str] = frozenset()
+    """Features that the processor must have, as /proc/cpuinfo calls them."""
 
 
 class Shape(ctypes.Structure):
-    """`Shape` of model.h."""
+    """Mirror of `Shape` in model.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("modern", "tied", "L", "H", "C", "F", "V", "T")),
@@ -59,7 +64,7 @@ class Shape(ctypes.Structure):
 
 
 class DecoderShape(ctypes.Structure):
-    """`Shape` of decoder.h."""
+    """Mirror of `Shape` in decoder.h."""
 
     _fields_ = [
         (name, ctypes.c_int32)
@@ -67,8 +72,8 @@ class DecoderShape(ctypes.Structure):
     ]
 
 
-class How(ctypes.Structure):
-    """`How` of choose.h."""
+class SamplingParamsStruct(ctypes.Structure):
+    """Mirror of `SamplingParams` in next_token.h."""
 
     _fields_ = [
         *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "penalty")),
@@ -76,14 +81,20 @@ class How(ctypes.Structure):
     ]
 
 
-_BEGINNING: dict[str, tuple[Any, list[Any]]] = {
-    "tiles_allowed": (_I, []),
-    "tiles_known": (_I, []),
+_PARAMETERS = {"global_parameters": 5, "layer_parameters": 19}
+"""How many parameters there are outside the blocks and in each block, for both archs together."""
+
+_COMMON_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "request_amx": (_I, []),
+    "compiled_with_amx": (_I, []),
+    "shape_bytes": (_I, []),
+    "global_parameters": (_I, []),
+    "layer_parameters": (_I, []),
 }
 TRAINING = Source(
     "gpt",
     {
-        **_BEGINNING,
+        **_COMMON_FUNCTIONS,
         "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
         "gpt_free": (None, [_P]),
         "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
@@ -92,81 +103,110 @@ TRAINING = Source(
         "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
         "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
     },
-    _NEEDED,
+    {"shape_bytes": ctypes.sizeof(Shape), **_PARAMETERS},
+    _TRAINING_FEATURES,
 )
 SAMPLING = Source(
     "decode",
     {
-        **_BEGINNING,
+        **_COMMON_FUNCTIONS,
+        "sampling_params_bytes": (_I, []),
         "dec_new": (_P, [ctypes.POINTER(DecoderShape), _P]),
         "dec_free": (None, [_P]),
         "dec_bytes": (ctypes.c_size_t, [ctypes.POINTER(DecoderShape)]),
         "dec_rounds_rows": (_I, []),
-        "dec_piece": (_I, [_P]),
-        "dec_rows": (_I, [_P]),
+        "dec_max_chunk": (_I, [_P]),
+        "dec_max_rows": (_I, [_P]),
         "dec_feed": (None, [_P, _I, _P, _P, _P, _P, _I, _I]),
         "dec_score": (None, [_P, _I, _I, _P, _P, _I]),
-        "dec_scored": (_I, [_P]),
+        "dec_max_scored": (_I, [_P]),
         "dec_copy": (None, [_P, _I, _I, _I]),
         "dec_logits": (ctypes.POINTER(_F), [_P, _I]),
-        "dec_run": (None, [_P, _I, _P, _P, _I, _P, ctypes.POINTER(How), _P, _P, _I, _I]),
+        "dec_run": (
+            None,
+            [_P, _I, _P, _P, _I, _P, ctypes.POINTER(SamplingParamsStruct), _P, _P, _I, _I],
+        ),
+    },
+    {
+        "shape_bytes": ctypes.sizeof(DecoderShape),
+        "sampling_params_bytes": ctypes.sizeof(SamplingParamsStruct),
+        **_PARAMETERS,
     },
 )
 
 
 @dataclass(frozen=True)
 class Found:
-    """The library, or why there is none."""
+    """A loaded library, or the reason why there is none."""
 
     library: ctypes.CDLL | None
     reason: str
-    can_be_helped: bool = False
-    """Whether the user could do something about the reason."""
+    user_can_fix: bool = False
+    """Whether the user can do something about the reason, for example install a compiler."""
 
 
 @functools.cache
 def find(source: Source = TRAINING) -> Found:
-    """The library, built if it was not yet, or the reason why it cannot be had. Never raises."""
+    """The library, or the reason why it cannot be used. Compiles it first if necessary.
+
+    Never raises."""
     features = _processor_features()
     if features is None:
         return Found(None, "this is not Linux")
-    if not features >= source.needed:
+    if not features >= source.required_features:
         return Found(None, "the processor has no AVX512-BF16 (or this is not Linux on x86-64)")
     try:
-        library = _kept(source, features) or _build(source, features)
-    except _NotBuilt as error:
-        return Found(None, str(error), can_be_helped=True)
+        library = _load_cached(source, features) or _build_and_load(source, features)
+    except (_BuildError, _MismatchError) as error:
+        return Found(None, str(error), user_can_fix=True)
     except (OSError, AttributeError) as error:
         return Found(None, f"the built library cannot be loaded: {error}")
-    # Where PyTorch can use the tiles and we cannot, it trains more quickly; sampling does without.
-    lacking = source is TRAINING and features >= _TILES and not library.tiles_known()
-    if lacking or not library.tiles_allowed():
-        return Found(None, "the compiler or the system does not let us use the processor's tiles")
+    # If the processor has AMX but the library cannot use it, PyTorch trains faster than the
+    # library. Sampling is faster with the library even without AMX.
+    slow = source is TRAINING and features >= _AMX_FEATURES and not library.compiled_with_amx()
+    if slow or not library.request_amx():
+        return Found(None, "the compiler or the system does not support the processor's AMX tiles")
     return Found(library, "")
 
 
 def start_building(source: Source = TRAINING) -> None:
-    """Begin to build in the background, if that is to be done: `find` waits for it."""
+    """Start to compile the library in the background if it is not in the cache.
+
+    `find` waits for the compiler."""
     features = _processor_features()
-    if features is not None and features >= source.needed and _built(source, features) is None:
-        with suppress(_NotBuilt, OSError):  # `find` meets the same error, and says it
+    if features is None or not features >= source.required_features:
+        return
+    if _trusted_file(source, features) is None:
+        with suppress(_BuildError, OSError):  # `find` meets the same error and reports it
             _Builder.running[source] = _Builder(source, features)
 
 
-class _NotBuilt(Exception):
-    pass
+class _BuildError(Exception):
+    """The library cannot be compiled. The message says why."""
+
+
+class _MismatchError(Exception):
+    """The library's structs or parameters are not those of the Python code."""
 
 
 def _load(source: Source, path: Path) -> ctypes.CDLL:
+    """The library of a file, its functions with their types.
+
+    Raises OSError or AttributeError if the file is damaged."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in source.functions.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    for name, expected in source.expected.items():
+        if (found := getattr(library, name)()) != expected:
+            raise _MismatchError(
+                f"the C library does not match the Python code: {name} is {found}, not {expected}"
+            )
     return library
 
 
 def _processor_features() -> frozenset[str] | None:
-    """What the processor says it knows; None where there is no asking."""
+    """The processor's features and its architecture; None if this is not Linux."""
     if sys.platform != "linux":
         return None
     try:
@@ -180,12 +220,13 @@ def _processor_features() -> frozenset[str] | None:
 
 
 def _sources() -> list[Path]:
+    """All C files: a header can be part of either library."""
     return sorted(p for p in _HERE.iterdir() if p.suffix in (".c", ".h"))
 
 
 @functools.cache
-def _key(features: frozenset[str]) -> str:
-    """What the built file depends on."""
+def _cache_key(features: frozenset[str]) -> str:
+    """A hash of everything that decides what the compiler makes."""
     digest = hashlib.sha256()
     for source in _sources():
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
@@ -193,60 +234,70 @@ def _key(features: frozenset[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _goal(source: Source, features: frozenset[str]) -> Path:
-    return cache_folder() / "native" / f"{source.name}-{_key(features)}.so"
+def _cached_path(source: Source, features: frozenset[str]) -> Path:
+    """Where the compiled library is in the cache, or will be."""
+    return cache_folder() / "native" / f"{source.name}-{_cache_key(features)}.so"
 
 
-def _built(source: Source, features: frozenset[str]) -> Path | None:
-    """The built file, if it is there and nobody but this user can have written it."""
-    path = _goal(source, features)
+def _trusted_file(source: Source, features: frozenset[str]) -> Path | None:
+    """The compiled library in the cache if it exists and no other user can have written it."""
+    path = _cached_path(source, features)
     try:
-        return path if _ours(path) and _ours(path.parent) else None
+        return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None
     except OSError:
         return None
 
 
-def _ours(path: Path) -> bool:
+def _only_we_can_write(path: Path) -> bool:
+    """Whether this user or root owns the path and nobody else has permission to write it."""
     found = path.stat()
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _kept(source: Source, features: frozenset[str]) -> ctypes.CDLL | None:
-    path = _built(source, features)
+def _load_cached(source: Source, features: frozenset[str]) -> ctypes.CDLL | None:
+    """The library from the cache; None if it is not there or damaged."""
+    path = _trusted_file(source, features)
     try:
         return None if path is None else _load(source, path)
-    except (OSError, AttributeError):  # damaged; it will be replaced
+    except (OSError, AttributeError):  # damaged: the next build replaces the file
         return None
 
 
-def _build(source: Source, features: frozenset[str]) -> ctypes.CDLL:
+def _build_and_load(source: Source, features: frozenset[str]) -> ctypes.CDLL:
+    """The library, compiled now or by the compiler that `start_building` has started."""
     builder = _Builder.running.pop(source, None) or _Builder(source, features)
     try:
-        return _load(source, builder.finish())
+        return _load(source, builder.wait())
     finally:
-        builder.clear_away()
+        builder.remove_temporary_files()
 
 
 class _Builder:
-    """A compiler at work on a temporary file, which takes its place when it is whole."""
+    """A running compiler. It writes a temporary file, which is renamed when it is complete.
+
+    If the cache cannot be used, the library is compiled into a private temporary folder, again in
+    each process. Raises _BuildError if the compiler cannot be started."""
 
     running: ClassVar[dict[Source, _Builder]] = {}
+    """Compilers that `start_building` has started and `find` has not waited for yet."""
 
     def __init__(self, source: Source, features: frozenset[str]) -> None:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
         if not compiler:
-            raise _NotBuilt("there is no C compiler (`gcc` or `cc`)")
-        self.goal = _goal(source, features)
-        self.private: Path | None = None
+            raise _BuildError("there is no C compiler (`gcc` or `cc`)")
+        self.target = _cached_path(source, features)
+        self.private: Path | None = None  # the private temporary folder
         try:
-            self.goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _ours(self.goal.parent):
+            self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _only_we_can_write(self.target.parent):
                 raise OSError
-            handle, name = tempfile.mkstemp(prefix=".building-", suffix=".so", dir=self.goal.parent)
-            _sweep(self.goal.parent)
-        except OSError:  # built anew in each process then
+            handle, name = tempfile.mkstemp(
+                prefix=".building-", suffix=".so", dir=self.target.parent
+            )
+            _remove_stale_files(self.target.parent)
+        except OSError:
             self.private = Path(tempfile.mkdtemp(prefix="gptcli-native-"))
-            self.goal = self.private / f"{source.name}.so"
+            self.target = self.private / f"{source.name}.so"
             handle, name = tempfile.mkstemp(suffix=".so", dir=self.private)
         os.close(handle)
         self.temporary = Path(name)
@@ -257,24 +308,26 @@ class _Builder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # so that what it starts can be stopped with it
+                start_new_session=True,  # a process group of its own: stop_compiler stops all of it
             )
         except OSError as error:
-            self.clear_away()
-            raise _NotBuilt(f"`{compiler}` cannot be run ({error.strerror})") from None
-        atexit.register(self.give_up)
+            self.remove_temporary_files()
+            raise _BuildError(f"`{compiler}` cannot be run ({error.strerror})") from None
+        atexit.register(self.abandon)
 
-    def give_up(self) -> None:
-        """Leave nothing behind where nobody waited for the end."""
+    def abandon(self) -> None:
+        """Clean up when the process ends before anybody waited for the compiler."""
         if self.process.poll() is None:
-            self.stop()
+            self.stop_compiler()
         elif self.process.returncode == 0 and self.private is None and self.temporary.exists():
-            self.temporary.chmod(0o700)  # it was built; the next process will need it
-            self.temporary.replace(self.goal)
-        self.clear_away()
+            self.temporary.chmod(0o700)  # it is complete: the next process can load it
+            self.temporary.replace(self.target)
+        self.remove_temporary_files()
 
-    def stop(self) -> None:
-        """End the compiler, which clears its own temporary files away when it is asked to."""
+    def stop_compiler(self) -> None:
+        """Stop the compiler and all processes that it started.
+
+        SIGTERM comes first, because gcc then removes its own temporary files."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -284,43 +337,48 @@ class _Builder:
             except subprocess.TimeoutExpired:
                 pass
 
-    def clear_away(self) -> None:
-        """Remove what is not to stay: a library that is loaded does not need its file."""
+    def remove_temporary_files(self) -> None:
+        """Remove the temporary file and the private folder.
+
+        A loaded library does not need its file."""
         self.temporary.unlink(missing_ok=True)
         if self.private is not None:
             shutil.rmtree(self.private, ignore_errors=True)
 
-    def finish(self) -> Path:
+    def wait(self) -> Path:
+        """The compiled library, as soon as the compiler has ended.
+
+        Raises _BuildError if it fails or takes too long."""
         try:
             _, errors = self.process.communicate(timeout=_SECONDS_TO_BUILD)
         except subprocess.TimeoutExpired:
-            self.stop()
-            raise _NotBuilt("the C compiler failed: it took too long") from None
+            self.stop_compiler()
+            raise _BuildError("the C compiler failed: it took too long") from None
         if self.process.returncode != 0:
-            raise _NotBuilt(f"the C compiler failed: {_complaint(errors)}")
+            raise _BuildError(f"the C compiler failed: {_first_error(errors)}")
         self.temporary.chmod(0o700)
         fsync_file(self.temporary)
-        self.temporary.replace(self.goal)
-        return self.goal
+        self.temporary.replace(self.target)
+        return self.target
 
 
-def _give_up_all() -> None:
+def _abandon_all() -> None:
     for builder in list(_Builder.running.values()):
-        builder.give_up()
+        builder.abandon()
 
 
-before_leaving.append(_give_up_all)
+before_leaving.append(_abandon_all)
 
 
-def _complaint(errors: bytes) -> str:
-    """What a compiler says first, without the files that lead there."""
-    lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
+def _first_error(errors: bytes) -> str:
+    """The first error in a compiler's output, without the list of included files before it."""
+    lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a message"]
     return next((line for line in lines if "error" in line), lines[0]).strip()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what builders left that were killed."""
+def _remove_stale_files(folder: Path) -> None:
+    """Remove the temporary files of builders that were killed."""
     for path in folder.glob(".building-*"):
-        with suppress(OSError):  # another process may be at it too
+        with suppress(OSError):  # another process can remove the same file
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:
                 path.unlink()

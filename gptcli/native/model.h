@@ -1,8 +1,10 @@
-/* What a GPT is here: its shape, where its parameters lie, and the memory of a step.
+/* The shape of a GPT in training, its packed weights, and the memory of a training step.
  *
- * B sequences, T tokens, M = B T rows in blocks of 32, C channels, H heads, D = C / H, F the
- * feed-forward's hidden width, V vocabulary. Weights come and gradients go as float32, at the same
- * offsets of two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. */
+ * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads, head
+ * width D, F the feed-forward's hidden width, F1 the width of its first product (2 F with a gate),
+ * V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the same
+ * offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and "gpt2"
+ * are the two archs. */
 
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H
@@ -12,103 +14,116 @@
 #include <sys/mman.h>
 
 #include "attention.h"
+#include "constants.h"
 #include "parameters.h"
 
+/* What Python passes; its mirror is Shape in library.py. T is the longest sequence. */
 typedef struct {
     int32_t modern, tied, L, H, C, F, V, T, threads;
     float dropout;
     int64_t most_tokens;
 } Shape;
 
-/* One linear layer's weights as tiles: for the forward product, and for the gradient at its input.
- */
+/* library.py compares this size with its mirror's. */
+int shape_bytes(void) { return sizeof(Shape); }
+
+/* One linear layer's weights as B tiles: forward (K, N) for the outputs, backward (N, K) for the
+ * gradient at the inputs. */
 typedef struct {
-    long N, K; /* outputs (to 32), inputs */
+    long N, K; /* outputs, rounded up to 32; inputs */
     bf16 *forward, *backward;
 } Packed;
 
-/* What a layer keeps for the backward pass, in rows unless it is said otherwise. */
+/* The packed matrices of a layer: query, key and value together; attention's output projection; the
+ * feed-forward's first product, with the gate if there is one; its second product. */
+enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
+
+/* What a layer keeps for the backward pass. Arrays are in rows, unless pieces (tiles.h) are named.
+ */
 typedef struct {
     bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
-    bf16 *qkv;       /* (M, 3 C) */
-    bf16 *qk_hat;    /* (M, 2 C), modern */
+    bf16 *qkv;       /* (M, 3 C): queries, keys, values */
+    bf16 *qk_hat;    /* (M, 2 C), modern: normalised queries and keys */
     bf16 *mixed;     /* (M, C): the heads' outputs */
     bf16 *hidden;    /* (M, F1), in pieces: before the activation */
-    float *scale1, *scale2; /* (M) */
-    float *qk_scale;        /* (M, 2 H), modern */
-    float *log_sum;         /* (B, H, T), to base 2 */
+    float *scale1, *scale2; /* (M): the norms' scales */
+    float *qk_scale;        /* (M, 2 H), modern: the scales of QK-norm */
+    float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* What a thread needs for a group of rows. */
+/* A thread's scratch: what it needs for a group of rows. */
 typedef struct {
     AttentionScratch attention;
-    float *wide;     /* (rows, V to 32) */
+    float *logits;   /* (rows, Vp) */
     float *d_norm;   /* (rows, C): the gradient at a norm's output */
-    bf16 *half;      /* (rows, C), in pieces, as are the next two */
-    bf16 *mid;       /* (rows, F) */
-    bf16 *wide_half; /* (rows, F1 or V to 32) */
-} Scratch;
+    bf16 *rows_c;    /* (rows, C), in pieces, like the next two */
+    bf16 *rows_f;    /* (rows, F) */
+    bf16 *rows_wide; /* (rows, F1 or Vp) */
+} ThreadScratch;
 
+/* A GPT in training. */
 typedef struct {
     Shape s;
-    int D, F1;      /* F1: F, or 2 F with a gate */
-    int group;      /* blocks of 32 rows that a thread takes at once */
-    long blocks;    /* of 32 rows, for which there is memory */
-    int64_t *at;    /* offsets */
-    Packed *packed; /* 4 of each layer: qkv, out, up, down; then the head */
+    int D, F1;       /* F1: F, or 2 F with a gate */
+    int group;       /* blocks of 32 rows that a thread takes at once */
+    long blocks;     /* blocks of 32 rows for which there is memory */
+    int64_t *offset; /* of each parameter in weights and gradients (parameters.h); -1: absent */
+    Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
-    float *x, *dx, *losses; /* (M, C) (M, C) (M) */
+    float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     bf16 *hat, *in;
-    float *scale;                                 /* the last norm's */
-    bf16 *dqkv, *dmixed;                          /* (M, 3 C) (M, C) */
-    bf16 *d_qkv, *d_out, *d_up, *d_down, *d_head; /* gradients at outputs, turned: A tiles */
-    bf16 *mixed_tiles, *act_tiles;                /* inputs of out and down: B tiles */
-    long head_blocks;                             /* row blocks of the head at once */
-    float *parts; /* the groups' shares of the gradients of vectors */
-    long part_width;
-    Scratch *scratch;
+    float *scale;        /* the last norm's */
+    bf16 *dqkv, *dmixed; /* (M, 3 C) (M, C) */
+    bf16 *d_qkv, *d_out, *d_up, *d_down,
+        *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
+    bf16 *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
+    long head_blocks; /* row blocks whose logits are computed before their gradients are used */
+    float *partials;  /* each group's part of the gradients of vectors (passes.h) */
+    long partial_width;
+    ThreadScratch *scratch;
     char *memory;
     size_t bytes;
 } Model;
 
-enum { HUGE_PAGE = 2 << 20 };
+/* The offsets of layer l's parameters. */
+static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
-static int64_t *of_layer(Model *g, int l) { return g->at + GLOBALS + (long)l * OF_LAYER; }
-
-/* Lays all arrays out from `at`, or counts their bytes where it is NULL. */
-static size_t lay_out(Model *g, char *at) {
+/* Returns the bytes of all arrays. Also sets the arrays' addresses, from `start` on, if it is not
+ * NULL. */
+static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
-    const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = up_to(s.V, 32);
+    const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
     const long group = 32L * g->group;
     size_t used = 0;
-#define TAKE(to, n) ((to) = (void *)(at ? at + used : NULL), used += up_to((n) * sizeof *(to), 64))
+#define TAKE(to, n)                                                                                \
+    ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     for (int l = 0; l < s.L; l++) {
-        Packed *p = g->packed + 4 * l;
-        const long N[4] = {3 * C, C, g->F1, C}, K[4] = {C, C, C, s.F};
-        for (int i = 0; i < 4; i++) {
+        Packed *p = g->packed + PACKED_PER_LAYER * l;
+        const long N[PACKED_PER_LAYER] = {3 * C, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, C, C, s.F};
+        for (int i = 0; i < PACKED_PER_LAYER; i++) {
             p[i].N = N[i], p[i].K = K[i];
             TAKE(p[i].forward, N[i] * K[i]);
             TAKE(p[i].backward, N[i] * K[i]);
         }
-        Layer *y = g->layers + l;
-        TAKE(y->hat1, rows * C);
-        TAKE(y->in1, MB * 32 * C);
-        TAKE(y->scale1, rows);
+        Layer *layer = g->layers + l;
+        TAKE(layer->hat1, rows * C);
+        TAKE(layer->in1, MB * 32 * C);
+        TAKE(layer->scale1, rows);
         if (s.modern) {
-            TAKE(y->qk_hat, rows * 2 * C);
-            TAKE(y->qk_scale, rows * 2 * s.H);
+            TAKE(layer->qk_hat, rows * 2 * C);
+            TAKE(layer->qk_scale, rows * 2 * s.H);
         }
-        TAKE(y->qkv, rows * 3 * C);
-        TAKE(y->log_sum, rows * s.H);
-        TAKE(y->mixed, rows * C);
-        TAKE(y->hat2, rows * C);
-        TAKE(y->in2, MB * 32 * C);
-        TAKE(y->scale2, rows);
-        TAKE(y->hidden, rows * g->F1);
+        TAKE(layer->qkv, rows * 3 * C);
+        TAKE(layer->log2_sum_exp, rows * s.H);
+        TAKE(layer->mixed, rows * C);
+        TAKE(layer->hat2, rows * C);
+        TAKE(layer->in2, MB * 32 * C);
+        TAKE(layer->scale2, rows);
+        TAKE(layer->hidden, rows * g->F1);
     }
-    Packed *last = g->packed + 4 * s.L;
+    Packed *last = g->packed + PACKED_PER_LAYER * s.L;
     last->N = Vp, last->K = C;
     TAKE(last->forward, Vp * C);
     TAKE(last->backward, Vp * C);
@@ -129,27 +144,26 @@ static size_t lay_out(Model *g, char *at) {
     TAKE(g->mixed_tiles, MB * 32 * C);
     TAKE(g->act_tiles, MB * 32 * s.F);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
-    g->part_width = 9 * C + g->F1 + 2 * g->D; /* see part_of */
-    TAKE(g->parts, (MB + g->group - 1) / g->group * g->part_width);
+    g->partial_width = 9 * C + g->F1 + 2 * g->D; /* the fields of Partials, passes.h */
+    TAKE(g->partials, (MB + g->group - 1) / g->group * g->partial_width);
     for (int i = 0; i < s.threads; i++) {
-        Scratch *t = g->scratch + i;
-        TAKE(t->wide, group * Vp);
-        TAKE(t->half, group * C);
-        TAKE(t->mid, group * s.F);
-        TAKE(t->wide_half, group * (Vp > g->F1 ? Vp : g->F1));
+        ThreadScratch *t = g->scratch + i;
+        TAKE(t->logits, group * Vp);
+        TAKE(t->rows_c, group * C);
+        TAKE(t->rows_f, group * s.F);
+        TAKE(t->rows_wide, group * (Vp > g->F1 ? Vp : g->F1));
         TAKE(t->d_norm, group * C);
-        char *from = at ? at + used : NULL;
+        char *from = start ? start + used : NULL;
         used += attention_scratch(&t->attention, from, s.T, g->D);
     }
 #undef TAKE
     return used;
 }
 
-/* ---- weights into tiles
- * -------------------------------------------------------------------------- */
+/* ---- packing weights ------------------------------------------------------------------------- */
 
-/* 32 rows of W (N, K) from row n on; in `backward` the matrix may be one of several below each
- * other, which have `steps` row blocks in all, its own from `from` on. */
+/* Packs rows n to n + 31 of W (N, K). Several matrices below each other can share `backward`;
+ * together they have `steps` row blocks, of which W's begin at number `from`. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
                              long steps, long from) {
     bf16 piece[32 * 32] __attribute__((aligned(64)));
@@ -159,43 +173,45 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forwa
                 store_bf16(piece + 32 * i + j, n + i < N ? _mm512_loadu_ps(W + (n + i) * K + k + j)
                                                          : _mm512_setzero_ps());
         for (int i = 0; i < 2; i++)
-            pack_rows(piece + 512 * i, 32, 32, forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
-        pack_pairs32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE,
-                     steps * TILE);
+            pack_b16_transposed(piece + 512 * i, 32, 32,
+                                forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
+        pack_b32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
     }
 }
 
-/* A part of a linear layer: row blocks `from` on of its `packed` come from the matrix at `offset`.
- */
+/* A matrix that fills the row blocks of `packed` from number `from` on. */
 typedef struct {
     int64_t offset;
     long N, from;
     Packed *packed;
-} Source;
+} WeightBlock;
 
-static int sources(Model *g, Source *out) {
+/* All matrices of the network, 7 per layer at most and the head; returns their number. */
+static int weight_blocks(Model *g, WeightBlock *out) {
     const long C = g->s.C, F = g->s.F;
     int n = 0;
     for (int l = 0; l < g->s.L; l++) {
-        const int64_t *at = of_layer(g, l);
-        Packed *p = g->packed + 4 * l;
-        for (int i = 0; i < 3; i++) out[n++] = (Source){at[QUERY + i], C, i * C / 32, p};
-        out[n++] = (Source){at[OUT], C, 0, p + 1};
-        if (g->s.modern) out[n++] = (Source){at[GATE], F, 0, p + 2};
-        out[n++] = (Source){at[UP], F, g->s.modern ? F / 32 : 0, p + 2};
-        out[n++] = (Source){at[DOWN], C, 0, p + 3};
+        const int64_t *offset = layer_offsets(g, l);
+        Packed *p = g->packed + PACKED_PER_LAYER * l;
+        for (int i = 0; i < 3; i++)
+            out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[OUT], C, 0, p + PACKED_OUT};
+        if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + PACKED_UP};
+        out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + PACKED_UP};
+        out[n++] = (WeightBlock){offset[DOWN], C, 0, p + PACKED_DOWN};
     }
-    out[n++] = (Source){g->at[HEAD], g->s.V, 0, g->packed + 4 * g->s.L};
+    out[n++] = (WeightBlock){g->offset[HEAD], g->s.V, 0, g->packed + PACKED_PER_LAYER * g->s.L};
     return n;
 }
 
-/* Round the float32 weights into tiles. Call after every change of them. */
+/* Rounds the float32 weights to bfloat16 and packs them into tiles. Call after every change of
+ * them. */
 void gpt_pack(Model *g, const float *weights) {
-    Source all[7 * g->s.L + 1];
-    const int n = sources(g, all);
+    WeightBlock blocks[7 * g->s.L + 1];
+    const int n = weight_blocks(g, blocks);
 #pragma omp parallel num_threads(g->s.threads)
     for (int i = 0; i < n; i++) {
-        const Source a = all[i];
+        const WeightBlock a = blocks[i];
         const long K = a.packed->K;
 #pragma omp for schedule(static) nowait
         for (long b = 0; b < (a.N + 31) / 32; b++)
@@ -205,34 +221,35 @@ void gpt_pack(Model *g, const float *weights) {
     }
 }
 
-/* ---- birth and death
- * ----------------------------------------------------------------------------- */
+/* ---- allocation ------------------------------------------------------------------------------ */
 
+/* Frees a model. NULL is allowed. */
 void gpt_free(Model *g) {
     if (!g) return;
-    free(g->memory), free(g->at), free(g->packed), free(g->layers), free(g->scratch), free(g);
+    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
 }
 
-/* A model of that shape without memory; NULL where there is none even for that. */
-static Model *unborn(const Shape *shape) {
+/* A model of this shape without the memory of its arrays, or NULL if even that is too much. */
+static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
     const Shape s = g->s = *shape;
     g->D = s.C / s.H;
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
-    const long Vp = up_to(s.V, 32), budget = 64L << 20;
-    /* Weights of a layer that do not fit into the second cache are worth more rows at once. */
+    const long Vp = round_up(s.V, 32), budget = 64L << 20;
+    /* If a layer's weights do not fit into the second-level cache, each reading of them should
+     * serve more rows. */
     const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
     g->group = weights > 1L << 20 ? 4 : 1;
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
     if (g->head_blocks < g->group) g->head_blocks = g->group;
-    g->at = malloc((GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
-    g->packed = calloc(4 * s.L + 1, sizeof *g->packed);
+    g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
+    g->packed = calloc(PACKED_PER_LAYER * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
-    if (!g->at || !g->packed || !g->layers || !g->scratch) {
+    if (!g->offset || !g->packed || !g->layers || !g->scratch) {
         gpt_free(g);
         return NULL;
     }
@@ -240,25 +257,26 @@ static Model *unborn(const Shape *shape) {
     return g;
 }
 
-/* Bytes that a model of that shape takes, or 0. */
+/* Bytes that a model of this shape takes, or 0 if they cannot be counted. */
 size_t gpt_bytes(const Shape *shape) {
-    Model *g = unborn(shape);
+    Model *g = new_without_memory(shape);
     const size_t bytes = g ? g->bytes : 0;
     gpt_free(g);
     return bytes;
 }
 
-/* A model of that shape with memory for most_tokens at once, or NULL where there is none.
- * C and F are multiples of 32, D of 16 and at most 512; the caller has seen to it. */
+/* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough.
+ * offsets: where each parameter begins (parameters.h); copied. The caller has checked the sizes: C
+ * and F are multiples of 32, and D is a multiple of 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
-    Model *g = unborn(shape);
+    Model *g = new_without_memory(shape);
     if (g) {
         const Shape s = g->s;
-        memcpy(g->at, offsets, (GLOBALS + (size_t)s.L * OF_LAYER) * sizeof *g->at);
-        g->memory = aligned_alloc(HUGE_PAGE, up_to(g->bytes, HUGE_PAGE));
-#ifdef MADV_HUGEPAGE /* tiles lie far apart: with small pages most of the time goes to finding     \
-                        them */
-        if (g->memory) madvise(g->memory, up_to(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
+        memcpy(g->offset, offsets, (GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
+        g->memory = aligned_alloc(HUGE_PAGE, round_up(g->bytes, HUGE_PAGE));
+#ifdef MADV_HUGEPAGE
+        /* Tiles lie far apart: with small pages, most of the time goes into finding pages. */
+        if (g->memory) madvise(g->memory, round_up(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }
     if (!g || !g->memory) {
@@ -270,7 +288,7 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     lay_out(g, g->memory);
     for (int t = 0; t < s.T; t++)
         for (int j = 0; j < g->D / 2; j++) {
-            const double angle = t * pow(10000.0, -2.0 * j / g->D);
+            const double angle = t * pow(ROTARY_THETA, -2.0 * j / g->D);
             g->cos[t * (g->D / 2) + j] = cos(angle);
             g->sin[t * (g->D / 2) + j] = sin(angle);
         }

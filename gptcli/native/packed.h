@@ -1,78 +1,83 @@
-/* Weights of linear layers, packed once, and their products with a few rows.
+/* Packed weights of linear layers for sampling, and their products with a few rows.
  *
- * N outputs and K inputs, both padded with zeros to multiples of 32. A panel is 16 outputs: for
- * each input (float32) or each two inputs (bfloat16) their 16 or 32 weights in a row, which is also
- * the layout of the processor's tiles; those of eight bits are described in bytes.h. A row's sums
- * are made in the same order whatever stands beside it, so that what a stream writes does not
- * depend on the others. */
+ * N outputs and K inputs, both padded with zeros to multiples of 32. A panel holds the weights of
+ * 16 outputs: for each input 16 float32, or for each two inputs 16 pairs of bfloat16, which is also
+ * the layout of AMX's B tiles. int8.h describes panels of int8 weights, README.md has drawings.
+ *
+ * A row's sums run in the same order for any number of rows. So a stream's text does not depend on
+ * the other streams. */
 
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__)
-#define HAS_TILES 1
+#define HAS_BF16_TILES 1
 #include "tiles.h"
 #else
-#define HAS_TILES 0
+#define HAS_BF16_TILES 0
 #endif
 
 #if defined(__AVX512BF16__)
-#define HALF_ROWS 1 /* rows are rounded to bfloat16 where the weights are */
+#define BF16_ROWS 1 /* activations are rounded to bfloat16 if the weights are */
 #include <immintrin.h>
 #else
-#define HALF_ROWS 0
+#define BF16_ROWS 0
 #endif
 
-#include "bytes.h"
+#include "int8.h"
 
-enum { PANEL = 16, ROWS_AT_ONCE = 32 };
+enum { PANEL = 16, MAX_ROWS = 32 };
 
+/* The weights' type; DecoderShape.kind in library.py. */
 typedef enum { FLOAT32, BFLOAT16, INT8 } Kind;
 
 typedef struct {
     long N, K;
     Kind kind;
     char *weights;
-    float *bias; /* N, zeros where the layer has none */
+    float *bias; /* N numbers, zeros if the layer has no bias */
 } Packed;
 
+/* Bytes of a panel. */
 static long panel_bytes(const Packed *p) {
-    return p->kind == INT8 ? byte_panel_bytes(p->K) : PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4);
+    return p->kind == INT8 ? int8_panel_bytes(p->K) : PANEL * p->K * (p->kind == BFLOAT16 ? 2 : 4);
 }
 
+/* Bytes of all panels. */
 static size_t packed_bytes(const Packed *p) { return p->N / PANEL * panel_bytes(p); }
 
-/* Bytes of a row of K numbers, as products read it. */
+/* Bytes of a row of K activations in the format that products read. */
 static long row_bytes(const Packed *p) {
-    return p->kind == INT8 ? byte_row_bytes(p->K)
-                           : p->K * (p->kind == BFLOAT16 && HALF_ROWS ? 2 : 4);
+    return p->kind == INT8 ? int8_row_bytes(p->K)
+                           : p->K * (p->kind == BFLOAT16 && BF16_ROWS ? 2 : 4);
 }
 
-/* Panel n / 16 from 16 rows of the source (NULL: zeros); input k comes from column columns[k] (-1:
- * zero), or k itself up to `count` where columns is NULL. */
+/* Packs outputs n to n + 15. rows: the 16 outputs' weights; NULL for zeros. Input k comes from
+ * column columns[k] (-1: zero); without `columns` from column k if k < count. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
     char *to = p->weights + n / PANEL * panel_bytes(p);
-    float group[PANEL][GROUP];
+    float group[PANEL][SCALE_GROUP];
     for (long k = 0; k < p->K; k++) {
         const long from = columns ? columns[k] : k < count ? k : -1;
         for (int i = 0; i < PANEL; i++) {
             const float x = rows[i] && from >= 0 ? rows[i][from] : 0.0f;
             if (p->kind == INT8)
-                group[i][k % GROUP] = x;
+                group[i][k % SCALE_GROUP] = x;
             else if (p->kind == BFLOAT16)
-                ((bf16 *)to)[k / 2 * 32 + 2 * i + k % 2] = half_of(x);
+                ((bf16 *)to)[k / 2 * 32 + 2 * i + k % 2] = round_to_bf16(x);
             else
                 ((float *)to)[k * PANEL + i] = x;
         }
-        if (p->kind == INT8 && k % GROUP == GROUP - 1)
-            pack_group(group, (uint8_t *)to + (k - k % GROUP) * PANEL,
-                       (bf16 *)(to + PANEL * p->K) + k / GROUP * PANEL);
+        if (p->kind == INT8 && k % SCALE_GROUP == SCALE_GROUP - 1)
+            quantize_group(group, (uint8_t *)to + (k - k % SCALE_GROUP) * PANEL,
+                           (bf16 *)(to + PANEL * p->K) + k / SCALE_GROUP * PANEL);
     }
 }
 
-/* ---- out (nr, 16 nb) = rows (nr, K) times nb panels ---------------------------------------------
- */
+/* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
+
+/* out (nr, 16 nb) = nr rows (nr, K) times nb panels, all sums in registers. */
 
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
                      float *out, long out_row) {
@@ -80,18 +85,18 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
     const char *w = p->weights + panel * bytes;
     v16 sum[6][4];
     for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb; j++) sum[r][j] = all(0.0f);
+        for (int j = 0; j < nb; j++) sum[r][j] = broadcast(0.0f);
     if (p->kind == FLOAT32) {
         const float *a = (const float *)rows;
         for (long k = 0; k < p->K; k++, w += 64) {
             v16 b[4];
             for (int j = 0; j < nb; j++) b[j] = load((const float *)(w + j * bytes));
             for (int r = 0; r < nr; r++)
-                for (int j = 0; j < nb; j++) sum[r][j] += all(a[r * row + k]) * b[j];
+                for (int j = 0; j < nb; j++) sum[r][j] += broadcast(a[r * row + k]) * b[j];
         }
     } else {
         for (long k = 0; k < p->K; k += 2, w += 64) {
-#if HALF_ROWS
+#if BF16_ROWS
             const bf16 *a = (const bf16 *)rows;
             __m512bh b[4];
             for (int j = 0; j < nb; j++) b[j] = (__m512bh)_mm512_loadu_si512(w + j * bytes);
@@ -105,11 +110,11 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
 #else
             const float *a = (const float *)rows;
             for (int j = 0; j < nb; j++) {
-                const i16 pairs = load_pairs((const bf16 *)(w + j * bytes));
+                const v16i pairs = load_pairs((const bf16 *)(w + j * bytes));
                 const v16 even = firsts(pairs), odd = seconds(pairs);
                 for (int r = 0; r < nr; r++) {
-                    sum[r][j] += all(a[r * row + k]) * even;
-                    sum[r][j] += all(a[r * row + k + 1]) * odd;
+                    sum[r][j] += broadcast(a[r * row + k]) * even;
+                    sum[r][j] += broadcast(a[r * row + k + 1]) * odd;
                 }
             }
 #endif
@@ -119,12 +124,7 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
         for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
 }
 
-#if defined(__AVX512F__)
-enum { MOST_ROWS = 6 };
-#else
-enum { MOST_ROWS = 2 }; /* of 16 registers */
-#endif
-
+/* The same for any number n of rows. */
 INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
                      long out_row) {
     const long row = row_bytes(p);
@@ -140,25 +140,26 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
 
-/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number. n is at most 32, and
- * there is memory for 16 or 32 of the rows and of the outputs. */
-static void times(const Packed *p, const char *rows, int n, long panel, int panels, float *out,
-                  long out_row) {
+/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number, from panel `panel` on. n
+ * is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need room for them. */
+static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
+                            float *out, long out_row) {
     if (p->kind == INT8) {
         const char *w = p->weights + panel * panel_bytes(p);
-        times_bytes(p->K, w, rows, n, panels, out, out_row);
+        times_int8(p->K, w, rows, n, panels, out, out_row);
         return;
     }
-#if HAS_TILES
+#if HAS_BF16_TILES
     if (p->kind == BFLOAT16) {
         const int steps = p->K / 32;
         const long bytes = PANEL * p->K;
         const bf16 *w = (const bf16 *)p->weights + panel * bytes, *a = (const bf16 *)rows;
         for (int j = 0; j < panels; j += 2, w += 2 * bytes, out += 2 * PANEL)
             if (n <= 16)
-                block(1, 2, a, 0, p->K, 32, w, bytes, TILE, steps, out, out_row, 0);
+                multiply_tiles(1, 2, a, 0, p->K, 32, w, bytes, TILE, steps, out, out_row, 0);
             else
-                block(2, 2, a, 16 * p->K, p->K, 32, w, bytes, TILE, steps, out, out_row, 0);
+                multiply_tiles(2, 2, a, 16 * p->K, p->K, 32, w, bytes, TILE, steps, out, out_row,
+                               0);
         return;
     }
 #endif
@@ -167,19 +168,19 @@ static void times(const Packed *p, const char *rows, int n, long panel, int pane
     for (; j < panels; j += 2) all_rows(2, p, rows, n, panel + j, out + j * PANEL, out_row);
 }
 
-/* Every thread calls these two around its products; n as above. */
+/* Each thread calls products_begin before its products of n rows, and products_end after them. */
 static void products_begin(Kind kind, int n) {
-#if HAS_TILES
+#if HAS_BF16_TILES
     if (kind == BFLOAT16) tiles_begin_rows(n < 16 ? n : 16);
 #endif
-#if HAS_BYTE_TILES
-    if (kind == INT8) byte_tiles_begin(n < 16 ? n : 16);
+#if HAS_INT8_TILES
+    if (kind == INT8) int8_tiles_begin(n < 16 ? n : 16);
 #endif
     (void)kind, (void)n;
 }
 
 static void products_end(Kind kind) {
-#if HAS_TILES
+#if HAS_BF16_TILES
     if (kind != FLOAT32) tiles_end();
 #endif
     (void)kind;

@@ -1,10 +1,15 @@
-/* The parameters of a GPT, in the order in which gptcli.native.engine.parameter_names gives them.
- */
+/* The parameters of a GPT, in the order of the tables in gptcli/model/parameters.py.
+ *
+ * Python passes an address or an offset for each: first GLOBALS parameters outside the blocks, then
+ * PER_LAYER parameters of each block. If an arch does not have a parameter, its offset is -1 and
+ * its address NULL. */
 
 #ifndef GPTCLI_PARAMETERS_H
 #define GPTCLI_PARAMETERS_H
 
+/* Outside the blocks. */
 enum { WTE, WPE, LNF, LNF_BIAS, HEAD, GLOBALS };
+/* In each block. */
 enum {
     LN1,
     LN1_BIAS,
@@ -25,7 +30,11 @@ enum {
     UP_BIAS,
     DOWN,
     DOWN_BIAS,
-    OF_LAYER
+    PER_LAYER
 };
+
+/* The two counts. library.py compares them with the Python table's when it loads a library. */
+int global_parameters(void) { return GLOBALS; }
+int layer_parameters(void) { return PER_LAYER; }
 
 #endif

@@ -1,14 +1,21 @@
-/* The forward and the backward pass, by groups of one or four blocks of 32 rows: what happens to a
- * group between two products stays in the cache, and weights too large for it are read once for the
- * whole group. Threads share groups, heads and rows of gradients; no sum is divided between them,
- * so that their number does not change a bit of the result. */
+/* The forward and the backward pass of a GPT, by groups of rows, heads and layers.
+ *
+ * Dimensions as in model.h. A group is one or four blocks of 32 rows. What happens to a group
+ * between two products stays in the cache, and weights too large for the cache are read once for
+ * the whole group. Threads share groups, heads and rows of gradients. No sum is divided between
+ * threads, so their number does not change a bit of the result.
+ *
+ * A block of the network is computed in three parts, because attention needs all rows of a
+ * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
+ * (output projection, feed-forward). x is the residual stream; A is the input of a product. */
 
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
 
+#include "constants.h"
 #include "model.h"
 
-/* One batch on its way. */
+/* One batch and one pass over it. */
 typedef struct {
     Model *g;
     const float *w;
@@ -18,36 +25,42 @@ typedef struct {
     uint64_t seed;
 } Pass;
 
+/* The first row of group k. */
 static long group_start(const Pass *p, long k) { return 32 * k * p->g->group; }
 
+/* The number of rows of group k, a multiple of 32. */
 static int group_rows(const Pass *p, long k) {
     const long left = 32 * p->MB - group_start(p, k), most = 32 * p->g->group;
     return left < most ? left : most;
 }
 
+/* Sites of dropout: two in each layer, the embedding, and each head's weights. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
-static Dropout drop_at(const Pass *p, uint32_t place) {
-    return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, place);
+/* The dropout of a site; none if no backward pass follows. */
+static Dropout dropout_for(const Pass *p, uint32_t site) {
+    return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
 
-static const float *vector(const Pass *p, int64_t offset) {
+/* A parameter, or NULL if it is absent. */
+static const float *vector_at(const Pass *p, int64_t offset) {
     return offset < 0 ? NULL : p->w + offset;
 }
 
+/* A norm with these parameters: RMSNorm if modern, else LayerNorm. */
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     const int modern = p->g->s.modern;
-    return (Norm){p->w + gain, vector(p, bias), !modern, modern ? 1e-6f : 1e-5f};
+    return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? RMS_NORM_EPS : LAYER_NORM_EPS};
 }
 
-/* Saved arrays of layer l; without a backward pass all layers share the first one's. */
-static Layer *saved(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
+/* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
+static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* Columns c to c + width - 1, a multiple of 32, of 32 rows times a linear layer's weights: small
- * enough to be used at once, out of the first cache. A is in pieces, or in rows a_row apart (32
- * apart is the same as in pieces). */
+/* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
+/* A linear layer's outputs c to c + width - 1 for 32 rows of A: out (32, width). Small enough to be
+ * used at once from the first-level cache. width is a multiple of 32. */
 INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
@@ -55,7 +68,8 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
             out, width);
 }
 
-/* The same for gradients at its outputs, which become gradients at its inputs. */
+/* The gradient at a linear layer's inputs c to c + width - 1, from A, the gradient at its outputs:
+ * out (32, width). */
 INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
@@ -63,7 +77,7 @@ INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, i
             out, width);
 }
 
-/* out (rows, K) = gradients at a layer's inputs, from those at its outputs. */
+/* out (rows, K) = the gradient at a linear layer's inputs, from A, the gradient at its outputs. */
 static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
@@ -72,7 +86,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
-/* x (rows, C) += dropout(A w + bias), for rows r0 on of the batch. */
+/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch, for dropout. */
 static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
@@ -85,60 +99,62 @@ static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, con
                     float *to = x + (r + i) * C + c + j;
                     __m512 y = _mm512_loadu_ps(piece + 32 * i + j);
                     if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias + c + j));
-                    y = keep(d, (uint32_t)((r0 + r + i) * C + c + j), y);
+                    y = apply_dropout(d, (uint32_t)((r0 + r + i) * C + c + j), y);
                     _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
                 }
         }
 }
 
+/* x = dropout(token embedding + position embedding), for rows r0 on. Padded rows become 0. */
 static void embed(const Pass *p, long r0, int rows) {
     Model *g = p->g;
     const int C = g->s.C;
-    const Dropout d = drop_at(p, DROP_EMBEDDING);
+    const Dropout d = dropout_for(p, DROP_EMBEDDING);
     for (long r = r0; r < r0 + rows; r++) {
         float *x = g->x + r * C;
         if (r >= p->M) {
             memset(x, 0, C * sizeof(float));
             continue;
         }
-        const float *token = p->w + g->at[WTE] + p->idx[r] * C;
-        const float *place = g->at[WPE] < 0 ? NULL : p->w + g->at[WPE] + r % p->T * C;
+        const float *token = p->w + g->offset[WTE] + p->idx[r] * C;
+        const float *position = g->offset[WPE] < 0 ? NULL : p->w + g->offset[WPE] + r % p->T * C;
         for (int c = 0; c < C; c += 16) {
             __m512 y = _mm512_loadu_ps(token + c);
-            if (place) y = _mm512_add_ps(y, _mm512_loadu_ps(place + c));
-            _mm512_storeu_ps(x + c, keep(d, (uint32_t)(r * C + c), y));
+            if (position) y = _mm512_add_ps(y, _mm512_loadu_ps(position + c));
+            _mm512_storeu_ps(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
         }
     }
 }
 
-static void before_attention(const Pass *p, int l, long r0, int rows, Scratch *s) {
+/* Rows r0 on of x -> norm -> queries, keys and values in layer->qkv. */
+static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
-    const int64_t *at = of_layer(g, l);
+    Layer *layer = saved_layer(p, l);
+    const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, H = g->s.H, D = g->D;
-    norm_forward(g->x + r0 * C, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C,
-                 y->scale1 + r0, s->half);
-    if (p->training) pack_pairs(s->half, (long)rows * C, y->in1 + r0 * C);
-    const Packed *w = g->packed + 4 * l;
-    /* Whole heads at once where they are to be normalised: a common multiple of 32 and D. */
+    norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
+                 layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
+    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
+    /* QK-norm needs whole heads at once: a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < 3 * C; c += width)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->half + r * C, 32, w, c, width, piece);
+            forward_piece(s->rows_c + r * C, 32, w + PACKED_QKV, c, width, piece);
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
-                bf16 *to = y->qkv + row * 3 * C + c;
+                bf16 *to = layer->qkv + row * 3 * C + c;
                 if (g->s.modern && c < 2 * C) {
                     const long t = row % p->T * (D / 2);
                     for (int h = 0; h < width; h += D)
-                        norm_rotate(out + h, D, p->w + at[c < C ? Q_NORM : K_NORM], g->cos + t,
-                                    g->sin + t, y->qk_hat + row * 2 * C + c + h,
-                                    y->qk_scale + row * 2 * H + (c + h) / D, to + h);
+                        norm_rotate(out + h, D, p->w + offset[c < C ? Q_NORM : K_NORM], g->cos + t,
+                                    g->sin + t, layer->qk_hat + row * 2 * C + c + h,
+                                    layer->qk_scale + row * 2 * H + (c + h) / D, to + h);
                     continue;
                 }
-                const float *bias = vector(p, at[QUERY_BIAS + c / C]);
+                const float *bias = vector_at(p, offset[QUERY_BIAS + c / C]);
                 for (int j = 0; j < width; j += 16) {
                     __m512 v = _mm512_loadu_ps(out + j);
                     if (bias) v = _mm512_add_ps(v, _mm512_loadu_ps(bias + c % C + j));
@@ -148,44 +164,48 @@ static void before_attention(const Pass *p, int l, long r0, int rows, Scratch *s
         }
 }
 
-static Dropout drop_weights(const Pass *p, int l, long head) {
-    return drop_at(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
+/* The dropout of a head's attention weights. */
+static Dropout dropout_for_weights(const Pass *p, int l, long head) {
+    return dropout_for(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
 }
 
-static void mix_head(const Pass *p, int l, long head, Scratch *s) {
+/* layer->qkv -> layer->mixed, for one head of one sequence (head = b H + h). */
+static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
+    Layer *layer = saved_layer(p, l);
     const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
     const long r0 = head / H * p->T;
-    const bf16 *q = y->qkv + r0 * 3 * C + h * D;
-    attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + r0 * C + h * D, C,
-                      y->log_sum + head * p->T, drop_weights(p, l, head), &s->attention);
+    const bf16 *q = layer->qkv + r0 * 3 * C + h * D;
+    attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + r0 * C + h * D, C,
+                      layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
+                      &s->attention);
 }
 
-static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s) {
+/* x += out projection of layer->mixed; x += feed-forward(norm(x)). Rows r0 on. */
+static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
-    const int64_t *at = of_layer(g, l);
-    const Packed *w = g->packed + 4 * l;
+    Layer *layer = saved_layer(p, l);
+    const int64_t *offset = layer_offsets(g, l);
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *x = g->x + r0 * C;
-    fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
-    add_branch(x, y->mixed + r0 * C, C, w + 1, vector(p, at[OUT_BIAS]), rows,
-               drop_at(p, l * DROP_SITES + DROP_OUT), r0);
-    norm_forward(x, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C, y->scale2 + r0,
-                 s->half);
-    if (p->training) pack_pairs(s->half, (long)rows * C, y->in2 + r0 * C);
-    const float *bias = vector(p, at[UP_BIAS]);
+    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
+    add_branch(x, layer->mixed + r0 * C, C, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
+               dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
+    norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
+                 layer->scale2 + r0, s->rows_c);
+    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in2 + r0 * C);
+    const float *bias = vector_at(p, offset[UP_BIAS]);
     float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->half + r * C, 32, w + 2, f, 32, a);
-            if (g->s.modern) forward_piece(s->half + r * C, 32, w + 2, F + f, 32, u);
+            forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, f, 32, a);
+            if (g->s.modern) forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, F + f, 32, u);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* in a piece */
-                    bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + place,
-                         *to = s->mid + r * F + f * 32 + place;
+                    const long index = i * 32 + j; /* in a piece */
+                    bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
+                         *to = s->rows_f + r * F + f * 32 + index;
                     __m512 z = _mm512_loadu_ps(a + 32 * i + j);
                     if (g->s.modern) {
                         __m512 up = _mm512_loadu_ps(u + 32 * i + j);
@@ -199,113 +219,118 @@ static void after_attention(const Pass *p, int l, long r0, int rows, Scratch *s)
                     }
                 }
         }
-    add_branch(x, s->mid, 32, w + 3, vector(p, at[DOWN_BIAS]), rows,
-               drop_at(p, l * DROP_SITES + DROP_DOWN), r0);
+    add_branch(x, s->rows_f, 32, w + PACKED_DOWN, vector_at(p, offset[DOWN_BIAS]), rows,
+               dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
-/* The last norm, the logits and each row's loss; in training, `scale` times their gradients too:
- * turned in d_head, which begins at row `from`, and at the rows of x in dx. */
-static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale, Scratch *s,
-                          float *part) {
+/* The last norm, the logits, and each row's loss into losses. In training also `scale` times the
+ * gradients: at the logits, transposed, into d_head, whose first row is row `from`; and at the
+ * residual stream into dx. `partial` (2 C) gets the last norm's. */
+static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
+                          ThreadScratch *s, float *partial) {
     Model *g = p->g;
-    const Packed *w = g->packed + 4 * g->s.L;
+    const Packed *w = g->packed + PACKED_PER_LAYER * g->s.L;
     const int C = g->s.C, V = g->s.V;
     const long Vp = w->N;
-    const Norm n = norm_at(p, g->at[LNF], g->at[LNF_BIAS]);
-    norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, s->half);
+    const Norm n = norm_at(p, g->offset[LNF], g->offset[LNF_BIAS]);
+    norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, s->rows_c);
     for (long v = 0; v < Vp; v += 32)
         for (int r = 0; r < rows; r += 32)
-            product(s->half + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE),
-                    C / 32 * TILE, C / 32, 2, s->wide + r * Vp + v, Vp);
-    if (p->training) pack_pairs(s->half, (long)rows * C, g->in + r0 * C);
+            product(s->rows_c + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE),
+                    C / 32 * TILE, C / 32, 2, s->logits + r * Vp + v, Vp);
+    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
-        const float *z = s->wide + i * Vp;
-        bf16 *d = s->wide_half;
+        const float *z = s->logits + i * Vp;
+        bf16 *d = s->rows_wide;
         const long r = r0 + i;
         if (r >= p->M) {
             for (long v = 0; v < Vp; v += 16)
                 store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
             continue;
         }
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
         for (int v = 0; v < V; v += 16)
-            most = _mm512_mask_max_ps(most, first(V - v), most, _mm512_loadu_ps(z + v));
-        const float top = _mm512_reduce_max_ps(most);
+            largest =
+                _mm512_mask_max_ps(largest, first_lanes(V - v), largest, _mm512_loadu_ps(z + v));
+        const float top = _mm512_reduce_max_ps(largest);
         const __m512 shift = _mm512_set1_ps(top);
         for (int v = 0; v < V; v += 16)
-            sum = _mm512_mask_add_ps(sum, first(V - v), sum,
+            sum = _mm512_mask_add_ps(sum, first_lanes(V - v), sum,
                                      vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift)));
-        const float total = _mm512_reduce_add_ps(sum), own = z[p->targets[r]];
-        g->losses[r] = logf(total) + top - own;
+        const float total = _mm512_reduce_add_ps(sum), target_logit = z[p->targets[r]];
+        g->losses[r] = logf(total) + top - target_logit;
         if (!p->training) continue;
+        /* The gradient at the logits is softmax(z), minus 1 at the target. */
         const __m512 factor = _mm512_set1_ps(scale / total);
         for (int v = 0; v < Vp; v += 16) {
             __m512 e = vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift));
-            store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first(V - v), e, factor));
+            store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first_lanes(V - v), e, factor));
         }
-        const __m128 hit = _mm_set_ss((expf(own - top) / total - 1.0f) * scale);
+        const __m128 hit = _mm_set_ss((expf(target_logit - top) / total - 1.0f) * scale);
         d[in_pieces(i, p->targets[r], Vp)] =
             (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
     }
     if (!p->training) return;
-    pack_turned(s->wide_half, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
-    times_backward(s->wide_half, 32, rows, w, s->d_norm);
-    norm_backward(s->d_norm, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, part,
-                  n.bias ? part + C : NULL);
+    pack_a_pieces_transposed(s->rows_wide, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
+    times_backward(s->rows_wide, 32, rows, w, s->d_norm);
+    norm_backward(s->d_norm, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, partial,
+                  n.bias ? partial + C : NULL);
 }
 
-/* ---- backward
- * ------------------------------------------------------------------------------------ */
+/* ---- backward -------------------------------------------------------------------------------- */
 
-/* The gradients at dropout's input of a branch, as bfloat16: in pieces, and turned. */
-static void into_branch(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
-                        bf16 *turned) {
+/* The gradient at the output of a branch, from dx, through dropout: as bfloat16 in pieces (out),
+ * and transposed as A tiles. */
+static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
+                            bf16 *transposed) {
     const int C = p->g->s.C;
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < C; c += 16)
-            store_bf16(out + in_pieces(i, c, C),
-                       keep(d, (uint32_t)((r0 + i) * C + c), _mm512_loadu_ps(dx + i * C + c)));
-    pack_turned(out, (long)rows * C, turned);
+            store_bf16(out + in_pieces(i, c, C), apply_dropout(d, (uint32_t)((r0 + i) * C + c),
+                                                               _mm512_loadu_ps(dx + i * C + c)));
+    pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* A group's shares of the gradients of vectors: the places of their float32 numbers. */
+/* A group's part of the gradients of a layer's vectors: where each begins. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
-} Part;
+} Partials;
 
-static Part part_of(const Model *g, long group) {
+/* Where the parts of group `group` begin. */
+static Partials group_partials(const Model *g, long group) {
     const int C = g->s.C;
-    float *at = g->parts + group * g->part_width;
-    Part a;
-    a.qkv = at, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
+    float *start = g->partials + group * g->partial_width;
+    Partials a;
+    a.qkv = start, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
     a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->D;
     return a;
 }
 
-static void after_attention_backward(const Pass *p, int l, long r0, int rows, Part part,
-                                     Scratch *s) {
+/* The backward pass of after_attention: dx -> dmixed, and tiles for the gradients of weights. */
+static void after_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
+                                     ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
-    const int64_t *at = of_layer(g, l);
-    const Packed *w = g->packed + 4 * l;
+    Layer *layer = saved_layer(p, l);
+    const int64_t *offset = layer_offsets(g, l);
+    const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *dx = g->dx + r0 * C;
-    fetch(y->mixed + r0 * C, rows * C * sizeof(bf16));
-    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_DOWN), r0, s->half,
-                g->d_down + r0 * C);
-    if (at[DOWN_BIAS] >= 0) column_sums(s->half, rows, C, part.down);
+    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
+    branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
+                    g->d_down + r0 * C);
+    if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
     float piece[32 * 32] __attribute__((aligned(64)));
-    bf16 *d = s->wide_half;
+    bf16 *d = s->rows_wide;
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->half + r * C, 32, w + 3, f, 32, piece);
+            backward_piece(s->rows_c + r * C, 32, w + PACKED_DOWN, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
-                    const long place = i * 32 + j; /* in a piece */
-                    const bf16 *kept = y->hidden + (r0 + r) * F1 + f * 32 + place;
-                    bf16 *act = s->mid + r * F + f * 32 + place,
-                         *to = d + (long)r * F1 + f * 32 + place;
+                    const long index = i * 32 + j; /* in a piece */
+                    const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
+                    bf16 *act = s->rows_f + r * F + f * 32 + index,
+                         *to = d + (long)r * F1 + f * 32 + index;
                     __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
                     if (g->s.modern)
                         swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
@@ -313,19 +338,21 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
                         gelu_backward(da, kept, act, to);
                 }
         }
-    pack_pairs(s->mid, (long)rows * F, g->act_tiles + r0 * F);
-    pack_turned(d, (long)rows * F1, g->d_up + r0 * F1);
-    if (at[UP_BIAS] >= 0) column_sums(d, rows, F1, part.up);
-    times_backward(d, 32, rows, w + 2, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, at[LN2], at[LN2_BIAS]), y->hat2 + r0 * C,
-                  y->scale2 + r0, dx, 1, part.ln2, at[LN2_BIAS] >= 0 ? part.ln2_bias : NULL);
-    into_branch(p, dx, rows, drop_at(p, l * DROP_SITES + DROP_OUT), r0, s->half, g->d_out + r0 * C);
-    if (at[OUT_BIAS] >= 0) column_sums(s->half, rows, C, part.out);
+    pack_b_pieces(s->rows_f, (long)rows * F, g->act_tiles + r0 * F);
+    pack_a_pieces_transposed(d, (long)rows * F1, g->d_up + r0 * F1);
+    if (offset[UP_BIAS] >= 0) column_sums(d, rows, F1, partial.up);
+    times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
+    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
+                  layer->hat2 + r0 * C, layer->scale2 + r0, dx, 1, partial.ln2,
+                  offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
+    branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0, s->rows_c,
+                    g->d_out + r0 * C);
+    if (offset[OUT_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.out);
     for (int r = 0; r < rows; r += 32)
-        pack_pairs32(y->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
+        pack_b32(layer->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
     for (int c = 0; c < C; c += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->half + r * C, 32, w + 1, c, 32, piece);
+            backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
                     store_bf16(g->dmixed + (r0 + r + i) * C + c + j,
@@ -333,50 +360,53 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
         }
 }
 
-static void mix_head_backward(const Pass *p, int l, long head, Scratch *s) {
+/* The backward pass of attend_head: dmixed -> dqkv. */
+static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
+    Layer *layer = saved_layer(p, l);
     const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
     const long r0 = head / H * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
-    const bf16 *q = y->qkv + from;
+    const bf16 *q = layer->qkv + from;
     bf16 *dq = g->dqkv + from;
-    attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, y->mixed + mixed, g->dmixed + mixed, C,
-                       y->log_sum + head * p->T, drop_weights(p, l, head), dq, dq + C, dq + 2 * C,
-                       &s->attention);
+    attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + mixed, g->dmixed + mixed,
+                       C, layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head), dq,
+                       dq + C, dq + 2 * C, &s->attention);
 }
 
-static void before_attention_backward(const Pass *p, int l, long r0, int rows, Part part,
-                                      Scratch *s) {
+/* The backward pass of before_attention: dqkv is added to dx; tiles for the gradients of weights.
+ */
+static void before_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
+                                      ThreadScratch *s) {
     Model *g = p->g;
-    Layer *y = saved(p, l);
-    const int64_t *at = of_layer(g, l);
+    Layer *layer = saved_layer(p, l);
+    const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, H = g->s.H, D = g->D;
     bf16 *d = g->dqkv + r0 * 3 * C;
-    fetch(d, rows * 3 * C * sizeof(bf16));
+    prefetch_l2(d, rows * 3 * C * sizeof(bf16));
     if (g->s.modern) {
-        memset(part.q_norm, 0, 2 * D * sizeof(float));
+        memset(partial.q_norm, 0, 2 * D * sizeof(float));
         for (int i = 0; i < rows; i++) {
             const int t = (r0 + i) % p->T;
             for (int c = 0; c < 2 * C; c += D)
-                norm_rotate_backward(d + i * 3 * C + c, D, p->w + at[c < C ? Q_NORM : K_NORM],
+                norm_rotate_backward(d + i * 3 * C + c, D, p->w + offset[c < C ? Q_NORM : K_NORM],
                                      g->cos + t * (D / 2), g->sin + t * (D / 2),
-                                     y->qk_hat + (r0 + i) * 2 * C + c,
-                                     y->qk_scale[(r0 + i) * 2 * H + c / D], d + i * 3 * C + c,
-                                     c < C ? part.q_norm : part.k_norm);
+                                     layer->qk_hat + (r0 + i) * 2 * C + c,
+                                     layer->qk_scale[(r0 + i) * 2 * H + c / D], d + i * 3 * C + c,
+                                     c < C ? partial.q_norm : partial.k_norm);
         }
     }
     for (int r = 0; r < rows; r += 32)
-        pack_turned32(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
-    if (at[QUERY_BIAS] >= 0)
+        pack_a32_transposed(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
+    if (offset[QUERY_BIAS] >= 0)
         for (int c = 0; c < 3 * C; c += 16) {
             __m512 sum = _mm512_setzero_ps();
             for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
-            _mm512_storeu_ps(part.qkv + c, sum);
+            _mm512_storeu_ps(partial.qkv + c, sum);
         }
-    times_backward(d, 3 * C, rows, g->packed + 4 * l, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, at[LN1], at[LN1_BIAS]), y->hat1 + r0 * C,
-                  y->scale1 + r0, g->dx + r0 * C, 1, part.ln1,
-                  at[LN1_BIAS] >= 0 ? part.ln1_bias : NULL);
+    times_backward(d, 3 * C, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
+                  layer->hat1 + r0 * C, layer->scale1 + r0, g->dx + r0 * C, 1, partial.ln1,
+                  offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
 }
 
 #endif

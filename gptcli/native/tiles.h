@@ -1,13 +1,19 @@
-/* Products of bfloat16 matrices with float32 sums, out of tiles that the machine multiplies at
- * once.
+/* Products of bfloat16 matrices with AMX tiles, or with AVX512-BF16 on processors without AMX.
  *
- * A tile is 1 KiB: 16 rows of 64 bytes. There are two kinds, and C += A B of a tile each is 16 x 16
- * numbers, summed over 32:
- *   A  16 rows of 32 numbers in a row (any distance between rows);
- *   B  16 pairs of rows, 16 columns: number (2i, j) and (2i + 1, j) side by side ("VNNI" layout).
- * With Intel's AMX one instruction multiplies two tiles; elsewhere AVX512-BF16 does a row at a
- * time. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS and
- * VDPBF16PS. */
+ * A tile is 1 KiB: 16 rows of 64 bytes, so 16 x 32 bfloat16 or 16 x 16 float32. One AMX instruction
+ * computes C += A B for a tile of each kind. The sum runs over 32 products, in float32:
+ *
+ *   A  16 rows of 32 consecutive bfloat16; the rows can be any distance apart
+ *   B  16 columns; row i of the tile holds the pairs (2i, j), (2i + 1, j) for j = 0 to 15
+ *   C  16 rows of 16 float32
+ *
+ * The layout of B is called VNNI. README.md has drawings. Without AMX, AVX512-BF16 multiplies one
+ * row of A at a time. Source: Intel 64 and IA-32 Architectures Software Developer's Manual,
+ * TDPBF16PS and VDPBF16PS.
+ *
+ * Names: pack_a... makes A tiles, pack_b... makes B tiles. `panel` is the distance between the
+ * tiles of two neighbouring blocks of 16 columns of B. `step` is a distance along the 32 products
+ * of a sum. All distances count numbers, not bytes. */
 
 #ifndef GPTCLI_TILES_H
 #define GPTCLI_TILES_H
@@ -16,43 +22,52 @@
 
 #include "lanes.h"
 
-enum { TILE = 512 }; /* numbers in a tile */
+enum { TILE = 512 }; /* bfloat16 in a tile */
 
+/* Sixteen bfloat16 as float32. */
 INLINE __m512 load_bf16(const bf16 *p) {
-    __m256i half = _mm256_loadu_si256((const __m256i *)p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    __m256i bits = _mm256_loadu_si256((const __m256i *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+/* Rounds sixteen float32 to bfloat16. */
 INLINE void store_bf16(bf16 *p, __m512 x) {
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 there) {
-    __m256i half = _mm256_maskz_loadu_epi16(there, p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+/* Loads the lanes of a mask; the other lanes become 0. */
+INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 mask) {
+    __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-INLINE void mask_store_bf16(bf16 *p, __mmask16 there, __m512 x) {
-    _mm256_mask_storeu_epi16(p, there, (__m256i)_mm512_cvtneps_pbh(x));
+/* Stores the lanes of a mask; the other numbers in memory stay as they are. */
+INLINE void mask_store_bf16(bf16 *p, __mmask16 mask, __m512 x) {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-/* ---- C (+)= A B, for na x nb tiles of 16 x 16 numbers -------------------------------------------
- * A tile of row block i at A + i * a_tile, its rows a_row apart; of step s at + s * a_step.
- * B tile of column block j at B + j * b_tile; of step s at + s * b_step. Distances in numbers. */
+/* ---- products of tiles ----------------------------------------------------------------------- */
+
+/* C (+)= A B for na x nb tiles of C, na and nb 1 or 2, over `steps` tiles of A and B each.
+ *
+ * The A tile of row block i is at A + i * a_tile and has rows a_row apart; step s is s * a_step
+ * further. The B tile of column block j is at B + j * b_tile; step s is s * b_step further. C has
+ * rows c_row apart; its old values are added if `add`. Four tiles of C at once use each loaded tile
+ * of A and B twice. */
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
-/* What the processor is told about the sizes of its tiles. */
+/* The processor's tile configuration (LDTILECFG). */
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
-} __attribute__((packed, aligned(64))) TileShape;
+} __attribute__((packed, aligned(64))) TileConfig;
 
-/* Every thread calls one of the first two and the last around its products: rows of A and C may be
- * fewer than 16. */
+/* Each thread calls tiles_begin or tiles_begin_rows before its products, and tiles_end after them.
+ * Rows of A and C can be fewer than 16: tiles 0 to 3 are C, 4 and 5 are A, 6 and 7 are B. */
 static void tiles_begin_rows(int rows) {
-    TileShape shape = {.palette = 1};
+    TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         shape.row_bytes[i] = 64;
         shape.rows[i] = i < 6 ? rows : 16;
@@ -65,9 +80,9 @@ static inline void tiles_begin(void) { tiles_begin_rows(16); }
 
 static void tiles_end(void) { _tile_release(); }
 
-INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
-                  int add) {
+INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
+                           long a_step, const bf16 *B, long b_tile, long b_step, int steps,
+                           float *C, long c_row, int add) {
     const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
     if (add) {
@@ -106,8 +121,9 @@ INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 
-INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B, long b_tile,
-                  long b_step, int steps, float *C, long c_row, int add) {
+/* C (8, 16 nb) (+)= A B: eight rows keep their sums in registers. */
+INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B,
+                            long b_tile, long b_step, int steps, float *C, long c_row, int add) {
     __m512 sum[8][2];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; r++)
@@ -132,40 +148,38 @@ INLINE void rows8(const int nb, const bf16 *A, long a_row, long a_step, const bf
         for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
 }
 
-INLINE void block(const int na, const int nb, const bf16 *A, long a_tile, long a_row, long a_step,
-                  const bf16 *B, long b_tile, long b_step, int steps, float *C, long c_row,
-                  int add) {
+INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
+                           long a_step, const bf16 *B, long b_tile, long b_step, int steps,
+                           float *C, long c_row, int add) {
     for (int i = 0; i < 2 * na; i++)
-        rows8(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile, b_step,
-              steps, C + 8 * i * c_row, c_row, add);
+        multiply_8_rows(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile,
+                        b_step, steps, C + 8 * i * c_row, c_row, add);
 }
 
 #endif
 
-/* C (32, 16 panels) = A (32, 32 steps) B, A with rows a_row apart and steps a_step, B in panels of
- * 16 columns. */
+/* C (32, 16 panels) = A (32, 32 steps) B. B consists of panels of 16 columns. */
 INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long panel, int steps,
                     int panels, float *C, long c_row) {
     int p = 0;
     for (; p + 1 < panels; p += 2)
-        block(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
-              c_row, 0);
+        multiply_tiles(2, 2, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps,
+                       C + 16 * p, c_row, 0);
     if (p < panels)
-        block(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps, C + 16 * p,
-              c_row, 0);
+        multiply_tiles(2, 1, A, 16 * a_row, a_row, a_step, B + p * panel, panel, TILE, steps,
+                       C + 16 * p, c_row, 0);
 }
 
-/* ---- into tiles ---------------------------------------------------------------------------------
- */
+/* ---- packing rows into tiles ----------------------------------------------------------------- */
 
-/* Rows a and b, 16 columns: their numbers side by side. */
-INLINE __m512i side_by_side(const bf16 *a, const bf16 *b) {
+/* Sixteen pairs (a[i], b[i]) of bfloat16: one row of a B tile. */
+INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Transpose 16 x 16 numbers of 32 bits. */
+/* Transposes 16 x 16 numbers of 32 bits. */
 INLINE void transpose16(__m512i r[16]) {
     __m512i t[16];
 #pragma GCC unroll 8
@@ -196,64 +210,64 @@ INLINE void transpose16(__m512i r[16]) {
     }
 }
 
-/* X (32 rows, `columns`) as B tiles that sum over its rows: one tile for 16 columns, `tile` apart.
- */
-static void pack_pairs32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+/* X (32, columns) as B tiles: one for 16 columns, `tile` apart. The product then sums over the 32
+ * rows of X. */
+static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
             _mm512_storeu_si512(out + 32 * r,
-                                side_by_side(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
+                                interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* X (32 rows, `columns`) transposed, as A tiles that sum over its rows, likewise one for 16
- * columns. */
-static void pack_turned32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
+/* The transpose of X (32, columns) as A tiles: one for 16 columns, `tile` apart. The product then
+ * sums over the 32 rows of X. */
+static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++)
-            r[i] = side_by_side(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
+            r[i] = interleave_rows(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
         transpose16(r);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }
 
-/* ---- pieces
- * -------------------------------------------------------------------------------------- An array
- * in pieces: 32 rows x 32 columns (2 KiB) lie together, those of the same rows side by side. What
- * is made and used piece by piece is then read in the order in which it lies in memory. */
+/* ---- arrays in pieces ------------------------------------------------------------------------ */
+
+/* An array (rows, C) in pieces consists of 32 x 32 blocks of 2 KiB, those of the same 32 rows side
+ * by side. Code that makes and uses an array block by block then reads memory in order. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
-/* Number (r, c) of an array of C columns in pieces. */
+/* Index of number (r, c) in an array of C columns in pieces. */
 INLINE long in_pieces(long r, long c, long C) {
     return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
 }
 
-/* An array in pieces, `numbers` long, as B tiles, and transposed as A tiles; the tiles of a row
- * block lie side by side. */
-static void pack_pairs(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_pairs32(X + i, 32, 32, out + i, TILE);
+/* An array in pieces as B tiles, each piece as two. `numbers` is the length of the array. */
+static void pack_b_pieces(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
 }
 
-static void pack_turned(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_turned32(X + i, 32, 32, out + i, TILE);
+/* The transpose of an array in pieces as A tiles, each piece as two. */
+static void pack_a_pieces_transposed(const bf16 *X, long numbers, bf16 *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
 }
 
-/* Ask for memory that will be read out of order. */
-static void fetch(const void *p, long bytes) {
+/* Starts to load memory into the second-level cache. Used before memory is read out of order. */
+static void prefetch_l2(const void *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
-/* X (16 rows, `columns`) as B tiles that sum over its columns: one tile for 32 columns, what is
- * missing of the last one 0. */
-static void pack_rows(const bf16 *X, long row, int columns, bf16 *out) {
+/* The transpose of X (16, columns) as B tiles: one for 32 columns, side by side. The product then
+ * sums over the columns of X. Columns that the last tile lacks are 0. */
+static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
-        __mmask16 there = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
+        __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
         __m512i r[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(there, X + i * row + c);
+        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, X + i * row + c);
         transpose16(r);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);

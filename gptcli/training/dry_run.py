@@ -55,7 +55,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
             config, vocab_size, dtype, device, config.run.engine, user_parts
         )
     train = config.train
-    tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0
     steps = train.max_steps + evaluations * val_tokens / 3 / tokens_per_step
     return {

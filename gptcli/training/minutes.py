@@ -157,7 +157,7 @@ def fit_to_minutes(
         user_parts,
         budget,
     )
-    tokens_per_step = config.train.batch_size * config.train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
     evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS
     remaining = end - time.perf_counter()

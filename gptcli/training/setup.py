@@ -74,7 +74,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     Only checkpoint_every keeps its `auto`: the Saver decides by the clock."""
     train, run = config.train, config.run
     device = choose_device(run.device)
-    tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     compiled = run.compile
     if compiled == "auto":
         compiled = (

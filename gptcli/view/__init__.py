@@ -1,1 +1,1 @@
-"""What people look at. Knows events and files, never the loop."""
+"""What the terminal shows. This package reads events and never imports the training loop."""

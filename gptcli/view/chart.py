@@ -1,4 +1,4 @@
-"""The chart of a run: the curve of the training loss, with a mark for every evaluation."""
+"""The chart of the live view: a curve of the training loss and an `o` for every evaluation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def chart(
     rows: int,
     glyphs: Glyphs,
 ) -> list[Text]:
-    """Both losses over the first to the last of `steps`: `rows` lines of curve and an axis.
+    """Both losses over `steps` (first, last): `rows` lines of curve, then one line of axis.
 
-    The training loss is a line; each evaluation is an `o`, so that the two can be told apart
-    without colours. No line is wider than `width` cells, unless that is under eight.
+    The training loss is a line and each evaluation is an `o`, so they differ even without
+    colours. No line is wider than `width` cells if `width` is at least eight.
     """
     first, last = steps
     ascii_only = glyphs.ascii_only
@@ -37,9 +37,9 @@ def chart(
     lines = []
     for row, cells in enumerate(drawn):
         label = norm_text(labels[row]) if row in labels else ""
-        places = [column for column, at in marks.items() if at == row]
-        line = Text(_with_marks(cells, places), style=LOSS)
-        for column in places:
+        marked = [column for column, at in marks.items() if at == row]
+        line = Text(_with_marks(cells, marked), style=LOSS)
+        for column in marked:
             line.stylize(f"bold {VAL}", column, column + 1)
         lines.append(
             Text.assemble(
@@ -65,19 +65,19 @@ def markers(
     up: tuple[float, float],
     ascii_only: bool,
 ) -> dict[int, int]:
-    """Column -> row of the newest point that falls into it, rows counted from the top.
+    """Column -> row (counted from the top) of the newest point in that column.
 
-    A point lands in the cell in which `curve` draws the same value at the same step; what lies
-    outside of the chart is left out.
+    The cell is the one in which `curve` draws the same value at the same step. Points outside the
+    chart are left out.
     """
     (first, last), (low, high) = across, up
-    places = {}
+    rows_of = {}
     dots = dots_per_cell(ascii_only)[1]
     for x, y in points:
         column = round((x - first) / (last - first) * (columns - 1)) if last > first else 0
         if first <= x <= last and low <= y <= high:
-            places[column] = dot_row(y, low, high, rows * dots) // dots
-    return places
+            rows_of[column] = dot_row(y, low, high, rows * dots) // dots
+    return rows_of
 
 
 def _with_marks(cells: str, columns: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Loss curves out of characters: a bounded history, and its drawing in braille or ASCII."""
+"""Loss curves drawn with characters (braille or ASCII), and the loss history behind them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Points = Sequence[tuple[float, float]]
 BRAILLE = 0x2800
 # The dots of a braille cell as (left column, right column), from the top row to the bottom row.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-# The same idea in ASCII: three heights within a cell.
+# The ASCII characters for three heights within a cell.
 _MARKS = "'-."
 
 
 class LossHistory:
-    """A history of (step, value) in bounded memory, with O(1) amortised appends.
+    """A history of (step, value) in bounded memory. An append takes O(1) amortised time.
 
-    Neighbours are averaged in buckets of equal size; when all buckets are full, pairs of them
-    become one. Values that are not finite are left out.
+    Buckets of equal size hold the mean of consecutive values. When all buckets are full,
+    neighbouring buckets are merged in pairs. Values that are not finite are left out.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
@@ -49,17 +49,17 @@ class LossHistory:
             self._stride *= 2
 
     def points(self) -> list[tuple[float, float]]:
-        """(mean step, mean value) of each bucket, in order; the last may be a partial one."""
+        """(mean step, mean value) of each bucket in order. The last bucket can be partly filled."""
         if not self._count:
             return list(self._full)
         return [*self._full, (self._steps / self._count, self._values / self._count)]
 
 
 def resample(points: Points, columns: int, first: float, last: float) -> list[float]:
-    """One value for each of `columns` equal parts of [first, last]: the mean of its points.
+    """The mean of the points in each of `columns` equal parts of [first, last].
 
-    Parts without a point lie on the straight line between their neighbours; before the first
-    point and after the last one they are nan, as everything is where there is no point.
+    A part without a point is interpolated linearly between its neighbours. Parts before the first
+    point and after the last point are nan.
     """
     sums = [0.0] * columns
     counts = [0] * columns
@@ -79,10 +79,11 @@ def resample(points: Points, columns: int, first: float, last: float) -> list[fl
 
 
 def bounds(*curves: Sequence[float]) -> tuple[float, float]:
-    """(lowest, highest) of the vertical axis for these curves over the same steps.
+    """(lowest, highest) value of the vertical axis for curves over the same steps.
 
-    The first tenth does not count for the top: the fall from ln V would press everything of
-    interest into the bottom rows. Never an empty range; (0, 1) without any finite value.
+    The first tenth of a curve does not raise the top. Otherwise the fall from ln V would press
+    the rest of the curve into the bottom rows. The range is never empty; it is (0, 1) if no value
+    is finite.
     """
     everything = [v for values in curves for v in values if math.isfinite(v)]
     if not everything:
@@ -92,24 +93,25 @@ def bounds(*curves: Sequence[float]) -> tuple[float, float]:
     ]
     low, high = min(everything), max(later or everything)
     margin = 0.02 * max(abs(low), abs(high), 1.0)
-    if high - low < margin:  # (nearly) constant: put it in the middle
+    if high - low < margin:  # a (nearly) constant curve is drawn in the middle
         middle = (low + high) / 2
         return middle - margin, middle + margin
     return low, high
 
 
 def dots_per_cell(ascii_only: bool) -> tuple[int, int]:
-    """(columns, rows) of places within one character."""
+    """(columns, rows) of dots within one character."""
     return (1, 3) if ascii_only else (2, 4)
 
 
 def dot_row(value: float, low: float, high: float, rows: int) -> int:
-    """The row, of `rows` counted from the top, where a value is drawn.
+    """The row in which a value is drawn, counted from the top.
 
-    -1 is for above `high`, `rows` for below `low`; in an empty range all is in the middle.
+    -1 if the value is above `high`, `rows` if it is below `low`, the middle row if the range is
+    empty.
     """
-    place = (value - low) / (high - low) if high > low else 0.5
-    return -1 if place > 1 else rows if place < 0 else rows - 1 - round(place * (rows - 1))
+    share = (value - low) / (high - low) if high > low else 0.5
+    return -1 if share > 1 else rows if share < 0 else rows - 1 - round(share * (rows - 1))
 
 
 def curve(
@@ -121,11 +123,11 @@ def curve(
     high: float | None = None,
     ascii_only: bool = False,
 ) -> list[str]:
-    """Draw values, equally far apart, as `height` strings of exactly `width` characters.
+    """Draw equally spaced values as `height` strings of exactly `width` characters.
 
-    Braille gives two columns and four rows of dots per character; with `ascii_only` it is one
-    column and three heights. Neighbours are joined; towards values outside [low, high] (by
-    default `bounds(values)`) the line runs off the edge; what is not finite is not drawn.
+    A braille character has two columns and four rows of dots. An ASCII character has one column
+    and three heights. Neighbouring values are joined. Towards values outside [low, high] (default:
+    `bounds(values)`) the line runs off the edge. Values that are not finite are not drawn.
     """
     if width < 1 or height < 1:
         return [""] * max(0, height)
@@ -144,7 +146,7 @@ def curve(
         row = dot_row(value, low, high, rows)
         start, stop = row, row
         if previous is not None and abs(previous - row) > 1:
-            # The way from the neighbour, up to but without its own dot.
+            # Join the previous value, without drawing its dot again.
             start, stop = (previous + 1, row) if previous < row else (row, previous - 1)
         for y in range(max(start, 0), min(stop, rows - 1) + 1):
             if ascii_only:

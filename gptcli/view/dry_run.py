@@ -1,4 +1,4 @@
-"""`gptcli train --dry-run` for people."""
+"""The lines that `gptcli train --dry-run` prints: parameters, tokens, memory and time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from gptcli.view.number_formats import duration
 
 
-def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """What a run would be and need, a figure a line."""
+def dry_run_lines(plan: dict[str, Any]) -> list[str]:
+    """One line for each figure of a dry run. `plan` is the object that --json prints."""
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
-        f"text        {plan['train_tokens']:,} tokens to train on, {plan['val_tokens']:,} to "
-        f"validate on, {plan['vocab_size']:,} different",
-        f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} a step "
+        f"text        {plan['train_tokens']:,} training tokens, {plan['val_tokens']:,} validation "
+        f"tokens; vocabulary {plan['vocab_size']:,}",
+        f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} in each step "
         f"({plan['epochs']:.1f} epochs)",
-        f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB beyond the libraries' own",
-        "time        not measured: it does not fit into this machine's memory"
+        f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, not counting the libraries",
+        "time        not measured, because the run does not fit into this machine's memory"
         if plan["seconds_estimate"] is None
         else f"time        about {duration(plan['seconds_estimate'])} on this machine",
         f"machine     {plan['device']}, {plan['dtype']}"

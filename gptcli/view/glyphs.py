@@ -1,4 +1,4 @@
-"""The colours of the view, and its characters for either kind of stream."""
+"""The colours of the live view, and its characters for Unicode and for ASCII terminals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOSS, VAL, BEST, LABEL = "cyan", "yellow", "green", "dim"
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters that differ between a stream that spells Unicode and one that does not."""
+    """The characters that differ between Unicode and ASCII output."""
 
     ascii_only: bool
     bar: str

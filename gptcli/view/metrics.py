@@ -1,4 +1,4 @@
-"""Events as the records of metrics.jsonl."""
+"""The records of metrics.jsonl, one for each logged step and each evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Record = dict[str, str | int | float | None]
 def metrics_record(event: Event) -> Record | None:
     """The record of a logged step or of an evaluation; None for every other event.
 
-    Losses in nats per token, in full precision; seconds since step 0, to the millisecond. A
-    value that is not finite becomes None, for JSON knows neither nan nor infinity.
+    Losses are in nats per token, in full precision. Seconds count from step 0, to the millisecond.
+    A value that is not finite becomes None, because JSON has neither nan nor infinity.
     """
     if isinstance(event, StepDone):
         if not event.logged:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, losses, durations, rates and the time that is left."""
+"""Numbers formatted for people: counts, losses, durations, tokens per second, the time left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import deque
 
 UNKNOWN = "-"
 
-# From which count on, in which unit; a tiny model has "0.82 M parameters", as papers write.
+# (smallest count, unit, letter). Papers write "0.82 M parameters", so M begins at 100,000.
 _UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e4, 1e3, "k"))
 
 
 def human_count(count: int, *, short: bool = False) -> str:
-    """A count with its thousands apart, or in three digits.
+    """A count with commas between thousands or, if `short`, with three digits and a unit.
 
     >>> human_count(820864), human_count(820864, short=True)
     ('820,864', '0.82 M')
@@ -31,7 +31,7 @@ def _three_digits(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a clock: "0:42", "1:02:03", "2d 03:04:05"; "-" where unknown or not finite."""
+    """Seconds as a clock: "0:42", "1:02:03", "2d 03:04:05"; "-" if unknown or not finite."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     whole = max(0, round(seconds))
@@ -46,19 +46,19 @@ def duration(seconds: float | None) -> str:
 
 
 def time_taken(seconds: float) -> str:
-    """How long something took: "0.4 s" for less than ten seconds, else as a clock."""
+    """How long something took: "0.4 s" if it is under ten seconds, else as a clock."""
     return f"{seconds:.1f} s" if 0 <= seconds < 10 else duration(seconds)
 
 
 def rate(count: float, seconds: float) -> float | None:
-    """How many of something per second; None where no time has passed."""
+    """How many of something per second; None if no time has passed."""
     return count / seconds if seconds > 0 else None
 
 
 def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
-    """Seconds for the steps that are left, when the last `steps` took `seconds`; or None.
+    """Seconds for `steps_left` steps at the speed of `steps` steps in `seconds`.
 
-    None is for "cannot be known yet": no step has been timed.
+    None if no step has been timed yet.
     """
     if steps_left <= 0:
         return 0.0
@@ -68,13 +68,13 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 
 
 class StepRate:
-    """Steps over wall time during the last minute or so, evaluations and checkpoints included.
+    """Steps per second of wall time over about the last minute, evaluations included.
 
-    The first step that is seen starts the clock and is not part of the pace: it may hold a
-    compilation, and in a resumed run the steps before it were taken by another process.
+    The first step only starts the clock. It can include a compilation, and in a resumed run the
+    steps before it were made by another process.
     """
 
-    APART = 1.0  # seconds between two marks, so that quick steps cost nothing
+    APART = 1.0  # seconds between two marks, so that fast steps cost nothing
     MARKS = 64
 
     def __init__(self) -> None:
@@ -82,13 +82,13 @@ class StepRate:
         self._latest = (0, 0.0)
 
     def mark(self, step: int, seconds: float) -> None:
-        """Note that `step` was done at `seconds` since the start of the run."""
+        """Record that `step` was done `seconds` after the start of the run."""
         self._latest = (step, seconds)
         if not self._marks or seconds - self._marks[-1][1] >= self.APART:
             self._marks.append(self._latest)
 
     def eta(self, max_steps: int) -> float | None:
-        """Seconds until `max_steps` are done; None as long as fewer than two steps were seen."""
+        """Seconds until `max_steps` are done; None before the first mark."""
         if not self._marks:
             return None
         (first_step, first), (step, now) = self._marks[0], self._latest
@@ -96,20 +96,20 @@ class StepRate:
 
 
 def loss_text(loss: float | None) -> str:
-    """A loss with four decimals; powers of ten where it has run away; "-" for None."""
+    """A loss with four decimals, or as a power of ten from 10,000 on; "-" for None."""
     if loss is None:
         return UNKNOWN
     return f"{loss:.4f}" if not math.isfinite(loss) or abs(loss) < 1e4 else f"{loss:.2e}"
 
 
 def norm_text(norm: float) -> str:
-    """A gradient norm: two decimals where they say something, else powers of ten."""
+    """A gradient norm with two decimals, or as a power of ten if it is tiny or huge."""
     return f"{norm:.2f}" if not math.isfinite(norm) or 0.01 <= norm < 1000 else f"{norm:.1e}"
 
 
 def rate_text(tokens_per_second: float | None, *, short: bool = False) -> str:
-    """A speed such as "61,234 tok/s", or "1.23M tok/s"; "- tok/s" where unknown."""
+    """A speed such as "61,234 tok/s", or "1.23M tok/s"; "- tok/s" if unknown."""
     if tokens_per_second is None or not math.isfinite(tokens_per_second):
         return f"{UNKNOWN} tok/s"
-    # No blank before the unit here: one number stays one word for whoever splits the line.
+    # No blank before the unit: scripts split lines at blanks.
     return f"{human_count(round(tokens_per_second), short=short).replace(' ', '')} tok/s"

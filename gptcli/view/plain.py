@@ -1,4 +1,4 @@
-"""Training progress as plain lines, for logs, pipes and terminals that only print."""
+"""Training progress as plain lines, for log files, pipes and terminals without cursor control."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gptcli.events import (
     StepDone,
 )
 from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
-from gptcli.view.run_end import summary_lines, unfinished_line
-from gptcli.view.run_status import RunState
+from gptcli.view.run_end import run_end_lines, unfinished_line
+from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, one_line
 
 WIDTH = 79
 
 
 class PlainView:
-    """One short line per logged step, evaluation, checkpoint, sample and notice."""
+    """Prints a short line for each logged step, evaluation, checkpoint, sample and notice."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._state = RunState()
+        self._status = RunStatus()
 
     def __enter__(self) -> PlainView:
         return self
@@ -40,73 +40,74 @@ class PlainView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        line = unfinished_line(self._state) if self._state.finished is None else None
+        line = unfinished_line(self._status) if self._status.finished is None else None
         if line is not None:
             self._print(line.plain)
 
     def handle(self, event: Event) -> None:
-        """Take in one event and print what there is to say about it."""
-        self._state.absorb(event)
-        for line in plain_lines(event, self._state, self._console.encoding):
+        """Take in one event and print its lines."""
+        self._status.absorb(event)
+        for line in plain_lines(event, self._status, self._console.encoding):
             self._print(line)
 
     def _print(self, line: str) -> None:
         self._console.out(clean(line, self._console.encoding), highlight=False)
 
 
-def plain_lines(event: Event, state: RunState, encoding: str = "utf-8") -> list[str]:
-    """What a log says about an event: no line, one, or a few; `state` has absorbed the event.
+def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
+    """The lines of a log for one event, which `status` has already absorbed. There can be none.
 
-    All but notices, diagnoses and hints are under 80 columns. Fields are two blanks apart; a
-    field's name comes first, its unit last.
+    Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
+    fields. A field begins with its name and ends with its unit.
     """
     if isinstance(event, StepDone):
-        return [step_line(event, state)] if event.logged else []
+        return [step_line(event, status)] if event.logged else []
     if isinstance(event, Evaluated):
         best = "  best" if event.best else ""
-        return [f"{_place(event.step, state)}  val_loss {loss_text(event.val_loss)}{best}"]
+        return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}{best}"]
     if isinstance(event, CheckpointSaved):
-        return [f"{_place(event.step, state)}  saved"]
+        return [f"{_step_of(event.step, status)}  saved"]
     if isinstance(event, SampleDrawn):
-        start = f"{_place(event.step, state)}  sample "
+        start = f"{_step_of(event.step, status)}  sample "
         text = event.prompt + event.text if event.prompt.strip() else event.text.lstrip("\n")
         return [start + one_line(text, WIDTH - len(start), encoding=encoding)]
     if isinstance(event, Notice):
         return [event.message]
     if isinstance(event, RunStarted):
-        return _opening(event)
+        return _opening_lines(event)
     assert isinstance(event, Finished)
-    max_steps = state.started.max_steps if state.started is not None else None
-    return [line.plain for line in summary_lines(event, max_steps, encoding=encoding)]
+    max_steps = status.started.max_steps if status.started is not None else None
+    return [line.plain for line in run_end_lines(event, max_steps, encoding=encoding)]
 
 
-def step_line(event: StepDone, state: RunState) -> str:
+def step_line(event: StepDone, status: RunStatus) -> str:
     """`step 100/3000  loss 2.3456  lr 2.00e-02  norm 0.71  61,234 tok/s  eta 0:42`.
 
-    In a run so long that this takes 80 columns, the speed is shortened to three digits, then
-    the norm goes, then the time left.
+    If this reaches 80 columns, the speed is shortened to three digits, then the norm is left out,
+    then the time left.
     """
-    place = _place(event.step, state)
+    step = _step_of(event.step, status)
     loss, lr = f"loss {loss_text(event.loss)}", f"lr {event.learning_rate:.2e}"
-    norm, eta = f"norm {norm_text(event.grad_norm)}", f"eta {duration(state.eta())}"
+    norm, eta = f"norm {norm_text(event.grad_norm)}", f"eta {duration(status.eta())}"
     speed = rate_text(event.tokens_per_second)
     short = rate_text(event.tokens_per_second, short=True)
     variants = (
-        [place, loss, lr, norm, speed, eta],
-        [place, loss, lr, norm, short, eta],
-        [place, loss, lr, short, eta],
-        [place, loss, lr, short],
+        [step, loss, lr, norm, speed, eta],
+        [step, loss, lr, norm, short, eta],
+        [step, loss, lr, short, eta],
+        [step, loss, lr, short],
     )
     lines = ["  ".join(fields) for fields in variants]
     return next((line for line in lines if len(line) <= WIDTH), lines[-1])
 
 
-def _place(step: int, state: RunState) -> str:
-    # No commas here: scripts take these two numbers out of the line.
-    return f"step {step}/{state.started.max_steps}" if state.started is not None else f"step {step}"
+def _step_of(step: int, status: RunStatus) -> str:
+    # No commas in the numbers, because scripts read them.
+    of = f"/{status.started.max_steps}" if status.started is not None else ""
+    return f"step {step}{of}"
 
 
-def _opening(event: RunStarted) -> list[str]:
+def _opening_lines(event: RunStarted) -> list[str]:
     run = crop(str(event.run), WIDTH // 2, ellipsis="...", keep_end=True)
     source = crop(event.source, WIDTH - 13 - len(run), ellipsis="...", keep_end=True)
     validation = f", {human_count(event.val_tokens)} for validation" if event.val_tokens else ""

@@ -1,9 +1,9 @@
-"""A few lines at the bottom of a terminal that are painted over again and again.
+"""The lines at the bottom of the terminal that the live view repaints in place.
 
-Why not rich.live: it erases all lines before it draws them, hides the cursor for the whole
-run, and loses its place when the window is made narrower. Here lines are overwritten (so there
-is nothing to flicker), a process that is killed leaves the terminal as it should be, and the
-rows that a narrower window has wrapped are found again.
+rich.live does not do here: it erases all lines before it draws them, hides the cursor for the
+whole run, and loses its position if the window becomes narrower. A Region overwrites its lines, so
+nothing flickers. It finds the rows again that a narrower window has wrapped. A killed process
+leaves the terminal in order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rich.segment import ControlType, Segment
 from rich.text import Text
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
-# No automatic wrapping while the lines are painted: should the terminal think a character
-# wider than rich does, the line is cut instead of all that follow being pushed down.
+# Automatic wrapping is off while the lines are painted. If the terminal draws a character wider
+# than rich expects, that line is cut and the lines below keep their rows.
 WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 ERASE_REST_OF_LINE, ERASE_BELOW = "\x1b[K", "\x1b[J"
 
@@ -36,7 +36,7 @@ class _Codes:
 
 
 class _Frame:
-    """The lines of the region, each erased behind its end; the cursor ends up under them."""
+    """The lines of the region. The rest of each row is erased; the cursor ends below the lines."""
 
     def __init__(self, lines: list[Text]) -> None:
         self.lines = lines
@@ -50,13 +50,12 @@ class _Frame:
 
 
 class Region(RenderHook):
-    """Keeps what `draw(width, height)` returns at the bottom of the terminal.
+    """Shows the lines that `draw(width, height)` returns at the bottom of the terminal.
 
-    `draw` must return at most `height` lines of at most `width` cells. Whatever is printed to
-    the console while the region is open, or written to sys.stdout and sys.stderr where they
-    are terminals, appears above it. The last column and the last row stay free: the cursor
-    waits at the beginning of the row under the region, where a ^C that the terminal echoes is
-    painted over.
+    `draw` must return at most `height` lines of at most `width` cells. Output to the console
+    appears above the region while it is open. So does output to sys.stdout and sys.stderr if they
+    are terminals. The last column and the last row stay free. The cursor waits at the start of the
+    row below the region, where the next frame paints over the ^C that a terminal echoes.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:
@@ -69,7 +68,7 @@ class Region(RenderHook):
         self.is_open = False
 
     def open(self) -> None:
-        """Take over the bottom of the screen; nothing is painted yet."""
+        """Take over the bottom of the screen without painting anything yet."""
         assert not self.is_open
         self.is_open = True
         self._console.push_render_hook(self)
@@ -80,7 +79,7 @@ class Region(RenderHook):
                 setattr(sys, name, self._proxies[name])
 
     def refresh(self) -> None:
-        """Paint the region over itself."""
+        """Repaint the region in place."""
         self._refreshing = True
         try:
             self._console.print(Control())
@@ -88,13 +87,13 @@ class Region(RenderHook):
             self._refreshing = False
 
     def close(self) -> None:
-        """Erase the region and give everything back; what was printed above stays."""
+        """Erase the region and restore stdout and stderr. The output above the region stays."""
         if not self.is_open:
             return
         for name, proxy in self._proxies.items():
             with suppress(OSError):
                 proxy.flush()
-            if getattr(sys, name) is proxy:  # else somebody else has put theirs on top
+            if getattr(sys, name) is proxy:  # else other code has replaced the stream meanwhile
                 setattr(sys, name, proxy.rich_proxied_file)
         self._proxies.clear()
         self.is_open = False
@@ -103,11 +102,11 @@ class Region(RenderHook):
         self._painted = []
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Put the region under whatever is being printed (called by rich)."""
+        """Put the region below the output that rich is about to print. rich calls this method."""
         size = self._console.size
         lines = self._draw(size.width - 1, size.height - 1)
-        # Above a mere refresh nothing changes, so nothing needs to be erased beforehand. In a
-        # window of another size it is: terminals remember which rows they have wrapped.
+        # A refresh changes nothing above the region, so nothing has to be erased first. After a
+        # change of the window's size it has to be: terminals remember which rows they wrapped.
         overwrite = self._refreshing and size == self._painted_size
         begin = self._to_top() + ("" if overwrite else ERASE_BELOW)
         self._painted_size = size
@@ -126,8 +125,8 @@ class Region(RenderHook):
 
 
 def rows_on_screen(widths: Iterable[int], width: int) -> int:
-    """How many rows lines of these widths take up where `width` cells make a row.
+    """The number of rows that lines of these widths fill in a window of `width` cells.
 
-    More than one each after the window was made narrower: terminals then wrap what they show.
+    A line fills more than one row after the window became narrower, because terminals wrap it.
     """
     return sum(max(1, -(-cells // max(1, width))) for cells in widths)

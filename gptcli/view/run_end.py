@@ -1,4 +1,4 @@
-"""How a run ended, in a few lines that stay on the screen."""
+"""The lines that stay on the screen after training: how the run ended, speed and losses."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from rich.text import Text
 
 from gptcli.events import Finished
 from gptcli.view.number_formats import human_count, loss_text, rate, rate_text, time_taken
-from gptcli.view.run_status import RunState
+from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
 _ENDINGS = {
     "done": ("done", "bold green"),
     "target": ("target reached", "bold green"),
-    "patience": ("stopped, no improvement any more,", "bold green"),
+    "patience": ("stopped early (no improvement)", "bold green"),
     "interrupted": ("interrupted", "bold yellow"),
     "diverged": ("diverged", "bold red"),
 }
 
 
-def summary_lines(
+def run_end_lines(
     finished: Finished, max_steps: int | None = None, *, encoding: str = "utf-8"
 ) -> list[Text]:
-    """How the run ended and where, its time and speed, its losses, and a diagnosis if any.
+    """How and where the run ended, its time and speed, its losses, and a diagnosis if it diverged.
 
-    The first three are short (under 60 columns); diagnosis and hint are as long as they are.
+    The first three lines are shorter than 60 columns. Diagnosis and hint can be longer.
     """
-    words, style = _ENDINGS[finished.stopped]
+    ending, style = _ENDINGS[finished.stopped]
     of = f" of {human_count(max_steps)}" if max_steps is not None else ""
-    place = f" at step {human_count(finished.step)}{of}"
+    where = f" at step {human_count(finished.step)}{of}"
     speed = rate(finished.tokens, finished.seconds)
     time = f"{human_count(finished.tokens)} tokens in {time_taken(finished.seconds)}"
     lines = [
-        Text.assemble((words, style), place),
+        Text.assemble((ending, style), where),
         Text(time + (f", {rate_text(speed)}" if speed is not None else "")),
     ]
     losses = []
@@ -51,11 +51,12 @@ def summary_lines(
     return lines
 
 
-def unfinished_line(state: RunState) -> Text | None:
-    """Where a run stood that ended without a word (an error, a second Ctrl-C); None if nowhere."""
-    if state.step is None or state.started is None:
+def unfinished_line(status: RunStatus) -> Text | None:
+    """The last step of a run that ended by an error or a second Ctrl-C; None if it made no step."""
+    if status.step is None or status.started is None:
         return None
+    step, max_steps = human_count(status.step.step), human_count(status.started.max_steps)
     return Text(
-        f"stopped at step {human_count(state.step.step)} of {human_count(state.started.max_steps)}"
-        f" after {time_taken(state.step.seconds)}, loss {loss_text(state.step.loss)}"
+        f"stopped at step {step} of {max_steps}"
+        f" after {time_taken(status.step.seconds)}, loss {loss_text(status.step.loss)}"
     )

@@ -1,4 +1,4 @@
-"""What is known of a run from the events so far: the one thing that every view draws from."""
+"""The status of a training run, collected from its events. Both views draw from it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from gptcli.view.curve import LossHistory
 from gptcli.view.number_formats import StepRate
 
 
-class RunState:
-    """The newest event of each kind, the two loss curves and the pace."""
+class RunStatus:
+    """The newest event of each kind, the two loss histories and the speed in steps."""
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
-        self.first_step: int | None = None  # of the chart: the first this process has seen
+        self.first_step: int | None = None  # where the curve begins: the first step of this process
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
-        self.best: Evaluated | None = None  # of those that this process has seen
+        self.best: Evaluated | None = None  # among the evaluations of this process
         self.sample: SampleDrawn | None = None
         self.finished: Finished | None = None
-        self.pace = StepRate()
+        self.step_rate = StepRate()
         self.losses = LossHistory()
         self.val_losses = LossHistory()
 
     def absorb(self, event: Event) -> None:
-        """Take in one event. Cheap: it is called for every step."""
+        """Take in one event. It must be fast, because every step calls it."""
         if isinstance(event, StepDone):
             self.step = event
             if self.first_step is None:
                 self.first_step = event.step
             self.losses.add(event.step, event.loss)
-            self.pace.mark(event.step, event.seconds)
+            self.step_rate.mark(event.step, event.seconds)
         elif isinstance(event, Evaluated):
             self.evaluated = event
             if self.first_step is None:
@@ -46,11 +46,11 @@ class RunState:
 
     @property
     def current_step(self) -> int:
-        """The last step done, also of the part before a resume; 0 before the first."""
+        """The last step done, by this process or before the resume; 0 before the first step."""
         if self.step is not None:
             return self.step.step
         return (self.started.resumed_from or 0) if self.started is not None else 0
 
     def eta(self) -> float | None:
-        """Seconds left, or None where that cannot be known yet."""
-        return self.pace.eta(self.started.max_steps) if self.started is not None else None
+        """Seconds until the last step is done; None if too few steps have been timed."""
+        return self.step_rate.eta(self.started.max_steps) if self.started is not None else None

@@ -1,4 +1,4 @@
-"""The list of runs, as a table for a terminal and as aligned words for everything else."""
+"""The output of `gptcli runs`: a table for a terminal, aligned columns for pipes and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATUS_STYLES = {
 
 @dataclass(frozen=True)
 class RunRow:
-    """What `gptcli runs` shows of one run; None where it is not known."""
+    """One row of `gptcli runs`; unknown values are None."""
 
     name: str
     status: str  # one word: "done", "target", "patience", "interrupted", ...
@@ -39,7 +39,7 @@ class RunRow:
     best_val_loss: float | None
     seconds: float | None
     parameters: int | None
-    when: datetime | None  # the last sign of life, local time
+    when: datetime | None  # the last write to the run, in local time
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ _COLUMNS = (
     _PARAMETERS,
     _WHEN,
 )
-# What a narrow terminal goes without, first to last.
+# The columns that a narrow terminal leaves out, in this order.
 _DISPENSABLE = (_PARAMETERS, _WHEN, _VAL)
 
 
 def runs_table(rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8") -> Table:
-    """The runs as a table that fits into `width` cells; 60 do for a readable one.
+    """The runs as a table that fits into `width` cells. It is readable from 60 cells on.
 
-    Where there is not room for everything, long names are cut first, then the size, the date
-    and the last validation loss are left out.
+    In a narrow terminal, long names are cut first. Then the columns params, when and val are left
+    out.
     """
     columns = list(_COLUMNS)
     name_width = _width(_NAME, rows)
@@ -111,7 +111,7 @@ def runs_table(rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8")
 
 
 def runs_lines(rows: Sequence[RunRow]) -> list[str]:
-    """The runs as aligned lines with everything in full, however wide, under a line of titles."""
+    """The runs as aligned lines under a line of titles. Nothing is cut, so lines can be wide."""
     widths = [_width(column, rows) for column in _COLUMNS]
     table = [[column.title for column in _COLUMNS]]
     table += [[column.cell(row) for column in _COLUMNS] for row in rows]
@@ -130,5 +130,5 @@ def _width(column: _Column, rows: Sequence[RunRow]) -> int:
 
 
 def _rest_width(columns: Sequence[_Column], rows: Sequence[RunRow]) -> int:
-    """Cells that everything but the name takes up, gaps included."""
+    """Cells that all columns except the name fill, gaps included."""
     return sum(GAP + _width(column, rows) for column in columns if column is not _NAME)

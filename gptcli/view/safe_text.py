@@ -1,7 +1,7 @@
-"""Text that a model or a file wrote, made fit for a terminal: harmless, and cut to the cell.
+"""Makes text of a model or a file safe to print: control characters replaced, cut to a width.
 
-A young model writes anything its tokenizer can spell, escape sequences included; none of that
-may move the cursor, ring the bell or reverse the reading direction.
+A model can write anything that its tokenizer can spell, including escape sequences. Those must
+not move the cursor, ring the bell or reverse the reading direction.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from rich.text import Text
 
 TAB = "    "
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Other, control / format / surrogate / private use / unassigned, and the line and paragraph
-# separators: what a terminal either obeys or has no agreed width for.
+# Unicode categories that a terminal obeys or shows with an unknown width: control, format,
+# surrogate, private use, unassigned, line separator, paragraph separator.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _INVISIBLE = dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x200D, 0x00AD))
 
 
 def clean(text: str, encoding: str = "utf-8") -> str:
-    """The text without anything that a terminal would obey; newlines stay, tabs become blanks.
+    """The text without characters that a terminal obeys. Newlines stay; tabs become blanks.
 
-    A carriage return counts as a newline, as it does in a text file. Control characters are
-    shown by their Unicode pictures (U+2400 on), others of no agreed width as U+FFFD; joiners
-    and variation selectors go, so that one character is one glyph. What `encoding` cannot
-    spell becomes "?".
+    A carriage return becomes a newline. A control character becomes its Unicode picture (from
+    U+2400 on). Another character without a fixed width becomes U+FFFD. Joiners and variation
+    selectors are removed, so that one character is one glyph. A character that `encoding` does
+    not have becomes "?".
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", TAB)
     if not (text.isascii() and text.replace("\n", "").isprintable()):
@@ -46,14 +46,14 @@ def _harmless(character: str) -> str:
 
 
 def ellipsis_for(encoding: str) -> str:
-    """What marks a cut: one character where the stream can spell it, else dots."""
+    """The mark of cut text: `…` if the encoding has it, else three dots."""
     return "…" if encoding.lower().startswith("utf") else "..."
 
 
 def crop(text: str, width: int, *, ellipsis: str = "…", keep_end: bool = False) -> str:
-    """The text, at most `width` cells wide, with an ellipsis where something was cut off.
+    """The text cut to at most `width` cells, with an ellipsis if something was cut.
 
-    `keep_end` keeps the end instead of the beginning: of a path, the end says more.
+    `keep_end` keeps the end instead of the beginning. The end of a path says more.
     """
     if cell_len(text) <= width:
         return text
@@ -66,21 +66,21 @@ def crop(text: str, width: int, *, ellipsis: str = "…", keep_end: bool = False
 
 
 def one_line(text: str, width: int, *, encoding: str = "utf-8") -> str:
-    """The text on one line, newlines as a backslash and an n, at most `width` cells wide."""
+    """The text as one line of at most `width` cells, with newlines written as `\\n`."""
     shown = clean(text[: 4 * width + 4], encoding).replace("\n", "\\n")
     return crop(shown, width, ellipsis=ellipsis_for(encoding))
 
 
 def sample_lines(prompt: str, text: str, width: int, height: int, console: Console) -> list[Text]:
-    """A prompt (bold) and its continuation in at most `height` lines of at most `width` cells.
+    """A prompt (bold) and its continuation, in at most `height` lines of at most `width` cells.
 
-    Long lines are wrapped, blank lines before the first word are left out, and an ellipsis
-    ends a sample of which not everything is shown.
+    Long lines are wrapped. Blank lines before the first word are left out. A sample that is cut
+    ends with an ellipsis.
     """
     if height < 1 or width < 1:
         return []
     encoding = console.encoding
-    most = 4 * width * height  # what is cut off anyway need not be cleaned first
+    most = 4 * width * height  # clean only the text that can be shown
     prompt = clean(prompt[:most], encoding)
     continuation = clean(text[:most], encoding)
     if not prompt.strip():

@@ -1,4 +1,4 @@
-"""The live view of a training run, and the choice between it and plain lines."""
+"""When the live view of a training run redraws, and when plain lines replace it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
 from gptcli.view.panel import panel
 from gptcli.view.plain import PlainView
 from gptcli.view.region import Region
-from gptcli.view.run_end import summary_lines, unfinished_line
-from gptcli.view.run_status import RunState
+from gptcli.view.run_end import run_end_lines, unfinished_line
+from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
 REFRESH_SECONDS = 0.25
-MOST_OF_THE_TIME = 0.02  # the share of the time that may go into drawing
-TALL = 15  # rows; from here on some are left to what was printed before, the newest notes
+DRAWING_SHARE = 0.02  # the largest share of the time that drawing can take
+TALL = 15  # rows; from this height on, LINES_ABOVE rows stay free for the newest notes
 LINES_ABOVE = 3
 
 
 class LiveView:
-    """A panel at the bottom of the terminal while a run trains; a summary when it has ended.
+    """A panel at the bottom of the terminal during training; a few lines after it has ended.
 
-    A context manager; hand every event to `handle`. It draws from there, at most four times a
-    second and for at most a fiftieth of the time, so there is no thread; while no events
-    come, as during an evaluation, the picture stands still.
+    Use it as a context manager and pass every event to `handle`, which also draws. It draws at
+    most four times a second and at most 2 % of the time. There is no thread, so the panel does not
+    change while no events come, for example during an evaluation.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._state = RunState()
+        self._status = RunStatus()
         self._region = Region(console, self._lines)
         self._next_draw = 0.0  # by time.monotonic
 
@@ -46,36 +46,36 @@ class LiveView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        line = unfinished_line(self._state) if self._state.finished is None else None
+        line = unfinished_line(self._status) if self._status.finished is None else None
         self._close([line] if line is not None else [])
 
     def handle(self, event: Event) -> None:
-        """Take in one event; draw if it is time to."""
-        self._state.absorb(event)
+        """Take in one event, and redraw if the last drawing is old enough."""
+        self._status.absorb(event)
         if isinstance(event, StepDone):
             if time.monotonic() >= self._next_draw:
                 self._draw()
         elif isinstance(event, Notice):
             self._console.print(Text(clean(event.message, self._console.encoding)))
         elif isinstance(event, Finished):
-            started = self._state.started
+            started = self._status.started
             max_steps = started.max_steps if started is not None else None
-            self._close(summary_lines(event, max_steps, encoding=self._console.encoding))
+            self._close(run_end_lines(event, max_steps, encoding=self._console.encoding))
         elif isinstance(event, RunStarted) or time.monotonic() >= self._next_draw:
             self._draw()
 
     def render(self, width: int | None = None, height: int | None = None) -> RenderableType:
-        """The panel as it stands, by default for the console's size; for captures and tests."""
+        """The current panel, by default in the console's size. Captures and tests use it."""
         size = self._console.size
         lines = panel(
-            self._state, self._console, width or size.width - 1, height or size.height - 1
+            self._status, self._console, width or size.width - 1, height or size.height - 1
         )
         return Text("\n", no_wrap=True).join(lines)
 
     def _lines(self, width: int, height: int) -> list[Text]:
         if height >= TALL:
             height -= LINES_ABOVE
-        return panel(self._state, self._console, width, height)
+        return panel(self._status, self._console, width, height)
 
     def _draw(self) -> None:
         if not self._region.is_open:
@@ -83,21 +83,21 @@ class LiveView:
         begin = time.monotonic()
         self._region.refresh()
         end = time.monotonic()
-        self._next_draw = max(begin + REFRESH_SECONDS, end + (end - begin) / MOST_OF_THE_TIME)
+        self._next_draw = max(begin + REFRESH_SECONDS, end + (end - begin) / DRAWING_SHARE)
 
     def _close(self, lines: list[Text]) -> None:
-        with self._console:  # one write: the panel is seen to become the summary
+        with self._console:  # one write, so that the summary replaces the panel without flicker
             self._region.close()
             for line in lines:
                 self._console.print(line)
 
 
 def open_view(console: Console) -> LiveView | PlainView:
-    """The view that suits the console (one on stderr): live on a terminal, else plain lines.
+    """The live view if the console is a terminal, else plain lines.
 
-    A terminal that only prints (TERM=dumb, an old Windows console) gets plain lines, and so
-    does a pipe, even where FORCE_COLOR asks for colours in it.
+    A terminal without cursor control (TERM=dumb, an old Windows console) gets plain lines. So does
+    a pipe, even if FORCE_COLOR asks for colours.
     """
-    # rich's own is_terminal is also true where FORCE_COLOR is set.
+    # rich's is_terminal is also true if FORCE_COLOR is set.
     on_terminal = console.file.isatty() and console.is_interactive
     return LiveView(console) if on_terminal and not console.legacy_windows else PlainView(console)

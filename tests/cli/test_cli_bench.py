@@ -16,7 +16,7 @@ SMALL = ("tiny", "run.device=cpu", "run.threads=1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the usual patience: nothing here looks at how fast it is."""
+    """Measure for a tenth of the usual time. These tests do not look at the speeds."""
     monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._READ_SECONDS", 0.05)
@@ -48,7 +48,7 @@ def test_bench_refuses_what_train_refuses(cli) -> None:  # type: ignore[no-untyp
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_operations_are_counted_as_the_products_are_made(arch: str) -> None:
+def test_flops_per_token_agrees_with_pytorchs_counter(arch: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     config = ModelConfig(arch=arch, n_layer=2, n_head=2, n_embd=32, block_size=16)  # type: ignore[arg-type]
@@ -57,6 +57,6 @@ def test_operations_are_counted_as_the_products_are_made(arch: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
     made = counter.get_total_flops() / idx.numel()
-    # The products are made over all earlier and later tokens; the half that counts is the earlier.
+    # PyTorch also counts products with future tokens; flops_per_token counts the causal half.
     future = 12 * config.n_layer * config.n_embd * config.block_size / 2
     assert flops_per_token(model) + future == pytest.approx(made, rel=0.1)

@@ -1,4 +1,4 @@
-"""Wrong input: the error form of the contract, word for word, and nothing lost."""
+"""Wrong input prints the error form of the contract and loses no file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def form(outcome: Any) -> tuple[str, str]:
-    """The message and the hint, after checking that there is nothing else."""
+    """The message and the hint of an error. Asserts that nothing else was printed."""
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     message, _, rest = outcome.err.partition("\n")
@@ -36,7 +36,7 @@ def test_missing_file(cli: Any, tmp_path: Path) -> None:
     outcome = cli("train", tmp_path / "leters.txt")
     assert outcome.code == 2
     message, hint = form(outcome)
-    assert message == f"`{tmp_path / 'leters.txt'}` is neither a config nor a text that exists"
+    assert message == f"no config or text file named `{tmp_path / 'leters.txt'}`"
     assert hint.startswith(f"did you mean `{tmp_path / 'letters.txt'}`?")
     assert cli("train", tmp_path / "no.yaml").code == 2
 
@@ -50,7 +50,7 @@ def test_missing_file(cli: Any, tmp_path: Path) -> None:
         (b"short", ("block_size",)),
     ],
 )
-def test_texts_that_are_none(
+def test_files_that_are_no_text(
     content: bytes, words: tuple[str, ...], cli: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.txt"
@@ -60,7 +60,7 @@ def test_texts_that_are_none(
     message, hint = form(outcome)
     for word in words:
         assert word in message + hint
-    assert not (tmp_path / "r").exists(), "a run that never began leaves nothing behind"
+    assert not (tmp_path / "r").exists(), "a run that never started must leave no folder"
 
 
 def test_unknown_prompt_character(cli: Any, trained: Path) -> None:
@@ -71,7 +71,7 @@ def test_unknown_prompt_character(cli: Any, trained: Path) -> None:
     assert "tokenizer.kind=byte" in hint
 
 
-def test_n_head_that_does_not_divide(cli: Any) -> None:
+def test_n_head_that_does_not_divide_n_embd(cli: Any) -> None:
     outcome = cli("train", "tiny", "model.n_head=3")
     assert outcome.code == 2
     assert form(outcome) == (
@@ -91,7 +91,7 @@ def test_unwritable_folder(cli: Any, tmp_path: Path, text_file: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "train"])
-def test_run_that_does_not_exist(
+def test_a_run_that_does_not_exist(
     command: str, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,14 +101,14 @@ def test_run_that_does_not_exist(
     assert form(outcome)[0] == "no run named `nowhere`"
 
 
-def test_no_runs_at_all(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_runs(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert form(cli("sample")) == ("no runs under runs/", "train one: gptcli train")
     outcome = cli("runs")
     assert (outcome.code, outcome.out) == (0, "")
 
 
-def test_checkpoint_with_a_flipped_byte(cli: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_flipped_byte(cli: Any, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(trained, run)
     for path in run.glob("checkpoints/*/model.safetensors"):
@@ -124,7 +124,7 @@ def test_checkpoint_with_a_flipped_byte(cli: Any, trained: Path, tmp_path: Path)
         )
 
 
-def test_a_tokenizer_of_another_run(cli: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_named(cli: Any, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(trained, run)
     path = run / "tokenizer.json"
@@ -172,7 +172,7 @@ def test_more_wrong_command_lines(
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-def test_what_a_file_says_in_an_error_does_not_steer_the_terminal(
+def test_control_characters_of_a_file_do_not_reach_the_terminal(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
@@ -189,13 +189,13 @@ def test_what_a_file_says_in_an_error_does_not_steer_the_terminal(
 
 
 @pytest.mark.parametrize("dots", [20, 100_000])
-def test_an_override_of_absurd_depth_is_refused_at_once(dots: int, cli: Any) -> None:
+def test_an_override_with_too_many_parts_is_refused(dots: int, cli: Any) -> None:
     outcome = cli("train", "tiny", "model" + ".x" * dots + "=1")
     assert outcome.code == 2
     assert "the key has too many parts" in form(outcome)[0]
 
 
-def test_a_model_beyond_the_machines_memory_is_refused_before_it_is_built(
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(
     cli: Any, tmp_path: Path, text_file: Path
 ) -> None:
     large = ("model.n_layer=1000", "model.n_embd=16384", "model.block_size=8")
@@ -218,7 +218,7 @@ def test_debug_shows_the_traceback(cli: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(
     os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() == 0,
-    reason="permissions bind only people who are not root",
+    reason="root can write everywhere",
 )
 def test_a_folder_without_permission(cli: Any, tmp_path: Path, text_file: Path) -> None:
     closed = tmp_path / "closed"
@@ -238,7 +238,7 @@ def test_a_folder_without_permission(cli: Any, tmp_path: Path, text_file: Path) 
          "out of memory"),
     ],
 )  # fmt: skip
-def test_what_the_machine_refuses_is_said(
+def test_errors_of_the_machine_have_the_error_form(
     error: Exception, message: str, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.training import setup

@@ -1,4 +1,4 @@
-"""Help, version, and what the front door imports."""
+"""--help and --version, and that they import no heavy library."""
 
 from __future__ import annotations
 

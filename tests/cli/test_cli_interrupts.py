@@ -1,4 +1,4 @@
-"""Ctrl-C while the program is still being imported: nothing is begun, and it says so."""
+"""Ctrl-C during the imports at the start of a command ends it with exit code 130."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ INTERRUPTED = """
 import os, signal
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    for _ in range(9):  # its handler runs between two instructions
+    for _ in range(9):  # Python runs the handler between two instructions
         pass
 except BaseException:
     pass
 raise ImportError("cannot load module more than once per process")
 """
-"""What stands for a library: it loses an exception, and is then only half there."""
+"""A stand-in for a library that swallows the exception of Ctrl-C and is then half imported."""
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     first: str = "",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """gptcli with a stand-in for a module, at whose import Ctrl-C comes."""
+    """Run gptcli with a stand-in for `module`. Ctrl-C comes while the stand-in is imported."""
     (folder / f"{module}.py").write_text(first + INTERRUPTED, "utf-8")
     before = signal.getsignal(signal.SIGINT)
     if ignored:
@@ -69,7 +69,7 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(trained: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is for Linux")
-def test_a_compiler_at_work_is_stopped(trained: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_running_compiler(trained: Path, tmp_path: Path) -> None:
     compiler, started = tmp_path / "cc", tmp_path / "pid"
     compiler.write_text(
         f"#!/bin/sh\necho $$ > {started}.new\nmv {started}.new {started}\nexec sleep 60"
@@ -91,7 +91,7 @@ def test_a_compiler_at_work_is_stopped(trained: Path, tmp_path: Path) -> None:
         os.killpg(int(started.read_text()), 0)
 
 
-def test_elsewhere_ctrl_c_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_imports_ctrl_c_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupts.leave_imports_at_once()

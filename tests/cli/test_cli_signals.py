@@ -36,17 +36,17 @@ SMALL = (
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def here(number: int) -> None:
+def send_signal(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(0)  # its handler runs between two instructions
+    time.sleep(0)  # Python runs the handler between two instructions
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_before_the_first_step_nothing_is_left_behind(
+def test_a_signal_before_the_first_step_leaves_no_run_folder(
     number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **more: object) -> None:
-        here(number)
+        send_signal(number)
 
     monkeypatch.setattr(setup, "prepare_new", interrupted)
     outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
@@ -56,7 +56,7 @@ def test_before_the_first_step_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_an_overwritten_run_comes_back(
+def test_a_signal_restores_the_overwritten_run(
     number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("train", text_file, *SMALL, "--out", tmp_path / "r")
@@ -65,55 +65,59 @@ def test_an_overwritten_run_comes_back(
     resolve = setup._setup
 
     def interrupted(*arguments: Any, **more: Any) -> Any:
-        here(number)
+        send_signal(number)
         return resolve(*arguments, **more)
 
-    monkeypatch.setattr(setup, "_setup", interrupted)  # after the old files were put aside
+    monkeypatch.setattr(
+        setup, "_setup", interrupted
+    )  # at this point the old files have been put aside
     assert cli(*words, "--overwrite").code == 130
     assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
 
 
-def test_the_first_signal_is_remembered_the_second_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     before = [signal.getsignal(number) for number in HANDLED]
     with stop_on_signals() as stop:
         assert not stop.wanted()
-        here(signal.SIGINT)
+        send_signal(signal.SIGINT)
         assert stop.wanted()
         clock[0] += 0.5
-        here(signal.SIGTERM)  # passed on by a wrapper: still the first
+        send_signal(signal.SIGTERM)  # within a second: a wrapper passed on the first signal
         clock[0] += 1.0
         with pytest.raises(LeaveAtOnce):
-            here(signal.SIGINT)
+            send_signal(signal.SIGINT)
     with leave_on_signals(), pytest.raises(KeyboardInterrupt):
-        here(signal.SIGTERM)
+        send_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in HANDLED] == before
 
 
-def test_nohup_holds() -> None:
+def test_under_nohup_a_closed_terminal_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with leave_on_signals(), stop_on_signals() as stop:
-            here(signal.SIGHUP)
+            send_signal(signal.SIGHUP)
             assert not stop.wanted()
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
+def test_a_third_ctrl_c_shows_no_traceback(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.view.plain import PlainView
 
     def steps(*arguments: object) -> Any:
-        here(signal.SIGINT)
+        send_signal(signal.SIGINT)
         monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: 1e12))
-        here(signal.SIGINT)
+        send_signal(signal.SIGINT)
         yield
 
     def leave(*arguments: object) -> None:
-        here(signal.SIGINT)
+        send_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop, "train", steps)
     monkeypatch.setattr(PlainView, "__exit__", leave)
@@ -123,14 +127,14 @@ def test_one_more_ctrl_c_on_the_way_out_shows_no_traceback(
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_a_signal_after_the_last_step_takes_nothing_from_the_result(
+def test_a_signal_after_the_last_step_does_not_lose_the_result(
     number: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_status = run_folder.write_status
 
     def interrupted(run: Path, values: dict[str, Any]) -> None:
         if "stopped" in values:
-            here(number)
+            send_signal(number)
         write_status(run, values)
 
     monkeypatch.setattr(run_folder, "write_status", interrupted)
@@ -154,19 +158,19 @@ def new_run(text_file: Path, run: Path, *more: str) -> loop.Setup:
     return setup.prepare_new(config, run).setup
 
 
-def test_a_sample_is_not_waited_for(
+def test_a_stop_does_not_wait_for_a_sample(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.sampling import text
 
     started = []
 
-    def write(*arguments: Any, **more: Any) -> Any:
+    def generate_text(*arguments: Any, **more: Any) -> Any:
         started.append(1)
         return real(*arguments, **more)
 
-    real = text.write
-    monkeypatch.setattr(text, "write", write)
+    real = text.generate_text
+    monkeypatch.setattr(text, "generate_text", generate_text)
     of = new_run(text_file, tmp_path / "r", "train.sample_every=2")
     events = run_until(of, lambda events: len(started) == 2)
     assert events[-1].stopped == "interrupted"
@@ -175,7 +179,7 @@ def test_a_sample_is_not_waited_for(
     assert checkpoint.steps_of(tmp_path / "r")[-1] == 4
 
 
-def test_an_evaluation_made_up_for_is_remembered_where_it_is_not_the_best(
+def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_best(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([1.0, 2.0])
@@ -193,11 +197,11 @@ def test_an_evaluation_made_up_for_is_remembered_where_it_is_not_the_best(
     assert (made_up.step, made_up.best) == (6, False)
     assert isinstance(
         prepare_resume(run, None), FinishedRun
-    )  # finished: the checkpoint knows of it
+    )  # finished: the checkpoint records the evaluation
 
 
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
-    """Else a signal would be obeyed late: a small batch, and a network that is large for it."""
+    """Otherwise a signal would wait long: a large network with a small training batch."""
     import numpy as np
 
     from gptcli.config import ModelConfig

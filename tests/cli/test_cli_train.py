@@ -1,4 +1,4 @@
-"""`gptcli train` from the outside: files, JSON, resume, refusals."""
+"""`gptcli train` as a user calls it: files, JSON, --resume, --from, errors."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_dry_run_writes_nothing(cli: Any, text_file: Path, tmp_path: Path) -> No
     assert "parameters" in cli("train", text_file, *SMALL, "--dry-run").out
 
 
-def test_dry_run_of_what_cannot_fit_says_so(cli: Any, text_file: Path) -> None:
+def test_dry_run_says_if_the_model_does_not_fit(cli: Any, text_file: Path) -> None:
     outcome = cli(
         "train", text_file, "model.n_embd=1000000", "model.n_head=1", "--dry-run", "--json"
     )
@@ -208,9 +208,7 @@ def test_dry_run_of_what_cannot_fit_says_so(cli: Any, text_file: Path) -> None:
                                  "--dry-run").out  # fmt: skip
 
 
-def test_an_overwrite_that_comes_to_nothing_loses_nothing(
-    cli: Any, text_file: Path, tmp_path: Path
-) -> None:
+def test_an_overwrite_that_fails_loses_nothing(cli: Any, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
     before = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -231,29 +229,29 @@ def test_a_path_with_an_emoji_and_blanks(cli: Any, text_file: Path, tmp_path: Pa
     assert cli("eval", tmp_path / "r 😀", "--json").code == 0
 
 
-OWN = """
+ATTENTION = """
 import torch
-from gptcli.model.attention import CausalSelfAttention as Theirs
+from gptcli.model.attention import CausalSelfAttention as Builtin
 
 print("loaded")
 
 
-class CausalSelfAttention(Theirs):
+class CausalSelfAttention(Builtin):
     def forward(self, x):
         print("called")
         return super().forward(x){more}
 """
 
 
-def test_a_learners_attention_from_training_to_sample(
+def test_a_user_attention_from_training_to_sample(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    user_parts, wrong, run = tmp_path / "own.py", tmp_path / "wrong.py", tmp_path / "r"
-    user_parts.write_text(OWN.format(more=""), encoding="utf-8")
-    wrong.write_text(OWN.format(more=" * 1.1"), encoding="utf-8")
+    right, wrong, run = tmp_path / "right.py", tmp_path / "wrong.py", tmp_path / "r"
+    right.write_text(ATTENTION.format(more=""), encoding="utf-8")
+    wrong.write_text(ATTENTION.format(more=" * 1.1"), encoding="utf-8")
     words = ("train", "course", f"data.source={text_file}", *SMALL, "train.max_steps=4")
     built_in = one_object(cli(*words, "--out", tmp_path / "b", "--json").out)
-    outcome = cli(*words, "--attention", user_parts, "--out", run, "--json")
+    outcome = cli(*words, "--attention", right, "--out", run, "--json")
     assert outcome.code == 0, outcome.err
     assert one_object(outcome.out)["train_loss"] == pytest.approx(built_in["train_loss"], rel=1e-4)
     refused = cli(*words, "--attention", wrong, "--out", tmp_path / "x")
@@ -267,10 +265,10 @@ def test_a_learners_attention_from_training_to_sample(
         asked = cli(command, run)
         assert asked.code == 2
         assert "name it again: --attention FILE" in asked.err
-        given = cli(command, run, "--attention", user_parts, "--json")
+        given = cli(command, run, "--attention", right, "--json")
         assert given.code == 0, given.err
         one_object(given.out)
-    modern = cli("train", "tiny", "--attention", user_parts)
+    modern = cli("train", "tiny", "--attention", right)
     assert modern.code == 2
     assert "needs `arch: gpt2`" in modern.err
     dry = cli(*words, "--attention", tmp_path / "none.py", "--dry-run")
@@ -313,11 +311,11 @@ def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
     summary = one_object(extended.out)
     assert (summary["steps"], summary["resumed_from"]) == (8, 4)
     assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
-    # the new end is the run's own from now on
+    # The larger max_steps is now part of the run's config.
     assert "is finished" in cli("train", "--resume", "--out", run).err
 
 
-def test_a_resume_may_not_change_what_is_computed(
+def test_a_resume_cannot_change_the_model_or_the_seed(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -389,6 +387,28 @@ def test_a_diverged_run_fails_with_its_diagnosis(cli: Any, text_file: Path, tmp_
     assert "hint: try a lower rate" in outcome.err
 
 
+WAITING = """
+import sys, time
+from pathlib import Path
+from gptcli.training.passes import TorchPasses
+
+mark, steps, step = Path(sys.argv.pop(1)), [], TorchPasses.gradients
+
+def waiting(self, *arguments, **more):
+    steps.append(1)
+    if len(steps) == 7:
+        mark.touch()
+        while mark.exists():
+            time.sleep(0.01)
+    return step(self, *arguments, **more)
+
+TorchPasses.gradients = waiting
+from gptcli.cli import main
+main()
+"""
+"""A training whose seventh step waits until it has got a signal."""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
@@ -399,38 +419,35 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
         str(text_file),
         *SMALL,
         "model.dropout=0.1",
-        "train.max_steps=400",
+        "train.max_steps=20",
         "train.log_every=1",
+        "run.engine=torch",
     ]
-    run = tmp_path / "parts"
+    run, mark = tmp_path / "parts", tmp_path / "mark"
     process = subprocess.Popen(
-        [sys.executable, "-m", "gptcli", *words, "--out", str(run), "--json"],
+        [sys.executable, "-c", WAITING, str(mark), *words, "--out", str(run), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while (
-        time.monotonic() < deadline
-        and process.poll() is None
-        and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5)
-    ):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not mark.exists():
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    mark.unlink(missing_ok=True)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     summary = one_object(out)
     assert summary["stopped"] == "interrupted"
     assert f"go on with: gptcli train --resume --out {run}" in err
-    assert 0 < summary["steps"] < 400
+    assert summary["steps"] == 7
     resumed = cli("train", "--resume", "--out", run, "--json")
     assert resumed.code == 0, resumed.err
     assert one_object(resumed.out)["resumed_from"] == summary["steps"]
     assert cli(*words, "--out", tmp_path / "whole").code == 0
-    name = Path("checkpoints/step-00000400/model.safetensors")
+    name = Path("checkpoints/step-00000020/model.safetensors")
     assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 401))
+    assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 21))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="fcntl")
@@ -445,7 +462,7 @@ def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path
     assert "is being written by another gptcli train" in outcome.err
 
 
-def test_a_paragraph_is_learned_by_heart_and_recited(cli: Any, tmp_path: Path) -> None:
+def test_a_paragraph_is_overfitted_and_recited(cli: Any, tmp_path: Path) -> None:
     paragraph = (
         "To be, or not to be, that is the question: Whether 'tis nobler in the mind to suffer "
         "the slings and arrows of outrageous fortune, or to take arms against a sea of troubles "
@@ -486,7 +503,7 @@ def test_a_paragraph_is_learned_by_heart_and_recited(cli: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("where", "origin"), [("one_step", 0), ("events", None)])
-def test_a_fine_tune_killed_at_once_goes_on_from_its_weights(
+def test_a_fine_tune_killed_before_its_first_checkpoint_keeps_its_weights(
     where: str,
     origin: int | None,
     cli: Any,
@@ -530,7 +547,7 @@ def test_overwrite_replaces_runs_only(cli: Any, text_file: Path, tmp_path: Path)
     assert cli("train", text_file, "--out", "", "--overwrite").code == 2
 
 
-def test_a_text_that_moved_is_known_by_its_content(
+def test_a_moved_text_is_recognised_by_its_content(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
     here, there, run = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "r"
@@ -546,7 +563,7 @@ def test_a_text_that_moved_is_known_by_its_content(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
-def test_a_reader_who_leaves_does_not_end_the_training(text_file: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_does_not_end_the_training(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     process = subprocess.Popen(
         [sys.executable, "-m", "gptcli", "train", str(text_file), *SMALL, "train.max_steps=100",
@@ -556,11 +573,11 @@ def test_a_reader_who_leaves_does_not_end_the_training(text_file: Path, tmp_path
     assert process.stderr is not None
     process.stderr.readline()
     process.stderr.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert (run / "checkpoints" / "step-00000100").is_dir()
 
 
-def test_names_that_look_like_overrides_and_sections(
+def test_a_file_named_like_an_override_and_a_section_override(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -573,9 +590,7 @@ def test_names_that_look_like_overrides_and_sections(
     assert cli("sample", "r", "--threads", "100000").code == 2
 
 
-def test_training_does_not_wait_for_a_compiler_that_it_does_not_use(
-    text_file: Path, tmp_path: Path
-) -> None:
+def test_training_without_torch_compile_does_not_import_it(text_file: Path, tmp_path: Path) -> None:
     words = ["train", "tiny", f"data.source={text_file}", "train.max_steps=2", "run.device=cpu"]
     program = (
         "import sys; from gptcli.cli import main\n"

@@ -66,7 +66,7 @@ UP = "nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)"
 DOWN = "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)"
 
 Entry = tuple[Any, ...]
-# exercise -> slug, step, then pairs of what is replaced by what
+# exercise -> (slug, step, then pairs of old text and new text)
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
@@ -113,7 +113,7 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
-        # Two at once: the earlier step is named.
+        # Two mistakes at once: the check names the earlier step.
         ("wrong-output", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
         ("wrong-output", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),
@@ -326,7 +326,7 @@ class Block(nn.Module):
 
 
 def wrong_text(exercise: str, entry: Entry) -> str:
-    """The base with the entry's replacements."""
+    """The right file with the replacements of `entry`."""
     text = BASE[exercise]
     changes = entry[2:]
     for old, new in zip(changes[::2], changes[1::2], strict=True):

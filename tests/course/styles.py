@@ -1,5 +1,6 @@
-"""Files in many styles of code, right, and wrong in one line: each mistake is a piece of text that
-is replaced in every style that has it."""
+"""Attention files in many styles of code, right ones and wrong ones.
+
+A wrong file is a right one with a piece of text replaced, in every style that contains it."""
 
 from __future__ import annotations
 
@@ -137,17 +138,17 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """`old` becomes `new` in every style that has it; `slugs` are the right names for that."""
+    """`old` becomes `new` in every style that contains it; `slugs` are the mistakes to report."""
 
     name: str
     step: int
     slugs: str
     old: str
     new: str
-    only: str = ""  # styles, where the text alone does not decide
+    only: str = ""  # the styles to change, if not all that contain `old`
 
     def texts(self) -> dict[str, str]:
-        """style -> the wrong file."""
+        """The wrong files, by style."""
         return {
             style: text.replace(self.old, self.new)
             for style, text in STYLES.items()
@@ -740,7 +741,7 @@ CHANGES = (
         "skeleton fused einsum",
     ),
     Change("no_end_yet", 8, "not-implemented", "return self.resid_dropout(self.c_proj(y))", NO),
-    # Two at once: the earlier step is named.
+    # Two mistakes at once: the report names the earlier step.
     Change(
         "no_scale_no_proj",
         4,
@@ -751,7 +752,7 @@ CHANGES = (
     ),
 )
 
-# Two mistakes in one file: the earlier step is the answer.
+# Two mistakes in one file: the report names the earlier step.
 PAIRS = (
     ("sqrt_c", "dim_minus_2"),
     ("no_scale", "no_mask"),
@@ -769,7 +770,7 @@ PAIRS = (
 
 
 def wrong_files() -> dict[str, tuple[str, Change]]:
-    """name -> text, and the mistake that is to be found."""
+    """The text of every wrong file and the change to report, by name."""
     files = {
         f"{style}__{change.name}": (text, change)
         for change in CHANGES

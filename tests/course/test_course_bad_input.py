@@ -1,4 +1,4 @@
-"""Files that cannot be used at all: one line that says what and where, and a way out."""
+"""Unusable files are errors: one line that says what and where, and a hint that says what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES
 
 from gptcli.course import check_file, check_files, load_attention
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.wrong_attention import FILES
 
 CLASS = """
 from torch import nn
@@ -28,7 +28,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
     return CLASS.format(more=more, body=body, also=also)
 
 
-# text -> part of the message, part of the hint
+# name -> (text, part of the message, part of the hint)
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass CausalAttention(nn.Module): pass\n"
@@ -113,20 +113,20 @@ def test_unusable_files_are_errors(errors: dict[str, GptcliError], name: str) ->
         ("nowhere/attention.py", "there is no file", "there is no folder"),
         (".", "is a folder", "attention.py"),
         ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
-        ("broken.py", "broken.py:2: ", "mend that line"),
+        ("broken.py", "broken.py:2: ", "fix that line"),
         ("latin.py", "latin.py", ""),
         ("zeros.py", "zeros.py", ""),
         ("cells.ipynb", "is a notebook", "save the cell"),
     ],
 )
-def test_files_that_are_not_there_or_not_python(
+def test_missing_files_and_files_that_are_not_python_are_errors(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spec: str,
     message: str,
     hint: str,
 ) -> None:
-    """These are told without starting a process."""
+    """Reported without starting a worker process."""
     (tmp_path / "attention.py").write_text("x = 1\n", encoding="utf-8")
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n", encoding="utf-8")
     (tmp_path / "latin.py").write_bytes("x = 'caf\u00e9'\n".encode("latin-1"))
@@ -157,7 +157,7 @@ def test_spec_is_file_and_class(
     name: str,
     class_name: str,
 ) -> None:
-    """A colon in the file itself (a drive letter) does not cut it."""
+    """A colon in the file name itself, as in a drive letter, does not start the class."""
     if sys.platform == "win32" and "b:" in spec:
         pytest.skip("no such file name here")
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ def test_spec_is_file_and_class(
     assert file.path == (tmp_path / name).resolve()
 
 
-def test_drive_letters_are_no_class() -> None:
+def test_a_drive_letter_does_not_start_a_class() -> None:
     with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py$"):
         find_file(r"C:\x.py:Mine")
     with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py$"):
@@ -175,8 +175,8 @@ def test_drive_letters_are_no_class() -> None:
 
 
 def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
-    """Nothing is put into sys.modules under a name of theirs, no bytecode beside the file, and an
-    edit within the same second is seen."""
+    """sys.modules gets no name of the learner's, the folder no bytecode; an edit within the same
+    second takes effect."""
     for name in ("bare_parameters.py", "bare_product.py"):
         (tmp_path / name).write_bytes((FILES / name).read_bytes())
     spec = str(tmp_path / "bare_parameters.py")
@@ -195,8 +195,8 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
     assert "C" in first.__init__.__code__.co_varnames
 
 
-def test_checker_side_does_without_torch(tmp_path: Path) -> None:
-    """What waits for the worker imports neither torch nor pydantic: torch is imported once."""
+def test_the_command_line_side_does_not_import_torch(tmp_path: Path) -> None:
+    """The process that waits for the worker imports neither torch, pydantic nor rich."""
     code = (
         "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
         "from gptcli.errors import GptcliError\n"

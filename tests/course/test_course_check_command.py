@@ -1,4 +1,4 @@
-"""`gptcli check-attention`: what it prints where, and its exit codes."""
+"""`gptcli check-attention`: its output on stdout and stderr, and its exit codes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import typer
 from typer.testing import CliRunner, Result
-from wrong_attention import FILES, MISTAKES
 
 from gptcli.cli.check import check_attention
 from gptcli.course import checking
 from gptcli.course.attention import builtin
 from gptcli.errors import GptcliError
+from tests.course.wrong_attention import FILES, WRONG_FILES
 
 APP = typer.Typer()
 APP.command()(check_attention)
@@ -27,7 +27,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def wrong(tmp_path: Path) -> str:
     path = tmp_path / "mine.py"
-    path.write_text(next(m for m in MISTAKES if m.name == "not_merged").text(), encoding="utf-8")
+    path.write_text(next(m for m in WRONG_FILES if m.name == "not_merged").text(), encoding="utf-8")
     return str(path)
 
 
@@ -46,7 +46,7 @@ def test_files_as_json_one_object_a_line(wrong: str) -> None:
             "hint",
             "checks",
         }
-    assert isinstance(result.exception, GptcliError)  # exit code 2 at the front door
+    assert isinstance(result.exception, GptcliError)  # exit code 2 of the command
     assert result.exception.exit_code == 2
 
 
@@ -62,17 +62,17 @@ def test_files_on_a_screen(wrong: str) -> None:
     assert "\x1b" not in result.stdout
 
 
-def test_hints_are_of_rising_strength(wrong: str) -> None:
-    told = [json.loads(run(wrong, "--json", "--hint", n).stdout)["hint"] for n in "123"]
-    assert len(set(told)) == 3
-    assert json.loads(run(wrong, "--json").stdout)["hint"] == told[0]
+def test_each_hint_level_prints_another_hint(wrong: str) -> None:
+    hints = [json.loads(run(wrong, "--json", "--hint", n).stdout)["hint"] for n in "123"]
+    assert len(set(hints)) == 3
+    assert json.loads(run(wrong, "--json").stdout)["hint"] == hints[0]
     assert run(wrong, "--hint", "4").exit_code == 2
 
 
 def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
-    """The eight steps with their lines, and its weights beside the right ones."""
+    """The eight steps with their lines, and the learner's weights next to the right ones."""
     path = tmp_path / "mine.py"
-    text = next(m for m in MISTAKES if m.name == "mask_off_by_one").text()
+    text = next(m for m in WRONG_FILES if m.name == "mask_off_by_one").text()
     path.write_text(text, encoding="utf-8")
     lines = run(str(path)).stdout.splitlines()
     assert all(len(line) <= 80 for line in lines if str(path) not in line)
@@ -82,14 +82,14 @@ def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
     assert marks[4][0] not in {marks[3][0], marks[5][0]}
     assert any("your weights" in line and "right weights" in line for line in lines)
     row = next(line for line in lines if line.startswith("    0 "))
-    assert "100" in row  # the right side: the first token sees itself alone
+    assert "100" in row  # the right side: the first token sees only itself
 
 
 def test_right_files_exit_0() -> None:
     assert run(RIGHT).exit_code == 0
 
 
-def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builtin_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     few = builtin.grid()[:4]
     monkeypatch.setattr(builtin, "grid", lambda: few)
     result = run()
@@ -103,7 +103,7 @@ def test_own_attention_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -
     assert value["checks"]
 
 
-def test_own_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builtin_attention_over_its_tolerance_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
     from gptcli.course.report import BuiltinReport, PathResult
 
     bad = BuiltinReport((PathResult("explicit", "float32", "cpu", 1e-5, 3, 0.25),))

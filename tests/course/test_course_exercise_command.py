@@ -1,4 +1,4 @@
-"""`gptcli exercise`: the list, the skeletons, the progress of a folder, and watching it."""
+"""`gptcli exercise`: list, skeletons, progress of a folder, and --watch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.course import folder as folder_module
 from gptcli.course.catalogue import EXERCISES
-from gptcli.course.exercises import folder as folder_module
-from gptcli.course.exercises.folder import changes
+from gptcli.course.folder import changes
 
 NAMES = [exercise.name for exercise in EXERCISES]
 PASSES = "from gptcli.course.parts import {}\n"
@@ -86,7 +86,7 @@ def test_status(tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
     assert "step 1 of 4" in outcome.out
 
 
-def test_changes_are_seen(tmp_path: Path) -> None:
+def test_changes_yields_the_names_of_saved_files(tmp_path: Path) -> None:
     path = tmp_path / "mlp.py"
     path.write_text("1\n", encoding="utf-8")
     seen = changes(tmp_path, pause_s=0.001)

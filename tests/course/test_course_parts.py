@@ -1,4 +1,4 @@
-"""Layer norm, feed-forward network and block: right ones accepted, each mistake named."""
+"""The checks of layer norm, MLP and block accept right files and name each known mistake."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
-from part_files import BASE, RIGHT, WRONG, wrong_text
 
+from gptcli.course import check_file, check_files
 from gptcli.course.catalogue import exercise_named
+from gptcli.course.examination import LESSONS, examine
 from gptcli.course.exercises import block, layernorm, mlp
-from gptcli.course.exercises.part_checking import check_part, check_parts, find_part
-from gptcli.course.exercises.part_examination import examine
-from gptcli.course.lesson import PartReport
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.part_files import BASE, RIGHT, WRONG, wrong_text
 
-BANKS = {"layernorm": layernorm.PART, "mlp": mlp.PART, "block": block.PART}
+BANKS = {"layernorm": layernorm.LESSON, "mlp": mlp.LESSON, "block": block.LESSON}
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
 CASES = [(name, i) for name, entries in WRONG.items() for i in range(len(entries))]
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartReport]:
-    """Every text of part_files, examined in this process: none of them hangs."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
+    """The reports of all files of part_files.py. Examined in this process, since none hangs."""
     folder = tmp_path_factory.mktemp("parts")
     texts = {
         **{f"{e}/{i}": wrong_text(e, WRONG[e][i]) for e, i in CASES},
@@ -40,15 +41,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartReport]:
         path = folder / f"{key}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        parts.append((key.split("/")[0], str(path)))
+        parts.append((str(path), key.split("/")[0]))
     found = {}
     for key, part in zip(texts, parts, strict=True):
-        found[key] = examine(find_part(*part), lambda doing: None)
+        found[key] = examine(find_file(*part), lambda doing: None)
     return found
 
 
 @pytest.mark.parametrize("key", [f"{e}/{n}" for e in RIGHT for n in (*RIGHT[e], "reference")])
-def test_right_ones_are_accepted(reports: dict[str, PartReport], key: str) -> None:
+def test_right_ones_are_accepted(reports: dict[str, FileReport], key: str) -> None:
     report = reports[key]
     assert report.ok, report.message
     assert report.first_wrong_step is None
@@ -61,7 +62,7 @@ def test_right_ones_are_accepted(reports: dict[str, PartReport], key: str) -> No
 
 @pytest.mark.parametrize(("exercise", "index"), CASES)
 def test_mistakes_are_named_with_their_step(
-    reports: dict[str, PartReport], exercise: str, index: int
+    reports: dict[str, FileReport], exercise: str, index: int
 ) -> None:
     slug, step, *_ = WRONG[exercise][index]
     report = reports[f"{exercise}/{index}"]
@@ -77,7 +78,7 @@ def test_mistakes_are_named_with_their_step(
 
 
 @pytest.mark.parametrize("exercise", WRONG)
-def test_every_mistake_of_the_bank_is_tried(exercise: str) -> None:
+def test_every_mistake_of_the_bank_has_a_file(exercise: str) -> None:
     bank = {mistake.slug for mistake in BANKS[exercise].mistakes}
     assert len(bank) >= 10
     assert bank - {entry[0] for entry in WRONG[exercise]} == set()
@@ -86,11 +87,16 @@ def test_every_mistake_of_the_bank_is_tried(exercise: str) -> None:
 @pytest.mark.parametrize("exercise", WRONG)
 @pytest.mark.parametrize("kind", ["skeleton", "blank"])
 def test_skeletons_fail_at_step_1_in_a_friendly_way(
-    reports: dict[str, PartReport], exercise: str, kind: str
+    reports: dict[str, FileReport], exercise: str, kind: str
 ) -> None:
     report = reports[f"{exercise}/{kind}"]
     assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
     assert "is still to be written: line" in report.message
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_catalogue_names_the_steps_of_the_lesson(name: str) -> None:
+    assert tuple(step.name for step in LESSONS[name].steps) == exercise_named(name).steps
 
 
 UNUSABLE = {
@@ -105,30 +111,31 @@ UNUSABLE = {
 
 
 def test_unusable_files_are_errors(tmp_path: Path) -> None:
-    parts = []
+    specs = []
     for name, (text, _) in UNUSABLE.items():
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-        parts.append(("layernorm", str(tmp_path / f"{name}.py")))
-    for (name, (_, says)), error in zip(UNUSABLE.items(), check_parts(parts), strict=True):
+        specs.append(str(tmp_path / f"{name}.py"))
+    errors = check_files(specs, "layernorm")
+    for (name, (_, says)), error in zip(UNUSABLE.items(), errors, strict=True):
         assert isinstance(error, GptcliError), name
         assert says in error.message
         assert error.hint
         assert error.exit_code == 2
 
 
-def test_a_file_that_is_not_there_gets_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "layernorm.py").write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(GptcliError, match="there is no file") as caught:
-        check_part("layernorm", str(tmp_path / "layernrom.py"))
+        check_file(str(tmp_path / "layernrom.py"), "layernorm")
     assert "did you mean" in (caught.value.hint or "")
 
 
-def test_endless_loops_end(tmp_path: Path) -> None:
+def test_an_endless_loop_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "mlp.py"
     path.write_text(
         BASE["mlp"].replace("h = F.gelu(h)", "while True:\n            pass"), encoding="utf-8"
     )
-    report = check_part("mlp", str(path), limit_s=1.0)
+    report = check_file(str(path), "mlp", limit_s=1.0)
     assert report.mistake == "time-limit"
     assert "of mlp.py, `pass`" in report.message or "of mlp.py, `while True:`" in report.message
 

@@ -1,5 +1,4 @@
-"""Files that stop half way, spoil what was right, or go wrong where nobody looks: placed at the
-first step that they got wrong, in words about them."""
+"""The first wrong step of files that stop half way, change right values, or use untraced code."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ LAST = "return self.c_proj(y)"
 STOP = "raise NotImplementedError"
 OUTPUT = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)\n"
 
-# name: (step, slug, part of the message, replacements)
+# name: (step, slug, part of the message, replacements in course_style.py)
 FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
     "wrong_scale_then_stop": (
         4, "scale-sqrt-n-embd", "further on the file stops: NotImplementedError: step 6",
@@ -31,7 +30,7 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [(MASK, "scores = scores * mask"), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "no_mask_then_stop": (
-        5, "not-implemented", "step 5, causal mask, is missing: nothing of it was seen before",
+        5, "not-implemented", "step 5, causal mask, is missing: forward on x",
         [(MASK, ""), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "diagonal_hidden_then_stop": (
@@ -40,7 +39,7 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
           "torch.tril(torch.ones(T, T, device=x.device), -1)"), (SOFTMAX, STOP)],
     ),
     "names_swapped_then_stop": (
-        1, "query-key-swapped", "queries and keys have changed places",
+        1, "query-key-swapped", "your queries and keys are swapped",
         [("q = self.query(x)", "q = self.key(x)"), ("k = self.key(x)", "k = self.query(x)"),
          (SOFTMAX, STOP)],
     ),
@@ -56,7 +55,7 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [("B, T, C = x.shape\n", "return self.c_proj(x)\n")],
     ),
     "scores_clamped": (
-        4, "scores-changed", "the scaled scores were right before this",
+        4, "scores-changed", "the scaled scores are right until this line changes them",
         [(MASK, "scores = scores.clamp(-1, 1)\n        " + MASK)],
     ),
     "weights_scaled": (
@@ -64,14 +63,15 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [(SOFTMAX, SOFTMAX + " * 0.9")],
     ),
     "values_added": (
-        7, "values-changed", "the weighted values were right before this", [(MIX, MIX + " + v")],
+        7, "values-changed", "the weighted values are right until this line changes them",
+        [(MIX, MIX + " + v")],
     ),
     "bias_taken_away": (
-        1, "projections-changed", "the projections were right before this",
+        1, "projections-changed", "the projections are right until this line changes them",
         [("v = self.value(x)", "v = self.value(x) - 1.0")],
     ),
     "changed_in_place": (
-        6, "changed-in-place", "the gradient needs a result of this line as it was, and line 37",
+        6, "changed-in-place", "the gradient needs the result of this line unchanged, but line 37",
         [(SOFTMAX, SOFTMAX + "\n        weights += 0")],
     ),
     "numpy_needs_no_gradient": (
@@ -135,7 +135,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_is_placed_and_told(reports: dict[str, FileReport], name: str) -> None:
+def test_first_wrong_step_and_mistake_are_reported(
+    reports: dict[str, FileReport], name: str
+) -> None:
     step, slug, says, _ = FILES[name]
     report = reports[name]
     assert not report.ok

@@ -1,14 +1,14 @@
-"""Every right attention passes, whatever it looks like."""
+"""Right attention files of every style pass, with the notes that they deserve."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES
 
 from gptcli.course import check_files
 from gptcli.course.report import FileReport
+from tests.course.wrong_attention import FILES
 
 OURS = "from gptcli.model.attention import CausalSelfAttention\n"
 RIGHT = (
@@ -22,7 +22,7 @@ RIGHT = (
     "ours",
 )
 VARIANTS = {
-    # Boolean keys to keep, taken in by the kernel; the scale given rather than computed.
+    # The fused kernel gets a boolean mask and an explicit scale.
     "kept_keys": (
         "fused_sdpa.py",
         "dropout_p=p, is_causal=True",
@@ -96,9 +96,8 @@ def notes(report: FileReport) -> dict[str, str]:
     return {check.name: check.detail for check in report.checks if check.note}
 
 
-def test_right_files_have_the_notes_that_they_earn(reports: dict[str, FileReport]) -> None:
-    """Attention dropout behind `use_dropout`, and residual dropout before the projection, are
-    both seen to act."""
+def test_right_files_get_their_notes(reports: dict[str, FileReport]) -> None:
+    """The check sees attention dropout behind `use_dropout` and residual dropout before c_proj."""
     for name in ("course_style", "fused_sdpa", "einsum:Attention", "loop_over_heads", "ours"):
         assert notes(reports[name]) == {}
     assert list(notes(reports["mask_buffer"])) == ["block_size"]

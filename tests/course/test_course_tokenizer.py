@@ -1,4 +1,4 @@
-"""The tokenizer exercise: right ones accepted, each mistake named with its step."""
+"""The check of the tokenizer exercise accepts right files and names each known mistake."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
+from gptcli.course import check_files
 from gptcli.course.catalogue import exercise_named
-from gptcli.course.exercises.part_checking import check_parts, find_part
-from gptcli.course.exercises.part_examination import examine
+from gptcli.course.examination import examine
 from gptcli.course.exercises.tokenizer import Tokenizer
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
-from gptcli.course.lesson import PartReport
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.tokenizer_files import BASE, RIGHT, WRONG, wrong_text
 
 
-def report_of(folder: Path, text: str) -> PartReport:
+def report_of(folder: Path, text: str) -> FileReport:
     path = folder / "tokenizer.py"
     path.write_text(text, encoding="utf-8")
-    return examine(find_part("tokenizer", str(path)), lambda doing: None)
+    return examine(find_file(str(path), "tokenizer"), lambda doing: None)
 
 
-def test_the_classic_example() -> None:
+def test_the_reference_encodes_the_example_of_the_course() -> None:
     tokenizer = Tokenizer()
     tokenizer.train("aaabdaaabac", 3)
     assert tokenizer.encode("aaabdaaabac") == [258, 100, 258, 97, 99]
@@ -45,7 +46,7 @@ def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_pat
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
 
 
-def test_every_mistake_of_the_bank_is_tried() -> None:
+def test_every_mistake_of_the_bank_has_a_file() -> None:
     assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
 
 
@@ -70,10 +71,10 @@ def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None
     assert caught.value.hint
 
 
-def test_an_endless_loop_ends_with_its_step(tmp_path: Path) -> None:
+def test_an_endless_loop_is_stopped_at_its_step(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.py"
     path.write_text(BASE.replace("return ids\n", "pass\n"), encoding="utf-8")
-    (report,) = check_parts([("tokenizer", str(path))], limit_s=1.5)
-    assert isinstance(report, PartReport)
+    (report,) = check_files([str(path)], "tokenizer", limit_s=1.5)
+    assert isinstance(report, FileReport)
     assert report.mistake in ("time-limit", "raises")
     assert report.first_wrong_step == 3

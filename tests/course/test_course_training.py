@@ -1,4 +1,4 @@
-"""The training exercise: right ones accepted, each mistake named with its step."""
+"""The check of the training exercise accepts right files and names each known mistake."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from pathlib import Path
 
 import pytest
-from training_files import BASE, RIGHT, WRONG, wrong_text
 
 from gptcli.course.catalogue import exercise_named
-from gptcli.course.exercises.part_checking import find_part
-from gptcli.course.exercises.part_examination import examine
+from gptcli.course.examination import examine
 from gptcli.course.exercises.training_mistakes import MISTAKES
-from gptcli.course.lesson import PartReport
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.course.training_files import BASE, RIGHT, WRONG, wrong_text
 
 
-def report_of(folder: Path, text: str) -> PartReport:
+def report_of(folder: Path, text: str) -> FileReport:
     path = folder / "training.py"
     path.write_text(text, encoding="utf-8")
-    return examine(find_part("training", str(path)), lambda doing: None)
+    return examine(find_file(str(path), "training"), lambda doing: None)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -38,7 +38,7 @@ def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_pat
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
 
 
-def test_every_mistake_of_the_bank_is_tried() -> None:
+def test_every_mistake_of_the_bank_has_a_file() -> None:
     assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
 
 

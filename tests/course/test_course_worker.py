@@ -1,4 +1,4 @@
-"""The process that runs learners' files: time limits, crashes, where their prints go."""
+"""The worker process that runs learners' files: time limits, crashes and printed output."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from wrong_attention import FILES, MISTAKES
 
 from gptcli.course import check_file
-from gptcli.course.checking import _ask
+from gptcli.course.checking import ask
 from gptcli.course.sandbox.isolation import Worker
 from gptcli.course.sandbox.learner_file import find_file
+from tests.course.wrong_attention import FILES, WRONG_FILES
 
-TEXTS = {mistake.name: mistake for mistake in MISTAKES}
+TEXTS = {mistake.name: mistake for mistake in WRONG_FILES}
 
 
 def write(folder: Path, name: str) -> str:
@@ -31,7 +31,7 @@ def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     assert "a loop over 3 heads" in captured.err
 
 
-def test_prints_past_python_go_to_stderr(
+def test_output_that_bypasses_python_goes_to_stderr(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -48,11 +48,11 @@ def test_prints_past_python_go_to_stderr(
 
 
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """As on macOS and Windows, where each file runs in the worker itself."""
+    """On macOS and Windows each file runs in the worker itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
-            report = _ask(worker, find_file(spec), limit_s)
+            report = ask(worker, find_file(spec), limit_s)
             return report.ok, report.mistake
 
         assert check(str(FILES / "fused_sdpa.py")) == (True, None)
@@ -63,7 +63,7 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
 
 
 def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
-    """A file that breaks torch for itself breaks it for nobody else (where forks are safe)."""
+    """A file that breaks torch does not affect the next file (on systems with safe forks)."""
     path = tmp_path / "vandal.py"
     path.write_text(
         "import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
@@ -71,13 +71,13 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     with Worker(fork=hasattr(os, "fork")) as worker:
-        assert not _ask(worker, find_file(str(path)), 30.0).ok
+        assert not ask(worker, find_file(str(path)), 30.0).ok
         if hasattr(os, "fork"):
-            assert _ask(worker, find_file(str(FILES / "course_style.py")), 30.0).ok
+            assert ask(worker, find_file(str(FILES / "course_style.py")), 30.0).ok
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """A file that ignores every exception and has a child of its own is ended all the same."""
+    """The worker kills a file that ignores every exception, and the file's child process."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(
@@ -91,20 +91,20 @@ def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
     report = check_file(str(path), limit_s=1.0)
     assert report.mistake == "time-limit"
     assert "at line 6 of stubborn.py, `time.sleep(600)`" in report.message
-    assert time.monotonic() - start < 30.0
+    assert time.monotonic() - start < 300.0  # it sleeps for 600 s
     if os.name == "posix":
         _wait_for_end(int(pid.read_text(encoding="utf-8")))
 
 
 def _wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
         status = Path(f"/proc/{pid}/stat")
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        # Ended, but nobody has asked for its exit code yet.
+        # A zombie: ended, but nobody has asked for its exit code yet.
         if status.exists() and ") Z " in status.read_text(encoding="utf-8"):
             return
         time.sleep(0.05)

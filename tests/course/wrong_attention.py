@@ -1,4 +1,4 @@
-"""Mistakes: a right file of files/, with some of its text replaced, and what the checker says."""
+"""Wrong files: a right file of files/ with some text replaced, and the expected report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ FILES = Path(__file__).parent / "files"
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """`says` is part of the message, of the learner's own numbers where it can be."""
+class WrongFile:
+    """`says` is a part of the message, with the learner's own numbers if possible."""
 
     name: str
     slug: str
@@ -29,30 +29,30 @@ class Mistake:
 MASK = 'scores = scores.masked_fill(mask == 0, float("-inf"))'
 SOFTMAX = "weights = F.softmax(scores, dim=-1)"
 
-MISTAKES = (
-    Mistake("no_mask", "mask-missing", "token 0 looks at all 5 tokens", MASK, ""),
-    Mistake(
+WRONG_FILES = (
+    WrongFile("no_mask", "mask-missing", "token 0 looks at all 5 tokens", MASK, ""),
+    WrongFile(
         "mask_off_by_one",
         "mask-lets-next-token-in",
         "looks at token 1",
         "torch.tril(torch.ones(T, T, device=x.device))",
         "torch.tril(torch.ones(T, T, device=x.device), diagonal=1)",
     ),
-    Mistake(
+    WrongFile(
         "mask_hides_diagonal",
         "mask-hides-diagonal",
         "a token cannot see itself",
         "torch.tril(torch.ones(T, T, device=x.device))",
         "torch.tril(torch.ones(T, T, device=x.device), diagonal=-1)",
     ),
-    Mistake(
+    WrongFile(
         "mask_too_weak",
         "mask-fill-too-weak",
         "hidden scores become -100",
         'float("-inf")',
         "-100.0",
     ),
-    Mistake(
+    WrongFile(
         "mask_not_sliced",
         "raises",
         "line 25 of",
@@ -60,43 +60,43 @@ MISTAKES = (
         "+ self.mask",
         file="mask_buffer.py",
     ),
-    Mistake(
+    WrongFile(
         "scale_of_n_embd",
         "scale-sqrt-n-embd",
         "sqrt(n_embd) = 4.90",
         "math.sqrt(self.head_dim)",
         "math.sqrt(C)",
     ),
-    Mistake("no_scale", "scale-missing", "sqrt(8) = 2.83", " / math.sqrt(self.head_dim)", ""),
-    Mistake(
+    WrongFile("no_scale", "scale-missing", "sqrt(8) = 2.83", " / math.sqrt(self.head_dim)", ""),
+    WrongFile(
         "softmax_over_queries",
         "softmax-over-queries",
         "dim=-2",
         SOFTMAX,
         "weights = F.softmax(scores, dim=1)",
     ),
-    Mistake(
+    WrongFile(
         "softmax_in_float32",
         "precision",
         "looks like float32 rounding",
         SOFTMAX,
         "weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(x.dtype)",
     ),
-    Mistake(
+    WrongFile(
         "interleaved_heads",
         "heads-interleaved",
-        "the 24 channels are cut as (8, 3)",
+        "you cut the 24 channels as (8, 3)",
         "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
         "view(B, T, self.head_dim, self.n_head).permute(0, 3, 1, 2)",
     ),
-    Mistake(
+    WrongFile(
         "split_without_transpose",
         "split-without-transpose",
-        "(2, 5, 24) is viewed as (2, 3, 5, 8)",
+        "you view (2, 5, 24) as (2, 3, 5, 8)",
         "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
         "view(B, self.n_head, T, self.head_dim)",
     ),
-    Mistake(
+    WrongFile(
         "not_merged",
         "output-shape",
         "output has shape (2, 5, 3, 8), expected (2, 5, 24)",
@@ -104,42 +104,42 @@ MISTAKES = (
         "        return self.c_proj(y)",
         "return y.transpose(1, 2)",
     ),
-    Mistake(
+    WrongFile(
         "projection_left_out",
         "projection-left-out",
-        "(2, 5, 24), are returned without",
+        "(2, 5, 24), without the output projection",
         "return self.c_proj(y)",
         "return y",
     ),
-    Mistake(
+    WrongFile(
         "no_output_projection",
         "missing-projection",
         "no c_proj",
         "self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
         "pass",
     ),
-    Mistake(
+    WrongFile(
         "key_is_query",
         "shared-projection",
         "`query` and `key` are the same weights",
         "self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
         "self.key = self.query",
     ),
-    Mistake(
+    WrongFile(
         "wide_value",
         "projection-shape",
         "shape (48, 24)",
         "self.value = nn.Linear(config.n_embd, config.n_embd",
         "self.value = nn.Linear(config.n_embd, 2 * config.n_embd",
     ),
-    Mistake(
+    WrongFile(
         "bias_ignored",
         "bias-ignored",
         "the key projection, (10, 10), has a bias of shape (10,)",
         "self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
         "self.key = nn.Linear(config.n_embd, config.n_embd)",
     ),
-    Mistake(
+    WrongFile(
         "dropout_in_evaluation",
         "dropout-in-evaluation",
         "config.dropout = 0.5",
@@ -147,64 +147,64 @@ MISTAKES = (
         "F.dropout(F.softmax(att, dim=-1), self.dropout)",
         file="mask_buffer.py",
     ),
-    Mistake(
+    WrongFile(
         "dropout_of_its_own",
         "dropout-fixed-rate",
         "in training with dropout 0.0",
         "self.resid_dropout = nn.Dropout(config.dropout)",
         "self.resid_dropout = nn.Dropout(0.1)",
     ),
-    Mistake(
+    WrongFile(
         "input_scaled_in_place",
         "input-changed",
         "at token 0 by up to",
         "q = self.query(x)",
         "x.mul_(1.5)\n        q = self.query(x)",
     ),
-    Mistake(
+    WrongFile(
         "not_written_yet",
         "not-implemented",
         "line 36 of",
         SOFTMAX,
         "raise NotImplementedError('softmax')",
     ),
-    Mistake(
+    WrongFile(
         "blank_constructor",
         "not-implemented",
         "building the module",
         "self.n_head = config.n_head",
         "raise NotImplementedError",
     ),
-    Mistake(
+    WrongFile(
         "no_return",
         "returns-nothing",
         "forward on x of shape (2, 5, 24) returned None",
         "return self.c_proj(y)",
         "self.c_proj(y)",
     ),
-    Mistake("tuple", "no-tensor", "a tuple", "return self.c_proj(y)", "return self.c_proj(y), y"),
-    Mistake(
+    WrongFile("tuple", "no-tensor", "a tuple", "return self.c_proj(y)", "return self.c_proj(y), y"),
+    WrongFile(
         "detached",
         "no-gradient",
-        "the output, (2, 5, 24), carries no gradient",
+        "the output, (2, 5, 24), has no gradient",
         "return self.c_proj(y)",
         "return self.c_proj(y).detach()",
     ),
-    Mistake(
+    WrongFile(
         "weights_detached",
         "no-gradient",
         "`query.weight`",
         "y = torch.bmm(weights, v)",
         "y = torch.bmm(weights.detach(), v)",
     ),
-    Mistake(
+    WrongFile(
         "value_of_detached",
         "wrong-gradient",
         "its gradient at x differs",
         "v = self.value(x)",
         "v = self.value(x.detach())",
     ),
-    Mistake(
+    WrongFile(
         "float64_mask",
         "raises",
         "but found Float",
@@ -212,49 +212,49 @@ MISTAKES = (
         "self.mask[:T, :T].double()",
         file="mask_buffer.py",
     ),
-    Mistake(
+    WrongFile(
         "float32_output",
         "output-dtype",
         "output is torch.float32",
         "return self.c_proj(y)",
         "return self.c_proj(y).float()",
     ),
-    Mistake("one_length", "raises", "line 2", "B, T, C = x.shape", "B, T, C = x.shape[0], 5, 24"),
-    Mistake(
+    WrongFile("one_length", "raises", "line 2", "B, T, C = x.shape", "B, T, C = x.shape[0], 5, 24"),
+    WrongFile(
         "misspelt_config",
         "raises",
         "did you mean `n_head`?",
         "self.n_head = config.n_head",
         "self.n_head = config.n_heads",
     ),
-    Mistake(
+    WrongFile(
         "sequences_mixed",
         "sequences-mixed",
         "another sequence of the batch",
         "return self.c_proj(y)",
         "return self.c_proj(y + y.roll(1, 0))",
     ),
-    Mistake("no_forward", "no-forward", "no method `forward`", "def forward(", "def foward("),
-    Mistake(
+    WrongFile("no_forward", "no-forward", "no method `forward`", "def forward(", "def foward("),
+    WrongFile(
         "state_between_calls",
         "state-between-calls",
         "two calls with the same x differ",
         "return self.c_proj(y)",
         "self.n = getattr(self, 'n', 0) + 1\n        return self.c_proj(y) * self.n",
     ),
-    Mistake("exit", "crash", "exit code 0", "q = self.query(x)", "import os; os._exit(0)"),
-    Mistake(
+    WrongFile("exit", "crash", "exit code 0", "q = self.query(x)", "import os; os._exit(0)"),
+    WrongFile(
         "bad_memory", "crash", "SIGSEGV", "q = self.query(x)", "import ctypes; ctypes.string_at(0)"
     ),
-    Mistake(
+    WrongFile(
         "huge", "raises", "can't allocate memory", "q = self.query(x)", "q = torch.zeros(1 << 40)"
     ),
-    Mistake(
+    WrongFile(
         "endless",
         "time-limit",
         "at line 24 of endless.py, `while True:",
         "q = self.query(x)",
         "while True: pass",
     ),
-    Mistake("waits_for_input", "raises", "EOFError", "q = self.query(x)", "input()"),
+    WrongFile("waits_for_input", "raises", "EOFError", "q = self.query(x)", "input()"),
 )

@@ -1,10 +1,17 @@
-"""Inputs that once ended in a traceback, in a hang or in all of the memory, and their like; each
-is fed again in every run of the suite. Keys are the names of the targets."""
+"""Inputs that once caused a traceback, a hang or a full memory, and similar ones.
+
+test_fuzz.py feeds each of them in every run of the suite.
+"""
 
 from __future__ import annotations
 
 import json
+from ast import literal_eval
+from pathlib import Path
 from typing import Any
+
+FOUND = Path(__file__).with_name("found.txt")
+"""What `make fuzz` found: a line for each input, as the repr of (target, input)."""
 
 DEEP = b"[" * 100_000
 
@@ -68,3 +75,19 @@ INTERESTING: dict[str, list[Any]] = {
     "token cache": [DEEP, b"[1]", b"{}"],
     "names": ["a" * 5000, "~nobody-of-that-name", "²", "1" * 5000],
 }  # fmt: skip
+"""The inputs of each target, by the target's name."""
+
+
+def save(target: str, value: object) -> Path:
+    """Add an input to FOUND, unless it is there, and return the path."""
+    line = f"{(target, value)!r}\n"
+    assert literal_eval(line.strip()) == (target, value)
+    old = FOUND.read_text("utf-8") if FOUND.exists() else ""
+    if line not in old:
+        FOUND.write_text(old + line, encoding="utf-8")
+    return FOUND
+
+
+for _line in FOUND.read_text("utf-8").splitlines() if FOUND.exists() else ():
+    _target, _value = literal_eval(_line)
+    INTERESTING.setdefault(_target, []).append(_value)

@@ -1,7 +1,8 @@
-"""The long run of the fuzzing: `make fuzz`, or python tests/fuzz/run.py --count 200000.
+"""Feeds many random inputs to every parser: `make fuzz`, or python -m tests.fuzz.run.
 
-Prints a line for each target: inputs, how many were accepted and refused, the slowest, and what
-went wrong, with the smallest input that shows it. Exit code 1 where anything did.
+It prints a line for each target: how many inputs it got, accepted and refused, the slowest, and
+what went wrong, with the smallest input that shows it. It adds that input to found.txt, whose lines
+test_fuzz.py feeds again in every run. The exit code is 1 if anything went wrong.
 """
 
 from __future__ import annotations
@@ -16,32 +17,35 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
-from interesting import INTERESTING  # noqa: E402
-from targets import Target, targets  # noqa: E402
+from tests.fuzz.interesting import INTERESTING, save
+from tests.fuzz.targets import Target, targets
 
-ROUND = 2_000  # inputs from one seed: Hypothesis remembers all of them
+ROUND = 2_000  # inputs from one seed, because Hypothesis keeps all of them in memory
 
 
 @dataclass
 class Count:
-    """What came of the inputs of one target."""
+    """How the inputs of one target ended."""
 
     inputs: int = 0
     accepted: int = 0
     slowest: float = 0.0
+    """Seconds."""
     failure: str = ""
+    smallest: object = None
+    """The smallest input that failed, if any did."""
 
 
 def fuzz(target: Target, count: int, first_seed: int) -> Count:
-    """Feed `count` inputs, or as many as it takes until one goes wrong."""
+    """Feed `count` inputs, or fewer if one goes wrong."""
     done = Count()
 
     def feed(value: object) -> None:
         start = time.perf_counter()
         done.inputs += 1
+        done.smallest = value  # Hypothesis feeds the smallest failing input last
         done.accepted += target.accepts(value)
         done.slowest = max(done.slowest, time.perf_counter() - start)
 
@@ -100,6 +104,7 @@ def main() -> int:
             if count.failure:
                 failed += 1
                 print(f"FAILED: {target.name}\n{count.failure}", flush=True)
+                print(f"saved in {save(target.name, count.smallest)}", flush=True)
     print(f"{total:,} inputs; targets that failed: {failed}")
     return 1 if failed else 0
 

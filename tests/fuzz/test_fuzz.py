@@ -1,15 +1,14 @@
-"""A short run of the fuzzing: whatever is fed in is accepted or refused in words. The long run is
-`make fuzz` (tests/fuzz/run.py)."""
+"""Every parser accepts a random input or raises GptcliError. `make fuzz` (run.py) tries more."""
 
 from __future__ import annotations
 
 import pytest
-import targets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interesting import INTERESTING
 
 from gptcli.errors import GptcliError
+from tests.fuzz import targets
+from tests.fuzz.interesting import INTERESTING
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,17 @@
-"""Makes the helper modules of this folder importable, and trains the small run."""
-
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+from tests.conftest import Once
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    """A run with three checkpoints; the best is not the newest."""
-    import damage
+def small_run(once: Once, text_file: Path) -> Path:
+    """A run with three checkpoints. The best is not the newest."""
+    from tests.reliability import damage
 
-    return damage.train_small_run(tmp_path_factory.mktemp("damage") / "run", text_file)
+    return (
+        once("small-run", lambda folder: damage.train_small_run(folder / "run", text_file)) / "run"
+    )

@@ -272,17 +272,17 @@ def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_text(BpeTokenizer(merged).to_json(), encoding="utf-8")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_lists(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b"[" + b"[]," * 5_000_000 + b"[]]")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_words(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b'["ab"' + b',"ab"' * 3_200_000 + b"]")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_numbers(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b"[1.5" + b",1.5" * 4_000_000 + b"]")
 

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import damage
 import pytest
 
 from gptcli.errors import GptcliError
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.meta_file import dump_meta
 from gptcli.training.setup import Prepared, prepare_resume
+from tests.reliability import damage
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""A malicious run folder cannot run code or exhaust the machine: each case ends in an error.
-
-Each takes less than a second and less than 200 MB beyond the import of PyTorch.
-"""
+"""A hostile run folder ends in an error, runs no code and takes little time and memory."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hostile
-import hostile_attempts
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs links, pipes and fork")
+from tests.reliability import hostile, hostile_attempts
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and forks")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,15 @@ def endings(
     folder = tmp_path_factory.mktemp("hostile")
     only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
     done = subprocess.run(
-        [sys.executable, hostile_attempts.__file__, str(only_one), str(text_file), str(folder)],
+        [
+            sys.executable,
+            "-m",
+            hostile_attempts.__name__,
+            str(only_one),
+            str(text_file),
+            str(folder),
+        ],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from faulty_disks import (
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.training import checkpoint
+from tests.training.faulty_disks import (
     Deadly,
     Operation,
     Recording,
@@ -29,11 +32,7 @@ from faulty_disks import (
     temporaries,
     write,
 )
-from lost_writes import Model, write_tree
-
-from gptcli.errors import GptcliError
-from gptcli.files import durable
-from gptcli.training import checkpoint
+from tests.training.lost_writes import Model, write_tree
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
 FLOATS = 3000  # 12 kB: a checkpoint of some pages

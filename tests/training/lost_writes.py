@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from faulty_disks import Operation
+from tests.training.faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
 """The files of a run with their data, and its folders with None as data."""

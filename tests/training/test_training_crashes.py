@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from disk_fault_trials import crashed_after_any_operation
-from faulty_disks import STORIES, Story, names
+
+from tests.training.disk_fault_trials import crashed_after_any_operation
+from tests.training.faulty_disks import STORIES, Story, names
 
 
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import disk_fault_trials
 import pytest
-from disk_fault_trials import record, refused
-from faulty_disks import (
+
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.training import checkpoint
+from tests.training import disk_fault_trials
+from tests.training.disk_fault_trials import record, refused
+from tests.training.faulty_disks import (
     STORIES,
     Recording,
     Refusing,
@@ -25,10 +29,6 @@ from faulty_disks import (
     names,
     write,
 )
-
-from gptcli.errors import GptcliError
-from gptcli.files import durable
-from gptcli.training import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

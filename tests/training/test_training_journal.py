@@ -65,7 +65,7 @@ def test_refused_lines_are_written_once_there_is_space(
     assert (records_here, samples_here) == (records, samples)
     warning = f"WARNING: {run / name} could not be written (No space left on device); "
     assert outcome.err.count(warning) == 1  # two failures in a row are reported once
-    assert "MiB free there. The training goes on, and tries again" in outcome.err
+    assert "MiB free there. Training goes on; gptcli tries again" in outcome.err
     assert disk.calls > 4
 
 

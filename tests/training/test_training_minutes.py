@@ -70,13 +70,13 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
     return path
 
 
-def planned(tmp_path: Path, minutes: float, asked: dict[str, Any], **rest: Any) -> Any:
+def planned(tmp_path: Path, limit: float, asked: dict[str, Any], **rest: Any) -> Any:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
     config = with_values(config, asked)
     return fit_to_minutes(
         config,
         set(asked),
-        minutes=minutes,
+        minutes=limit,
         begun=time.perf_counter(),
         **({"keep": False, "user_parts": None} | rest),
     )
@@ -125,14 +125,14 @@ def test_minutes_on_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for given in ("0.15", "0.6", "2"):  # a busy machine needs more time for 20 steps
-        done = cli("train", a_text(tmp_path), "--minutes", given, "--out", "r", "--json")
-        if f"{given} minutes are too short" not in done.err:
-            break
-    assert done.code == 0, done.err
+    # Few steps fill the minute, so that the test is short and start-up never fills it.
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 1.0)
+    small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32")
+    done = cli("train", a_text(tmp_path), *small, "--minutes", "1", "--out", "r", "--json")
+    assert done.code == 0
     result = json.loads(done.out)
     assert result["stopped"] == "done"
-    assert f"--minutes {given}: " in done.err
+    assert "--minutes 1: " in done.err
     assert f"max_steps: {result['steps']}" in Path("r/config.yaml").read_text()
 
 
@@ -140,8 +140,8 @@ def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)  # on any machine, busy or not
-    done = cli("train", "tiny", "--minutes", "0.2", "--dry-run", "--json")
+    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    done = cli("train", "tiny", "--minutes", "1", "--dry-run", "--json")
     assert done.code == 0
     plain = cli("train", "tiny", "--dry-run", "--json")
     assert json.loads(done.out)["parameters"] == json.loads(plain.out)["parameters"]

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_disks import (
+
+from gptcli.config_files import parse_config
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.tokenization.byte import ByteTokenizer
+from gptcli.training import checkpoint, run_folder
+from tests.training.faulty_disks import (
     Deadly,
     Recording,
     Refusing,
@@ -21,12 +27,6 @@ from faulty_disks import (
     temporaries,
     write,
 )
-
-from gptcli.config_files import parse_config
-from gptcli.errors import GptcliError
-from gptcli.files import durable
-from gptcli.tokenization.byte import ByteTokenizer
-from gptcli.training import checkpoint, run_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),

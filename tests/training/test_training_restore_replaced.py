@@ -11,15 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_disks import Deadly, Operation, Recording, Watched, in_child
-from test_training_background_saving import LEAVE, WORDS
 
 from gptcli.cli.signals import LeaveAtOnce
 from gptcli.errors import GptcliError
@@ -27,6 +24,8 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, run_folder, saving
 from gptcli.training.loop import _Loop
 from gptcli.training.saving import Saver
+from tests.training.faulty_disks import Deadly, Operation, Recording, Watched, in_child
+from tests.training.test_training_background_saving import LEAVE, WORDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -98,26 +97,26 @@ def test_a_late_save_does_not_touch_the_old_run(
     assert content(old) == before
     if outcome.code == 130:
         assert "--resume" not in outcome.err  # that would resume the old run
-        assert f"the run that was in {old} before is there again" in outcome.err
+        assert f"the earlier run in {old} is restored" in outcome.err
 
 
 class Slow(Watched):
-    """Waits before it renames a checkpoint."""
+    """Renames a checkpoint only once `go_on` is set."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.begun, self.ended = seconds, threading.Event(), False
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), False
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
         if operation[0] == "rename" and operation[2].name.startswith("step-"):
             self.begun.set()
-            time.sleep(self.seconds)
+            assert self.go_on.wait(60)
             self.ended = True
         return do()
 
 
-@pytest.mark.parametrize(("seconds", "waited_for"), [(0.1, True), (2.0, False)])
+@pytest.mark.parametrize("waited_for", [True, False])
 def test_abandoning_waits_for_a_rename_but_not_long(
-    seconds: float, waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -132,15 +131,17 @@ def test_abandoning_waits_for_a_rename_but_not_long(
         class optimizers:
             state = staticmethod(lambda: {"m": torch.zeros(3)})
 
-    disk = Slow(seconds)
+    disk = Slow()
     monkeypatch.setattr(durable, "disk", disk)
     saver = Saver(tmp_path, 2, 2, None)
     list(saver.save(State(), {}))  # type: ignore[arg-type]
     assert disk.begun.wait(60)
-    begun = time.perf_counter()
+    if waited_for:  # the disk answers in time, whatever else this machine does
+        monkeypatch.setattr(saving, "_ABANDON_SECONDS", 60.0)
+        threading.Timer(0.1, disk.go_on.set).start()
     saver.abandon()
-    assert time.perf_counter() - begun < 0.9
     assert disk.ended == waited_for
+    disk.go_on.set()
     if waited_for:  # and marked as the best
         assert checkpoint.best_step(tmp_path) == 2
     list(saver.collect(wait=True))
@@ -153,10 +154,10 @@ def test_a_second_ctrl_c_restores_the_old_run_while_a_save_hangs(
     words = [*WORDS, "train.seed=9", "--out", str(old), "--overwrite"]
     done = subprocess.run(
         [sys.executable, "-c", LEAVE, "train", str(text_file), *words],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
-    assert "is there again" in done.stderr
+    assert "is restored" in done.stderr
     assert "--resume" not in done.stderr
     assert content(old) == before
 

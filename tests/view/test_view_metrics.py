@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-from view_screen import started, step_done
 
 from gptcli.events import CheckpointSaved, Evaluated, Finished, Notice, SampleDrawn
 from gptcli.view.metrics import metrics_record
+from tests.view.view_screen import started, step_done
 
 
 def test_a_logged_step() -> None:
@@ -31,14 +31,14 @@ def test_an_evaluation() -> None:
     }  # fmt: skip
 
 
-def test_everything_else_is_not_recorded() -> None:
+def test_other_events_are_not_recorded() -> None:
     others = (step_done(1), started(), CheckpointSaved(1, Path("x")), SampleDrawn(1, "", "x"),
               Notice("x"), Finished(1, 1, 1.0, "done", None, None, None, None))  # fmt: skip
     assert [metrics_record(event) for event in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_still_json(value: float) -> None:
+def test_values_that_are_not_finite_become_null(value: float) -> None:
     step = step_done(1, loss=value, logged=True, grad_norm=value, tokens_per_second=value,
                      learning_rate=value, seconds=value)  # fmt: skip
     for event in (step, Evaluated(1, 1, value, value, best=False)):

@@ -1,4 +1,4 @@
-"""Progress as plain lines: the format that logs and scripts rely on."""
+"""Plain progress lines: the format that logs and scripts rely on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from view_screen import a_run, started, step_done
 
 from gptcli.events import CheckpointSaved, Evaluated, Event, Finished, Notice, SampleDrawn
 from gptcli.view.plain import PlainView
+from tests.view.view_screen import a_run, started, step_done
 
 
 def shown(*events: Event, encoding: str = "utf-8") -> list[str]:
@@ -24,7 +24,7 @@ def shown(*events: Event, encoding: str = "utf-8") -> list[str]:
     return stream.read().splitlines()
 
 
-def test_a_logged_step_is_one_line_and_others_are_none() -> None:
+def test_only_logged_steps_print_a_line() -> None:
     lines = shown(
         started(), *(step_done(step, loss=2.34567, logged=step == 100) for step in range(1, 101)),
         Finished(100, 204_800, 3.0, "done", 2.3, None, None, None),
@@ -34,7 +34,7 @@ def test_a_logged_step_is_one_line_and_others_are_none() -> None:
     ]
 
 
-def test_the_opening_says_what_is_trained_and_on_what() -> None:
+def test_the_first_lines_name_text_model_and_device() -> None:
     text = "\n".join(shown(started(compiled=True, resumed_from=600)))
     for fact in ("shakespeare", "runs", "modern", "820,864", "812,544", "char, 65 tokens",
                  "1,003,854", "111,540 for validation", "3,000 steps of 2,048 tokens",
@@ -69,11 +69,11 @@ def test_evaluations_checkpoints_samples_and_notices() -> None:
     [
         ("done", "done at step 1,240 of 3,000"),
         ("target", "target reached at step 1,240 of 3,000"),
-        ("patience", "stopped, no improvement any more, at step 1,240 of 3,000"),
+        ("patience", "stopped early (no improvement) at step 1,240 of 3,000"),
         ("interrupted", "interrupted at step 1,240 of 3,000"),
     ],
 )
-def test_the_summary_says_how_it_ended(stopped: str, words: str) -> None:
+def test_the_last_lines_say_how_the_run_ended(stopped: str, words: str) -> None:
     finished = Finished(1240, 2_539_520, 40.0, stopped, 1.5, 1.6, 1.55, 1200)  # type: ignore[arg-type]
     assert shown(started(), finished)[-3:] == [
         words,
@@ -82,14 +82,14 @@ def test_the_summary_says_how_it_ended(stopped: str, words: str) -> None:
     ]
 
 
-def test_a_summary_without_losses_and_time() -> None:
+def test_the_last_lines_without_losses_and_time() -> None:
     assert shown(started(), Finished(0, 0, 0.0, "interrupted", None, None, None, None))[-2:] == [
         "interrupted at step 0 of 3,000",
         "0 tokens in 0.0 s",
     ]
 
 
-def test_divergence_comes_with_its_diagnosis() -> None:
+def test_a_diverged_run_prints_its_diagnosis() -> None:
     diagnosis = "the loss is not finite at step 7: learning rate 2.0e-02, " + "gradient " * 20
     lines = shown(started(), Finished(7, 14_336, 0.4, "diverged", float("nan"), None, None, None,
                                       diagnosis, "lower train.learning_rate"))  # fmt: skip
@@ -97,7 +97,7 @@ def test_divergence_comes_with_its_diagnosis() -> None:
     assert lines[-5:] == ["loss nan", "", diagnosis, "", "hint: lower train.learning_rate"]
 
 
-def test_an_error_leaves_a_line_that_says_where() -> None:
+def test_after_an_error_a_line_names_the_last_step() -> None:
     stream = io.StringIO()
     with suppress(ZeroDivisionError), PlainView(Console(file=stream)) as view:
         view.handle(started())
@@ -108,7 +108,7 @@ def test_an_error_leaves_a_line_that_says_where() -> None:
 
 @pytest.mark.parametrize("steps", [1000, 100_000, 10_000_000])
 @pytest.mark.parametrize("speed", [0.0, 61_234.0, 1_234_567.0, 98_765_432.0, float("nan")])
-def test_lines_are_short_and_their_fields_can_be_taken_apart(steps: int, speed: float) -> None:
+def test_lines_are_short_and_can_be_split_into_fields(steps: int, speed: float) -> None:
     loss_norms = ((2.3456, 0.7), (123.4567, 31_000.0), (float("nan"), float("inf")))
     lines = [
         line
@@ -130,10 +130,10 @@ def test_lines_are_short_and_their_fields_can_be_taken_apart(steps: int, speed: 
         assert re.fullmatch(r"lr \d\.\d\de-\d\d", fields[2])
 
 
-def test_a_stream_without_unicode_gets_none() -> None:
+def test_an_ascii_stream_gets_ascii() -> None:
     lines = shown(*a_run(200, sample="日本"), encoding="ascii")
     assert "step 200/3000  sample ??" in lines
 
 
-def test_nothing_but_words_in_a_pipe() -> None:
+def test_a_pipe_gets_no_terminal_codes() -> None:
     assert not any("\x1b" in line for line in shown(*a_run(200)))

@@ -1,4 +1,4 @@
-"""The list of runs."""
+"""The table of `gptcli runs`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def printed(rows: list[RunRow], width: int, encoding: str = "utf-8") -> list[str
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_table_fits_and_cuts_nothing_but_names(width: int, encoding: str) -> None:
+def test_the_table_fits_and_cuts_only_names(width: int, encoding: str) -> None:
     lines = printed(ROWS, width, encoding)
     assert len(lines) == 1 + len(ROWS)
     assert all(cell_len(line) <= width for line in lines)
@@ -41,7 +41,7 @@ def test_the_table_fits_and_cuts_nothing_but_names(width: int, encoding: str) ->
     assert ("…" if encoding == "utf-8" else "...") in lines[2]
 
 
-def test_columns_go_in_order_of_importance() -> None:
+def test_a_narrow_table_leaves_out_the_least_important_columns() -> None:
     titles = {width: printed(ROWS, width)[0].split() for width in (60, 80, 120)}
     most = ["run", "status", "steps", "loss", "val", "best", "time"]
     assert titles[120] == [*most, "params", "when"]
@@ -49,7 +49,7 @@ def test_columns_go_in_order_of_importance() -> None:
     assert titles[60] == ["run", "status", "steps", "loss", "best", "time"]
 
 
-def test_short_names_leave_room_for_everything_else() -> None:
+def test_short_names_leave_room_for_all_columns() -> None:
     assert printed(ROWS[:1], 80)[0].split()[-1] == "when"
 
 
@@ -58,7 +58,7 @@ def test_no_runs() -> None:
     assert len(runs_lines([])) == 1
 
 
-def test_plain_lines_are_aligned_and_whole() -> None:
+def test_plain_lines_are_aligned_and_not_cut() -> None:
     lines = runs_lines(ROWS)
     assert lines[1].split() == [
         "shakespeare", "done", "1,000", "1.4321", "1.5812", "1.5730", "1:23", "0.82M",
@@ -73,7 +73,7 @@ def test_plain_lines_are_aligned_and_whole() -> None:
     assert len(starts) == 1
 
 
-def test_a_status_that_somebody_wrote_stays_harmless_and_on_its_line() -> None:
+def test_control_characters_in_a_status_are_replaced() -> None:
     row = RunRow("x", "\x1b[31mPWN\nerror: y", 1, 2, None, None, None, None, None, None)
     for lines in (printed([row], 80), runs_lines([row])):
         assert len(lines) == 2

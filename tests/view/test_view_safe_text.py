@@ -1,4 +1,4 @@
-"""What a model writes must not command the terminal, nor be wider than it."""
+"""Text of a model must not control the terminal and must fit into its width."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from view_screen import memory_console
 
 from gptcli.view.safe_text import clean, crop, one_line, sample_lines
+from tests.view.view_screen import memory_console
 
 anything = st.text(st.characters(), max_size=60)
 troublesome = st.text(
@@ -22,11 +22,11 @@ troublesome = st.text(
 
 
 def obeyed(character: str) -> bool:
-    """Whether a terminal might do something else than show it."""
+    """Whether a terminal could obey the character instead of showing it."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def test_escape_sequences_are_shown_instead_of_obeyed() -> None:
+def test_escape_sequences_are_shown_and_not_obeyed() -> None:
     assert clean("\x1b[2J\x07\x00\x7f") == "␛[2J␇␀␡"
     assert clean("\x9b31m\x85") == "\ufffd31m\ufffd"
 
@@ -35,19 +35,19 @@ def test_newlines_and_tabs() -> None:
     assert clean("a\r\nb\rc\td\n") == "a\nb\nc    d\n"
 
 
-def test_what_has_no_width_or_direction_of_its_own() -> None:
+def test_characters_without_a_fixed_width_are_replaced_or_removed() -> None:
     assert clean("\u202eabc\u2028\ud800\ue000") == "\ufffdabc\ufffd\ufffd\ufffd"
     assert clean("👩\u200d👧\ufe0f\u00ad") == "👩👧"
 
 
-def test_what_the_stream_cannot_spell() -> None:
+def test_characters_that_the_encoding_lacks_become_question_marks() -> None:
     assert clean("naïve 日本", "latin-1") == "naïve ??"
     assert clean("naïve\x1b", "ascii") == "na?ve?"
 
 
 @given(st.one_of(anything, troublesome), st.sampled_from(["utf-8", "ascii", "cp1252"]))
 @settings(max_examples=150, deadline=None)
-def test_nothing_that_a_terminal_obeys_is_left(text: str, encoding: str) -> None:
+def test_no_character_that_a_terminal_obeys_is_left(text: str, encoding: str) -> None:
     cleaned = clean(text, encoding)
     cleaned.encode(encoding)
     assert not any(obeyed(character) for character in cleaned.replace("\n", ""))
@@ -72,7 +72,7 @@ def test_crop_keeps_the_end_of_a_path() -> None:
 
 @given(anything.map(clean), st.integers(0, 30), st.booleans(), st.sampled_from(["…", "..."]))
 @settings(max_examples=150, deadline=None)
-def test_crop_keeps_to_the_width(text: str, width: int, keep_end: bool, ellipsis: str) -> None:
+def test_crop_never_exceeds_the_width(text: str, width: int, keep_end: bool, ellipsis: str) -> None:
     assert cell_len(crop(text, width, ellipsis=ellipsis, keep_end=keep_end)) <= width
 
 
@@ -104,9 +104,11 @@ def test_a_sample_begins_with_its_prompt_and_without_blank_lines() -> None:
 @given(st.one_of(anything, troublesome), st.one_of(anything, troublesome),
        st.integers(1, 30), st.integers(0, 6))  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_a_sample_keeps_to_its_box(prompt: str, text: str, width: int, height: int) -> None:
+def test_a_sample_fits_into_its_lines_and_width(
+    prompt: str, text: str, width: int, height: int
+) -> None:
     lines = _plain(prompt, text * 3, width, height)
     assert len(lines) <= height
-    # A character of two cells cannot be folded into one: that alone may stick out.
+    # A character of two cells does not fit into a width of one.
     assert all(cell_len(line) <= max(width, 2) for line in lines)
     assert not any(obeyed(character) for line in lines for character in line)

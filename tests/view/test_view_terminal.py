@@ -1,4 +1,4 @@
-"""The live view on a terminal: what stands on the screen, during, above and after."""
+"""The live view on a terminal: the screen during training, above the panel, and afterwards."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from view_screen import Screen, a_run, memory_console, started, step_done
 
 from gptcli.events import Finished, Notice
 from gptcli.view.plain import PlainView
 from gptcli.view.region import rows_on_screen
 from gptcli.view.terminal import LiveView, open_view
+from tests.view.view_screen import Screen, a_run, memory_console, started, step_done
 
 DONE = Finished(3000, 6_144_000, 100.0, "done", 1.43, 1.58, 1.57, 2800)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, in a list to be moved by hand."""
+    """The time.monotonic of the view, as a list with one value that a test changes."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
     return now
 
 
 @pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40), (40, 6), (20, 3)], ids=str)
-def test_the_panel_stands_once_and_nothing_wraps(size: tuple[int, int], clock: list[float]) -> None:
+def test_the_panel_is_on_the_screen_once_and_no_line_wraps(
+    size: tuple[int, int], clock: list[float]
+) -> None:
     screen = Screen(*size)
     with LiveView(screen.console()) as view:
         for event in a_run(1000, "混ざった幅の広い文字列\x1b[2J\x07\r\t" * 30):
@@ -52,7 +54,7 @@ def test_the_panel_stands_once_and_nothing_wraps(size: tuple[int, int], clock: l
     assert screen.x == 0
 
 
-def test_the_summary_takes_the_place_of_the_panel() -> None:
+def test_the_last_lines_replace_the_panel() -> None:
     screen = Screen(80, 24)
     console = screen.console()
     console.print("before")
@@ -88,7 +90,7 @@ def test_notices_and_prints_appear_above_the_panel(monkeypatch: pytest.MonkeyPat
     assert sys.stdout is screen
 
 
-def test_stdout_that_is_not_the_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdout_that_is_not_a_terminal_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, data = Screen(80, 24), io.StringIO()
     monkeypatch.setattr(sys, "stdout", data)
     with LiveView(screen.console()) as view:
@@ -124,7 +126,7 @@ def test_an_echoed_ctrl_c_is_painted_over(clock: list[float]) -> None:
         assert sum("2/3,000" in row for row in screen.rows()) == 1
 
 
-def test_a_window_made_narrower_is_painted_afresh(clock: list[float]) -> None:
+def test_a_narrower_window_is_repainted(clock: list[float]) -> None:
     screen = Screen(100, 60)
     console = screen.console()
     with LiveView(console) as view:
@@ -142,12 +144,12 @@ def test_a_window_made_narrower_is_painted_afresh(clock: list[float]) -> None:
         assert max(len(row) for row in screen.rows()) < 60
 
 
-def test_rows_on_screen() -> None:
+def test_rows_on_screen_counts_wrapped_rows() -> None:
     assert rows_on_screen([], 80) == 0
     assert rows_on_screen([0, 79, 80, 81, 161], 80) == 1 + 1 + 1 + 2 + 3
 
 
-def test_it_draws_a_few_times_a_second(clock: list[float]) -> None:
+def test_the_view_draws_four_times_a_second(clock: list[float]) -> None:
     frames = 0
 
     class Counting(Screen):
@@ -164,28 +166,30 @@ def test_it_draws_a_few_times_a_second(clock: list[float]) -> None:
         assert 35 <= frames <= 45  # in ten seconds
 
 
-def test_a_step_that_is_not_drawn_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_not_drawn_takes_almost_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gptcli.view.terminal.REFRESH_SECONDS", 1e9)
     events = [step_done(step) for step in range(1, 5001)]
     with LiveView(Screen(80, 24).console()) as view:
         view.handle(started())
         best = float("inf")
         for _ in range(3):
-            begin = time.perf_counter()
+            begin = time.thread_time()  # processor time, which other processes cannot use up
             for event in events:
                 view.handle(event)
-            best = min(best, (time.perf_counter() - begin) / len(events))
-    assert best < 50e-6
+            best = min(best, (time.thread_time() - begin) / len(events))
+    assert best < 200e-6
 
 
-def test_drawing_is_rationed_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, draws = [0.0], []
 
     class Slow(Screen):
         def write(self, text: str) -> int:
             if "\x1b[?25h" in text:
                 draws.append(now[0])
-                now[0] += 0.1  # what a frame takes over a slow line
+                now[0] += 0.1  # the time of a frame on a slow connection
             return super().write(text)
 
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
@@ -194,7 +198,7 @@ def test_drawing_is_rationed_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -
         while now[0] < 20:
             now[0] += 0.01
             view.handle(step_done(1 + int(now[0] * 100)))
-    assert 2 <= len(draws) <= 6  # 2 % of 20 s, at 0.1 s each, and the opening
+    assert 2 <= len(draws) <= 6  # 2 % of 20 s at 0.1 s each, plus the first frame
 
 
 @pytest.mark.parametrize("no_color", [False, True])
@@ -217,7 +221,7 @@ def test_no_color_is_honoured(
         assert (f"{colour}m" in stream.getvalue()) is not no_color
 
 
-def test_render_is_the_panel_for_captures() -> None:
+def test_render_returns_the_panel() -> None:
     console = Console(record=True, file=io.StringIO(), width=80, height=30)
     view = LiveView(console)
     for event in a_run(1000):
@@ -235,7 +239,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_choice_of_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_terminal_with_cursor_control_gets_the_live_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
@@ -249,7 +255,7 @@ def test_the_choice_of_view(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(open_view(Console(file=Terminal(), legacy_windows=False)), PlainView)
 
 
-def test_a_stream_without_unicode_gets_a_panel_without() -> None:
+def test_an_ascii_stream_gets_an_ascii_panel() -> None:
     console = memory_console(80, 24, encoding="ascii")
     with LiveView(console) as view:
         for event in a_run(400, "日本語 naïve"):
@@ -261,7 +267,7 @@ def test_a_stream_without_unicode_gets_a_panel_without() -> None:
     assert "na?ve" in text
 
 
-def test_no_torch_behind_the_view() -> None:
+def test_the_view_does_not_import_torch() -> None:
     folder = Path(__file__).parents[2] / "gptcli" / "view"
     modules = [f"gptcli.view.{path.stem}" for path in folder.glob("[a-z]*.py")]
     assert len(modules) > 8

@@ -1,9 +1,8 @@
-"""The project's own attention, every path of it, against a reference written out here.
+"""Compares every path of the project's attention with a reference that is written in this file.
 
-Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim, W width of a cache's window.
-
-The reference is computed in float64 on the CPU, head by head, from the very numbers that the path
-under test has in its own dtype: what is measured is the path's arithmetic alone.
+The reference computes in float64 on the CPU, from the same numbers in the same dtype that the path
+has. The error is therefore that of the path's arithmetic only.
+Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from gptcli.model.attention import CausalSelfAttention, causal_attention
 from gptcli.model.cache import LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention
 
-# Three to ten times what is measured. bfloat16 keeps 8 bits and rounds some five times on the way.
+# Three to ten times the measured errors. bfloat16 keeps 8 bits and rounds about five times.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 EXPLICIT, FUSED, PRODUCTS = "explicit, eight steps", "fast, fused kernel", "fast, matrix products"
 CACHED, CHUNKS = "cached, token by token", "cached, in chunks"
@@ -46,7 +45,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """One case of the grid; `width` is that of the cache."""
+    """The sizes of one case; `width` is the number of tokens that the cache keeps."""
 
     B: int
     T: int
@@ -60,13 +59,14 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """Narrower than long texts, so that the cache's ring goes round."""
+        """Shorter than long texts, so that the ring buffer of the cache wraps around."""
         return max(1, min(self.T, 24))
 
 
 def grid() -> list[Sizes]:
-    """Edges (one token, one head, one channel per head) and middles. T = 70 reaches the fused
-    kernel on a CPU too, which short texts do without."""
+    """The cases: edges (one token, one head, one channel per head) and usual sizes.
+
+    T = 70 uses the fused kernel on a CPU too; shorter texts do not."""
     return [
         Sizes(B, T, H, D, bias)
         for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32))
@@ -83,7 +83,7 @@ def devices_here() -> list[str]:
 
 
 def dtypes_on(device: str) -> list[torch.dtype]:
-    """The dtypes that are of use there: no float64 on mps, no float16 on a CPU."""
+    """The dtypes to compare on a device: no float64 on mps, no float16 on a CPU."""
     return {
         "cpu": [torch.float64, torch.float32, torch.bfloat16],
         "mps": [torch.float32, torch.bfloat16, torch.float16],
@@ -92,9 +92,9 @@ def dtypes_on(device: str) -> list[torch.dtype]:
 
 @torch.no_grad()
 def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> BuiltinReport:
-    """Run every path on every case, dtype and device."""
+    """The report on every path, in every case and dtype and on every device of `devices`."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these sizes are small: threads would only wait for each other
+    torch.set_num_threads(1)  # these sizes are too small for several threads
     try:
         return _compare_paths(devices, grid() if cases is None else cases)
     finally:
@@ -110,7 +110,7 @@ def _compare_paths(devices: list[str], cases: list[Sizes]) -> BuiltinReport:
                     names = (path, str(dtype).removeprefix("torch."), device)
                     result = results.setdefault(names, PathResult(*names, TOLERANCE[dtype]))
                     result.cases += 1
-                    # max() would lose a NaN
+                    # max() would drop a NaN
                     if not error <= result.largest_error:
                         result.largest_error = error
     order = sorted(results.values(), key=lambda r: (devices.index(r.device), PATHS.index(r.path)))
@@ -161,7 +161,7 @@ def _rotary_errors(
     yield ROTARY_CHUNKS, _error(_cached(module, sizes, x, step=5), banded)
 
 
-# The reference: float64, CPU, nothing of gptcli.model but its numbers.
+# ---- the reference: float64 on the CPU, without code of gptcli.model ----
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
-    """Each query weighs itself and the width - 1 tokens before it: (B, H, T, D)."""
+    """Attention of each query to itself and the `width` - 1 tokens before it: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
     distance = at[:, None] - at  # (T, T)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)
@@ -203,7 +203,7 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """Channel i and i + D/2 are one complex number, turned by position * THETA^(-2i/D)."""
+    """Rotary positions: channels i and i + D/2 turn by the angle position * THETA^(-2i/D)."""
     half = x.shape[-1] // 2
     at = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
     angle = at * THETA ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -213,11 +213,11 @@ def _turned(x: Tensor) -> Tensor:
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-# The paths.
+# ---- the paths ----
 
 
 class _SeesFusedKernel(TorchFunctionMode):
-    """Notes whether scaled_dot_product_attention was called."""
+    """Records whether scaled_dot_product_attention was called."""
 
     seen = False
 
@@ -229,13 +229,14 @@ class _SeesFusedKernel(TorchFunctionMode):
 
 
 def _cached(module: CausalSelfAttention, sizes: Sizes, x: Tensor, step: int) -> Tensor:
-    """The text piece by piece through a cache: (B, T, C)."""
+    """The output (B, T, C) of x through a KV cache, `step` tokens at a time."""
     cache = LayerCache(sizes.B, sizes.H, sizes.D, sizes.width, x.dtype, x.device)
     pieces = torch.split(x, min(step, sizes.width), dim=1)
     return torch.cat([module(piece, cache) for piece in pieces], dim=1)
 
 
 def _multihead(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
+    """The output of PyTorch's nn.MultiheadAttention with the module's weights."""
     peer = nn.MultiheadAttention(
         sizes.C, sizes.H, bias=sizes.bias, batch_first=True, device=x.device, dtype=x.dtype
     ).eval()
@@ -251,6 +252,7 @@ def _multihead(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
 
 
 def _sdpa(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
+    """The output of PyTorch's scaled_dot_product_attention with the module's weights."""
     q, k, v = (
         layer(x).view(sizes.B, sizes.T, sizes.H, sizes.D).transpose(1, 2)
         for layer in (module.query, module.key, module.value)
@@ -261,7 +263,7 @@ def _sdpa(module: CausalSelfAttention, sizes: Sizes, x: Tensor) -> Tensor:
 
 
 def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    """Random weights of unit scale in the output, biases, and gains that are not 1."""
+    """Fill the parameters with random numbers: biases are not 0 and gains are not 1."""
     for name, parameter in module.named_parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
         noise = torch.randn(parameter.shape, generator=generator) * scale

@@ -1,4 +1,4 @@
-"""What a learner's attention is tried on: sizes, weights and inputs that tell mistakes apart.
+"""Sizes, weights and inputs for checking a learner's attention, chosen to tell mistakes apart.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
@@ -18,7 +18,7 @@ from gptcli.model.attention import causal_attention
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one trial. `sharp` makes scores so large that a mask of -100 is too weak."""
+    """The sizes of one run. `sharp` makes scores so large that a mask of -100 is too weak."""
 
     B: int
     T: int
@@ -31,13 +31,14 @@ class Case:
 
     @property
     def C(self) -> int:
+        """n_embd."""
         return self.H * self.D
 
     def __str__(self) -> str:
         return f"B={self.B}, T={self.T}, n_head={self.H}, head_dim={self.D}"
 
 
-# B, T, H and D differ within each case, so that no two dimensions can be taken for each other.
+# B, T, H and D differ within each case, so that swapped dimensions always show.
 USUAL = Case(B=2, T=5, H=3, D=8, block_size=11)
 CASES = (
     USUAL,
@@ -49,11 +50,11 @@ CASES = (
     Case(B=4, T=9, H=2, D=6, block_size=10, seed=6),
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
-LENGTHS = (1, 3, 11, 5)  # with one module, in this order
+LENGTHS = (1, 3, 11, 5)  # texts of these lengths go through one module, in this order
 
 
-class TrialConfig(SimpleNamespace):
-    """What a learner's constructor is given; an attribute it lacks is answered by name."""
+class LearnerConfig(SimpleNamespace):
+    """The config for a learner's constructor. Its error proposes the nearest name it has."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -64,22 +65,24 @@ class TrialConfig(SimpleNamespace):
         raise AttributeError(f"config has no `{name}`{ask} (it has {have})")
 
 
-def config_for(case: Case, dropout: float = 0.0) -> TrialConfig:
+def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
     """The config of a case."""
-    return TrialConfig(
+    return LearnerConfig(
         n_embd=case.C, n_head=case.H, dropout=dropout, bias=case.bias, block_size=case.block_size
     )
 
 
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
-    """A generator of the case's own; another one for the weights, or x would be made of the rows
-    of the first weight, and x W^T would have equal numbers."""
+    """The random generator of a case for x, or for the weights.
+
+    They need different seeds. Otherwise x would consist of rows of the first weight, and x W^T
+    would contain equal numbers."""
     return torch.Generator().manual_seed((2000 if weights else 1000) + case.seed)
 
 
 @torch.no_grad()
 def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter numbers of its own, biases too: zeros would hide mistakes."""
+    """Fill every parameter with random numbers, biases too, because zeros hide mistakes."""
     for parameter in module.parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() >= 2 else 0.5
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -88,7 +91,7 @@ def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def sharpen(projections: Projections) -> None:
-    """Scale the queries so that scores spread over about +-100."""
+    """Scale the queries in place so that scores range over about +-100."""
     query = projections.query
     for tensor in (query.weight, query.bias):
         if tensor is not None:
@@ -96,12 +99,12 @@ def sharpen(projections: Projections) -> None:
 
 
 def draw_input(case: Case, generator: torch.Generator, T: int | None = None) -> Tensor:
-    """Unit-scale x (B, T, C), float64."""
+    """Input x (B, T, C) of unit scale, float64."""
     shape = (case.B, case.T if T is None else T, case.C)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def reference(projections: Projections, x: Tensor, n_head: int) -> Tensor:
-    """The eight steps in float64 with these weights: (B, T, C) -> (B, T, C)."""
+    """The right output for x with these weights, in float64: (B, T, C) -> (B, T, C)."""
     q, k, v, out = (part.as_linear() for _, part in projections.items())
     return causal_attention(x.double(), q, k, v, out, n_head)

@@ -1,7 +1,7 @@
-"""What a learner's attention must do, one function each, in the order in which they are tried.
+"""The checks of a learner's attention in the order in which they run, one function each.
 
-A check returns a few words for the table, or raises CheckFailed. Dimensions: B batch, T time,
-C channels (n_embd), H heads, D head_dim.
+A check returns a few words for the report, or raises CheckFailed.
+Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from gptcli.course.attention.cases import (
 from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
 from gptcli.course.lesson import TOLERANCE, CheckFailed
 
-# Rounding in float64 is below 1e-13 here; a gradient from the future is far above.
+# Rounding in float64 stays below 1e-13 here. A gradient from the future is far larger.
 NO_GRADIENT = 1e-10
 
 
 def constructor(learner: LearnerAttention) -> str:
+    """The constructor accepts the config of every case."""
     for case in CASES:
         learner.build(case)
     return f"Class(config), {len(CASES)} sizes"
 
 
 def projections(learner: LearnerAttention) -> str:
+    """The four projections are found, and their biases follow config.bias."""
     learner.settle_columns()
     for case in (USUAL, CASES[1]):
         for name, part in learner.build(case).projections.items():
@@ -49,6 +51,7 @@ def projections(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def shape(learner: LearnerAttention) -> str:
+    """The output has the shape of x, and all its numbers are finite."""
     for case in CASES:
         built = learner.build(case)
         x = draw_input(case, generator_for(case))
@@ -59,12 +62,13 @@ def shape(learner: LearnerAttention) -> str:
                 "not-finite",
                 f"{count} of {y.numel()} numbers of the output are not "
                 f"finite, first at token {token} of {case.T} ({case})",
-                "look for a row that is masked entirely, or 0 times infinity",
+                "look for a row in which the mask hides everything, or for 0 times infinity",
             )
     return "(B, T, C), finite"
 
 
 def untouched(learner: LearnerAttention) -> str:
+    """forward does not change its input x."""
     built = learner.build(USUAL)
     for training in (False, True):
         x = draw_input(USUAL, generator_for(USUAL))
@@ -77,14 +81,15 @@ def untouched(learner: LearnerAttention) -> str:
                 "input-changed",
                 "forward changed its input x in place: at token "
                 f"{token} by up to {_largest(given, x):.3g}",
-                "make a new tensor instead of writing into x: the residual stream around "
-                "the attention still needs it",
+                "make a new tensor instead of writing into x: the residual around the attention "
+                "still needs x",
             )
     return "x is as before"
 
 
 @torch.no_grad()
 def evaluation(learner: LearnerAttention) -> str:
+    """Dropout does not act in evaluation: two calls give the same output."""
     for p in (0.0, 0.5):
         built = learner.build(USUAL, dropout=p)
         x = draw_input(USUAL, generator_for(USUAL))
@@ -92,25 +97,26 @@ def evaluation(learner: LearnerAttention) -> str:
         if not torch.equal(first, second):
             raise CheckFailed(
                 "dropout-in-evaluation",
-                f"with config.dropout = {p} and in evaluation "
+                f"with config.dropout = {p}, in evaluation "
                 "mode, two calls with the same x differ by up to "
                 f"{_largest(first, second):.3g}",
-                "dropout acts in training alone: F.dropout needs training=self.training; "
-                "an nn.Dropout knows by itself",
+                "dropout acts only in training: F.dropout needs training=self.training; "
+                "nn.Dropout does this itself",
             )
     return "no dropout, the same twice"
 
 
 def causal(learner: LearnerAttention) -> str:
+    """No gradient flows from a later token or from another sequence of the batch."""
     built = learner.build(USUAL)
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
     y = learner.run(built.module, x)
     if not y.requires_grad:
-        return "no gradient to look at"
+        return "no gradient to check"
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
     largest = 0.0
     for t in range(USUAL.T):
-        gradient = _theirs(learner, (y[:, t] * mix[:, t]).sum(), x)
+        gradient = _learner_gradient(learner, (y[:, t] * mix[:, t]).sum(), x)
         ahead = gradient[:, t + 1 :].abs().amax(dim=(0, 2))  # (T - t - 1,)
         if ahead.numel() and not bool((ahead <= NO_GRADIENT).all()):
             s = t + 1 + int(ahead.nan_to_num(posinf=1e9).argmax())
@@ -118,12 +124,12 @@ def causal(learner: LearnerAttention) -> str:
                 "not-causal",
                 f"the output at token {t} depends on the input at token {s}, "
                 f"which comes later (gradient {float(ahead[s - t - 1]):.3g})",
-                "a token may look at itself and at earlier ones only: hide the later ones "
-                "before the softmax, which goes over the last dimension",
+                "a token can look only at itself and at earlier tokens: hide the later ones before "
+                "the softmax, which goes over the last dimension",
             )
         largest = max(largest, float(ahead.max()) if ahead.numel() else 0.0)
     for b in range(USUAL.B):
-        gradient = _theirs(learner, (y[b] * mix[b]).sum(), x)
+        gradient = _learner_gradient(learner, (y[b] * mix[b]).sum(), x)
         others = torch.cat((gradient[:b], gradient[b + 1 :]))
         if not bool((others.abs() <= NO_GRADIENT).all()):
             raise CheckFailed(
@@ -136,6 +142,7 @@ def causal(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def output(learner: LearnerAttention) -> str:
+    """The output is that of the reference: in every case, in training, and with dropout 0.5."""
     largest = 0.0
     for case in CASES:
         built = learner.build(case)
@@ -152,6 +159,7 @@ def output(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def lengths(learner: LearnerAttention) -> str:
+    """One module gives the right output for texts of several lengths."""
     built = learner.build(USUAL)
     generator = generator_for(USUAL)
     for T in LENGTHS:
@@ -165,34 +173,35 @@ def lengths(learner: LearnerAttention) -> str:
 
 
 def gradients(learner: LearnerAttention) -> str:
+    """Gradients reach every parameter and x, and the gradient at x is right."""
     built = learner.build(USUAL)
     module = built.module
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
     y = learner.run(module, x)
-    hint = "keep the way from x to the output free of detach(), .data, .item() and torch.no_grad()"
+    hint = "do not use detach(), .data, .item() or torch.no_grad() between x and the output"
     if not y.requires_grad:
         raise CheckFailed(
             "no-gradient",
-            f"the output, {tuple(y.shape)}, carries no gradient: nothing could be learned",
+            f"the output, {tuple(y.shape)}, has no gradient: nothing can be learned",
             hint,
         )
     mix = torch.randn(y.shape, generator=generator_for(USUAL), dtype=y.dtype)
-    learner.theirs(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
+    learner.call(lambda: torch.autograd.backward((y * mix).sum()), BACKWARD, None)
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
-    # A bias of the keys moves all scores of a row alike, so its gradient is 0 but for rounding.
-    idle = [name for name in names if not (name.endswith("bias") and name.startswith("k"))]
-    if idle:
+    # A bias of the keys moves all scores of a row by the same amount, so its gradient is 0.
+    unreached = [name for name in names if not (name.endswith("bias") and name.startswith("k"))]
+    if unreached:
         raise CheckFailed(
-            "no-gradient", f"no gradient reaches {', '.join(f'`{n}`' for n in idle)}", hint
+            "no-gradient", f"no gradient reaches {', '.join(f'`{n}`' for n in unreached)}", hint
         )
-    theirs = x.grad
-    if theirs is None:
+    gradient = x.grad
+    if gradient is None:
         raise CheckFailed("no-gradient", "no gradient reaches the input x", hint)
     right = x.detach().clone().requires_grad_()
     wanted = _gradient((built.reference(right) * mix).sum(), right)
-    error = _largest(theirs, wanted)
+    error = _largest(gradient, wanted)
     if not error <= 1e-8:
         raise CheckFailed(
             "wrong-gradient",
@@ -205,7 +214,7 @@ def gradients(learner: LearnerAttention) -> str:
 
 
 def single(learner: LearnerAttention) -> str:
-    """float32, as training uses it: fresh modules, made while float32 is torch's default."""
+    """float32 works, as training uses it: a new module, made while float32 is the default dtype."""
     torch.set_default_dtype(torch.float32)
     try:
         built = learner.build(USUAL)
@@ -222,7 +231,7 @@ def single(learner: LearnerAttention) -> str:
             "float32",
             f"in float32 the output differs from the reference by up to "
             f"{error:.3g}; in float64 it is right",
-            "let new tensors take x's dtype",
+            "make new tensors in x's dtype",
         )
     return f"largest error {error:.1g}"
 
@@ -242,7 +251,7 @@ CHECKS = (
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x. Raises CheckFailed where it is over the tolerance."""
+    """The largest error of the module on x. Raises CheckFailed if it is above the tolerance."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
     wanted = built.reference(x)
@@ -258,8 +267,8 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
     if error < 1e-5:
         raise CheckFailed(
             "precision",
-            f"{message}: so little looks like float32 rounding, where x is float64",
-            "leave out .float() and dtype=torch.float32; compute in x's dtype",
+            f"{message}: such a small error looks like float32 rounding, but x is float64",
+            "remove .float() and dtype=torch.float32; compute in x's dtype",
         )
     raise CheckFailed(
         "wrong-output",
@@ -270,26 +279,29 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
 
 
 def _seeded(learner: LearnerAttention, built: Built, x: Tensor, seed: int) -> Tensor:
+    """The output for x with random numbers from `seed`."""
     torch.manual_seed(seed)
     return learner.run(built.module, x.clone())
 
 
-def _theirs(learner: LearnerAttention, scalar: Tensor, x: Tensor) -> Tensor:
-    """The gradient at x. Raises CheckFailed where going backward through their code stops."""
-    found = learner.theirs(lambda: _gradient(scalar, x), BACKWARD, None)
+def _learner_gradient(learner: LearnerAttention, scalar: Tensor, x: Tensor) -> Tensor:
+    """The gradient of `scalar` at x. Raises CheckFailed if the learner's backward pass raises."""
+    found = learner.call(lambda: _gradient(scalar, x), BACKWARD, None)
     assert isinstance(found, Tensor)
     return found
 
 
 def _gradient(scalar: Tensor, x: Tensor) -> Tensor:
-    found = torch.autograd.grad(scalar, x, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(x) if found is None else found
+    """The gradient of `scalar` at x, zeros if they are not connected."""
+    gradient = torch.autograd.grad(scalar, x, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference."""
     return float((a - b).abs().max())
 
 
 def _first_token(wrong: Tensor) -> int:
-    """The first token at which anything of bool (B, T, C) is True."""
+    """The first token with a True in `wrong`, bool (B, T, C)."""
     return int(wrong.any(dim=0).any(dim=-1).int().argmax())

@@ -1,8 +1,18 @@
-"""Why a learner's attention is wrong: the first wrong step, the mistake, and words about it.
+"""Explains a failed check: the first wrong step, the known mistake, and the line to quote.
 
-Two witnesses: what their forward computed (attention_match, attention_place), and the bank of
-mistakes run on their own weights (mistakes). Where both speak, an output that equals a mistake's
-to rounding names it; where several mistakes give that output, what they computed decides.
+How a wrong file travels through this folder:
+1. checks.py runs the learner's class (learner_attention.py) on sizes, weights and inputs from
+   cases.py. The first check that fails raises CheckFailed, and `diagnose` gets it.
+2. forward_trace.py repeats the forward pass and records every torch operation.
+3. matching.py finds the values of the reference (stages.py) among the traced tensors.
+   compared_forward.py holds the trace, the matches and the reference.
+4. first_wrong_step.py decides at which of the eight steps the forward pass leaves the reference,
+   with the help of first_wrong_operation.py.
+5. mistakes/bank.py runs every known mistake on the same weights. A mistake with the learner's
+   output explains the file. evidence.py rejects mistakes that the trace contradicts, and looks for
+   the wrong value of the step if the output fits no mistake or the file stops early.
+6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
+7. finding.py puts step, mistake, message and line into a Finding, and lesson.py reports it.
 """
 
 from __future__ import annotations
@@ -12,183 +22,216 @@ from dataclasses import replace
 
 import torch
 
+from gptcli.course.attention import STEP_NAMES
+from gptcli.course.attention.compared_forward import (
+    ComparedForward,
+    forward_of_case,
+    forward_without_output,
+    repeat_forward,
+)
 from gptcli.course.attention.evidence import (
-    SHOWS,
-    Look,
-    by_signature,
-    by_value,
-    called,
-    culprit,
-    first_nan,
-    idle,
-    is_true,
-    look_again,
-    look_at,
-    look_without_output,
-    misnamed,
-    renamed,
-    scores_tried,
-    shortens,
-    their_weights,
-    transposed,
-    where,
+    VALUE_OF_STEP,
+    describe_tensor,
+    fill_of_hidden_scores,
+    first_operation_with,
+    first_operation_with_nan,
+    is_plausible,
+    learner_weights,
+    lowers_precision,
+    mistake_with_value,
+    operation_that_named,
+    queries_meet_keys,
+    scores_are_transposed,
+    slug_of_swapped_names,
+    step_by_right_tokens,
+    unused_projections,
 )
 from gptcli.course.attention.finding import (
     Finding,
-    at_operation,
-    hints_of,
-    picture,
-    spread,
-    told,
-    with_heat,
+    describe_range,
+    finding_at_operation,
+    finding_from_check,
+    hints_of_step,
+    step_marks,
+    with_weights,
 )
 from gptcli.course.attention.first_wrong_operation import (
-    hides_too_much,
-    left_path,
-    spoiled,
-    told_step,
-    until,
+    first_operation_off_reference,
+    mask_hides_too_much,
+    matched_before,
+    operation_that_changed_value,
+    step_named_in_source,
 )
-from gptcli.course.attention.first_wrong_step import fill_of, place, scale_of, weighs_by_one
+from gptcli.course.attention.first_wrong_step import first_wrong_step, softmax_over_one_number
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.gradient_loss import lost_gradient, stopped_backward
 from gptcli.course.attention.learner_attention import LearnerAttention
-from gptcli.course.attention.matching import first_missing, last_good
-from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, sizes
-from gptcli.course.attention.mistakes.bank import made, same
-from gptcli.course.attention.quoted_line import line_of, line_of_fill
-from gptcli.course.attention.score_scale import told_scale, wrong_scale
-from gptcli.course.attention.source_text import line_of_argument
+from gptcli.course.attention.matching import first_missing_step, last_right_operation
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
+from gptcli.course.attention.mistakes.bank import bank_results, values_equal
+from gptcli.course.attention.quoted_line import line_to_quote
+from gptcli.course.attention.score_scale import explain_scale, scale_of_scores, wrong_scale
 from gptcli.course.attention.stages import Values
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.report import STEP_NAMES
 from gptcli.course.sandbox.learner_file import in_words
+
+# The message quotes the number in the hidden scores if its size is below this.
+LARGE_FILL = 1e6
 
 
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
-    """Put what a check found wrong at its step, by its name where it has one."""
+    """The finding for a failed `check`: its step, and its mistake if the bank knows it.
+
+    Some failures name their own mistake and only need a step and a line. All others are explained
+    by comparing the forward pass with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
-        look = look_without_output(learner)
-        step = None if look is None else place(look.trace, look.found, look.p, learner.file.path)
-        if look is not None and step is not None and step < 8:
-            return _explained(look, failed)
+        # The missing layer is the last step, so look for a wrong step before it.
+        forward = forward_without_output(learner)
+        if forward is not None and _first_wrong_step(forward) < 8:
+            return _compared_with_reference(forward, failed)
     if failed.step is not None or learner.attempt is None:
         step = failed.step or (1 if check in ("constructor", "projections") else None)
-        return Finding(
-            step, failed.mistake, failed.message, failed.hints, picture(step, None, None)
-        )
+        marks = step_marks(step, None, None)
+        return Finding(step, failed.mistake, failed.message, failed.hints, marks)
     if failed.mistake == "backward-stops":
-        look = look_again(learner, grad=True)
-        if look.wrong and look.y is not None:
-            return _explained(look, failed)
-        return stopped_backward(look, failed)
+        forward = repeat_forward(learner, grad=True)
+        if forward.wrong and forward.y is not None:
+            return _compared_with_reference(forward, failed)
+        return stopped_backward(forward, failed)
     if check == "gradients":
-        return lost_gradient(look_again(learner, grad=True), failed)
+        return lost_gradient(repeat_forward(learner, grad=True), failed)
     if failed.mistake == "input-changed":
-        look = look_again(learner)
-        return at_operation(look, look.trace.changed_at, failed)
+        forward = repeat_forward(learner)
+        return finding_at_operation(forward, forward.trace.changed_at, failed)
     stops = failed.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
-    if failed.mistake == "dropout-in-evaluation" or (learner.attempt.module.training and not stops):
-        return _random(learner, failed)
+    training = learner.attempt.module.training
+    if failed.mistake == "dropout-in-evaluation" or (training and not stops):
+        return _random_output(learner, failed)
     if check == "float32":
-        look = look_again(learner, tolerance=1e-5)
-        return told(look, place(look.trace, look.found, look.p, learner.file.path), failed)
+        forward = repeat_forward(learner, tolerance=1e-5)
+        return finding_from_check(forward, _first_wrong_step(forward), failed)
     if failed.mistake == "output-dtype":
-        look = look_again(learner)
-        shorter = (op.index for op in look.trace.operations if shortens(op))
-        return at_operation(look, next(shorter, None), failed)
-    usual = look_at(learner)
-    return _explained(usual if usual is not None and usual.wrong else look_again(learner), failed)
+        forward = repeat_forward(learner)
+        lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
+        return finding_at_operation(forward, next(lowering, None), failed)
+    # The usual case tells more than an unusual one, such as one token or one head.
+    usual = forward_of_case(learner)
+    if usual is not None and usual.wrong:
+        return _compared_with_reference(usual, failed)
+    return _compared_with_reference(repeat_forward(learner), failed)
 
 
-def _explained(look: Look, failed: CheckFailed) -> Finding:
-    step = place(look.trace, look.found, look.p, look.learner.file.path)
-    if look.y is None:
-        return _unfinished(look, step, failed)
+def _first_wrong_step(forward: ComparedForward) -> int:
+    """The first wrong step of `forward`."""
+    path = forward.learner.file.path
+    return first_wrong_step(forward.trace, forward.found, forward.p, path)
+
+
+def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
+    """The finding for a forward pass that differs from the reference or does not finish.
+
+    A mistake of the bank with exactly the learner's output explains the file, and the mistake
+    nearest to the first wrong step wins. If the output fits none, the wrong value of that step
+    can still fit one."""
+    step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
+    if forward.y is None:
+        return _stopped(forward, step, failed)
     if failed.mistake == "precision":
-        return told(look, step, failed)
+        return finding_from_check(forward, step, failed)
     fits = [
         (mistake, values)
-        for mistake, values in made(look.p)
-        if same(look.y, values.out)
-        and not same(values.out, look.values.out)
-        and is_true(look, mistake.slug)
+        for mistake, values in bank_results(forward.p)
+        if values_equal(forward.y, values.out)
+        and not values_equal(values.out, forward.values.out)
+        and is_plausible(forward, mistake.slug)
     ]
-    if not any(fit[0].step == 1 for fit in fits) and (unused := idle(look)):
-        return _unused(look, unused)
-    if not look.found.at and not fits and look.opaque:
-        step = by_signature(look)
-    if not scores_tried(look):
+    # Without queries, keys and values an output can fit a later mistake by accident.
+    if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
+        return _unused(forward, unused)
+    if not found.completed_at and not fits and forward.is_opaque:
+        step = step_by_right_tokens(forward)
+    # The same holds for steps after the scores if there are no scores.
+    if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
-    spoil = spoiled(look.trace, look.found, look.p, first_missing(look.found))
-    if spoil is not None and not any(fit[0].step <= step for fit in fits):
-        return _spoiled(look, spoil, step, failed)
-    if step == 6 and weighs_by_one(look.trace, look.found) and all(f[0].step > 6 for f in fits):
-        return _unnamed(look, step, failed)
+    changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
+    if changing is not None and not any(fit[0].step <= step for fit in fits):
+        return _changed_value(forward, changing, step, failed)
+    over_one_number = step == 6 and softmax_over_one_number(trace, found)
+    if over_one_number and all(fit[0].step > 6 for fit in fits):
+        return _unknown_mistake(forward, step, failed)
     if fits:
-        mistake, values = min(fits, key=lambda fit: _distance(look, fit[0], step))
+        mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], step))
     else:
-        fit = _swapped(look) or by_value(look, step)
-        if fit is None or not is_true(look, fit[0].slug):
-            return _unnamed(look, step, failed)
+        fit = _swapped_names(forward) or mistake_with_value(forward, step)
+        if fit is None or not is_plausible(forward, fit[0].slug):
+            return _unknown_mistake(forward, step, failed)
         mistake, values = fit
-        if mistake.slug == "mask-inverted" and transposed(look):
-            mistake, values = _of_bank("scores-transposed", look)
-    return _named(look, mistake, values)
+        if mistake.slug == "mask-inverted" and scores_are_transposed(forward):
+            mistake, values = _from_bank("scores-transposed", forward)
+    return _known_mistake(forward, mistake, values)
 
 
-def _of_bank(slug: str, look: Look) -> tuple[AttentionMistake, Values]:
-    return next(fit for fit in made(look.p) if fit[0].slug == slug)
+def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, Values]:
+    """The mistake `slug` and what it computes."""
+    return next(fit for fit in bank_results(forward.p) if fit[0].slug == slug)
 
 
-def _swapped(look: Look) -> tuple[AttentionMistake, Values] | None:
-    """Queries, keys and values under each other's names."""
-    slug = misnamed(look)
-    return None if slug is None else _of_bank(slug, look)
+def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
+    """The mistake of swapped names, if two of the variables q, k and v hold each other's values."""
+    slug = slug_of_swapped_names(forward)
+    return None if slug is None else _from_bank(slug, forward)
 
 
-def _distance(look: Look, mistake: AttentionMistake, step: int) -> tuple[int, int]:
-    """How far a mistake that gives the right output is from what was seen."""
+def _distance(forward: ComparedForward, mistake: AttentionMistake, step: int) -> tuple[int, int]:
+    """A sort key for mistakes with the learner's output: the nearest to `step` comes first."""
     if mistake.slug == "query-key-swapped":
-        return (0 if misnamed(look) == mistake.slug else 9, 0)
+        return (0 if slug_of_swapped_names(forward) == mistake.slug else 9, 0)
     if mistake.slug == "scores-transposed":
         return (1, 0)
     return (abs(mistake.step - step), mistake.step)
 
 
-def _named(look: Look, mistake: AttentionMistake, values: Values) -> Finding:
-    step, p = mistake.step, look.p
-    have = sizes(p)
-    shown = SHOWS[step] if step != 8 else "out"
-    index = where(look, getattr(values, shown), getattr(look.values, shown))
-    if index is None or same(getattr(values, shown), getattr(look.values, shown)):
-        index = culprit(look, step)
-    if step == 8 and same(values.out, values.merged):
-        index = look.trace.operations[-1].index
+def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: Values) -> Finding:
+    """The finding for a mistake of the bank; `values` are what the mistake computes."""
+    step, p = mistake.step, forward.p
+    numbers = message_numbers(p)
+    shown = VALUE_OF_STEP[step] if step != 8 else "out"
+    wrong, right = getattr(values, shown), getattr(forward.values, shown)
+    index = first_operation_with(forward, wrong, right)
+    if index is None or values_equal(wrong, right):
+        index = forward.first_wrong_operation(step)
+    if step == 8 and values_equal(values.out, values.merged):
+        index = forward.trace.operations[-1].index
     if step == 1:
-        index = renamed(look, values, index)
-    why, slug = mistake.message.format(**have), mistake.slug
-    scale = scale_of(look.trace, look.found, look.values, p)
-    if slug.startswith("scale-") and set(mistake.changes[0]) == {"score"} and scale:
+        index = operation_that_named(forward, values, index)
+    why, slug = mistake.message.format(**numbers), mistake.slug
+    scale = scale_of_scores(forward)
+    if slug.startswith("scale-") and set(mistake.variants[0]) == {"score"} and scale:
         index = scale[1]
-        slug, told, why = told_scale(look, scale[0])
-        mistake = told or mistake
-    fill = fill_of(look.trace, look.found, p) if step == 5 else None
-    if fill is not None and abs(fill[0]) < 1e6:
-        slug, index = _fill_slug(fill[0]), fill[1]
+        slug, named, why = explain_scale(forward, scale[0])
+        mistake = named or mistake
+    fill = fill_of_hidden_scores(forward) if step == 5 else None
+    if fill is not None and abs(fill[0]) < LARGE_FILL:
+        slug, index = _slug_of_fill(fill[0]), fill[1]
         why = (
-            f"hidden scores become {fill[0] + 0.0:g}, and the softmax gives that a weight of its "
-            f"own: token 0 still looks at all {p.T} tokens"
+            f"your hidden scores become {fill[0] + 0.0:g}, and the softmax still gives them a "
+            f"weight: token 0 looks at all {p.T} tokens"
         )
-    line = line_of(look, step, slug, values, index)
-    if fill is not None and abs(fill[0]) < 1e6:
-        line = line_of_fill(look, fill)
-    hints = (mistake.hint.format(**have), hints_of(step, have)[1], mistake.strong.format(**have))
-    finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
-    return with_heat(finding, look, values.weights)
+    else:
+        fill = None
+    line = line_to_quote(forward, index, step=step, slug=slug, values=values, fill=fill)
+    hints = (
+        mistake.hint.format(**numbers),
+        hints_of_step(step, numbers)[1],
+        mistake.strong_hint.format(**numbers),
+    )
+    marks = step_marks(step, forward, line)
+    finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
+    return with_weights(finding, forward, values.weights)
 
 
-def _fill_slug(value: float) -> str:
+def _slug_of_fill(value: float) -> str:
+    """The mistake of a mask that fills hidden scores with `value`."""
     if value == 0.0:
         return "mask-filled-with-0"
     if abs(value) < 1e-3:
@@ -196,7 +239,8 @@ def _fill_slug(value: float) -> str:
     return "mask-fill-too-weak" if value < 0 else "mask-fill-positive"
 
 
-_SPOILED = {
+# step: slug, and the name of the value in the message
+_CHANGED_VALUES = {
     1: ("projections-changed", "the projections"),
     4: ("scores-changed", "the scaled scores"),
     6: ("weights-changed", "the weights"),
@@ -204,157 +248,182 @@ _SPOILED = {
 }
 
 
-def _spoiled(look: Look, spoil: Operation, step: int, failed: CheckFailed) -> Finding:
-    """Right numbers that were changed before the next step could begin."""
-    if step == 4 and wrong_scale(look):
-        return _unnamed(look, step, failed)
-    slug, what = _SPOILED[step]
-    made = spoil.outputs[0].double()
-    before = next(x.double() for x in spoil.inputs if x.shape == made.shape)
+def _changed_value(
+    forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
+) -> Finding:
+    """The finding for an operation that changes a right value before the next step begins."""
+    if step == 4 and wrong_scale(forward):
+        return _unknown_mistake(forward, step, failed)
+    slug, name = _CHANGED_VALUES[step]
+    after = changing.outputs[0].double()
+    before = next(x.double() for x in changing.inputs if x.shape == after.shape)
     if step == 6:
-        sums = made.reshape(-1, look.p.T)[: look.p.T].sum(-1)
-        now = f"the rows of the first head now sum to {spread(sums)}"
+        sums = after.reshape(-1, forward.p.T)[: forward.p.T].sum(-1)
+        change = f"the rows of the first head now sum to {describe_range(sums)}"
     else:
-        now = f"they went {spread(before, True)}, and now go {spread(made, True)}"
-    line = look.line(spoil.index)
-    why = f"{what} were right before this, and are not after it: {now}"
-    finding = Finding(
-        step, slug, look.quote(line) + why, hints_of(step, sizes(look.p)), picture(step, look, line)
-    )
-    return with_heat(finding, look, their_weights(look))
+        change = (
+            f"they range {describe_range(before, both_ends=True)} before and "
+            f"{describe_range(after, both_ends=True)} after"
+        )
+    line = line_to_quote(forward, changing.index, search=False)
+    why = f"{name} are right until this line changes them; {change}"
+    hints = hints_of_step(step, message_numbers(forward.p))
+    marks = step_marks(step, forward, line)
+    finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
+    return with_weights(finding, forward, learner_weights(forward))
 
 
-def _unused(look: Look, names: list[str]) -> Finding:
-    """A forward that does without its own projections."""
-    called = ", ".join(f"`{name}`" for name in names)
+def _unused(forward: ComparedForward, names: list[str]) -> Finding:
+    """The finding for a forward pass that does not use its query, key and value layers."""
+    layers = ", ".join(f"`{name}`" for name in names)
+    shape = tuple(forward.p.x.shape)
     message = (
-        f"forward makes {tuple(look.p.x.shape)} out of {tuple(look.p.x.shape)} without {called}: "
-        "no gradient reaches them"
+        f"forward turns {shape} into {shape} without {layers}: no gradient reaches these layers"
     )
-    hints = hints_of(1, sizes(look.p))
-    return Finding(1, "projections-unused", message, hints, picture(1, look, None))
+    hints = hints_of_step(1, message_numbers(forward.p))
+    return Finding(1, "projections-unused", message, hints, step_marks(1, forward, None))
 
 
-def _unnamed(look: Look, step: int, failed: CheckFailed) -> Finding:
-    """No mistake of the bank: what is known of the step."""
-    line = line_of(look, step, f"step-{step}", None, culprit(look, step))
-    specific = {"sequences-mixed", "not-causal"} & {failed.mistake}
-    slug, p = failed.mistake if specific and step == 8 else f"step-{step}", look.p
-    why = f"this is where your numbers leave step {step}, {STEP_NAMES[step]}; {failed.message}"
-    scale = scale_of(look.trace, look.found, look.values, p) if step == 4 else None
+def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
+    """The finding if no mistake of the bank fits: what the trace tells about the step."""
+    p, slug = forward.p, f"step-{step}"
+    index = forward.first_wrong_operation(step)
+    line = line_to_quote(forward, index, step=step, slug=slug)
+    if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
+        slug = failed.mistake
+    why = (
+        f"your numbers leave the reference here, in step {step}, {STEP_NAMES[step]}; "
+        f"{failed.message}"
+    )
+    scale = scale_of_scores(forward) if step == 4 else None
     if scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
         slug = "scores-in-another-order"
         why = (
-            f"the {p.B} * {p.H} matrices of scores, {p.T} x {p.T} each, do not stand in the order "
-            "of the sequences and heads that they belong to"
+            f"your {p.B} * {p.H} matrices of scores, {p.T} x {p.T} each, are not in the order of "
+            "their sequences and heads"
         )
-    elif step == 4 and (wrong_one := wrong_scale(look)):
-        line = line_of(look, 4, "scale-wrong", None, wrong_one[1])
-        slug, _, why = told_scale(look, wrong_one[0])
-    elif (born := first_nan(look.trace)) is not None and not look.y_finite():
+    elif step == 4 and (wrong := wrong_scale(forward)):
+        line = line_to_quote(forward, wrong[1], step=4, slug="scale-wrong")
+        slug, _, why = explain_scale(forward, wrong[0])
+    elif (
+        nan := first_operation_with_nan(forward.trace)
+    ) is not None and not forward.output_is_finite():
         slug = "not-finite"
-        line = line_of(look, 5, slug, None, born.index) if step == 5 else look.line(born.index)
-        if step == 5 and not look.next_is(born.index, 5):
-            slug = "mask-zero-times-infinity"
+        if step == 5:
+            line = line_to_quote(forward, nan.index, step=5, slug=slug)
+            if not forward.next_is(nan.index, 5):
+                slug = "mask-zero-times-infinity"
+        else:
+            line = line_to_quote(forward, nan.index, search=False)
         why = (
-            f"the first numbers that are not finite come from here, in a result of shape "
-            f"{tuple(born.outputs[0].shape)}: a row that is hidden entirely, or 0 times infinity"
+            "the first numbers that are not finite appear here, in a result of shape "
+            f"{tuple(nan.outputs[0].shape)}: a mask hides a complete row, or 0 is multiplied by "
+            "infinity"
         )
-    elif step == 5 and (fill := fill_of(look.trace, look.found, p)) is not None:
-        line, slug = line_of_fill(look, fill), _fill_slug(fill[0])
+    elif step == 5 and (fill := fill_of_hidden_scores(forward)) is not None:
+        slug = _slug_of_fill(fill[0])
+        line = line_to_quote(forward, fill[1], fill=fill)
         why = (
-            f"hidden scores become {fill[0] + 0.0:g}, which is not far below the others: here the "
-            f"scores reach from {float(look.values.scaled.min()):.3g} to "
-            f"{float(look.values.scaled.max()):.3g}"
+            f"your hidden scores become {fill[0] + 0.0:g}, which is not far below the visible "
+            f"scores: here they range from {float(forward.values.scaled.min()):.3g} to "
+            f"{float(forward.values.scaled.max()):.3g}"
         )
-    if step == 6 and weighs_by_one(look.trace, look.found):
-        slug, why = "softmax-over-one", "each softmax goes over one number, and makes it 1"
-    hints = hints_of(step, sizes(p))
-    finding = Finding(step, slug, look.quote(line) + why, hints, picture(step, look, line))
-    return with_heat(finding, look, their_weights(look))
+    if step == 6 and softmax_over_one_number(forward.trace, forward.found):
+        slug, why = "softmax-over-one", "each softmax goes over one number and turns it into 1"
+    hints = hints_of_step(step, message_numbers(p))
+    marks = step_marks(step, forward, line)
+    finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
+    return with_weights(finding, forward, learner_weights(forward))
 
 
-def _unfinished(look: Look, step: int, failed: CheckFailed) -> Finding:
-    """It raised, or returned nothing of the right shape: their error, with shapes in words; what
-    went wrong before, first."""
-    earlier = _earlier(look, step)
+def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
+    """The finding for a forward pass that raises or returns no tensor of the right shape.
+
+    A mistake before the stop comes first. Otherwise the message has the learner's error and the
+    shapes that meet there."""
+    earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
-    message, last = failed.message, look.trace.operations[-1:]
-    line = look.line(last_good(look.found, step) + 1)
-    if last and last[0].raised and look.trace.error is not None:
-        stopped = look.learner.wrong_from(look.trace.error, f"forward on x {tuple(look.p.x.shape)}")
-        shapes = [called(x, look) for x in last[0].inputs[:3]]
-        message = stopped.message
-        if shapes:
-            message += f"; what meets there: {' and '.join(shapes)}"
-        line = last[0].line
-    elif look.trace.error is None and line is not None:
-        message += f"; the last numbers that fit are made before {look.quote(line).rstrip(': ')}"
+    trace, message = forward.trace, failed.message
+    last = trace.operations[-1] if trace.operations else None
+    after_last_right = last_right_operation(forward.found, step) + 1
+    line = line_to_quote(forward, after_last_right, search=False)
+    if last is not None and last.raised and trace.error is not None:
+        doing = f"forward on x {tuple(forward.p.x.shape)}"
+        message = forward.learner.failure_from(trace.error, doing).message
+        tensors = [describe_tensor(x, forward) for x in last.inputs[:3]]
+        if tensors:
+            message += f"; what meets there: {' and '.join(tensors)}"
+        line = line_to_quote(forward, last.index, search=False)
+    elif trace.error is None and line is not None:
+        message += f"; the last right numbers are made before {forward.quote(line).rstrip(': ')}"
     if failed.mistake == "not-implemented":
-        number = told_step(look.trace.error, look.learner.file.path)
+        number = step_named_in_source(trace.error, forward.learner.file.path)
         state = "is still to be written"
         if number is not None and number > step:
-            state = "is missing: nothing of it was seen before"
+            state = "is missing"
         message = f"step {step}, {STEP_NAMES[step]}, {state}: {failed.message}"
     else:
         message += f" (step {step}, {STEP_NAMES[step]})"
-    hints = (failed.hints[0], *hints_of(step, sizes(look.p))[1:])
-    return Finding(step, failed.mistake, message, hints, picture(step, look, line))
+    hints = (failed.hints[0], *hints_of_step(step, message_numbers(forward.p))[1:])
+    return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 
-def _earlier(look: Look, step: int) -> Finding | None:
-    """A step that was done, and wrongly, before the code stops; None where it just stops."""
-    trace, path = look.trace, look.learner.file.path
-    if look.found.has("out"):
+def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
+    """The finding for a step that was done wrongly before the code stops, or None."""
+    trace, found, path = forward.trace, forward.found, forward.learner.file.path
+    if found.has("out"):
         return None
-    fit = _swapped(look)
+    fit = _swapped_names(forward)
     if fit is None:
-        number = told_step(trace.error, path)
+        number = step_named_in_source(trace.error, path)
         if number is not None and number <= step:
             return None
-        gone = left_path(trace, look.found, look.p, step) is not None
-        if step == 4 and scale_of(trace, look.found, look.values, look.p) and number is not None:
-            gone = True
-        if not gone and not (step == 5 and hides_too_much(trace, look.found, look.p)):
+        wrong = first_operation_off_reference(trace, found, forward.p, step) is not None
+        if step == 4 and scale_of_scores(forward) and number is not None:
+            wrong = True
+        if not wrong and not (step == 5 and mask_hides_too_much(trace, found, forward.p)):
             return None
-        fit = by_value(look, step)
-    if fit is not None and fit[0].slug == "mask-inverted" and transposed(look):
-        fit = _of_bank("scores-transposed", look)
-    words = "it returns nothing of the right shape"
+        fit = mistake_with_value(forward, step)
+    if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
+        fit = _from_bank("scores-transposed", forward)
+    words = "forward returns nothing of the right shape"
     if trace.error is not None:
         words = in_words(trace.error)
     later = CheckFailed(f"step-{step}", f"further on the file stops: {words}", "")
     if fit is None:
-        return _unnamed(look, step, later)
-    finding = _named(look, *fit)
+        return _unknown_mistake(forward, step, later)
+    finding = _known_mistake(forward, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
 
 
-def _random(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """Dropout where there should be none: the first operation that gives two results."""
-    looks = []
+def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
+    """The finding for an output that is random: the first operation with two different results."""
+    forwards = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
-        looks.append(look_again(learner))
-    look, again = looks[0], looks.pop()
-    if look.y is not None and again.y is not None and not torch.equal(look.y, again.y):
+        forwards.append(repeat_forward(learner))
+    first, other_seed, same_seed = forwards
+    if first.y is not None and same_seed.y is not None and not torch.equal(first.y, same_seed.y):
         failed = CheckFailed(
             "state-between-calls",
-            f"{failed.message}, with the same random numbers too: forward keeps something from one "
-            "call to the next",
-            "compute everything from x and the weights; keep nothing that an earlier x has left",
+            f"{failed.message}, even with the same random numbers: forward keeps something from "
+            "one call to the next",
+            "compute everything from x and the weights; keep nothing from an earlier call",
         )
-    for one, two in zip(looks[0].trace.operations, looks[1].trace.operations, strict=False):
+    pairs = zip(first.trace.operations, other_seed.trace.operations, strict=False)
+    for one, two in pairs:
         if any(not torch.equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=False)):
             step = 8
-            before = until(look.found, one.index)
+            before = matched_before(first.found, one.index)
             if not before.has("mixed") and not before.has("merged"):
                 step = 6 if before.has("q", "k") else 1
             if failed.mistake == "wrong-output":
-                failed = CheckFailed("dropout-fixed-rate", failed.message, failed.hints[0])
-            path, line = look.learner.file.path, one.line
-            if line is not None:
-                line = line_of_argument(path, line, 6, failed.mistake) or line
-            return told(look, step, failed, line)
-    return _explained(look, failed) if look.wrong else told(look, 8, failed)
+                failed = CheckFailed("dropout-fixed-rate", failed.message, failed.hints)
+            line = None
+            if one.line is not None:
+                line = line_to_quote(first, one.index, step=6, slug=failed.mistake, search=False)
+            return finding_from_check(first, step, failed, line)
+    if first.wrong:
+        return _compared_with_reference(first, failed)
+    return finding_from_check(first, 8, failed)

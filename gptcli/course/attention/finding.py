@@ -1,4 +1,4 @@
-"""What a diagnosis comes to: the step, the mistake, words, hints, and a picture of the steps.
+"""Finding, the result of a diagnosis: step, mistake, message, hints, and marks for the picture.
 
 Dimensions: T time.
 """
@@ -11,58 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli.course.attention.evidence import Look, culprit
-from gptcli.course.attention.first_wrong_operation import until
-from gptcli.course.attention.matching import first_missing
-from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, sizes
+from gptcli.course.attention import STEP_NAMES
+from gptcli.course.attention.compared_forward import ComparedForward
+from gptcli.course.attention.first_wrong_operation import matched_before
+from gptcli.course.attention.matching import first_missing_step
+from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.report import STEP_NAMES
 
-
-@dataclass
-class Finding:
-    """What is wrong, in words and as a picture."""
-
-    step: int | None
-    mistake: str
-    message: str
-    hints: tuple[str, ...]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    theirs: list[list[float]] | None = None  # attention weights of sequence 0, head 0
-    right: list[list[float]] | None = None
-
-
-def with_heat(finding: Finding, look: Look, weights: Tensor | None) -> Finding:
-    """The same with their attention weights beside the right ones, where those tell something."""
-    T = look.p.T
-    if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
-        return finding
-    theirs = weights.reshape(-1, T, T)[0].nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
-    return replace(finding, theirs=theirs.tolist(), right=look.values.weights[0, 0].tolist())
-
-
-def picture(step: int | None, look: Look | None, line: int | None) -> list[dict[str, Any]]:
-    """The eight steps: right, wrong, or not reached; with their lines."""
-    if step is None:
-        return []
-    at = {}
-    if look is not None:
-        for number, names in _SEEN.items():
-            seen = [look.found.at[name] for name in names if name in look.found.at]
-            if seen:
-                at[number] = look.trace.operations[max(seen)].line
-    return [
-        {
-            "step": number,
-            "name": name,
-            "state": "right" if number < step else "wrong" if number == step else "after",
-            "line": line if number == step else at.get(number) if number < step else None,
-        }
-        for number, name in STEP_NAMES.items()
-    ]
-
-
-_SEEN = {
+# The values that show that a step is done. Step 3 changes no number, step 8 is never right here.
+_VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
     4: ("scaled",),
@@ -72,35 +29,87 @@ _SEEN = {
 }
 
 
-def hints_of(step: int | None, have: dict[str, float | int]) -> tuple[str, ...]:
-    """The three hints of a step."""
-    return tuple(hint.format(**have) for hint in STEP_HINTS[step or 1])
+@dataclass
+class Finding:
+    """What is wrong with the learner's file: the report is made of this."""
+
+    step: int | None
+    mistake: str
+    message: str
+    hints: tuple[str, ...]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    learner_weights: list[list[float]] | None = None  # attention weights of sequence 0, head 0
+    right_weights: list[list[float]] | None = None
 
 
-def told(look: Look, step: int | None, failed: CheckFailed, line: int | None = None) -> Finding:
-    """The check's own words, at their step and line."""
+def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
+    """`finding` with the learner's and the right attention weights, if its step is 4, 5 or 6."""
+    T = forward.p.T
+    if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
+        return finding
+    learner = weights.reshape(-1, T, T)[0].nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
+    right = forward.values.weights[0, 0]
+    return replace(finding, learner_weights=learner.tolist(), right_weights=right.tolist())
+
+
+def step_marks(
+    step: int | None, forward: ComparedForward | None, line: int | None
+) -> list[dict[str, Any]]:
+    """The eight steps for the report, each with its line: right, wrong, or after the wrong one."""
+    if step is None:
+        return []
+    lines = {}
+    if forward is not None:
+        completed_at = forward.found.completed_at
+        for number, names in _VALUES_OF_STEP.items():
+            completed = [completed_at[name] for name in names if name in completed_at]
+            if completed:
+                lines[number] = forward.trace.operations[max(completed)].line
+    return [
+        {
+            "step": number,
+            "name": name,
+            "state": "right" if number < step else "wrong" if number == step else "after",
+            "line": line if number == step else lines.get(number) if number < step else None,
+        }
+        for number, name in STEP_NAMES.items()
+    ]
+
+
+def hints_of_step(step: int | None, numbers: dict[str, float | int]) -> tuple[str, ...]:
+    """The three general hints of a step, with the sizes in `numbers`."""
+    return tuple(hint.format(**numbers) for hint in STEP_HINTS[step or 1])
+
+
+def finding_from_check(
+    forward: ComparedForward, step: int | None, failed: CheckFailed, line: int | None = None
+) -> Finding:
+    """The check's own message at `step`. `line` defaults to the step's first wrong operation."""
     if line is None and step is not None:
-        line = look.line(culprit(look, step))
-    hints: tuple[str, ...] = failed.hints
+        line = forward.line(forward.first_wrong_operation(step))
+    hints = failed.hints
     if step and failed.mistake in ("not-causal", "sequences-mixed", "wrong-output"):
-        hints = (failed.hints[0], *hints_of(step, sizes(look.p))[1:])
-    message = (look.quote(line) if line is not None else "") + failed.message
-    return Finding(step, failed.mistake, message, hints, picture(step, look, line))
+        hints = (failed.hints[0], *hints_of_step(step, message_numbers(forward.p))[1:])
+    message = (forward.quote(line) if line is not None else "") + failed.message
+    return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 
-def at_operation(look: Look, index: int | None, failed: CheckFailed) -> Finding:
-    """What happened in one operation: the step that was being done."""
+def finding_at_operation(
+    forward: ComparedForward, index: int | None, failed: CheckFailed
+) -> Finding:
+    """The check's own message, at the step that operation `index` belongs to."""
     if index is None:
-        return told(look, None, failed)
-    return told(look, first_missing(until(look.found, index)), failed, look.line(index))
+        return finding_from_check(forward, None, failed)
+    step = first_missing_step(matched_before(forward.found, index))
+    return finding_from_check(forward, step, failed, forward.line(index))
 
 
-def spread(x: Tensor, range: bool = False) -> str:
-    """From where to where numbers go, or what they all are."""
+def describe_range(x: Tensor, both_ends: bool = False) -> str:
+    """The range of the numbers of x, such as "0.5 to 1", or their one value unless `both_ends`."""
     finite = x[x.isfinite()]
     if not finite.numel():
-        return "no number at all"
+        return "no finite number"
     low, high = float(finite.min()), float(finite.max())
-    if range:
+    if both_ends:
         return f"from {low:.3g} to {high:.3g}"
     return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

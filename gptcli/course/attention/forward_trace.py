@@ -1,4 +1,4 @@
-"""What a learner's forward computed, operation by operation, and on which line of their file."""
+"""Traces one forward pass of a learner's module: each torch operation, its tensors and line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MOST_NUMBERS = 100_000  # larger tensors are no part of an attention of these sizes
-MOST_OPERATIONS = 5_000
-PATIENCE_S = 2.0  # for a forward that is known to be wrong
+MAX_NUMBERS = 100_000  # larger tensors are not part of an attention of these sizes
+MAX_OPERATIONS = 5_000
+TRACE_LIMIT_S = 2.0  # the traced forward pass is already known to be wrong
 
 
 @dataclass
 class Operation:
-    """One call of a torch function: its results as they were at that moment."""
+    """One call of a torch function, with copies of its inputs and results at that moment."""
 
     index: int
     name: str
@@ -33,46 +33,46 @@ class Operation:
     inputs: list[Tensor]
     outputs: list[Tensor]
     raised: bool = False
-    asked: tuple[int, ...] = ()  # the plain integers among the arguments: a wanted shape
-    grad: bool = False  # whether a result has a gradient
-    cut: bool = False  # a result without gradient from inputs that have one
-    sources: list[int | None] = field(default_factory=list)  # which operation made each input
-    others: list[Tensor] = field(default_factory=list)  # results that are no floats: masks, indices
+    integer_arguments: tuple[int, ...] = ()  # such as the shape for view
+    grad: bool = False  # whether a result requires a gradient
+    loses_gradient: bool = False  # a result requires none although an input does
+    sources: list[int | None] = field(default_factory=list)  # the operation that made each input
+    # results that are not floats: masks, indices
+    other_outputs: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class ForwardTrace:
-    """A forward, watched. `error` is what it raised; `result` what it returned."""
+    """The operations of one forward pass, what it returned (`result`) or raised (`error`)."""
 
     operations: list[Operation] = field(default_factory=list)
     result: Any = None
     error: BaseException | None = None
-    changed_at: int | None = None  # the operation that wrote into the input
-    foreign: bool = False  # whether something came from where nobody could watch
-    # (operation, which of its results) -> their variable
-    names: dict[tuple[int, int], str] = field(default_factory=dict)
-    numbers: dict[str, float] = field(default_factory=dict)  # their variables that are numbers
-
-    def before(self, index: int) -> Iterator[Operation]:
-        """The operations up to and with `index`, latest first."""
-        return reversed(self.operations[: index + 1])
+    changed_at: int | None = None  # the operation that wrote into the input x
+    has_untraced: bool = False  # whether an untraced operation made some tensor
+    # (operation, index of its result) -> the learner's variable that holds the result
+    variable_names: dict[tuple[int, int], str] = field(default_factory=dict)
+    # the learner's variables that are numbers
+    variable_numbers: dict[str, float] = field(default_factory=dict)
 
 
-class _Watch(TorchFunctionMode):
+class _Recorder(TorchFunctionMode):
+    """Writes every torch operation of the learner's file into `trace`."""
+
     def __init__(
         self,
         trace: ForwardTrace,
         path: Path,
         x: Tensor,
-        each: Callable[[ForwardTrace], None] | None,
+        on_operation: Callable[[ForwardTrace], None] | None,
     ) -> None:
         super().__init__()
-        self.each = each
+        self.on_operation = on_operation
         self.trace, self.path, self.x = trace, str(path), x
-        self.given = x.detach().clone()
-        self.last: FrameType | None = None
-        self.made: dict[int, tuple[int, int, Any]] = {}  # id -> (operation, which, the object)
-        self.source: dict[int, tuple[int, Any]] = {}  # the same of all tensors, also of no floats
+        self.x_before = x.detach().clone()
+        self.last_frame: FrameType | None = None
+        self.made: dict[int, tuple[int, int, Any]] = {}  # id -> (operation, result, tensor)
+        self.maker: dict[int, tuple[int, Any]] = {}  # id -> (operation, tensor), all dtypes
 
     def __torch_function__(
         self,
@@ -86,23 +86,23 @@ class _Watch(TorchFunctionMode):
         if name == "__get__" and not _is_view_property(func):
             return func(*args, **kwargs)
         trace = self.trace
-        if len(trace.operations) >= MOST_OPERATIONS:
+        if len(trace.operations) >= MAX_OPERATIONS:
             return func(*args, **kwargs)
         frame = self._frame()
         given = list(_tensors((args, tuple(kwargs.values()))))
-        if any(self._is_foreign(t) for t in given):
-            trace.foreign = True
-        small = [t for t in given if t.numel() <= MOST_NUMBERS]
+        if any(self._is_untraced(t) for t in given):
+            trace.has_untraced = True
+        small = [t for t in given if t.numel() <= MAX_NUMBERS]
         inputs = [_copy(t) for t in small]
         line = frame.f_lineno if frame is not None else None
         operation = Operation(len(trace.operations), name, line, inputs, [])
-        operation.sources = [self.source.get(id(t), (None,))[0] for t in small]
-        operation.asked = tuple(_integers((args[1:], tuple(kwargs.values()))))
+        operation.sources = [self.maker.get(id(t), (None,))[0] for t in small]
+        operation.integer_arguments = tuple(_integers((args[1:], tuple(kwargs.values()))))
         if func is F.scaled_dot_product_attention:
-            self._spell_out(args, kwargs, line)
+            self._record_fused_kernel(args, kwargs, line)
             operation.index = len(trace.operations)
         if frame is not None:
-            self._name(frame)
+            self._record_names(frame)
         trace.operations.append(operation)
         try:
             result = func(*args, **kwargs)
@@ -111,76 +111,79 @@ class _Watch(TorchFunctionMode):
             raise
         written = args[0] if name in ("__setitem__", "copy_") else result
         for tensor in _tensors((written,)):
-            self.source[id(tensor)] = (operation.index, tensor)
-            if tensor.numel() <= MOST_NUMBERS and not tensor.dtype.is_floating_point:
-                operation.others.append(_copy(tensor))
-            if tensor.numel() <= MOST_NUMBERS and tensor.dtype.is_floating_point:
+            self.maker[id(tensor)] = (operation.index, tensor)
+            if tensor.numel() <= MAX_NUMBERS and not tensor.dtype.is_floating_point:
+                operation.other_outputs.append(_copy(tensor))
+            if tensor.numel() <= MAX_NUMBERS and tensor.dtype.is_floating_point:
                 operation.outputs.append(_copy(tensor))
                 self.made[id(tensor)] = (operation.index, len(operation.outputs) - 1, tensor)
                 operation.grad = operation.grad or tensor.requires_grad
                 if not tensor.requires_grad and any(t.requires_grad for t in given):
-                    operation.cut = True
+                    operation.loses_gradient = True
         wrapped = functorch.maybe_current_level() is not None
-        if trace.changed_at is None and not wrapped and not torch.equal(self.x, self.given):
+        if trace.changed_at is None and not wrapped and not torch.equal(self.x, self.x_before):
             trace.changed_at = operation.index
-        if self.each is not None:
-            self.each(trace)
+        if self.on_operation is not None:
+            self.on_operation(trace)
         if frame is not None:
-            self.last = frame
-            while (above := self.last.f_back) and above.f_code.co_filename == self.path:
-                self.last = above
+            self.last_frame = frame
+            while (above := self.last_frame.f_back) and above.f_code.co_filename == self.path:
+                self.last_frame = above
         return result
 
     def end(self) -> None:
-        """Name what was made last: no later operation came by to look."""
-        if self.last is not None:
-            self._name(self.last)
+        """Record the variable names that were assigned after the last operation."""
+        if self.last_frame is not None:
+            self._record_names(self.last_frame)
 
-    def _is_foreign(self, tensor: Tensor) -> bool:
-        """A result that no operation was seen to make."""
+    def _is_untraced(self, tensor: Tensor) -> bool:
+        """Whether no traced operation made this tensor."""
         known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
     def _frame(self) -> FrameType | None:
+        """The innermost frame of the learner's file."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename != self.path:
             frame = frame.f_back
         return frame
 
-    def _name(self, frame: FrameType) -> None:
+    def _record_names(self, frame: FrameType) -> None:
+        """Record which local variables of the file hold traced tensors or numbers."""
         above: FrameType | None = frame
         while above is not None and above.f_code.co_filename == self.path:
             for name, value in above.f_locals.items():
                 if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
-                    self.trace.names[made[0], made[1]] = name
+                    self.trace.variable_names[made[0], made[1]] = name
                 elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self.trace.numbers[name] = value
+                    self.trace.variable_numbers[name] = value
             above = above.f_back
 
-    def _spell_out(self, args: Any, kwargs: Any, line: int | None) -> None:
-        """The fused kernel, in the pieces that it stands for."""
-        # Where their arguments do not fit, the call itself will say so.
+    def _record_fused_kernel(self, args: Any, kwargs: Any, line: int | None) -> None:
+        """Record the fused attention kernel as the separate operations that it replaces."""
+        # If the arguments do not fit, the call itself raises later.
         with contextlib.suppress(Exception):
-            for name, piece in _pieces(*args, **kwargs):
+            for name, piece in _fused_kernel_pieces(*args, **kwargs):
                 index = len(self.trace.operations)
                 self.trace.operations.append(Operation(index, name, line, [], [piece.detach()]))
 
 
-def watch(
+def trace_forward(
     module: nn.Module,
     x: Tensor,
     path: Path,
     options: dict[str, Any] | None = None,
     grad: bool = False,
-    each: Callable[[ForwardTrace], None] | None = None,
+    on_operation: Callable[[ForwardTrace], None] | None = None,
 ) -> ForwardTrace:
-    """Run module(x) and write down what it does; what it raises is part of the trace. `each` is
-    called after every operation."""
+    """Run module(x) and return its trace, which also holds what it raises.
+
+    `on_operation` is called after every operation."""
     trace = ForwardTrace()
-    mode = _Watch(trace, path, x, each)
+    mode = _Recorder(trace, path, x, on_operation)
     with torch.set_grad_enabled(grad):
         try:
-            with mode, within(PATIENCE_S):
+            with mode, within(TRACE_LIMIT_S):
                 trace.result = module(x, **(options or {}))
         except BaseException as error:
             trace.error = error
@@ -188,7 +191,7 @@ def watch(
     return trace
 
 
-def _pieces(
+def _fused_kernel_pieces(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -198,6 +201,7 @@ def _pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
+    """(name, result) of each step inside scaled_dot_product_attention, with its parameters."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * factor
     yield "scores", scores
@@ -216,18 +220,20 @@ def _pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """The numbers as they are now; inside vmap, those of all that it maps over."""
+    """A copy of the current numbers; inside vmap, of the complete tensor that it maps over."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()
 
 
 def _is_view_property(func: Any) -> bool:
+    """Whether `func` reads .T, .mT, .H, .mH or .data; other properties are not traced."""
     owner = getattr(func, "__self__", None)
     return getattr(owner, "__name__", "") in ("T", "mT", "H", "mH", "data")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples and lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -236,6 +242,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _integers(values: Any) -> Iterator[int]:
+    """The integers in nested tuples and lists."""
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool):
             yield value

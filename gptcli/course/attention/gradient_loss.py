@@ -1,52 +1,79 @@
-"""Where a learner's forward loses the gradient, or stops it on its way back."""
+"""Diagnoses a gradient that gets lost (detach, .data, no_grad) or a backward pass that raises."""
 
 from __future__ import annotations
 
-from gptcli.course.attention.evidence import Look, line_of_backward
-from gptcli.course.attention.finding import Finding, told
-from gptcli.course.attention.first_wrong_operation import FILLERS, until
-from gptcli.course.attention.matching import STEP_OF, first_missing
+import contextlib
+import re
+import warnings
+
+import torch
+
+from gptcli.course.attention.compared_forward import ComparedForward
+from gptcli.course.attention.finding import Finding, finding_from_check
+from gptcli.course.attention.first_wrong_operation import FILLERS, matched_before
+from gptcli.course.attention.learner_attention import LearnerAttention
+from gptcli.course.attention.matching import STEP_OF_VALUE, first_missing_step
 from gptcli.course.lesson import CheckFailed
 
 
-def lost_gradient(look: Look, failed: CheckFailed) -> Finding:
-    """Where the gradient is lost: the step that was being done there."""
-    for operation in look.trace.operations:
+def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
+    """The finding for a gradient that does not arrive: the step and line that lose it."""
+    found = forward.found
+    for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
             continue
-        held = operation.index in look.found.holds
-        if operation.cut or (held and not operation.grad):
-            step = first_missing(until(look.found, operation.index))
-            there = [other for other in look.trace.operations if other.line == operation.line]
-            alone = there == [operation]
-            made_here = [
-                STEP_OF[name]
-                for other in there
-                if other.index < operation.index or alone
-                for name in look.found.holds.get(other.index, [])
+        is_right = operation.index in found.values_of_operation
+        if operation.loses_gradient or (is_right and not operation.grad):
+            step = first_missing_step(matched_before(found, operation.index))
+            same_line = [op for op in forward.trace.operations if op.line == operation.line]
+            only_one = same_line == [operation]
+            steps_of_line = [
+                STEP_OF_VALUE[name]
+                for other in same_line
+                if other.index < operation.index or only_one
+                for name in found.values_of_operation.get(other.index, [])
             ]
-            # What its own line has just made is lost; else what the line is about to make.
-            return told(look, max(made_here, default=step), failed, operation.line)
-    return told(look, None, failed)
+            # A value that the line has just made loses its gradient, or else the next value.
+            step = max(steps_of_line, default=step)
+            return finding_from_check(forward, step, failed, operation.line)
+    return finding_from_check(forward, None, failed)
 
 
-def stopped_backward(look: Look, failed: CheckFailed) -> Finding:
-    """Going backward stops: at what line of the forward."""
-    line = line_of_backward(look.learner)
-    made_there = [op.index for op in look.trace.operations if op.line == line]
-    if line is None or not made_there:
-        return told(look, None, failed)
-    changes = [
+def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
+    """The finding for a backward pass that raises: the line of forward whose gradient fails."""
+    line = _line_where_backward_stops(forward.learner)
+    on_line = [op.index for op in forward.trace.operations if op.line == line]
+    if line is None or not on_line:
+        return finding_from_check(forward, None, failed)
+    in_place = [
         op.line
-        for op in look.trace.operations[made_there[-1] :]
+        for op in forward.trace.operations[on_line[-1] :]
         if op.line is not None and (op.name.endswith("_") or op.name == "__setitem__")
     ]
-    if "inplace" in failed.message and changes:
-        later = look.quote(changes[0]).rstrip(": ")
-        where = "this line" if changes[0] == line else later
+    if "inplace" in failed.message and in_place:
+        changes = "this line" if in_place[0] == line else forward.quote(in_place[0]).rstrip(": ")
         failed = CheckFailed(
             "changed-in-place",
-            f"the gradient needs a result of this line as it was, and {where} changes it in place",
-            failed.hints[0],
+            "the gradient needs the result of this line unchanged, but "
+            f"{changes} changes it in place",
+            failed.hints,
         )
-    return told(look, first_missing(until(look.found, made_there[0])), failed, line)
+    step = first_missing_step(matched_before(forward.found, on_line[0]))
+    return finding_from_check(forward, step, failed, line)
+
+
+def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
+    """The line of forward whose backward pass raises, from PyTorch's anomaly mode, or None."""
+    attempt = learner.attempt
+    assert attempt is not None
+    x = attempt.x.detach().clone().requires_grad_()
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        torch.autograd.set_detect_anomaly(True, check_nan=False),
+        contextlib.suppress(Exception),
+    ):
+        warnings.simplefilter("always")
+        attempt.module(x, **attempt.options).sum().backward()
+    text = "\n".join(str(warning.message) for warning in caught)
+    lines = re.findall(rf'File "{re.escape(str(learner.file.path))}", line (\d+)', text)
+    return int(lines[-1]) if lines else None

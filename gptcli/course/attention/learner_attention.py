@@ -1,4 +1,4 @@
-"""A learner's attention class: build it, fill it with weights, run it, put its exceptions in words.
+"""Builds and runs the learner's class, and turns what its code raises into messages.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -33,52 +33,52 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, 
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError
 
-BACKWARD = "going backward"
-PATIENCE_S = 4.0  # for one call; a right one takes milliseconds
+BACKWARD = "the backward pass"
+CALL_LIMIT_S = 4.0  # for one call; right code takes milliseconds
 
 
 @dataclass
 class Built:
-    """A module with weights of the case's own, and the map of them."""
+    """A module of the learner's class with the weights of a case, and its projections."""
 
     case: Case
     module: nn.Module
     projections: Projections
 
     def reference(self, x: Tensor) -> Tensor:
-        """What the module should give for x."""
+        """The right output for x."""
         return reference(self.projections, x, self.case.H)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One forward that was tried: what it takes to try it again."""
+    """One forward pass that was run, with everything needed to repeat it."""
 
     module: nn.Module
     case: Case
     x: Tensor
     options: dict[str, bool]
-    grad: bool  # whether gradients were asked for
+    grad: bool  # whether gradients were enabled
 
 
 @dataclass
 class LearnerAttention:
-    """One class of one file. `say` is told what is being done, for the case that it never ends."""
+    """The learner's class. `say` gets what is being done, so that a time limit can report it."""
 
     file: LearnerFile
     cls: type[nn.Module]
     say: Callable[[str], None]
-    columns: bool = False  # how bare matrices are meant (find_projections)
+    columns: bool = False  # whether bare matrices are used as x @ W (find_projections)
     takes_use_dropout: bool = False
     attempt: Attempt | None = None  # the latest
     built: Built | None = None  # the latest
 
     def construct(self, config: Any) -> nn.Module:
-        """Class(config). Raises CheckFailed where their code raises."""
+        """Class(config). Raises CheckFailed if the learner's code raises."""
         self.say("building the module")
-        early = "before Module.__init__() call"  # as PyTorch says it
+        early = "before Module.__init__() call"  # part of PyTorch's message
         try:
-            module: nn.Module = self.theirs(lambda: self.cls(config), "building the module", 1)
+            module: nn.Module = self.call(lambda: self.cls(config), "building the module", 1)
             if "_parameters" in vars(module):
                 return module
         except CheckFailed as failed:
@@ -87,13 +87,13 @@ class LearnerAttention:
         raise CheckFailed(
             "no-super-init",
             f"the constructor of `{self.cls.__name__}` does not begin with super().__init__(), "
-            "which makes a torch.nn.Module of it",
+            "which turns the object into a torch.nn.Module",
             "begin the constructor with super().__init__()",
             1,
         )
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
-        """A module in float64 and evaluation mode, with non-zero random weights."""
+        """A module in float64 and evaluation mode, with random weights that are not zero."""
         module = self.construct(config_for(case, dropout)).to(torch.float64)
         fill_parameters(module, generator_for(case, weights=True))
         built = Built(case, module.eval(), self.projections(module, case))
@@ -103,8 +103,9 @@ class LearnerAttention:
         return built
 
     def projections(self, module: nn.Module, case: Case) -> Projections:
-        """The map of the module's weights. Raises GptcliError for names that nobody agreed on,
-        and CheckFailed where a part is missing."""
+        """The module's projections.
+
+        Raises GptcliError if their names are unknown, and CheckFailed if one is missing."""
         try:
             return find_projections(module, case.C, columns=self.columns)
         except ProjectionError as error:
@@ -121,13 +122,13 @@ class LearnerAttention:
             ) from None
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
-        """module(x), a tensor of x's shape and dtype. Raises CheckFailed otherwise."""
+        """module(x). Raises CheckFailed unless it is a tensor of x's shape and dtype."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(doing)
         if self.built is not None:
             grad = torch.is_grad_enabled()
             self.attempt = Attempt(module, self.built.case, x.detach().clone(), options, grad)
-        y = self.theirs(lambda: module(x, **options), doing, None)
+        y = self.call(lambda: module(x, **options), doing, None)
         if y is None:
             raise CheckFailed(
                 "returns-nothing",
@@ -138,33 +139,37 @@ class LearnerAttention:
             raise CheckFailed(
                 "no-tensor",
                 f"{doing} returned a {type(y).__name__}, not a tensor",
-                "return the output alone, of shape (B, T, C)",
+                "return only the output, of shape (B, T, C)",
             )
         if y.shape != x.shape:
             raise CheckFailed(
                 "output-shape",
                 f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
-                "the output has the shape of x: (B, T, C), heads concatenated",
+                "the output has the shape of x, (B, T, C), with the heads concatenated",
             )
         if y.dtype != x.dtype:
             raise CheckFailed(
                 "output-dtype",
-                f"output is {y.dtype} where x and the weights are {x.dtype}",
+                f"output is {y.dtype}, but x and the weights are {x.dtype}",
                 "make new tensors in the dtype of x, for example with "
                 "torch.ones(..., dtype=x.dtype, device=x.device)",
             )
         return y
 
-    def theirs(self, call: Callable[[], Any], doing: str, step: int | None) -> Any:
-        """Call their code; what it raises becomes CheckFailed, with the line of their file."""
-        try:
-            with within(PATIENCE_S):
-                return call()
-        except BaseException as error:  # sys.exit() and their own KeyboardInterrupt as well
-            raise self.wrong_from(error, doing, step) from error
+    def call(self, function: Callable[[], Any], doing: str, step: int | None) -> Any:
+        """The result of `function`, which runs the learner's code.
 
-    def wrong_from(self, error: BaseException, doing: str, step: int | None = None) -> CheckFailed:
-        """What their code raised, quoted with its line."""
+        Whatever the code raises becomes CheckFailed, with the line of the learner's file."""
+        try:
+            with within(CALL_LIMIT_S):
+                return function()
+        except BaseException as error:  # sys.exit() and KeyboardInterrupt too
+            raise self.failure_from(error, doing, step) from error
+
+    def failure_from(
+        self, error: BaseException, doing: str, step: int | None = None
+    ) -> CheckFailed:
+        """The failure for an error of the learner's code, with the line that raised it."""
         place = place_of(error, self.file.path)
         where = ""
         if place is not None:
@@ -181,24 +186,23 @@ class LearnerAttention:
             return CheckFailed(
                 "backward-stops",
                 message,
-                "do not change a tensor in place (`+=`, `mul_`, `x[...] = `) after something was "
-                "computed from it: the gradient needs it as it was",
+                "do not change a tensor in place (`+=`, `mul_`, `x[...] = `) after you computed "
+                "something from it: the gradient needs the old numbers",
                 step,
             )
         if isinstance(error, NotImplementedError) and raised_in(error, self.file.path):
             return CheckFailed(
                 "not-implemented",
                 f"{doing} stops{where}, which is still to be written",
-                "put your code in the place of that line",
+                "replace that line with your code",
                 step,
             )
-        return CheckFailed(
-            "raises", message, "read that line with the shapes in mind that meet there", step
-        )
+        return CheckFailed("raises", message, "check the shapes of the tensors on that line", step)
 
     def settle_columns(self) -> None:
-        """Find out from the numbers whether bare square matrices are meant for x @ W.T or x @ W;
-        where neither fits they stay rows."""
+        """Decide from the output whether bare square matrices are used as x @ W.T or as x @ W.
+
+        If neither fits, they count as x @ W.T, as in nn.Linear."""
         case = Case(B=2, T=3, H=2, D=3, block_size=5)
         module = self.build(case).module
         if not is_ambiguous(module, case.C):
@@ -206,19 +210,21 @@ class LearnerAttention:
         x = torch.randn(case.B, case.T, case.C, generator=generator_for(case), dtype=torch.float64)
         with torch.no_grad():
             y = self.run(module, x.clone())
-            turned = find_projections(module, case.C, columns=True)
-            error = (y - reference(turned, x, case.H)).abs().max()
+            projections = find_projections(module, case.C, columns=True)
+            error = (y - reference(projections, x, case.H)).abs().max()
         self.columns = bool(error <= TOLERANCE)
 
 
 def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
-    """Class(config) and forward(x) must be what the class can be called with; returns whether
-    forward takes `use_dropout`. Raises GptcliError, or CheckFailed where forward is not there."""
+    """Whether forward takes `use_dropout`.
+
+    Raises GptcliError if the class does not accept Class(config) and forward(x), and CheckFailed
+    if it has no forward."""
     name = f"{file.name}: {file.class_name}"
     if cls.__init__ is nn.Module.__init__ or not _accepts(cls.__init__, 2):
         taken = "" if cls.__init__ is nn.Module.__init__ else str(inspect.signature(cls))
         raise GptcliError(
-            f"{name} has no constructor that takes a config alone"
+            f"{name} has no constructor that takes only a config"
             + (f"; it takes {taken}" if taken else ""),
             "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias and "
             "block_size",
@@ -232,14 +238,15 @@ def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
         )
     if not _accepts(cls.forward, 2):
         raise GptcliError(
-            f"{name}.forward cannot be called with x alone; it takes "
+            f"{name}.forward cannot be called with only x; it takes "
             f"{inspect.signature(cls.forward)}",
-            "write `def forward(self, x):`; the causal mask is made inside",
+            "write `def forward(self, x):` and make the causal mask inside",
         )
     return "use_dropout" in inspect.signature(cls.forward).parameters
 
 
 def _accepts(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether `function` can be called with this number of positional arguments."""
     try:
         inspect.signature(function).bind(*range(arguments))
     except (TypeError, ValueError):

@@ -1,8 +1,9 @@
-"""Which values of the reference a learner's forward computed, whatever their layout.
+"""Finds the values of the reference (queries, scores, weights ...) in a trace, in any layout.
 
-All numbers of a trial are random, so a number says where it belongs: a tensor of theirs holds the
-queries if each of its numbers is one of the queries, and it keeps the heads apart if moving along
-one of its dimensions never changes more than that dimension should.
+All numbers of a case are random, so each number identifies its place in the reference. A traced
+tensor holds the queries if each of its numbers is one of the queries. It has separate heads if each
+index (of sequence, token, head, channel) varies along one dimension at most, and head and channel
+along different dimensions.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -15,17 +16,19 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.forward_trace import ForwardTrace
-from gptcli.course.attention.stages import Problem, Values, walk
+from gptcli.course.attention.stages import Problem, Values, compute_stages
 
-# In the order in which attention comes to them.
+# The values of the reference, in the order in which attention computes them.
 VALUES = ("q", "k", "v", "qh", "kh", "vh", "raw", "scaled", "masked", "weights", "mixed")
 ALL = (*VALUES, "merged", "out")
-STEP_OF = dict(zip(ALL, (1, 1, 1, 2, 2, 2, 4, 4, 5, 6, 7, 8, 8), strict=True))
-HIDDEN = 40.0  # e^-40 is nothing in float64
+STEP_OF_VALUE = dict(zip(ALL, (1, 1, 1, 2, 2, 2, 4, 4, 5, 6, 7, 8, 8), strict=True))
+HIDDEN = 40.0  # a score this far below the others gets weight 0: e^-40 vanishes in float64
 
 
 class Table:
-    """The numbers of one value of the reference, to be looked up."""
+    """A lookup table of the numbers of one value of the reference.
+
+    `needed` (bool, the shape of the value) marks the numbers that must be seen to complete it."""
 
     def __init__(self, right: Tensor, tolerance: float, needed: Tensor | None = None) -> None:
         self.shape = right.shape
@@ -40,7 +43,7 @@ class Table:
         self.seen = torch.zeros_like(self.needed)
 
     def locate(self, x: Tensor) -> Tensor:
-        """For each number of x its place in the flattened value, or -1."""
+        """The place of each number of x in the flattened value, or -1."""
         flat = x.reshape(-1).contiguous()
         above = torch.searchsorted(self.sorted, flat).clamp(max=self.sorted.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -49,20 +52,20 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Flat places -> one index per dimension of the value."""
+        """One index for each dimension of the value, from places in the flattened value."""
         places = []
-        for size in reversed(self.shape):  # torch.unravel_index would import sympy, for 0.4 s
+        for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
             flat = flat // size
         return tuple(reversed(places))
 
-    def see(self, flat: Tensor) -> bool:
-        """Note that these numbers were computed; True once all that is needed were."""
+    def mark_seen(self, flat: Tensor) -> bool:
+        """Record that the learner computed these numbers; returns whether the value is complete."""
         self.seen[flat] = True
         return self.complete
 
-    def see_equal(self, x: Tensor) -> bool:
-        """As see, for numbers that may occur more than once."""
+    def mark_equal_seen(self, x: Tensor) -> bool:
+        """Like mark_seen, for a value in which numbers occur more than once."""
         values = x.reshape(-1).sort().values
         above = torch.searchsorted(values, self.flat).clamp(max=values.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -72,27 +75,30 @@ class Table:
 
     @property
     def complete(self) -> bool:
+        """Whether all needed numbers were seen."""
         return bool(self.seen[self.needed].all())
 
 
 @dataclass
-class Matched:
-    """The operation that completed each value of the reference, and what was seen on the way."""
+class Matches:
+    """The values of the reference that the trace contains."""
 
-    at: dict[str, int] = field(default_factory=dict)
-    # operation -> the values of the reference that its result is made of
-    holds: dict[int, list[str]] = field(default_factory=dict)
-    # (operation, which of its results) -> the same
-    each: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    # value -> the operation that completed it
+    completed_at: dict[str, int] = field(default_factory=dict)
+    # operation -> the values that its results belong to
+    values_of_operation: dict[int, list[str]] = field(default_factory=dict)
+    # (operation, index of its result) -> the values that the result belongs to
+    values_of_output: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
-        return all(name in self.at for name in names)
+        """Whether the trace completes all these values."""
+        return all(name in self.completed_at for name in names)
 
 
-def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matched, Values]:
-    """Look for every value of the reference among the operations of `trace`."""
-    right = walk(p)
+def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matches, Values]:
+    """The values of the reference found in `trace`, and the reference itself."""
+    right = compute_stages(p)
     B, T, H, D = p.B, p.T, p.H, p.D
     raw = right.qh @ right.kh.transpose(-1, -2)  # (B, H, T, S)
     past = p.past
@@ -103,7 +109,7 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
         "raw": Table(raw, tolerance, past),
         "scaled": Table(right.scaled, tolerance, past),
         "masked": Table(right.scaled, tolerance, past),
-        # Row 0 is 1, 0, 0, ...: numbers that say nothing.
+        # Row 0 is always 1, 0, 0, ..., which shows nothing.
         "weights": Table(right.weights, tolerance, past & (torch.arange(T) > 0)[:, None]),
         "mixed": Table(right.mixed, tolerance),
         "merged": Table(right.merged, tolerance),
@@ -111,23 +117,28 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
     }
     for name in "qkv":
         tables[f"{name}h"] = Table(getattr(right, name).view(B, T, H, D), tolerance)
-    found = Matched(tables=tables)
-    lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()  # the least row maximum
+    found = Matches(tables=tables)
+    lowest = (
+        right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()
+    )  # the smallest row maximum
     for operation in trace.operations:
         for j, x in enumerate(operation.outputs):
             if x.numel() == 0 or x.dim() == 0:
                 continue
             if _is_masked_exp(x, right.scaled, past):
-                found.at.setdefault("masked", operation.index)
-            for name in _held(x.double(), tables, float(lowest) - HIDDEN, operation.index, found):
-                found.holds.setdefault(operation.index, []).append(name)
-                found.each.setdefault((operation.index, j), []).append(name)
+                found.completed_at.setdefault("masked", operation.index)
+            for name in _values_in(
+                x.double(), tables, float(lowest) - HIDDEN, operation.index, found
+            ):
+                found.values_of_operation.setdefault(operation.index, []).append(name)
+                found.values_of_output.setdefault((operation.index, j), []).append(name)
     return found, right
 
 
 def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
-    """Whether x is the exponential of the scores, each row shifted as one likes, and 0 for later
-    tokens: the mask of a softmax that is written out."""
+    """Whether x is exp(scores - any shift of the row), and 0 for later tokens.
+
+    This shows the mask in a softmax written by hand."""
     T = past.shape[-1]
     if x.numel() != scaled.numel() or x.shape[-2:] != (T, T) or T < 3:
         return False
@@ -138,29 +149,31 @@ def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
     return bool(((shift - shift[..., :1]).abs() <= 1e-7)[..., past].all())
 
 
-def _held(
-    x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matched
+def _values_in(
+    x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matches
 ) -> Iterator[str]:
+    """The values of the reference that x, the result of operation `index`, belongs to."""
+
     def done(name: str, complete: bool) -> str:
         if complete:
-            found.at.setdefault(name, index)
+            found.completed_at.setdefault(name, index)
         return name
 
     for name in "qkv":
         flat = tables[name].locate(x)
         if bool((flat >= 0).all()):
-            yield done(name, tables[name].see(flat))
-            if keeps_apart(x, tables[name], flat):
-                yield done(f"{name}h", tables[f"{name}h"].see(flat))
+            yield done(name, tables[name].mark_seen(flat))
+            if has_separate_heads(x, tables[name], flat):
+                yield done(f"{name}h", tables[f"{name}h"].mark_seen(flat))
             return
     for name in ("raw", "scaled"):
         flat = tables[name].locate(x)
         if bool((flat >= 0).all()):
-            yield done(name, tables[name].see(flat))
+            yield done(name, tables[name].mark_seen(flat))
             *_, t, s = tables[name].places(flat)
             if name == "scaled" and bool((s <= t).all()):
-                # Only what may be seen was computed: there is nothing to hide.
-                complete = tables["masked"].see(flat)
+                # The learner computed only visible scores, so no mask is needed.
+                complete = tables["masked"].mark_seen(flat)
                 ahead = tables["scaled"].seen & ~tables["scaled"].needed
                 yield done("masked", complete and not bool(ahead.any()))
             return
@@ -170,37 +183,40 @@ def _held(
         if bool((shown | (x.reshape(-1) <= low)).all()) and bool(shown.any()):
             *_, t, s = tables["masked"].places(flat[shown])
             if bool((s <= t).all()):
-                yield done("masked", tables["masked"].see(flat[shown]))
+                yield done("masked", tables["masked"].mark_seen(flat[shown]))
             return
     flat = tables["weights"].locate(x)
     zero = x.reshape(-1).abs() <= 1e-12
     T = tables["weights"].shape[-1]
-    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())  # else it may be a mask
+    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())  # zeros and ones can be a mask
     if bool(((flat >= 0) | zero).all()) and not bool(zero.all()) and counts:
-        yield done("weights", tables["weights"].see_equal(x))
+        yield done("weights", tables["weights"].mark_equal_seen(x))
         return
     for name in ("mixed", "out"):
         flat = tables[name].locate(x)
         if bool((flat >= 0).all()):
-            yield done(name, tables[name].see(flat))
+            yield done(name, tables[name].mark_seen(flat))
             if name == "mixed" and _channels_in_order(x, tables["merged"]):
-                yield done("merged", tables["merged"].see(tables["merged"].locate(x)))
+                yield done("merged", tables["merged"].mark_seen(tables["merged"].locate(x)))
             return
 
 
-def keeps_apart(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x (any layout of a (B, T, H, D) value) has the heads on a dimension of their own:
-    each index depends on one dimension of x, and head and channel not on the same."""
-    moved: list[set[int]] = []
-    for place in table.places(flat):
-        at = place.view(x.shape)
-        dims = {j for j in range(x.dim()) if bool((at != at.narrow(j, 0, 1)).any())}
-        moved.append(dims)
-    _, _, h, d = moved
-    return all(len(dims) <= 1 for dims in moved) and not h & d
+def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
+    """Whether x, a (B, T, H, D) value in any layout, has its heads on a dimension of their own.
+
+    Each index varies along one dimension at most, and head and channel along different ones."""
+    dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]
+    _, _, head, channel = dims
+    return all(len(varying) <= 1 for varying in dims) and not head & channel
+
+
+def varying_dims(index: Tensor) -> set[int]:
+    """The dimensions along which an index tensor changes."""
+    return {j for j in range(index.dim()) if bool((index != index.narrow(j, 0, 1)).any())}
 
 
 def _channels_in_order(x: Tensor, merged: Table) -> bool:
+    """Whether the last dimension of x is the C channels of the merged heads, in order."""
     C = merged.shape[-1]
     if x.shape[-1] != C:
         return False
@@ -208,8 +224,8 @@ def _channels_in_order(x: Tensor, merged: Table) -> bool:
     return bool((c.view(-1, C) == torch.arange(C)).all())
 
 
-def held_by(x: Tensor, found: Matched, T: int) -> str | None:
-    """Which value of the reference the numbers of x are; None where they are none."""
+def value_in(x: Tensor, found: Matches, T: int) -> str | None:
+    """The name of the value of the reference that all numbers of x belong to, or None."""
     if x.numel() == 0 or not x.dtype.is_floating_point:
         return None
     flat = x.double().reshape(-1)
@@ -227,8 +243,8 @@ def held_by(x: Tensor, found: Matched, T: int) -> str | None:
     return None
 
 
-def first_missing(found: Matched) -> int:
-    """The first step whose value is not among theirs, and which no later value proves right."""
+def first_missing_step(found: Matches) -> int:
+    """The first step whose value the trace lacks, unless a later value proves the step right."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")
@@ -245,6 +261,8 @@ def first_missing(found: Matched) -> int:
     return 8 if mixed else 7
 
 
-def last_good(found: Matched, step: int) -> int:
-    """The operation that completed the last right value before `step`; -1 where there is none."""
-    return max((at for name, at in found.at.items() if STEP_OF[name] < step), default=-1)
+def last_right_operation(found: Matches, step: int) -> int:
+    """The operation that completed the last right value before `step`, or -1."""
+    return max(
+        (at for name, at in found.completed_at.items() if STEP_OF_VALUE[name] < step), default=-1
+    )

@@ -1,4 +1,4 @@
-"""Whether numbers of theirs stand in an order that a step could have made; what they came from.
+"""Decides whether the numbers of a tensor are in an order that a right split, fold or merge makes.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from gptcli.course.attention.evidence import Look
+from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
-from gptcli.course.attention.matching import Table, held_by
+from gptcli.course.attention.matching import Table, value_in, varying_dims
 
-PASSES_ON = {"__getitem__", "clone", "to", "detach", "float", "double", "T", "mT"}
-Index = tuple[Tensor, Tensor, Tensor, Tensor]  # of each number: its sequence, time, head, channel
+# Operations whose result has the same numbers as the input, or some of them.
+COPIES = {"__getitem__", "clone", "to", "detach", "float", "double", "T", "mT"}
+# The sequence, time, head and channel of each number.
+Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def indices(x: Tensor, name: str, table: Table) -> Index | None:
-    """Where each number of x stands in the queries, keys or values, or in the weighted values; None
-    where one does not."""
+def positions(x: Tensor, name: str, table: Table) -> Positions | None:
+    """The position of each number of x in the value `name`, or None if x has any other number."""
     flat = table.locate(x.double())
     if not flat.numel() or bool((flat < 0).any()):
         return None
@@ -30,22 +30,24 @@ def indices(x: Tensor, name: str, table: Table) -> Index | None:
     return b, t, h, d
 
 
-def in_order(x: Tensor, name: str, table: Table) -> bool:
-    """Whether each dimension of x counts upward through sequences and heads, or through tokens, or
-    through the channels of whole heads, and through nothing else."""
-    at = indices(x, name, table)
-    if at is None:
+def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
+    """Whether a right split, fold or merge can make the layout of x.
+
+    Each dimension then counts upward through sequences and heads, or through tokens, or through
+    the channels of complete heads, and through nothing else."""
+    indices = positions(x, name, table)
+    if indices is None:
         return False
     T, H = table.shape[1:3] if name in ("q", "k", "v") else (table.shape[2], table.shape[1])
     D = table.shape[3]
-    moved = [dims_of(place) for place in at]
-    if any(len(dims) > 1 for dims in moved):
+    varying = [varying_dims(index) for index in indices]
+    if any(len(dims) > 1 for dims in varying):
         return False
-    b, t, h, d = moved
+    b, t, h, d = varying
     if t & (h | d) or (b & d):
         return False
-    for dim in set().union(*moved):
-        along = [place.movedim(dim, 0).reshape(x.shape[dim], -1)[:, 0] for place in at]
+    for dim in set().union(*varying):
+        along = [index.movedim(dim, 0).reshape(x.shape[dim], -1)[:, 0] for index in indices]
         if dim in d:
             if not _whole_heads(along[2] * D + along[3], D):
                 return False
@@ -55,65 +57,38 @@ def in_order(x: Tensor, name: str, table: Table) -> bool:
 
 
 def _whole_heads(channels: Tensor, D: int) -> bool:
+    """Whether the channels count upward through complete heads."""
     upward = bool((channels.diff() == 1).all())
     return upward and int(channels[0]) % D == 0 and len(channels) % D == 0
 
 
-def dims_of(at: Tensor) -> set[int]:
-    """Along which dimensions an index moves."""
-    return {j for j in range(at.dim()) if bool((at != at.narrow(j, 0, 1)).any())}
+def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
+    """The last slice or reshape of the factor `letters` before the first product, or None.
 
-
-def pattern(x: Tensor, T: int) -> Tensor | None:
-    """Where a mask is not 0, as bool (T, T): None where x is no such mask, or several."""
-    if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
-        return None
-    marks = (x != 0).reshape(-1, T, T)
-    return marks[0] if bool((marks == marks[0]).all()) else None
-
-
-def is_triangle(marks: Tensor) -> bool:
-    """Whether it marks the past with the diagonal, or the future without it."""
-    past = torch.ones_like(marks).tril()
-    return torch.equal(marks, past) or torch.equal(marks, ~past)
-
-
-def last_cut(look: Look, letters: str) -> Operation | None:
-    """Each piece is one that a split could give, but not there: the last cut before the product."""
-    for operation in look.trace.operations:
+    Used if each piece is one that a right split makes, but in the wrong place."""
+    for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue
         for x, source in zip(operation.inputs, operation.sources, strict=True):
-            if source is not None and held_by(x, look.found, look.p.T) in (*letters,):
-                for other in back(look, source):
-                    before = other.inputs[:1]
-                    if other.name not in ("transpose", "permute", "mT", "T") and before:
+            if source is not None and value_in(x, forward.found, forward.p.T) in (*letters,):
+                for other in _first_input_chain(forward, source):
+                    if other.name not in ("transpose", "permute", "mT", "T") and other.inputs:
                         return other
         return None
     return None
 
 
-def back(look: Look, index: int) -> Iterator[Operation]:
-    """An operation and those that its first input came from, latest first."""
+def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operation]:
+    """Operation `index`, then the one that made its first input, and so on backwards."""
     at: int | None = index
     while at is not None:
-        operation = look.trace.operations[at]
+        operation = forward.trace.operations[at]
         yield operation
         at = operation.sources[0] if operation.sources else None
 
 
-def feeding(look: Look, index: int) -> list[Operation]:
-    """An operation and all that it was made from, in the order in which they ran."""
-    seen, todo = set(), [index]
-    while todo:
-        at = todo.pop()
-        if at not in seen:
-            seen.add(at)
-            todo += [s for s in look.trace.operations[at].sources if s is not None]
-    return [look.trace.operations[at] for at in sorted(seen)]
-
-
-def inside(x: Tensor, table: Table) -> bool:
+def all_numbers_in(x: Tensor, table: Table) -> bool:
+    """Whether every number of x, at least a matrix, is in `table`."""
     if not x.dtype.is_floating_point or x.dim() < 2 or not x.numel():
         return False
     return bool((table.locate(x.double()) >= 0).all())

@@ -1,4 +1,4 @@
-"""What is worth telling about a right attention: nothing here makes a file wrong.
+"""Notes about a right attention, such as dropout that never acts. A note makes no file wrong.
 
 Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
 """
@@ -15,24 +15,24 @@ from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 
-# One token has a single attention weight, 1: dropping it drops a whole head. Dropout on the
-# output drops single channels; that all 16 of a head fall to it happens once in 65,000.
+# With one token, each head has one attention weight, which is 1. Attention dropout drops the whole
+# head; dropout on the output drops single channels, and all 16 of a head only once in 65,000.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
 
 
 def notes(learner: LearnerAttention) -> list[Check]:
-    """Dropout in training, masks that stay behind on another device, block_size, bfloat16."""
+    """The notes: dropout in training, masks that are plain tensors, block_size, bfloat16."""
     found: list[Check] = [_dropout(learner)]
     built = learner.build(USUAL)
-    with contextlib.suppress(CheckFailed):  # a mask may be made, and kept, in the first forward
+    with contextlib.suppress(CheckFailed):  # the first forward can make a mask and keep it
         learner.run(built.module, draw_input(USUAL, generator_for(USUAL)))
     if plain := plain_tensors(built.module):
         found.append(
             _note(
                 "mask",
                 f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
-                "when the module moves to a GPU; register_buffer takes it along",
+                "when the module moves to a GPU; register_buffer moves it too",
             )
         )
     config = config_for(USUAL)
@@ -43,8 +43,8 @@ def notes(learner: LearnerAttention) -> list[Check]:
         found.append(
             _note(
                 "block_size",
-                "the class needs config.block_size; one that makes its "
-                "mask for the T at hand works anywhere",
+                "the class needs config.block_size; a class that makes its "
+                "mask for the current T works with any config",
             )
         )
     torch.set_default_dtype(torch.float32)
@@ -66,7 +66,7 @@ def notes(learner: LearnerAttention) -> list[Check]:
 
 
 def plain_tensors(module: nn.Module) -> list[str]:
-    """Names of tensors that are neither parameters nor buffers of `module`."""
+    """The names of tensors in `module` that are neither parameters nor buffers."""
     return [
         f"`{path}.{name}`" if path else f"`{name}`"
         for path, part in module.named_modules()
@@ -77,7 +77,7 @@ def plain_tensors(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
-    """Which of the two dropouts act in training, and whether they scale up what they keep."""
+    """Which of the two dropouts act in training, and whether they scale the rest up."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         output = built.projections.output.weight
@@ -86,9 +86,9 @@ def _dropout(learner: LearnerAttention) -> Check:
         options = {"use_dropout": True} if learner.takes_use_dropout else {}
         torch.manual_seed(0)
         y = learner.run(built.module.train(), x.clone(), **options)
-        ratio = y / built.reference(x)  # 0 where dropped, else the scaling
+        ratio = y / built.reference(x)  # 0 if dropped, else the scaling
     except CheckFailed as failed:
-        return _note("dropout", f"could not be tried in training: {failed.message}")
+        return _note("dropout", f"cannot be checked in training: {failed.message}")
     heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
     dropped = heads.abs() < 1e-9
     attention = bool(dropped.all(dim=-1).any())
@@ -100,9 +100,9 @@ def _dropout(learner: LearnerAttention) -> Check:
     if not torch.allclose(kept, torch.full_like(kept, scaled)):
         return _note(
             "dropout",
-            f"with config.dropout = {DROPOUT} what it keeps is multiplied by "
+            f"with config.dropout = {DROPOUT} the numbers that stay are multiplied by "
             f"{float(kept.median()):.3g}, expected {scaled:.3g}: F.dropout with "
-            "p=config.dropout scales by itself",
+            "p=config.dropout already scales them",
         )
     if not attention:
         return _note("dropout", "acts on the output in training, never on the attention weights")

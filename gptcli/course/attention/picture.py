@@ -1,4 +1,4 @@
-"""The eight steps of a wrong file as lines for a terminal, and two small heat maps."""
+"""Draws the eight steps of a wrong file for a terminal, and heat maps of its attention weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PLAIN_SHADES = " .:*#"
 
 
 def mark(state: str, unicode: bool) -> tuple[str, str]:
-    """The sign and the style of a step that is "right", "wrong", or "after" what is wrong."""
+    """The sign and the style of a step whose state is "right", "wrong" or "after"."""
     sign, style = MARKS[state]
     return (sign if unicode else PLAIN[state]), style
 
 
 def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
-    """One line a step: whether it matched, its name, and the line of the file that shows it."""
+    """One line for each step: its mark, its name, and the line of the file that completes it."""
     from rich.text import Text
 
     if report.picture is None:
@@ -45,13 +45,17 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
 
 
 def heat(picture: Picture, unicode: bool = True) -> list[str]:
-    """Their attention weights beside the right ones, of one head: queries down, keys across."""
-    if picture.theirs is None or picture.right is None:
+    """The learner's attention weights next to the right ones, of one head, or nothing.
+
+    Rows are queries, columns are keys."""
+    if picture.learner_weights is None or picture.right_weights is None:
         return []
-    T = len(picture.right)
+    T = len(picture.right_weights)
     wide = max(4 * T, 16)  # room for a heading
     lines = [f"      {'your weights':<{wide}}    {'right weights':<{wide}}".rstrip()]
-    for t, (theirs, right) in enumerate(zip(picture.theirs, picture.right, strict=True)):
+    for t, (theirs, right) in enumerate(
+        zip(picture.learner_weights, picture.right_weights, strict=True)
+    ):
         cells = ["".join(_cell(w, unicode) for w in row) for row in (theirs, right)]
         lines.append(f"  {t:>3} {cells[0]:<{wide}}    {cells[1]:<{wide}}".rstrip())
     lines.append("      (head 0 of sequence 0; queries down, keys across, in percent)")
@@ -59,7 +63,7 @@ def heat(picture: Picture, unicode: bool = True) -> list[str]:
 
 
 def _cell(weight: float, unicode: bool) -> str:
-    """A weight in four characters: shade and percent."""
+    """A weight as four characters: a shade and its percentage; "?" if it is not a number."""
     shades = SHADES if unicode else PLAIN_SHADES
     if weight < 0:
         return " ?  "

@@ -1,4 +1,4 @@
-"""Where a learner's module keeps its weights: a map onto queries, keys, values and output.
+"""Finds the query, key, value and output projections among the parameters of a learner's module.
 
 Dimensions: C channels (n_embd). A projection is y = x W^T + b with W (C, C), as in nn.Linear.
 """
@@ -21,15 +21,15 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of a module: views of its parameters, weight (C, C) and bias (C) or None.
+    """One linear map of a module: weight (C, C), and bias (C,) or None.
 
-    Writing into them changes the module; they are detached from its gradients."""
+    Both are detached views of the module's parameters: writing into them changes the module."""
 
     weight: Tensor
     bias: Tensor | None
 
     def as_linear(self, dtype: torch.dtype = torch.float64) -> nn.Linear:
-        """A copy as an nn.Linear of its own."""
+        """A copy as a new nn.Linear."""
         out, into = self.weight.shape
         linear = nn.Linear(into, out, bias=self.bias is not None, dtype=dtype)
         with torch.no_grad():
@@ -41,7 +41,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Projections:
-    """The four of them."""
+    """The four projections of an attention module."""
 
     query: Projection
     key: Projection
@@ -49,7 +49,7 @@ class Projections:
     output: Projection
 
     def items(self) -> tuple[tuple[str, Projection], ...]:
-        """(name, projection), in order."""
+        """(name, projection) in the order query, key, value, output."""
         return (
             ("query", self.query),
             ("key", self.key),
@@ -59,10 +59,10 @@ class Projections:
 
 
 class ProjectionError(Exception):
-    """A module whose weights cannot be mapped.
+    """The projections of a module cannot be found.
 
-    `unnamed` says that it has weights under names that the contract does not know; otherwise
-    `missing` says which part is not there at all ("input" or "output"), or `slug` what is wrong.
+    `unnamed`: the module has weights, but under unknown names. `missing`: the part that does not
+    exist, "input" or "output". `slug`: the mistake.
     """
 
     def __init__(
@@ -76,13 +76,12 @@ class ProjectionError(Exception):
 def find_projections(
     module: nn.Module, n_embd: int, *, columns: bool = False, output: bool = True
 ) -> Projections:
-    """Map `module`'s parameters by their names. Raises ProjectionError.
+    """The projections of `module`, found by name. Raises ProjectionError if one does not fit.
 
-    Each of the names is an nn.Linear, or another module or nn.Parameter that holds the matrix
-    (a bias then is `NAME_bias`). Such a bare matrix may be meant for x @ W.T or for x @ W, which
-    only the numbers can tell; `columns` reads it as the latter. A fused one of shape (C, 3C)
-    leaves no doubt. Without `output` a missing output projection counts as one that changes
-    nothing.
+    A name holds an nn.Linear, another module, or an nn.Parameter with its bias in `NAME_bias`.
+    The code can use a bare square matrix as x @ W.T or as x @ W, and its shape does not tell which:
+    `columns` means x @ W. A fused matrix of shape (C, 3C) can only be x @ W. With `output=False`
+    an identity matrix takes the place of a missing output projection.
     """
     owners: list[str] = []
 
@@ -125,7 +124,7 @@ def find_projections(
 
 
 def is_ambiguous(module: nn.Module, n_embd: int) -> bool:
-    """Whether a bare square matrix leaves open which side it is multiplied from."""
+    """Whether some bare square matrix can be used as x @ W.T or as x @ W."""
     for name in (*SEPARATE[0], *SEPARATE[1], *FUSED, *OUTPUT):
         part = getattr(module, name, None)
         bare = isinstance(part, nn.Parameter) or (
@@ -143,6 +142,7 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _parameters(part: object) -> list[nn.Parameter]:
+    """The parameters of a module, or the parameter itself."""
     if isinstance(part, nn.Parameter):
         return [part]
     return list(part.parameters()) if isinstance(part, nn.Module) else []
@@ -151,7 +151,7 @@ def _parameters(part: object) -> list[nn.Parameter]:
 def _matrix(
     module: nn.Module, name: str, n_embd: int, columns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The weight, turned so that its rows are outputs, and the bias, of `name`."""
+    """The weight of `name` with outputs as rows, and its bias."""
     part = getattr(module, name)
     tensors = [p.detach() for p in _parameters(part)]
     extra = getattr(module, f"{name}_bias", None)
@@ -182,6 +182,7 @@ def _matrix(
 
 
 def _square(weight: Tensor, name: str, n_embd: int) -> Tensor:
+    """`weight` itself. Raises ProjectionError unless it is (n_embd, n_embd)."""
     if tuple(weight.shape) != (n_embd, n_embd):
         raise ProjectionError(
             f"`{name}` has a weight of shape {tuple(weight.shape)}, expected {(n_embd, n_embd)}",
@@ -191,18 +192,19 @@ def _square(weight: Tensor, name: str, n_embd: int) -> Tensor:
 
 
 def _all_different(parts: list[Projection], owners: list[str]) -> None:
+    """Raise ProjectionError if two projections share their weights."""
     names = owners if len(owners) == len(parts) else ["query", "key", "value", owners[-1]]
     seen: dict[int, str] = {}
     for name, part in zip(names, parts, strict=True):
         if (first := seen.setdefault(part.weight.data_ptr(), name)) != name:
             raise ProjectionError(
-                f"`{first}` and `{name}` are the same weights; each has its own",
+                f"`{first}` and `{name}` are the same weights; each needs its own",
                 "shared-projection",
             )
 
 
 def _absent(module: nn.Module, owners: list[str], what: str, part: str) -> ProjectionError:
-    """The error for a part that is not there: under another name, or not at all."""
+    """The error for a missing part, which can exist under another name."""
     other = sorted(
         {
             name.removesuffix(".weight")
@@ -212,7 +214,7 @@ def _absent(module: nn.Module, owners: list[str], what: str, part: str) -> Proje
     )
     if other:
         return ProjectionError(
-            f"no {what} found; what is there has other names: "
+            f"no {what} found; the module has weights under other names: "
             + ", ".join(f"`{name}`" for name in other),
             "unknown-names",
             unnamed=True,
@@ -224,4 +226,5 @@ def _absent(module: nn.Module, owners: list[str], what: str, part: str) -> Proje
 
 
 def _and(names: list[str]) -> str:
+    """The names joined with commas and "and"."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

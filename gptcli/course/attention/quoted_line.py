@@ -1,4 +1,18 @@
-"""The line to quote: where a wrong step was written, which may be before the line where it shows.
+"""Chooses the line of the learner's file that the report quotes: `line_to_quote`.
+
+A mistake often shows later than the line that makes it. The order of the decisions:
+1. A number in the hidden scores: the constant with that number, else the line that fills it in.
+2. The caller knows the wrong operation (`search=False`): its line. If the call spans several
+   lines, the line of the argument that the step is about.
+3. The search for the operation that did the step wrongly, one function for each step: the first
+   that makes wrong numbers of right ones, or puts right numbers in an order that no step needs.
+   quoted_mask_line.py searches for masks. From that operation, in this order:
+   a. a mask that the module keeps: the line of the constructor that makes it;
+   b. an output projection that is left out: the last return;
+   c. the argument of a call over several lines;
+   d. a wrong head size or scale: the line that computes the number (source_text.py);
+   e. the line of the operation.
+4. The search finds nothing, or fails on an unusual file: the line where the mistake shows.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -11,13 +25,22 @@ import math
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.evidence import Look
+from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import FILLERS, LAYOUT, PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
-from gptcli.course.attention.matching import Table, held_by
-from gptcli.course.attention.memory_layout import PASSES_ON, in_order, inside, last_cut
-from gptcli.course.attention.mistakes.bank import same
-from gptcli.course.attention.quoted_mask_line import Blamed, of_late_mask, of_mask
+from gptcli.course.attention.matching import Table, value_in
+from gptcli.course.attention.memory_layout import (
+    COPIES,
+    all_numbers_in,
+    has_layout_of_step,
+    last_slice_before_product,
+)
+from gptcli.course.attention.mistakes.bank import values_equal
+from gptcli.course.attention.quoted_mask_line import (
+    OperationOrAttribute,
+    late_mask_operation,
+    wrong_mask_operation,
+)
 from gptcli.course.attention.source_text import (
     line_of_argument,
     line_of_attribute,
@@ -28,174 +51,210 @@ from gptcli.course.attention.source_text import (
 from gptcli.course.attention.stages import Values
 
 
-def line_of(
-    look: Look, step: int, slug: str, values: Values | None, index: int | None
+def line_to_quote(
+    forward: ComparedForward,
+    index: int | None,
+    *,
+    step: int | None = None,
+    slug: str = "",
+    values: Values | None = None,
+    fill: tuple[float, int] | None = None,
+    search: bool = True,
 ) -> int | None:
-    """The line to blame, or that of the operation where the mistake shows."""
-    with contextlib.suppress(Exception):  # a file that is stranger than the search for its line
-        blamed = _line_to_blame(look, step, slug, values, index)
-        if blamed is not None:
-            return blamed
-    return look.line(index)
+    """The line of the learner's file to quote, or None. The file docstring has the order.
+
+    `index`: the operation where the mistake shows; `values`: what the mistake computes, if the
+    bank knows it; `fill`: the number in the hidden scores and its operation. With `search=False`
+    operation `index` itself is wrong, so no other is searched."""
+    path = forward.learner.file.path
+    if fill is not None:
+        line = forward.line(fill[1])
+        return None if line is None else line_of_constant(path, line, fill[0]) or line
+    line = forward.line(index)
+    if not search:
+        if line is None or step is None:
+            return line
+        return line_of_argument(path, line, step, slug) or line
+    with contextlib.suppress(Exception):  # the search cannot foresee every kind of file
+        found = _search(forward, step or 0, slug, values, index)
+        if found is not None:
+            return found
+    return line
 
 
-def line_of_fill(look: Look, fill: tuple[float, int]) -> int | None:
-    line = look.line(fill[1])
-    if line is None:
-        return None
-    return line_of_constant(look.learner.file.path, line, fill[0]) or line
-
-
-def _line_to_blame(
-    look: Look, step: int, slug: str, values: Values | None, shows: int | None
+def _search(
+    forward: ComparedForward, step: int, slug: str, values: Values | None, index: int | None
 ) -> int | None:
-    """The line where the step was done wrongly, which shows in operation `shows`. `values` are the
-    mistake's, where it has a name."""
-    operation, defined = _blamed(look, step, slug, values)
-    path, found = look.learner.file.path, operation is not None
-    if defined is not None and (line := line_of_attribute(path, defined)) is not None:
+    """The line that does `step` wrongly, or None. The mistake shows in operation `index`."""
+    operation, attribute = _wrong_operation(forward, step, slug, values)
+    path, shown_at = forward.learner.file.path, forward.line(index)
+    if attribute is not None and (line := line_of_attribute(path, attribute)) is not None:
         return line
-    if slug == "projection-left-out" and shows is not None:
-        return line_of_return(path, look.line(shows))
-    line = look.line(shows) if operation is None else operation.line
+    if slug == "projection-left-out" and index is not None:
+        return line_of_return(path, shown_at)
+    line = shown_at if operation is None else operation.line
     if line is None:
         return None
     argument = line_of_argument(path, line, step, slug)
     if argument is not None:
         return argument
     if step in (2, 4):
-        return line_of_size(path, line, look, slug) or line
-    return line if found else None
+        return line_of_size(path, line, forward, slug) or line
+    return None if operation is None else line
 
 
-def _blamed(look: Look, step: int, slug: str, values: Values | None) -> Blamed:
+def _wrong_operation(
+    forward: ComparedForward, step: int, slug: str, values: Values | None
+) -> OperationOrAttribute:
+    """The operation that does `step` wrongly, or the attribute that holds a wrong mask."""
     if step == 1:
-        return _of_projection(look, None if slug == "input-normalised" else values), None
+        return _wrong_projection(forward, None if slug == "input-normalised" else values), None
     if step in (2, 3):
-        return _of_split(look, _letters(look, values)), None
+        return _wrong_split(forward, _letters_with_wrong_heads(forward, values)), None
+    if step == 4 and slug.startswith("scale-"):
+        return _wrong_scaling(forward), None
     if step == 4:
-        return (_of_scale(look) if slug.startswith("scale-") else _of_scores(look, slug)), None
+        return _wrong_scores(forward, slug), None
     if slug == "mask-after-softmax":
-        return of_late_mask(look), None
+        return late_mask_operation(forward), None
     if step == 5:
-        return of_mask(look)
+        return wrong_mask_operation(forward)
     if step == 6:
-        return _of_softmax(look), None
+        return _wrong_softmax(forward), None
     if step == 7 and slug != "unfolded-in-another-order":
-        found = None if values is None else _first_of(look, values.mixed, look.values.mixed)
-        return found, None
-    if values is None or not same(values.merged, look.values.merged):
-        return _of_merge(look) or _of_output(look), None
-    return _of_output(look), None
+        if values is None:
+            return None, None
+        return _first_with_numbers_of(forward, values.mixed, forward.values.mixed), None
+    if values is None or not values_equal(values.merged, forward.values.merged):
+        return _wrong_merge(forward) or _wrong_output(forward), None
+    return _wrong_output(forward), None
 
 
-def _of_scores(look: Look, slug: str) -> Operation | None:
-    """The first that makes something else of queries or keys than a split or a product."""
+def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
+    """The first operation that turns queries or keys into other numbers before the product."""
     if slug not in ("scores-of-cosines", "step-4"):
         return None
-    useful = _useful(look)
-    for operation in look.trace.operations:
-        if operation.name in LAYOUT | PRODUCTS | PASSES_ON or operation.index in useful:
+    useful = _sources_of_right_values(forward)
+    for operation in forward.trace.operations:
+        if operation.name in LAYOUT | PRODUCTS | COPIES or operation.index in useful:
             continue
-        held = {held_by(x, look.found, look.p.T) for x in operation.inputs}
-        if held & {"q", "k"} and operation.outputs and operation.index not in look.found.holds:
+        names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs}
+        if (
+            names & {"q", "k"}
+            and operation.outputs
+            and operation.index not in forward.found.values_of_operation
+        ):
             return operation
     return None
 
 
-def _useful(look: Look) -> set[int | None]:
-    """The operations of which something right was made."""
+def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
+    """The operations whose results are inputs of operations with right values."""
     return {
         source
-        for operation in look.trace.operations
-        if operation.index in look.found.holds
+        for operation in forward.trace.operations
+        if operation.index in forward.found.values_of_operation
         for source in operation.sources
     }
 
 
-def _of_output(look: Look) -> Operation | None:
-    """The first that makes something else of the weighted values, or of the output; the output
-    projection, where it gets neither."""
-    weight, useful = look.p.parts.output.weight, _useful(look)
-    for operation in look.trace.operations:
-        if operation.name in LAYOUT or operation.name in PASSES_ON or operation.index in useful:
+def _wrong_output(forward: ComparedForward) -> Operation | None:
+    """The first operation that turns the weighted values or the output into other numbers.
+
+    It is the output projection itself if that gets neither weighted values nor merged heads."""
+    weight, useful = forward.p.parts.output.weight, _sources_of_right_values(forward)
+    for operation in forward.trace.operations:
+        if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
             continue
-        held = {held_by(x, look.found, look.p.T) for x in operation.inputs if x.dim() >= 2}
+        names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs if x.dim() >= 2}
         if any(x.shape == weight.shape and torch.equal(x, weight) for x in operation.inputs):
-            wrong = operation.name == "linear" and not held & {"mixed", "merged"}
+            wrong = operation.name == "linear" and not names & {"mixed", "merged"}
         else:
-            wrong = bool(held & {"mixed", "merged", "out"})
-        if wrong and operation.outputs and operation.index not in look.found.holds:
+            wrong = bool(names & {"mixed", "merged", "out"})
+        if wrong and operation.outputs and operation.index not in forward.found.values_of_operation:
             return operation
     return None
 
 
-def _of_projection(look: Look, values: Values | None) -> Operation | None:
-    """The first that gives wrong queries, keys or values, or something else of x."""
+def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operation | None:
+    """The first operation with wrong queries, keys or values.
+
+    Without `values` it is the first that turns x, queries, keys or values into other numbers."""
     if values is not None:
         firsts = [
-            _first_of(look, getattr(values, c), getattr(look.values, c))
+            _first_with_numbers_of(forward, getattr(values, c), getattr(forward.values, c))
             for c in "qkv"
-            if not any(same(getattr(values, c), getattr(look.values, other)) for other in "qkv")
+            if not any(
+                values_equal(getattr(values, c), getattr(forward.values, other)) for other in "qkv"
+            )
         ]
         found = [operation for operation in firsts if operation is not None]
         return min(found, key=lambda operation: operation.index, default=None)
-    given = Table(look.p.x, 1e-9)
-    tables = (given, *(look.found.tables[c] for c in "qkv"))
-    useful = _useful(look)
-    for operation in look.trace.operations:
-        if operation.name in LAYOUT or operation.name in PASSES_ON or operation.index in useful:
+    tables = (Table(forward.p.x, 1e-9), *(forward.found.tables[c] for c in "qkv"))
+    useful = _sources_of_right_values(forward)
+    for operation in forward.trace.operations:
+        if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
             continue
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
             continue
-        if any(inside(x, table) for x in operation.inputs for table in tables):
+        if any(all_numbers_in(x, table) for x in operation.inputs for table in tables):
             x = operation.outputs[0].double()
             if not bool(torch.stack([table.locate(x) >= 0 for table in tables]).any(0).all()):
                 return operation
     return None
 
 
-def _letters(look: Look, values: Values | None) -> str:
+def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -> str:
+    """Which of q, k and v the mistake splits wrongly: all if the bank does not know the mistake."""
     if values is None:
         return "qkv"
-    pairs = [(c, getattr(values, f"{c}h"), getattr(look.values, f"{c}h")) for c in "qkv"]
-    return "".join(c for c, theirs, right in pairs if not same(theirs, right))
+    pairs = [(c, getattr(values, f"{c}h"), getattr(forward.values, f"{c}h")) for c in "qkv"]
+    return "".join(c for c, wrong, right in pairs if not values_equal(wrong, right))
 
 
-def _of_split(look: Look, letters: str) -> Operation | None:
-    """The first that gives queries, keys or values in an order that no split into heads has."""
-    for operation in look.trace.operations:
+def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
+    """The first operation that puts queries, keys or values in an order that no right split has."""
+    for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
-            held = [c for c in look.found.each.get((operation.index, j), []) if c in letters]
-            if held and x.dim() >= 2 and not in_order(x, held[0], look.found.tables[held[0]]):
-                return operation
-    return last_cut(look, letters)
+            names = forward.found.values_of_output.get((operation.index, j), [])
+            split = [name for name in names if name in letters]
+            if split and x.dim() >= 2:
+                table = forward.found.tables[split[0]]
+                if not has_layout_of_step(x, split[0], table):
+                    return operation
+    return last_slice_before_product(forward, letters)
 
 
-def _of_scale(look: Look) -> Operation | None:
-    """The last that multiplies queries, keys or scores by a constant, else what makes the scores;
-    of several that do, the first."""
-    values = look.values
-    raw = values.qh @ values.kh.transpose(-1, -2)
+def _wrong_scaling(forward: ComparedForward) -> Operation | None:
+    """The operation that multiplies queries, keys or scores by a constant.
+
+    It is the first one for queries and keys, the last one for scores. If there is none, it is the
+    operation that makes the scores."""
+    values = forward.values
+    unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
-        for operation in look.trace.operations:
-            if operation.name in LAYOUT or operation.name in PASSES_ON:
+        for operation in forward.trace.operations:
+            if operation.name in LAYOUT or operation.name in COPIES:
                 continue
             if any(_is_multiple(x, right) for x in operation.outputs):
                 return operation
-    made = [
+    scaling = [
         operation
-        for operation in look.trace.operations
-        if any(_is_multiple(x, raw) for x in operation.outputs)
+        for operation in forward.trace.operations
+        if any(_is_multiple(x, unscaled) for x in operation.outputs)
         and operation.name not in LAYOUT
-        and operation.name not in PASSES_ON
+        and operation.name not in COPIES
     ]
-    raws = (op for op in look.trace.operations if "raw" in look.found.holds.get(op.index, []))
-    return made[-1] if made else next(raws, None)
+    products = (
+        operation
+        for operation in forward.trace.operations
+        if "raw" in forward.found.values_of_operation.get(operation.index, [])
+    )
+    return scaling[-1] if scaling else next(products, None)
 
 
 def _is_multiple(x: Tensor, right: Tensor) -> bool:
-    """Whether x has the numbers of `right` times a constant other than 1, in any layout."""
+    """Whether the numbers of x are those of `right` times a constant other than 1, in any order."""
     if x.numel() != right.numel() or not bool(x.isfinite().all()):
         return False
     ratio = x.double().reshape(-1).abs().sort().values / right.reshape(-1).abs().sort().values
@@ -203,79 +262,88 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
     return steady and not math.isclose(float(ratio[-1]), 1.0, rel_tol=1e-9)
 
 
-def _of_softmax(look: Look) -> Operation | None:
-    """The first that makes neither scores, exponentials, nor sums or maxima of rows from such."""
+def _wrong_softmax(forward: ComparedForward) -> Operation | None:
+    """The first operation of a softmax that does not lead to the right weights.
+
+    Right operations give scores, exponentials, or the sums or maxima of their rows."""
     latest = None
-    for operation in look.trace.operations:
-        if operation.name in LAYOUT or operation.name in PASSES_ON:
+    for operation in forward.trace.operations:
+        if operation.name in LAYOUT or operation.name in COPIES:
             continue
-        if not operation.outputs and not operation.others:
+        if not operation.outputs and not operation.other_outputs:
             continue
         if "max" in operation.name and "softmax" not in operation.name:
             continue
         if any(filler in operation.name for filler in FILLERS):
             continue
-        if any(_leads_on(x, look) for x in operation.inputs):
+        if any(_leads_to_right_weights(x, forward) for x in operation.inputs):
             if operation.name in PRODUCTS and not any(
-                x.shape[-1] == look.p.T for x in operation.outputs
+                x.shape[-1] == forward.p.T for x in operation.outputs
             ):
                 continue
-            if not any(_leads_on(x, look) or _is_row_sum(x, look) for x in operation.outputs):
+            if not any(
+                _leads_to_right_weights(x, forward) or _is_row_sum_of_exponentials(x, forward)
+                for x in operation.outputs
+            ):
                 return operation
             latest = operation
     return latest
 
 
-def _leads_on(x: Tensor, look: Look) -> bool:
-    """Whether a softmax of x, or x divided by the sums of its rows, is the right weights."""
-    T = look.p.T
+def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
+    """Whether a softmax of x, or x divided by the sums of its rows, gives the right weights."""
+    T = forward.p.T
     if x.dim() < 2 or x.shape[-2:] != (T, T) or not x.dtype.is_floating_point or T < 2:
         return False
     y = x.double()
-    table = look.found.tables["weights"]
-    for made in (y.softmax(dim=-1), y / y.sum(dim=-1, keepdim=True)):
-        if bool(((table.locate(made) >= 0) | (made.reshape(-1) == 0)).all()):
-            return bool((made[..., 0, 1:].abs() < 1e-9).all())
+    table = forward.found.tables["weights"]
+    for weights in (y.softmax(dim=-1), y / y.sum(dim=-1, keepdim=True)):
+        if bool(((table.locate(weights) >= 0) | (weights.reshape(-1) == 0)).all()):
+            return bool((weights[..., 0, 1:].abs() < 1e-9).all())
     return False
 
 
-def _is_row_sum(x: Tensor, look: Look) -> bool:
-    """Whether x has sums of exponentials, one for each row, or their logarithms."""
+def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
+    """Whether x holds the right sum of exponentials of each row, or its logarithm."""
     if not x.dtype.is_floating_point or not x.numel():
         return False
-    masked = look.values.masked
+    masked = forward.values.masked
     sums = masked.exp().sum(dim=-1)
     by_max = (masked - masked.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
     by_all = (masked - masked.amax()).exp().sum(dim=-1)
     logs = masked.logsumexp(dim=-1)
     rights = (sums, by_max, by_all, logs)
-    return any(inside(x.reshape(1, -1), Table(right, 1e-9)) for right in rights)
+    return any(all_numbers_in(x.reshape(1, -1), Table(right, 1e-9)) for right in rights)
 
 
-def _of_merge(look: Look) -> Operation | None:
-    """The first that gives the weighted values in an order that lies on no way to the output."""
-    table = look.found.tables["mixed"]
-    for operation in look.trace.operations:
+def _wrong_merge(forward: ComparedForward) -> Operation | None:
+    """The operation that puts the weighted values in an order that no right merge has."""
+    table = forward.found.tables["mixed"]
+    for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
-            held = look.found.each.get((operation.index, j), [])
-            if "mixed" in held and x.dim() >= 2 and not in_order(x, "mixed", table):
+            names = forward.found.values_of_output.get((operation.index, j), [])
+            if "mixed" in names and x.dim() >= 2 and not has_layout_of_step(x, "mixed", table):
                 source = operation.sources[0] if operation.sources else None
-                before = None if source is None else look.trace.operations[source]
+                before = None if source is None else forward.trace.operations[source]
                 if before is not None and before.name == "contiguous" and before.sources[0]:
-                    before = look.trace.operations[before.sources[0]]
+                    before = forward.trace.operations[before.sources[0]]
                 turned = before is not None and before.name in ("permute", "transpose", "stack")
                 return before if turned else operation
     return None
 
 
-def _first_of(look: Look, value: Tensor, right: Tensor) -> Operation | None:
-    """The first that gives some of these numbers, of one head or one token perhaps."""
-    if same(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
+def _first_with_numbers_of(
+    forward: ComparedForward, value: Tensor, right: Tensor
+) -> Operation | None:
+    """The first operation whose numbers are all in `value` but mostly not in `right`.
+
+    Its result can be a part of `value`, such as one head or one token."""
+    if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)
-    for operation in look.trace.operations:
+    for operation in forward.trace.operations:
         for x in operation.outputs:
-            if x.dim() < 2 or not inside(x, wrong):
+            if x.dim() < 2 or not all_numbers_in(x, wrong):
                 continue
             if float((good.locate(x.double()) >= 0).double().mean()) < 0.5:
                 return operation

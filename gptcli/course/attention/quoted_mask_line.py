@@ -1,4 +1,4 @@
-"""The line to quote for a wrong mask: where it is made, or where it is laid over the scores.
+"""Searches for the operation that makes a wrong causal mask, or that applies it to the scores.
 
 Dimensions: T time.
 """
@@ -8,108 +8,142 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.evidence import Look
+from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import FILLERS, LAYOUT, PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
-from gptcli.course.attention.matching import Table, held_by
+from gptcli.course.attention.matching import Table, value_in
 from gptcli.course.attention.memory_layout import (
-    PASSES_ON,
-    feeding,
-    inside,
-    is_triangle,
-    last_cut,
-    pattern,
+    COPIES,
+    all_numbers_in,
+    last_slice_before_product,
 )
 
+# Operations that make or convert a mask without choosing its cells.
 MAKERS = {"ones", "zeros", "full", "arange", "to", "type", "float", "double"}
+# Operations that make or apply a mask.
 MASKS = {"masked_fill", "masked_fill_", "where", "tril", "triu", "le", "lt", "ge", "gt", "eq"}
-Blamed = tuple[Operation | None, str | None]  # and the attribute of theirs that is to blame
+# The wrong operation, and the attribute of the module if that holds a wrong mask.
+OperationOrAttribute = tuple[Operation | None, str | None]
 
 
-def of_mask(look: Look) -> Blamed:
-    """What makes a mask that is no triangle; else what lays it over the scores."""
-    T = look.p.T
-    for operation in look.trace.operations:
+def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
+    """The operation that makes a wrong mask, or the one that applies a right mask wrongly."""
+    T = forward.p.T
+    for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
             masks = list(zip(operation.inputs, operation.sources, strict=True))[3:]
         elif operation.name in LAYOUT or operation.name in PRODUCTS - {"mul", "__mul__"}:
             continue
-        elif any(_is_scores(x, look) for x in operation.inputs):
+        elif any(_is_scores(x, forward) for x in operation.inputs):
             masks = [
                 (x, source)
                 for x, source in zip(operation.inputs, operation.sources, strict=True)
-                if not _is_scores(x, look)
+                if not _is_scores(x, forward)
             ]
         else:
             continue
         for x, source in masks:
-            marks = pattern(x, T)
+            marks = _mask_pattern(x, T)
             if marks is not None:
-                if is_triangle(marks) and (source is None or not _turned_about(look, source)):
+                if _is_causal(marks) and (
+                    source is None or not _comes_from_wrong_mask(forward, source)
+                ):
                     return operation, None
-                return _first_odd(look, operation.index, source)
+                return _first_wrong_mask(forward, operation.index, source)
         if operation.name == "scaled_dot_product_attention":
             return operation, None
-    if any(operation.name.strip("_") in MASKS for operation in look.trace.operations):
+    if any(operation.name.strip("_") in MASKS for operation in forward.trace.operations):
         return None, None
-    cut = last_cut(look, "k")
+    cut = last_slice_before_product(forward, "k")
     return (cut if cut is not None and cut.name == "__getitem__" else None), None
 
 
-def _turned_about(look: Look, index: int) -> bool:
-    """Whether one of the masks on the way to this triangle is none."""
+def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
+    """Whether a right mask comes from a wrong one. A mask that is full does not count as wrong."""
     return any(
-        marks is not None and not is_triangle(marks) and not bool(marks.all())
-        for operation in feeding(look, index)
-        for x in (*operation.outputs, *operation.others)
-        if (marks := pattern(x, look.p.T)) is not None
+        marks is not None and not _is_causal(marks) and not bool(marks.all())
+        for operation in _operations_feeding(forward, index)
+        for x in (*operation.outputs, *operation.other_outputs)
+        if (marks := _mask_pattern(x, forward.p.T)) is not None
     )
 
 
-def _is_scores(x: Tensor, look: Look) -> bool:
-    return x.dtype.is_floating_point and held_by(x, look.found, look.p.T) in ("raw", "scaled")
+def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
+    """Whether x holds right scores, scaled or not."""
+    return x.dtype.is_floating_point and value_in(x, forward.found, forward.p.T) in (
+        "raw",
+        "scaled",
+    )
 
 
-def _first_odd(look: Look, user: int, index: int | None) -> Blamed:
-    """The first (T, T) mask on the way to this one that is neither full nor a triangle; the last
-    comparison, where all are full; the attribute, where it is one that was made before."""
-    operations = look.trace.operations
-    made_of = feeding(look, user if index is None else index)
-    for operation in made_of:
+def _first_wrong_mask(
+    forward: ComparedForward, user: int, index: int | None
+) -> OperationOrAttribute:
+    """The first operation before `index` whose (T, T) mask is wrong: neither full nor causal.
+
+    It is the last comparison if all masks are full. If a wrong mask is an attribute of the module,
+    the name of the attribute comes with it. `user` is the operation that uses the mask."""
+    sources = _operations_feeding(forward, user if index is None else index)
+    for operation in sources:
         for x, source in zip(operation.inputs, operation.sources, strict=True):
-            name = _attribute(look, x) if source is None else None
-            marks = pattern(x, x.shape[-1]) if name else None
-            if name and marks is not None and not is_triangle(marks):
+            name = _attribute(forward, x) if source is None else None
+            marks = _mask_pattern(x, x.shape[-1]) if name else None
+            if name and marks is not None and not _is_causal(marks):
                 return operation, name
     compared = None
-    for operation in made_of if index is not None else ():
+    for operation in sources if index is not None else ():
         if operation.name in MAKERS or any(filler in operation.name for filler in FILLERS):
             continue
-        for x in (*operation.outputs, *operation.others):
-            marks = pattern(x, look.p.T)
-            if marks is None or is_triangle(marks) or _is_scores(x, look):
+        for x in (*operation.outputs, *operation.other_outputs):
+            marks = _mask_pattern(x, forward.p.T)
+            if marks is None or _is_causal(marks) or _is_scores(x, forward):
                 continue
             if not bool(marks.all()):
                 return operation, None
             compared = operation
-    return compared or operations[user], None
+    return compared or forward.trace.operations[user], None
 
 
-def _attribute(look: Look, x: Tensor) -> str | None:
-    """The name of a tensor that their module keeps and that is no parameter."""
-    kept = dict(look.module.named_buffers())
-    kept |= {n: t for n, t in vars(look.module).items() if isinstance(t, Tensor)}
-    return next((n for n, t in kept.items() if t.shape == x.shape and torch.equal(t, x)), None)
+def _attribute(forward: ComparedForward, x: Tensor) -> str | None:
+    """The name of the buffer or tensor of the learner's module that is equal to x, or None."""
+    tensors = dict(forward.module.named_buffers())
+    tensors |= {n: t for n, t in vars(forward.module).items() if isinstance(t, Tensor)}
+    return next((n for n, t in tensors.items() if t.shape == x.shape and torch.equal(t, x)), None)
 
 
-def of_late_mask(look: Look) -> Operation | None:
-    """The first that changes the weights of a softmax over all tokens, past and future."""
-    right = look.values.scaled.softmax(dim=-1)
+def late_mask_operation(forward: ComparedForward) -> Operation | None:
+    """The first operation that changes the weights of a softmax without mask, or None."""
+    right = forward.values.scaled.softmax(dim=-1)
     table = Table(right, 1e-9)
-    for operation in look.trace.operations:
-        if operation.name in LAYOUT or operation.name in PASSES_ON:
+    for operation in forward.trace.operations:
+        if operation.name in LAYOUT or operation.name in COPIES:
             continue
-        given = any(inside(x, table) for x in operation.inputs)
-        if given and not any(inside(x, table) for x in operation.outputs):
+        gets_weights = any(all_numbers_in(x, table) for x in operation.inputs)
+        if gets_weights and not any(all_numbers_in(x, table) for x in operation.outputs):
             return operation
     return None
+
+
+def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
+    """The cells of a mask that are not 0, bool (T, T), or None if x is not one (T, T) mask."""
+    if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
+        return None
+    marks = (x != 0).reshape(-1, T, T)
+    return marks[0] if bool((marks == marks[0]).all()) else None
+
+
+def _is_causal(marks: Tensor) -> bool:
+    """Whether `marks` marks the past with the diagonal, or the future without it."""
+    past = torch.ones_like(marks).tril()
+    return torch.equal(marks, past) or torch.equal(marks, ~past)
+
+
+def _operations_feeding(forward: ComparedForward, index: int) -> list[Operation]:
+    """Operation `index` and all operations that its inputs come from, in the order of the trace."""
+    seen, todo = set(), [index]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += [s for s in forward.trace.operations[at].sources if s is not None]
+    return [forward.trace.operations[at] for at in sorted(seen)]

@@ -1,6 +1,7 @@
-"""By what a learner divides the scores: one look tells the number, a second its origin.
+"""The factor of the learner's scores (right: 1 / sqrt(head_dim)), and where that number comes from.
 
-Dimensions: D head_dim.
+One forward pass gives the factor. A second one with other sizes tells sqrt(8) from a constant.
+Dimensions: H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -8,42 +9,79 @@ from __future__ import annotations
 import math
 
 from gptcli.course.attention.cases import CASES
-from gptcli.course.attention.evidence import Look, look_at
-from gptcli.course.attention.first_wrong_step import scale_of
-from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, sizes
-from gptcli.course.attention.mistakes.bank import same
+from gptcli.course.attention.compared_forward import ComparedForward, forward_of_case
+from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
+from gptcli.course.attention.mistakes.bank import values_equal
 from gptcli.course.attention.mistakes.scores import BANK
-from gptcli.course.attention.stages import Problem, walk
+from gptcli.course.attention.stages import Problem, compute_stages
 
-OTHER = CASES[6]  # B, T, H and D all differ from those of the usual case
+SECOND_CASE = CASES[6]  # B, T, H and D all differ from those of the usual case
+NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 
-def told_scale(look: Look, factor: float) -> tuple[str, AttentionMistake | None, str]:
-    """The slug, the mistake of the bank where there is one, and what the sentence begins with."""
-    p = look.p
-    again = None if (p.D, p.H) == (OTHER.D, OTHER.H) else look_at(look.learner, OTHER)
-    found = again and scale_of(again.trace, again.found, again.values, again.p)
-    fits = _fits(p, factor)
-    if again is not None and found and wrong_scale(again):
-        there = {id(changes) for _, changes in _fits(again.p, found[0])}
-        fits = [fit for fit in fits if id(fit[1]) in there]
+def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
+    """The factor of the last multiple of q k^T in the trace, and its operation, or None."""
+    right = forward.values
+    unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
+    sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}
+    last = None
+    for operation in forward.trace.operations:
+        for x in operation.outputs:
+            if x.numel() != unscaled.numel() or not bool(x.isfinite().all()):
+                continue
+            scores = x.double().reshape(-1).sort().values
+            for sign, wanted in sorted_by_sign.items():
+                ratio = scores / wanted
+                factor = sign * float(ratio[-1])
+                if not bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all()) or not factor:
+                    continue
+                if last is None or not math.isclose(last[0], factor, rel_tol=1e-9):
+                    last = (factor, operation.index)
+    return last
+
+
+def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
+    """The factor of the scores and its operation, if the factor is wrong.
+
+    None if it is right, or if a non-linear function changes the scores afterwards."""
+    scale = scale_of_scores(forward)
+    if scale is None or math.isclose(scale[0], forward.p.D**-0.5, rel_tol=1e-9):
+        return None
+    for operation in forward.trace.operations:
+        if scale[1] in operation.sources and operation.name.strip("_") in NON_LINEAR:
+            return None
+    return scale
+
+
+def explain_scale(
+    forward: ComparedForward, factor: float
+) -> tuple[str, AttentionMistake | None, str]:
+    """The slug, the mistake of the bank (or None) and the message for a wrong `factor`."""
+    p = forward.p
+    is_second = (p.D, p.H) == (SECOND_CASE.D, SECOND_CASE.H)
+    second = None if is_second else forward_of_case(forward.learner, SECOND_CASE)
+    second_scale = second and scale_of_scores(second)
+    fits = _mistakes_with_factor(p, factor)
+    if second is not None and second_scale and wrong_scale(second):
+        stages = {id(stage) for _, stage in _mistakes_with_factor(second.p, second_scale[0])}
+        fits = [fit for fit in fits if id(fit[1]) in stages]
     if fits:
         mistake = fits[0][0]
-        return mistake.slug, mistake, mistake.message.format(**sizes(p))
-    number = f"{factor:.4g}, which is dividing by {1 / factor:.4g}"
-    words = f"scores are q times k, multiplied by {number}"
-    if again is not None and found:
-        other, q = found[0], again.p
+        return mistake.slug, mistake, mistake.message.format(**message_numbers(p))
+    number = f"{factor:.4g}, which divides them by {1 / factor:.4g}"
+    words = f"your scores are q times k, multiplied by {number}"
+    if second is not None and second_scale:
+        other, q = second_scale[0], second.p
         if math.isclose(factor, other, rel_tol=1e-9):
-            words = f"scores are multiplied by {number}, also where head_dim is {q.D}"
+            words = f"your scores are multiplied by {number}, also if head_dim is {q.D}"
         elif math.isclose(factor * p.D**0.5, other * q.D**0.5, rel_tol=1e-9):
             words = (
-                f"scores are divided by sqrt({p.D}) = {p.D**0.5:.2f}, but also multiplied by "
+                f"your scores are divided by sqrt({p.D}) = {p.D**0.5:.2f}, but also multiplied by "
                 f"{factor * p.D**0.5:.4g}"
             )
         elif math.isclose(factor * p.D, other * q.D, rel_tol=1e-9):
             words = (
-                f"scores are divided by head_dim = {p.D} itself, but also multiplied by "
+                f"your scores are divided by head_dim = {p.D} itself, but also multiplied by "
                 f"{factor * p.D:.4g}"
             )
     return (
@@ -54,29 +92,14 @@ def told_scale(look: Look, factor: float) -> tuple[str, AttentionMistake | None,
     )
 
 
-def _fits(p: Problem, factor: float) -> list[tuple[AttentionMistake, object]]:
-    """The entries of the bank that multiply the scores of p by this factor, and which way."""
-    values = walk(p)
-    raw = values.qh @ values.kh.transpose(-1, -2)
+def _mistakes_with_factor(p: Problem, factor: float) -> list[tuple[AttentionMistake, object]]:
+    """The mistakes of the bank that multiply the scores of `p` by `factor`, with their stages."""
+    values = compute_stages(p)
+    unscaled = values.qh @ values.kh.transpose(-1, -2)
     return [
-        (mistake, changes["score"])
+        (mistake, variant["score"])
         for mistake in BANK
-        for changes in mistake.changes
-        if set(changes) == {"score"}
-        and same(changes["score"](p, values.qh, values.kh), raw * factor)
+        for variant in mistake.variants
+        if set(variant) == {"score"}
+        and values_equal(variant["score"](p, values.qh, values.kh), unscaled * factor)
     ]
-
-
-def wrong_scale(look: Look) -> tuple[float, int] | None:
-    """The factor of their scores and where it is made, if it is not the right one and nothing else
-    is done to the scores before they are masked or weighed."""
-    scale = scale_of(look.trace, look.found, look.values, look.p)
-    if scale is None or math.isclose(scale[0], look.p.D**-0.5, rel_tol=1e-9):
-        return None
-    for operation in look.trace.operations:
-        if scale[1] in operation.sources and operation.name.strip("_") in BENDS:
-            return None
-    return scale
-
-
-BENDS = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}

@@ -1,4 +1,4 @@
-"""The text of a learner's file: where an argument, a size or an attribute of theirs is written.
+"""Finds in the text of the learner's file where an argument, a size or an attribute is written.
 
 Dimensions: H heads, D head_dim.
 """
@@ -11,21 +11,25 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from gptcli.course.attention.evidence import Look
+from gptcli.course.attention.compared_forward import ComparedForward
 
+# step: the keyword arguments that it is about
 ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
+# slug: the position of the wrong argument
 POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
+# Names that learners give to head_dim or to the scale, and to n_head.
 HEAD_DIM = re.compile(r"(n_)?head_?(dim|size)s?|hs|hd|d_?h|d_?k|d_?head|scale", re.IGNORECASE)
 N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
 
 
 @lru_cache(maxsize=4)
 def _tree(path: Path) -> ast.Module:
+    """The parsed file."""
     return ast.parse(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
-    """Of a call that is written over several lines: the line of the argument that the step is."""
+    """The line of the argument that `step` is about, if a call on `line` spans several lines."""
     for node in ast.walk(_tree(path)):
         if not isinstance(node, ast.Call) or node.lineno != line or node.end_lineno == line:
             continue
@@ -44,7 +48,7 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def line_of_attribute(path: Path, name: str) -> int | None:
-    """Where the constructor makes `self.name`."""
+    """The line that assigns `self.name` or makes the buffer `name`, or None."""
     tree = _tree(path)
     for node in ast.walk(tree):
         if (
@@ -62,25 +66,26 @@ def line_of_attribute(path: Path, name: str) -> int | None:
 
 
 def _line_of_target(tree: ast.Module, name: str) -> int | None:
+    """The line of the first assignment to `name`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
             return node.lineno
     return None
 
 
-def line_of_size(path: Path, line: int, look: Look, slug: str) -> int | None:
-    """Where a number that `line` uses is made: a head size or a scale that is neither."""
+def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
+    """The line that assigns a wrong head size, head count or scale that `line` uses, or None."""
     tree = _tree(path)
     for name in _names(tree, line):
         if name.startswith("self."):
-            value = vars(look.module).get(name[5:])
+            value = vars(forward.module).get(name[5:])
         else:
-            value = look.trace.numbers.get(name)
+            value = forward.trace.variable_numbers.get(name)
         if isinstance(value, slice):
             return _line_of_target(tree, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
-        bare, p = name.removeprefix("self."), look.p
+        bare, p = name.removeprefix("self."), forward.p
         fits: set[float] = {p.D, p.D**0.5, p.D**-0.5}
         if slug == "scale-multiplied":
             fits.remove(p.D**0.5)
@@ -94,7 +99,7 @@ def line_of_size(path: Path, line: int, look: Look, slug: str) -> int | None:
 
 
 def line_of_return(path: Path, line: int | None) -> int | None:
-    """The end of the function that `line` stands in."""
+    """The line of the last return of the function that contains `line`, or None."""
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef) and node.lineno <= (line or 0) <= (
             node.end_lineno or 0
@@ -105,7 +110,7 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """Where a number that `line` knows by name is written, as a constant of the file."""
+    """The line of the constant of the file that `line` uses and that equals `value`, or None."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in tree.body:
@@ -119,6 +124,7 @@ def line_of_constant(path: Path, line: int, value: float) -> int | None:
 
 
 def _names(tree: ast.Module, line: int) -> Iterator[str]:
+    """The variables and the attributes of self that `line` uses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.lineno <= line <= (node.end_lineno or line) and node.value.id == "self":

@@ -1,4 +1,4 @@
-"""Attention as a row of stages that can be exchanged one by one: the reference, or a mistake.
+"""The reference attention as separate stages. Replacing a stage computes a known mistake.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -17,27 +17,17 @@ from torch import Tensor
 from gptcli.course.attention.projections import Projection, Projections
 
 Stage = Callable[..., Any]
-# The stages in order, with the step of the course in which each stands. Folding (step 3) changes
-# no number, so it has no stage of its own.
-STAGES = {
-    "project": 1,
-    "split": 2,
-    "score": 4,
-    "hide": 5,
-    "weigh": 6,
-    "mix": 7,
-    "merge": 8,
-    "output": 8,
-}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What one attention is asked to do: x (B, T, C), the weights, the number of heads."""
+    """The inputs of one attention: x (B, T, C), the projections and the number of heads."""
 
     x: Tensor
     parts: Projections
     H: int
+
+    # B, T, C and D are the sizes of x.
 
     @property
     def B(self) -> int:
@@ -57,13 +47,13 @@ class Problem:
 
     @property
     def past(self) -> Tensor:
-        """Where a query may look: bool (T, S)."""
+        """The cells that a causal mask leaves visible: bool (T, S), the lower triangle."""
         return torch.ones(self.T, self.T, dtype=torch.bool).tril()
 
 
 @dataclass(frozen=True)
 class Values:
-    """What every stage gave."""
+    """The result of every stage."""
 
     q: Tensor  # (B, T, C), as are k and v
     k: Tensor
@@ -80,56 +70,57 @@ class Values:
 
 
 def linear(part: Projection, x: Tensor) -> Tensor:
-    """x W^T + b."""
+    """x W^T + b in float64."""
     bias = None if part.bias is None else part.bias.double()
     return F.linear(x, part.weight.double(), bias)
 
 
 def project(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 1."""
+    """Step 1: queries, keys and values, (B, T, C) each."""
     return linear(p.parts.query, p.x), linear(p.parts.key, p.x), linear(p.parts.value, p.x)
 
 
 def heads(p: Problem, q: Tensor) -> Tensor:
-    """(B, T, C) -> (B, H, T, D)."""
+    """Split the channels of q into heads: (B, T, C) -> (B, H, T, D)."""
     return q.reshape(p.B, p.T, p.H, p.D).transpose(1, 2)
 
 
 def split(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 2."""
+    """Step 2: queries, keys and values split into heads, (B, H, T, D) each."""
     return heads(p, q), heads(p, k), heads(p, v)
 
 
 def score(p: Problem, q: Tensor, k: Tensor) -> Tensor:
-    """Step 4."""
+    """Step 4: the scaled scores (B, H, T, S)."""
     return q @ k.transpose(-1, -2) / math.sqrt(p.D)
 
 
 def hide(p: Problem, scaled: Tensor) -> Tensor:
-    """Step 5."""
+    """Step 5: the scores with -inf in the cells above the diagonal, the causal mask."""
     return scaled.masked_fill(~p.past, float("-inf"))
 
 
 def weigh(p: Problem, masked: Tensor) -> Tensor:
-    """Step 6."""
+    """Step 6: the softmax over the keys."""
     return F.softmax(masked, dim=-1)
 
 
 def mix(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
-    """Step 7."""
+    """Step 7: the weighted sum of the values (B, H, T, D)."""
     return weights @ v
 
 
 def merge(p: Problem, mixed: Tensor) -> Tensor:
-    """Step 8, first half."""
+    """Step 8, first half: the heads side by side, (B, T, C)."""
     return mixed.transpose(1, 2).reshape(p.B, p.T, p.C)
 
 
 def output(p: Problem, merged: Tensor) -> Tensor:
-    """Step 8, second half."""
+    """Step 8, second half: the output projection."""
     return linear(p.parts.output, merged)
 
 
+# In order. Folding (step 3) changes no number, so it has no stage.
 RIGHT: Mapping[str, Stage] = {
     "project": project,
     "split": split,
@@ -143,9 +134,9 @@ RIGHT: Mapping[str, Stage] = {
 
 
 @torch.no_grad()
-def walk(p: Problem, changes: Mapping[str, Stage] | None = None) -> Values:
-    """All stages in order, some of them exchanged for those of `changes`."""
-    stage = {**RIGHT, **(changes or {})}
+def compute_stages(p: Problem, replaced: Mapping[str, Stage] | None = None) -> Values:
+    """The results of all stages in order. Stages in `replaced` take the place of the right ones."""
+    stage = {**RIGHT, **(replaced or {})}
     q, k, v = stage["project"](p)
     qh, kh, vh = stage["split"](p, q, k, v)
     scaled = stage["score"](p, qh, kh)

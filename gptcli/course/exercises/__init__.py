@@ -1,4 +1,4 @@
-"""The parts that learners write, week by week, each with its steps, mistakes and reference.
+"""The lessons besides attention: layer norm, MLP, block, tokenizer and training.
 
-Importing this package does not import torch; `examination`, which runs in the worker, does.
+Each has its steps, its known mistakes and a reference. Importing this package imports no torch.
 """

@@ -1,7 +1,7 @@
-"""The block: its four steps, and what people write in their place.
+"""The lesson on the transformer block: its four steps and its bank of known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd). In the forms below w.n1, w.attn, w.n2 and w.mlp
-are the learner's own submodules, taken as they are, and x (B, T, C) their input.
+are the learner's own submodules, unchanged, and x (B, T, C) is the input.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explaining import ExerciseMistake
-from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Size,
+    general_mistakes,
+)
 from gptcli.course.lesson import Step
 
 Weights = Any
@@ -29,32 +34,32 @@ STEPS = (
     Step(
         "first norm",
         "what does the attention read: x, or x after a norm?",
-        "pre-norm: the first norm stands before the attention, and x itself is kept",
-        "give self.ln_1(x) to the attention, and keep x for the sum",
+        "pre-norm: the first norm comes before the attention, and you keep x itself",
+        "pass self.ln_1(x) to the attention, and keep x for the sum",
     ),
     Step(
         "attention and residual",
         "what is the attention's output added to?",
-        "what the attention found is added to x as it came in, not to the normed x",
-        "the sum is the new x, which the second half goes on with",
+        "add the attention's output to the x that came in, not to the normed x",
+        "the sum is the new x, which the second half continues with",
     ),
     Step(
         "second norm",
         "what does the second norm read, and which norm is it?",
-        "a norm of its own, applied to the sum after the attention",
-        "give self.ln_2 of the new x to the feed-forward network",
+        "the second half has its own norm, applied to the sum after the attention",
+        "pass self.ln_2 of the new x to the feed-forward network",
     ),
     Step(
         "feed-forward and residual",
         "what is the feed-forward network's output added to, and what comes after?",
-        "it is added to the sum after the attention, and that is the output",
+        "add it to the sum after the attention; that is the output",
         "return the new x plus self.mlp of its norm; no norm after it",
     ),
 )
 
 
 def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
-    """What each step computes."""
+    """The result of each step."""
     first = w.n1(x)
     h = x + w.attn(first)
     second = w.n2(h)
@@ -66,7 +71,7 @@ def _h(w: Weights, x: Tensor) -> Tensor:
 
 
 def _then(w: Weights, h: Tensor) -> Tensor:
-    """The right second half."""
+    """The correct second half, applied to h."""
     out: Tensor = h + w.mlp(w.n2(h))
     return out
 
@@ -74,128 +79,129 @@ def _then(w: Weights, h: Tensor) -> Tensor:
 # fmt: off
 MISTAKES = (
     ExerciseMistake("missing-attention", 2, "a block without an attention",
-            "no attention was found among the submodules: {have}",
+            "your block has no attention among its submodules: {have}",
             "a block has two norms, an attention and a feed-forward network",
             "make self.attn in the constructor", at=r"def __init__"),
     ExerciseMistake("missing-mlp", 4, "a block without a feed-forward network",
-            "no feed-forward network was found among the submodules: {have}",
+            "your block has no feed-forward network among its submodules: {have}",
             "a block has two norms, an attention and a feed-forward network",
             "make self.mlp in the constructor", at=r"def __init__"),
     ExerciseMistake("missing-norm", 1, "a block without norms",
-            "{count} norms were found among the submodules, expected 2: {have}",
-            "each half has a norm of its own", "make self.ln_1 and self.ln_2 in the constructor",
+            "your block has {count} norms among its submodules, expected 2: {have}",
+            "each half has its own norm", "make self.ln_1 and self.ln_2 in the constructor",
             at=r"def __init__"),
     ExerciseMistake("shared-norm", 3, "self.ln_2 = self.ln_1, or one self.ln for both",
-            "both halves share one norm of {C} channels: {have}",
-            "the two halves read different streams and need gains of their own",
+            "both halves of your block share one norm of {C} channels: {have}",
+            "the two halves read different values, so each needs its own gain",
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
-            "the norms of {C} channels stand after the sums, not before the branches",
-            "that is the transformer of 2017; GPT-2 norms before, so that x runs through untouched",
-            "norm what the branch reads, not the sum", (
+            "your norms of {C} channels come after the sums, not before the branches",
+            "that is the transformer of 2017; GPT-2 norms before, so that x passes unchanged",
+            "norm the input of the branch, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),
     ExerciseMistake("branch-normed", 1, "x = x + self.ln_1(self.attn(x))",
-            "the attention reads x of {C} channels unnormed, and the norm stands after it",
-            "the norm belongs on what the branch reads",
-            "exchange the two: the norm first, then the branch",
+            "your attention reads x of {C} channels without a norm, and the norm comes after it",
+            "the norm belongs on the input of the branch",
+            "swap the two: the norm first, then the branch",
             (lambda w, x: (h := x + w.n1(w.attn(x))) + w.n2(w.mlp(h)),
              lambda w, x: _then(w, x + w.n1(w.attn(x)))), at=r"(ln|norm)_?\d\(self\."),
     ExerciseMistake("no-norms", 1, "x = x + self.attn(x); x = x + self.mlp(x)",
-            "neither norm of {C} channels is used", "without norms deep stacks do not train",
-            "norm what each branch reads",
+            "neither of your norms of {C} channels is used",
+            "without norms deep stacks do not train",
+            "norm the input of each branch",
             (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"attn\(x"),
     ExerciseMistake("no-first-norm", 1, "x = x + self.attn(x)",
-            "the attention reads x of {C} channels unnormed", "the first norm is left out",
-            "norm what the attention reads", (lambda w, x: _then(w, x + w.attn(x)),),
+            "your attention reads x of {C} channels without a norm", "the first norm is left out",
+            "norm the input of the attention", (lambda w, x: _then(w, x + w.attn(x)),),
             at=r"(attn|attention)\(x"),
     ExerciseMistake("norms-swapped", 1, "self.attn(self.ln_2(x))",
-            "the norms of {C} channels are exchanged: ln_2 stands before the attention",
-            "each half has its own; exchanged, the weights of a trained model do not fit",
+            "your norms of {C} channels are swapped: ln_2 comes before the attention",
+            "each half has its own; if they are swapped, the weights of a trained model do not fit",
             "ln_1 for the attention, ln_2 for the feed-forward network",
             (lambda w, x: (h := x + w.attn(w.n2(x))) + w.mlp(w.n1(h)),), at=r"ln_?2\(x\)|norm_?2"),
     ExerciseMistake("mlp-first", 1, "the feed-forward network before the attention",
-            "the feed-forward network stands first, the attention of {C} channels second",
-            "tokens look at each other first, then each thinks for itself",
-            "exchange the two halves",
+            "your feed-forward network comes first, the attention of {C} channels second",
+            "first the tokens look at each other, then each is processed separately",
+            "swap the two halves",
             (lambda w, x: (h := x + w.mlp(w.n2(x))) + w.attn(w.n1(h)),
              lambda w, x: (h := x + w.mlp(w.n1(x))) + w.attn(w.n2(h))), at=r"mlp\("),
     ExerciseMistake("no-residuals", 2, "x = self.attn(self.ln_1(x)); x = self.mlp(self.ln_2(x))",
-            "neither branch of {C} channels is added to what came in",
+            "neither of your branches of {C} channels is added to its input",
             "without residuals no signal and no gradient gets through many blocks",
             "add each branch to x", (lambda w, x: w.mlp(w.n2(w.attn(w.n1(x)))),),
             at=r"attn\("),
     ExerciseMistake("no-first-residual", 2, "x = self.attn(self.ln_1(x))",
-            "the attention's output of {C} channels replaces x in place of being added to it",
+            "your attention's output of {C} channels replaces x instead of being added to it",
             "x itself is lost", "add the attention to x",
             (lambda w, x: _then(w, w.attn(w.n1(x))),), at=r"attn\("),
     ExerciseMistake("residual-from-norm", 2, "x = self.ln_1(x); x = x + self.attn(x)",
-            "the attention is added to the normed x of {C} channels, not to x itself",
-            "the residual stream must run through the block untouched",
-            "keep x, and give the norm a name of its own",
+            "you add the attention to the normed x of {C} channels, not to x itself",
+            "the residual stream must pass through the block unchanged",
+            "keep x, and store the normed x under another name",
             (lambda w, x: _then(w, (n := w.n1(x)) + w.attn(n)),
              lambda w, x: (m := w.n2((n := w.n1(x)) + w.attn(n))) + w.mlp(m)),
             at=r"x\s*=\s*self\.(ln|norm)"),
     ExerciseMistake("no-attention", 2, "the attention left out of forward",
-            "the attention of {C} channels is never used", "tokens could not see each other",
+            "your attention of {C} channels is never used", "the tokens cannot see each other",
             "add the attention of the normed x to x",
             (lambda w, x: _then(w, x), lambda w, x: _then(w, x + w.n1(x))), at=r"def forward"),
     ExerciseMistake("nothing-done", 1,
-            "return x", "forward returns x of {C} channels as it came in",
-            "neither half is done", "begin with the first norm", (lambda w, x: x,),
+            "return x", "your forward returns its input x of {C} channels unchanged",
+            "both halves are missing", "begin with the first norm", (lambda w, x: x,),
             at=r"return"),
     ExerciseMistake("attention-twice", 2, "x = x + 2 * ..., or the first half done twice",
-            "the attention's output of {C} channels is added twice", "once is enough",
+            "your attention's output of {C} channels is added twice", "add it once",
             "look for a second sum, or a factor",
             (lambda w, x: _then(w, x + 2 * w.attn(w.n1(x))),
              lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=r"attn\("),
     ExerciseMistake("residual-doubled", 2, "x = x + x + self.attn(...)",
-            "x of {C} channels is added twice", "once is enough: each block would double it",
+            "you add x of {C} channels twice", "each block would double the residual stream",
             "add x once", (lambda w, x: _then(w, x + _h(w, x)),), at=r"\+"),
     ExerciseMistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
-            "the first norm of {C} channels is used in both halves; the second is not used",
-            "the second half has a norm of its own", "use ln_2 there",
+            "you use the first norm of {C} channels in both halves, and the second not at all",
+            "the second half has its own norm", "use ln_2 there",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=r"mlp\("),
     ExerciseMistake("no-second-norm", 3, "x = x + self.mlp(x)",
-            "the feed-forward network reads the {C} channels unnormed",
-            "the second norm is left out", "norm what it reads, with ln_2",
+            "your feed-forward network reads the {C} channels without a norm",
+            "the second norm is left out", "norm its input with ln_2",
             (lambda w, x: (h := _h(w, x)) + w.mlp(h),), at=r"mlp\("),
     ExerciseMistake("second-branch-normed", 3, "x = x + self.ln_2(self.mlp(x))",
-            "the second norm of {C} channels stands after the feed-forward network",
-            "the norm belongs on what the branch reads", "the norm first, then the branch",
+            "your second norm of {C} channels comes after the feed-forward network",
+            "the norm belongs on the input of the branch", "apply the norm first, then the branch",
             (lambda w, x: (h := _h(w, x)) + w.n2(w.mlp(h)),), at=r"ln_?2\(self|norm_?2"),
     ExerciseMistake("parallel", 3, "x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))",
-            "the second half reads the x of {C} channels from before the attention",
-            "the two halves come one after the other: the second sees what the first found",
-            "make the sum after the attention first, then norm that",
+            "your second half reads the x of {C} channels from before the attention",
+            "the halves follow each other: the second reads the output of the first",
+            "add the attention to x first, then norm the sum",
             (lambda w, x: _h(w, x) + w.mlp(w.n2(x)),
              lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=r"mlp\("),
     ExerciseMistake("attention-normed-again", 3, "self.mlp(self.ln_2(attention output))",
-            "the second half reads the attention's output of {C} channels without x",
-            "it should read the sum of the two", "norm the sum",
+            "your second half reads only the attention's output of {C} channels, without x",
+            "it should read the sum of x and the attention's output", "norm the sum",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n2(h - x)),
              lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=r"mlp\("),
     ExerciseMistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
-            "the feed-forward output of {C} channels replaces x in place of being added to it",
-            "all that came before is lost", "add it to the sum after the attention",
+            "your feed-forward output of {C} channels replaces x instead of being added to it",
+            "everything before it is lost", "add it to the sum after the attention",
             (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=r"mlp\("),
     ExerciseMistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
-            "the feed-forward output is added to the normed {C} channels, not to the sum itself",
-            "the residual stream must run through the block untouched",
-            "keep the sum, and give its norm a name of its own",
+            "you add the feed-forward output to the normed {C} channels, not to the sum itself",
+            "the residual stream must pass through the block unchanged",
+            "keep the sum, and store the normed sum under another name",
             (lambda w, x: (m := w.n2(_h(w, x))) + w.mlp(m),), at=r"ln_?2\("),
     ExerciseMistake("second-residual-from-x", 4, "return x + self.mlp(...) with the first x",
-            "the feed-forward output is added to the block's input of {C} channels",
-            "what the attention found is lost", "add it to the sum after the attention",
+            "you add the feed-forward output to the block's input of {C} channels",
+            "the attention's output is lost", "add it to the sum after the attention",
             (lambda w, x: x + w.mlp(w.n2(_h(w, x))),), at=r"return"),
     ExerciseMistake("no-mlp", 4, "the feed-forward network left out of forward",
-            "the feed-forward network is never used: the output is the {C} channels after the "
+            "your feed-forward network is never used: the output is the {C} channels after the "
             "attention", "the second half is missing", "add self.mlp of the second norm",
             (lambda w, x: _h(w, x), lambda w, x: w.n2(_h(w, x))), at=r"return"),
     ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
-            "one more norm of {C} channels stands at the end of the block",
-            "the residual stream must run through the block untouched; the model has one norm at "
-            "its very end", "return the sum as it is",
+            "your block ends with one more norm of {C} channels",
+            "the residual stream must pass through the block unchanged; the model has one norm at "
+            "its very end", "return the sum itself",
             (lambda w, x: w.n2(_then(w, _h(w, x))), lambda w, x: w.n1(_then(w, _h(w, x)))),
             at=r"return"),
     *general_mistakes(4, dropout_step=2),
@@ -204,7 +210,9 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """Their submodules: by name, else by what they hold."""
+    """The learner's norms, attention and MLP, found by name, else by the shapes of their weights.
+
+    Raises CheckFailed if one is missing."""
     children = dict(module.named_children())
     have = ", ".join(f"`{n}` ({type(m).__name__})" for n, m in children.items()) or "none"
     found: dict[str, nn.Module] = {}
@@ -238,18 +246,18 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> None:
-    """What the constructor makes: two norms, an attention, a feed-forward network."""
+    """Check that the constructor makes two norms, an attention and a feed-forward network."""
     for size in SIZES[:2]:
         weights(learner, learner.construct(size), size)
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """x of a scale and a mean that a norm would change."""
+    """An x whose scale and mean a norm changes."""
     return 1.7 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64) + 0.4
 
 
 def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
-    """Nothing beyond the steps."""
+    """No notes: the steps say everything."""
     return iter(())
 
 
@@ -258,4 +266,4 @@ SIZES = (
     Size(3, 4, 10, H=2, bias=False, seed=1),
     Size(1, 3, 8, H=4, dropout=0.5, seed=2),
 )
-PART = Part(STEPS, SIZES, MISTAKES, weights, steps, draw, notes)
+LESSON = ModuleLesson("block", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)

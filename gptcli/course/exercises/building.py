@@ -1,6 +1,7 @@
-"""A learner's class, built with what its constructor asks for by name.
+"""Build a learner's class with the arguments that its constructor names.
 
-`Class(config)` is the usual form. One that names numbers (`LayerNorm(n_embd, bias)`) gets those.
+The usual form is `Class(config)`. A constructor that names sizes, such as
+`LayerNorm(n_embd, bias)`, gets these.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _FIELDS = {
     "bias": "bias",
     "block_size": "block_size",
 }
-CLASSES = ("attention", "layernorm", "mlp")  # what a Block may ask for
+CLASSES = ("attention", "layernorm", "mlp")  # that a Block's constructor can ask for
 
 
 def build(
@@ -31,12 +32,12 @@ def build(
     config: Any,
     classes: Mapping[str, Callable[..., nn.Module]] | None = None,
 ) -> nn.Module:
-    """`cls` built from `config`; `classes` are given to parameters named after them.
+    """A module of `cls`, built from `config`.
 
-    Whatever their constructor raises comes through. Raises GptcliError where it asks for
-    something that is not to be had."""
+    A parameter named like a key of `classes` gets that class. Raises GptcliError if the constructor
+    needs an argument that is not available, and whatever the constructor itself raises."""
     arguments: dict[str, Any] = {}
-    places: list[Any] = []
+    positional: list[Any] = []
     for i, parameter in enumerate(_parameters(cls)):
         name = parameter.name
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -57,16 +58,16 @@ def build(
             continue
         else:
             raise GptcliError(
-                f"`{cls.__name__}` needs an argument `{name}` that it is not given; it takes "
+                f"`{cls.__name__}` needs an argument `{name}`, which is not available; it takes "
                 f"{inspect.signature(cls)}",
                 "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias "
                 "and block_size",
             )
         if parameter.kind == parameter.POSITIONAL_ONLY:
-            places.append(value)
+            positional.append(value)
         else:
             arguments[name] = value
-    return cls(*places, **arguments)
+    return cls(*positional, **arguments)
 
 
 def _reference(name: str) -> type[nn.Module]:
@@ -81,7 +82,7 @@ def _reference(name: str) -> type[nn.Module]:
 
 
 def takes(cls: type[nn.Module], name: str) -> bool:
-    """Whether the constructor has a parameter of that name."""
+    """Whether the constructor of `cls` has a parameter of that name."""
     return any(parameter.name == name for parameter in _parameters(cls))
 
 

@@ -1,7 +1,7 @@
-"""The feed-forward network: its four steps, and what people write in their place.
+"""The lesson on the feed-forward network (MLP): its four steps and its bank of known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), F = 4C. In the forms below w.up is the learner's
-first layer, (B, T, C) -> (B, T, F), w.down their second, and x their input.
+first layer, (B, T, C) -> (B, T, F), w.down the second layer, and x the input.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explaining import ExerciseMistake
-from gptcli.course.exercises.module_trial import LearnerModule, Part, Size, general_mistakes
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Size,
+    general_mistakes,
+)
 from gptcli.course.lesson import Step
 
 Weights = Any
@@ -31,138 +36,142 @@ STEPS = (
     ),
     Step(
         "exact GELU",
-        "which curve bends the 4C channels, and in which of its two forms?",
-        "GELU is x times the chance that a standard normal number is below x",
-        "F.gelu does it as it stands; by hand it needs erf of x over the root of 2, plus 1, halved",
+        "which activation function is applied to the 4C channels, and in which of its two forms?",
+        "GELU is x times the probability that a standard normal number is below x",
+        "F.gelu with its defaults does it; by hand it is x * 0.5 * (1 + erf(x / sqrt(2)))",
     ),
     Step(
         "project back",
-        "which shape must the output have to be added to x later on?",
-        "a second linear layer, from 4C back to C channels, of what GELU gave, and nothing after",
-        "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias), applied to the bent 4C "
-        "channels",
+        "which shape must the output have, so that the block can add it to x?",
+        "a second linear layer maps the result of GELU from 4C back to C channels",
+        "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias), applied to the result of "
+        "GELU",
     ),
     Step(
         "dropout",
         "what does dropout do in evaluation?",
-        "dropout acts on the output, in training alone; in evaluation it hands on what it gets",
-        "nn.Dropout(config.dropout) made in the constructor knows the mode of your module",
+        "dropout acts on the output, and only in training; in evaluation it changes nothing",
+        "make nn.Dropout(config.dropout) in the constructor: it knows the mode of your module",
     ),
 )
 
 
 def phi(x: Tensor) -> Tensor:
-    """The chance that a standard normal number is below x."""
+    """The probability that a standard normal number is below x."""
     return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
-    """What each step computes."""
+    """The result of each step, for every form in which it can appear."""
     wide = w.up(x)
-    bent = wide * phi(wide)
-    out = w.down(bent)
-    return [[wide], [bent], [out], [out]]
+    activated = wide * phi(wide)
+    out = w.down(activated)
+    return [[wide], [activated], [out], [out]]
 
 
-def _bend(curve: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """Another step 2."""
-    return (lambda w, x: w.down(curve(w.up(x))),)
+def _activation(function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+    """The network with another activation function in step 2."""
+    return (lambda w, x: w.down(function(w.up(x))),)
 
 
 # fmt: off
 MISTAKES = (
     ExerciseMistake("missing-layer", 1, "one linear layer, or none",
-            "the module has {have} where two matrices belong, ({C4}, {C}) and ({C}, {C4})",
+            "your module has {have}; it needs two matrices, ({C4}, {C}) and ({C}, {C4})",
             "one layer expands, one projects back",
             "make two nn.Linear in the constructor, c_fc and c_proj",
             at=r"nn\.(Linear|Sequential)"),
     ExerciseMistake("gated", 1, "SwiGLU: down(silu(gate(x)) * up(x))",
-            "the module has three matrices, {have}; GPT-2's feed-forward network has two",
-            "a gate is what newer models have; it is another network",
-            "leave the gate out: expand, bend, project", at=r"nn\.Linear"),
+            "your module has three matrices, {have}; GPT-2's feed-forward network has two",
+            "newer models have a gate; that is another network",
+            "leave the gate out: expand, GELU, project", at=r"nn\.Linear"),
     ExerciseMistake("wrong-width", 1, "nn.Linear(C, C) or nn.Linear(C, 2 * C)",
-            "the hidden width is {width}, which is {times:g} x n_embd; expected 4 x {C} = {C4}",
+            "your hidden width is {width}, which is {times:g} x n_embd; expected 4 x {C} = {C4}",
             "GPT-2 expands by 4", "write 4 * config.n_embd in both layers", at=r"nn\.Linear"),
     ExerciseMistake("bias-ignored", 1, "nn.Linear(C, 4 * C) without bias=",
-            "with config.bias = {bias} the layer that expands has {have}",
+            "with config.bias = {bias} your first layer has {have}",
             "config.bias says whether linear layers have a bias",
             "pass bias=config.bias to both layers", at=r"nn\.Linear\((?!.*bias)"),
     ExerciseMistake("projection-bias-ignored", 3, "nn.Linear(4 * C, C) without bias=",
-            "with config.bias = {bias} the layer that projects back has {have}",
+            "with config.bias = {bias} your second layer has {have}",
             "config.bias says whether linear layers have a bias",
             "pass bias=config.bias to both layers", at=r"nn\.Linear\(\s*4(?!.*bias)"),
     ExerciseMistake("gelu-before-expanding", 1, "self.c_fc(F.gelu(x))",
-            "GELU bends the {C} channels of x, before they are expanded to {C4}",
+            "your GELU acts on the {C} channels of x, before they are expanded to {C4}",
             "two linear layers with nothing between them are one linear layer",
-            "expand first, then bend", (lambda w, x: w.down(w.up(F.gelu(x))),
+            "expand first, then apply GELU", (lambda w, x: w.down(w.up(F.gelu(x))),
             lambda w, x: w.down(F.gelu(w.up(F.gelu(x))))), at=r"gelu|GELU"),
     ExerciseMistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
-            "the {C4} channels are bent by GELU's tanh form; this exercise asks for the exact one",
-            "the tanh form (GPT-2's own) differs by up to 0.0005: close, but another curve",
+            "your {C4} channels go through GELU's tanh form; this exercise asks for the exact one",
+            "the tanh form, which GPT-2 uses, differs by up to 0.0005: close, but not the same",
             "use the error function: F.gelu with its default",
-            _bend(lambda a: F.gelu(a, approximate="tanh")), at=r"tanh"),
-    ExerciseMistake("relu", 2, "F.relu(x)", "the {C4} channels are bent by ReLU, not by GELU",
-            "ReLU is the feed-forward network of 2017; GPT-2 took GELU",
-            "put GELU in the place of ReLU", _bend(F.relu), at=r"(?i)relu|clamp|max"),
+            _activation(lambda a: F.gelu(a, approximate="tanh")), at=r"tanh"),
+    ExerciseMistake("relu", 2, "F.relu(x)", "your {C4} channels go through ReLU, not GELU",
+            "the transformer of 2017 used ReLU; GPT-2 uses GELU",
+            "replace ReLU by GELU", _activation(F.relu), at=r"(?i)relu|clamp|max"),
     ExerciseMistake("silu", 2, "F.silu(x), or x * torch.sigmoid(x)",
-            "the {C4} channels are bent by SiLU (x times sigmoid of x), not by GELU",
-            "SiLU looks like GELU and is wider", "put GELU in its place", _bend(F.silu),
+            "your {C4} channels go through SiLU (x times sigmoid of x), not GELU",
+            "SiLU looks like GELU, but it is wider", "replace it by GELU", _activation(F.silu),
             at=r"(?i)silu|sigmoid"),
     ExerciseMistake("sigmoid-gelu", 2, "x * torch.sigmoid(1.702 * x)",
-            "the {C4} channels are bent by the sigmoid approximation of GELU",
-            "1.702 makes the sigmoid like the normal distribution, to two digits only",
-            "use the error function", _bend(lambda a: a * torch.sigmoid(1.702 * a)),
+            "your {C4} channels go through the sigmoid approximation of GELU",
+            "sigmoid(1.702 * x) matches the normal distribution to only two digits",
+            "use the error function", _activation(lambda a: a * torch.sigmoid(1.702 * a)),
             at=r"1\.702|sigmoid"),
     ExerciseMistake("no-activation", 2, "self.c_proj(self.c_fc(x))",
-            "nothing bends the {C4} channels between the two layers",
+            "no activation function acts on your {C4} channels between the two layers",
             "two linear layers with nothing between them are one linear layer",
-            "apply GELU to what the first layer gives", _bend(lambda a: a), at=r"c_proj\("),
-    ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "the {C4} channels are bent by a sigmoid",
-            "it saturates on both sides; GELU is nearly x for large x", "put GELU in its place",
-            _bend(torch.sigmoid), at=r"(?i)sigmoid"),
-    ExerciseMistake("tanh", 2, "torch.tanh(x)", "the {C4} channels are bent by tanh",
-            "it saturates on both sides; GELU is nearly x for large x", "put GELU in its place",
-            _bend(torch.tanh), at=r"(?i)tanh"),
+            "apply GELU to the output of the first layer", _activation(lambda a: a),
+            at=r"c_proj\("),
+    ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "your {C4} channels go through a sigmoid",
+            "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
+            _activation(torch.sigmoid), at=r"(?i)sigmoid"),
+    ExerciseMistake("tanh", 2, "torch.tanh(x)", "your {C4} channels go through tanh",
+            "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
+            _activation(torch.tanh), at=r"(?i)tanh"),
     ExerciseMistake("leaky-relu", 2,
-            "F.leaky_relu(x)", "the {C4} channels are bent by a leaky ReLU",
-            "GELU is smooth and goes to 0 on the left", "put GELU in its place",
-            (*_bend(F.leaky_relu), *_bend(F.elu), *_bend(lambda a: F.leaky_relu(a, 0.1))),
+            "F.leaky_relu(x)", "your {C4} channels go through a leaky ReLU or ELU",
+            "GELU is smooth and goes to 0 on the left", "replace it by GELU",
+            (*_activation(F.leaky_relu), *_activation(F.elu),
+             *_activation(lambda a: F.leaky_relu(a, 0.1))),
             at=r"(?i)relu|elu"),
     ExerciseMistake("gelu-twice", 2, "F.gelu(F.gelu(x))",
-            "GELU bends the {C4} channels twice", "once is enough",
-            "look for a second GELU before the second layer", _bend(lambda a: F.gelu(F.gelu(a))),
+            "GELU acts on your {C4} channels twice", "once is enough",
+            "look for a second GELU before the second layer",
+            _activation(lambda a: F.gelu(F.gelu(a))),
             at=r"(?i)gelu"),
     ExerciseMistake("gelu-without-x", 2, "0.5 * (1 + torch.erf(x / sqrt(2)))",
-            "the {C4} channels become a probability, and x itself is not multiplied in",
-            "GELU is x times that probability", "multiply by x", _bend(phi), at=r"erf"),
+            "your {C4} channels become probabilities, which are not multiplied by x",
+            "GELU is x times that probability", "multiply by x", _activation(phi), at=r"erf"),
     ExerciseMistake("gelu-without-root", 2, "x * 0.5 * (1 + torch.erf(x))",
-            "erf is taken of the {C4} channels as they are, not divided by the root of 2",
-            "erf counts in units of the root of 2 of a standard deviation",
+            "you take erf of the {C4} channels without dividing them by the square root of 2",
+            "the normal distribution needs erf(x / sqrt(2))",
             "divide by math.sqrt(2) inside erf",
-            _bend(lambda a: 0.5 * a * (1 + torch.erf(a))), at=r"erf"),
+            _activation(lambda a: 0.5 * a * (1 + torch.erf(a))), at=r"erf"),
     ExerciseMistake("gelu-without-half", 2, "x * (1 + torch.erf(x / sqrt(2)))",
-            "the {C4} channels come out twice as large: 1 + erf is not halved",
-            "1 + erf goes from 0 to 2; a probability goes to 1", "multiply by 0.5",
-            _bend(lambda a: 2 * a * phi(a)), at=r"erf"),
+            "your {C4} channels are twice too large: 1 + erf is not halved",
+            "1 + erf runs from 0 to 2, a probability from 0 to 1", "multiply by 0.5",
+            _activation(lambda a: 2 * a * phi(a)), at=r"erf"),
     ExerciseMistake("gelu-after-projection", 3, "F.gelu(self.c_proj(self.c_fc(x)))",
-            "GELU bends the {C} channels of the output in place of the {C4} inside",
+            "your GELU acts on the {C} channels of the output instead of the {C4} inside",
             "two linear layers with nothing between them are one linear layer",
-            "bend between the layers, not after them", (lambda w, x: F.gelu(w.down(w.up(x))),),
+            "apply GELU between the layers, not after them",
+            (lambda w, x: F.gelu(w.down(w.up(x))),),
             at=r"(?i)gelu"),
     ExerciseMistake("output-bent", 3, "F.gelu(self.c_proj(F.gelu(self.c_fc(x))))",
-            "GELU bends the {C} channels of the output as well",
-            "the output is added to the residual stream: it must be able to be anything",
+            "an activation function also acts on the {C} channels of your output",
+            "the block adds the output to x, so it must be free to take any value",
             "end with the linear layer",
             (lambda w, x: F.gelu(w.down(F.gelu(w.up(x)))),
              lambda w, x: F.relu(w.down(F.gelu(w.up(x))))), at=r"(?i)gelu"),
     ExerciseMistake("residual-inside", 3, "return x + self.c_proj(h)",
-            "x, of {C} channels, is added inside; the block adds it again",
-            "the residual is the block's business", "return the projection alone",
+            "your MLP adds x, of {C} channels; the block adds it again",
+            "the block adds the residual", "return only the projection",
             (lambda w, x: x + w.down(F.gelu(w.up(x))),), at=r"return|\+"),
     ExerciseMistake("scaled-in-evaluation", 4, "y * (1 - config.dropout)",
-            "in evaluation the {C} channels are multiplied by 1 - dropout",
-            "dropout scales up in training, so that evaluation needs nothing",
-            "leave the output as it is in evaluation",
+            "in evaluation your {C} channels are scaled by 1 - dropout",
+            "dropout already scales up in training, so evaluation needs no scaling",
+            "do not scale the output in evaluation",
             (lambda w, x: w.down(F.gelu(w.up(x))) * (1 - w.p),
              lambda w, x: w.down(F.gelu(w.up(x))) / (1 - w.p)), at=r"1\.?0?\s*-"),
     *general_mistakes(3, dropout_step=4),
@@ -171,7 +180,10 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The two layers by the shapes of their matrices; bare matrices in either orientation."""
+    """The two layers, found by the shapes of their matrices.
+
+    Accepts bare matrices in either orientation. Raises CheckFailed if there are not two of the
+    right width."""
     C, C4 = size.C, 4 * size.C
     found = [(n, p.detach()) for n, p in module.named_parameters()]
     matrices = [(n, p) for n, p in found if p.dim() == 2]
@@ -183,7 +195,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     linear = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     up, down = matrices
     if up[0] in linear and up[1].shape[1] != C and down[1].shape[1] == C:
-        up, down = down, up  # the one that projects back was made first
+        up, down = down, up  # the constructor made the second layer first
     width = up[1].numel() // C
     if width != C4 or down[1].numel() != C * C4 or C not in up[1].shape:
         raise learner.mistake("wrong-width", width=width, times=width / C, C=C, C4=C4)
@@ -191,9 +203,9 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     def layer(name: str, matrix: Tensor, into: int) -> tuple[Callable[[Tensor], Tensor], Any]:
         owner = name.rpartition(".")[0]
         out = matrix.numel() // into
-        beside = [p for n, p in found if p.dim() == 1 and p.shape[0] == out]
-        own = [p for n, p in found if owner and n == f"{owner}.bias"]
-        bias = next(iter(own or beside), None)
+        same_size = [p for n, p in found if p.dim() == 1 and p.shape[0] == out]
+        named = [p for n, p in found if owner and n == f"{owner}.bias"]
+        bias = next(iter(named or same_size), None)
         turned = matrix if matrix.shape[1] == into else matrix.T
         return (lambda x: F.linear(x, turned, bias)), bias
 
@@ -204,7 +216,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> None:
-    """What the constructor makes: two layers, with biases where asked for."""
+    """Check what the constructor makes: two layers, with biases if config.bias is True."""
     for size in SIZES[:2]:
         w = weights(learner, learner.construct(size), size)
         for slug, bias in (
@@ -217,12 +229,12 @@ def start(learner: LearnerModule) -> None:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Unit-scale x, wide enough that the forms of GELU differ."""
+    """An x that is wide enough for the forms of GELU to differ."""
     return 2 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64)
 
 
 def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
-    """Dropout in training: worth telling, but nothing here makes a file wrong."""
+    """Notes on dropout in training. They do not make a file wrong."""
     size = Size(4, 8, 16, dropout=DROPOUT, seed=5)
     module = learner.construct(size)
     w = weights(learner, module, size)
@@ -232,13 +244,16 @@ def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
         torch.manual_seed(0)
         y = learner.run(module.train(), x)
     if torch.allclose(y, wanted):
-        yield "dropout", f"none acts in training, where config.dropout is {DROPOUT}"
+        yield "dropout", f"none acts in training, although config.dropout is {DROPOUT}"
         return
     dropped = y.abs() < 1e-12
     if not bool(dropped.any()):
         yield "dropout", "acts inside the network in training, never on the output"
     elif not torch.allclose(y[~dropped], wanted[~dropped] / (1 - DROPOUT)):
-        yield "dropout", "what it keeps in training is not divided by 1 - dropout, or drops twice"
+        yield (
+            "dropout",
+            "in training it does not divide the kept values by 1 - dropout, or it acts twice",
+        )
 
 
 SIZES = (
@@ -247,4 +262,4 @@ SIZES = (
     Size(1, 3, 5, dropout=DROPOUT, seed=2),
     Size(4, 2, 9, dropout=0.25, seed=3),
 )
-PART = Part(STEPS, SIZES, MISTAKES, weights, steps, draw, notes)
+LESSON = ModuleLesson("mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)

@@ -1,7 +1,7 @@
-"""Byte-pair encoding: the reference, in the five steps of the exercise.
+"""Reference of the tokenizer exercise: byte-pair encoding in five steps.
 
-Ids 0 to 255 are the bytes; merge number i makes id 256 + i. A text is not cut into words first.
-Source: Sennrich, Haddow, Birch 2016, algorithm 1; on bytes as in GPT-2 (Radford et al. 2019).
+Ids 0 to 255 are the bytes; merge number i makes id 256 + i. The text is not cut into words first.
+Source: Sennrich, Haddow, Birch 2016, algorithm 1, on bytes as in GPT-2 (Radford et al. 2019).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Counts = dict[Pair, int]
 
 
 def count(ids: list[int]) -> Counts:
-    """Step 1: how often each pair of neighbours stands in `ids`, in the order of first sight."""
+    """Step 1: how often each pair of neighbours occurs in `ids`, in order of first occurrence."""
     counts: Counts = {}
     for pair in itertools.pairwise(ids):
         counts[pair] = counts.get(pair, 0) + 1
@@ -23,12 +23,12 @@ def count(ids: list[int]) -> Counts:
 
 
 def choose(counts: Counts) -> Pair:
-    """Step 1: the most frequent pair, of equals the one seen first."""
+    """Step 1: the most frequent pair; of equally frequent ones, the first in the text."""
     return max(counts, key=lambda pair: counts[pair])
 
 
 def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Step 2: `new` wherever `pair` stands, from left to right."""
+    """Step 2: replace each `pair` by `new`, from left to right."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -41,7 +41,7 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def to_bytes(text: str) -> list[int]:
-    """The ids to begin with."""
+    """The bytes of the text, which are the first ids."""
     return list(text.encode("utf-8"))
 
 
@@ -56,7 +56,9 @@ def learn(
     begin: Callable[[str], list[int]] = to_bytes,
     least: int = 1,
 ) -> list[Pair]:
-    """Steps 1 and 2: the merges that a text teaches, at most `num_merges`."""
+    """Steps 1 and 2: learn at most `num_merges` merges from a text.
+
+    The keyword arguments replace parts, to compute what a known mistake would learn."""
     ids, merges = begin(text), []
     for i in range(num_merges):
         counts = counting(ids)
@@ -77,14 +79,16 @@ def encode(
     begin: Callable[[str], list[int]] = to_bytes,
     rounds: int = 10**9,
 ) -> list[int]:
-    """Step 3: by merge rank, the earliest learnt first."""
+    """Step 3: encode a text by merge rank: the pair learnt first is merged first.
+
+    The keyword arguments replace parts, to compute what a known mistake would return."""
     ids = begin(text)
     ranks = {pair: 256 + i for i, pair in reversed(list(enumerate(merges)))}
     while rounds > 0:
-        there = [pair for pair in itertools.pairwise(ids) if pair in ranks]
-        if not there:
+        known = [pair for pair in itertools.pairwise(ids) if pair in ranks]
+        if not known:
             break
-        pair = min(there, key=lambda p: ranks[p]) if pick is None else pick(merges, ids)
+        pair = min(known, key=lambda p: ranks[p]) if pick is None else pick(merges, ids)
         after = merging(ids, pair, ranks[pair])
         if after == ids:
             break
@@ -94,7 +98,7 @@ def encode(
 
 
 def token_bytes(merges: list[Pair]) -> list[bytes]:
-    """The bytes of every token."""
+    """The bytes of every token, by id."""
     table = [bytes([i]) for i in range(256)]
     for a, b in merges:
         table.append(table[a] + table[b])
@@ -102,37 +106,37 @@ def token_bytes(merges: list[Pair]) -> list[bytes]:
 
 
 def decode(merges: list[Pair], ids: list[int]) -> str:
-    """Step 4: all bytes first, then UTF-8; what is not UTF-8 becomes U+FFFD."""
+    """Step 4: join the bytes of all tokens, then decode UTF-8. Invalid bytes become U+FFFD."""
     table = token_bytes(merges)
     return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
 
 
 class Tokenizer:
-    """What a learner writes, out of the functions above."""
+    """The class that a learner writes, made of the functions above."""
 
     def __init__(self) -> None:
         self.merges: dict[Pair, int] = {}
 
     def train(self, text: str, num_merges: int) -> None:
-        """Steps 1 and 2."""
+        """Steps 1 and 2: learn `merges` from a text."""
         self.merges = {pair: 256 + i for i, pair in enumerate(learn(text, num_merges))}
 
     def encode(self, text: str) -> list[int]:
-        """Step 3."""
+        """Step 3: text to ids."""
         return encode(list(self.merges), text)
 
     def decode(self, ids: list[int]) -> str:
-        """Step 4."""
+        """Step 4: ids to text."""
         return decode(list(self.merges), ids)
 
     def save(self, path: str) -> None:
-        """Step 5: one merge a line."""
+        """Step 5: write one merge per line."""
         lines = "".join(f"{a} {b}\n" for a, b in self.merges)
         Path(path).write_text(lines, encoding="ascii")
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
-        """Step 5."""
+        """Step 5: read the merges back into a new tokenizer."""
         tokenizer = cls()
         for i, line in enumerate(Path(path).read_text(encoding="ascii").splitlines()):
             a, b = map(int, line.split())

@@ -1,4 +1,4 @@
-"""The steps of byte-pair encoding, and what people write in their place."""
+"""The steps of byte-pair encoding (BPE) and its bank of known mistakes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from gptcli.course.exercises.explaining import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tokenizer import (
     Counts,
     Pair,
@@ -22,34 +22,34 @@ from gptcli.course.lesson import Step
 STEPS = (
     Step(
         "count pairs",
-        "which pair stands in the text most often, and which one of those that tie?",
-        "count every two neighbours, overlapping ones too; of equals the one seen first in the "
-        "text; the loop ends where no pair is left",
+        "which pair occurs most often, and which one do you take if several tie?",
+        "count every two neighbours, also overlapping ones; if pairs tie, take the one that comes "
+        "first in the text; end the loop if no pair is left",
         "go through zip(ids, ids[1:]) with a dict, and take max(counts, key=counts.get)",
     ),
     Step(
         "merge",
-        "after `aa` became one token, what is `aaa`?",
-        "go from left to right, put the new id where the pair stands, and go on behind it",
-        "after a merge skip two ids, else copy one; then count anew for the next merge",
+        "if `aa` becomes one token, what becomes of `aaa`?",
+        "go from left to right, replace each pair by the new id, and continue after it",
+        "after a merge skip two ids, else copy one; then count again for the next merge",
     ),
     Step(
         "encode",
-        "of the pairs that a text holds, which is merged first?",
-        "the bytes of the text first; then, again and again, the pair that was learnt earliest",
-        "take the pair of the smallest id in your merges, merge it everywhere, until none is left",
+        "of all pairs in a text, which one is merged first?",
+        "start with the bytes; then merge, again and again, the pair that was learnt earliest",
+        "take the pair with the smallest id in your merges and merge it, until no pair is known",
     ),
     Step(
         "decode",
-        "what may a single token be that no text has: half a character?",
-        "put the bytes of all the tokens together, then decode them as UTF-8 once",
+        "can a single token be half a character?",
+        "join the bytes of all tokens first, then decode them as UTF-8 once",
         'b"".join(...) of the tokens\' bytes, then .decode("utf-8", errors="replace")',
     ),
     Step(
         "save and load",
-        "what does another program need to encode as yours does?",
-        "the merges in their order, and nothing else: the bytes of tokens follow from them",
-        "write one pair a line (or JSON), read it back in the same order, keys as pairs of ints",
+        "what does another program need to encode exactly as yours does?",
+        "only the merges in their order: the bytes of the tokens follow from them",
+        "write one pair per line (or JSON), and read them back in the same order as pairs of ints",
     ),
 )
 
@@ -73,7 +73,7 @@ def _count_every_second(ids: list[int]) -> Counts:
 
 
 def _merge_overlapping(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Goes on behind the first id of the pair, not behind the second."""
+    """Continues after the first id of the pair, not after the second."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -98,7 +98,7 @@ def _merge_first(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def _merge_without_last(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Loops over range(len(ids) - 1): an id at the very end is lost."""
+    """Loops over range(len(ids) - 1), so the last id is lost."""
     out, i = [], 0
     while i < len(ids) - 1:
         if tuple(ids[i : i + 2]) == pair:
@@ -132,7 +132,7 @@ def _pick_frequent(merges: list[Pair], ids: list[int]) -> Pair:
 
 
 def _longest_match(merges: list[Pair], text: str) -> list[int]:
-    """Greedy: the longest token that fits, from left to right."""
+    """Greedy encoding: the longest token that fits, from left to right."""
     table = token_bytes(merges)
     data, ids, at = text.encode("utf-8"), [], 0
     while at < len(data):
@@ -146,7 +146,7 @@ def _longest_match(merges: list[Pair], text: str) -> list[int]:
 
 
 def _one_pass(merges: list[Pair], text: str) -> list[int]:
-    """Walks through the bytes once, merging the neighbours that it meets."""
+    """Walks through the bytes once and merges the neighbours that it meets."""
     ids = to_bytes(text)
     out, i = [], 0
     while i < len(ids):
@@ -177,7 +177,7 @@ def _encoded(**changes: Any) -> Callable[[list[Pair], str], list[int]]:
 
 
 def learn_once(text: str, num_merges: int) -> list[Pair]:
-    """A mistake: the pairs are counted in the beginning alone."""
+    """A known mistake: count the pairs only once, at the beginning."""
     counts = count(to_bytes(text))
     return sorted(counts, key=lambda pair: -counts[pair])[:num_merges]
 
@@ -189,147 +189,151 @@ def _each_once(merges: list[Pair], text: str) -> list[int]:
     return ids
 
 
-# Forms of steps 1 and 2 are (text, num_merges) -> merges, of step 3 (merges, text) -> ids, of
-# step 4 (merges, ids) -> text.
+# Forms of steps 1 and 2: (text, num_merges) -> merges. Step 3: (merges, text) -> ids. Step 4:
+# (merges, ids) -> text.
 # fmt: off
 MISTAKES = (
     ExerciseMistake("characters-not-bytes", 1, "[ord(c) for c in text]",
-            "training reads characters, not bytes", "ids 0 to 255 are bytes: text has more "
-            "characters than that, and UTF-8 writes them with several bytes each",
-            'begin with list(text.encode("utf-8"))', (_learnt(begin=_characters),), r"ord\("),
+            "your train reads characters, not bytes", "ids 0 to 255 are bytes; a text can have "
+            "other characters, which UTF-8 writes with several bytes",
+            'start with list(text.encode("utf-8"))', (_learnt(begin=_characters),), r"ord\("),
     ExerciseMistake("ties-last-seen", 1,
             "max(counts.items(), key=...) with >=, or a sort from behind",
-            "of pairs that tie, the one seen last in the text is taken",
-            "ties go to the pair seen first, so that everybody gets the same merges",
-            "use > in place of >=, or max with key=counts.get", (
+            "if pairs tie, you take the one that comes last in the text",
+            "ties go to the pair that comes first, so that everybody gets the same merges",
+            "use > instead of >=, or max with key=counts.get", (
             _learnt(choosing=lambda c: max(reversed(list(c)), key=lambda p: c[p])),),
             r">=|sorted|max\("),
     ExerciseMistake("ties-largest-pair", 1, "max(counts, key=lambda p: (counts[p], p))",
-            "of pairs that tie, the one of the larger ids is taken",
-            "ties go to the pair seen first in the text", "compare the counts alone",
+            "if pairs tie, you take the one with the larger ids",
+            "ties go to the pair that comes first in the text", "compare only the counts",
             (_learnt(choosing=lambda c: max(c, key=lambda p: (c[p], p))),), r"max\(|sort"),
     ExerciseMistake("ties-smallest-pair", 1, "min(counts, key=lambda p: (-counts[p], p))",
-            "of pairs that tie, the one of the smaller ids is taken",
-            "ties go to the pair seen first in the text", "compare the counts alone",
+            "if pairs tie, you take the one with the smaller ids",
+            "ties go to the pair that comes first in the text", "compare only the counts",
             (_learnt(choosing=lambda c: min(c, key=lambda p: (-c[p], p))),), r"min\(|max\(|sort"),
-    ExerciseMistake("rarest-pair", 1, "min(counts, key=counts.get)", "the rarest pair is merged",
+    ExerciseMistake("rarest-pair", 1, "min(counts, key=counts.get)", "you merge the rarest pair",
             "the most frequent pair saves the most tokens", "take the largest count",
             (_learnt(choosing=lambda c: min(c, key=lambda p: c[p])),), r"min\(|sort"),
     ExerciseMistake("overlaps-not-counted", 1, "text.count(pair), or a loop that skips",
-            "`aaa` counts as one pair `aa`, not as two", "every two neighbours are a pair",
-            "go through all neighbours, zip(ids, ids[1:])", (_learnt(counting=_count_apart),),
+            "you count `aaa` as one pair `aa`, not as two", "every two neighbours are a pair",
+            "loop over all neighbours, zip(ids, ids[1:])", (_learnt(counting=_count_apart),),
             r"count\(|\+= 2"),
     ExerciseMistake("every-second-pair", 1, "zip(ids[::2], ids[1::2])",
-            "only every second pair of neighbours is counted",
+            "you count only every second pair of neighbours",
             "pairs overlap: the second id of one is the first of the next",
-            "go through all neighbours, zip(ids, ids[1:])",
+            "loop over all neighbours, zip(ids, ids[1:])",
             (_learnt(counting=_count_every_second),), r"::\s*2|, 2\)"),
     ExerciseMistake("counted-once", 1, "counts.most_common(num_merges)",
-            "the pairs are counted once, before the first merge",
-            "each merge makes new pairs and ends old ones", "count anew before every merge",
+            "you count the pairs only once, before the first merge",
+            "each merge makes new pairs and removes old ones", "count again before every merge",
             (learn_once,), r"most_common|sorted"),
     ExerciseMistake("one-merge-too-few", 1, "range(num_merges - 1)",
-            "one merge fewer is learnt than was asked for", "num_merges counts the merges",
+            "you learn one merge too few", "num_merges is the number of merges",
             "use range(num_merges)", (lambda t, n: learn(t, n - 1),), r"range\("),
     ExerciseMistake("one-merge-too-many", 1, "range(num_merges + 1)",
-            "one merge more is learnt than was asked for", "num_merges counts the merges",
+            "you learn one merge too many", "num_merges is the number of merges",
             "use range(num_merges)", (lambda t, n: learn(t, n + 1),), r"range\("),
     ExerciseMistake("vocabulary-size", 1, "range(num_merges - 256)",
-            "num_merges is taken for the size of the vocabulary, so nothing is learnt",
-            "the bytes are not among the merges", "use range(num_merges)",
+            "you take num_merges for the vocabulary size, so you learn nothing",
+            "the 256 bytes do not count as merges", "use range(num_merges)",
             (lambda t, n: learn(t, max(0, n - 256)),), r"256"),
     ExerciseMistake("too-few-pairs", 1, "max() of an empty dict",
             "training on {text!r} with {n} merges stops: {error}",
-            "a short text has fewer pairs than merges asked for", "leave the loop where counts is "
+            "a short text can have fewer pairs than num_merges", "leave the loop if counts is "
             "empty", at=r"max\("),
     ExerciseMistake("merge-overlapping", 2, "i += 1 after a merge",
-            "after a merge the second id of the pair is looked at again",
-            "both ids of the pair are used up", "go on two ids further",
+            "after a merge you look at the second id of the pair again",
+            "both ids of the pair are used up", "continue two ids further",
             (_learnt(merging=_merge_overlapping),), r"i \+= 1"),
     ExerciseMistake("merge-from-right", 2, "a loop from the end, or in reverse",
-            "merging goes from right to left: in `aaa` the last two become one",
-            "everybody reads from the left", "go from left to right",
+            "you merge from right to left: in `aaa` the last two become one",
+            "merging goes from left to right", "loop from the start",
             (_learnt(merging=_merge_from_right),), r"reversed|-1"),
     ExerciseMistake("merge-first-only", 2, "ids.index(...), then one replacement",
-            "only the first place of a pair is merged", "a merge holds for the whole text",
-            "go on to the end", (_learnt(merging=_merge_first),), r"break|index\(|return"),
+            "you merge a pair only at its first place", "a merge applies to the whole text",
+            "continue to the end", (_learnt(merging=_merge_first),), r"break|index\(|return"),
     ExerciseMistake("last-id-lost", 2,
-            "while i < len(ids) - 1", "the last id of the text is lost in a "
-            "merge", "the last id has no right neighbour, and is copied all the same",
-            "loop while i < len(ids), and look for the neighbour only where there is one",
+            "while i < len(ids) - 1", "a merge loses the last id of "
+            "the text", "the last id has no right neighbour, but it must be copied",
+            "loop while i < len(ids), and look at the neighbour only if there is one",
             (_learnt(merging=_merge_without_last),), r"len\(.*- 1"),
     ExerciseMistake("not-merged", 2, "the text stays as it was while training",
-            "the ids are not merged between one count and the next",
-            "the next pair is chosen in the merged text", "keep what merging returns",
+            "you do not merge the ids before you count again",
+            "the next pair comes from the merged text", "assign the merged list to ids",
             (_learnt(merging=_keep),), r"merge\("),
     ExerciseMistake("wrong-new-id", 2, "new = 257 + i, or 256 + len(...) + 1",
-            "the first merge is not given id 256", "bytes take 0 to 255, so merges begin at 256",
-            "merge number i, from 0, makes 256 + i",
+            "your first merge does not get id 256",
+            "bytes have ids 0 to 255, so merges start at 256",
+            "merge number i (from 0) makes id 256 + i",
             (_learnt(first=257), _learnt(first=255)), r"25[57]|\+ 1"),
     ExerciseMistake("no-merges-applied", 3, 'return list(text.encode("utf-8"))',
-            "the bytes are returned as they are", "encoding applies the merges",
-            "merge pairs until none of them is known", (lambda m, t: to_bytes(t),), r"return"),
+            "your encode returns the bytes without merging", "encoding applies the merges",
+            "merge pairs until no known pair is left", (lambda m, t: to_bytes(t),), r"return"),
     ExerciseMistake("encodes-characters", 3, "[ord(c) for c in text]",
-            "encoding begins with characters, not with bytes", "ids 0 to 255 are bytes",
-            'begin with list(text.encode("utf-8"))', (_encoded(begin=_characters),), r"ord\("),
+            "your encode starts with characters, not with bytes", "ids 0 to 255 are bytes",
+            'start with list(text.encode("utf-8"))', (_encoded(begin=_characters),), r"ord\("),
     ExerciseMistake("latest-merge-first", 3, "max(pairs, key=self.merges.get)",
-            "of the pairs in a text, the one learnt last is merged first",
-            "the merges stand in the order in which the text was merged in training",
-            "take the smallest id", (_encoded(pick=_pick_latest),), r"max\(|reversed"),
+            "your encode merges the pair learnt last first",
+            "the merges must be applied in the order in which they were learnt",
+            "take the pair with the smallest id", (_encoded(pick=_pick_latest),),
+            r"max\(|reversed"),
     ExerciseMistake("leftmost-first", 3, "merging the first known pair from the left",
-            "the leftmost known pair is merged, whatever its rank",
-            "an early merge further right goes first", "look at all pairs, take the earliest "
-            "learnt", (_encoded(pick=_pick_leftmost),
+            "your encode merges the leftmost known pair, whatever its rank",
+            "an earlier merge further right goes first", "look at all pairs, and take the one "
+            "learnt earliest", (_encoded(pick=_pick_leftmost),
                        _encoded(pick=_pick_leftmost, merging=_merge_first)), r"\[0\]|break"),
     ExerciseMistake("most-frequent-first", 3, "the most frequent pair of the text, as in training",
-            "encoding merges the pair that is most frequent in this text",
-            "counts belong to training; a text is encoded by ranks", "take the smallest id",
+            "your encode merges the most frequent pair of this text first",
+            "counts matter only in training; encoding goes by rank",
+            "take the pair with the smallest id",
             (_encoded(pick=_pick_frequent),), r"count|max\("),
     ExerciseMistake("longest-match", 3, "the longest token that the text begins with",
-            "encoding takes the longest token that fits, from left to right",
-            "that is another way to cut, and gives other ids", "merge pairs by rank",
+            "your encode takes the longest token that fits, from left to right",
+            "that cuts the text differently and gives other ids", "merge pairs by rank",
             (_longest_match,), r"startswith|len\("),
     ExerciseMistake("one-pass", 3, "one walk through the bytes",
-            "encoding stops after one pass or one merge",
-            "a merged pair can be half of the next one", "go on until no pair is known",
+            "your encode stops after one pass or one merge",
+            "a merged pair can be half of the next one", "continue until no known pair is left",
             (_one_pass, _encoded(rounds=1))),
     ExerciseMistake("first-place-only", 3, "one replacement for each merge",
-            "each merge is applied at the first place in the text alone",
-            "a pair is merged wherever it stands", "use the same merging as in training",
+            "your encode applies each merge only at its first place in the text",
+            "a pair is merged wherever it occurs", "merge in the same way as in training",
             (lambda m, t: _each_once(m, t),), r"break|index\("),
     ExerciseMistake("short-text", 3, "min() of an empty sequence",
-            "encoding {text!r} stops: {error}", "a text of no or one byte has no pairs",
-            "return the ids where there is no pair", at=r"min\("),
+            "encoding {text!r} stops: {error}", "a text of one byte or none has no pairs",
+            "return the ids if there is no pair", at=r"min\("),
     ExerciseMistake("strict-utf8", 4, '.decode("utf-8")',
             "decoding {ids}, which is not UTF-8, stops: {error}",
-            "a model may write half a character", 'pass errors="replace"', at=r"\.decode\("),
-    ExerciseMistake("ignores-invalid", 4, 'errors="ignore"', "bytes that are not UTF-8 vanish",
-            "the reader should see that something was there", 'pass errors="replace"',
+            "a model can write half a character", 'pass errors="replace"', at=r"\.decode\("),
+    ExerciseMistake("ignores-invalid",
+            4, 'errors="ignore"', "your decode drops bytes that are not UTF-8",
+            "the reader should see that something is missing", 'pass errors="replace"',
             (lambda m, i: _table_or_fail(m, i, lambda b: b.decode("utf-8", "ignore")),),
             r"ignore"),
     ExerciseMistake("decoded-one-by-one", 4, '"".join(token.decode() for ...)',
-            "each token is decoded by itself, so a character of two tokens is torn",
-            "a character may lie in several tokens", "join the bytes first, decode once",
+            "you decode each token separately, so a character of two tokens breaks",
+            "a character can span several tokens", "join the bytes first, then decode once",
             (lambda m, i: "".join(token_bytes(m)[k].decode("utf-8", "replace") for k in i),
              lambda m, i: "".join(token_bytes(m)[k].decode("utf-8", "ignore") for k in i)),
             r"join"),
     ExerciseMistake("decodes-latin-1", 4, "chr(byte), or latin-1",
-            "each byte becomes a character of its own", "UTF-8 writes many characters with "
+            "your decode turns each byte into a character", "UTF-8 writes many characters with "
             "several bytes", "decode the joined bytes as UTF-8",
             (lambda m, i: _table_or_fail(m, i, lambda b: b.decode("latin-1")),),
             r"chr\(|latin"),
     ExerciseMistake("load-loses-merges", 5, "load() that returns a new, empty tokenizer",
-            "after save and load there are {count} merges, of {wanted}",
-            "what save wrote is not what load reads", "read every pair back into merges",
+            "after save and load, your tokenizer has {count} merges, expected {wanted}",
+            "load does not read what save writes", "read every pair back into merges",
             at=r"def load"),
     ExerciseMistake("load-changes-merges", 5, "a set, sorted(), or keys as strings",
-            "after save and load merge number {i} is {yours}, it was {wanted}",
-            "the order of the merges is their rank; JSON makes strings of keys",
-            "write pairs as a list in their order, and make tuples of ints of them",
+            "after save and load, your merge number {i} is {yours}; before it was {wanted}",
+            "the order of the merges is their rank; JSON turns keys into strings",
+            "write the pairs as a list in their order, and read them back as tuples of ints",
             at=r"def load"),
     ExerciseMistake("load-ignores-file", 5, "load() that takes the merges from memory",
-            "after another training, load gives the newer merges, not those of the file",
-            "the file is what counts: a fresh program has nothing else",
+            "after another training, your load returns the newer merges, not those of the file",
+            "a program that has just started has only the file",
             "read the merges from the file", at=r"def load"),
 )
 # fmt: on

@@ -1,13 +1,12 @@
-"""The training loop: the reference, in the six steps of the exercise.
+"""Reference of the training exercise: batches, loss, learning rate, clipping, step, evaluation.
 
-Dimensions: B batch, T time (block_size), V vocabulary. `batches` is a list of (x, y) of one size.
+Dimensions: B batch, T time (block_size), V vocabulary. `batches` is a list of (x, y).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 def get_batch(
     data: Tensor, block_size: int, batch_size: int, generator: torch.Generator | None = None
 ) -> Batch:
-    """Step 1: windows of `data` (N,) from random places, and the token after each: (B, T) twice."""
+    """Step 1: random windows x of `data` (N,), and y, which is x one token later. Both (B, T)."""
     starts = torch.randint(len(data) - block_size, (batch_size,), generator=generator)
     x = torch.stack([data[i : i + block_size] for i in starts.tolist()])
     y = torch.stack([data[i + 1 : i + 1 + block_size] for i in starts.tolist()])
@@ -34,7 +33,7 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 def learning_rate(
     step: int, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int
 ) -> float:
-    """Step 3: a straight rise that reaches max_lr, then half a cosine down to min_lr."""
+    """Step 3: linear warm-up to max_lr, then cosine decay to min_lr."""
     if step < warmup_steps:
         return max_lr * (step + 1) / warmup_steps
     if step >= max_steps:
@@ -44,8 +43,9 @@ def learning_rate(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Step 4: scale all gradients so that their common norm is at most max_norm; in place.
-    Returns the norm before."""
+    """Step 4: scale all gradients in place so that their common norm is at most max_norm.
+
+    Returns the norm before scaling."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     if norm > max_norm:
@@ -61,7 +61,7 @@ def train_step(
     lr: float,
     max_norm: float,
 ) -> float:
-    """Step 5: one update from the mean gradient of all batches. Returns their mean loss."""
+    """Step 5: one update from the mean gradient of all batches. Returns the mean loss."""
     return any_step(model, optimizer, batches, lr, max_norm)
 
 
@@ -79,7 +79,7 @@ def any_step(
     rate: str = "all",
     returns: str = "mean",
 ) -> float:
-    """Step 5 with its parts exchangeable, for the mistakes."""
+    """Step 5 with replaceable parts, to compute what a known mistake would do."""
     groups = {"all": optimizer.param_groups, "first": optimizer.param_groups[:1], "never": []}[rate]
     for group in groups:
         group["lr"] = lr
@@ -111,13 +111,8 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients; then back to training."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Then back to training mode."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()
     return sum(losses) / len(losses)
-
-
-def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Any]:
-    """Copies of their gradients."""
-    return [None if p.grad is None else p.grad.clone() for p in parameters]

@@ -1,1 +1,1 @@
-"""Learners' code runs here: in another process, with limits on time and memory."""
+"""The sandbox for learners' code: a separate process with limits on time and memory."""

@@ -1,6 +1,6 @@
-"""Learners' code runs in another process, which may hang, crash or eat memory without harm.
+"""Run learners' code in a worker process, which can hang, crash or eat memory without harm.
 
-This side imports no torch. What comes back is JSON; nothing is unpickled.
+This side does not import torch. Answers are JSON; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 START_S = 180.0  # importing torch from a cold, slow disk
-GRACE_S = 10.0  # beyond the limit of a file, which the worker watches itself
+GRACE_S = 10.0  # on top of a file's limit, which the worker itself enforces
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -31,8 +31,10 @@ _BOOT = (
 
 
 class Unfinished(Exception):
-    """A file whose check never came to an end: `reason` is "time-limit" or "crash", `doing` what
-    was being done, `line` the line of the file that it was in, `detail` how the process ended."""
+    """The check of a file did not finish.
+
+    `reason` is "time-limit" or "crash". `doing` is what was being done, `line` the line of the file
+    that was running (or None), and `detail` how the process ended."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -40,9 +42,10 @@ class Unfinished(Exception):
 
 
 class Worker:
-    """A process with torch in it that checks one file after another. Use it in a `with`.
+    """A process that has imported torch and checks one file after another. Use it in a `with`.
 
-    `fork` keeps the files apart from each other too; it is safe on Linux only."""
+    With `fork`, each file runs in its own fork, so that files cannot affect each other. Forking a
+    process with torch in it is safe only on Linux."""
 
     def __init__(self, *, fork: bool = sys.platform == "linux") -> None:
         self._fork = fork
@@ -63,10 +66,10 @@ class Worker:
         self._folder.cleanup()
 
     def ask(self, file: LearnerFile, limit_s: float, *, follow: bool = False) -> dict[str, Any]:
-        """Check `file` within `limit_s` seconds -> the object of its report. With `follow` it is
-        run once only, and `doing` is the step that it had come to.
+        """Check `file` within `limit_s` seconds and return its report as a JSON object.
 
-        Raises GptcliError where the file cannot be used, and Unfinished."""
+        With `follow`, run it once instead and report the step that it reaches. Raises GptcliError
+        if the file cannot be used, and Unfinished if the check does not finish."""
         if self._process is None:
             self._process = _Process(self._fork)
         process = self._process
@@ -112,17 +115,16 @@ class Worker:
 
 
 class _Process:
-    """The worker's process, and a thread that reads its answers."""
+    """The worker process, and a thread that reads its answers."""
 
     def __init__(self, fork: bool) -> None:
         settings = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
         )
-        # What a learner compiles runs as the Python that it is: at once, and so that it can be
-        # watched.
+        # torch.compile and torch.jit are off in the worker: code runs eagerly and can be traced.
         settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0"}
-        # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one
-        # with all that a learner's file has started.
+        # A separate session: Ctrl-C reaches only this process, which then kills the worker and
+        # everything that a learner's file has started.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
             stdin=subprocess.PIPE,
@@ -136,37 +138,37 @@ class _Process:
         threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True).start()
 
     def wait_until_ready(self) -> None:
-        """Until torch is there. Raises GptcliError where it never is."""
+        """Wait until the worker has imported torch. Raises GptcliError if it cannot."""
         if not self._ready:
             if "ready" not in self.receive(START_S):
                 self.kill()
                 raise GptcliError(
                     "the process that runs the file did not start",
-                    "what it said stands above; try `python -c 'import torch'`",
+                    "its output is above; try `python -c 'import torch'`",
                     exit_code=1,
                 )
             self._ready = True
 
     def send(self, request: dict[str, Any]) -> None:
-        """Hand it one request."""
+        """Send one request to the worker."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(OSError):  # receive() will tell
+        with contextlib.suppress(OSError):  # receive() reports it
             self._popen.stdin.write((json.dumps(request) + "\n").encode("ascii"))
             self._popen.stdin.flush()
 
     def receive(self, limit_s: float) -> dict[str, Any]:
-        """Its next message; {"died": None} where none comes in time."""
+        """The next message of the worker, or {"died": None} if none comes in time."""
         try:
             return self._messages.get(timeout=limit_s)
         except queue.Empty:
             return {"died": None}
 
     def is_alive(self) -> bool:
-        """Whether it can take another request."""
+        """Whether the worker can take another request."""
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """End it and all that it has started."""
+        """Kill the worker and everything that it has started."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -179,13 +181,13 @@ class _Process:
     def _read(self, stdout: IO[bytes]) -> None:
         with stdout:
             for line in stdout:
-                with contextlib.suppress(ValueError):  # a line torn by the end of the process
+                with contextlib.suppress(ValueError):  # a line cut off by the end of the process
                     self._messages.put(json.loads(line))
         self._messages.put({"died": f"exit code {self._popen.wait()}"})
 
 
 def _line_in(trace: str, path: Path) -> int | None:
-    """The innermost line of `path` in what faulthandler wrote, which is ASCII."""
+    """The innermost line of `path` in a traceback by faulthandler, which writes ASCII."""
     name = str(path).encode("ascii", "backslashreplace").decode("ascii")
     found = re.search(rf'File "{re.escape(name)}", line (\d+)', trace)
     return int(found.group(1)) if found else None

@@ -1,6 +1,6 @@
-"""A learner's file: from `FILE[:CLASS]` on the command line to the class in it.
+"""Find and run a learner's file: from `FILE[:CLASS]` on the command line to the class in it.
 
-Nothing here imports torch until a class is loaded: a misspelt name is told at once.
+Nothing here imports torch until a class is loaded, so that a misspelt name is reported at once.
 """
 
 from __future__ import annotations
@@ -21,32 +21,29 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
+from gptcli.course.catalogue import exercise_named
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULT_CLASS = "CausalSelfAttention"
-
 
 @dataclass(frozen=True)
 class LearnerFile:
-    """A file that exists and is Python, and the class to look for in it."""
+    """A file that exists and is Python, the class to look for in it, and its exercise."""
 
     name: str  # as the user wrote it, without the class
     path: Path
     class_name: str
-    exercise: str = "attention"  # what it is an answer to
+    exercise: str = "attention"
 
 
-def find_file(
-    spec: str, default_class: str = DEFAULT_CLASS, exercise: str = "attention"
-) -> LearnerFile:
-    """`FILE` or `FILE:CLASS` -> the file, which exists and parses; none of it is run.
+def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
+    """The file of `FILE` or `FILE:CLASS`, which exists and parses. Runs nothing of it.
 
-    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError where there is no
-    such file, or where it is not Python."""
-    name, class_name = spec, default_class
+    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError if there is no such
+    file, or it is not Python."""
+    name, class_name = spec, exercise_named(exercise).target or "module"
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113
@@ -71,29 +68,31 @@ def find_file(
 
 
 def load_class(file: LearnerFile) -> type[nn.Module]:
-    """Run the file and return its class, a torch.nn.Module. Its folder can be imported from
-    meanwhile. Raises GptcliError where it cannot be run, or has no such class."""
+    """Run the file and return its class, a torch.nn.Module.
+
+    The file can import its neighbours. Raises GptcliError if it cannot be run or has no such
+    class."""
     from torch import nn
 
     module = run_file(file)
     cls = getattr(module, file.class_name, None)
     if cls is None:
-        own = {
+        classes = {
             name: value
             for name, value in vars(module).items()
             if inspect.isclass(value)
             and issubclass(value, nn.Module)
             and value.__module__ == module.__name__
         }
-        if not own:
+        if not classes:
             raise GptcliError(
                 f"{file.name}: there is no class `{file.class_name}`",
-                "the file has no torch.nn.Module of its own; write one, or name another file",
+                "the file defines no torch.nn.Module; write one, or name another file",
             )
-        like = nearest(file.class_name, own) or next(iter(own))
+        like = nearest(file.class_name, classes) or next(iter(classes))
         raise GptcliError(
             f"{file.name}: there is no class `{file.class_name}`; it has "
-            + ", ".join(f"`{name}`" for name in own),
+            + ", ".join(f"`{name}`" for name in classes),
             f"try `{file.name}:{like}`",
         )
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
@@ -105,8 +104,7 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
-    """The last line of the learner's code that `error` came through: its number and its text
-    (of the file itself, else of its neighbours); None where there is none."""
+    """The last line of the file `path` that `error` passed through, as (number, text), or None."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
         return error.lineno or 1, (error.text or "").strip()
     frames = traceback.extract_tb(error.__traceback__)
@@ -117,13 +115,13 @@ def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
 
 
 def raised_in(error: BaseException, path: Path) -> bool:
-    """Whether the file itself raised it, and not something that it called."""
+    """Whether the file itself raised `error`, and not something that it called."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename) == path
 
 
 def in_words(error: BaseException) -> str:
-    """`ValueError: ...` on one line, of a length that can be read."""
+    """`ValueError: ...` on one line of readable length."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -139,7 +137,7 @@ def _parse(name: str, path: Path) -> None:
         line = line if len(line) <= 200 else line[:197] + "..."
         raise GptcliError(
             f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
-            "Python cannot read this file; mend that line first",
+            "Python cannot read this file; fix that line first",
         ) from None
     except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise GptcliError(
@@ -167,8 +165,10 @@ def _where_else(path: Path) -> str:
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source each time: a cached bytecode file would be stale after an edit within
-    the same second, and would litter the learner's folder."""
+    """Compiles the source each time.
+
+    A cached bytecode file would be stale after an edit within the same second, and would litter
+    the learner's folder."""
 
     def get_code(self, fullname: str) -> CodeType:
         code = self.source_to_code(self.get_data(self.path), self.path)
@@ -177,26 +177,26 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 
 
 def run_file(file: LearnerFile) -> ModuleType:
-    """Run the file and return its module. Raises GptcliError where it cannot be run."""
-    # A name of its own: a learner's `attention.py` or `random.py` must hide no other module.
+    """Run the file and return its module. Raises GptcliError if it cannot be run."""
+    # A unique name: a learner's `attention.py` or `random.py` must not hide another module.
     key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     name = f"_learner_{key}_{file.path.stem}"
     loader = _FreshLoader(name, str(file.path))
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         with _neighbours_importable(file.path.parent), contextlib.redirect_stdout(sys.stderr):
             loader.exec_module(module)
     except ImportError as error:
         raise GptcliError(
             f"{_at(file, error)}: {error}",
-            "install it, or do without: torch and its own modules are enough",
+            "install it, or do without: torch and its modules are enough",
         ) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # sys.exit() at the top of a file as well
+    except BaseException as error:  # sys.exit() at the top of a file too
         raise GptcliError(
             f"{_at(file, error)}: {in_words(error)}",
             f"the file stops before its class can be used; it must run as `python {file.name}`",
@@ -211,8 +211,9 @@ def _at(file: LearnerFile, error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _neighbours_importable(folder: Path) -> Iterator[None]:
-    """Let files beside the learner's be imported, and forget them again: the next learner's
-    `layers.py` is another one."""
+    """Make the files next to the learner's importable, and forget them afterwards.
+
+    The next learner's `layers.py` is a different file."""
     before = set(sys.modules)
     writes = sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
@@ -226,6 +227,6 @@ def _neighbours_importable(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             top, origin = name.split(".")[0], getattr(sys.modules[name], "__file__", None)
-            # Not by folder alone: a virtual environment may lie in it.
+            # Comparing folders is not enough: the folder can contain a virtual environment.
             if origin and Path(origin) in (folder / f"{top}.py", folder / top / "__init__.py"):
                 del sys.modules[name]

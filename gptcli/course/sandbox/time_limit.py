@@ -1,5 +1,4 @@
-"""How long a learner's code may run before it is stopped where it is: so a loop without an end can
-be placed at its line and its step like any other mistake."""
+"""Time limit for one call of a learner's code, so that an endless loop gets its line and step."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from types import FrameType
 
 
 class TookTooLong(BaseException):
-    """No Exception: a learner's own `except Exception` must not swallow it."""
+    """Code ran past its limit. Not an Exception, so that `except Exception` does not catch it."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"still running after {seconds:g} s")
@@ -19,10 +18,11 @@ class TookTooLong(BaseException):
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong in Python code that is still running then, and every tenth of a second
-    from there on, should it be swallowed. Where the system has no timer that interrupts, or a
-    library does not come back to Python, the limit of the whole file (isolation) is what is left.
-    """
+    """Raise TookTooLong in Python code that still runs after `seconds`.
+
+    Raises it again every tenth of a second, in case the code swallows it. Does nothing outside the
+    main thread and on systems without interval timers, and cannot stop a library that never returns
+    to Python. In these cases the limit of the whole file applies (isolation.py)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not (
         threading.main_thread()
     ):

@@ -1,9 +1,10 @@
-"""The process in which learners' files run. Only gptcli.course.sandbox.isolation starts it.
+"""The worker process that runs learners' files. Only isolation.py starts it.
 
-It imports torch once, then takes requests, one JSON object a line on stdin, and answers on its
-original stdout: `{"doing": ...}` as it goes, then one `{"report": ...}`, `{"error": ...}` or
-`{"died": ...}`. Whatever a learner's file prints goes to stderr. On Linux each request runs in a
-fork of its own; elsewhere, where forking a process with torch in it is not safe, in this process.
+The worker imports torch once. Then it reads requests from stdin, one JSON object per line, and
+answers on its original stdout: `{"doing": ...}` during the check, then one `{"report": ...}`,
+`{"error": ...}` or `{"died": ...}`. Whatever a learner's file prints goes to stderr. On Linux each
+request runs in its own fork. On other systems forking a process with torch in it is not safe, so
+requests run in the worker itself.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.errors import GptcliError
 
-MEMORY = 4 << 30  # bytes that a file may take beyond what torch itself has
-SERVED = 93  # exit code of a fork that has answered; a file's own exit gives another
+MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
+SERVED = 93  # exit code of a fork that has answered, unlikely in a file's own exit()
 Answer = Callable[[dict[str, Any]], None]
 
 
@@ -35,21 +36,21 @@ def main(*, fork: bool) -> None:
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(2, 1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)  # input() in a learner's file finds the end, not the next request
+    os.dup2(nowhere, 0)  # input() in a learner's file reads end-of-file, not the next request
     os.close(nowhere)
     sys.stdout = sys.stderr
 
     def answer(message: dict[str, Any]) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
-    # torch, before the first fork
-    from gptcli.course.attention import examination  # noqa: F401
-    from gptcli.course.exercises import part_examination  # noqa: F401
+    # Import torch before the first fork.
+    from gptcli.course.examination import LESSONS
 
     answer({"ready": True})
     for line in requests:
         request = json.loads(line)
         if fork:
+            LESSONS[request["exercise"]].prepare()
             _serve_in_fork(request, answer)
         else:
             _serve(request, answer)
@@ -58,23 +59,20 @@ def main(*, fork: bool) -> None:
 def _serve(request: dict[str, Any], answer: Answer) -> None:
     import torch
 
-    from gptcli.course.attention.examination import examine as examine_attention
-    from gptcli.course.attention.examination import follow
-    from gptcli.course.exercises.part_examination import examine as examine_part
+    from gptcli.course.examination import examine, follow
 
     torch.set_num_threads(1)
     file = LearnerFile(
         request["name"], Path(request["path"]), request["class_name"], request["exercise"]
     )
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
-        # From C and without the interpreter's lock, so that nothing in the file can hold it up.
+        # This timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
             if request["follow"]:
                 follow(file, lambda what: answer({"doing": what}))
                 answer({"report": {}})
                 return
-            examine = examine_attention if file.exercise == "attention" else examine_part
             report = examine(file, lambda what: answer({"doing": what}))
             answer({"report": asdict(report)})
         except GptcliError as error:
@@ -88,7 +86,7 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
 def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # This process has run nothing but imports; its threads, if any, wait for work.
+        # This process has only imported modules; its threads, if any, are idle.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -111,7 +109,7 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
 
 
 def _wait(child: int, limit_s: float) -> int:
-    """The child's wait status; it is killed at the limit."""
+    """Wait for the child and return its status. Kill it at the limit."""
     deadline = time.monotonic() + limit_s
     pause = 0.001
     while True:
@@ -126,7 +124,7 @@ def _wait(child: int, limit_s: float) -> int:
 
 
 def _limit_memory() -> None:
-    """Let allocations fail, with an error that names a line, before the machine runs out."""
+    """Make allocations fail, with an error that names a line, before memory runs out."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

@@ -1,4 +1,4 @@
-"""No nn.Linear: matrices of its own, multiplied from the right, a class of a neighbouring file."""
+"""Without nn.Linear: bare matrices used as x @ W, with a class of a neighbouring file."""
 
 import torch
 from bare_product import Product

@@ -1,4 +1,4 @@
-"""A product with a matrix (in, out), for bare_parameters.py."""
+"""x @ W with W (in, out), for bare_parameters.py."""
 
 import torch
 from torch import nn

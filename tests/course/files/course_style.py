@@ -1,4 +1,4 @@
-"""As the course teaches it: eight steps, `use_dropout`, residual dropout before the projection."""
+"""The course's style: eight steps, `use_dropout`, residual dropout before the projection."""
 
 import math
 

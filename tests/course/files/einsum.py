@@ -1,4 +1,4 @@
-"""einsum throughout, `qkv`, a scale on the query, and a mask chosen with where."""
+"""einsum for all products, one `qkv` layer, a scaled query, and a mask with torch.where."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         H = self.config.n_head
         q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)
-        # In torch's default dtype, which need not be that of x.
+        # A new tensor in the default dtype, which can differ from the dtype of x.
         q = q / torch.sqrt(torch.tensor(C // H))
         scores = torch.einsum("bthd,bshd->bhts", q, k)
         at = torch.arange(T, device=x.device)

@@ -1,4 +1,4 @@
-"""One fused projection and PyTorch's own kernel."""
+"""One fused projection and scaled_dot_product_attention."""
 
 from torch import nn
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""One head after another, each token's own slice of the past, and a softmax by hand."""
+"""A loop over heads and tokens, slices of the past instead of a mask, and a softmax by hand."""
 
 import torch
 from torch import nn

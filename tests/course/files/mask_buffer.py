@@ -1,4 +1,4 @@
-"""An additive mask as a buffer of block_size."""
+"""An additive mask in a buffer of size block_size."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Right, with three things worth a note: a mask that is no buffer, block_size, no dropout."""
+"""Right, with three notes: a mask that is not a buffer, block_size, no dropout."""
 
 import math
 

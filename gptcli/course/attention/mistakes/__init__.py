@@ -1,1 +1,1 @@
-"""The bank of known mistakes in attention, one file per step."""
+"""Known mistakes in attention, one file for each step or two; bank.py lists the files."""

@@ -1,7 +1,17 @@
-"""The bank of known mistakes: each the reference with one step changed, run on their own numbers.
+"""The bank of known mistakes in attention, and what each computes from the learner's own weights.
 
-The mistakes stand in the files mistakes_*.py, which read like a lesson: the step, what people
-write, why it is wrong, how to mend it.
+Each mistake is the reference with one or more stages replaced. The files next to this one hold the
+mistakes and read like a lesson: the step, what people write, why it is wrong, how to fix it.
+
+| file | steps |
+|---|---|
+| projections.py | 1, queries, keys and values |
+| heads.py | 2 and 3, splitting into heads, folding batch and heads |
+| scores.py | 4, scores and their scale |
+| mask.py | 5, the causal mask |
+| weights.py | 6 and 7, the softmax and the weighted sum of the values |
+| softmax.py | 6, a softmax written by hand |
+| output.py | 8, concatenation and output projection |
 """
 
 from __future__ import annotations
@@ -21,7 +31,7 @@ from gptcli.course.attention.mistakes import (
     weights,
 )
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
-from gptcli.course.attention.stages import Problem, Values, walk
+from gptcli.course.attention.stages import Problem, Values, compute_stages
 
 BANK: tuple[AttentionMistake, ...] = (
     *projections.BANK,
@@ -32,26 +42,29 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLOSE = 1e-8
+ROUNDING = 1e-8  # relative to the largest number
 
 
-def same(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, with NaN and infinity in the same places."""
+def values_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` and `b` are equal up to rounding, with NaN and infinity in the same places.
+
+    False if no number is finite: such a result fits every mistake that loses all numbers."""
     if a.shape != b.shape:
         return False
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not finite.any():
-        return False  # a result that is lost altogether names no one
+        return False
     scale = 1.0 + float(b[finite].abs().max())
-    return float((a[finite] - b[finite]).abs().max()) <= CLOSE * scale
+    return float((a[finite] - b[finite]).abs().max()) <= ROUNDING * scale
 
 
-def made(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
-    """Every mistake of the bank, and what it computes from p; those left out that p's sizes do
-    not allow."""
+def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
+    """Every variant of every mistake with what it computes from `p`.
+
+    Skips variants that raise because the sizes of `p` do not allow them."""
     for mistake in BANK:
-        for changes in mistake.changes:
+        for variant in mistake.variants:
             try:
-                yield mistake, walk(p, changes)
+                yield mistake, compute_stages(p, variant)
             except (RuntimeError, IndexError):
                 continue

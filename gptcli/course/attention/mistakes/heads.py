@@ -1,4 +1,4 @@
-"""Mistakes of steps 2 and 3: splitting into heads, folding batch and heads.
+"""Known mistakes of steps 2 and 3: splitting into heads, folding batch and heads.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -19,22 +19,24 @@ Three = tuple[Tensor, Tensor, Tensor]
 ALL = ("qkv", "qk", "q", "k", "v", "qv", "kv")
 
 
-def _split_by(way: Callable[[Problem, Tensor], Tensor], which: str) -> Mapping[str, Stage]:
+def _split_by(wrong_heads: Callable[[Problem, Tensor], Tensor], which: str) -> Mapping[str, Stage]:
+    """`wrong_heads` splits the projections whose letters are in `which`."""
+
     def wrong(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
-        made = [
-            way(p, y) if letter in which else heads(p, y)
+        results = [
+            wrong_heads(p, y) if letter in which else heads(p, y)
             for letter, y in zip("qkv", (q, k, v), strict=True)
         ]
-        return made[0], made[1], made[2]
+        return results[0], results[1], results[2]
 
     return {"split": wrong}
 
 
-def _viewed(p: Problem, y: Tensor) -> Tensor:
+def _viewed_with_heads_before_time(p: Problem, y: Tensor) -> Tensor:
     return y.reshape(p.B, p.H, p.T, p.D)
 
 
-def _viewed_turned(p: Problem, y: Tensor) -> Tensor:
+def _viewed_and_transposed(p: Problem, y: Tensor) -> Tensor:
     return y.reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)
 
 
@@ -62,10 +64,10 @@ def _merge_interleaved(p: Problem, mixed: Tensor) -> Tensor:
     return mixed.permute(0, 2, 3, 1).reshape(p.B, p.T, p.C)
 
 
-def _swapped(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
+def _heads_and_channels_swapped(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
     """D heads of H channels each."""
-    made = [y.reshape(p.B, p.T, p.D, p.H).transpose(1, 2) for y in (q, k, v)]
-    return made[0], made[1], made[2]
+    results = [y.reshape(p.B, p.T, p.D, p.H).transpose(1, 2) for y in (q, k, v)]
+    return results[0], results[1], results[2]
 
 
 def _one_head(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
@@ -76,31 +78,31 @@ def _scaled_by_last(p: Problem, q: Tensor, k: Tensor) -> Tensor:
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
 
-def _swap_folds(p: Problem, y: Tensor) -> Tensor:
-    """Folded as (H * B), used as (B * H)."""
+def _folded_heads_first(p: Problem, y: Tensor) -> Tensor:
+    """Folded as (H * B, T, D), used as (B * H, T, D)."""
     return heads(p, y).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
-def _scrambled_folds(p: Problem, y: Tensor) -> Tensor:
-    """(B, H, T, D) in memory order, read as matrices (D, T) turned around."""
+def _folded_with_channels_before_time(p: Problem, y: Tensor) -> Tensor:
+    """The memory of (B, H, T, D) read as (B, H, D, T), then transposed."""
     return heads(p, y).reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)
 
 
-def _folded_turned(p: Problem, y: Tensor) -> Tensor:
-    """Time before heads in memory: (T, B * H) read as (B * H, T)."""
+def _folded_time_first(p: Problem, y: Tensor) -> Tensor:
+    """The memory of (T, B, H, D) read as (B, H, T, D)."""
     return heads(p, y).permute(2, 0, 1, 3).reshape(p.B, p.H, p.T, p.D)
 
 
-def _folded_behind(p: Problem, y: Tensor) -> Tensor:
+def _folded_time_before_batch(p: Problem, y: Tensor) -> Tensor:
     return heads(p, y).transpose(1, 2).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
-# Time is cut in place of the channels: where the heads are split, or where they are folded.
+# Time is cut instead of the channels: at the split (step 2) or at the fold (step 3).
 _TIME_CUT = tuple(
-    {**_split_by(way, which), **more}
+    {**_split_by(wrong_heads, which), **rest}
     for which in ALL
-    for way in (_viewed, _viewed_turned)
-    for more in ({}, {"merge": _merge_view})
+    for wrong_heads in (_viewed_with_heads_before_time, _viewed_and_transposed)
+    for rest in ({}, {"merge": _merge_view})
 )
 
 BANK = (
@@ -108,66 +110,67 @@ BANK = (
         "split-without-transpose",
         2,
         "q.view(B, n_head, T, head_dim)",
-        "({B}, {T}, {C}) is viewed as ({B}, {H}, {T}, {D}), which cuts time instead of channels: "
-        "`head 1` is then made of other tokens",
-        "view reads memory in order; time stands before the heads there",
-        "cut the channels, view(B, T, {H}, {D}), and then swap dimensions 1 and 2",
+        "you view ({B}, {T}, {C}) as ({B}, {H}, {T}, {D}), which cuts time instead of "
+        "channels: `head 1` is then made of other tokens",
+        "view reads memory in order, and there time comes before the heads",
+        "cut the channels with view(B, T, {H}, {D}), then swap dimensions 1 and 2",
         _TIME_CUT,
     ),
     AttentionMistake(
         "fold-mixes-time-and-heads",
         3,
         "q.transpose(1, 2).reshape(B * n_head, T, head_dim), heads split already",
-        "time stands before the heads where ({B}, {H}) is folded: the {B} * {H} matrices are then "
-        "made of other tokens",
-        "which two dimensions stand next to each other when they are merged?",
-        "merge batch and heads of ({B}, {H}, {T}, {D}) as it is, without another transpose",
+        "you fold batch and heads, ({B}, {H}), while time comes before the heads: the {B} * {H} "
+        "matrices are then made of other tokens",
+        "which two dimensions must be neighbours before you merge them?",
+        "merge batch and heads of ({B}, {H}, {T}, {D}) directly, without another transpose",
         _TIME_CUT,
     ),
     AttentionMistake(
         "heads-interleaved",
         2,
         "q.view(B, T, head_dim, n_head)",
-        "the {C} channels are cut as ({D}, {H}): head 0 gets channels 0, {H}, 2 * {H}, ... "
-        "instead of the block 0 to {D} - 1",
+        "you cut the {C} channels as ({D}, {H}): head 0 gets channels 0, {H}, {H2}, ... "
+        "instead of the block 0 to {lastD}",
         "each head takes a contiguous block of channels: which size comes last?",
         "cut as ({H}, {D}), so that neighbouring channels stay together",
         tuple(
-            {**_split_by(_interleaved, which), **more}
+            {**_split_by(_interleaved, which), **rest}
             for which in ALL
-            for more in ({}, {"merge": _merge_interleaved})
+            for rest in ({}, {"merge": _merge_interleaved})
         ),
     ),
     AttentionMistake(
         "heads-and-channels-swapped",
         2,
         "q.view(B, T, head_dim, n_head).transpose(1, 2)",
-        "this makes {D} heads of {H} channels each; n_head = {H} and head_dim = {D}",
+        "you make {D} heads of {H} channels each; n_head = {H} and head_dim = {D}",
         "how many heads are there, and how long is each query?",
         "n_head comes before head_dim in the view",
         (
-            {"split": _swapped},
-            {"split": _swapped, "score": _scaled_by_last},
+            {"split": _heads_and_channels_swapped},
+            {"split": _heads_and_channels_swapped, "score": _scaled_by_last},
         ),
     ),
     AttentionMistake(
         "heads-missing",
         2,
         "scores = q @ k.transpose(1, 2)",
-        "q and k are compared over all {C} channels at once, as one head; there are {H} heads of "
-        "{D} channels",
+        "you compare q and k over all {C} channels at once, as one head; there are {H} heads "
+        "of {D} channels",
         "nothing splits the {C} channels into {H} heads",
-        "reshape q, k and v to ({B}, {T}, {H}, {D}) and bring the heads in front of time",
+        "reshape q, k and v to ({B}, {T}, {H}, {D}), then move heads in front of time",
         tuple(
-            {"split": _one_head, "merge": _merge_view, **more}
-            for more in ({}, {"score": _scaled_by_last})
+            {"split": _one_head, "merge": _merge_view, **rest}
+            for rest in ({}, {"score": _scaled_by_last})
         ),
     ),
     AttentionMistake(
         "first-head-only",
         2,
         "q[:, :, :head_dim]",
-        "every head takes channels 0 to {D} - 1; head h has the block from h * {D}",
+        "every head takes channels 0 to {lastD}; head h should take the block that begins at "
+        "h * {D}",
         "where does the slice of head 1 begin?",
         "slice from h * head_dim to (h + 1) * head_dim",
         tuple(_split_by(_first_head, which) for which in ALL),
@@ -176,7 +179,7 @@ BANK = (
         "heads-backward",
         2,
         "q.flip(1)",
-        "the {H} heads stand in reverse order",
+        "your {H} heads are in reverse order",
         "head 0 takes the first block of channels",
         "count the heads upward",
         tuple(_split_by(_backward, which) for which in ALL),
@@ -185,7 +188,7 @@ BANK = (
         "batch-and-time-mixed",
         2,
         "q.view(T, B, n_head, head_dim)",
-        "({B}, {T}, {C}) is viewed as ({T}, {B}, {H}, {D}): tokens of different sequences mix",
+        "you view ({B}, {T}, {C}) as ({T}, {B}, {H}, {D}): tokens of different sequences mix",
         "batch is the first dimension of x",
         "view as (B, T, {H}, {D})",
         tuple(_split_by(_batch_mixed, which) for which in ALL),
@@ -194,32 +197,36 @@ BANK = (
         "folded-in-two-orders",
         3,
         "q as (B * n_head, ...), k as (n_head * B, ...)",
-        "the {B} * {H} matrices stand in one order in one factor and in another in the other, so "
-        "a head meets the keys or values of another",
+        "you fold the {B} * {H} matrices of q, k and v in different orders, so a head meets "
+        "the keys or values of another head",
         "fold q, k and v in the same order, batch first",
         "bring each of them to ({B}, {H}, {T}, {D}) before reshape(B * {H}, T, {D})",
-        tuple(_split_by(_swap_folds, which) for which in ALL),
+        tuple(_split_by(_folded_heads_first, which) for which in ALL),
     ),
     AttentionMistake(
         "folded-across-time",
         3,
         "q.reshape(B * n_head, head_dim, T).transpose(1, 2)",
-        "({B}, {H}, {T}, {D}) is folded by a reshape that moves numbers between tokens",
-        "folding merges two neighbouring dimensions and leaves the other two alone",
+        "you fold ({B}, {H}, {T}, {D}) with a reshape that moves numbers between tokens",
+        "folding merges two neighbouring dimensions and does not touch the other two",
         "the last two dimensions stay ({T}, {D}), in this order",
         tuple(
-            _split_by(way, which)
+            _split_by(wrong_heads, which)
             for which in ALL
-            for way in (_scrambled_folds, _folded_turned, _folded_behind)
+            for wrong_heads in (
+                _folded_with_channels_before_time,
+                _folded_time_first,
+                _folded_time_before_batch,
+            )
         ),
     ),
     AttentionMistake(
         "heads-rolled",
         2,
         "q.roll(1, dims=1)",
-        "the {H} heads stand in another order: a head meets the keys or values of its neighbour",
-        "head h has the channels from h * {D}",
-        "leave the heads in the order of the split",
+        "your {H} heads are in another order: a head meets the keys or values of its neighbour",
+        "head h has the channels that begin at h * {D}",
+        "keep the heads in the order of the split",
         tuple(
             _split_by(lambda p, y, n=n: heads(p, y).roll(n, 1), which)  # type: ignore[misc]
             for which in ALL
@@ -230,9 +237,9 @@ BANK = (
         "channels-of-heads-backward",
         2,
         "q.flip(-1)",
-        "the {D} channels within each head stand in reverse order",
+        "the {D} channels within each of your heads are in reverse order",
         "channel 0 of a query meets channel 0 of a key",
-        "leave out the flip",
+        "remove the flip",
         tuple(_split_by(lambda p, y: heads(p, y).flip(-1), which) for which in ALL),
     ),
 )

@@ -1,4 +1,4 @@
-"""Mistakes of step 8: laying the heads side by side, and the output projection.
+"""Known mistakes of step 8: concatenation of the heads and the output projection.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -15,24 +15,24 @@ from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.stages import Problem, Stage, linear, merge, output
 
 
-def _merge(*ways: Stage) -> tuple[Mapping[str, Stage], ...]:
-    return tuple({"merge": way} for way in ways)
+def _merged_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
+    return tuple({"merge": stage} for stage in stages)
 
 
-def _heads_alike(reduce: Stage) -> Stage:
-    """The heads reduced to one, repeated to the length of C."""
+def _one_head_repeated(reduce: Stage) -> Stage:
+    """The heads reduced to one, which is repeated until it has C channels."""
     return lambda p, mixed: reduce(mixed).repeat(1, 1, p.H)
 
 
-def _output(*ways: Stage) -> tuple[Mapping[str, Stage], ...]:
-    return tuple({"output": way} for way in ways)
+def _projected_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
+    return tuple({"output": stage} for stage in stages)
 
 
-def _bare(p: Problem, merged: Tensor) -> Tensor:
+def _output_without_bias(p: Problem, merged: Tensor) -> Tensor:
     return merged @ p.parts.output.weight.double().T
 
 
-def _turned(p: Problem, merged: Tensor) -> Tensor:
+def _output_by_transposed_weight(p: Problem, merged: Tensor) -> Tensor:
     y = merged @ p.parts.output.weight.double()
     return y if p.parts.output.bias is None else y + p.parts.output.bias.double()
 
@@ -42,21 +42,21 @@ BANK = (
         "merge-without-transpose",
         8,
         "y.view(B, T, C)",
-        "({B}, {H}, {T}, {D}) is viewed as ({B}, {T}, {C}) while heads still stand before time: "
+        "you view ({B}, {H}, {T}, {D}) as ({B}, {T}, {C}) while heads still come before time: "
         "each row mixes tokens",
-        "which dimension has to stand next to head_dim before the two are merged?",
-        "swap dimensions 1 and 2 first, then make it contiguous, then view",
-        _merge(lambda p, m: m.reshape(p.B, p.T, p.C)),
+        "which dimension must be next to head_dim before you merge the two?",
+        "swap dimensions 1 and 2 first, then call contiguous(), then view",
+        _merged_by(lambda p, m: m.reshape(p.B, p.T, p.C)),
     ),
     AttentionMistake(
         "merge-interleaved",
         8,
         "y.permute(0, 2, 3, 1).reshape(B, T, C)",
-        "the heads are laid into each other, channel by channel, instead of side by side: "
-        "({D}, {H}) where ({H}, {D}) belongs",
+        "you interleave the heads channel by channel instead of placing them side by side: "
+        "({D}, {H}) instead of ({H}, {D})",
         "the first {D} channels of the result are head 0",
-        "time, then heads, then channels: (B, T, {H}, {D})",
-        _merge(
+        "the order of the dimensions is time, heads, channels: (B, T, {H}, {D})",
+        _merged_by(
             lambda p, m: m.permute(0, 2, 3, 1).reshape(p.B, p.T, p.C),
             lambda p, m: m.transpose(-1, -2).reshape(p.B, p.T, p.C),
             lambda p, m: m.permute(0, 3, 2, 1).reshape(p.B, p.T, p.C),
@@ -70,34 +70,34 @@ BANK = (
         "heads-averaged",
         8,
         "y.mean(dim=1)",
-        "the {H} heads are averaged or added where they should be laid side by side",
+        "you average or add the {H} heads; they belong side by side",
         "{H} heads of {D} channels make {C}",
         "concatenate the heads along the channels",
-        _merge(
-            _heads_alike(lambda m: m.mean(dim=1)),
-            _heads_alike(lambda m: m.sum(dim=1)),
+        _merged_by(
+            _one_head_repeated(lambda m: m.mean(dim=1)),
+            _one_head_repeated(lambda m: m.sum(dim=1)),
         ),
     ),
     AttentionMistake(
         "one-head-for-all",
         8,
         "torch.cat(heads, dim=1)[:, :T]",
-        "the result of one head stands in the place of all {H}, {D} channels over and over",
+        "you use the result of one head for all {H} heads: the same {D} channels again and again",
         "{H} heads of {D} channels make {C}",
         "concatenate the heads along the channels, the last dimension",
-        _merge(
-            _heads_alike(lambda m: m[:, 0]),
-            _heads_alike(lambda m: m[:, -1]),
+        _merged_by(
+            _one_head_repeated(lambda m: m[:, 0]),
+            _one_head_repeated(lambda m: m[:, -1]),
         ),
     ),
     AttentionMistake(
         "heads-in-wrong-order",
         8,
         "torch.cat(heads[::-1], dim=-1)",
-        "the {H} heads are laid side by side in another order",
+        "you place the {H} heads side by side in another order",
         "head 0 comes first",
-        "concatenate in the order of the split",
-        _merge(
+        "concatenate the heads in the order of the split",
+        _merged_by(
             lambda p, m: merge(p, m.flip(1)),
             lambda p, m: merge(p, m.roll(1, 1)),
             lambda p, m: merge(p, m.roll(-1, 1)),
@@ -107,28 +107,28 @@ BANK = (
         "projection-left-out",
         8,
         "return y",
-        "the merged heads, ({B}, {T}, {C}), are returned without the output projection",
+        "you return the merged heads, ({B}, {T}, {C}), without the output projection",
         "what mixes the {H} heads with each other?",
-        "return what c_proj makes of the merged heads",
-        _output(lambda p, m: m),
+        "apply c_proj to the merged heads and return the result",
+        _projected_by(lambda p, m: m),
     ),
     AttentionMistake(
         "projection-twice",
         8,
         "self.c_proj(self.c_proj(y))",
-        "the output projection, ({C}, {C}), is applied twice",
+        "you apply the output projection, ({C}, {C}), twice",
         "look for a second call of c_proj",
         "call c_proj once, at the end",
-        _output(lambda p, m: output(p, output(p, m))),
+        _projected_by(lambda p, m: output(p, output(p, m))),
     ),
     AttentionMistake(
         "another-projection",
         8,
         "self.value(y)",
-        "another layer, ({C}, {C}), stands where the output projection belongs",
-        "which layer has not been used yet?",
+        "you use another layer, ({C}, {C}), where the output projection belongs",
+        "which layer have you not used yet?",
         "the last layer is c_proj",
-        _output(
+        _projected_by(
             lambda p, m: linear(p.parts.value, m),
             lambda p, m: linear(p.parts.query, m),
             lambda p, m: linear(p.parts.key, m),
@@ -138,28 +138,30 @@ BANK = (
         "output-without-bias",
         8,
         "y @ self.c_proj.weight.T",
-        "the bias of the output projection, ({C},), is not added, or added twice",
-        "a linear layer is a product and a bias",
-        "call the layer, self.c_proj(y)",
-        _output(_bare, lambda p, m: 2 * output(p, m) - _bare(p, m)),
+        "you do not add the bias of the output projection, ({C},), or you add it twice",
+        "a linear layer is a product plus a bias",
+        "call the layer: self.c_proj(y)",
+        _projected_by(
+            _output_without_bias, lambda p, m: 2 * output(p, m) - _output_without_bias(p, m)
+        ),
     ),
     AttentionMistake(
         "output-weight-transposed",
         8,
         "y @ self.c_proj.weight",
-        "the weight of the output projection, ({C}, {C}), is used the wrong way round",
+        "you multiply by the weight of the output projection, ({C}, {C}), without transposing it",
         "nn.Linear computes x @ weight.T",
-        "call the layer, self.c_proj(y)",
-        _output(_turned),
+        "call the layer: self.c_proj(y)",
+        _projected_by(_output_by_transposed_weight),
     ),
     AttentionMistake(
         "residual-inside",
         8,
         "return x + self.c_proj(y)",
-        "x, ({B}, {T}, {C}), is added to the output; the block does that around the attention",
-        "who adds the residual?",
-        "return the projection alone",
-        _output(
+        "you add x, ({B}, {T}, {C}), to the output; the block around the attention does that",
+        "which module adds the residual?",
+        "return only the projection",
+        _projected_by(
             lambda p, m: output(p, m) + p.x,
             lambda p, m: output(p, m + p.x),
             lambda p, m: output(p, m) + m,
@@ -169,10 +171,10 @@ BANK = (
         "activation-on-output",
         8,
         "F.gelu(self.c_proj(y))",
-        "the output, ({B}, {T}, {C}), goes through a function that is no part of attention",
-        "the last thing is the projection (and dropout)",
-        "leave out what comes around c_proj",
-        _output(
+        "your output, ({B}, {T}, {C}), goes through a function that is not part of attention",
+        "the projection is the last operation, with its dropout",
+        "call c_proj without another function before or after it",
+        _projected_by(
             *(
                 (lambda p, m, f=f: f(output(p, m)))
                 for f in (torch.relu, F.gelu, torch.tanh, torch.sigmoid)
@@ -187,10 +189,10 @@ BANK = (
         "output-scaled",
         8,
         "self.c_proj(y) / n_head",
-        "the output, ({B}, {T}, {C}), is multiplied by a constant",
-        "the last thing is the projection (and dropout)",
-        "return what c_proj gives, unchanged",
-        _output(
+        "you multiply the output, ({B}, {T}, {C}), by a constant",
+        "the projection is the last operation, with its dropout",
+        "return the output of c_proj unchanged",
+        _projected_by(
             *(
                 (lambda p, m, f=f: output(p, m) * f(p))
                 for f in (
@@ -211,10 +213,10 @@ BANK = (
         "output-for-one-token",
         8,
         "y[:, -1:]",
-        "one token's output is used for all {T} tokens",
-        "every token has an output of its own",
-        "keep the dimension of time whole",
-        _output(
+        "you use the output of one token for all {T} tokens",
+        "every token has its own output",
+        "keep the whole time dimension",
+        _projected_by(
             lambda p, m: output(p, m)[:, -1:].expand(p.B, p.T, p.C),
             lambda p, m: output(p, m.mean(dim=1, keepdim=True)).expand(p.B, p.T, p.C),
             lambda p, m: output(p, m).flip(1),
@@ -224,27 +226,28 @@ BANK = (
         "projection-of-x",
         8,
         "self.c_proj(x)",
-        "the output projection gets x, ({B}, {T}, {C}), and all that was computed is left behind",
-        "what has to be mixed at the end?",
-        "return what c_proj makes of the merged heads",
-        _output(lambda p, m: output(p, p.x)),
+        "your output projection takes x, ({B}, {T}, {C}): everything that you computed before "
+        "it is unused",
+        "what should the last layer mix?",
+        "apply c_proj to the merged heads and return the result",
+        _projected_by(lambda p, m: output(p, p.x)),
     ),
     AttentionMistake(
         "output-bias-per-head",
         8,
         "the bias is added once for each head",
-        "the bias of the output projection, ({C},), is added {H} times, once for each head",
+        "you add the bias of the output projection, ({C},), {H} times, once for each head",
         "how often does a linear layer add its bias?",
         "sum the heads first and add the bias once, or call self.c_proj(y)",
-        _output(lambda p, m: p.H * output(p, m) - (p.H - 1) * _bare(p, m)),
+        _projected_by(lambda p, m: p.H * output(p, m) - (p.H - 1) * _output_without_bias(p, m)),
     ),
     AttentionMistake(
         "channels-backward",
         8,
         "y.flip(-1)",
-        "the {C} channels of the merged heads stand in reverse order",
-        "head 0 comes first, and its channel 0 before all",
-        "leave out the flip",
-        _merge(lambda p, m: merge(p, m).flip(-1)),
+        "the {C} channels of your merged heads are in reverse order",
+        "head 0 comes first, beginning with its channel 0",
+        "remove the flip",
+        _merged_by(lambda p, m: merge(p, m).flip(-1)),
     ),
 )

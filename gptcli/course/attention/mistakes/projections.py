@@ -1,4 +1,4 @@
-"""Mistakes of step 1: queries, keys and values.
+"""Known mistakes of step 1: queries, keys and values.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -17,57 +17,63 @@ from gptcli.course.attention.stages import Problem, Stage, linear, project
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def _of(order: str) -> Mapping[str, Stage]:
-    """Queries, keys and values taken from these: q, k, v, or x itself."""
+def _taken_from(order: str) -> Mapping[str, Stage]:
+    """Queries, keys and values taken from q, k, v or x: "kqv" swaps queries and keys."""
 
     def wrong(p: Problem) -> Three:
-        have = dict(zip("qkvx", (*project(p), p.x), strict=True))
-        return have[order[0]], have[order[1]], have[order[2]]
+        sources = dict(zip("qkvx", (*project(p), p.x), strict=True))
+        return sources[order[0]], sources[order[1]], sources[order[2]]
 
     return {"project": wrong}
 
 
-def _each(which: str, change: Callable[[Problem, Tensor, str], Tensor]) -> Mapping[str, Stage]:
-    """`change` done to the projections named in `which`."""
+def _changed(which: str, change: Callable[[Problem, Tensor, str], Tensor]) -> Mapping[str, Stage]:
+    """`change` applied to the projections whose letters are in `which`."""
 
     def wrong(p: Problem) -> Three:
-        made = []
+        results = []
         for letter, right in zip("qkv", project(p), strict=True):
-            made.append(change(p, right, letter) if letter in which else right)
-        return made[0], made[1], made[2]
+            results.append(change(p, right, letter) if letter in which else right)
+        return results[0], results[1], results[2]
 
     return {"project": wrong}
 
 
-def _part(p: Problem, letter: str) -> tuple[Tensor, Tensor | None]:
+def _weight_and_bias(p: Problem, letter: str) -> tuple[Tensor, Tensor | None]:
     part = {"q": p.parts.query, "k": p.parts.key, "v": p.parts.value}[letter]
     return part.weight.double(), None if part.bias is None else part.bias.double()
 
 
-def _no_bias(p: Problem, right: Tensor, letter: str) -> Tensor:
-    return p.x @ _part(p, letter)[0].T
+def _without_bias(p: Problem, right: Tensor, letter: str) -> Tensor:
+    return p.x @ _weight_and_bias(p, letter)[0].T
 
 
-def _turned(p: Problem, right: Tensor, letter: str) -> Tensor:
-    weight, bias = _part(p, letter)
+def _by_transposed_weight(p: Problem, right: Tensor, letter: str) -> Tensor:
+    weight, bias = _weight_and_bias(p, letter)
     y = p.x @ weight
     return y if bias is None else y + bias
 
 
 def _twice(p: Problem, right: Tensor, letter: str) -> Tensor:
-    weight, bias = _part(p, letter)
+    weight, bias = _weight_and_bias(p, letter)
     return F.linear(right, weight, bias)
 
 
-def _of_first(p: Problem, right: Tensor, letter: str) -> Tensor:
+def _of_first_sequence(p: Problem, right: Tensor, letter: str) -> Tensor:
     return right[:1].expand_as(right)
 
 
-def _added(p: Problem, right: Tensor, letter: str) -> Tensor:
+def _plus_x(p: Problem, right: Tensor, letter: str) -> Tensor:
     return right + p.x
 
 
-def _normed(p: Problem) -> Three:
+def _with_bias_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
+    return lambda p, right, letter: F.linear(
+        p.x, _weight_and_bias(p, letter)[0], _weight_and_bias(p, other)[1]
+    )
+
+
+def _of_normalised_x(p: Problem) -> Three:
     x = F.layer_norm(p.x, (p.C,))
     return linear(p.parts.query, x), linear(p.parts.key, x), linear(p.parts.value, x)
 
@@ -79,13 +85,14 @@ def _chained(p: Problem) -> Three:
 
 
 def _fused_by_head(p: Problem) -> Three:
-    """(B, T, 3C) read as (B, T, H, 3, D)."""
+    """The fused (B, T, 3C) cut as (B, T, H, 3, D)."""
     fused = torch.cat(project(p), dim=-1).view(p.B, p.T, p.H, 3, p.D)
     q, k, v = (part.reshape(p.B, p.T, p.C) for part in fused.unbind(3))
     return q, k, v
 
 
 def _fused_by_channel(p: Problem) -> Three:
+    """The fused (B, T, 3C) cut as (B, T, C, 3)."""
     fused = torch.cat(project(p), dim=-1)
     q, k, v = fused.view(p.B, p.T, p.C, 3).unbind(3)
     return q, k, v
@@ -100,115 +107,115 @@ _NAMES = {"q": "queries", "k": "keys", "v": "values"}
 _LAYERS = {"q": "query", "k": "key", "v": "value"}
 
 
-def _same(one: str, other: str) -> AttentionMistake:
+def _from_layer_of(one: str, other: str) -> AttentionMistake:
     order = "qkv".replace(one, other)
     return AttentionMistake(
         f"{_LAYERS[one]}-is-{_LAYERS[other]}",
         1,
         f"{one} = self.{_LAYERS[other]}(x)",
         f"your {_NAMES[one]} are the {_NAMES[other]}: both come from the same layer, and "
-        f"`{_LAYERS[one]}`, ({{C}}, {{C}}), has no say",
+        f"`{_LAYERS[one]}`, ({{C}}, {{C}}), is never used",
         f"which layer makes the {_NAMES[one]}?",
-        f"{one} comes from self.{_LAYERS[one]}(x), or from its own {{C}} of the {{C3}} fused "
+        f"compute {one} as self.{_LAYERS[one]}(x), or take its own {{C}} of the {{C3}} fused "
         "channels",
-        (_of(order),),
+        (_taken_from(order),),
     )
 
 
-def _exchanged(slug: str, order: str, what: str) -> AttentionMistake:
+def _permuted(slug: str, order: str, what: str) -> AttentionMistake:
     return AttentionMistake(
         slug,
         1,
         f"q, k, v in the order {', '.join(order)}",
-        f"{what} of shape ({{B}}, {{T}}, {{C}})",
-        "look at which of the three results goes by which name",
-        "the order is query, key, value: also of the {C3} channels of a fused layer",
-        (_of(order),),
+        f"{what} have shape ({{B}}, {{T}}, {{C}})",
+        "check which of the three results has which name",
+        "the order is query, key, value, also for the {C3} channels of a fused layer",
+        (_taken_from(order),),
     )
 
 
 BANK = (
-    _same("q", "k"),
-    _same("q", "v"),
-    _same("k", "q"),
-    _same("k", "v"),
-    _same("v", "q"),
-    _same("v", "k"),
+    _from_layer_of("q", "k"),
+    _from_layer_of("q", "v"),
+    _from_layer_of("k", "q"),
+    _from_layer_of("k", "v"),
+    _from_layer_of("v", "q"),
+    _from_layer_of("v", "k"),
     AttentionMistake(
         "one-projection-for-all",
         1,
         "q = k = v = self.query(x)",
-        "queries, keys and values, each ({B}, {T}, {C}), all come from one layer",
-        "there are three layers; each is used once",
+        "your queries, keys and values, each ({B}, {T}, {C}), all come from one layer",
+        "there are three layers; use each of them once",
         "call self.query, self.key and self.value on x, one after the other",
-        tuple(_of(letter * 3) for letter in "qkvx"[:3]),
+        tuple(_taken_from(letter * 3) for letter in "qkvx"[:3]),
     ),
-    _exchanged("query-key-swapped", "kqv", "queries and keys have changed places: both are"),
-    _exchanged("key-value-swapped", "qvk", "keys and values have changed places: both are"),
-    _exchanged("query-value-swapped", "vkq", "queries and values have changed places: both are"),
-    _exchanged("qkv-rotated", "kvq", "queries, keys and values have each taken another's place,"),
-    _exchanged("qkv-rotated", "vqk", "queries, keys and values have each taken another's place,"),
+    _permuted("query-key-swapped", "kqv", "your queries and keys are swapped: both"),
+    _permuted("key-value-swapped", "qvk", "your keys and values are swapped: both"),
+    _permuted("query-value-swapped", "vkq", "your queries and values are swapped: both"),
+    _permuted("qkv-rotated", "kvq", "your queries, keys and values are swapped around: all three"),
+    _permuted("qkv-rotated", "vqk", "your queries, keys and values are swapped around: all three"),
     AttentionMistake(
         "not-projected",
         1,
         "q = x",
-        "x, ({B}, {T}, {C}), is used as it is where its linear map belongs",
-        "x is not yet a query, a key or a value: which layers have not been called?",
-        "each of q, k and v is a layer called on x",
-        tuple(_of(o) for o in ("xxx", "xkv", "qxv", "qkx", "xxv", "xkx", "qxx")),
+        "you use x itself, ({B}, {T}, {C}), where a projection of x belongs",
+        "x is not yet a query, a key or a value: which layers have you not called?",
+        "each of q, k and v is the output of a layer called on x",
+        tuple(_taken_from(o) for o in ("xxx", "xkv", "qxv", "qkx", "xxv", "xkx", "qxx")),
     ),
     AttentionMistake(
         "projection-without-bias",
         1,
         "q = x @ self.query.weight.T",
-        "the bias, ({C},), is not added after the product with the weight",
-        "a linear layer is a product and a bias",
+        "you do not add the bias, ({C},), after the product with the weight",
+        "a linear layer is a product plus a bias",
         "call the layer, self.query(x), instead of multiplying by its weight",
-        tuple(_each(which, _no_bias) for which in ALL if which != "k"),
+        tuple(_changed(which, _without_bias) for which in ALL if which != "k"),
     ),
     AttentionMistake(
         "weight-transposed",
         1,
         "q = x @ self.query.weight",
-        "the weight, ({C}, {C}), is square, so x @ weight runs, but nn.Linear computes "
-        "x @ weight.T",
-        "which side of the weight belongs to the input?",
-        "call the layer, self.query(x), or turn its weight with .T",
-        tuple(_each(which, _turned) for which in ALL),
+        "you compute x @ weight, but nn.Linear computes x @ weight.T; both run, because the "
+        "weight is square, ({C}, {C})",
+        "which dimension of the weight belongs to the input?",
+        "call the layer, self.query(x), or transpose its weight with .T",
+        tuple(_changed(which, _by_transposed_weight) for which in ALL),
     ),
     AttentionMistake(
         "projected-twice",
         1,
         "q = self.query(self.query(x))",
-        "a layer of shape ({C}, {C}) is applied to its own result",
-        "each layer is used once, on x",
+        "you apply a layer of shape ({C}, {C}) to its own result",
+        "use each layer once, on x",
         "look for a line that overwrites q, k or v with another call of the same layer",
-        tuple(_each(which, _twice) for which in ALL),
+        tuple(_changed(which, _twice) for which in ALL),
     ),
     AttentionMistake(
         "projections-chained",
         1,
         "k = self.key(q)",
-        "each layer gets the result of the one before, ({B}, {T}, {C}), instead of x",
-        "what goes into self.key and self.value?",
-        "all three layers take x; do not overwrite x on the way",
+        "a layer takes the output of another layer, ({B}, {T}, {C}), instead of x",
+        "what do self.key and self.value take as input?",
+        "all three layers take x; do not overwrite x in between",
         (
             {"project": _chained},
-            _each("k", lambda p, r, c: linear(p.parts.key, linear(p.parts.query, p.x))),
-            _each("v", lambda p, r, c: linear(p.parts.value, linear(p.parts.key, p.x))),
-            _each("v", lambda p, r, c: linear(p.parts.value, linear(p.parts.query, p.x))),
-            _each("kv", lambda p, r, c: _twice(p, linear(p.parts.query, p.x), c)),
+            _changed("k", lambda p, r, c: linear(p.parts.key, linear(p.parts.query, p.x))),
+            _changed("v", lambda p, r, c: linear(p.parts.value, linear(p.parts.key, p.x))),
+            _changed("v", lambda p, r, c: linear(p.parts.value, linear(p.parts.query, p.x))),
+            _changed("kv", lambda p, r, c: _twice(p, linear(p.parts.query, p.x), c)),
         ),
     ),
     AttentionMistake(
         "activation-on-projections",
         1,
         "q = F.relu(self.query(x))",
-        "queries, keys or values, ({B}, {T}, {C}), go through a function that is not linear",
-        "attention projects linearly; the non-linearity of a block is in its MLP",
-        "leave out the activation after the projection",
+        "your queries, keys or values, ({B}, {T}, {C}), go through a non-linear function",
+        "attention projects linearly; the MLP of a block has the non-linearity",
+        "remove the activation after the projection",
         tuple(
-            _each(which, lambda p, r, c, f=f: f(r))  # type: ignore[misc]
+            _changed(which, lambda p, r, c, f=f: f(r))  # type: ignore[misc]
             for which in ("qkv", "qk", "q", "k", "v")
             for f in (torch.relu, F.gelu, torch.tanh)
         ),
@@ -217,50 +224,50 @@ BANK = (
         "input-normalised",
         1,
         "x = F.layer_norm(x, ...)",
-        "x, ({B}, {T}, {C}), is normalised before it is projected; the block does that, not the "
+        "you normalise x, ({B}, {T}, {C}), before you project it; the block does that, not the "
         "attention",
-        "where does the LayerNorm of a block stand?",
-        "project x as it comes",
-        ({"project": _normed},),
+        "where is the LayerNorm of a block?",
+        "project x itself",
+        ({"project": _of_normalised_x},),
     ),
     AttentionMistake(
         "residual-on-projections",
         1,
         "q = x + self.query(x)",
-        "x, ({B}, {T}, {C}), is added to a projection",
-        "the residual belongs around the whole attention, in the block",
-        "leave out `+ x`",
-        tuple(_each(which, _added) for which in ALL),
+        "you add x, ({B}, {T}, {C}), to a projection",
+        "the residual goes around the whole attention, in the block",
+        "remove `+ x`",
+        tuple(_changed(which, _plus_x) for which in ALL),
     ),
     AttentionMistake(
         "fused-cut-wrongly",
         1,
         "self.c_attn(x).view(B, T, n_head, 3, head_dim)",
-        "the {C3} fused channels are cut so that queries, keys and values mix; the first {C} "
-        "are the queries, then {C} keys, then {C} values",
-        "how are the rows of the fused layer stacked?",
-        "cut the last dimension into 3 pieces of {C} first, and each piece into heads afterwards",
+        "you cut the {C3} fused channels so that queries, keys and values mix; the first {C} "
+        "are the queries, the next {C} the keys, the last {C} the values",
+        "in which order does the fused layer stack its rows?",
+        "cut the last dimension into 3 pieces of {C} first, then cut each piece into heads",
         ({"project": _fused_by_head}, {"project": _fused_by_channel}),
     ),
     AttentionMistake(
         "first-sequence-for-all",
         1,
         "self.key(x[:1])",
-        "x of the first sequence stands in for all {B} of them",
+        "you use x of the first sequence for all {B} sequences",
         "whose tokens does sequence 1 look at?",
-        "call the layers on all of x",
-        tuple(_each(which, _of_first) for which in ALL),
+        "call the layers on the whole x",
+        tuple(_changed(which, _of_first_sequence) for which in ALL),
     ),
     AttentionMistake(
         "tokens-shifted",
         1,
         "self.value(x.roll(1, dims=1))",
-        "a projection gets the {T} tokens of x shifted, turned around or summed up, and not each "
-        "token itself",
-        "which token does row t of x belong to?",
-        "call the layers on x as it comes",
+        "a projection takes the {T} tokens of x shifted, reversed or summed up, so row t is "
+        "not token t itself",
+        "which token must be in row t of the input?",
+        "call the layers on x itself",
         tuple(
-            _each(which, lambda p, r, c, f=f: F.linear(f(p.x), *_part(p, c)))  # type: ignore[misc]
+            _changed(which, lambda p, r, c, f=f: F.linear(f(p.x), *_weight_and_bias(p, c)))  # type: ignore[misc]
             for which in ("v", "k", "q", "kv", "qkv")
             for f in (
                 lambda x: x.roll(1, 1),
@@ -275,11 +282,11 @@ BANK = (
         "bias-of-another-projection",
         1,
         "x @ self.query.weight.T + self.key.bias",
-        "a projection adds the bias, ({C},), of another one",
-        "each layer has a bias of its own",
-        "call the layer, self.query(x)",
+        "a projection adds the bias, ({C},), of another projection",
+        "each layer has its own bias",
+        "call the layer: self.query(x)",
         tuple(
-            _each(which, lambda p, r, c, o=other: F.linear(p.x, _part(p, c)[0], _part(p, o)[1]))  # type: ignore[misc]
+            _changed(which, _with_bias_of(other))
             for which in ("q", "k", "v")
             for other in "qkv"
             if which != other and which != "k"

@@ -1,4 +1,4 @@
-"""Mistakes of step 4: the scores and their scale.
+"""Known mistakes of step 4: the scores and their scale, 1 / sqrt(head_dim).
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -17,32 +17,32 @@ from gptcli.course.attention.stages import Problem, Stage
 Number = Callable[[Problem], float]
 
 
-def _raw(q: Tensor, k: Tensor) -> Tensor:
+def _unscaled(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.transpose(-1, -2)
 
 
-def _row(p: Problem) -> Tensor:
+def _visible_keys(p: Problem) -> Tensor:
     return torch.arange(1, p.T + 1)[:, None].double()
 
 
-def _over_heads(x: Tensor) -> Tensor:
+def _summed_over_heads(x: Tensor) -> Tensor:
     return x.sum(dim=1, keepdim=True).expand_as(x)
 
 
-def _times(factor: Number) -> Mapping[str, Stage]:
-    return {"score": lambda p, q, k: _raw(q, k) * factor(p)}
+def _scaled_by(factor: Number) -> Mapping[str, Stage]:
+    return {"score": lambda p, q, k: _unscaled(q, k) * factor(p)}
 
 
-def _scale_later(where: str) -> Mapping[str, Stage]:
-    changes: dict[str, Stage] = {"score": lambda p, q, k: _raw(q, k)}
-    if where == "weights":
+def _scaled_after_product(stage: str) -> Mapping[str, Stage]:
+    changes: dict[str, Stage] = {"score": lambda p, q, k: _unscaled(q, k)}
+    if stage == "weights":
         changes["weigh"] = lambda p, masked: F.softmax(masked, dim=-1) * p.D**-0.5
     else:
         changes["mix"] = lambda p, weights, v: weights @ v * p.D**-0.5
     return changes
 
 
-def _scale(slug: str, writes: str, why: str, *factors: Number) -> AttentionMistake:
+def _scale_mistake(slug: str, writes: str, why: str, *factors: Number) -> AttentionMistake:
     return AttentionMistake(
         slug,
         4,
@@ -50,142 +50,144 @@ def _scale(slug: str, writes: str, why: str, *factors: Number) -> AttentionMista
         f"{why}; each head compares vectors of length head_dim = {{D}}, so divide by "
         "sqrt({D}) = {rootD:.2f}",
         "how long are the vectors that one head compares?",
-        "the divisor is the square root of the last dimension of q after the split into heads",
-        tuple(_times(factor) for factor in factors),
+        "the divisor is the square root of q.shape[-1] after the split into heads",
+        tuple(_scaled_by(factor) for factor in factors),
     )
 
 
 BANK = (
-    _scale(
+    _scale_mistake(
         "scale-missing",
         "scores = q @ k.transpose(-2, -1)",
-        "scores are not divided by anything",
+        "your scores are not divided by anything",
         lambda p: 1.0,
     ),
-    _scale(
+    _scale_mistake(
         "scale-sqrt-n-embd",
         "/ math.sqrt(n_embd)",
-        "scores are divided by sqrt(n_embd) = {rootC:.2f}",
+        "your scores are divided by sqrt(n_embd) = {rootC:.2f}",
         lambda p: p.C**-0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-without-root",
         "/ head_dim",
-        "scores are divided by head_dim = {D} itself",
+        "your scores are divided by head_dim = {D} itself",
         lambda p: 1 / p.D,
     ),
-    _scale("scale-n-embd", "/ n_embd", "scores are divided by n_embd = {C}", lambda p: 1 / p.C),
-    _scale(
+    _scale_mistake(
+        "scale-n-embd", "/ n_embd", "your scores are divided by n_embd = {C}", lambda p: 1 / p.C
+    ),
+    _scale_mistake(
         "scale-multiplied",
         "* math.sqrt(head_dim)",
-        "scores are multiplied by sqrt(head_dim) = {rootD:.2f} instead of divided",
+        "your scores are multiplied by sqrt(head_dim) = {rootD:.2f} instead of divided",
         lambda p: p.D**0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-multiplied-n-embd",
         "* math.sqrt(n_embd)",
-        "scores are multiplied by sqrt(n_embd) = {rootC:.2f}",
+        "your scores are multiplied by sqrt(n_embd) = {rootC:.2f}",
         lambda p: p.C**0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-multiplied-n-embd",
         "* n_embd",
-        "scores are multiplied by n_embd = {C}",
+        "your scores are multiplied by n_embd = {C}",
         lambda p: float(p.C),
     ),
-    _scale(
+    _scale_mistake(
         "scale-multiplied-head-dim",
         "* head_dim",
-        "scores are multiplied by head_dim = {D}",
+        "your scores are multiplied by head_dim = {D}",
         lambda p: float(p.D),
     ),
-    _scale(
+    _scale_mistake(
         "scale-sqrt-t",
         "/ math.sqrt(T)",
-        "scores are divided by sqrt(T) = {rootT:.2f}, which changes with the length of the text",
+        "your scores are divided by sqrt(T) = {rootT:.2f}, which changes with the text's length",
         lambda p: p.T**-0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-t",
         "/ T",
-        "scores are divided by T = {T}, which changes with the length of the text",
+        "your scores are divided by T = {T}, which changes with the text's length",
         lambda p: 1 / p.T,
     ),
-    _scale(
+    _scale_mistake(
         "scale-sqrt-n-head",
         "/ math.sqrt(n_head)",
-        "scores are divided by a number made of n_head = {H} (its root is {rootH:.2f})",
+        "your scores are divided by n_head = {H} or by its square root, {rootH:.2f}",
         lambda p: p.H**-0.5,
         lambda p: 1 / p.H,
     ),
-    _scale(
+    _scale_mistake(
         "scale-sqrt-b",
         "/ math.sqrt(q.shape[0])",
-        "scores are divided by a root of the number of sequences, B = {B}",
+        "your scores are divided by a square root that contains the number of sequences, B = {B}",
         lambda p: p.B**-0.5,
         lambda p: (p.B * p.H) ** -0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-twice",
         "q / math.sqrt(head_dim), then scores / math.sqrt(head_dim)",
-        "scores are divided by sqrt({D}) = {rootD:.2f} and then once more",
+        "your scores are divided by sqrt({D}) = {rootD:.2f} and then a second time",
         lambda p: p.D**-1.5,
         lambda p: p.D**-0.5 * p.C**-0.5,
     ),
-    _scale(
+    _scale_mistake(
         "scale-fourth-root",
         "/ head_dim ** 0.25",
-        "scores are divided by the fourth root of head_dim = {D}",
+        "your scores are divided by the fourth root of head_dim = {D}",
         lambda p: p.D**-0.25,
     ),
-    _scale(
+    _scale_mistake(
         "scale-rounded",
         "/ int(math.sqrt(head_dim))",
-        "sqrt({D}) is rounded to a whole number before it divides the scores",
+        "you round sqrt({D}) to a whole number before you divide the scores by it",
         lambda p: 1 / int(p.D**0.5),
         lambda p: 1 / round(p.D**0.5),
     ),
-    _scale(
+    _scale_mistake(
         "scale-squared",
         "/ head_dim ** 2",
-        "scores are divided by the square of head_dim = {D}",
+        "your scores are divided by the square of head_dim = {D}",
         lambda p: p.D**-2.0,
     ),
     AttentionMistake(
         "scale-negative",
         4,
         "scores = -q @ k.transpose(-2, -1)",
-        "the scores have the wrong sign: the key most like the query gets the least weight "
-        "(head_dim = {D})",
+        "your scores have the wrong sign: the key most similar to the query gets the least "
+        "weight (head_dim = {D})",
         "a larger dot product means more attention",
-        "leave out the minus",
-        tuple(_times(f) for f in (lambda p: -(p.D**-0.5), lambda p: -1.0)),
+        "remove the minus",
+        tuple(_scaled_by(f) for f in (lambda p: -(p.D**-0.5), lambda p: -1.0)),
     ),
     AttentionMistake(
         "scale-after-softmax",
         4,
         "softmax(scores) / math.sqrt(head_dim)",
-        "sqrt(head_dim) = {rootD:.2f} divides what the softmax gave, so each row sums to "
-        "1 / {rootD:.2f}; it must divide the scores before the softmax",
-        "what does a row of weights sum to?",
+        "you divide by sqrt(head_dim) = {rootD:.2f} after the softmax, so each row sums to 1 / "
+        "{rootD:.2f}; divide the scores before the softmax",
+        "what does a row of your weights sum to?",
         "scale the scores right after the product of q and k",
-        (_scale_later("weights"), _scale_later("mixed")),
+        (_scaled_after_product("weights"), _scaled_after_product("mixed")),
     ),
     AttentionMistake(
         "scores-transposed",
         4,
         "k @ q.transpose(-2, -1)",
-        "the scores have keys down and queries across: row t of the {T} x {T} matrix belongs to "
-        "key t",
+        "the rows of your {T} x {T} scores are keys and the columns are queries: row t belongs "
+        "to key t",
         "which of q and k gives the rows?",
         "q comes first in the product: rows are queries, columns are keys",
-        ({"score": lambda p, q, k: _raw(k, q) * p.D**-0.5},),
+        ({"score": lambda p, q, k: _unscaled(k, q) * p.D**-0.5},),
     ),
     AttentionMistake(
         "key-viewed-not-transposed",
         4,
         "q @ k.view(B, n_head, head_dim, T)",
-        "the keys are viewed as ({D}, {T}) where they should be transposed from ({T}, {D}): the "
+        "you view the keys as ({D}, {T}) instead of transposing them from ({T}, {D}): the "
         "numbers of different tokens mix",
         "view gives the shape of a transpose, but not its numbers",
         "swap the last two dimensions of k with transpose(-2, -1)",
@@ -201,35 +203,36 @@ BANK = (
         "query-with-itself",
         4,
         "q @ q.transpose(-2, -1)",
-        "the queries are compared with themselves, and the keys, ({B}, {T}, {C}), are never used",
+        "you compare the queries with themselves; the keys, ({B}, {T}, {C}), are never used",
         "what does a query look for?",
         "the second factor of the product is k",
-        tuple({"score": lambda p, q, k, e=e: _raw(q, q) * p.D**e} for e in (-0.5, -1.0)),
+        tuple({"score": lambda p, q, k, e=e: _unscaled(q, q) * p.D**e} for e in (-0.5, -1.0)),
     ),
     AttentionMistake(
         "key-with-itself",
         4,
         "k @ k.transpose(-2, -1)",
-        "the keys are compared with themselves, and the queries, ({B}, {T}, {C}), are never used",
-        "who is asking?",
+        "you compare the keys with themselves; the queries, ({B}, {T}, {C}), are never used",
+        "which tensor holds what a token looks for?",
         "the first factor of the product is q",
-        tuple({"score": lambda p, q, k, e=e: _raw(k, k) * p.D**e} for e in (-0.5, -1.0)),
+        tuple({"score": lambda p, q, k, e=e: _unscaled(k, k) * p.D**e} for e in (-0.5, -1.0)),
     ),
     AttentionMistake(
         "scores-of-cosines",
         4,
         "F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT",
-        "queries and keys are brought to length 1; attention uses plain dot products of {D} "
-        "channels",
+        "you normalise queries and keys to length 1; attention uses plain dot products over "
+        "{D} channels",
         "GPT-2 does not normalise queries and keys",
-        "multiply q and k as they are, and divide by {rootD:.2f}",
+        "multiply q and k without normalising them, and divide by {rootD:.2f}",
         tuple(
             _one
             for factor in (1.0, None)
             for _one in (
                 {
                     "score": lambda p, q, k, factor=factor: (
-                        _raw(F.normalize(q, dim=-1), F.normalize(k, dim=-1)) * (factor or p.D**-0.5)
+                        _unscaled(F.normalize(q, dim=-1), F.normalize(k, dim=-1))
+                        * (factor or p.D**-0.5)
                     )
                 },
             )
@@ -239,12 +242,13 @@ BANK = (
         "scale-by-visible-keys",
         4,
         "/ (t + 1) ** 0.5",
-        "row t of the {T} x {T} scores is divided by a number made of t + 1, how many keys token "
-        "t may see",
-        "what has the length of the text to do with the size of a dot product of {D} channels?",
+        "you divide row t of the {T} x {T} scores by a number made of t + 1, the number of "
+        "keys that token t can see",
+        "what does the length of the text have to do with the size of a dot product over {D} "
+        "channels?",
         "divide all scores by sqrt({D}) = {rootD:.2f}",
         tuple(
-            {"score": lambda p, q, k, e=e, f=f: _raw(q, k) * _row(p) ** e * p.D**f}
+            {"score": lambda p, q, k, e=e, f=f: _unscaled(q, k) * _visible_keys(p) ** e * p.D**f}
             for e in (-0.5, -1.0)
             for f in (0.0, -0.5)
         ),
@@ -253,9 +257,9 @@ BANK = (
         "scores-of-distances",
         4,
         "-torch.cdist(q, k)",
-        "the scores are distances of queries and keys; attention takes their dot products over "
-        "{D} channels",
-        "how alike are two vectors, by a product?",
+        "your scores are distances between queries and keys; attention takes their dot "
+        "products over {D} channels",
+        "how can a product measure how similar two vectors are?",
         "q @ k.transpose(-2, -1) / sqrt({D})",
         tuple(
             {"score": lambda p, q, k, n=n, f=f, s=s: s * torch.cdist(q, k) ** n * p.D**f}
@@ -268,31 +272,39 @@ BANK = (
         "scores-shared-by-heads",
         4,
         "scores.mean(dim=1, keepdim=True)",
-        "the scores are summed or averaged over the {H} heads; each head has its own {T} x {T} "
-        "scores",
-        "may head 0 know what head 1 looks at?",
+        "you sum or average the scores over the {H} heads; each head has its own {T} x {T} scores",
+        "can head 0 know what head 1 looks at?",
         "keep the dimension of the heads in the product",
         (
             *(
-                {"score": lambda p, q, k, f=f: _over_heads(_raw(q, k)) * p.D**-0.5 * f(p)}
+                {
+                    "score": lambda p, q, k, f=f: (
+                        _summed_over_heads(_unscaled(q, k)) * p.D**-0.5 * f(p)
+                    )
+                }
                 for f in (lambda p: 1.0, lambda p: 1 / p.H)
             ),
             *(
-                {"score": lambda p, q, k, f=f: _raw(q, _over_heads(k)) * p.D**-0.5 * f(p)}
+                {
+                    "score": lambda p, q, k, f=f: (
+                        _unscaled(q, _summed_over_heads(k)) * p.D**-0.5 * f(p)
+                    )
+                }
                 for f in (lambda p: 1.0, lambda p: 1 / p.H)
             ),
-            {"score": lambda p, q, k: _raw(_over_heads(q), k) * p.D**-0.5},
+            {"score": lambda p, q, k: _unscaled(_summed_over_heads(q), k) * p.D**-0.5},
         ),
     ),
     AttentionMistake(
         "one-query-for-all",
         4,
         "q[:, :, -1:]",
-        "one token's query asks for all {T} tokens",
-        "every token has a query of its own",
-        "multiply all of q by the keys",
+        "you use the query of one token for all {T} tokens",
+        "every token has its own query",
+        "multiply the whole q by the keys",
         tuple(
-            {"score": lambda p, q, k, t=t: _raw(q[:, :, [t] * p.T], k) * p.D**-0.5} for t in (0, -1)
+            {"score": lambda p, q, k, t=t: _unscaled(q[:, :, [t] * p.T], k) * p.D**-0.5}
+            for t in (0, -1)
         ),
     ),
 )

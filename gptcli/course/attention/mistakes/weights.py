@@ -1,4 +1,4 @@
-"""Mistakes of steps 6 and 7: the softmax, the weighted sum of the values.
+"""Known mistakes of steps 6 and 7: the softmax and the weighted sum of the values.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -12,22 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
-from gptcli.course.attention.stages import Problem, Stage
+from gptcli.course.attention.stages import Problem, Stage, split
 
 
-def _weigh(*ways: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Each way on scores that are hidden by -inf, and by a large number."""
+def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
+    """Each stage on scores that are hidden by -inf, and by a large negative number."""
     return (
-        *({"weigh": way} for way in ways),
-        *({"hide": _hide_low, "weigh": way} for way in ways),
+        *({"weigh": stage} for stage in stages),
+        *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
     )
 
 
-def _hide_low(p: Problem, scores: Tensor) -> Tensor:
+def _fill_with_large_negative(p: Problem, scores: Tensor) -> Tensor:
     return scores.masked_fill(~p.past, -1e9)
 
 
-def _over_all(dims: tuple[int, ...]) -> Stage:
+def _softmax_over(dims: tuple[int, ...]) -> Stage:
     def wrong(p: Problem, masked: Tensor) -> Tensor:
         e = masked.exp()
         return e / e.sum(dim=dims, keepdim=True)
@@ -35,38 +35,32 @@ def _over_all(dims: tuple[int, ...]) -> Stage:
     return wrong
 
 
-def _without_mask_sum(p: Problem, masked: Tensor) -> Tensor:
-    """Rows divided by the sums of columns."""
+def _divided_by_other_rows(p: Problem, masked: Tensor) -> Tensor:
+    """The sums of the rows, broadcast over the columns."""
     e = masked.exp()
     return e / e.sum(dim=-1, keepdim=True).transpose(-1, -2)
 
 
-def _by_sum(p: Problem, masked: Tensor) -> Tensor:
+def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
     kept = masked.masked_fill(masked == float("-inf"), 0.0)
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def _hard(p: Problem, masked: Tensor) -> Tensor:
+def _one_hot_of_best_key(p: Problem, masked: Tensor) -> Tensor:
     return F.one_hot(masked.argmax(-1), masked.shape[-1]).double()
 
 
-def _in(dtype: torch.dtype) -> Stage:
+def _softmax_in(dtype: torch.dtype) -> Stage:
     return lambda p, masked: F.softmax(masked.to(dtype), dim=-1).double()
 
 
-def _mix(*ways: Stage) -> tuple[Mapping[str, Stage], ...]:
-    return tuple({"mix": way} for way in ways)
+def _mixed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
+    return tuple({"mix": stage} for stage in stages)
 
 
-def _unfolded_turned(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
-    """(B * H, T, D) unfolded as (H, B, T, D)."""
+def _unfolded_heads_first(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
+    """The folded (B * H, T, D), unfolded as (H, B, T, D)."""
     return (weights @ v).reshape(p.H, p.B, p.T, p.D).transpose(0, 1)
-
-
-def _split(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from gptcli.course.attention.stages import split
-
-    return split(p, q, k, v)
 
 
 BANK = (
@@ -74,87 +68,92 @@ BANK = (
         "softmax-over-queries",
         6,
         "F.softmax(scores, dim=-2)",
-        "softmax goes over the queries (dim=-2): the columns of the {T} x {T} weights sum to 1, "
-        "not the rows",
-        "whose weights have to sum to 1?",
+        "your softmax goes over the queries (dim=-2): the columns of the {T} x {T} weights sum "
+        "to 1, not the rows",
+        "which should sum to 1, the rows or the columns of the weights?",
         "each query spreads its attention over the keys, the last dimension",
-        _weigh(lambda p, m: F.softmax(m, dim=-2)),
+        _weighed_by(lambda p, m: F.softmax(m, dim=-2)),
     ),
     AttentionMistake(
         "softmax-over-heads",
         6,
         "F.softmax(scores, dim=1)",
-        "softmax goes over the {H} heads: they compete with each other, and no row of the {T} x "
-        "{T} weights sums to 1",
+        "your softmax goes over the {H} heads: they compete with each other, and no row of the "
+        "{T} x {T} weights sums to 1",
         "which dimension holds the keys?",
-        "softmax over the last dimension",
-        _weigh(lambda p, m: F.softmax(m, dim=1)),
+        "take the softmax over the last dimension",
+        _weighed_by(lambda p, m: F.softmax(m, dim=1)),
     ),
     AttentionMistake(
         "softmax-over-batch",
         6,
         "F.softmax(scores, dim=0)",
-        "softmax goes over dimension 0, so {B} sequences share the weights between them",
+        "your softmax goes over dimension 0, so the {B} sequences share their weights",
         "which dimension holds the keys?",
-        "softmax over the last dimension",
+        "take the softmax over the last dimension",
         (
-            *_weigh(lambda p, m: F.softmax(m, dim=0)),
-            *_weigh(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
+            *_weighed_by(lambda p, m: F.softmax(m, dim=0)),
+            *_weighed_by(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
         ),
     ),
     AttentionMistake(
         "softmax-over-everything",
         6,
         "scores.exp() / scores.exp().sum()",
-        "one sum over all scores divides every weight; each of the {T} rows needs a sum of its own",
+        "you divide every weight by one sum over all scores; each of the {T} rows needs its "
+        "own sum",
         "what does each row sum to?",
-        "sum over the last dimension, and keep it for the division",
-        _weigh(
-            _over_all((-2, -1)), _over_all((0, 1, 2, 3)), _over_all((1, 2, 3)), _over_all((1, -1))
+        "sum over the last dimension, with keepdim=True",
+        _weighed_by(
+            _softmax_over((-2, -1)),
+            _softmax_over((0, 1, 2, 3)),
+            _softmax_over((1, 2, 3)),
+            _softmax_over((1, -1)),
         ),
     ),
     AttentionMistake(
         "softmax-divided-by-wrong-sums",
         6,
         "e / e.sum(-1)",
-        "the sums of the rows, {T} of them, meet the columns in the division",
-        "what shape has the sum, and along which dimension does it broadcast?",
+        "you divide by the sums of the {T} rows, but they broadcast over the columns",
+        "what shape does the sum have, and along which dimension does it broadcast?",
         "sum with keepdim=True",
-        _weigh(_without_mask_sum),
+        _weighed_by(_divided_by_other_rows),
     ),
     AttentionMistake(
         "softmax-missing",
         6,
         "y = scores @ v",
-        "scores weigh the values as they are: the {T} weights of a row do not sum to 1",
-        "what turns scores into weights that are positive and sum to 1?",
-        "softmax over the last dimension",
+        "you weigh the values by the scores themselves, without a softmax: the {T} weights of "
+        "a row do not sum to 1",
+        "what turns scores into positive weights that sum to 1?",
+        "take the softmax over the last dimension",
         (
-            *_weigh(lambda p, m: m),
-            *_weigh(lambda p, m: m.masked_fill(m == float("-inf"), 0.0)),
-            *_weigh(lambda p, m: m.masked_fill(m == float("-inf"), -1e9)),
+            *_weighed_by(lambda p, m: m),
+            *_weighed_by(lambda p, m: m.masked_fill(m == float("-inf"), 0.0)),
+            *_weighed_by(lambda p, m: m.masked_fill(m == float("-inf"), -1e9)),
         ),
     ),
     AttentionMistake(
         "softmax-not-normalised",
         6,
         "weights = scores.exp()",
-        "the exponentials are not divided by their sum: row 0 should be [1, 0, ...], of {T} "
-        "weights",
+        "you do not divide the exponentials by their sum: row 0 of the {T} x {T} weights "
+        "should be [1, 0, ...]",
         "what do the weights of one row sum to?",
-        "divide by the sum over the last dimension, keepdim=True",
-        _weigh(lambda p, m: m.exp()),
+        "divide by the sum over the last dimension, with keepdim=True",
+        _weighed_by(lambda p, m: m.exp()),
     ),
     AttentionMistake(
         "softmax-without-exp",
         6,
         "scores / scores.sum(-1, keepdim=True)",
-        "scores are divided by their sum without e^score: weights of the {T} tokens can be "
-        "negative",
-        "the softmax has an exponential",
-        "take F.softmax over the last dimension",
-        _weigh(
-            _by_sum,
+        "you divide the scores by their sum, without e^score: some of the {T} weights of a row "
+        "can be negative",
+        "the softmax contains an exponential",
+        "use F.softmax over the last dimension",
+        _weighed_by(
+            _divided_by_sum_of_scores,
             lambda p, m: (
                 m.masked_fill(m == float("-inf"), 0.0)
                 / m.masked_fill(m == float("-inf"), 0.0).abs().sum(-1, keepdim=True)
@@ -165,11 +164,10 @@ BANK = (
         "sigmoid-for-softmax",
         6,
         "torch.sigmoid(scores)",
-        "another function stands where the softmax belongs: the {T} weights of a row do not sum "
-        "to 1",
+        "you use another function instead of the softmax: the {T} weights of a row do not sum to 1",
         "the weights of one query compete: together they make 1",
-        "F.softmax over the last dimension",
-        _weigh(
+        "use F.softmax over the last dimension",
+        _weighed_by(
             lambda p, m: torch.sigmoid(m),
             lambda p, m: torch.relu(m),
             lambda p, m: torch.tanh(m),
@@ -179,11 +177,11 @@ BANK = (
         "log-softmax",
         6,
         "F.log_softmax(scores, dim=-1)",
-        "log_softmax gives logarithms of the weights, 0 or negative; the {T} values need the "
-        "weights themselves",
+        "log_softmax gives the logarithms of the weights, which are 0 or negative; the {T} "
+        "values need the weights themselves",
         "what do your weights sum to?",
-        "F.softmax, without the log",
-        _weigh(
+        "use F.softmax, without the log",
+        _weighed_by(
             lambda p, m: F.log_softmax(m, dim=-1),
             lambda p, m: F.log_softmax(m, dim=-1).masked_fill(~p.past, 0.0),
             lambda p, m: F.log_softmax(m.masked_fill(~p.past, -1e9), dim=-1),
@@ -193,20 +191,21 @@ BANK = (
         "softmax-twice",
         6,
         "F.softmax(F.softmax(scores, dim=-1), dim=-1)",
-        "the softmax is taken twice: the zeros of hidden tokens become weights again, in all {T} "
-        "rows",
+        "you take the softmax twice: the zeros of hidden tokens become weights again, in all "
+        "{T} rows",
         "look for a second softmax",
-        "one softmax, on the masked scores",
-        _weigh(lambda p, m: F.softmax(F.softmax(m, dim=-1), dim=-1)),
+        "take one softmax, of the masked scores",
+        _weighed_by(lambda p, m: F.softmax(F.softmax(m, dim=-1), dim=-1)),
     ),
     AttentionMistake(
         "softmin",
         6,
         "F.softmax(-scores, dim=-1)",
-        "the softmax gets the scores with the wrong sign: over {T} keys, the least alike wins",
+        "your softmax takes the scores with the wrong sign: of {T} keys, the least similar "
+        "gets the most weight",
         "which key should get the most weight?",
-        "leave out the minus",
-        _weigh(
+        "remove the minus",
+        _weighed_by(
             lambda p, m: F.softmax((-m).masked_fill(~p.past, float("-inf")), dim=-1),
             lambda p, m: F.softmax(-m, dim=-1),
         ),
@@ -215,39 +214,41 @@ BANK = (
         "hard-attention",
         6,
         "F.one_hot(scores.argmax(-1))",
-        "all weight goes to the one best of {T} keys",
+        "you give all the weight to the best of {T} keys",
         "the softmax is soft: every visible key gets a share",
-        "F.softmax over the last dimension",
-        _weigh(_hard),
+        "use F.softmax over the last dimension",
+        _weighed_by(_one_hot_of_best_key),
     ),
     AttentionMistake(
         "softmax-in-short-floats",
         6,
         "F.softmax(scores.float(), dim=-1)",
-        "the softmax is computed in shorter floats than x has: about 7 digits are left, or 3 "
-        "({T} x {T} weights)",
+        "you compute the softmax in a shorter dtype than x has: the {T} x {T} weights keep about 7 "
+        "digits in float32, and 3 in float16 or bfloat16",
         "which dtype do x and the scores have?",
-        "leave out .float(), .half() and dtype=...",
-        _weigh(_in(torch.float32), _in(torch.float16), _in(torch.bfloat16)),
+        "remove .float(), .half() and dtype=...",
+        _weighed_by(
+            _softmax_in(torch.float32), _softmax_in(torch.float16), _softmax_in(torch.bfloat16)
+        ),
     ),
     AttentionMistake(
         "weights-transposed",
         7,
         "weights.transpose(-2, -1) @ v",
-        "the {T} x {T} weights are transposed in the product: values are gathered by the wrong "
-        "index, and the future flows back",
+        "you transpose the {T} x {T} weights in the product: the values are summed over the "
+        "wrong index, and information from the future flows back",
         "row t of the weights belongs to token t",
-        "weights @ v, as they are",
-        _mix(lambda p, w, v: w.transpose(-1, -2) @ v),
+        "compute weights @ v, without the transpose",
+        _mixed_by(lambda p, w, v: w.transpose(-1, -2) @ v),
     ),
     AttentionMistake(
         "values-not-weighted",
         7,
         "y = v",
-        "the values, {D} channels per head, are passed on or averaged without the weights",
-        "where do the weights come in?",
+        "you pass on or average the values, {D} channels per head, without the weights",
+        "where do you use the weights?",
         "multiply the ({T}, {T}) weights by the ({T}, {D}) values",
-        _mix(
+        _mixed_by(
             lambda p, w, v: v,
             lambda p, w, v: v.mean(dim=-2, keepdim=True).expand_as(v),
             lambda p, w, v: v.sum(dim=-2, keepdim=True).expand_as(v),
@@ -259,10 +260,10 @@ BANK = (
         "values-times-own-weight",
         7,
         "weights.diagonal() * v",
-        "each value is multiplied by one weight, and nothing sums over the {T} tokens",
-        "the result of a token gathers the values of all that it looks at",
-        "a product of matrices, not of single numbers",
-        _mix(
+        "you multiply each value by one weight, and nothing sums over the {T} tokens",
+        "the result of a token sums the values of all tokens that it looks at",
+        "use a product of matrices, not of single numbers",
+        _mixed_by(
             lambda p, w, v: w.diagonal(dim1=-2, dim2=-1)[..., None] * v,
             lambda p, w, v: w.sum(dim=-1, keepdim=True) * v,
             lambda p, w, v: w.sum(dim=-2)[..., None] * v,
@@ -272,14 +273,15 @@ BANK = (
         "weights-times-keys",
         7,
         "weights @ k",
-        "the weights gather keys or queries; the values, ({B}, {T}, {C}), are never used",
-        "what does a token pass on to those that look at it?",
+        "your weights multiply the keys or the queries; the values, ({B}, {T}, {C}), are never "
+        "used",
+        "what does a token pass on to the tokens that look at it?",
         "the second factor is v",
         tuple(
             {
                 "split": lambda p, q, k, v, i=i: (
-                    *_split(p, q, k, v)[:2],
-                    _split(p, q, k, v)[i],
+                    *split(p, q, k, v)[:2],
+                    split(p, q, k, v)[i],
                 )
             }
             for i in (0, 1)
@@ -289,10 +291,10 @@ BANK = (
         "mixed-divided-by-t",
         7,
         "(weights @ v) / T",
-        "the sum of the weighted values is divided again (T = {T}); the weights sum to 1 already",
-        "why divide?",
-        "weights @ v is the average already",
-        _mix(
+        "you divide the sum of the weighted values again (T = {T}); the weights already sum to 1",
+        "why do you divide?",
+        "weights @ v is already the average",
+        _mixed_by(
             lambda p, w, v: w @ v / p.T,
             lambda p, w, v: w @ v * p.T,
             lambda p, w, v: w @ v / p.H,
@@ -302,11 +304,11 @@ BANK = (
         "value-viewed-in-product",
         7,
         "weights @ v.reshape(...)",
-        "the values, ({T}, {D}) for each head, are reshaped once more before the product, which "
-        "moves them between tokens",
+        "you reshape the values, ({T}, {D}) for each head, once more before the product, which "
+        "moves numbers between tokens",
         "the values are ready after the split",
-        "multiply with v of shape (..., {T}, {D})",
-        _mix(
+        "multiply by v of shape (..., {T}, {D})",
+        _mixed_by(
             lambda p, w, v: w @ v.reshape(p.B, p.H, p.D, p.T).transpose(-1, -2),
             lambda p, w, v: w @ v.flip(-2),
         ),
@@ -315,38 +317,38 @@ BANK = (
         "unfolded-in-another-order",
         7,
         "y.view(n_head, B, T, head_dim)",
-        "{B} * {H} matrices that were folded batch first are unfolded heads first",
+        "you fold {B} * {H} matrices batch first, but unfold them heads first",
         "unfold in the order in which you folded",
         "view(B, {H}, T, {D})",
-        _mix(_unfolded_turned),
+        _mixed_by(_unfolded_heads_first),
     ),
     AttentionMistake(
         "values-of-one-sequence",
         7,
         "weights @ v[:1]",
-        "the values of the first sequence stand in for those of all {B}",
-        "whose values does sequence 1 gather?",
-        "weights @ v, with all of v",
-        _mix(lambda p, w, v: w @ v[:1]),
+        "you use the values of the first sequence for all {B} sequences",
+        "whose values should sequence 1 sum up?",
+        "compute weights @ v with the whole v",
+        _mixed_by(lambda p, w, v: w @ v[:1]),
     ),
     AttentionMistake(
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
-        "the values of the {T} tokens are shifted before they are gathered: each weight meets a "
+        "you shift the values of the {T} tokens before the weighted sum: each weight meets a "
         "neighbour's value",
         "which token does column 0 of the weights belong to?",
-        "weights @ v, as they are",
-        _mix(lambda p, w, v: w @ v.roll(1, -2), lambda p, w, v: w @ v.roll(-1, -2)),
+        "compute weights @ v, without the shift",
+        _mixed_by(lambda p, w, v: w @ v.roll(1, -2), lambda p, w, v: w @ v.roll(-1, -2)),
     ),
     AttentionMistake(
         "values-changed-in-product",
         7,
         "weights @ v.abs()",
-        "the values, {D} channels per head, go through a function before they are gathered",
-        "what does the sum add up?",
-        "weights @ v, as they are",
-        _mix(
+        "your values, {D} channels per head, go through a function before the weighted sum",
+        "what does the weighted sum add up?",
+        "compute weights @ v with v itself",
+        _mixed_by(
             *((lambda p, w, v, f=f: w @ f(v)) for f in (torch.abs, torch.square, torch.relu)),
             lambda p, w, v: w @ v.mean(dim=1, keepdim=True).expand_as(v),
         ),
@@ -355,10 +357,10 @@ BANK = (
         "mixed-divided-by-visible-keys",
         7,
         "(weights * v).mean(dim)",
-        "the result of token t is divided by t + 1, how many of the {T} tokens it may see; the "
-        "weights sum to 1 already",
-        "why divide?",
-        "the sum of the weighted values is their average already",
-        _mix(lambda p, w, v: w @ v / torch.arange(1, p.T + 1)[:, None]),
+        "you divide the result of token t by t + 1, the number of tokens that it sees (of "
+        "{T}); the weights already sum to 1",
+        "why do you divide?",
+        "the sum of the weighted values is already their average",
+        _mixed_by(lambda p, w, v: w @ v / torch.arange(1, p.T + 1)[:, None]),
     ),
 )

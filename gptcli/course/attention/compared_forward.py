@@ -1,0 +1,140 @@
+"""One forward pass of the learner's module, traced and compared with the reference."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.cases import (
+    USUAL,
+    Case,
+    config_for,
+    draw_input,
+    fill_parameters,
+    generator_for,
+)
+from gptcli.course.attention.first_wrong_operation import FILLERS, PRODUCTS
+from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
+from gptcli.course.attention.learner_attention import Attempt, LearnerAttention
+from gptcli.course.attention.matching import Matches, last_right_operation, match, value_in
+from gptcli.course.attention.projections import ProjectionError, find_projections
+from gptcli.course.attention.stages import Problem, Values
+from gptcli.course.lesson import TOLERANCE, CheckFailed
+
+
+@dataclass
+class ComparedForward:
+    """One forward pass of the learner's module, traced and compared with the reference."""
+
+    learner: LearnerAttention
+    p: Problem
+    trace: ForwardTrace
+    found: Matches  # which values of the reference the trace contains
+    values: Values  # the reference
+    module: nn.Module
+
+    @property
+    def y(self) -> Tensor | None:
+        """The learner's output in float64, or None if it does not have the shape of x."""
+        y = self.trace.result
+        return y.detach().double() if isinstance(y, Tensor) and y.shape == self.p.x.shape else None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the output is missing or differs from the reference."""
+        y = self.y
+        return y is None or not bool(((y - self.values.out).abs() <= TOLERANCE).all())
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether the trace misses something: an untraced result, or no product at all."""
+        return self.trace.has_untraced or not any(
+            op.name in PRODUCTS for op in self.trace.operations
+        )
+
+    def next_is(self, index: int, step: int) -> bool:
+        """Whether the name of operation `index` shows that it belongs to the step after `step`."""
+        after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
+        operations = self.trace.operations
+        name = operations[index].name if index < len(operations) else ""
+        return any(word in name for word in after.get(step, ()))
+
+    def output_is_finite(self) -> bool:
+        """Whether the output has the right shape and no NaN or infinity."""
+        return self.y is not None and bool(self.y.isfinite().all())
+
+    def first_wrong_operation(self, step: int) -> int:
+        """The first operation after the last right value that turns right values into others."""
+        start = last_right_operation(self.found, step) + 1
+        for operation in self.trace.operations[start:]:
+            if not operation.outputs or operation.index in self.found.values_of_operation:
+                continue
+            if any(word in operation.name for word in FILLERS):
+                continue
+            if any(value_in(x, self.found, self.p.T) for x in operation.inputs):
+                return operation.index
+        return start
+
+    def line(self, index: int | None) -> int | None:
+        """The line of operation `index`, or of the next operation that has a line."""
+        if index is None:
+            return None
+        for operation in self.trace.operations[max(index, 0) :]:
+            if operation.line is not None:
+                return operation.line
+        return None
+
+    def quote(self, line: int | None) -> str:
+        """The beginning of a message: the line and its code, or the sizes if `line` is None."""
+        if line is None:
+            case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
+            return f"with {case}: "
+        text = linecache.getline(str(self.learner.file.path), line).strip()
+        return f"line {line}, `{text}`: "
+
+
+def repeat_forward(
+    learner: LearnerAttention, grad: bool | None = None, tolerance: float = 1e-9
+) -> ComparedForward:
+    """The forward pass that was tried last, now traced; `grad` overrides the attempt's `grad`."""
+    attempt = learner.attempt
+    assert attempt is not None
+    case = attempt.case
+    grad = attempt.grad if grad is None else grad
+    x = attempt.x.detach().clone().requires_grad_(grad)
+    trace = trace_forward(attempt.module, x, learner.file.path, attempt.options, grad)
+    parts = learner.projections(attempt.module, case)
+    p = Problem(attempt.x.detach().double(), parts, case.H)
+    return ComparedForward(learner, p, trace, *match(trace, p, tolerance), attempt.module)
+
+
+def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
+    """The forward pass of a module that has no output projection, or None if it cannot be built.
+
+    The reference then has an output projection that changes nothing."""
+    try:
+        module = learner.construct(config_for(USUAL)).to(torch.float64).eval()
+        fill_parameters(module, generator_for(USUAL, weights=True))
+        parts = find_projections(module, USUAL.C, columns=learner.columns, output=False)
+    except (CheckFailed, ProjectionError):
+        return None
+    x = draw_input(USUAL, generator_for(USUAL))
+    learner.attempt = Attempt(module, USUAL, x, {}, False)
+    trace = trace_forward(module, x.clone(), learner.file.path)
+    p = Problem(x, parts, USUAL.H)
+    return ComparedForward(learner, p, trace, *match(trace, p), module)
+
+
+def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedForward | None:
+    """The forward pass of a fresh module on `case`, or None if the module cannot be built."""
+    try:
+        built = learner.build(case)
+    except CheckFailed:
+        return None
+    x = draw_input(case, generator_for(case))
+    trace = trace_forward(built.module, x.clone(), learner.file.path)
+    p = Problem(x, built.projections, case.H)
+    return ComparedForward(learner, p, trace, *match(trace, p), built.module)

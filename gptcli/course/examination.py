@@ -1,0 +1,62 @@
+"""Examine one learner's file: find its lesson, run it, report. Runs only in the worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from gptcli.course.attention.lesson import AttentionLesson
+from gptcli.course.exercises import block, layernorm, mlp
+from gptcli.course.exercises.tokenizer_lesson import TokenizerLesson
+from gptcli.course.exercises.training_lesson import TrainingLesson
+from gptcli.course.lesson import CheckFailed, Lesson, Say
+from gptcli.course.report import Check, FileReport
+from gptcli.course.sandbox.learner_file import LearnerFile
+
+LESSONS: dict[str, Lesson[Any]] = {
+    lesson.name: lesson
+    for lesson in (
+        AttentionLesson(),
+        layernorm.LESSON,
+        mlp.LESSON,
+        block.LESSON,
+        TokenizerLesson(),
+        TrainingLesson(),
+    )
+}
+
+
+def examine(file: LearnerFile, say: Say) -> FileReport:
+    """Check `file` against its exercise; stop at the first mistake.
+
+    Calls `say` with what is being done. Raises GptcliError if the file cannot be used at all."""
+    say("loading the file")
+    lesson = LESSONS[file.exercise]
+    done: list[Check] = []
+    with _float64():
+        learner = lesson.load(file, say)
+        try:
+            verdict = lesson.check(learner, done)
+        except CheckFailed as failed:
+            return lesson.explain(file, learner, failed, done)
+    return FileReport(file.name, lesson.name, file.class_name, True, verdict, checks=tuple(done))
+
+
+def follow(file: LearnerFile, say: Say) -> None:
+    """Run the file once more and say `step N` as it reaches each step, to see where it ends."""
+    with _float64():
+        LESSONS[file.exercise].follow(file, say)
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    """New tensors are float64: `torch.sqrt(torch.tensor(8))` must not bring in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

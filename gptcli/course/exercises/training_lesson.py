@@ -1,0 +1,319 @@
+"""The lesson on training: compare a learner's six functions with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.exercises import training as reference
+from gptcli.course.exercises.explainer import Explainer, named_in
+from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
+from gptcli.course.lesson import CheckFailed, Lesson, Say
+from gptcli.course.report import Check
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
+
+FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
+SCHEDULES = ((3e-3, 3e-4, 5, 40), (1.0, 0.1, 0, 10), (0.5, 0.0, 3, 12))
+V = 7
+
+
+class TinyModel(nn.Module):
+    """A model with dropout whose logits come from a table. `modes` records how it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.table = nn.Parameter(torch.randn(V, V, generator=generator))
+        self.shift = nn.Parameter(torch.randn(V, generator=generator))
+        self.dropout = 0.0
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        logits = self.table[x] + self.shift
+        return nn.functional.dropout(logits, self.dropout, self.training)
+
+
+class LearnerTraining(Explainer):
+    """The functions of a learner's file. Failures become CheckFailed."""
+
+    def __init__(self, file: LearnerFile, say: Say) -> None:
+        super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
+        self.say = say
+        module = run_file(file)
+        self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
+
+    def ask(self, step: int, *arguments: Any) -> Any:
+        """Call the learner's function of a step. Raises CheckFailed if it raises."""
+        name = FUNCTIONS[step - 1]
+        self.say(f"step {step}: {name}")
+        try:
+            return self.functions[name](*arguments)
+        except (Exception, SystemExit) as error:
+            raise self.stopped(error, name, step) from error
+
+    def number(self, step: int, *arguments: Any) -> float:
+        """The result of the learner's function of a step, as a number."""
+        value = self.ask(step, *arguments)
+        try:
+            return float(value.detach() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError, RuntimeError):
+            raise self.failed_at(
+                step,
+                "no-number",
+                f"`{FUNCTIONS[step - 1]}` returned {str(value)[:60]}, not a number",
+                "end the function with `return` and the number",
+            ) from None
+
+    def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> CheckFailed:
+        """The mistake of that step for which `same(form)` holds, else a wrong result."""
+        for mistake in MISTAKES:
+            if mistake.step == step and any(same(form) for form in mistake.forms):
+                return self.mistake(mistake.slug, f" ({evidence})")
+        return self.failed_at(step, "wrong-result", f"`{FUNCTIONS[step - 1]}`: {evidence}")
+
+
+class TrainingLesson(Lesson[LearnerTraining]):
+    """The training loop, in six functions."""
+
+    name = "training"
+    steps = STEPS
+    mistakes = MISTAKES
+
+    def prepare(self) -> None:
+        """Make an optimizer: the first one imports torch._dynamo, which takes seconds."""
+        _model_and_optimizer()
+
+    def load(self, file: LearnerFile, say: Say) -> LearnerTraining:
+        """Run the file and return its functions, ready to be tried."""
+        return LearnerTraining(file, say)
+
+    def check(self, learner: LearnerTraining, done: list[Check]) -> str:
+        """Compare each function with the reference."""
+        for check in (_batches, _loss, _schedule, _clipping, _steps, _evaluation):
+            check(learner)
+        verdict = "the same as the reference in all six functions"
+        done += self.all_steps(verdict)
+        return verdict
+
+
+def _draw(learner: LearnerTraining, n: int, t: int, b: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        value = learner.ask(1, torch.arange(n), t, b, generator)
+    except CheckFailed as failed:
+        if "stack expects" in failed.message or "IndexError" in failed.message:
+            raise learner.mistake("start-out-of-range", n=n, t=t, error=failed.message) from None
+        raise
+    x, y = _pair(learner, value)
+    if x.shape != (b, t) or y.shape != (b, t):
+        raise learner.mistake("batch-shape", x=tuple(x.shape), y=tuple(y.shape), wanted=(b, t))
+    for tensor in (x, y):
+        if tensor.dtype != torch.int64:
+            raise learner.mistake("not-int64", dtype=tensor.dtype)
+    return x, y
+
+
+def _pair(learner: LearnerTraining, value: Any) -> tuple[Tensor, Tensor]:
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(part, Tensor) for part in value)
+    ):
+        return value[0], value[1]
+    raise learner.failed_at(1, "no-pair", f"`get_batch` returned {str(value)[:60]}, not (x, y)")
+
+
+def _batches(learner: LearnerTraining) -> None:
+    x, y = _draw(learner, 300, 5, 4, 0)
+    if not bool((x.diff(dim=1) == 1).all()):
+        raise learner.mistake("not-a-window", x=x[0].tolist())
+    by = sorted(set((y - x).flatten().tolist()))
+    shown: dict[str, Any] = {"x": x[0, :3].tolist(), "y": y[0, :3].tolist()}
+    if by == [0]:
+        raise learner.mistake("targets-not-shifted", **shown)
+    if by != [1]:
+        raise learner.mistake("targets-shifted-wrongly", by=by[0], **shown)
+    if len(set(x[:, 0].tolist())) == 1:
+        raise learner.mistake("same-windows", b=4, start=int(x[0, 0]))
+    again, _ = _draw(learner, 300, 5, 4, 0)
+    if not torch.equal(again, x):
+        raise learner.mistake("generator-ignored", x=x[:, 0].tolist(), y=again[:, 0].tolist())
+    # Only the starts 0 and 1 are possible here. 64 draws practically never miss one of them.
+    n, t = 7, 5
+    starts = set()
+    for seed in range(4):
+        try:
+            value = learner.functions["get_batch"](
+                torch.arange(n), t, 16, torch.Generator().manual_seed(seed)
+            )
+        except Exception as error:
+            why = in_words(error)
+            no_room = "from=0" in why or "random_" in why or "expects" in why
+            if no_room and "stack" not in why:
+                raise learner.mistake("last-start-missing", n=n, t=t, start=1) from error
+            raise learner.mistake("start-out-of-range", n=n, t=t, error=why) from error
+        x, y = _pair(learner, value)
+        if x.shape != (16, t) or y.shape != (16, t):
+            raise learner.mistake(
+                "start-out-of-range", n=n, t=t, error=f"y has shape {tuple(y.shape)}"
+            )
+        starts |= set(x[:, 0].tolist())
+    if 0 not in starts:
+        raise learner.mistake("first-start-missing", n=n)
+    if 1 not in starts:
+        raise learner.mistake("last-start-missing", n=n, t=t, start=1)
+
+
+def _loss(learner: LearnerTraining) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 5, V, generator=generator) * 2
+    targets = torch.randint(V, (3, 5), generator=generator)
+    got = learner.number(2, logits.clone().requires_grad_(), targets)
+    wanted = float(reference.loss_of(logits, targets))
+    if abs(got - wanted) > 1e-6:
+        raise learner.named(
+            2,
+            lambda form: abs(float(form(logits, targets)) - got) < 1e-6,
+            f"for logits {tuple(logits.shape)} it returns {got:.4g}, expected {wanted:.4g}",
+        )
+    if not getattr(
+        learner.ask(2, logits.clone().requires_grad_(), targets), "requires_grad", False
+    ):
+        raise learner.failed_at(
+            2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows",
+            "return the tensor itself, not .item() or a detached one",
+        )  # fmt: skip
+
+
+def _schedule(learner: LearnerTraining) -> None:
+    asked = [(s, *schedule) for schedule in SCHEDULES for s in range(schedule[3] + 4)]
+    got = [learner.number(3, *arguments) for arguments in asked]
+
+    def same(form: Callable[..., float]) -> bool:
+        return all(
+            abs(form(*arguments) - rate) <= 1e-9 for arguments, rate in zip(asked, got, strict=True)
+        )
+
+    def slower(step: int, top: float, low: float, warm: int, last: int) -> float:
+        if step < warm:  # also accepted: the warm-up ends one step later
+            return top * (step + 1) / (warm + 1)
+        return reference.learning_rate(step, top, low, warm, last)
+
+    if same(reference.learning_rate) or same(slower):
+        return
+    wanted = [reference.learning_rate(*arguments) for arguments in asked]
+    i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
+    raise learner.named(
+        3, same, f"learning_rate{asked[i]} returns {got[i]:.4g}, expected {wanted[i]:.4g}"
+    )
+
+
+def _clipping(learner: LearnerTraining) -> None:
+    tried: list[tuple[list[Tensor], float, list[Tensor], float]] = []
+    for seed, max_norm in ((1, 1.0), (2, 100.0), (3, 5.0)):
+        generator = torch.Generator().manual_seed(seed)
+        parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2, 2))]
+        for i, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * 3.0**i
+        before = [p.grad.clone() for p in parameters if p.grad is not None]
+        norm = learner.number(4, iter(parameters) if seed == 3 else parameters, max_norm)
+        tried.append((before, max_norm, [p.grad for p in parameters if p.grad is not None], norm))
+
+    def same(form: Callable[..., Any]) -> bool:
+        for before, max_norm, after, norm in tried:
+            grads, returned = form(before, max_norm)
+            close = all(torch.allclose(a, b, 1e-5, 1e-9) for a, b in zip(after, grads, strict=True))
+            if not close or abs(returned - norm) > 1e-5 * (1 + abs(norm)):
+                return False
+        return True
+
+    def right(before: list[Tensor], max_norm: float) -> tuple[list[Tensor], float]:
+        norm = float(torch.cat([g.flatten() for g in before]).norm())
+        return [g * min(1.0, max_norm / norm) for g in before], norm
+
+    if not same(right):
+        before, max_norm, after, norm = tried[0]
+        left = float(torch.cat([g.flatten() for g in after]).norm())
+        whole = float(torch.cat([g.flatten() for g in before]).norm())
+        raise learner.named(
+            4,
+            same,
+            f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves norm {left:.4g} "
+            f"and returns {norm:.4g}",
+        )
+    used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    used.grad = torch.ones(3)
+    try:
+        learner.functions["clip_gradients"]([used, unused], 1.0)
+    except Exception as error:
+        raise learner.mistake("without-gradient", error=in_words(error)) from error
+
+
+def _model_and_optimizer() -> tuple[TinyModel, torch.optim.Optimizer]:
+    model = TinyModel()
+    groups: list[dict[str, Any]] = [{"params": [model.table]}, {"params": [model.shift], "lr": 0.3}]
+    return model, torch.optim.SGD(groups, lr=0.7)
+
+
+def _data(seed: int, count: int) -> list[reference.Batch]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randint(V, (2, 4), generator=generator)
+
+    return [(draw(), draw()) for _ in range(count)]
+
+
+def _steps(learner: LearnerTraining) -> None:
+    def results_of(form: Callable[..., Any]) -> list[Tensor]:
+        model, optimizer = _model_and_optimizer()
+        out = []
+        for seed, lr, max_norm in ((1, 0.5, 0.2), (2, 0.1, 100.0), (3, 0.9, 0.15)):
+            loss = float(form(model, optimizer, _data(seed, 3), lr, max_norm))
+            out += [model.table.detach().clone(), model.shift.detach().clone()]
+            out.append(torch.tensor(loss))
+        return out
+
+    def close(a: list[Tensor], b: list[Tensor]) -> bool:
+        return all(torch.allclose(s, t, 1e-4, 1e-6) for s, t in zip(a, b, strict=True))
+
+    got = results_of(lambda *arguments: learner.number(5, *arguments))
+    wanted = results_of(reference.any_step)
+    if not close(got, wanted):
+        i = next(
+            i for i, (a, b) in enumerate(zip(got, wanted, strict=True))
+            if not torch.allclose(a, b, 1e-4, 1e-6)
+        )  # fmt: skip
+        what = ("a weight", "a weight", "the returned loss")[i % 3]
+        most = (got[i] - wanted[i]).abs().argmax()
+        raise learner.named(
+            5,
+            lambda form: close(got, results_of(form)),
+            f"after step {i // 3 + 1} of 3 batches {what} is {float(got[i].flatten()[most]):.4g}, "
+            f"expected {float(wanted[i].flatten()[most]):.4g}",
+        )
+
+
+def _evaluation(learner: LearnerTraining) -> None:
+    model = TinyModel().train()
+    model.dropout = 0.5
+    batches = _data(8, 4)
+    losses = [float(reference.loss_of(model.eval()(x), y).detach()) for x, y in batches]
+    model.train().modes.clear()
+    got = learner.number(6, model, batches)
+    of = len(batches)
+    if count := sum(training for training, _ in model.modes):
+        raise learner.mistake("not-in-eval-mode", count=count, of=of)
+    if count := sum(grad for _, grad in model.modes):
+        raise learner.mistake("gradients-on", count=count, of=of)
+    wanted = sum(losses) / of
+    if abs(got - wanted) > 1e-6:
+        kinds = {"the sum": sum(losses), "the last": losses[-1], "the first": losses[0]}
+        what = next((k for k, v in kinds.items() if abs(v - got) < 1e-6), "not the mean")
+        raise learner.mistake("not-the-mean", yours=got, what=what, of=of, wanted=wanted)
+    if not model.training:
+        raise learner.mistake("left-in-eval-mode", of=of)

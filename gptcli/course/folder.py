@@ -1,0 +1,112 @@
+"""A learner's folder: write skeletons and notes into it, check its progress, watch for changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.course.catalogue import Exercise
+from gptcli.course.checking import Checker
+from gptcli.course.report import FileReport
+from gptcli.errors import GptcliError
+from gptcli.files.durable import write_atomically
+
+
+def write_exercises(
+    exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
+) -> list[Path]:
+    """Write the skeleton and the notes of each exercise, and return their paths.
+
+    Raises GptcliError if a file exists already (unless `overwrite`) or cannot be written. Then
+    nothing is written."""
+    texts: dict[Path, str] = {}
+    for exercise in exercises:
+        texts[folder / f"{exercise.name}.py"] = exercise.skeleton(blank=blank)
+        texts[folder / f"{exercise.name}.md"] = exercise.notes()
+    existing = [path for path in texts if path.exists()]
+    if existing and not overwrite:
+        raise GptcliError(
+            f"{existing[0]} exists already"
+            + (f", with {len(existing) - 1} more" * (len(existing) > 1)),
+            "gptcli kept your work; choose another --out, or replace it with --overwrite",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            write_atomically(path, text.encode("utf-8"))
+    except OSError as error:
+        raise GptcliError(
+            f"{folder}: cannot be written ({error.strerror})", "choose another folder with --out"
+        ) from None
+    return list(texts)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of one exercise: "passes", "wrong", "unusable" or "not begun"."""
+
+    exercise: Exercise
+    path: Path
+    state: str
+    message: str
+    report: FileReport | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `gptcli exercise --status DIR --json`."""
+        return {
+            "exercise": self.exercise.name,
+            "file": str(self.path),
+            "state": self.state,
+            "ok": self.state == "passes",
+            "first_wrong_step": self.report.first_wrong_step if self.report else None,
+            "steps": len(self.exercise.steps),
+            "mistake": self.report.mistake if self.report else None,
+            "message": self.message,
+        }
+
+
+def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
+    """Check the file of the exercise in `folder`, if it exists."""
+    path = folder / f"{exercise.name}.py"
+    if not path.exists():
+        return Progress(exercise, path, "not begun", "not begun")
+    try:
+        report = checker.check(str(path), exercise.name)
+    except GptcliError as error:
+        return Progress(exercise, path, "unusable", error.message)
+    return Progress(exercise, path, "passes" if report.ok else "wrong", report.message, report)
+
+
+def find_folder(folder: Path) -> Path:
+    """Return `folder`. Raises GptcliError if it does not exist."""
+    if not folder.is_dir():
+        raise GptcliError(
+            f"there is no folder {folder}", f"gptcli exercise attention --out {folder} begins one"
+        )
+    return folder
+
+
+def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
+    """Watch `folder` forever. Yields the names of .py files that were saved, added or removed."""
+    before = _saved(folder)
+    while True:
+        time.sleep(pause_s)
+        now = _saved(folder)
+        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+        before = now
+        if changed:
+            yield changed
+
+
+def _saved(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for path in folder.glob("*.py"):
+        try:
+            status = path.stat()
+        except OSError:  # removed, and not yet replaced
+            continue
+        found[path.name] = (status.st_mtime_ns, status.st_size)
+    return found

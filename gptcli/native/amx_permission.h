@@ -1,0 +1,34 @@
+/* Asks Linux for permission to use the AMX tile registers.
+ *
+ * Linux gives a process these 8 KiB of registers only after the process has asked for them with
+ * arch_prctl. A program that uses a tile without permission is killed. */
+
+#ifndef GPTCLI_AMX_PERMISSION_H
+#define GPTCLI_AMX_PERMISSION_H
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+/* 1 if this process can use every instruction that this library was compiled to, else 0. A library
+ * without AMX needs no permission. */
+int request_amx(void) {
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+    return 1;
+#endif
+}
+
+/* 1 if this library was compiled to multiply AMX tiles, else 0. */
+int compiled_with_amx(void) {
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#endif

@@ -1,0 +1,30 @@
+/* Constants that the Python code has too: rotary theta, the norms' eps, GELU's and Muon's numbers.
+ *
+ * tests/native/test_native_library.py reads this file and compares it with the Python values. */
+
+#ifndef GPTCLI_CONSTANTS_H
+#define GPTCLI_CONSTANTS_H
+
+#define ROTARY_THETA 10000.0 /* THETA of model/rotary.py */
+
+#define RMS_NORM_EPS 1e-6f   /* as in Qwen3; model/layers.py */
+#define LAYER_NORM_EPS 1e-5f /* as in GPT-2; model/layers.py */
+
+/* GELU in its tanh form: x * sigmoid(GELU_SCALE * (x + GELU_CUBIC x^3)), GELU_SCALE = 2 sqrt(2/pi).
+ * Source: Hendrycks and Gimpel 2016, section 2. */
+#define GELU_SCALE 1.5957691216f
+#define GELU_CUBIC 0.044715f
+
+/* Newton-Schulz iteration of Muon: X becomes A X + (B Y + C Y Y) X with Y = X X^T. The eps keeps a
+ * matrix of zeros finite. Both are those of training/optimizers.py. */
+#define MUON_A 3.4445f
+#define MUON_B (-4.7750f)
+#define MUON_C 2.0315f
+#define MUON_EPS 1e-7f
+
+enum {
+    ALIGNMENT = 64,      /* bytes; a cache line, and the width of an AVX-512 register */
+    HUGE_PAGE = 2 << 20, /* bytes; Linux on x86-64 */
+};
+
+#endif

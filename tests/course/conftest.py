@@ -1,8 +1,0 @@
-"""Makes `wrong_attention` importable: in pytest's importlib mode a test's folder is not."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
