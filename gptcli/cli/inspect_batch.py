@@ -138,12 +138,12 @@ def _loss_at(run: Path, step: int) -> float | None:
     """The loss of a step in metrics.jsonl; None if the step was not logged."""
     import json
 
-    from gptcli.files.bounded import lines_inside
-    from gptcli.training.journal import refused_lines
+    from gptcli.files.bounded import read_lines
+    from gptcli.training.journal import cannot_open_error
 
     path = run / "metrics.jsonl"
     try:
-        for line in lines_inside(path, run):
+        for line in read_lines(path, run):
             try:
                 record = json.loads(line)
                 if (record["kind"], record["step"]) == ("step", step):
@@ -153,5 +153,5 @@ def _loss_at(run: Path, step: int) -> float | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise refused_lines(path, error) from None
+        raise cannot_open_error(path, error) from None
     return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from gptcli.devices import choose_dtype
 from gptcli.errors import GptcliError
+from gptcli.memory import available_memory
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
@@ -134,24 +134,7 @@ def _stream_bytes(model: GPT) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device without swapping, nearly; on Linux a container's limit
-    counts too."""
+    """Bytes that can be allocated on a device without swapping; 8 GiB if that is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [_number_after("MemAvailable:", Path("/proc/meminfo")) * 1024]
-    most = _number_after("", Path("/sys/fs/cgroup/memory.max"))
-    if most:
-        found.append(max(0, most - _number_after("", Path("/sys/fs/cgroup/memory.current"))))
-    known = [value for value in found if value]
-    return min(known) if known else 8 << 30  # another system, which does not say
-
-
-def _number_after(word: str, path: Path) -> int:
-    """The number after a word at the beginning of a line; 0 where there is none."""
-    try:
-        for line in path.read_text("ascii").splitlines():
-            if line.startswith(word) and (rest := line[len(word) :].split()):
-                return int(rest[0])
-    except (OSError, ValueError):
-        pass
-    return 0
+    return available_memory() or 8 << 30

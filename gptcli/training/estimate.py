@@ -13,7 +13,7 @@ from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
 from gptcli.training.optimizers import RECIPES
 from gptcli.training.passes import EngineName, library_for
-from gptcli.training.saving import BESIDE_BYTES
+from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
@@ -67,7 +67,7 @@ def training_bytes(
     On a CPU, a large checkpoint is copied and written during the next steps; the copy counts."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
     copy = parameters * 4 * (1 + RECIPES[config.train.optimizer].slots)
-    copied = copy >= BESIDE_BYTES and choose_device(config.run.device).type == "cpu"
+    copied = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
     return step + (copy if copied else 0)
 
 

@@ -39,7 +39,7 @@ from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
-from gptcli.training.loss_spikes import Spikes
+from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
@@ -122,7 +122,7 @@ class _Loop:
             self.config.checkpoint_every,
             setup.resume.step if setup.resume else None,
         )
-        self.spikes = Spikes()
+        self.spikes = SpikeDetector()
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
@@ -135,15 +135,15 @@ class _Loop:
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
             # A run that is killed in its first minute must keep the weights that it started from.
-            yield from self.saver.must(self.state, self.meta())
+            yield from self.saver.save_or_raise(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
         if isinstance(stopped, Diverged):
             diagnosis, hint = stopped.diagnosis, stopped.hint
-            yield from self.saver.gather(wait=True)
+            yield from self.saver.collect(wait=True)
         else:
             self.progress.seconds = self.clock()
-            yield from self.saver.must(self.state, self.meta())
+            yield from self.saver.save_or_raise(self.state, self.meta())
         for name, buffer in self.state.model.named_buffers():
             if not torch.equal(buffer, self.buffers[name]):
                 yield Notice(
@@ -197,7 +197,7 @@ class _Loop:
         """Evaluate, sample and save if this step is due; returns why to stop, or None."""
         if self.should_stop():
             return "interrupted"
-        yield from self.saver.gather(wait=False)
+        yield from self.saver.collect(wait=False)
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
-from gptcli.files.bounded import machine_memory
+from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, initialise
 from gptcli.model.parameters import is_in_block
 from gptcli.model.user_parts import UserParts
@@ -211,7 +211,7 @@ def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
 
 
 def _refuse_too_large(shapes: Shapes) -> None:
-    count, memory = sum(math.prod(shape) for shape in shapes.values()), machine_memory()
+    count, memory = sum(math.prod(shape) for shape in shapes.values()), total_memory()
     if memory is not None and 4 * count > memory:
         raise GptcliError(
             f"the model has {count:,} parameters, {4 * count / 2**30:,.0f} GiB; this machine has "

@@ -307,7 +307,7 @@ def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
     assert "train.max_steps 4 -> 8 (needs --extend)" in refused.err
     extended = cli("train", "train.max_steps=8", "--resume", "--extend", "--out", run, "--json")
     assert extended.code == 0, extended.err
-    assert "the learning rate goes on at" in extended.err
+    assert "the learning rate continues at" in extended.err
     summary = one_object(extended.out)
     assert (summary["steps"], summary["resumed_from"]) == (8, 4)
     assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
@@ -363,7 +363,7 @@ def test_a_fine_tune_starts_from_the_weights(
     assert not (tmp_path / "x").exists()
     mixed = cli("train", "tiny", "--from", trained, "--out", tmp_path / "x")
     assert mixed.code == 2
-    assert "model.n_layer 2 (there 1)" in mixed.err
+    assert "model.n_layer 2 (checkpoint: 1)" in mixed.err
 
 
 def test_a_diverged_run_fails_with_its_diagnosis(cli: Any, text_file: Path, tmp_path: Path) -> None:
@@ -452,11 +452,11 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
 
 @pytest.mark.skipif(os.name != "posix", reason="fcntl")
 def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path: Path) -> None:
-    from gptcli.files.durable import only_writer
+    from gptcli.files.durable import folder_lock
 
     run = tmp_path / "r"
     cli("train", text_file, *SMALL, "train.max_steps=2", "--out", run)
-    with only_writer(run):
+    with folder_lock(run):
         outcome = cli("train", "--resume", "--out", run)
     assert outcome.code == 1
     assert "is being written by another gptcli train" in outcome.err

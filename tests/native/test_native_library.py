@@ -29,7 +29,7 @@ from gptcli.native.library import SAMPLING, TRAINING
 from gptcli.training import optimizers
 from gptcli.training.loop import train
 from gptcli.training.passes import choose_engine
-from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
+from gptcli.training.setup import FinishedRun, Prepared, prepare_new, prepare_resume
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C libraries need Linux")
 
@@ -467,7 +467,7 @@ def test_a_native_run_resumes_without_a_compiler(
         "otherwise than before",
     ]
     list(train(resumed.setup))
-    assert isinstance(prepare_resume(run, None), Done)
+    assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
 @pytest.mark.parametrize(

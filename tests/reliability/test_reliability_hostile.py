@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and for
 def endings(
     small_run: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case, command) -> how it ended; all cases in one process that forks for each."""
+    """(case, command) -> how it ended. One process runs all cases and forks for each."""
     folder = tmp_path_factory.mktemp("hostile")
     only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
     done = subprocess.run(
@@ -47,7 +47,7 @@ def endings(
 
 @pytest.mark.parametrize("command", hostile_attempts.COMMANDS)
 @pytest.mark.parametrize("case", sorted(hostile.CASES))
-def test_a_hostile_run_folder_ends_in_an_error_at_once(
+def test_a_malicious_run_folder_ends_in_a_quick_error(
     case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     hostile_attempts.check(endings[case, command])
@@ -55,7 +55,7 @@ def test_a_hostile_run_folder_ends_in_an_error_at_once(
 
 @pytest.mark.parametrize("command", hostile_attempts.ALL_COMMANDS)
 @pytest.mark.parametrize("case", sorted(hostile.FILES_OF_LINES))
-def test_a_hostile_journal_or_lock_is_refused_by_who_opens_it(
+def test_a_malicious_journal_or_lock_is_refused_by_commands_that_open_it(
     case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     hostile_attempts.check(endings[case, command])

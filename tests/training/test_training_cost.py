@@ -96,7 +96,7 @@ def test_the_memory_rule_is_close_to_a_measured_step() -> None:
 TRAIN = """
 import sys
 from gptcli.config_files import parse_config
-from gptcli.training.dry_run import plan
+from gptcli.training.dry_run import dry_run_figures
 from gptcli.training.loop import train
 from gptcli.training.setup import prepare_new
 from pathlib import Path
@@ -118,7 +118,7 @@ before = resident()
 large = setup("large", 320)
 list(train(large))
 took = resident() - before
-print(plan(large.config)["memory_bytes"] / took)
+print(dry_run_figures(large.config)["memory_bytes"] / took)
 """
 
 

@@ -17,8 +17,8 @@ from gptcli.errors import GptcliError
 from gptcli.events import Evaluated, Event, Finished
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import train
-from gptcli.training.meta_file import seal
-from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
+from gptcli.training.meta_file import dump_meta
+from gptcli.training.setup import FinishedRun, Prepared, prepare_new, prepare_resume
 
 Drive = Callable[..., list[Event]]
 
@@ -148,14 +148,14 @@ def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
     (run / "checkpoints" / "mine.txt").write_text("not gptcli's", encoding="utf-8")
     new("r", "train.seed=2")
     assert checkpoint.steps_of(run) == []
-    run_folder.put_back(run)  # the new run has no checkpoint
+    run_folder.restore_replaced(run)  # the new run has no checkpoint
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
     assert not (run / ".replaced").exists()
     drive(new("r", "train.seed=2"))
-    run_folder.put_back(run)  # the new run has a checkpoint, so nothing is restored
+    run_folder.restore_replaced(run)  # the new run has a checkpoint, so nothing is restored
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() != whole
-    run_folder.forget_replaced(run)
+    run_folder.delete_replaced(run)
     assert not (run / ".replaced").exists()
     assert (run / "checkpoints" / "mine.txt").exists()
 
@@ -200,7 +200,7 @@ def test_only_float16_keeps_a_loss_scale(new: Any, drive: Drive, tmp_path: Path)
     path = checkpoint.folder_of(run, 5) / "meta.json"
     meta = json.loads(path.read_text("utf-8"))
     meta["progress"]["loss_scale"] = 1024.0
-    path.write_bytes(seal(5, meta, meta["files"]))
+    path.write_bytes(dump_meta(5, meta, meta["files"]))
     prepared = prepare_resume(run, None)
     assert isinstance(prepared, Prepared)
     assert end(drive(prepared.setup)).stopped == "done"
@@ -213,7 +213,7 @@ def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
     last = end(drive(new("r")))
     assert not (run / "run.json").exists()
     done = prepare_resume(run, None)
-    assert isinstance(done, Done)
+    assert isinstance(done, FinishedRun)
     status = done.status
     assert (status["steps"], status["stopped"], status["resumed_from"]) == (20, "done", 20)
     assert status["val_loss"] == last.val_loss
@@ -289,7 +289,7 @@ def test_overwriting_twice_before_any_checkpoint_keeps_the_trained_run(
     config = (run / "config.yaml").read_text("utf-8")
     new("r", "train.seed=2")  # killed before its first checkpoint
     new("r", "train.seed=3")  # killed too
-    run_folder.put_back(run)
+    run_folder.restore_replaced(run)
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
 
