@@ -74,20 +74,20 @@ def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
 
 
 def warm() -> None:
-    """Import all that a command imports."""
+    """Import everything that a command imports, and share it with forks."""
+    import gc
     import importlib
     import pkgutil
 
     import torch
-
-    import gptcli
 
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
         for module in pkgutil.iter_modules(folder.__path__, f"gptcli.{package}."):
             importlib.import_module(module.name)
     torch.set_num_threads(1)
-    assert gptcli
+    gc.collect()
+    gc.freeze()  # else the garbage collector of each fork would copy all of the memory
 
 
 def main() -> None:

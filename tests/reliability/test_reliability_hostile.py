@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Once
 from tests.reliability import hostile, hostile_attempts
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and forks")
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def endings(
     small_run: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], dict[str, Any]]:
@@ -38,8 +40,28 @@ def endings(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+=======
+def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str], dict[str, Any]]:
+    """(case, command) -> how it ended. One process, which has imported PyTorch, forks for each."""
+
+    def attempt(folder: Path) -> None:
+        only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", hostile_attempts.__name__),
+                *map(str, (only_one, text_file, folder)),
+            ],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (folder / "endings.jsonl").write_text(done.stdout, encoding="utf-8")
+
+>>>>>>> suite
     found = {}
-    for line in done.stdout.splitlines():
+    for line in (once("hostile", attempt) / "endings.jsonl").read_text("utf-8").splitlines():
         ending = json.loads(line)
         found[ending["case"], ending["command"]] = ending
     return found
