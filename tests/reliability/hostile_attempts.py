@@ -21,19 +21,11 @@ SECONDS = 5.0  # of processor time; most cases take less than a tenth of a secon
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-<<<<<<< HEAD
-WAS_HERE = Path("/tmp/gptcli-was-here")  # a case creates it if its code runs
-
-
-def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process, and write to `report` how it ended."""
-=======
 WAS_HERE = Path("/tmp/gptcli-was-here")  # the file that a case would write if it could run code
 
 
 def attempt(arguments: list[str], report: Path) -> None:
     """Run the command line in this process and write a report of how it ended."""
->>>>>>> suite
     import resource
     import signal
     import time
@@ -57,11 +49,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-<<<<<<< HEAD
-    """Run the command line in a fork, which has everything imported; returns how it ended."""
-=======
     """Run the command line in a fork, which has everything imported. Returns how it ended."""
->>>>>>> suite
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -93,11 +81,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-<<<<<<< HEAD
-    """How each case ended with each command. The process must not have other threads: it forks."""
-=======
     """How each case ended with each command. The process forks, so it must run no threads."""
->>>>>>> suite
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch

@@ -18,29 +18,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and for
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def endings(
-    small_run: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case, command) -> how it ended. One process runs all cases and forks for each."""
-    folder = tmp_path_factory.mktemp("hostile")
-    only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            hostile_attempts.__name__,
-            str(only_one),
-            str(text_file),
-            str(folder),
-        ],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-=======
 def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str], dict[str, Any]]:
     """(case, command) -> how it ended. One process, which has imported PyTorch, forks for each."""
 
@@ -59,7 +36,6 @@ def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str
         assert done.returncode == 0, done.stderr
         (folder / "endings.jsonl").write_text(done.stdout, encoding="utf-8")
 
->>>>>>> suite
     found = {}
     for line in (once("hostile", attempt) / "endings.jsonl").read_text("utf-8").splitlines():
         ending = json.loads(line)
