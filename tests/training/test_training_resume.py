@@ -168,7 +168,7 @@ def test_an_edited_config_is_refused_and_an_edited_tokenizer_too(
     config = (run / "config.yaml").read_text("utf-8")
     for old, edited, message in (
         ("n_head: 2", "n_head: 4", "model.n_head 4"),
-        ("optimizer: muon", "optimizer: adamw", r"train\.optimizer adamw \(there muon\)"),
+        ("optimizer: muon", "optimizer: adamw", r"train\.optimizer adamw \(checkpoint: muon\)"),
     ):
         (run / "config.yaml").write_text(config.replace(old, edited), encoding="utf-8")
         with pytest.raises(GptcliError, match=message):
