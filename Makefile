@@ -42,10 +42,10 @@ fuzz: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=random
 	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
 
-# The slow half of some tests in `make test`: every trial of a series that `make test` samples, and
-# whole processes for what it tries in forks.
+# What `make test` shortens, in full: every moment at which a save can be killed or fail, every
+# wrong file of every style, and gptcli as a fresh process where `make test` forks one.
 interop: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" --slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
 check: test lint types wheel-check
 

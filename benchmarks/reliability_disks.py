@@ -1,6 +1,6 @@
 """Saves on disks that kill, refuse, lose and fill up, for benchmarks/reliability.py.
 
-What is tried stands in tests/training/disk_trials.py: here it is counted.
+What is tried stands in tests/training/disk_fault_trials.py: here it is counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.reliability_outcome import Outcome, apart
 from benchmarks.reliability_runs import Workshop
-from tests.training import disk_trials
-from tests.training.bad_disks import STORIES
+from tests.training import disk_fault_trials
+from tests.training.faulty_disks import STORIES
 
 KILLS = 2 * len(STORIES)
 CRASHES = len(STORIES)
@@ -26,7 +26,9 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
     story, half = STORIES[trial // 2], trial % 2 == 1
 
     def body(folder: Path) -> Iterator[object]:
-        return disk_trials.killed_at_any_operation(story, half, disk_trials.begin(story, folder))
+        return disk_fault_trials.killed_at_any_operation(
+            story, half, disk_fault_trials.begin(story, folder)
+        )
 
     return _counted(shop, f"{story.name}{', within a write' * half}", "kills", body)
 
@@ -38,7 +40,7 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
     def tried(folder: Path) -> Outcome:
         outcome = Outcome(about=f"{story.name}, sample {seed}")
-        trees = disk_trials.crashed_after_any_operation(story, folder, seed)
+        trees = disk_fault_trials.crashed_after_any_operation(story, folder, seed)
 
         def counted() -> Iterator[int]:
             for crashes in trees:
@@ -54,10 +56,14 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     """A story, of which each operation fails: once with each error, or it and all after it."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
-    fail = disk_trials.failing_for_good if for_good else disk_trials.failing_at_any_operation
+    fail = (
+        disk_fault_trials.failing_for_good
+        if for_good
+        else disk_fault_trials.failing_at_any_operation
+    )
 
     def body(folder: Path) -> Iterator[object]:
-        return fail(story, disk_trials.begin(story, folder))
+        return fail(story, disk_fault_trials.begin(story, folder))
 
     return _counted(shop, f"{story.name}{', for good' * for_good}", "failures of the disk", body)
 
@@ -67,12 +73,15 @@ def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(
-            shop, f"{size} bytes a write", "saves", lambda at: disk_trials.short_writes(size, at)
+            shop,
+            f"{size} bytes a write",
+            "saves",
+            lambda at: disk_fault_trials.short_writes(size, at),
         )
     if trial == len(SHORT):
-        return _counted(shop, "RLIMIT_FSIZE", "saves", disk_trials.limited_file_sizes)
+        return _counted(shop, "RLIMIT_FSIZE", "saves", disk_fault_trials.limited_file_sizes)
     if trial == len(SHORT) + 1:
-        return _counted(shop, "RLIMIT_NOFILE", "saves", disk_trials.no_more_open_files)
+        return _counted(shop, "RLIMIT_NOFILE", "saves", disk_fault_trials.no_more_open_files)
     what = ("room", "inodes")[trial - len(SHORT) - 2]
 
     def tried(folder: Path) -> Outcome:
@@ -81,9 +90,9 @@ def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
         small.mkdir()
         try:
             if sys.platform != "linux":
-                raise disk_trials.NotAllowedError
-            refused = list(disk_trials.full_file_system(what, small))
-        except disk_trials.NotAllowedError:
+                raise disk_fault_trials.NotAllowedError
+            refused = list(disk_fault_trials.full_file_system(what, small))
+        except disk_fault_trials.NotAllowedError:
             outcome.count("file systems that could not be mounted")
         else:
             outcome.count("saves", len(refused))

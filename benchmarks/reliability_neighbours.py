@@ -21,8 +21,8 @@ from benchmarks.reliability_runs import (
     check_whole,
     newest,
 )
-from tests.training.bad_disks import Refusing
-from tests.training.disk_trials import ERRORS
+from tests.training.disk_fault_trials import ERRORS
+from tests.training.faulty_disks import Refusing
 
 OPERATIONS = 294  # of a run of these steps; a few more where nothing is written beside it
 REFUSING = 2 * OPERATIONS

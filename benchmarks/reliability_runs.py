@@ -118,7 +118,7 @@ def beside() -> None:
     """In the child: as large ones are, beside the training."""
     from gptcli.training import saving
 
-    saving.BESIDE_BYTES = 0
+    saving.BACKGROUND_BYTES = 0
 
 
 def _disturbed(

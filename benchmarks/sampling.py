@@ -130,7 +130,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     from gptcli.model.gpt import GPT as Ours
     from gptcli.model.gpt import initialise
     from gptcli.sampling.backend import choose_backend, open_streams
-    from gptcli.sampling.generate import Generation, Job
+    from gptcli.sampling.generate import GenerationLoop, SampleRequest
     from gptcli.sampling.next_token import SamplingParams
 
     threads = choose_threads("auto")
@@ -139,12 +139,12 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     initialise(model, torch.Generator().manual_seed(1337))
     way = choose_backend(case["dtype"], torch.device("cpu"), has_user_parts=False)
     room = open_streams(model, streams, SamplingParams(0.8), way, threads)
-    jobs = [Job([0], i) for i in range(streams)]
-    for _ in Generation(room, jobs, max_new_tokens=3, seed=0):
+    jobs = [SampleRequest([0], i) for i in range(streams)]
+    for _ in GenerationLoop(room, jobs, max_new_tokens=3, seed=0):
         pass
     start = time.perf_counter()
     count = 0
-    for written in Generation(room, jobs, max_new_tokens=new, seed=0):
+    for written in GenerationLoop(room, jobs, max_new_tokens=new, seed=0):
         count += sum(len(tokens) for _, tokens in written)
     return count / (time.perf_counter() - start)
 
@@ -170,7 +170,7 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.native import library
     from gptcli.native.decoder import Decoder
     from gptcli.sampling.backend import Backend, open_streams
-    from gptcli.sampling.generate import Generation, Job
+    from gptcli.sampling.generate import GenerationLoop, SampleRequest
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
     from gptcli.training.loading import load_trained
@@ -198,8 +198,8 @@ def precision(run: Path, text: Path) -> None:
     ):
         room = open_streams(model, len(prompts), SamplingParams(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]
-        jobs = [Job(prompt) for prompt in prompts]
-        for some in Generation(room, jobs, max_new_tokens=500, seed=0):
+        jobs = [SampleRequest(prompt) for prompt in prompts]
+        for some in GenerationLoop(room, jobs, max_new_tokens=500, seed=0):
             for job, tokens in some:
                 texts[job] += tokens
         written[name] = texts

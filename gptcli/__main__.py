@@ -1,10 +1,10 @@
-"""Where the program begins: the script `gptcli`, and `python -m gptcli`."""
+"""The entry point of the script `gptcli` and of `python -m gptcli`."""
 
 from gptcli.interrupts import leave_imports_at_once
 
 
 def main() -> None:
-    """Run the command line; from its first import on, Ctrl-C leaves in good form."""
+    """Run the command line. Ctrl-C leaves no traceback, even during the first import."""
     leave_imports_at_once()
     from gptcli import cli
 

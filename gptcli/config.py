@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from gptcli.model.arch import Arch, ArchName, arch_named, archs_that
+
 Auto = Literal["auto"]
 DEFAULT_CONFIG = "shakespeare"
 DEFAULT_CONFIG_GPU = "shakespeare-gpu"
@@ -46,7 +48,7 @@ class TokenizerConfig(_Section):
 class ModelConfig(_Section):
     """The network."""
 
-    arch: Literal["modern", "gpt2"] = "modern"
+    arch: ArchName = "modern"
     """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2 exactly."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
@@ -76,7 +78,7 @@ class ModelConfig(_Section):
                     "hint": "n_embd could be " + " or ".join(map(str, choices)),
                 },
             )
-        if self.arch == "modern" and self.n_embd // self.n_head % 2:
+        if self.traits.positions == "rotary" and self.n_embd // self.n_head % 2:
             raise PydanticCustomError(
                 "head_dim",
                 "n_embd / n_head is {head_dim}, an odd number: rotary positions turn "
@@ -84,14 +86,19 @@ class ModelConfig(_Section):
                 {
                     "head_dim": self.n_embd // self.n_head,
                     "key": "n_head",
-                    "hint": "choose an even n_embd / n_head, or `arch: gpt2`",
+                    "hint": "choose an even n_embd / n_head, or "
+                    + archs_that(lambda arch: arch.positions == "learned"),
                 },
             )
-        if self.arch == "modern" and self.bias:
+        if self.bias and not self.traits.can_have_biases:
             raise PydanticCustomError(
                 "bias",
-                "`arch: modern` has no biases",
-                {"key": "bias", "hint": "set `bias: false`, or `arch: gpt2`"},
+                "`arch: {arch}` has no biases",
+                {
+                    "arch": self.arch,
+                    "key": "bias",
+                    "hint": "set `bias: false`, or " + archs_that(lambda a: a.can_have_biases),
+                },
             )
         return self
 
@@ -99,6 +106,11 @@ class ModelConfig(_Section):
     def head_dim(self) -> int:
         """Number of channels of each head."""
         return self.n_embd // self.n_head
+
+    @property
+    def traits(self) -> Arch:
+        """The description of the arch: norms, positions, feed-forward network, head."""
+        return arch_named(self.arch)
 
 
 class TrainConfig(_Section):
@@ -145,6 +157,10 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Seed of the initial weights, of the order of the text and of dropout."""
 
+    def tokens_per_step(self, block_size: int) -> int:
+        """Tokens of one optimizer step on windows of `block_size` tokens."""
+        return self.batch_size * self.grad_accum * block_size
+
 
 class RunConfig(_Section):
     """The machine."""
@@ -177,3 +193,8 @@ class Config(_Section):
     """The training loop."""
     run: RunConfig = RunConfig()
     """The machine."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.train.tokens_per_step(self.model.block_size)

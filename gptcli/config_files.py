@@ -1,6 +1,6 @@
-"""YAML files and `KEY=VALUE` overrides -> Config, with every problem reported at once.
+"""Reads YAML files and `KEY=VALUE` overrides into a Config; reports all problems at once.
 
-A problem names its file and line (or the override), what is wrong, and the nearest valid name.
+Each problem names the file and line (or the override), what is wrong, and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import yaml
 from pydantic import ValidationError
 
 from gptcli.config import Config
-from gptcli.config_problems import Key, Problem, explain, flat
+from gptcli.config_problems import Key, Problem, explain, flatten
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import read_bounded
 from gptcli.files.shipped import shipped_configs
 
-_MOST_BYTES = 1 << 17
-_MOST_NODES = 1_000
-_MOST_DEPTH = 20
+_MAX_BYTES = 1 << 17
+_MAX_NODES = 1_000
+_MAX_DEPTH = 20
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 
 
 class ConfigError(GptcliError):
-    """All that is wrong with a config: one (message, hint) for each problem."""
+    """All problems of a config. `problems` has a (message, hint) for each."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         hints = (hint for _, hint in problems if hint)
@@ -38,13 +38,13 @@ class ConfigError(GptcliError):
 
 
 class _TooMuchError(yaml.MarkedYAMLError):
-    """More than a config can be."""
+    """A YAML text with more nodes or levels than any config has."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as YAML 1.2 and Python write them: `3e-4` is a number, `on` is a word.
+    """YAML with the numbers of YAML 1.2 and Python: `3e-4` is a number, and `on` is a word.
 
-    What is far more than a config is refused as soon as it is seen."""
+    Raises _TooMuchError as soon as a text has more nodes or levels than any config."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._nodes += 1
         self._depth += 1
-        if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
+        if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _TooMuchError(problem="too much for a config", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# The resolvers are copied before they are changed: yaml.SafeLoader itself stays as it is.
+# A copy, so that yaml.SafeLoader itself stays unchanged.
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp)
@@ -94,7 +94,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class _Document:
-    """What was read, and where each key stands ("file:7" or "model.n_layer=6")."""
+    """The values of a YAML text, and where each key is written ("file:7" or "model.n_layer=6")."""
 
     name: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class _Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, key: Key) -> str:
-        """Where a key stands, or the nearest thing above it that stands somewhere."""
+        """Where a key is written; for a key that is not written, the place of its section."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.name)
@@ -111,7 +111,7 @@ class _Document:
 def find_config(name: str) -> Path:
     """The YAML file that `name` means: a path, or the name of a shipped config.
 
-    Raises GptcliError where there is neither, with the nearest name."""
+    Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = Path(name)
     if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
         return path
@@ -121,32 +121,34 @@ def find_config(name: str) -> Path:
     if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
     folder = path.parent
-    there = os.path.isdir(folder)  # noqa: PTH112
-    beside = [str(p) for p in sorted(folder.glob("*.y*ml"))] if there else []
-    close = nearest(name, [*shipped, *beside])
-    ways = "shipped configs: " + ", ".join(shipped)
+    folder_exists = os.path.isdir(folder)  # noqa: PTH112
+    neighbours = [str(p) for p in sorted(folder.glob("*.y*ml"))] if folder_exists else []
+    close = nearest(name, [*shipped, *neighbours])
+    choices = "shipped configs: " + ", ".join(shipped)
     raise GptcliError(
         f"no config file or shipped config named `{name}`",
-        f"did you mean `{close}`? ({ways})" if close else ways,
+        f"did you mean `{close}`? ({choices})" if close else choices,
     )
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read the config `name` (a path or a shipped name) and apply `KEY=VALUE` overrides.
+    """The config `name` (a path or a shipped name) with `KEY=VALUE` overrides applied.
 
-    Raises ConfigError with all problems found."""
+    Raises ConfigError with all problems."""
     path = find_config(name)
     return parse_config(read_yaml(path), overrides, name=str(path))
 
 
 def read_yaml(path: Path, inside: Path | None = None) -> str:
-    """The text of a config file; with `inside`, of one that must lie in that folder."""
+    """The text of a config file. With `inside`, the file must lie in that folder.
+
+    Raises GptcliError if it cannot be read, is too large, or is not UTF-8."""
     try:
-        return read_bounded(path, _MOST_BYTES, inside).decode("utf-8-sig")
+        return read_bounded(path, _MAX_BYTES, inside).decode("utf-8-sig")
     except OSError as error:
         raise GptcliError(
             f"{path}: cannot be read ({error.strerror})",
-            "is it a config, and yours to read? `gptcli configs tiny` prints one",
+            "is it a config that you are allowed to read? `gptcli configs tiny` prints one",
         ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(
@@ -156,12 +158,14 @@ def read_yaml(path: Path, inside: Path | None = None) -> str:
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
-    """The same from a YAML text; `name` is what problems call it."""
+    """The config in a YAML text with overrides applied; problems call the text `name`.
+
+    Raises ConfigError with all problems, or GptcliError if the text is not YAML."""
     document = _Document(name)
     _read_yaml(document, text)
     for override in overrides:
         _apply(document, override)
-    # A section with nothing in it is all defaults, wherever it was emptied.
+    # An empty section (`model:`, or `model=` on the command line) means all defaults.
     values = {key: {} if value is None else value for key, value in document.values.items()}
     document.values = values
     config = None
@@ -176,25 +180,25 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 
 
 def is_override(argument: str) -> bool:
-    """Whether a word of the command line is KEY=VALUE rather than a file's name."""
+    """Whether a word of the command line is KEY=VALUE and not a file's name."""
     return re.match(r"^[A-Za-z_][A-Za-z0-9_.]*=", argument) is not None
 
 
 def is_known_override(argument: str) -> bool:
-    """Whether it sets a key, or a section, that the schema has."""
+    """Whether an override begins with a section of the schema."""
     return argument.partition("=")[0].partition(".")[0] in Config.model_fields
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML, every key written out; load_config reads it back to the same."""
+    """The config as YAML with every key; load_config reads the same config back."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     assert isinstance(text, str)
     return text
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value), for every key in which two configs differ."""
-    before, after = flat(old.model_dump()), flat(new.model_dump())
+    """The keys in which two configs differ: dotted key -> (old value, new value)."""
+    before, after = flatten(old.model_dump()), flatten(new.model_dump())
     return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
@@ -211,7 +215,7 @@ def _read_yaml(document: _Document, text: str) -> None:
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:
-    """The nodes of a YAML text. Raises GptcliError, which names the line."""
+    """The root node of a YAML text, None if it is empty. Raises GptcliError with the line."""
     try:
         found: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         return found
@@ -223,9 +227,9 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise GptcliError(
             f"{where}: not valid YAML: {what}",
-            "keys are indented by spaces and followed by a colon and a space",
+            "indent keys with spaces, and write a colon and a space after them",
         ) from None
-    except (RecursionError, ValueError, OverflowError):  # an escape that is no character
+    except (RecursionError, ValueError, OverflowError):  # an escape that is not a character
         raise GptcliError(
             f"{name}: not valid YAML: it cannot be read", "a config has two levels of plain values"
         ) from None
@@ -238,10 +242,10 @@ def _too_much(where: str) -> GptcliError:
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
-    """A node's plain value; notes where each key stands, and keys that stand twice."""
+    """The plain value of a node. Records the place of each key, and keys that are written twice."""
     count[0] += 1
     line = node.start_mark.line + 1
-    if count[0] > _MOST_NODES or len(key) > _MOST_DEPTH:
+    if count[0] > _MAX_NODES or len(key) > _MAX_DEPTH:
         raise _too_much(f"{document.name}:{line}")
     _refuse_tag(document.name, node)
     if isinstance(node, yaml.MappingNode):
@@ -254,7 +258,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
             name = str(name_node.value)
             below = (*key, name)
             if name in values:
-                problem = f"{where}: key `{'.'.join(below)}` stands twice"
+                problem = f"{where}: key `{'.'.join(below)}` is written twice"
                 document.problems.append((problem, "remove one"))
             document.places[below] = where
             values[name] = _construct(document, value_node, below, count)
@@ -267,7 +271,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Only what plain values are is let through: a tag could name code."""
+    """Raise GptcliError unless the tag is a plain value's: other tags can name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(
@@ -286,9 +290,9 @@ def _scalar(name: str, node: yaml.Node) -> Any:
             value = float(
                 text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
             )
-            # `1e3` is a whole number to the person who typed it.
+            # People who type `1e3` mean a whole number.
             return int(value) if "e" in text.lower() and value.is_integer() else value
-    except ValueError:  # more digits than Python turns into a number, or `!!int abc`
+    except ValueError:  # more digits than Python converts, or `!!int abc`
         raise GptcliError(
             f"{name}:{node.start_mark.line + 1}: `{text[:40]}` is not a number",
             "write a plain value",
@@ -299,7 +303,7 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set one dotted key from `KEY=VALUE`, the value read as YAML."""
+    """Set one dotted key from `KEY=VALUE`. The value is YAML."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
@@ -311,8 +315,10 @@ def _apply(document: _Document, override: str) -> None:
             "quote it, for example data.source='\"a: b\"'",
         ) from None
     key = tuple(name.split("."))
-    if len(key) > _MOST_DEPTH:
-        raise GptcliError(f"{override[:80]}: no key has so many parts", "such as model.n_layer=6")
+    if len(key) > _MAX_DEPTH:
+        raise GptcliError(
+            f"{override[:80]}: the key has too many parts", "for example model.n_layer=6"
+        )
     value = None if node is None else _construct(_Document(override), node, (), [0])
     section = document.values
     for part in key[:-1]:
@@ -329,7 +335,7 @@ def _apply(document: _Document, override: str) -> None:
 
 
 def json_schema() -> str:
-    """The JSON Schema of the YAML, as text; editors complete and check from it."""
+    """The JSON Schema of a config, as text. Editors use it to complete and check keys."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Config.model_json_schema(),

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in the words of the schema rather than of pydantic."""
+"""Turns pydantic's validation errors into messages with file, line, value and the nearest key."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from gptcli.errors import nearest
 
 Key = tuple[str, ...]
 Problem = tuple[str, str | None]
-"""A message of one line, and a hint."""
+"""A message of one line, and a hint or None."""
 
 
 def dotted_keys() -> list[str]:
     """Every valid dotted key, in the order of the schema."""
-    return [".".join(key) for key in flat(Config().model_dump())]
+    return [".".join(key) for key in flatten(Config().model_dump())]
 
 
-def flat(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
-    """A nested mapping as one of tuples: {"a": {"b": 1}} -> {("a", "b"): 1}."""
+def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+    """A nested mapping as a flat one: {"a": {"b": 1}} -> {("a", "b"): 1}."""
     found: dict[Key, Any] = {}
     for name, value in values.items():
         key = (*above, name)
-        found.update(flat(value, key) if isinstance(value, dict) else {key: value})
+        found.update(flatten(value, key) if isinstance(value, dict) else {key: value})
     return found
 
 
 def explain(
     values: dict[str, Any], error: ValidationError, place: Callable[[Key], str]
 ) -> Iterator[Problem]:
-    """One problem per key. `values` is what was validated; `place` says where a key stands."""
+    """The problems of a config, at most one per key.
+
+    `values` is the config that was validated. `place` returns where a key is written:
+    "mine.yaml:7"."""
     schema = Config.model_json_schema()
     explained: set[Key] = set()
     for detail in error.errors():
@@ -46,7 +49,7 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if "key" in context:  # two keys that do not fit together
+        if "key" in context:  # a validator of the schema compared two keys
             where = place((*key, str(context["key"])))
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue
@@ -61,7 +64,7 @@ def explain(
             if value is None or value == {}:
                 continue
             yield (
-                f"{place(key)}: `{key[0]}` is a section with keys of its own; "
+                f"{place(key)}: `{key[0]}` is a section of keys, not a value; "
                 f"got `{_short(value)}`",
                 f"for example\n{key[0]}:\n  {_first_key(key[0])}: ...",
             )
@@ -78,7 +81,7 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """The valid key nearest to an unknown one, wherever in the schema it stands."""
+    """A hint that names the valid key most similar to an unknown one, in any section."""
     known = dotted_keys()
     if len(key) > 2 and ".".join(key[:2]) in known:
         return f"`{'.'.join(key[:2])}` takes a plain value"
@@ -113,7 +116,7 @@ def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
 
 
 def _describe(schema: dict[str, Any]) -> str:
-    """A JSON Schema in words: "a whole number of at least 1, or `auto`"."""
+    """A JSON Schema as text: "a whole number of at least 1, or `auto`"."""
     if "anyOf" in schema:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:
@@ -152,7 +155,7 @@ def _value_at(values: Any, key: Key) -> Any:
 
 def _short(value: Any) -> str:
     if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
-        value = f'"{value}"'  # a number in quotes is a text
+        value = f'"{value}"'  # in YAML a number in quotes is text
     text = (
         "null"
         if value is None

@@ -1,4 +1,4 @@
-"""What `auto` stands for on this machine: device, dtype, threads."""
+"""Resolves `run.device`, `run.dtype` and `run.threads`: what `auto` means on this machine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 from gptcli.errors import GptcliError
 
-DType = Literal["auto", "bfloat16", "float16", "float32"]
-
 
 def choose_device(wanted: str) -> torch.device:
-    """ "auto" -> cuda, else mps, else cpu; a device that is not there is a GptcliError."""
-    there = {
+    """The device `wanted`; "auto" means cuda, else mps, else cpu.
+
+    Raises GptcliError if this machine does not have it."""
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if wanted == "auto":
-        return torch.device(next(name for name, is_there in there.items() if is_there))
-    if not there.get(wanted, False):
-        names = [name for name, is_there in there.items() if is_there]
+        return torch.device(next(name for name, is_there in available.items() if is_there))
+    if not available.get(wanted, False):
+        names = [name for name, is_there in available.items() if is_there]
         raise GptcliError(
             f"device `{wanted}` is not available here", f"available: {', '.join(names)} (or `auto`)"
         )
@@ -30,8 +30,10 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def has_quick_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are quicker than in float32 on this device: GPUs from
-    Ampere on, Apple's, and CPUs with AVX512-BF16 or AMX (there about four times in a trial)."""
+    """Whether matrix products in bfloat16 are faster than in float32 on this device.
+
+    True for NVIDIA GPUs from Ampere on, for Apple's GPUs, and for CPUs with AVX512-BF16 or AMX
+    (about four times as fast in our trials)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "mps":
@@ -41,8 +43,9 @@ def has_quick_bfloat16(device: torch.device) -> bool:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of the passes. Raises GptcliError for float16 on a CPU, which computes it slowly
-    and gains no memory that matters."""
+    """The dtype of the forward and backward passes.
+
+    Raises GptcliError for float16 on a CPU: it is slow there and saves little memory."""
     if wanted == "auto":
         return torch.bfloat16 if has_quick_bfloat16(device) else torch.float32
     if wanted == "float16" and device.type == "cpu":
@@ -55,13 +58,15 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set and return the number of CPU threads; "auto": the cores this process may use."""
+    """Set and return the number of CPU threads; "auto" means all cores of this process.
+
+    Raises GptcliError for more than 8 threads per core."""
     cores = os.cpu_count() or 1
     if wanted != "auto":
         if wanted > 8 * cores:
             raise GptcliError(
-                f"{wanted} threads are far too many for {cores} cores",
-                "one for each core is quickest; `auto` takes that",
+                f"{wanted} threads are too many for {cores} cores",
+                "one thread per core is fastest; `auto` chooses that",
             )
         threads = wanted
     elif hasattr(os, "sched_getaffinity"):
@@ -74,26 +79,27 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "bfloat16" for torch.bfloat16."""
+    """The name of a dtype without "torch.", such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
 def describe_device(device: torch.device, threads: int) -> str:
-    """ "cpu (2 threads)" or "cuda (its name)"."""
+    """The device as text: "cpu (2 threads)", "cuda (NVIDIA H100)" or "mps"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else "mps"
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors give back. It would return large pieces to the
-    system at once and get them again, page by page, in the next step, which costs a sixth of a
-    training step on a CPU. Without glibc this does nothing."""
+    """Tell malloc to keep the memory that tensors free, instead of returning it to the system.
+
+    Otherwise each training step gets the same memory again, page by page, which costs a sixth of
+    the step's time on a CPU. Without glibc this does nothing."""
     import ctypes
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or no such thing at all
+    except (AttributeError, OSError, TypeError):  # another C library
         return
     no_mmap, trim, top_pad = -4, -1, -2  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     mallopt(no_mmap, 0)

@@ -1,7 +1,7 @@
-"""What a training run says as it goes: plain objects, yielded by gptcli.training.loop.
+"""The events of a training run: plain objects that gptcli.training.loop yields.
 
-The loop knows nothing of screens and files for people; whoever listens (the terminal, the
-metrics file, a test) reads these.
+The loop knows nothing about screens or log files. The terminal, metrics.jsonl and the tests read
+these events.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Stopped = Literal["done", "target", "patience", "interrupted", "diverged"]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before the first step; everything that is worth a headline."""
+    """Before the first step: the facts for the headline."""
 
     run: Path
     source: str
@@ -36,7 +36,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """After every step. `logged` marks the ones that go to metrics.jsonl and to plain lines."""
+    """After every step. Steps with `logged` go to metrics.jsonl and to the plain log."""
 
     step: int
     tokens: int  # trained on so far
@@ -44,7 +44,7 @@ class StepDone:
     loss: float  # nats per token, of this step's batch
     learning_rate: float
     grad_norm: float  # before clipping
-    tokens_per_second: float  # over the steps since the last logged one, evaluations left out
+    tokens_per_second: float  # since the last logged step, without evaluations
     logged: bool
 
 
@@ -56,12 +56,12 @@ class Evaluated:
     tokens: int
     seconds: float
     val_loss: float  # nats per token
-    best: bool  # lower than every evaluation before
+    best: bool  # the lowest validation loss so far
 
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """After a checkpoint has become durable."""
+    """After a checkpoint is on the disk."""
 
     step: int
     path: Path
@@ -69,7 +69,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """What the model writes at this step."""
+    """After a sample: what the model writes at this step."""
 
     step: int
     prompt: str
@@ -78,7 +78,7 @@ class SampleDrawn:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know; one line."""
+    """A message for the user, of one line."""
 
     message: str
 
@@ -95,7 +95,7 @@ class Finished:
     val_loss: float | None  # last
     best_val_loss: float | None
     best_step: int | None
-    diagnosis: str | None = None  # where stopped is "diverged"
+    diagnosis: str | None = None  # if stopped is "diverged"
     hint: str | None = None
 
 

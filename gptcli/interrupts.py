@@ -1,5 +1,7 @@
-"""Ctrl-C while a module is imported: an exception there is lost, leaves half a module behind, or
-ends the C++ of PyTorch by force. The process ends instead."""
+"""Ctrl-C during an import ends the process at once.
+
+An exception during an import is lost, leaves half a module behind, or makes PyTorch's C++ abort.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""What must be done though the exit functions of the interpreter do not run."""
+"""Functions to call before such an end: os._exit skips the interpreter's exit functions."""
 
 
 def leave_imports_at_once() -> None:
-    """From here on Ctrl-C ends the process where it comes during an import; anywhere else it is a
-    KeyboardInterrupt as ever. Nothing changes where Ctrl-C is ignored, or is handled already."""
+    """Let Ctrl-C end the process during an import; elsewhere it stays a KeyboardInterrupt.
+
+    Changes nothing if Ctrl-C is ignored or handled already."""
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupted)
@@ -28,7 +31,7 @@ def leave_imports_at_once() -> None:
 def _interrupted(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         signal.default_int_handler(number, frame)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # one more ends what is still to be done here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends this handler
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(OSError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -26,6 +29,8 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.register_profile("random", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
 
+T = TypeVar("T")
+HERE = Path(__file__).resolve().parent
 TEXT = "".join(
     f"{who}:\nWhat {thing} is this, that {deed} by night?\n\n"
     for who in ("KING", "QUEEN", "FOOL")
@@ -133,6 +138,59 @@ class Outcome:
     err: str
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow", action="store_true", help="only the tests with long series, and all of each"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --slow, keep only the tests that do more then."""
+    if config.getoption("--slow"):
+        kept = [item for item in items if "slow" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def slow(pytestconfig: pytest.Config) -> bool:
+    """Whether to try all of a long series (`make interop`), not a sample of it (`make test`)."""
+    return bool(pytestconfig.getoption("--slow"))
+
+
+def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
+    """The whole series if `slow`, else `count` of it, evenly spaced from the first to the last."""
+    whole = list(series)
+    if slow or len(whole) <= count:
+        return whole
+    return [whole[round(i * (len(whole) - 1) / (count - 1))] for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def program(slow: bool) -> Iterator[list[str]]:
+    """The start of a command line that is `gptcli`, as a process with its own streams.
+
+    It is a fork of fork_server.py, which has imported PyTorch, and with --slow gptcli itself. After
+    it comes "-u" or nothing, then the arguments."""
+    if slow or os.name != "posix":
+        yield [sys.executable, str(HERE / "start.py")]
+        return
+    with tempfile.TemporaryDirectory(prefix="gptcli-forks-") as folder:
+        path = str(Path(folder, "socket"))
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", path],
+            cwd=HERE.parent,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield [sys.executable, "-IS", str(HERE / "fork_client.py"), path]
+        finally:
+            server.kill()
+            server.communicate()
+
+
 Cli = Callable[..., Outcome]
 
 
@@ -169,7 +227,6 @@ SMALL = (
 @pytest.fixture(scope="session")
 def trained(once: Once, text_file: Path) -> Path:
     """A small run, trained once, float32: 40 steps on the small text, evaluated twice."""
-    import subprocess
 
     def train(folder: Path) -> None:
         command = [

@@ -1,4 +1,4 @@
-"""Large files past the page cache: the same bytes, whatever the system says to it."""
+"""O_DIRECT writes the same bytes, also if the system refuses it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def pieces(*sizes: int) -> list[bytes]:
     "sizes",
     [(), (0,), (5,), (BUFFER,), (BUFFER - 1, 2), (3, BUFFER, 4096), (2 * BUFFER + 17, 1, 0, 99)],
 )
-def test_the_file_is_what_was_given(sizes: tuple[int, ...], tmp_path: Path) -> None:
+def test_the_file_has_the_given_bytes(sizes: tuple[int, ...], tmp_path: Path) -> None:
     data = pieces(*sizes)
     durable.write_file(tmp_path / "file", data, large=True)
     assert (tmp_path / "file").read_bytes() == b"".join(data)
 
 
 class Refusing(durable.Disk):
-    """Says EINVAL to a write past the cache, after having taken `first` bytes of it."""
+    """Refuses O_DIRECT with EINVAL, after it has written `first` bytes."""
 
     def __init__(self, first: int) -> None:
         self.first, self.refused = first, 0
@@ -49,9 +49,9 @@ class Refusing(durable.Disk):
         raise OSError(errno.EINVAL, "no")
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no such thing on this system")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
 @pytest.mark.parametrize("first", [0, 4096])
-def test_a_disk_that_does_not_know_it(
+def test_a_disk_without_o_direct(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Refusing(first)
@@ -63,7 +63,7 @@ def test_a_disk_that_does_not_know_it(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_other_errors_are_errors(
+def test_other_errors_are_raised(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write: Callable[..., int] = durable.Disk.write
@@ -80,7 +80,7 @@ def test_other_errors_are_errors(
         durable.write_file(tmp_path / "file", pieces(3 * BUFFER), large=True)
 
 
-def test_a_large_checkpoint_is_what_a_small_one_would_be(
+def test_a_checkpoint_is_the_same_with_and_without_o_direct(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -91,7 +91,7 @@ def test_a_large_checkpoint_is_what_a_small_one_would_be(
     tensors = {"a": torch.arange(3_000_001.0), "b": torch.ones(7, 3), "c": torch.zeros(0)}
     meta = {"progress": vars(Progress(step=1))}
     for name, least in (("small", 1 << 60), ("large", 0)):
-        monkeypatch.setattr(checkpoint, "LARGE", least)
+        monkeypatch.setattr(checkpoint, "DIRECT_IO_BYTES", least)
         checkpoint.save(make(tmp_path / name), 1, tensors, {"d": torch.ones(5)}, meta)
     for file in ("model.safetensors", "state.safetensors", "meta.json"):
         small, large = (

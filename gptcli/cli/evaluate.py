@@ -9,25 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.options import (
-    CheckpointOption,
-    DeviceOption,
-    DTypeOption,
-    JsonOption,
-    Machine,
-    RunArgument,
-    ThreadsOption,
-    load,
-)
+from gptcli.cli.option_groups import with_option_groups
+from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
 from gptcli.cli.output import print_json
-from gptcli.cli.user_files import (
-    AttentionOption,
-    BlockOption,
-    LayerNormOption,
-    MlpOption,
-    TokenizerOption,
-    UserFiles,
-)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -35,6 +19,7 @@ if TYPE_CHECKING:
     from gptcli.training.loading import Trained
 
 
+@with_option_groups
 def evaluate(
     run: RunArgument = None,
     split: Annotated[
@@ -52,23 +37,15 @@ def evaluate(
         ),
     ] = None,
     as_json: JsonOption = False,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
-    threads: ThreadsOption = None,
-    attention: AttentionOption = None,
-    layernorm: LayerNormOption = None,
-    mlp: MlpOption = None,
-    block: BlockOption = None,
-    tokenizer: TokenizerOption = None,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Measure the loss over a whole split or another text."""
     import math
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
-    _, trained = load(run, checkpoint, Machine(device, dtype, threads), files, dtype_of_run=True)
+    trained = load_model(run, options, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size

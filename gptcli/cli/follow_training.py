@@ -18,7 +18,7 @@ from gptcli.errors import GptcliError, is_out_of_memory
 if TYPE_CHECKING:
     from gptcli.events import Event, Finished
     from gptcli.training.journal import Journal
-    from gptcli.training.run_summary import Summary
+    from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
 
 
@@ -28,10 +28,10 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
     Exits with 130 if the user interrupted it. Raises GptcliError if it diverged or failed.
     """
     from gptcli.training import run_folder
-    from gptcli.training.run_summary import Summary
+    from gptcli.training.run_summary import RunSummary
 
     run = prepared.setup.run
-    summary = Summary(prepared.setup)
+    summary = RunSummary(prepared.setup)
     # Signals are handled until the end: one after the last step must not lose the result.
     with stop_on_signals() as stop:
         # From now on run.json no longer says how an earlier part of the run ended.
@@ -53,7 +53,7 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
         _report_end(finished, run, files)
 
 
-def _train(prepared: Prepared, summary: Summary, stop: Stop) -> Finished | None:
+def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | None:
     """Run the training loop and pass each event on. None if a second Ctrl-C ended it."""
     from gptcli.events import CheckpointSaved, Finished, Notice
     from gptcli.training import run_folder
@@ -85,7 +85,7 @@ def _train(prepared: Prepared, summary: Summary, stop: Stop) -> Finished | None:
             if problem is not None:
                 view.handle(Notice(f"WARNING: {problem}. Training goes on; gptcli tries again"))
             if isinstance(event, CheckpointSaved):
-                run_folder.forget_replaced(run)
+                run_folder.delete_replaced(run)
     return finished
 
 
@@ -101,7 +101,7 @@ def _record(event: Event, journal: Journal) -> GptcliError | None:
 
 
 @contextmanager
-def _journal(run: Path, summary: Summary) -> Iterator[Journal]:
+def _journal(run: Path, summary: RunSummary) -> Iterator[Journal]:
     """The writer of metrics.jsonl and samples.txt.
 
     Raises GptcliError at the end if the disk refused lines and no other error happened.
@@ -160,7 +160,7 @@ def restore_replaced_run(run: Path) -> bool:
     True if an old run was restored. Signals are held meanwhile, so that another Ctrl-C cannot
     leave half of the files in each place.
     """
-    from gptcli.training.run_folder import put_back
+    from gptcli.training.run_folder import restore_replaced
 
     with signals_held():
-        return put_back(run)
+        return restore_replaced(run)

@@ -1,4 +1,4 @@
-"""`gptcli inspect-batch`."""
+"""`gptcli inspect-batch`: show the text of the training batch of a step."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def inspect_batch(
         str, typer.Argument(metavar="RUN", help="A run folder, or its name under runs/.")
     ],
     step: Annotated[
-        int, typer.Argument(metavar="STEP", help="A step, counted as in metrics.jsonl: from 1 on.")
+        int, typer.Argument(metavar="STEP", help="A step as in metrics.jsonl; the first is 1.")
     ],
     as_json: JsonOption = False,
     tokenizer: TokenizerOption = None,
 ) -> None:
-    """Show the text of the batch of a step: what its loss was computed on.
+    """Show the text of the batch of a step, on which its loss was computed.
 
-    The order of the text depends on the seed and the step alone, so nothing is trained. Each
-    sequence is shown with the token that follows it, which its last position predicts."""
+    The batch depends only on the text, the seed and the step, so nothing is trained. Each sequence
+    is shown with the token that follows it, which its last position predicts."""
     from gptcli.training import run_folder
 
     path = run_folder.find_run(run)
     config = run_folder.read_config(path)
-    most = config.train.max_steps
-    if not 1 <= step <= most:
+    last = config.train.max_steps
+    if not 1 <= step <= last:
         raise GptcliError(
-            f"step {step} is not among the steps of {path}, 1 to {most}",
-            "metrics.jsonl has the steps that were logged, with their losses",
+            f"step {step} is not one of the steps 1 to {last} of {path}",
+            "metrics.jsonl lists the logged steps with their losses",
         )
     corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer))
     rows = _sequences(config, corpus, step)
@@ -52,9 +52,9 @@ def inspect_batch(
     from gptcli.view.safe_text import clean
 
     train = config.train
-    known = "" if loss is None else f", loss {loss:.4f}"
+    loss_text = "" if loss is None else f", loss {loss:.4f}"
     lines = [
-        f"step {step}: {len(rows)} sequences of {config.model.block_size} tokens{known}; "
+        f"step {step}: {len(rows)} sequences of {config.model.block_size} tokens{loss_text}; "
         f"epoch {rows[0]['epoch']:.2f}"
     ]
     for row in rows:
@@ -69,9 +69,10 @@ def inspect_batch(
 
 
 def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
-    """The text that the run was trained on, by its own tokenizer.
+    """The text that the run was trained on, encoded by the run's tokenizer.
 
-    Raises GptcliError where it is no longer the same, or the tokenizer is a learner's."""
+    Raises GptcliError if the text has changed, or if the run needs the user's tokenizer and the
+    command line does not name its file."""
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer
@@ -80,36 +81,36 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
     user_parts = load_user_parts(files)
-    # The other parts of a learner's are not needed to cut a text.
+    # Only the tokenizer is needed: the user's other parts do not change the batches.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
     corpus = open_text(config, tokenizer)
     if meta is None:
-        note(f"{run} has no checkpoint to say which text it was trained on; this is today's")
+        note(f"{run} has no checkpoint that records its text, so this is the text as it is now")
         return corpus
     same_tokenizer(run, tokenizer, meta)
     if corpus.content_key != meta.get("data"):
         raise GptcliError(
             f"the text of {config.data.source} has changed since the run",
-            "put the old text back: what another text has there was not trained on",
+            "restore the old text: the run was not trained on the new one",
         )
     return corpus
 
 
 def _some_meta(run: Path) -> dict[str, Any] | None:
-    """meta.json of the newest checkpoint that has a readable one; None where none has."""
+    """The newest readable meta.json of the run's checkpoints; None if there is none."""
     from gptcli.training import checkpoint
 
     for step in reversed(checkpoint.steps_of(run)):
         try:
             return checkpoint.read_meta(run, step)
         except GptcliError as error:
-            note(f"{error.message}; it was passed over")
+            note(f"{error.message}; skipped")
     return None
 
 
 def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]]:
-    """The sequences of the update that made step - 1 into step, in the order of the loop."""
+    """The sequences of a step, in the order in which the training loop reads them."""
     from gptcli.corpus import Batches
 
     train = config.train
@@ -134,15 +135,15 @@ def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]
 
 
 def _loss_at(run: Path, step: int) -> float | None:
-    """The loss in metrics.jsonl of a step; None where it was not logged."""
+    """The loss of a step in metrics.jsonl; None if the step was not logged."""
     import json
 
-    from gptcli.files.bounded import lines_inside
-    from gptcli.training.journal import refused_lines
+    from gptcli.files.bounded import read_lines
+    from gptcli.training.journal import cannot_open_error
 
     path = run / "metrics.jsonl"
     try:
-        for line in lines_inside(path, run):
+        for line in read_lines(path, run):
             try:
                 record = json.loads(line)
                 if (record["kind"], record["step"]) == ("step", step):
@@ -152,5 +153,5 @@ def _loss_at(run: Path, step: int) -> float | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise refused_lines(path, error) from None
+        raise cannot_open_error(path, error) from None
     return None

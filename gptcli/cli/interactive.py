@@ -1,4 +1,4 @@
-"""`gptcli sample --interactive`: type a prompt, see the continuation; Ctrl-C stops it."""
+"""`gptcli sample --interactive`: the user and the model write in turns; Ctrl-C stops an answer."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from gptcli.sampling.conversation import Conversation
 
 _HELP = (
-    "Type a prompt and Enter; an empty line lets the model go on. Ctrl-C stops a continuation, "
-    "`/new` begins a new text, Ctrl-D (or `/quit`) leaves."
+    "Type a prompt and press Enter. An empty line lets the model continue. Ctrl-C stops a "
+    "continuation, `/new` begins a new text, Ctrl-D (or `/quit`) leaves."
 )
 
 
-def talk(
+def converse(
     conversation: Conversation,
     max_new_tokens: int,
     show: Callable[[str], None],
     first: str | None = None,
 ) -> None:
-    """Turns until the input ends; `first` is said before the user is asked."""
-    if sys.stdin is None:  # closed by the caller
+    """Take turns until the input ends. `first` is the first prompt; if it is None, ask for one."""
+    if sys.stdin is None:  # the caller closed it
         return
     terminal = sys.stdin.isatty()
     if terminal:
         note(_HELP)
-        with suppress(ImportError):  # lines can be edited and found again
+        with suppress(ImportError):  # then input() has line editing and a history
             import readline  # noqa: F401
     line = first
     while True:
@@ -82,20 +82,21 @@ def _answer(
 
 @contextmanager
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C is a wish: what is given says whether it came. A second one leaves at once
-    what is being done within."""
-    came = False
+    """Turn Ctrl-C into a request to stop: yields a function that says whether it was pressed.
 
-    def wish(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
+    A second Ctrl-C leaves the block at once."""
+    pressed = False
+
+    def on_ctrl_c(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        came = True
+        pressed = True
 
-    before = signal.signal(signal.SIGINT, wish)
+    before = signal.signal(signal.SIGINT, on_ctrl_c)
     try:
-        yield lambda: came
+        yield lambda: pressed
     except KeyboardInterrupt:
-        note("\n(cut short; a new text begins)")
+        note("\n(interrupted; a new text begins)")
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they turn into."""
+"""Options that several commands share: run, checkpoint, device, dtype; they load the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
-from gptcli.cli.user_files import UserFiles, load_user_parts
+from gptcli.cli.user_files import (
+    AttentionOption,
+    BlockOption,
+    LayerNormOption,
+    MlpOption,
+    TokenizerOption,
+    UserFiles,
+    load_user_parts,
+)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -27,16 +35,16 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="last|best|STEP",
-        help="Default: best where evaluations were made, else last.",
+        help="Default: best if the run has evaluations, else last.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 DTypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
-WriterDTypeOption = Annotated[
+SamplingDTypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="auto, bfloat16, float16 or float32; on a CPU also int8, weights of eight bits.",
+        help="auto, bfloat16, float16 or float32; on a CPU also int8 (eight-bit weights).",
     ),
 ]
 ThreadsOption = Annotated[
@@ -47,56 +55,64 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 @dataclass(frozen=True)
-class Machine:
-    """--device, --dtype and --threads as given."""
+class ModelOptions:
+    """Which checkpoint to load, where and how to compute, and the files of the user's parts."""
 
-    device: str
-    dtype: str
-    threads: int | None
+    checkpoint: CheckpointOption = None
+    device: DeviceOption = "auto"
+    dtype: DTypeOption = "auto"
+    threads: ThreadsOption = None
+    attention: AttentionOption = None
+    layernorm: LayerNormOption = None
+    mlp: MlpOption = None
+    block: BlockOption = None
+    tokenizer: TokenizerOption = None
+
+    @property
+    def user_files(self) -> UserFiles:
+        """The files of the user's parts."""
+        return UserFiles(self.attention, self.layernorm, self.mlp, self.block, self.tokenizer)
 
 
-def load(
-    run: str | None,
-    checkpoint: str | None,
-    machine: Machine,
-    files: UserFiles,
-    *,
-    dtype_of_run: bool,
-) -> tuple[Path, Trained]:
-    """The run and its model. With `dtype_of_run`, `--dtype auto` is what the run was trained in
-    where this machine has it, so that figures repeat; else float32."""
+@dataclass(frozen=True)
+class SamplingModelOptions(ModelOptions):
+    """The same options, with the dtypes that sampling can compute in."""
+
+    dtype: SamplingDTypeOption = "auto"
+
+
+def load_model(run: str | None, options: ModelOptions, *, dtype_of_run: bool) -> Trained:
+    """The model of a run.
+
+    With `dtype_of_run`, `--dtype auto` is the dtype of the training if this machine has it, so that
+    figures repeat; else it is float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run, read_config
 
-    _check(machine)
+    _check(options)
     path = find_run(run)
-    device = choose_device(machine.device)
-    choose_threads(machine.threads or "auto")
-    wanted = machine.dtype
+    device = choose_device(options.device)
+    choose_threads(options.threads or "auto")
+    wanted = options.dtype
     if wanted == "auto":
         wanted = read_config(path).run.dtype if dtype_of_run else "float32"
         if wanted == "float16" and device.type == "cpu":
             wanted = "float32"
     trained = load_trained(
         path,
-        checkpoint,
+        options.checkpoint,
         device=device,
         dtype=choose_dtype(wanted, device),
-        user_parts=load_user_parts(files),
+        user_parts=load_user_parts(options.user_files),
     )
-    _say(trained)
-    return path, trained
-
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise GptcliError(f"{option} `{value}` is not known", f"one of {', '.join(choices)}")
+    _print_notes(trained)
+    return trained
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A model that is to write, and how."""
+class SamplingModel:
+    """A model that is ready for sampling, and the engine that samples it."""
 
     path: Path
     trained: Trained
@@ -104,14 +120,12 @@ class Writer:
     threads: int
 
 
-def load_writer(
-    run: str | None, checkpoint: str | None, machine: Machine, files: UserFiles
-) -> Writer:
-    """The run and its model for sampling; `--dtype auto` is what is quick on this machine."""
+def load_for_sampling(run: str | None, options: ModelOptions) -> SamplingModel:
+    """The model of a run for sampling. `--dtype auto` is the fastest dtype on this machine."""
     from gptcli.native import library
 
-    if machine.device in ("auto", "cpu"):
-        library.start_building(library.SAMPLING)  # while PyTorch is imported
+    if options.device in ("auto", "cpu"):
+        library.start_building(library.SAMPLING)  # in the background, while PyTorch is imported
     import torch
 
     from gptcli.devices import choose_device, choose_threads
@@ -119,33 +133,38 @@ def load_writer(
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run
 
-    _check(machine, "int8")
+    _check(options, "int8")
     path = find_run(run)
-    device = choose_device(machine.device)
-    threads = choose_threads(machine.threads or "auto")
-    user_parts = load_user_parts(files)
+    device = choose_device(options.device)
+    threads = choose_threads(options.threads or "auto")
+    user_parts = load_user_parts(options.user_files)
     backend = choose_backend(
-        machine.dtype, device, has_user_parts=user_parts is not None and user_parts.in_network()
+        options.dtype, device, has_user_parts=user_parts is not None and user_parts.in_network()
     )
     trained = load_trained(
-        path, checkpoint, device=device, dtype=torch.float32, user_parts=user_parts
+        path, options.checkpoint, device=device, dtype=torch.float32, user_parts=user_parts
     )
     if not backend.native and backend.dtype != torch.float32:
         trained.model.branches_in(backend.dtype)
-    _say(trained)
-    return Writer(path, trained, backend, threads)
+    _print_notes(trained)
+    return SamplingModel(path, trained, backend, threads)
 
 
-def _say(trained: Trained) -> None:
+def _print_notes(trained: Trained) -> None:
     for message in trained.notes:
         note(f"note: {message}")
 
 
-def _check(machine: Machine, *more_dtypes: str) -> None:
-    _one_of("--device", machine.device, ("auto", "cuda", "mps", "cpu"))
-    if machine.dtype == "int8" and not more_dtypes:
+def _check(options: ModelOptions, *more_dtypes: str) -> None:
+    _one_of("--device", options.device, ("auto", "cuda", "mps", "cpu"))
+    if options.dtype == "int8" and not more_dtypes:
         raise GptcliError(
-            "--dtype `int8` is for `sample` and `score`",
-            "float32 or bfloat16 here, or leave it out",
+            "--dtype `int8` works only with `sample` and `score`",
+            "use float32 or bfloat16 here, or leave it out",
         )
-    _one_of("--dtype", machine.dtype, ("auto", "bfloat16", "float16", "float32", *more_dtypes))
+    _one_of("--dtype", options.dtype, ("auto", "bfloat16", "float16", "float32", *more_dtypes))
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise GptcliError(f"{option} `{value}` is not known", f"one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""The prompts of `gptcli sample`: from the command line, a file, or each line of it."""
+"""Reads the prompts of `gptcli sample`: from the command line, from a file, or one per line."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from gptcli.errors import GptcliError
 _MOST_BYTES = 1 << 26
 
 
-def read_text(file: Path, who: str) -> str:
-    """A UTF-8 file, whole; an error says that `who` takes such."""
+def read_text(file: Path, command: str) -> str:
+    """The text of a UTF-8 file without its byte-order mark.
+
+    Raises GptcliError, which names the `command` or option that reads it, if the file cannot be
+    read, is not UTF-8 or is too long."""
     try:
-        with file.open("rb") as opened:  # a pipe will do, one that never ends will not
+        with file.open("rb") as opened:  # a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise GptcliError(
                 f"{file}: longer than {_MOST_BYTES:,} bytes",
-                f"{who} takes a text that fits a model",
+                f"{command} takes a text that fits a model",
             )
         return data.decode("utf-8-sig")
     except OSError as error:
         raise GptcliError(
-            f"{file}: cannot be read ({error.strerror})", f"{who} takes a UTF-8 text file"
+            f"{file}: cannot be read ({error.strerror})", f"{command} takes a UTF-8 text file"
         ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(
@@ -31,7 +34,10 @@ def read_text(file: Path, who: str) -> str:
 
 
 def read_prompts(prompt: str | None, file: Path | None, lines: bool) -> list[str]:
-    """The prompts in order; one that is empty where none is given."""
+    """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
+
+    With `lines`, each line of the file is a prompt. Raises GptcliError if both are given, or if the
+    file cannot be used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")
@@ -42,5 +48,5 @@ def read_prompts(prompt: str | None, file: Path | None, lines: bool) -> list[str
     if not lines:
         return [text.removesuffix("\n").removesuffix("\r")]
     if not text:
-        raise GptcliError(f"{file}: no line in it", "one prompt a line")
+        raise GptcliError(f"{file}: the file has no lines", "write one prompt per line")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import GptcliError
-from gptcli.files.bounded import lines_inside
+from gptcli.files.bounded import read_lines
 from gptcli.files.durable import is_locked
 from gptcli.training import run_folder
 from gptcli.training.checkpoint import steps_of
@@ -84,7 +84,7 @@ def _last_records(run: Path) -> dict[str, dict[str, Any]]:
     Raises OSError if metrics.jsonl is no ordinary file inside the run folder."""
     found: dict[str, dict[str, Any]] = {}
     with suppress(FileNotFoundError, PermissionError):
-        for line in lines_inside(run / "metrics.jsonl", run):
+        for line in read_lines(run / "metrics.jsonl", run):
             _keep_record(line, found)
     return found
 

@@ -1,111 +1,154 @@
-"""`gptcli sample`."""
+"""`gptcli sample`: continue prompts with a trained model, as text or JSON, live or in turns."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import (
-    CheckpointOption,
-    DeviceOption,
     JsonOption,
-    Machine,
     RunArgument,
-    ThreadsOption,
-    Writer,
-    WriterDTypeOption,
-    load_writer,
+    SamplingModel,
+    SamplingModelOptions,
+    load_for_sampling,
 )
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import read_prompts
-from gptcli.cli.user_files import (
-    AttentionOption,
-    BlockOption,
-    LayerNormOption,
-    MlpOption,
-    TokenizerOption,
-    UserFiles,
-)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.sampling.generate import SampleRequest
     from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.streams import Streams
     from gptcli.sampling.text import Sample
 
 
-def sample(
-    run: RunArgument = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="The text to continue.")] = None,
+@dataclass(frozen=True)
+class PromptOptions:
+    """The texts to continue."""
+
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The text to continue.")] = None
     prompt_file: Annotated[
         Path | None,
         typer.Option(
             "--prompt-file",
-            help="A UTF-8 file that holds the prompt (one line end at its end is not part of it).",
+            help="A UTF-8 file with the prompt (without the newline at its end).",
         ),
-    ] = None,
+    ] = None
     prompt_lines: Annotated[
         bool,
         typer.Option(
-            "--prompt-lines", help="Each line of the prompt file is a prompt; written together."
+            "--prompt-lines", help="Each line of the prompt file is a prompt; all run together."
         ),
-    ] = False,
+    ] = False
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How much to generate, how tokens are chosen, and where to stop."""
+
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=0, help="Tokens to write, at most.")
-    ] = 500,
+        int, typer.Option("--max-new-tokens", min=0, help="Tokens to generate, at most.")
+    ] = 500
     num_samples: Annotated[
         int,
         typer.Option(
             "--num-samples",
             min=1,
             max=100_000,
-            help="Continuations of each prompt, written together.",
+            help="Continuations of each prompt, generated together.",
         ),
-    ] = 1,
+    ] = 1
     temperature: Annotated[
         float,
         typer.Option("--temperature", min=0.0, help="Below 1: safer; above: wilder; 0: greedy."),
-    ] = 0.8,
+    ] = 0.8
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, help="Choose among the K likeliest tokens.")
-    ] = None,
+    ] = None
     top_p: Annotated[
         float | None,
         typer.Option(
-            "--top-p", min=0.0, max=1.0, help="Choose among the fewest tokens that reach P."
+            "--top-p",
+            min=0.0,
+            max=1.0,
+            help="Choose among the fewest tokens whose probabilities reach P.",
         ),
-    ] = None,
+    ] = None
     min_p: Annotated[
         float | None,
         typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens below P times the likeliest."),
-    ] = None,
+    ] = None
     repetition_penalty: Annotated[
         float,
         typer.Option(
             "--repetition-penalty",
-            help="Above 1: tokens seen become less likely (0.01 to 100).",
+            help="Above 1: tokens already in the text become less likely (0.01 to 100).",
         ),
-    ] = 1.0,
+    ] = 1.0
     stop: Annotated[
         list[str] | None,
-        typer.Option("--stop", help="Stop before this text; may be given several times."),
-    ] = None,
+        typer.Option("--stop", help="Stop before this text; can be given several times."),
+    ] = None
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", min=0, help="The same seed writes the same text. Default: a new one."
+            "--seed", min=0, help="The same seed gives the same text. Default: a new one."
         ),
-    ] = None,
+    ] = None
+
+    def check(self) -> None:
+        """Raise GptcliError if a value is not finite, or the penalty is out of range."""
+        import math
+
+        for name, value, usual in (
+            ("--temperature", self.temperature, "0.5 to 1.2"),
+            ("--repetition-penalty", self.repetition_penalty, "1 to 1.3"),
+            ("--top-p", self.top_p, "0.9 to 0.98"),
+            ("--min-p", self.min_p, "0.01 to 0.1"),
+        ):
+            if value is not None and not math.isfinite(value):
+                raise GptcliError(
+                    f"{name} must be a finite number; got {value}", f"{usual} is usual"
+                )
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise GptcliError(
+                f"--repetition-penalty must be 0.01 to 100; got {self.repetition_penalty:g}",
+                "1 changes nothing, 1.1 to 1.3 is usual",
+            )
+
+    def params(self) -> SamplingParams:
+        """The sampling parameters."""
+        from gptcli.sampling.next_token import SamplingParams
+
+        return SamplingParams(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )
+
+    def seed_or_new(self) -> int:
+        """The seed, or a random one."""
+        import secrets
+
+        return secrets.randbelow(2**31) if self.seed is None else self.seed
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How the text is shown."""
+
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream/--no-stream",
             help="Show the text as it comes. Default: for one sample on a terminal.",
         ),
-    ] = None,
+    ] = None
     interactive: Annotated[
         bool,
         typer.Option(
@@ -113,175 +156,159 @@ def sample(
             "-i",
             help="Write in turns: type a prompt, see the continuation, type on.",
         ),
-    ] = False,
-    as_json: JsonOption = False,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = "auto",
-    dtype: WriterDTypeOption = "auto",
-    threads: ThreadsOption = None,
-    attention: AttentionOption = None,
-    layernorm: LayerNormOption = None,
-    mlp: MlpOption = None,
-    block: BlockOption = None,
-    tokenizer: TokenizerOption = None,
-) -> None:
-    """Let a model write."""
-    import secrets
+    ] = False
+    as_json: JsonOption = False
 
-    _check(temperature, repetition_penalty, top_p, min_p)
-    prompts = read_prompts(prompt, prompt_file, prompt_lines)
-    if "" in (stop or ()):
+
+@with_option_groups
+def sample(
+    run: RunArgument = None,
+    *,
+    prompts: PromptOptions,
+    generation: GenerationOptions,
+    output: OutputOptions,
+    options: SamplingModelOptions,
+) -> None:
+    """Generate text with a trained model."""
+    generation.check()
+    texts = read_prompts(prompts.prompt, prompts.prompt_file, prompts.prompt_lines)
+    if "" in (generation.stop or ()):
         raise GptcliError("--stop takes a text of at least one character", "leave it out")
-    several = num_samples > 1 or len(prompts) > 1
-    if interactive and (several or as_json or prompt_file is not None):
+    several = generation.num_samples > 1 or len(texts) > 1
+    if output.interactive and (several or output.as_json or prompts.prompt_file is not None):
         raise GptcliError(
-            "--interactive writes one text, on the terminal",
+            "--interactive generates one text, on the terminal",
             "leave out --num-samples, --prompt-file and --json",
         )
-    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
-    writer = load_writer(run, checkpoint, Machine(device, dtype, threads), files)
-    from gptcli.sampling.next_token import SamplingParams
-
-    how = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    stops = stop or []
-    if interactive:
-        _talk(writer, prompt, how, max_new_tokens, seed, stops)
+    model = load_for_sampling(run, options)
+    generation = replace(generation, seed=generation.seed_or_new())
+    if output.interactive:
+        _converse(model, prompts.prompt, generation)
         return
-    if stream is None:
-        stream = sys.stdout.isatty()
-    live = stream and not several and not as_json
-    samples, seconds = _write(
-        writer,
-        prompts,
-        num_samples,
-        how,
-        max_new_tokens,
-        seed,
-        stops,
-        live=live,
-        prompt_file=prompt_file,
-    )
+    requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)
+    stream = sys.stdout.isatty() if output.stream is None else output.stream
+    live = stream and not several and not output.as_json
+    if live:
+        _show(texts[0])
+    samples, seconds = _generate(model, requests, generation, live=live)
+    if live:
+        _show("\n")
     for i, one in enumerate(samples):
-        text = prompts[one.index // num_samples]
-        if as_json:
-            print_json(
-                {
-                    "text": one.text,
-                    "prompt": text,
-                    "tokens": one.tokens,
-                    "seconds": seconds,
-                    "tokens_per_second": one.tokens / seconds,
-                    "stopped": one.stopped,
-                    "seed": seed,
-                    "run": str(writer.path),
-                    "checkpoint": writer.trained.step,
-                    "dtype": str(writer.backend.dtype).removeprefix("torch."),
-                }
-            )
+        text = texts[one.index // generation.num_samples]
+        if output.as_json:
+            _print_sample(one, text, model, generation.seed, seconds)
         elif not live:
             _show(("---\n" if i else "") + text + one.text + "\n")
-    if not as_json and sys.stderr.isatty():
+    if not output.as_json and sys.stderr.isatty():
         tokens = sum(one.tokens for one in samples)
         note(
-            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {writer.path}, "
-            f"step {writer.trained.step}; seed {seed})"
+            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {model.path}, "
+            f"step {model.trained.step}; seed {generation.seed})"
         )
 
 
-def _check(
-    temperature: float, repetition_penalty: float, top_p: float | None, min_p: float | None
-) -> None:
-    import math
+def _requests(
+    model: SamplingModel, texts: list[str], num_samples: int, file: Path | None
+) -> list[SampleRequest]:
+    """A request for each sample of each prompt.
 
-    for name, value, usual in (
-        ("--temperature", temperature, "0.5 to 1.2"),
-        ("--repetition-penalty", repetition_penalty, "1 to 1.3"),
-        ("--top-p", top_p, "0.9 to 0.98"),
-        ("--min-p", min_p, "0.01 to 0.1"),
-    ):
-        if value is not None and not math.isfinite(value):
-            raise GptcliError(f"{name} must be a finite number; got {value}", f"{usual} is usual")
-    if not 0.01 <= repetition_penalty <= 100:
-        raise GptcliError(
-            f"--repetition-penalty must be 0.01 to 100; got {repetition_penalty:g}",
-            "1 changes nothing, 1.1 to 1.3 is usual",
-        )
+    Raises GptcliError, with file and line, if the tokenizer does not know a character."""
+    from gptcli.sampling.generate import SampleRequest
+
+    tokenizer = model.trained.tokenizer
+    requests = []
+    for number, text in enumerate(texts, 1):
+        try:
+            ids = tokenizer.encode(text) or tokenizer.start_ids()
+        except GptcliError as error:
+            line = f":{number}" if len(texts) > 1 else ""
+            where = f"{file}{line}: " if file else ""
+            raise GptcliError(f"{where}{error.message}", error.hint) from None
+        requests += [SampleRequest(ids, i) for i in range(num_samples)]
+    return requests
 
 
-def _write(
-    writer: Writer,
-    prompts: list[str],
-    num_samples: int,
-    how: SamplingParams,
-    max_new_tokens: int,
-    seed: int,
-    stops: list[str],
+def _generate(
+    model: SamplingModel,
+    requests: list[SampleRequest],
+    generation: GenerationOptions,
     *,
     live: bool,
-    prompt_file: Path | None,
 ) -> tuple[list[Sample], float]:
-    """The samples, in order, and the seconds that they took together; shown as they come where
-    that is asked for."""
+    """The samples in order, and the seconds that generating all of them took. If `live`, text is
+    shown as it comes."""
     import time
 
-    from gptcli.sampling.backend import open_streams
-    from gptcli.sampling.generate import Job
-    from gptcli.sampling.text import Piece, write
+    from gptcli.sampling.text import NewText, generate_text
 
-    trained = writer.trained
-    jobs = []
-    for number, text in enumerate(prompts, 1):
-        try:
-            ids = trained.tokenizer.encode(text) or trained.tokenizer.start_ids()
-        except GptcliError as error:
-            line = f":{number}" if len(prompts) > 1 else ""
-            where = f"{prompt_file}{line}: " if prompt_file else ""
-            raise GptcliError(f"{where}{error.message}", error.hint) from None
-        jobs += [Job(ids, i) for i in range(num_samples)]
-    done = []
-    if live:
-        _show(prompts[0])
+    assert generation.seed is not None
+    samples = []
     out = sys.stdout
-    with redirect_stdout(sys.stderr):  # what a learner's module prints is not data
-        streams = open_streams(trained.model, len(jobs), how, writer.backend, writer.threads)
+    with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
+        streams = _open_streams(model, len(requests), generation)
         start = time.perf_counter()
-        for item in write(
-            streams, trained.tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed, stops=stops
+        for item in generate_text(
+            streams,
+            model.trained.tokenizer,
+            requests,
+            max_new_tokens=generation.max_new_tokens,
+            seed=generation.seed,
+            stops=generation.stop or (),
         ):
-            if not isinstance(item, Piece):
-                done.append(item)
+            if not isinstance(item, NewText):
+                samples.append(item)
             elif live:
                 with redirect_stdout(out):
                     _show(item.text)
     seconds = time.perf_counter() - start
-    if live:
-        _show("\n")
-    return sorted(done, key=lambda one: one.index), seconds
+    return sorted(samples, key=lambda one: one.index), seconds
 
 
-def _talk(
-    writer: Writer,
-    prompt: str | None,
-    how: SamplingParams,
-    max_new_tokens: int,
-    seed: int,
-    stops: list[str],
-) -> None:
-    from gptcli.cli.interactive import talk
-    from gptcli.sampling.backend import open_streams
+def _converse(model: SamplingModel, prompt: str | None, generation: GenerationOptions) -> None:
+    from gptcli.cli.interactive import converse
     from gptcli.sampling.conversation import Conversation
 
-    streams = open_streams(writer.trained.model, 1, how, writer.backend, writer.threads)
-    conversation = Conversation(streams, writer.trained.tokenizer, seed=seed, stops=stops)
-    talk(conversation, max_new_tokens, _show, prompt)
+    assert generation.seed is not None
+    conversation = Conversation(
+        _open_streams(model, 1, generation),
+        model.trained.tokenizer,
+        seed=generation.seed,
+        stops=generation.stop or (),
+    )
+    converse(conversation, generation.max_new_tokens, _show, prompt)
+
+
+def _open_streams(model: SamplingModel, count: int, generation: GenerationOptions) -> Streams:
+    from gptcli.sampling.backend import open_streams
+
+    return open_streams(
+        model.trained.model, count, generation.params(), model.backend, model.threads
+    )
+
+
+def _print_sample(
+    sample: Sample, prompt: str, model: SamplingModel, seed: int | None, seconds: float
+) -> None:
+    print_json(
+        {
+            "text": sample.text,
+            "prompt": prompt,
+            "tokens": sample.tokens,
+            "seconds": seconds,
+            "tokens_per_second": sample.tokens / seconds,
+            "stopped": sample.stopped,
+            "seed": seed,
+            "run": str(model.path),
+            "checkpoint": model.trained.step,
+            "dtype": str(model.backend.dtype).removeprefix("torch."),
+        }
+    )
 
 
 def _show(text: str) -> None:
     if sys.stdout.isatty():
         from gptcli.view.safe_text import clean
 
-        text = clean(text)  # what a model writes must not steer the terminal
+        text = clean(text)  # escape sequences in the text must not control the terminal
     sys.stdout.write(text)
     sys.stdout.flush()

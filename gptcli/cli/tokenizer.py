@@ -1,4 +1,4 @@
-"""`gptcli tokenizer train|encode|decode|show`."""
+"""`gptcli tokenizer train|encode|decode|show`: train a tokenizer, turn text into ids and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 app = typer.Typer(
-    help="Train a tokenizer, turn text into token ids and back, look at tokens.",
+    help="Train a tokenizer, turn text into token ids and back, show tokens.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -34,10 +34,10 @@ def train(
     source: Annotated[
         str, typer.Argument(help="A text file, a folder, .jsonl, or a shipped text.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Where the tokenizer.json goes.")],
+    out: Annotated[Path, typer.Option("--out", help="The tokenizer.json to write.")],
     kind: Annotated[str, typer.Option("--kind", help="bpe or char.")] = "bpe",
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=257, max=1_000_000, help="bpe: tokens in all.")
+        int, typer.Option("--vocab-size", min=257, max=1_000_000, help="bpe: number of tokens.")
     ] = 1024,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -51,7 +51,7 @@ def train(
     if out.is_dir():
         raise GptcliError(f"{out} is a folder", "name a file, for example --out pieces.json")
     if out.exists() and not overwrite:
-        raise GptcliError(f"{out} exists already", "--overwrite replaces it")
+        raise GptcliError(f"{out} exists already", "add --overwrite to replace it")
     from gptcli.corpus import open_corpus
     from gptcli.files.durable import write_atomically
 
@@ -64,7 +64,7 @@ def train(
         ) from None
     tokens = len(corpus.train)
     note(
-        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} of them, "
+        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} tokens long, "
         f"{corpus.source_bytes / tokens:.2f} bytes each"
     )
 
@@ -116,7 +116,7 @@ def decode(
 def show(
     text: TextArgument = None, tokenizer: TokenizerOption = "gpt2", as_json: JsonOption = False
 ) -> None:
-    """Show how a text falls into tokens, one a line: its id and its bytes."""
+    """Show the tokens of a text, one per line: id and bytes."""
     for token, piece in _load(tokenizer).show(_text(text)):
         if as_json:
             print_json({"id": token, "text": piece})
@@ -150,6 +150,7 @@ def _load(name: str) -> Tokenizer:
     except GptcliError as error:
         if error.message.startswith("no run named"):
             raise GptcliError(
-                f"no tokenizer `{name}`", "gpt2, byte, the path of a tokenizer.json, or a run"
+                f"no tokenizer `{name}`",
+                "name gpt2, byte, the path of a tokenizer.json, or a run",
             ) from None
         raise

@@ -156,12 +156,12 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     user_parts = check_and_load(request.files, config, request.force)
     if minutes is None:
         return _NewRun(config, name, user_parts, [])
-    from gptcli.training.minutes import plan
+    from gptcli.training.minutes import fit_to_minutes
 
     keep_config = request.from_run is not None or is_config(target)
     if not keep_config:
         config = defaults_with_overrides(target, overrides)
-    config, notes = plan(
+    config, notes = fit_to_minutes(
         config,
         {override.partition("=")[0] for override in overrides},
         keep=keep_config,
@@ -175,9 +175,9 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
 def _print_dry_run(new: _NewRun, as_json: bool) -> None:
     for line in new.notes:
         note(line)
-    from gptcli.training.dry_run import plan
+    from gptcli.training.dry_run import dry_run_figures
 
-    result = plan(new.config, new.user_parts)
+    result = dry_run_figures(new.config, new.user_parts)
     if as_json:
         print_json(result)
         return
@@ -198,7 +198,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
     if out is not None and str(out) in ("", "."):
         raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
-    run_folder.mend(run)
+    run_folder.repair_replacement(run)
     refuse(run)
     with leave_on_signals(), _locked_run_folder(run, create=True):
         refuse(run)  # again: another training can have held the lock and ended meanwhile
@@ -214,7 +214,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
             follow_training(prepared, request.files, request.as_json)
         except Exception:
             if prepared is not None:
-                run_folder.forget_unbegun(run)
+                run_folder.delete_unstarted(run)
             raise
         finally:
             restore_replaced_run(run)
@@ -255,7 +255,7 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
 
     Raises GptcliError if the folder cannot be made or another training holds the lock.
     """
-    from gptcli.files.durable import make_folder, only_writer, refused
+    from gptcli.files.durable import folder_error, folder_lock, make_folder
     from gptcli.training.run_folder import remove_empty
 
     created = create and not run.exists()
@@ -263,8 +263,8 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
         if create:
             make_folder(run)
     except OSError as error:
-        raise refused(run, error) from None
-    with only_writer(run):
+        raise folder_error(run, error) from None
+    with folder_lock(run):
         try:
             yield
         except BaseException:

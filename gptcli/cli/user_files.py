@@ -60,7 +60,7 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     if not given:
         return None
     first = next(iter(given))
-    if config.model.arch != "gpt2" and first != "tokenizer":
+    if first != "tokenizer" and not config.model.traits.can_have_user_parts:
         why = {
             "attention": "rotates queries and keys inside its attention",
             "mlp": "has a gated feed-forward network",

@@ -1,7 +1,7 @@
-"""Files -> token shards on disk -> batches.
+"""Corpus: text files -> token shards on disk -> batches for training and evaluation.
 
-`open_corpus` is the way in; `Batches` and `windows` hand the tokens to training and evaluation.
-Those two need torch, so they are imported only when somebody asks for them.
+Start with `open_corpus` (preparation.py). `Batches` and `windows` give the tokens to training and
+evaluation. They need torch, so they are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gptcli.corpus.preparation import Corpus, open_corpus
-from gptcli.corpus.reading import Piece, read_text
+from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import Source, find_source
 from gptcli.corpus.token_store import TokenStore
 from gptcli.files.caches import cache_folder
@@ -26,7 +26,6 @@ __all__ = [
     "cache_folder",
     "find_source",
     "open_corpus",
-    "read_text",
     "windows",
 ]
 

@@ -1,4 +1,4 @@
-"""Tokens -> tensors for training and evaluation.
+"""Cuts an epoch into shuffled windows and makes batches of them; the windows of an evaluation.
 
 B batch (sequences), T time (block_size), N tokens of the split.
 """
@@ -19,26 +19,27 @@ _KEPT_EPOCHS = 2
 
 
 class Batches:
-    """The batches of a training, each a pure function of (tokens, block_size, batch_size, seed, k).
+    """The batches of a training run. Batch k is a pure function of (tokens, block_size,
+    batch_size, seed, k).
 
-    The tokens are taken as a ring of N. An epoch cuts it into n = N // T windows from a fresh
-    random offset in [0, T) on, in shuffled order: it predicts every token at most once, and all
-    but N mod T of them. Epochs follow one another in one endless row of sequences, which does
-    not depend on batch_size; batch k holds sequences k * B to k * B + B - 1 of it.
+    The N tokens form a ring: after the last token comes the first. An epoch cuts the ring into
+    n = N // T windows, which begin at a new random offset in [0, T), and shuffles them. It predicts
+    no token twice, and all tokens but N mod T. The epochs form one endless list of sequences, which
+    does not depend on batch_size: batch k holds sequences k * B to k * B + B - 1.
 
     Needs at least block_size + 1 tokens."""
 
     def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
         assert block_size >= 1
         assert batch_size >= 1
-        assert len(tokens) > block_size, "open_corpus refuses a shorter text"
+        assert len(tokens) > block_size, "open_corpus refuses shorter texts"
         self._tokens = tokens
         self._block_size = block_size
         self._batch_size = batch_size
         self._seed = seed
         self._epochs: OrderedDict[int, Tensor] = OrderedDict()
         self.per_epoch = len(tokens) // block_size
-        """Sequences in one epoch."""
+        """The number of sequences in an epoch."""
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
@@ -58,23 +59,23 @@ class Batches:
         return both[0], both[1]
 
     def starts(self, k: int) -> list[int]:
-        """Where in the split each of the B sequences of batch k begins."""
+        """Positions in the split at which the B sequences of batch k begin."""
         first = k * self._batch_size
         last = first + self._batch_size
         found: list[int] = []
         while first < last:
-            epoch, place = divmod(first, self.per_epoch)
-            count = min(last - first, self.per_epoch - place)
-            found += self._epoch(epoch)[place : place + count].tolist()
+            epoch, position = divmod(first, self.per_epoch)
+            count = min(last - first, self.per_epoch - position)
+            found += self._epoch(epoch)[position : position + count].tolist()
             first += count
         return found
 
     def epoch_of(self, k: int) -> float:
-        """How many epochs were seen when batch k comes, fractions included."""
+        """The number of epochs read before batch k, as a fraction."""
         return k * self._batch_size / self.per_epoch
 
     def _epoch(self, epoch: int) -> Tensor:
-        """Starts of the windows of an epoch, in the order in which they are drawn: (n,) int64."""
+        """Start positions of the windows of an epoch, shuffled: int64 (n,)."""
         starts = self._epochs.get(epoch)
         if starts is None:
             digest = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
@@ -91,11 +92,11 @@ class Batches:
 def windows(
     tokens: TokenStore, block_size: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows of an evaluation over a whole split: every token but the first predicted once.
+    """Batches of an evaluation over a whole split: they predict every token but the first once.
 
-    Yields inputs and targets, int64 of shape (at most batch_size, block_size), in the order of
-    the text; the last pair is one row of what remains, where that is shorter. Yields nothing
-    for fewer than 2 tokens."""
+    Yields inputs and targets, int64 of shape (at most batch_size, block_size), in the order of the
+    text. If the last window is shorter, it is a batch of one row. Yields nothing for fewer than 2
+    tokens."""
     assert block_size >= 1
     assert batch_size >= 1
     predicted = len(tokens) - 1

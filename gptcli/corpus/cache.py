@@ -1,8 +1,8 @@
-"""The folder where prepared corpora lie: found by content, checked before use, written whole.
+"""The cache of encoded texts: found by content hash, verified before use, renamed atomically.
 
-An entry is a folder named after its key, with token shards, the tokenizer.json that made them
-and a meta.json, written last, that holds the size and SHA-256 of each of these files and of
-itself. Whatever does not agree with its meta.json is as good as absent.
+An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
+them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the
+SHA-256 of the tokenizer and its own. An entry that does not agree with its meta.json is not used.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 FORMAT = 1
-"""Raised whenever the same text would come out as other tokens or other files."""
+"""Increase this number whenever the same text would give other tokens or other files."""
 
-_MOST_META = 1 << 24  # a hundred bytes for each shard of 128 MiB
+_MOST_META = 1 << 24  # bytes; a shard of 128 MiB takes about a hundred
 _ABANDONED_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A prepared corpus, opened and checked."""
+    """An encoded text whose files have been verified."""
 
     tokenizer: Tokenizer
     tokens: TokenStore
@@ -46,15 +46,16 @@ class Entry:
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
-    """The name of the entry of a content and of what stands for its tokenizer: a fingerprint,
-    or how the tokenizer is trained on that content."""
+    """The name of a cache entry: SHA-256 of the text's content key and of the tokenizer's key.
+
+    The tokenizer's key is its fingerprint, or the description of how it is trained on the text."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
 
 def write_meta(
     folder: Path, key: str, tokenizer: Tokenizer, shards: list[ShardFile], documents: int
 ) -> None:
-    """Write tokenizer.json and then meta.json, which makes the folder a valid entry."""
+    """Write tokenizer.json, then meta.json, which makes the folder a valid entry."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -71,20 +72,20 @@ def write_meta(
 def read_entry(
     folder: Path, key: str, tokenizer: Tokenizer | None = None, notes: list[str] | None = None
 ) -> Entry | None:
-    """Open an entry, or None where it is absent, torn, changed, or of another key; `notes` is
-    told which file is damaged.
+    """The verified entry, or None if it is absent, incomplete, damaged or has another key.
 
-    With a `tokenizer` it must also be the one that made the entry. Reads every byte once."""
+    A note is added to `notes` for a damaged file. If a `tokenizer` is given, the entry must have
+    been made by it. Reads every byte once."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
         if notes is not None and folder.is_dir():
-            notes.append(f"{folder / str(error)} is damaged; the text is prepared again")
+            notes.append(f"{folder / str(error)} is damaged; the text is encoded again")
         return None
 
 
 class _DamagedError(Exception):
-    """The name of the file that is not what it should be."""
+    """The name of the damaged file."""
 
 
 def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
@@ -99,16 +100,16 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         ours = all(Path(shard.name).name == shard.name for shard in shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    if not sealed or not ours:  # a name with a folder in it leads elsewhere
+    if not sealed or not ours:  # a name with a folder in it would lead out of the entry
         raise _DamagedError("meta.json")
     try:
-        if sha256_file(folder / "tokenizer.json") != fingerprint:  # of what stands in it
+        if sha256_file(folder / "tokenizer.json") != fingerprint:  # a fingerprint is this hash
             raise _DamagedError("tokenizer.json")
         tokenizer = tokenizer or load_tokenizer(folder / "tokenizer.json")
     except (OSError, GptcliError):
         raise _DamagedError("tokenizer.json") from None
     if tokenizer.fingerprint() != fingerprint:
-        return None  # whole, but made by another
+        return None  # not damaged, but made by another tokenizer
     maps = []
     for shard in shards:
         ids = map_shard(folder, shard, dtype)
@@ -125,12 +126,12 @@ def open_or_build(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry:
-    """Open the entry `key` of the cache `folder`, or build it there.
+    """The entry `key` of the cache `folder`, which is built there if it is missing.
 
-    `build` fills a temporary folder, which then takes the entry's name at once, so that several
-    processes can build the same entry: the first to finish wins, the others use what it wrote.
-    Where the cache cannot be written the entry lies in a temporary folder until the process
-    ends, and a note says so. Raises GptcliError where there is no room on the disk."""
+    `build` fills a temporary folder, which is then renamed to the entry's name atomically. Several
+    processes can build the same entry: the first to finish wins, and the others use its files. If
+    the cache cannot be written, the entry stays in a temporary folder until the process ends, and a
+    note says so. Raises GptcliError if the disk is full."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)
@@ -139,8 +140,8 @@ def open_or_build(
             return entry
     raise GptcliError(
         f"{goal} is damaged as soon as it is written",
-        "see what else writes there, or set the environment variable GPTCLI_CACHE to a folder of "
-        "your own",
+        "find out which program writes there, or set the environment variable GPTCLI_CACHE to "
+        "another folder",
         exit_code=1,
     )
 
@@ -152,48 +153,49 @@ def _build_entry(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry | None:
-    """Build and open the entry `goal`; None where it was damaged again by then."""
+    """Build and open the entry `goal`; None if it was damaged again at once."""
     _remove_abandoned(goal.parent)
-    place = _place_to_build(goal.parent, notes)
+    built = _new_build_folder(goal.parent, notes)
     kept = False
     try:
-        _run(build, place)
-        if place.parent == goal.parent:
-            entry = _publish(place, goal, key, tokenizer)
-            if entry is not None or not place.exists():
+        _run(build, built)
+        if built.parent == goal.parent:
+            entry = _publish(built, goal, key, tokenizer)
+            if entry is not None or not built.exists():
                 return entry
-        entry = read_entry(place, key, tokenizer)
+        entry = read_entry(built, key, tokenizer)
         if entry is not None:
-            atexit.register(shutil.rmtree, place, ignore_errors=True)
+            atexit.register(shutil.rmtree, built, ignore_errors=True)
             kept = True
         return entry
     finally:
         if not kept:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(built, ignore_errors=True)
 
 
-def _run(build: Callable[[Path], None], place: Path) -> None:
+def _run(build: Callable[[Path], None], built: Path) -> None:
     try:
-        build(place)
+        build(built)
     except OSError as error:
         raise GptcliError(
-            f"cannot write the prepared text into {place.parent}: {error.strerror or error}",
+            f"cannot write the encoded text into {built.parent}: {error.strerror or error}",
             "make room there, or set the environment variable GPTCLI_CACHE to a folder on "
             "another disk",
             exit_code=1,
         ) from error
 
 
-def _publish(place: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
-    """Give a built entry its name, unless another process has been quicker, and open whichever
-    stands there. None where the name cannot be had, or its files were damaged at once."""
-    fsync_folder(place)
+def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
+    """Rename a built entry to its name, unless another process was faster, and open the entry.
+
+    None if it cannot be renamed, or if its files were damaged at once."""
+    fsync_folder(built)
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
-            place.rename(goal)  # refused where an entry stands, so that none in use is replaced
+            built.rename(goal)  # fails if an entry exists, so no entry in use is replaced
             fsync_folder(goal.parent)
         entry = read_entry(goal, key, tokenizer)
-        if entry is not None or not place.exists():
+        if entry is not None or not built.exists():
             return entry
         _remove_damaged(goal, key)
     return None
@@ -201,12 +203,12 @@ def _publish(place: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> 
 
 def _remove_damaged(goal: Path, key: str) -> None:
     aside = goal.with_name(f".{uuid.uuid4().hex}.old")
-    with suppress(OSError):  # gone already, or on Windows: open in another process
+    with suppress(OSError):  # removed already, or (on Windows) open in another process
         goal.rename(aside)
         if read_entry(aside, key) is None:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.unlink(missing_ok=True)  # where it was a file
-        else:  # another process has repaired it since we looked
+            aside.unlink(missing_ok=True)  # if it was a file
+        else:  # another process has repaired it in the meantime
             aside.rename(goal)
 
 
@@ -214,21 +216,21 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def _place_to_build(folder: Path, notes: list[str]) -> Path:
-    """A new folder inside the cache, or elsewhere with a note where the cache is not writable."""
+def _new_build_folder(folder: Path, notes: list[str]) -> Path:
+    """A new folder in the cache, or a temporary one, with a note, if the cache is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
     except OSError as error:
         notes.append(
-            f"the cache folder {folder} cannot be written ({error.strerror or error}): the text "
-            "is prepared again in every run; GPTCLI_CACHE can name another folder"
+            f"the cache folder {folder} cannot be written ({error.strerror or error}): every run "
+            "encodes the text again; GPTCLI_CACHE can name another folder"
         )
         return Path(tempfile.mkdtemp(prefix="gptcli-"))
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what builds that were killed have left behind."""
+    """Delete the folders that killed builds have left behind."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

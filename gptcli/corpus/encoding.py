@@ -1,4 +1,4 @@
-"""Pieces of text -> token ids, with documents kept apart; nothing here holds the whole text."""
+"""Encodes a stream of text into token ids, in threads, with end-of-text between documents."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _MOST_THREADS = 8
 def encode_all(
     pieces: Iterable[Piece], tokenizer: Tokenizer, name: str, write: Callable[[Tokens], None]
 ) -> int:
-    """Encode the documents of the text `name` and hand their ids on in order; returns how many
-    documents there were.
+    """Encode the documents of the text `name` and pass their ids to `write`, in order; returns the
+    number of documents.
 
-    Every document is preceded by end-of-text; where the tokenizer has none, documents are
-    joined with a newline unless the one before ends with it. The ids of a document are those
-    that its whole text would have."""
+    End-of-text precedes every document. If the tokenizer has no end-of-text, a newline joins two
+    documents, unless the first ends with one. A document gets the same ids as if its whole text
+    were encoded at once, but memory does not grow with the text."""
     documents = 0
 
     def counted() -> Iterator[Piece]:
@@ -49,10 +49,10 @@ def encode_all(
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
         stream = _regrouped(stream, safe_cuts)
-    tokenizer.encode_array("")  # so that the threads find it loaded
+    tokenizer.encode_array("")  # loads it, before several threads would
     encode = partial(_encode_group, tokenizer, name)
     groups = _grouped(stream)
-    # A learner's own code is asked by one thread at a time, and lets go of Python's lock for none.
+    # The user's code need not be thread-safe, and Python's lock would not let it run in parallel.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
     for array in arrays:
         write(array)
@@ -62,7 +62,7 @@ def encode_all(
 def _regrouped(
     pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
 ) -> Iterator[Piece]:
-    """Regroup the pieces of each document so that each can be encoded on its own."""
+    """Cut each document into pieces that can be encoded independently."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -78,7 +78,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The documents with a newline between them, unless the first of two ends with one."""
+    """The documents with a newline between two, unless the first of them ends with one."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -87,7 +87,7 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """The characters of `pieces`, each at least once: all that a char vocabulary wants to know."""
+    """Every character that occurs in `pieces`, at least once: enough for a char vocabulary."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -106,7 +106,7 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """The pieces in lists of about CHUNK characters, so that short documents cost little."""
+    """Lists of pieces of about CHUNK characters together, so that short documents cost little."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -136,7 +136,7 @@ def _encode_group(tokenizer: Tokenizer, name: str, group: list[Piece]) -> Tokens
 
 
 def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> GptcliError:
-    """The tokenizer's error, said of a whole corpus: its places count within one piece."""
+    """The tokenizer's error without its positions, which count within one piece of the text."""
     known = {tokenizer.token_bytes(id).decode("utf-8") for id in range(tokenizer.vocab_size)}
     unknown = sorted(set(text) - known)
     shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in unknown[:5])
@@ -149,8 +149,8 @@ def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> 
 def _in_threads(
     encode: Callable[[list[Piece]], Tokens], groups: Iterable[list[Piece]]
 ) -> Iterator[Tokens]:
-    """`map` on several cores, a few groups at once: what encodes, writes and hashes lets go of
-    Python's lock."""
+    """`map` on several cores, with a few groups in memory. It gains time because encoding, writing
+    and hashing release Python's lock."""
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     waiting: deque[Future[Tokens]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""From a source to a corpus: find it, tokenize it once, split it."""
+"""`open_corpus`: finds a text, trains its tokenizer, encodes it once into shards, splits it."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as token ids, split into a training and a validation part."""
+    """A text as token ids, split into training and validation."""
 
     tokenizer: Tokenizer
     train: TokenStore
     val: TokenStore | None
-    """The end of the text; None where val_fraction is 0."""
+    """The end of the text; None if val_fraction is 0."""
     documents: int
     source_bytes: int
-    """Size of the files that were read."""
+    """Size of the files of the text."""
     content_key: str
-    """SHA-256 over their content: two corpora of one text have the same."""
+    """SHA-256 of the files' content: equal for equal texts."""
     notes: list[str]
-    """What the user should be told, one line each."""
+    """Messages for the user, one line each."""
 
 
 def open_corpus(
@@ -56,17 +56,18 @@ def open_corpus(
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """Open the corpus that `source` names, preparing it where the cache does not have it yet.
+    """The corpus that `source` names; it is encoded if the cache does not have it yet.
 
-    `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The
-    tokenizer is the one given, else one of `kind` (trained on the whole text where the kind
-    needs that; `vocab_size` is for bpe), or an object of the learner's class `own_tokenizer`.
-    Every document is preceded by end-of-text; for char, which has none, by a newline where the
-    one before does not end with it. The first int(N * (1 - val_fraction)) of the N tokens are
-    for training, 0 <= val_fraction < 1.
-    `cache` takes the place of `cache_folder()`; `progress` allows a bar on a terminal. Memory
-    does not grow with the text. Raises GptcliError where the text cannot be read, is not text,
-    or is too short for `block_size` or for its validation part."""
+    `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The tokenizer
+    is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else one of
+    `kind`. Char, bpe and the user's tokenizers are trained on the text; `vocab_size` is for bpe and
+    the user's. End-of-text precedes every document. Char has no end-of-text: there a newline joins
+    two documents, unless the first ends with one. Of the N tokens, the first
+    int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
+
+    `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
+    not grow with the text. Raises GptcliError if the text cannot be read, is not text, or is too
+    short for `block_size` or for its validation split."""
     bar = Progress(progress)
     found = find_source(source, bar)
     notes = list(found.notes)
@@ -81,7 +82,7 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A run that is resumed brings the tokenizer that was trained on this very text.
+        # A resumed run passes the tokenizer that was trained on this text: use its entry.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         key = entry_key(found.content_key, tokenizer.encoding_key())
@@ -138,10 +139,11 @@ def _build(
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Fill `folder` with the entry `key`: train the tokenizer if need be, then encode."""
+    """Fill `folder` with the entry `key`: encode the text, after training the tokenizer if None."""
     if next(source.pieces(), None) is None:
         raise GptcliError(
-            f"{source.name} has no text in it", "its files, or the texts of its lines, are empty"
+            f"{source.name} has no text in it",
+            "its files are empty, or the texts of all their lines are",
         )
     if tokenizer is None:
         tokenizer = _train_tokenizer(source, kind, vocab_size, progress)

@@ -1,4 +1,4 @@
-"""A bar with bytes per second, for preparations long enough to make somebody wonder."""
+"""A progress bar with bytes per second, while a text is read or encoded for over a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int], object]
-"""Called with the number of bytes that were dealt with since the last call."""
+"""Called with the number of bytes processed since the last call."""
 
 SILENT_SECONDS = 1.0
 
@@ -17,10 +17,10 @@ def ignore(count: int) -> None:
 
 
 class Progress:
-    """Shows one bar per phase of a preparation, on stderr.
+    """Shows one progress bar per phase, on stderr.
 
-    Nothing at all is printed where `wanted` is false, where stderr is not a terminal, or for a
-    phase that is over within a second; a bar that was shown is wiped when its phase ends.
+    It prints nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
+    second. A bar disappears when its phase ends.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -28,7 +28,7 @@ class Progress:
 
     @contextmanager
     def phase(self, what: str, total: int) -> Iterator[Advance]:
-        """Run one phase over `total` bytes; yields the function that moves the bar."""
+        """Run a phase over `total` bytes: yields the function that moves the bar."""
         if not self.shown:
             yield ignore
             return

@@ -1,4 +1,4 @@
-"""Files -> pieces of text, as a stream: no file is ever held whole."""
+"""Reads text files and .jsonl as streams of pieces: UTF-8, BOM, binary files, long lines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gptcli.corpus.progress import Advance, ignore
 from gptcli.errors import GptcliError
 
 CHUNK = 1 << 18
-"""Bytes read at once, and characters of the largest piece."""
+"""Bytes read at once, and characters in the largest piece."""
 
 LINE_LIMIT = 1 << 24
-"""Bytes of the longest line of a .jsonl, several books: a line is parsed whole, and what JSON makes
-of it may take 25 times its bytes."""
+"""Bytes in the longest line of a .jsonl (several books). A line is parsed at once, and the parsed
+objects can take 25 times its bytes."""
 
 
 class BinaryFileError(GptcliError):
-    """A file that is certainly no UTF-8 text; a folder skips it."""
+    """The file is certainly not UTF-8 text. Such files in a folder are skipped."""
 
 
 class Piece(NamedTuple):
-    """A run of characters of one document; never empty."""
+    """Part of the text of one document; never empty."""
 
     text: str
     starts: bool
@@ -36,33 +36,22 @@ class Piece(NamedTuple):
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading; what the system refuses becomes a GptcliError that names it."""
+    """Open a file for reading. Raises GptcliError with the path if the system refuses."""
     try:
         with path.open("rb") as file:
             yield file
     except OSError as error:
         raise GptcliError(
             f"cannot read {path}: {error.strerror or error}",
-            "check that the file exists and that you may read it",
+            "check that the file exists and that you can read it",
         ) from error
 
 
-def read_text(path: Path) -> str:
-    """Read a whole small file as UTF-8 (a prompt, a text to score), without its BOM.
-
-    Line ends stay as they are. Raises GptcliError where the file cannot be read, looks binary
-    or is not UTF-8."""
-    with open_bytes(path) as file:
-        data = file.read()
-    refuse_binary(path, data, 0)
-    return "".join(_decoded(path, iter([data])))
-
-
 def text_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
-    """Stream a text file as pieces of one document, about a megabyte each.
+    """Stream a text file as pieces of one document.
 
-    Line ends stay as they are; a byte-order mark at the start is dropped. Raises GptcliError
-    with the offset of the first byte that is not UTF-8."""
+    Line ends do not change; a byte-order mark at the start is dropped. Raises GptcliError with the
+    offset of the first byte that is not UTF-8."""
     starts = True
     for text in _decoded(path, _chunks(path, advance)):
         yield Piece(text, starts)
@@ -70,10 +59,10 @@ def text_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
 
 
 def jsonl_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
-    """Stream a .jsonl: each line is an object whose `text` is one document.
+    """Stream a .jsonl file: each line is an object whose `text` is one document.
 
-    Blank lines and empty texts are passed over; other fields are ignored. Raises GptcliError
-    with file and line where a line is not JSON or has no string `text`."""
+    Blank lines, empty texts and other fields are ignored. Raises GptcliError with file and line if
+    a line is not JSON or has no string `text`."""
     for number, line in _lines(path, advance):
         text = _text_of_line(path, number, line)
         for start in range(0, len(text), CHUNK):
@@ -81,8 +70,8 @@ def jsonl_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
-    """Raise BinaryFileError if `data`, which stands at byte `offset` of a file, is no UTF-8 text
-    for certain: UTF-16, or with a NUL byte in it."""
+    """Raise BinaryFileError if `data`, from byte `offset` of a file on, is UTF-16 or has a NUL
+    byte: then the file is certainly not UTF-8 text."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{path} is UTF-16, not UTF-8",
@@ -106,7 +95,7 @@ def _chunks(path: Path, advance: Advance) -> Iterator[bytes]:
 
 
 def _decoded(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    """Decode UTF-8 that may be cut inside a character; yields no empty text."""
+    """Decode UTF-8 whose chunks can end inside a character; yields no empty text."""
     offset = 0  # of data[0] in the file
     data = b""
     for chunk in chunks:
@@ -134,7 +123,7 @@ def _decode(path: Path, data: bytes, offset: int, *, final: bool) -> tuple[str, 
 
 
 def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank."""
+    """The number (from 1) and the text of every line that is not blank."""
     offset = shown = 0
     with open_bytes(path) as file:
         for number in count(1):
@@ -144,7 +133,7 @@ def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, str]]:
             if len(line) > LINE_LIMIT:
                 raise GptcliError(
                     f"{path}:{number}: the line is longer than {LINE_LIMIT:,} bytes",
-                    "a .jsonl holds one document per line; split the document, or save it as a "
+                    "a .jsonl has one document per line; split the document, or save it as a "
                     "plain text file",
                 )
             start = len(codecs.BOM_UTF8) if number == 1 and line[:3] == codecs.BOM_UTF8 else 0
@@ -167,7 +156,7 @@ def _text_of_line(path: Path, number: int, line: str) -> str:
             f"{path}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
             f"{hint}; if the file is plain text, rename it to {path.stem}.txt",
         ) from error
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits, 100000 brackets
+    except (ValueError, RecursionError) as error:  # a number with 5,000 digits; 100,000 brackets
         raise GptcliError(f"{path}:{number}: JSON that cannot be read: {error}", hint) from error
     if not isinstance(value, dict):
         raise GptcliError(f"{path}:{number}: {_kind_of(value)}, not an object", hint)
@@ -205,6 +194,6 @@ def _kind_of(value: object) -> str:
 
 
 def signature(file: IO[bytes]) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds: differ when a file was written."""
+    """Size (bytes) and time of the last change (ns) of a file; writing to it changes them."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""What the user named -> the files it means, looked at once: hashed, and without the binaries."""
+"""Finds and hashes the files of data.source: a shipped text, a file, a .jsonl or a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gptcli.files.shipped import shipped_texts
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file as it was when it was hashed."""
+    """A file, with its size, time and hash when it was hashed."""
 
     path: Path
     signature: tuple[int, int]
@@ -35,11 +35,11 @@ class SourceFile:
 
     @property
     def jsonl(self) -> bool:
-        """Whether each line is a document of its own."""
+        """Whether each line is a separate document."""
         return self.path.suffix.lower() == ".jsonl"
 
     def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
-        """Stream the documents. Raises GptcliError if the file was written since it was hashed."""
+        """Stream the documents. Raises GptcliError if the file has changed since it was hashed."""
         self._refuse_change()
         yield from (jsonl_pieces if self.jsonl else text_pieces)(self.path, advance)
         self._refuse_change()
@@ -49,14 +49,14 @@ class SourceFile:
             if signature(file) != self.signature:
                 raise GptcliError(
                     f"{self.path} changed while it was read",
-                    "run the command again when nothing writes to it any more",
+                    "run the command again when no program writes to it",
                     exit_code=1,
                 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a corpus, in order, and what the user should be told about them."""
+    """The files of a corpus, in order, and notes about them for the user."""
 
     name: str
     files: tuple[SourceFile, ...]
@@ -64,33 +64,33 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The size of all files in bytes."""
         return sum(file.signature[0] for file in self.files)
 
     @cached_property
     def content_key(self) -> str:
-        """SHA-256, in hexadecimal, over the content of all files in order; names do not count."""
+        """SHA-256 (hex) of the content of all files in order; names do not count."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{'jsonl' if file.jsonl else 'text'} {file.sha256}\n".encode())
         return digest.hexdigest()
 
     def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
-        """Stream the pieces of all documents in order; can be called again for a further pass.
+        """Stream the pieces of all documents in order. Each call starts another pass.
 
-        Raises GptcliError where a file is not UTF-8, a line is not as a .jsonl wants it, or a
-        file changed since it was looked at."""
+        Raises GptcliError if a file is not UTF-8, a line of a .jsonl is not valid, or a file has
+        changed since it was hashed."""
         for file in self.files:
             yield from file.pieces(advance)
 
 
 def find_source(source: str, progress: Progress | None = None) -> Source:
-    """Find and hash what `source` names: a shipped text, a text file, a .jsonl or a folder.
+    """The files that `source` names, hashed: a shipped text, a text file, a .jsonl or a folder.
 
-    A folder is read recursively, files sorted by their path within it, character by character
-    (the same order on every system); hidden files, linked folders and binary files are left
-    out, the last with a note. Raises GptcliError where nothing is named so, or where a single
-    file is empty, binary or cannot be read."""
+    A folder is read recursively. Its files are sorted by path, character by character, which gives
+    the same order on every system. Hidden files, linked folders and binary files are left out; a
+    note names the binary ones. Raises GptcliError if there is no such text, or if a single file is
+    empty, binary or not readable."""
     progress = progress or Progress(False)
     notes: list[str] = []
     shipped = shipped_texts()
@@ -99,7 +99,7 @@ def find_source(source: str, progress: Progress | None = None) -> Source:
         if Path(source).exists():
             notes.append(
                 f"`{source}` is the shipped text; write .{os.sep}{source} for the "
-                "file or folder of that name"
+                "file or folder with that name"
             )
     else:
         path = _existing(source)
@@ -110,7 +110,7 @@ def find_source(source: str, progress: Progress | None = None) -> Source:
     else:
         raise GptcliError(
             f"{path} is neither a file nor a folder",
-            "a text is read more than once: save what comes from a pipe or a device to a file",
+            "a text is read more than once: save the data of a pipe or a device in a file",
         )
     return Source(source, tuple(files), tuple(notes))
 
@@ -120,7 +120,7 @@ def _existing(source: str) -> Path:
         path = Path(source).expanduser()
         if source and path.exists():
             return path
-    except (OSError, RuntimeError):  # a name that is too long, or a `~user` that is not known
+    except (OSError, RuntimeError):  # the name is too long, or the `~user` is unknown
         path = Path(source)
     raise _missing(source, path)
 
@@ -132,11 +132,11 @@ def _missing(source: str, path: Path) -> GptcliError:
         return GptcliError("the name of the text is empty", choices)
     message = f"no shipped text, file or folder is named `{source}`"
     try:
-        beside = [entry.name for entry in path.parent.iterdir()]
+        neighbours = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return GptcliError(f"{message}: there is no folder {path.parent}", choices)
     found = nearest(source, shipped)
-    if found is None and (name := nearest(path.name, beside)):
+    if found is None and (name := nearest(path.name, neighbours)):
         found = str(path.with_name(name))
     if found is None:
         return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
@@ -172,7 +172,7 @@ def _survey_folder(folder: Path, progress: Progress, notes: list[str]) -> list[S
 
 def _why_no_text(files: int) -> str:
     if files == 0:
-        return "it has no files, hidden ones apart"
+        return "it has no files, except hidden ones"
     return f"{'its only file is' if files == 1 else f'its {files} files are'} binary or empty"
 
 
@@ -182,7 +182,7 @@ def _files_below(folder: Path) -> list[Path]:
     def refuse(error: OSError, what: str = "the folder ") -> None:
         raise GptcliError(
             f"cannot read {what}{error.filename}: {error.strerror}",
-            "check that you may read it",
+            "check that you can read it",
         ) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
@@ -190,7 +190,7 @@ def _files_below(folder: Path) -> list[Path]:
         inside = [Path(place, name) for name in names if not name.startswith(".")]
         try:
             found += [path for path in inside if path.is_file()]
-        except OSError as error:  # a link to where nobody may look
+        except OSError as error:  # a link to a folder that cannot be read
             refuse(error, "")
     return sorted(found, key=lambda path: _order(path.relative_to(folder)))
 
@@ -198,12 +198,12 @@ def _files_below(folder: Path) -> list[Path]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # it went away; opening it will say so
+    except OSError:  # removed meanwhile; opening it raises an error
         return 0
 
 
 def _order(path: Path) -> list[str]:
-    # macOS may hand out decomposed names, and Windows compares paths without regard to case.
+    # macOS can return decomposed names, and Windows compares paths without case.
     return [unicodedata.normalize("NFC", part) for part in path.parts]
 
 
@@ -217,5 +217,5 @@ def _hashed(path: Path, advance: Advance) -> SourceFile:
             digest.update(chunk)
             offset += len(chunk)
             advance(len(chunk))
-    # Bytes that were read beyond `before` show up as a change when the text is read.
+    # If the file grew while it was hashed, reading the text finds another signature.
     return SourceFile(path, before, digest.hexdigest())

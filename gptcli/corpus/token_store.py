@@ -1,4 +1,4 @@
-"""Token ids on disk: written once to shards, then read through memory maps."""
+"""Token shards: writes token ids to files of 128 MiB, and reads them memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """What a shard must be for its tokens to be trusted."""
+    """The name, size and hash that a valid shard has."""
 
     name: str
     bytes: int
@@ -33,18 +33,17 @@ class ShardFile(NamedTuple):
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """The dtype of token ids on disk: little-endian uint16 where they fit, else uint32."""
+    """The dtype of token ids on disk: little-endian uint16 if they fit, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 class TokenStore:
-    """A run of token ids that lies in one or more memory-mapped shards.
+    """A sequence of token ids in one or more memory-mapped shards; `len(store)` counts the tokens.
 
-    Built from arrays of one dtype, which are only ever read; `len(store)` is the number of
-    tokens."""
+    The shards are arrays of one dtype, which the store only reads."""
 
     def __init__(self, shards: Sequence[Tokens], start: int = 0, stop: int | None = None) -> None:
-        # A plain array over the map: slicing np.memmap itself costs ten times as much.
+        # A plain array on the same memory: slicing an np.memmap takes ten times as long.
         self._shards = [np.asarray(shard) for shard in shards]
         self._ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
         total = self._ends[-1] if self._ends else 0
@@ -56,9 +55,9 @@ class TokenStore:
         return self._length
 
     def read(self, start: int, count: int) -> Tokens:
-        """Tokens [start, start + count), which must lie in the store.
+        """Tokens [start, start + count), which must be in the store: uint16 or uint32 (count,).
 
-        Shape (count,), uint16 or uint32; a read-only view where one shard holds them all."""
+        If one shard holds all of them, the result is a read-only view."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
         first = self._start + start
         parts: list[Tokens] = []
@@ -75,18 +74,18 @@ class TokenStore:
         return np.concatenate(parts) if parts else np.zeros(0, dtype_for(1))
 
     def part(self, start: int, stop: int) -> TokenStore:
-        """The store of tokens [start, stop), over the same maps."""
+        """A store of tokens [start, stop), on the same shards."""
         return TokenStore(self._shards, self._start + start, self._start + stop)
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
-        """All tokens from `start` on, in arrays of about a million."""
+        """All tokens from `start` on, in arrays of at most a million."""
         for first in range(start, self._length, _CHUNK_TOKENS):
             yield self.read(first, min(_CHUNK_TOKENS, self._length - first))
 
     def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
-        """Bytes of text that the tokens from `start` on stand for; end-of-text stands for none.
+        """Bytes of text of the tokens from `start` on; end-of-text has none.
 
-        Bits per byte of a split are its summed loss in nats / ln 2 / byte_count(tokenizer, 1):
+        Bits per byte of a split = summed loss in nats / ln 2 / byte_count(tokenizer, 1), because
         the first token is not predicted."""
         sizes = np.array(
             [
@@ -99,7 +98,7 @@ class TokenStore:
 
 
 class ShardWriter:
-    """Writes a stream of token ids to shards in a folder; `finish` makes them durable."""
+    """Writes a stream of token ids to shards in a folder; `finish` syncs them to the disk."""
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
         self.tokens = 0
@@ -114,7 +113,7 @@ class ShardWriter:
         self._done: list[ShardFile] = []
 
     def write(self, ids: Tokens) -> None:
-        """Append ids; many short arrays are gathered before they are written."""
+        """Append ids. Short arrays are buffered."""
         self.tokens += len(ids)
         self._waiting.append(ids)
         self._waiting_tokens += len(ids)
@@ -122,7 +121,7 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> list[ShardFile]:
-        """Write what waits, sync every shard, and say what they are."""
+        """Write the buffered ids and fsync the shards; returns all shards."""
         self._flush()
         self._close_shard()
         return self._done
@@ -157,15 +156,15 @@ class ShardWriter:
 
 
 def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | None:
-    """Map a shard, or None where it is missing, short, long or not what was written.
+    """The tokens of a shard, memory-mapped; None if the shard is missing or damaged.
 
-    The hash is taken over the map itself, so that what was checked is what will be read, even
-    if the file is replaced at that moment."""
+    The hash is computed from the map itself. So exactly the verified bytes are read later, even if
+    another process replaces the file."""
     try:
         if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
             return None
         ids: Tokens = np.asarray(np.memmap(folder / shard.name, dtype=dtype, mode="r"))
-    except (OSError, ValueError, TypeError):  # ValueError: the file became empty or odd in between
+    except (OSError, ValueError, TypeError):  # ValueError: the file was cut off meanwhile
         return None
     digest = hashlib.sha256()
     for first in range(0, len(ids), _CHUNK_TOKENS):

@@ -1,4 +1,4 @@
-"""Where the training part ends, and whether both parts are long enough."""
+"""The validation split: where training tokens end, and errors for texts that are too short."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import math
 from gptcli.errors import GptcliError
 
 LEAST_VALIDATION = 2
-"""Tokens that an evaluation needs: one to look at and one to predict."""
+"""Tokens that an evaluation needs: one as input and one to predict."""
 
 
 def train_tokens(tokens: int, val_fraction: float) -> int:
-    """How many of `tokens` are for training; the rest, the end of the text, is for validation."""
+    """The number of training tokens; the others, at the end of the text, are for validation."""
     return int(tokens * (1 - val_fraction))
 
 
 def check_split(name: str, tokens: int, val_fraction: float, block_size: int) -> int:
-    """The number of training tokens of the text `name`, which has `tokens` in all.
+    """The number of training tokens of the text `name` with `tokens` tokens.
 
-    Training needs block_size + 1 of them (a window and the token after it), validation 2, or
-    none at all where val_fraction is 0. Raises GptcliError with the value to change, and to
-    what, where either part is too short."""
+    Training needs block_size + 1 tokens (a window and the token after it); validation needs 2, or
+    none if val_fraction is 0. Raises GptcliError, which proposes values that work, if one of the
+    splits is too short."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
-        part = "it" if val_fraction == 0 else "its training part"
+        part = "it" if val_fraction == 0 else "its training split"
         raise GptcliError(
             f"{name} is too short: {part} has {_tokens(train)}, and block_size = {block_size} "
             f"needs {block_size + 1}",
-            _way_out(tokens, val_fraction, block_size),
+            _ways_to_train(tokens, val_fraction, block_size),
         )
     if val_fraction > 0 and validation < LEAST_VALIDATION:
         message = (
-            f"{name} has no validation part: data.val_fraction = {val_fraction} leaves "
-            f"{_tokens(validation)} of {tokens} for it, and {LEAST_VALIDATION} are needed"
+            f"{name} has no validation split: data.val_fraction = {val_fraction} leaves "
+            f"{_tokens(validation)} of {tokens} for it, but {LEAST_VALIDATION} are needed"
         )
-        raise GptcliError(message, _way_to_validate(tokens, block_size))
+        raise GptcliError(message, _ways_to_validate(tokens, block_size))
     return train
 
 
-def _way_out(tokens: int, val_fraction: float, block_size: int) -> str:
+def _ways_to_train(tokens: int, val_fraction: float, block_size: int) -> str:
     train = train_tokens(tokens, val_fraction)
     ways = []
     if train >= 2:
@@ -51,7 +51,7 @@ def _way_out(tokens: int, val_fraction: float, block_size: int) -> str:
     return ", ".join([*ways, "or use a longer text"]) if ways else "use a longer text"
 
 
-def _way_to_validate(tokens: int, block_size: int) -> str:
+def _ways_to_validate(tokens: int, block_size: int) -> str:
     without = "data.val_fraction to 0 to train without validation"
     fraction = _fraction(tokens, tokens - LEAST_VALIDATION)
     train = train_tokens(tokens, fraction)
@@ -62,13 +62,14 @@ def _way_to_validate(tokens: int, block_size: int) -> str:
 
 
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
-    """A short number that as val_fraction leaves `train` tokens for training: at least so many
-    where it is rounded `down`, at most so many where it is rounded up."""
+    """A val_fraction with two digits that leaves `train` tokens for training.
+
+    Rounded `down` it leaves at least that many, else at most that many."""
     exact = 1 - train / tokens
-    scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two digits that count
+    scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # 20.000000000002 is 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
-    # The product in train_tokens is rounded too, which may cost a token: one unit mends it.
+    # train_tokens rounds too and can be off by one token; one more unit corrects that.
     found = train_tokens(tokens, units / scale)
     if found < train if down else found > train:
         units += -1 if down else 1

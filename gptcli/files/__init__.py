@@ -1,1 +1,1 @@
-"""Reading and writing files that matter: durable writes, bounded reads, caches, shipped texts."""
+"""Files: durable writes (fsync, atomic rename), bounded reads, caches, shipped texts."""

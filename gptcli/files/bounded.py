@@ -1,7 +1,7 @@
-"""Files of a run folder: what they are and how large is looked at before a byte is read or written.
+"""Opens run-folder files safely: type and size are checked before anything is read or written.
 
-A run folder may come from anybody. A link that leads out of it, a pipe that never ends and a file
-of absurd size are refused with an OSError, as the system refuses what it cannot open.
+A run folder can come from anybody. A link that leads out of the folder, a pipe that never ends and
+a file of absurd size raise OSError, like a file that the system refuses to open.
 """
 
 from __future__ import annotations
@@ -13,42 +13,45 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-MOST_JSON = 1 << 20
-"""Bytes of a small JSON file (meta.json, run.json): a hundred times what gptcli writes."""
-MOST_LINES = 1 << 30
-"""Bytes of a file of lines (metrics.jsonl, samples.txt): five million logged steps."""
-_MOST_LINE = 1 << 20
+MAX_JSON_BYTES = 1 << 20
+"""Size limit of a small JSON file (meta.json, run.json): 100 times what gptcli writes."""
+MAX_LINES_BYTES = 1 << 30
+"""Size limit of a file of lines (metrics.jsonl, samples.txt): five million logged steps."""
+_MAX_LINE_BYTES = 1 << 20
 
 
 def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
     """The content of a regular file of at most `at_most` bytes.
 
-    With `inside`, the file must lie in that folder once all links are followed. Raises OSError,
+    With `inside`, the file must lie in that folder after all links are resolved. Raises OSError,
     whose `strerror` says what is wrong."""
     if inside is not None:
         refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
-        found = _small_enough(file.fileno(), path, at_most)
+        found = _bounded_size(file.fileno(), path, at_most)
         data = file.read(found + 1)
     if len(data) != found:
         raise OSError(errno.EIO, "It changed while it was read", str(path))
     return data
 
 
-def lines_inside(path: Path, inside: Path) -> Iterator[bytes]:
-    """The lines of a file in the folder `inside`, with their ends, read as they are asked for; a
-    line of over a megabyte, which gptcli does not write, in parts. Raises OSError as `read_bounded`
-    does, with the first line."""
+def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
+    """Iterate over the lines of a file in the folder `inside`, with their line ends.
+
+    A line of more than 1 MiB comes in parts; gptcli never writes one. The first line raises OSError
+    as `read_bounded` does."""
     refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
-        _small_enough(file.fileno(), path, MOST_LINES)
-        while line := file.readline(_MOST_LINE):
+        _bounded_size(file.fileno(), path, MAX_LINES_BYTES)
+        while line := file.readline(_MAX_LINE_BYTES):
             yield line
 
 
 def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
-    """An `opener` for files that are written where they stand: a link is not followed, not even
-    within the folder. What it names must lie in the folder that it says, or not yet be there."""
+    """An `opener` for open(): a descriptor of a regular file, without following any link.
+
+    Use it for files that are written in place. Raises OSError if `name` is a link, or if its folder
+    leads elsewhere."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():
@@ -57,9 +60,8 @@ def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file. A pipe or a device is not waited for: it is seen for what it
-    is and closed."""
-    with suppress(FileNotFoundError):  # before it is opened: that can have effects of its own
+    """A descriptor of a regular file. Never blocks: raises OSError for a pipe or a device."""
+    with suppress(FileNotFoundError):  # check before opening: opening a device can have effects
         _refuse_irregular(os.stat(path), path)  # noqa: PTH116
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _BINARY, 0o666)
     try:
@@ -77,16 +79,16 @@ def _refuse_irregular(found: os.stat_result, path: Path) -> None:
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
-def _small_enough(descriptor: int, path: Path, at_most: int) -> int:
-    """The size of an open file. Raises OSError where that is too large."""
+def _bounded_size(descriptor: int, path: Path, at_most: int) -> int:
+    """The size of an open file in bytes. Raises OSError if it is more than `at_most`."""
     size = os.fstat(descriptor).st_size
     if size > at_most:
-        raise OSError(errno.EFBIG, f"{size:,} bytes; at most {at_most:,} are read", str(path))
+        raise OSError(errno.EFBIG, f"{size:,} bytes; the limit is {at_most:,}", str(path))
     return size
 
 
 def refuse_link_out(path: Path, folder: Path) -> None:
-    """Raise OSError where `path` is, or stands under, a link that leads out of `folder`."""
+    """Raise OSError if `path` lies outside `folder` after all links are resolved."""
     try:
         goal = path.resolve()
         home = folder.resolve()
@@ -94,14 +96,6 @@ def refuse_link_out(path: Path, folder: Path) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not goal.is_relative_to(home):
         raise OSError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))
-
-
-def machine_memory() -> int | None:
-    """Bytes of this machine's memory, None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return None
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows

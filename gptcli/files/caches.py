@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: prepared texts, the library built for this processor."""
+"""The cache folder ($GPTCLI_CACHE): prepared texts and compiled C libraries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for what gptcli can make again: $GPTCLI_CACHE, or `gptcli` in the place that
-    the system has for caches of a user."""
+    """$GPTCLI_CACHE, or `gptcli` in the system's folder for the user's caches.
+
+    gptcli can rebuild everything in it."""
     if chosen := os.environ.get("GPTCLI_CACHE"):
         return Path(chosen).expanduser()
     try:
         return _system_caches() / "gptcli"
-    except RuntimeError:  # the user has no home, as in some containers
+    except RuntimeError:  # some containers have no home folder
         return Path(tempfile.gettempdir(), "gptcli")
 
 

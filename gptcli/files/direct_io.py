@@ -1,8 +1,7 @@
-"""Large files past the page cache, where the system can: what is written once and seldom read takes
-less of a processor then, and pushes nothing out of memory that is needed.
+"""Writes large files with O_DIRECT: bypassing the page cache costs less CPU time.
 
-Linux alone (O_DIRECT, open(2)): it wants whole blocks from memory at whole pages, so what is to be
-written is gathered in a buffer. Where a file system does not know it, nothing changes.
+Only on Linux (open(2)). O_DIRECT takes whole blocks from page-aligned memory, so the data goes
+through an aligned buffer. If the file system does not support it, the data is written normally.
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-LARGE = 32 << 20
-"""Bytes from which on it pays."""
+DIRECT_IO_BYTES = 32 << 20
+"""Files of this size or more gain from O_DIRECT."""
 _BUFFER = 4 << 20
 _FLAG = getattr(os, "O_DIRECT", 0)
 
 
-def write_past_the_cache(
+def write_direct(
     file: io.FileIO,
     pieces: Iterable[bytes | memoryview],
     write: Callable[[memoryview], None],
 ) -> None:
-    """Give all pieces to `write`, which writes what it is given to `file` as a whole, or raises
-    OSError; in blocks, and past the cache as far as the system lets it."""
+    """Write all pieces to `file` in large blocks, with O_DIRECT if possible.
+
+    `write` must write all bytes of a block to `file`, or raise OSError."""
     buffer = memoryview(mmap.mmap(-1, _BUFFER))
-    direct = _set(file, True)
+    direct = _set_direct(file, True)
 
     def flush(block: memoryview) -> None:
         nonlocal direct
@@ -41,7 +41,7 @@ def write_past_the_cache(
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            direct = _set(file, False)
+            direct = _set_direct(file, False)
             write(block[file.tell() - begin :])
 
     filled = 0
@@ -54,13 +54,13 @@ def write_past_the_cache(
             if filled == _BUFFER:
                 flush(buffer)
                 filled = 0
-    direct = direct and _set(file, False)  # what is left is no whole number of blocks
+    direct = direct and _set_direct(file, False)  # the rest is not a whole block
     if filled:
         write(buffer[:filled])
 
 
-def _set(file: io.FileIO, on: bool) -> bool:
-    """Whether the file is written past the cache now."""
+def _set_direct(file: io.FileIO, on: bool) -> bool:
+    """Switch O_DIRECT on or off; returns whether it is on now."""
     if not _FLAG:
         return False
     import fcntl

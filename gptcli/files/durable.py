@@ -1,8 +1,10 @@
-"""Files that are old or new, never torn: every write that matters goes through here.
+"""Durable writes: temporary file, fsync, atomic rename, fsync of the folder; and a folder's lock.
 
-The order is always the same: a temporary name beside the goal (it begins with a dot), write,
-flush, fsync of the file, rename, fsync of the folder. On systems where a folder cannot be synced
-(Windows) that last step is left out.
+A crash at any moment leaves the old file or the new one. The order is always the same:
+1. Write to a temporary name in the same folder; it begins with a dot.
+2. fsync the file.
+3. Rename it to its final name.
+4. fsync the folder (not on Windows, where this is impossible).
 """
 
 from __future__ import annotations
@@ -23,32 +25,33 @@ from typing import IO
 
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import open_without_links
-from gptcli.files.direct_io import write_past_the_cache
+from gptcli.files.direct_io import write_direct
 
 
 class Disk:
-    """The steps of which writing and deleting are made, each as the system does it: after each of
-    them a crash can come, and each can fail. Tests put another one in the place of `disk`."""
+    """The elementary disk operations. A crash can come between any two of them; each can fail.
+
+    Tests replace the global `disk` by one that kills, fails or records."""
 
     def create(self, path: Path) -> io.FileIO:
-        """Open a file for writing, emptied, without a buffer: there is nothing to flush."""
+        """Open an empty file for writing, unbuffered: nothing needs a flush."""
         return io.FileIO(path, "w", opener=open_without_links)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write as many bytes as the system takes at once; how many that was."""
+        """Write as many bytes as the system takes at once; returns the number."""
         return file.write(data)
 
     def fsync(self, file: IO[bytes]) -> None:
-        """Wait until what was written to a file is on the disk."""
+        """Wait until a file's data is on the disk."""
         _sync(file.fileno())
 
     def fsync_folder(self, path: Path) -> None:
-        """Wait until the names in a folder are on the disk, where the system can."""
+        """Wait until the names in a folder are on the disk, if the system supports it."""
         if os.name != "posix":
             return
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except PermissionError:  # a folder that may be written to, but not read
+        except PermissionError:  # a folder with write but no read permission
             return
         try:
             _sync(descriptor)
@@ -63,7 +66,7 @@ class Disk:
         path.mkdir()
 
     def rename(self, source: Path, goal: Path) -> None:
-        """Give a file or folder its name; a file of that name is replaced."""
+        """Rename a file or folder atomically. Replaces a file of that name."""
         source.replace(goal)
 
     def unlink(self, path: Path) -> None:
@@ -79,11 +82,11 @@ disk = Disk()
 
 
 def _sync(descriptor: int) -> None:
-    """fsync; on macOS, whose fsync leaves data in the drive's own memory, what empties that."""
+    """fsync; on macOS F_FULLFSYNC, because fsync there leaves data in the drive's cache."""
     if sys.platform == "darwin":
         import fcntl
 
-        with suppress(OSError):  # not every file system knows it
+        with suppress(OSError):  # not every file system supports it
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
@@ -92,12 +95,14 @@ def _sync(descriptor: int) -> None:
 def write_file(
     path: Path, data: bytes | Iterable[bytes | memoryview], *, large: bool = False
 ) -> None:
-    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk; a `large` file
-    past the page cache. Not atomic: for files in a temporary folder that is renamed afterwards."""
+    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk.
+
+    A `large` file bypasses the page cache (O_DIRECT). Not atomic: use it for files in a temporary
+    folder that is renamed afterwards."""
     pieces = (data,) if isinstance(data, bytes) else data
     with disk.create(path) as file:
         if large:
-            write_past_the_cache(file, pieces, lambda block: _write_whole(file, block, path))
+            write_direct(file, pieces, lambda block: _write_whole(file, block, path))
         else:
             for piece in pieces:
                 _write_whole(file, piece, path)
@@ -114,19 +119,20 @@ def _write_whole(file: io.FileIO, data: bytes | memoryview, path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Wait until what was written to `path` is on the disk."""
+    """Wait until the data of the file `path` is on the disk."""
     with path.open("rb+") as file:
         disk.fsync(file)
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
+    """Wait until the names in a folder are on the disk, if the system supports it."""
     disk.fsync_folder(path)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, and make their names durable; also the
-    name of one that exists, since who made it may have been killed before."""
+    """Make a folder and its missing parents, and fsync the names.
+
+    fsyncs also the name of an existing folder: its maker can have been killed before the fsync."""
     try:
         disk.mkdir(path)
     except FileExistsError:
@@ -136,20 +142,21 @@ def make_folder(path: Path) -> None:
         if path.parent == path:
             raise
         make_folder(path.parent)
-        with suppress(FileExistsError):  # made by another process in the meantime
+        with suppress(FileExistsError):  # another process was faster
             disk.mkdir(path)
     disk.fsync_folder(path.parent)
 
 
-def temporary_beside(goal: Path) -> Path:
-    """A name for what will become `goal`: in the same folder, with a dot in front, and of this
-    process, so that two writers do not meet."""
+def temporary_path(goal: Path) -> Path:
+    """The temporary name for `goal`: `.NAME.PID.tmp` in the same folder, unique to this process."""
     return goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Replace `path` by `data`: a reader, or a crash at any moment, sees the old or the new."""
-    temporary = temporary_beside(path)
+    """Replace the file `path` by `data` with an atomic rename.
+
+    A reader sees the old content or the new one, also after a crash at any moment."""
+    temporary = temporary_path(path)
     try:
         write_file(temporary, data)
         disk.rename(temporary, path)
@@ -160,25 +167,28 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def replace_folder(temporary: Path, goal: Path) -> None:
-    """Rename a folder whose files are durable to its goal, which must not exist, and make the
-    name durable."""
+    """Rename a folder to `goal` and fsync the name.
+
+    The files in it must be on the disk already, and `goal` must not exist."""
     disk.fsync_folder(temporary)
     disk.rename(temporary, goal)
     disk.fsync_folder(goal.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, first away from its name: half a folder is never seen under it. Raises
-    OSError where it cannot be renamed; what of it cannot be deleted then waits for `sweep`."""
+    """Delete a folder: rename it first, so that nobody sees half a folder under its name.
+
+    Raises OSError if it cannot be renamed. Files that cannot be deleted stay under the temporary
+    name, for `delete_temporaries`."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
     remove_tree(doomed)
     disk.rename(path, doomed)
-    disk.fsync_folder(path.parent)  # or a crash could bring the name back to half a folder
+    disk.fsync_folder(path.parent)  # or a crash could restore the name of a half-deleted folder
     remove_tree(doomed)
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file, or a folder and all that is in it, as far as the system lets us."""
+    """Delete a file, or a folder and everything in it. Ignores what cannot be deleted."""
     if path.is_dir() and not path.is_symlink():
         with suppress(OSError):
             for child in path.iterdir():
@@ -190,9 +200,11 @@ def remove_tree(path: Path) -> None:
             disk.unlink(path)
 
 
-def sweep(folder: Path, goals: str) -> None:
-    """Delete what killed writers have left in a folder of files and folders whose names match the
-    regular expression `goals`, as far as the system lets us. For the folder's only writer."""
+def delete_temporaries(folder: Path, goals: str) -> None:
+    """Delete the temporary files and folders that killed writers left in a folder.
+
+    `goals` is a regular expression for the final names. Ignores what cannot be deleted. Only for a
+    process that holds the folder's lock: it deletes the files of all writers."""
     temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
     with suppress(OSError):
         for path in folder.iterdir():
@@ -200,35 +212,36 @@ def sweep(folder: Path, goals: str) -> None:
                 remove_tree(path)
 
 
-# Of the path, not of the disk: another one helps.
-_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
+# Errors of the path, not of the disk: another path helps.
+_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
 
-def refused(folder: Path, error: OSError) -> GptcliError:
-    """What the system said to the making of a folder and the files in it, for people: a wrong
-    command line where it is the path (exit code 2), else the disk (1)."""
-    if error.errno in _OF_THE_PATH:
+def folder_error(folder: Path, error: OSError) -> GptcliError:
+    """The error for a folder that cannot be made or written to.
+
+    Exit code 2 if the path is wrong (a mistake on the command line), 1 if the disk fails."""
+    if error.errno in _PATH_ERRORS:
         return GptcliError(
             f"{folder}: cannot be written ({error.strerror})",
-            "choose a folder that you may write to with --out",
+            "choose another folder with --out, one that you can write to",
         )
-    return could_not_write(
-        folder, error, "make room, or choose a folder on another disk with --out"
+    return write_error(
+        folder, error, "free some space, or choose a folder on another disk with --out"
     )
 
 
-def could_not_write(path: Path, error: OSError, hint: str) -> GptcliError:
-    """What a disk refused, for people: the path, the reason, the free space (exit code 1)."""
+def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
+    """The error for a failed write: the path, the reason, the free space (exit code 1)."""
     return GptcliError(
-        f"{path} could not be written ({error.strerror or error}); {room(path)} free there",
+        f"{path} could not be written ({error.strerror or error}); {free_space(path)} free there",
         hint,
         exit_code=1,
     )
 
 
-def room(path: Path) -> str:
-    """The free space of the disk on which `path` is, or would be, for an error."""
+def free_space(path: Path) -> str:
+    """The free space of the disk that holds (or would hold) `path`, as text: "123 MiB"."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
@@ -246,20 +259,21 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class Lines:
-    """A file that grows by whole pieces of text and is not synced: a kill leaves a piece out or
-    leaves it whole. What the disk refuses waits here, and goes before what comes later. Raises
-    OSError where the path is a link, or nothing that lines could be written to."""
+class LineWriter:
+    """Appends whole pieces of text to a file, without fsync: a kill never tears a piece.
+
+    A piece that the disk refuses waits in memory, and is written before later pieces.
+    Raises OSError if the path is a link or not a regular file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = io.FileIO(path, "a", opener=open_without_links)
         self._size = path.stat().st_size
-        self._torn = False  # whether there is more in the file, of a piece that was refused
+        self._torn = False  # the file ends with part of a refused piece
         self._waiting: deque[bytes] = deque()
 
     def write(self, text: str) -> GptcliError | None:
-        """Append a piece, or keep it; what the disk says, where it refuses."""
+        """Append a piece. If the disk refuses, keep the piece and return the error."""
         self._waiting.append(text.encode("utf-8"))
         return self._catch_up()
 
@@ -274,7 +288,7 @@ class Lines:
         except OSError as error:
             with suppress(OSError):
                 self._cut()
-            return could_not_write(self._path, error, "make room, or see what is wrong with it")
+            return write_error(self._path, error, "free some space, or check the disk")
         return None
 
     def _cut(self) -> None:
@@ -283,7 +297,7 @@ class Lines:
             self._torn = False
 
     def close(self) -> GptcliError | None:
-        """Close the file; what the disk says, where something still waits and is lost now."""
+        """Close the file; returns the disk's error if waiting pieces are lost."""
         refused = self._catch_up()
         with suppress(OSError):
             self._file.close()
@@ -291,25 +305,25 @@ class Lines:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock. It dies with the process, however that ends.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
-    Raises GptcliError (exit code 1) where another process holds it, and not just for the moment in
-    which `is_locked` looks."""
+    Raises GptcliError (exit code 1) if another process holds it. Tries a few times, because
+    `is_locked` holds it for a moment."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
             opened = io.FileIO(path, "a", opener=open_without_links)
         except OSError as error:
             if tries and isinstance(error, FileNotFoundError):
-                break  # who held it has just deleted the folder, since nothing came of it
+                break  # its holder has just deleted the empty run folder
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
-                    "it only keeps two trainings apart: where none is at work there, delete it",
+                    "it keeps two trainings apart; if no training runs there, delete it",
                     exit_code=1,
                 ) from None
-            raise refused(folder, error) from None
+            raise folder_error(folder, error) from None
         with opened as file:
             if _lock(file) and _is_at(file, path):
                 yield
@@ -317,14 +331,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         time.sleep(wait)
     raise GptcliError(
         f"{folder} is being written by another gptcli train",
-        "wait for it, or give this run a folder of its own with --out",
+        "wait for it, or choose another folder with --out",
         exit_code=1,
     )
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether an open file is still the one of this name: who held its lock may have deleted it,
-    and then it keeps nobody out."""
+    """Whether `path` is still this open file: a lock on a deleted file locks nothing."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -332,7 +345,7 @@ def _is_at(file: io.FileIO, path: Path) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock. Raises OSError where it is no such file."""
+    """Whether a process holds the folder's lock. Raises OSError if .lock is not a regular file."""
     path = folder / ".lock"
     if not path.exists() and not path.is_symlink():
         return False
@@ -340,13 +353,17 @@ def is_locked(folder: Path) -> bool:
         with io.FileIO(path, "a", opener=open_without_links) as file:
             return not _lock(file)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # another's run: to be read
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+        ):  # another user's run, read-only for us
             return False
         raise
 
 
 def _lock(file: io.FileIO) -> bool:
-    """Try to lock an open file for this process; the lock goes when the file is closed."""
+    """Try to lock an open file; returns whether it worked. Closing the file releases the lock."""
     try:
         import fcntl
     except ImportError:  # Windows

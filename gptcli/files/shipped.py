@@ -1,4 +1,4 @@
-"""Where the shipped configs and texts stand: inside the wheel, or at the top of a checkout."""
+"""Finds the shipped configs and texts: inside the wheel, or at the top of a git checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `configs` or `data`, wherever this installation keeps it."""
+    """The path of the shipped folder `name` ("configs" or "data") in this installation."""
     inside_wheel = _PACKAGE / "shipped" / name
     return inside_wheel if inside_wheel.is_dir() else _PACKAGE.parent / name
 

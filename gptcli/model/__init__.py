@@ -1,1 +1,1 @@
-"""The model: attention, layers, GPT."""
+"""The model: archs, parameters, attention, layers, GPT."""

@@ -1,7 +1,10 @@
 """Causal multi-head attention: the mathematics in eight named steps, then the module.
 
+First reading: causal_attention, which contains the causal mask (step 5), and nothing else. The
+module below does the same eight steps, faster, and with a key/value cache for sampling.
+
 Dimensions: B batch, T time (tokens), C channels (n_embd), H heads, D channels per head
-(head_dim = C / H), S tokens that can be looked at (T, or more where a cache holds earlier ones).
+(head_dim = C / H), S tokens that a query can look at (T, or more if a cache holds earlier ones).
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", sections 3.2.1 and 3.2.2; the causal
 mask and the names are GPT-2's (Radford et al. 2019).
@@ -29,8 +32,8 @@ def causal_attention(
 ) -> Tensor:
     """Causal multi-head attention, spelled out: (B, T, C) -> (B, T, C), in x's dtype.
 
-    This is the text that everything faster is tested against. `dropout` acts on the attention
-    weights (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C.
+    Tests compare every faster path with this function. `dropout` acts on the attention weights
+    (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C.
     """
     B, T, C = x.shape
     H, D = n_head, C // n_head
@@ -51,7 +54,7 @@ def causal_attention(
     # 4. Scores: every query with every key, scaled so that their variance does not grow with D.
     scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(D)  # (B*H, T, T)
 
-    # 5. Causal mask: row t (a query) may look at columns 0..t only.
+    # 5. Causal mask: row t (a query) can look at columns 0..t only.
     future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
     scores = scores.masked_fill(future, float("-inf"))
 
@@ -67,22 +70,22 @@ def causal_attention(
 
 
 def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
-    """Which keys a query may look at: itself and the width - 1 tokens before it.
+    """Banded causal mask: a query looks at its own position and the width - 1 before it.
 
-    `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True where
-    looking is allowed.
+    `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True for keys
+    that the query can look at.
     """
     distance = query_at[:, None] - key_at[None, :]
     return (distance >= 0) & (distance < width)
 
 
 class CausalSelfAttention(nn.Module):
-    """The module: separate `query`, `key`, `value` and an output projection `c_proj`.
+    """Attention as a module: layers `query`, `key`, `value` and an output projection `c_proj`.
 
-    `config` needs `n_embd`, `n_head`, `dropout` and `bias`; nothing else is read. `forward(x)`
-    takes and returns (B, T, C); dropout acts in training only. `cache` is for sampling: one
-    layer of gptcli.model.cache.KeyValueCache, which takes the new keys and values in and gives
-    back all that can be looked at. Raises ValueError where n_head does not divide n_embd.
+    It reads `n_embd`, `n_head`, `dropout` and `bias` of `config`. `forward(x)` takes and returns
+    (B, T, C); dropout acts in training only. `cache` is for sampling: one layer of
+    gptcli.model.cache.KeyValueCache, which stores the new keys and values and returns all that the
+    queries can look at. Raises ValueError if n_head does not divide n_embd.
     """
 
     def __init__(self, config: Any) -> None:
@@ -105,14 +108,14 @@ class CausalSelfAttention(nn.Module):
         else:
             q, k, v = self.heads(self.project(x, cache.weights), start=cache.seen)
             k, v, allowed = cache.extend(k, v)  # (B, H, S, D), bool (T, S) or None
-            mixed = attend_where(q, k, v, allowed)
+            mixed = attend_masked(q, k, v, allowed)
         mixed = mixed.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
         return drop(self.c_proj(mixed), dropout)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
 
-        `kept` keeps the stacked weights between calls while sampling, when they do not change.
+        `kept` stores the stacked weights between the calls of sampling, where they never change.
         """
         B, T, C = x.shape
         if kept:
@@ -128,9 +131,10 @@ class CausalSelfAttention(nn.Module):
         return F.linear(x, weight, bias).view(B, T, 3, self.n_head, C // self.n_head)
 
     def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D). `start` is the position of the first
-        token, for a subclass that works positions into q and k; GPT-2 adds them to the embedding.
-        """
+        """Split q, k and v: (B, T, 3, H, D) -> each (B, H, T, D).
+
+        `start` is the position of the first token. GPT-2 adds positions to the embedding; a
+        subclass can apply them to q and k here."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -138,15 +142,15 @@ class CausalSelfAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Steps 3 to 7 over T tokens, fast: q, k, v (B, H, T, D) -> (B, H, T, D), in their dtype.
 
-    Two ways to the same numbers. On a CPU the fused kernel is the slower one in bfloat16, for
-    short T and with dropout; there it is three batched operations.
+    It uses PyTorch's fused kernel, or three batched operations with the same result if these are
+    faster: on a CPU in bfloat16, for short T, or with dropout.
     """
     B, H, T, D = q.shape
     fused = q.device.type != "cpu" or (q.dtype == torch.float32 and dropout == 0 and T > 64)
     if fused or q.dtype == torch.float16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     q, k, v = (part.reshape(B * H, T, D) for part in (q, k, v))
-    mask = _future.__wrapped__ if torch.compiler.is_compiling() else _future
+    mask = _causal_mask.__wrapped__ if torch.compiler.is_compiling() else _causal_mask
     future = mask(T, q.dtype, q.device)  # 0 or -inf, (T, T)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
     weights = drop(F.softmax(scores, dim=-1), dropout)
@@ -154,10 +158,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Dropout with probability p, in x's shape and dtype; p is 0 in evaluation.
+    """x with dropout of probability p, which is 0 in evaluation.
 
-    On a CPU, where F.dropout's random numbers cost more than the products around it, one draw of
-    64 bits decides over eight numbers, and p is rounded to a multiple of 1/256 (at least one)."""
+    On a CPU, F.dropout's random numbers cost more time than the products around it. There, one
+    64-bit draw decides about eight numbers, which rounds p to a multiple of 1/256, at least 1/256.
+    """
     if p == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training=p > 0)
     dropped = min(255, max(1, round(256 * p)))
@@ -167,10 +172,10 @@ def drop(x: Tensor, p: float) -> Tensor:
     return x * keep.mul_(256 / (256 - dropped))
 
 
-def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
-    `allowed`, bool (T, S), says which keys each query may look at; None: all of them."""
+    `allowed`, bool (T, S), is True for the keys that a query can look at; None means all."""
     scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(q.shape[-1]))  # (B, H, T, S)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
@@ -178,7 +183,7 @@ def attend_where(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Ten
 
 
 @lru_cache(maxsize=16)
-def _future(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The causal mask as a term to add: 0 where a query may look, -inf in its future. (T, T)"""
-    with torch.inference_mode(False):  # it is kept, and may be trained with later
+def _causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The causal mask as a term to add to the scores: 0 up to the query, -inf after it. (T, T)"""
+    with torch.inference_mode(False):  # the cached tensor can be used in training later
         return torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu(1)

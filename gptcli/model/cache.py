@@ -1,7 +1,9 @@
-"""Keys and values of the tokens seen so far, so that sampling computes each only once.
+"""The key/value cache (KV cache): ring buffers that let sampling compute each token only once.
 
-Dimensions: B batch, H heads, T new tokens, S tokens that can be looked at, D head_dim,
-W the width of the window (block_size).
+Dimensions: B batch, H heads, T new tokens, S tokens that a query can look at, D head_dim,
+W width of the window (block_size).
+
+First reading: LayerCache. Skip the classes below StreamPositions, which let a GPU record a step.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from gptcli.model.attention import banded_mask
 
 
 class LayerCache:
-    """One layer's ring of W slots: the token at position p lies in slot p mod W.
+    """One layer's ring buffer of W slots: the token at position p is in slot p mod W.
 
-    Attention over it equals attention over the whole text under a banded causal mask of width
-    W: a token looks at itself and the W - 1 before it."""
+    Attention over the ring equals attention over the complete text under a banded causal mask: a
+    token looks at its own position and the W - 1 before it."""
 
     def __init__(
         self,
@@ -29,19 +31,20 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # Not set to 0: a slot is read only once it is filled, and on a CPU takes no memory before.
+        # A slot is read only after it is filled; on a CPU, empty slots take no memory.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width
         self.seen = 0
-        self.weights: list[Tensor | None] = []  # what CausalSelfAttention.project keeps
+        self.weights: list[Tensor | None] = []  # stored by CausalSelfAttention.project
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Take in T new keys and values (B, H, T, D), T at most W; return the keys and values
-        to look at (B, H, S, D), and which query may look at which, bool (T, S), or None for all.
-        """
+        """Store T new keys and values (B, H, T, D); return those that the queries can look at.
+
+        Returns keys and values (B, H, S, D), and bool (T, S), True if a query can look at a key, or
+        None if all can. T is at most W."""
         T, W, start = k.shape[2], self.width, self.seen
-        assert T <= W, "a longer text goes in piece by piece"
+        assert T <= W, "feed a longer text in pieces"
         self.seen = start + T
         if T == 1:
             slot = start % W
@@ -58,13 +61,13 @@ class LayerCache:
         return torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2), allowed
 
     def clear(self) -> None:
-        """Forget all tokens, and the weights that were kept."""
+        """Forget all tokens and the stored weights."""
         self.seen = 0
         self.weights.clear()
 
 
 class KeyValueCache:
-    """A ring for each layer, allocated once."""
+    """A ring buffer for each layer, allocated once."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class KeyValueCache:
 
     @property
     def seen(self) -> int:
-        """How many tokens have gone in since the start or the last `clear`."""
+        """The number of tokens stored since the beginning or the last `clear`."""
         return self.layers[0].seen
 
     def clear(self) -> None:
@@ -92,32 +95,34 @@ class KeyValueCache:
 
 
 class StreamPositions:
-    """Where in its text the next token of each stream stands: `at`, int64 (B,)."""
+    """The position in its text of each stream's next token: `at`, int64 (B,)."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at
-        self._turns: tuple[Tensor, Tensor] | None = None
+        self._rotation: tuple[Tensor, Tensor] | None = None
 
-    def turns(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """What rotary positions make of the places, computed for the first layer and kept."""
-        if self._turns is None:
-            self._turns = compute(self.at)
-        return self._turns
+    def rotation(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the positions; computed for the first layer, kept for the others."""
+        if self._rotation is None:
+            self._rotation = compute(self.at)
+        return self._rotation
 
 
 class StepLayerCache:
-    """The first `span` slots of a layer's ring, for one new token of each stream, the streams each
-    at a place of its own. All shapes stay the same and nothing is read back to the host, so that a
-    GPU can record the step and repeat it."""
+    """The first `span` slots of a layer's ring, for one new token of each stream.
 
-    def __init__(self, ring: LayerCache, places: StreamPositions, filled: Tensor) -> None:
+    Each stream has its own position. Shapes never change and nothing is read back to the host, so a
+    GPU can record the step as a graph and repeat it."""
+
+    def __init__(self, ring: LayerCache, positions: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled
-        self.seen = places
+        self.seen = positions
         self.weights = ring.weights
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As LayerCache.extend for T = 1: the slots to look at, each (B, H, span, D), and which of
-        them are filled, bool (B, 1, 1, span)."""
+        """Store one key and value per stream (B, H, 1, D); return the slots and which are filled.
+
+        Returns keys and values (B, H, span, D), and bool (B, 1, 1, span)."""
         slot = (self.seen.at % self._ring.width)[:, None, None, None].expand_as(k)  # (B, H, 1, D)
         self._ring.keys.scatter_(2, slot, k)
         self._ring.values.scatter_(2, slot, v)
@@ -126,8 +131,9 @@ class StepLayerCache:
 
 
 class StaticCache:
-    """StepLayerCache for each layer, for one step. Every place must be below `span`, or span be
-    the width of the rings."""
+    """A StepLayerCache for each layer, for one step at the positions `at`, int64 (B,).
+
+    Every position is below `span`, unless `span` is the width of the rings."""
 
     def __init__(self, rings: KeyValueCache, at: Tensor, span: int) -> None:
         self.seen = StreamPositions(at)

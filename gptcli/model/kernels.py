@@ -1,8 +1,10 @@
-"""Elementwise operations as few passes over memory as they need, with gradients written by hand.
+"""GELU, RMSNorm and QK-norm with rotation, fused for CPUs, with gradients written by hand.
 
-On a CPU these cost more than the matrix products around them, since PyTorch composes some from many
-operations, and has no vector code for others in bfloat16. Each says what it computes in plain
-operations, and is tested against those. Dimensions: (..., C) channels last.
+On a CPU these elementwise operations take longer than the matrix products around them: PyTorch
+composes some of them from many operations, and has no vector code for others in bfloat16. Each
+docstring gives the plain formula, with which the tests compare. Dimensions: (..., C) channels last.
+
+First reading: skip this file.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether these are the quicker way for x: on a CPU, unless a compiler fuses by itself."""
+    """Whether these functions are faster for x: on a CPU, unless torch.compile fuses anyway."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def gelu(x: Tensor) -> Tensor:
     """F.gelu(x, approximate="tanh"), in x's dtype and shape.
 
-    On a CPU in bfloat16 this is the exact form x * Phi(x), a quarter of the time: the two are at
-    most 0.0005 apart, a fraction of what bfloat16 rounds away of a number over 0.1.
+    On a CPU in bfloat16 it computes the exact form x * Phi(x), which takes a quarter of the time.
+    The two differ by at most 0.0005, less than bfloat16's rounding error of numbers over 0.1.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
     exact = x.dtype == torch.bfloat16 and fused_is_faster(x)
     return F.gelu(x, approximate="none" if exact else "tanh")
@@ -64,7 +66,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _through_norm(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    """The gradient at x of normal = x * scale(x), the root mean square's inverse."""
+    """The gradient at x, given the gradient at normal = x * scale with scale = 1 / rms(x)."""
     along = (grad * normal).mean(dim=-1, keepdim=True)
     return torch.addcmul(grad, normal, along, value=-1.0).mul_(scale)
 
@@ -81,18 +83,19 @@ class _NormRotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         normal, scale, gain, cos, sin = ctx.saved_tensors
-        turned = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
-        outer = turned * normal
+        unrotated = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
+        outer = unrotated * normal
         last = outer.shape[-gain.dim() :]
-        # Over the first dimensions as one sum of rows, which is quick; then over the heads.
+        # Sum the first dimensions as rows of a matrix, which is fast, and then the heads.
         of_gain = outer.reshape(-1, math.prod(last)).sum(0).view(last).sum_to_size(gain.shape)
-        return _through_norm(turned.mul_(gain), normal, scale), of_gain, None, None, None
+        return _through_norm(unrotated.mul_(gain), normal, scale), of_gain, None, None, None
 
 
 def norm_rotate(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """Root-mean-square normalisation over the last dimension D, a gain, then the rotation
-    y * cos + halves_swapped(y) * sin. x (..., D); gain, cos and sin broadcast to it.
+    """Normalise x over the last dimension, multiply by the gain and rotate: (..., D) -> same.
 
+    y = x / sqrt(mean(x^2) + eps) * gain; result = y * cos + halves_swapped(y) * sin. gain, cos and
+    sin broadcast to x.
     Sources: Henry et al. 2020 (QK-norm), Su et al. 2021 (rotary positions)."""
     result: Tensor = _NormRotate.apply(  # type: ignore[no-untyped-call]
         x, gain, cos, sin, eps

@@ -1,6 +1,10 @@
-"""The modern arch's attention: rotary positions and normalised queries and keys.
+"""Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
-Dimensions: B batch, T time, H heads, D head_dim. Layout and names as in Qwen3.
+Computes Qwen3's attention. Only q_norm and k_norm have its names.
+
+First reading: rotary_at and rotate. Skip the tables that keep results between calls.
+
+Dimensions: B batch, T time, H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from gptcli.model.cache import StreamPositions
 from gptcli.model.layers import RMSNorm
 
 THETA = 10_000.0
-_LONGEST_KEPT = 1 << 14  # positions of a table
+_LONGEST_TABLE = 1 << 14  # positions
 
 
 @lru_cache(maxsize=16)
@@ -29,39 +33,40 @@ def rotary_table(
     device: torch.device,
     first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, each (length, head_dim), of the positions from
-    `first` on; the sine signed for the split-halves form: rotated = x * cos + halves_swapped(x) *
-    sin.
-
-    Frequencies are THETA^(-2i/D) for i in 0..D/2-1. Computed in float64, kept in `dtype`.
-    Source: Su et al. 2021, "RoFormer", section 3.4.2."""
-    # The table is kept: made in inference mode, it could not be trained with later.
-    with torch.inference_mode(False):
+    """rotary_at of `length` positions from `first` on, each (length, head_dim), kept for later
+    calls."""
+    with torch.inference_mode(False):  # a kept tensor of inference mode cannot be trained with
         cos, sin = rotary_at(torch.arange(first, first + length), head_dim, dtype)
         return cos.to(device), sin.to(device)
 
 
-def rotary_at(places: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As rotary_table, of any places, int64 (n,), on their device: each (n, head_dim)."""
-    half = torch.arange(head_dim // 2, dtype=torch.float64, device=places.device)
-    angle = places.double()[:, None] * THETA ** (-2.0 * half / head_dim)  # (n, D/2)
+def rotary_at(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position times each frequency: int64 (n,) -> two of (n, head_dim).
+
+    Frequencies are THETA^(-2i/D) for i in 0..D/2-1. The sine's first half is negated, for the
+    split-halves form: rotated = x * cos + halves_swapped(x) * sin. Computed in float64, returned
+    in `dtype`. Source: Su et al. 2021, "RoFormer", section 3.4.2."""
+    half = torch.arange(head_dim // 2, dtype=torch.float64, device=positions.device)
+    angle = positions.double()[:, None] * THETA ** (-2.0 * half / head_dim)  # (n, D/2)
     cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
     sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
     return cos.to(dtype), sin.to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x (..., D), the tables
-    broadcast to it."""
+    """x with each pair (x[i], x[i + D/2]) rotated by its position's angle: (..., D) -> same.
+
+    cos and sin broadcast to x."""
     half = x.shape[-1] // 2
     swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
     return x * cos + swapped * sin
 
 
 class RotaryCausalSelfAttention(CausalSelfAttention):
-    """CausalSelfAttention with RMS-normalised queries and keys (a gain per channel, shared by
-    the heads) that are then rotated by their position. head_dim must be even.
+    """CausalSelfAttention that normalises queries and keys, then rotates them by their position.
 
+    The normalisation is RMSNorm over each head, with a gain per channel that the heads share.
+    Raises ValueError if head_dim is odd.
     Sources: Henry et al. 2020 for the normalisation, Su et al. 2021 for the rotation."""
 
     def __init__(self, config: Any) -> None:
@@ -73,16 +78,18 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         self.k_norm = RMSNorm(head_dim)
 
     def heads(self, qkv: Tensor, start: int | StreamPositions) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, 3, H, D) -> q, k, v, each (B, H, T, D); the first token at position `start`, or T
-        is 1 and each stream's token at a place of its own."""
+        """Split q, k and v, and normalise and rotate q and k: (B, T, 3, H, D) -> each (B, H, T, D).
+
+        `start` is the position of the first token, or StreamPositions if T is 1 and each stream has
+        its own position."""
         T, D = qkv.shape[1], qkv.shape[4]
         gains = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]  # (2, 1, D)
         if isinstance(start, StreamPositions):
-            cos, sin = start.turns(lambda at: rotary_at(at, D, qkv.dtype))
+            cos, sin = start.rotation(lambda at: rotary_at(at, D, qkv.dtype))
             cos, sin = cos[:, None, None, None], sin[:, None, None, None]  # (B, 1, 1, 1, D)
         else:
-            cos, sin = self._of_a_run(start, T, D, qkv)
-        # q and k together: half as many operations, each twice as large.
+            cos, sin = self._consecutive(start, T, D, qkv)
+        # q and k together need half as many operations.
         qk = qkv[:, :, :2]  # (B, T, 2, H, D)
         if kernels.fused_is_faster(qk):
             qk = kernels.norm_rotate(qk, gains, cos, sin, 1e-6)
@@ -92,14 +99,14 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         return q, k, qkv[:, :, 2].transpose(1, 2)
 
     @staticmethod
-    def _of_a_run(start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of T positions in a row, each (T, 1, 1, D)."""
-        # A power of two, so that sampling ahead makes a new table only now and then; far ahead one
-        # for these tokens alone, and every time.
+    def _consecutive(start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
+        # A table's length is a power of two, so that a growing text rarely needs a new one. Very
+        # late positions get a new table in every call.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
-        if length > _LONGEST_KEPT:
+        if length > _LONGEST_TABLE:
             first, length = start, T
-        # A compiler traces the plain function; it has its own ways to compute a table once.
+        # torch.compile cannot trace lru_cache, and computes a table only once anyway.
         kept = first == 0 and not torch.compiler.is_compiling()
         table = rotary_table if kept else rotary_table.__wrapped__
         cos, sin = table(length, D, like.dtype, like.device, first)

@@ -1,12 +1,17 @@
-"""Parts that a learner wrote, in place of the built-in ones (those of the network: gpt2 only)."""
+"""The user's parts (attention, layer norm, MLP, block, tokenizer) in place of builtin ones.
+
+Parts of the network need an arch that can have them: gpt2. First reading: skip this file.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gptcli.errors import GptcliError
@@ -17,12 +22,13 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 @dataclass(frozen=True)
 class UserParts:
-    """What makes each part from a ModelConfig; None: the built-in one. A layer norm stands for
-    the two of each block and the last one; a block makes its own parts. The tokenizer is no part
-    of the network: its class is used by gptcli.tokenization.user_bpe.
+    """What makes each part from a ModelConfig; None for a builtin part.
 
-    `matrices` finds the weights of queries, keys, values and output in an attention of theirs,
-    (C, C) each and in this order, whatever its layout; None where they cannot be found."""
+    `layernorm` makes the two norms of each block and the last norm. `block` makes complete blocks.
+    `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is no part of the network.
+
+    `matrices` finds the weights of query, key, value and output in a user's attention, whatever its
+    layout: each (C, C), in this order. It returns None if it cannot find them."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
@@ -32,19 +38,19 @@ class UserParts:
     matrices: Callable[[nn.Module, int], list[Tensor] | None] | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Which parts are the learner's."""
+        """The names of the parts that the user wrote."""
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
     def in_network(self) -> bool:
-        """Whether a part of the network is the learner's."""
+        """Whether the user wrote a part of the network."""
         return any(name != "tokenizer" for name in self.names())
 
     def has_cache(self) -> bool:
-        """Whether the attention can be sampled with the built-in cache."""
+        """Whether the attention can be sampled with the builtin key/value cache."""
         return self.attention is None and self.block is None
 
     def owns(self, parameter: str) -> bool:
-        """Whether the model's parameter of that name belongs to one of them."""
+        """Whether the model's parameter of that name belongs to a user's part."""
         path = parameter.split(".")
         if path[0] == "ln_f":
             return self.layernorm is not None
@@ -56,28 +62,80 @@ class UserParts:
         return part is not None
 
 
+class UserInitialisation:
+    """Draws the parameters of the user's parts as GPT-2's are drawn.
+
+    Gains keep the value that the user's constructor gave them. If `UserParts.matrices` finds the
+    matrices of a user's attention, these get exactly the numbers that the builtin attention would
+    get."""
+
+    def __init__(
+        self, model: nn.Module, parts: UserParts, config: Any, generator: torch.Generator
+    ) -> None:
+        self._model, self._parts, self._generator = model, parts, generator
+        self._n_embd = config.n_embd
+        self._end_std = 0.02 / math.sqrt(2 * config.n_layer)  # of what ends a residual branch
+        self._begun: set[str] = set()  # paths of attentions
+        self._drawn: set[int] = set()  # addresses of what was drawn as in the builtin attention
+
+    def draw(self, name: str, parameter: Tensor) -> None:
+        """Draw one parameter. Call it for the parameters in the model's order."""
+        if self._parts.attention is not None and self._parts.block is None:
+            path = ".".join(name.split(".")[:3])  # h.0.attn
+            if path.endswith(".attn") and path not in self._begun:
+                self._begun.add(path)
+                self._draw_as_builtin(path)
+            if parameter.untyped_storage().data_ptr() in self._drawn and parameter.dim() >= 2:
+                return
+        if keeps_constructor_value(name, parameter):
+            return
+        if parameter.dim() < 2:
+            parameter.zero_()
+            return
+        C = self._n_embd
+        ends_branch = (
+            name.endswith((".c_proj.weight", ".o_proj.weight", ".down_proj.weight"))
+            or tuple(parameter.shape) == (C, 4 * C)  # what projects back in a user's MLP
+        )
+        std = self._end_std if ends_branch else 0.02
+        parameter.copy_(torch.randn(parameter.shape, generator=self._generator) * std)
+
+    def _draw_as_builtin(self, path: str) -> None:
+        C, attention = self._n_embd, self._model.get_submodule(path)
+        found = self._parts.matrices(attention, C) if self._parts.matrices is not None else None
+        if found is None:
+            return
+        for matrix, std in zip(found, (0.02, 0.02, 0.02, self._end_std), strict=True):
+            matrix.copy_(torch.randn((C, C), generator=self._generator) * std)
+            self._drawn.add(matrix.untyped_storage().data_ptr())
+
+
 def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
-    """Whether a learner's parameter keeps what its constructor gave it: gains and the like, of
-    one dimension that counts; biases are set to 0 with the built-in ones."""
+    """Whether a user's parameter keeps the value that its constructor gave it.
+
+    That holds for gains and the like, which have at most one dimension larger than 1. Biases are
+    set to 0 like builtin ones."""
     return max(parameter.shape, default=1) == parameter.numel() and not name.endswith("bias")
 
 
 def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
-    """Which parts of a checkpoint's model were the learner's, from its meta.json; others than there
-    are do not count."""
+    """The parts of a checkpoint's model that the user wrote, by its meta.json.
+
+    Names that this version does not know are left out."""
     if isinstance(meta.get("own_parts"), list):
         return tuple(name for name in PARTS if name in meta["own_parts"])
     return ("attention",) if meta.get("own_attention") else ()
 
 
 def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts | None) -> None:
-    """Raise GptcliError unless `own` has just the parts that the run was trained with: no run
-    names code to be executed, so the files are named each time."""
+    """Raise GptcliError unless `user_parts` are exactly those that the run was trained with.
+
+    A run never names code to execute, so the user names the files each time."""
     given = user_parts.names() if user_parts is not None else ()
     if missing := [name for name in needed if name not in given]:
-        files = f"{_a(missing[0])} file" if len(missing) == 1 else f"{_and(missing)} files"
+        files = "file" if len(missing) == 1 else "files"
         raise GptcliError(
-            f"{run} was trained with {files} of your own",
+            f"{run} was trained with your {_and(missing)} {files}",
             "name it again: " + " ".join(f"--{name} FILE" for name in needed),
         )
     if extra := [name for name in given if name not in needed]:
@@ -85,10 +143,6 @@ def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts
             f"{run} was trained with the built-in {_and(extra)}",
             "leave " + " and ".join(f"--{name}" for name in extra) + " out",
         )
-
-
-def _a(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _and(names: list[str]) -> str:

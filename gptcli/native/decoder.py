@@ -1,4 +1,4 @@
-"""The next token of many streams by the C library: packed weights, and a cache for each stream.
+"""Sampling with the C library: packed weights, a KV cache per stream, next-token choice.
 
 Dimensions: V vocabulary, W window (block_size).
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
-from gptcli.model.layers import swiglu_width
-from gptcli.native.engine import parameter_names
+from gptcli.model.parameters import names_by_place
+from gptcli.native.engine import has_layout
 from gptcli.native.library import DecoderShape, SamplingParamsStruct
-from gptcli.native.thread_count import ThreadCount, switches
+from gptcli.native.thread_count import ThreadCount, context_switches
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
 
@@ -32,7 +32,7 @@ def bytes_needed(
     streams: int,
     threads: int,
 ) -> int:
-    """Memory that a Decoder of this shape takes at most, beside the model's own weights."""
+    """The most memory in bytes that a Decoder takes, without the weights of its model."""
     shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
@@ -40,14 +40,15 @@ def bytes_needed(
 def _shape(
     config: ModelConfig, vocab_size: int, dtype: torch.dtype, streams: int, threads: int
 ) -> DecoderShape:
-    modern = config.arch == "modern"
+    arch = config.traits
+    assert has_layout(arch)
     return DecoderShape(
-        modern=modern,
+        modern=arch.positions == "rotary",  # and the other traits of Qwen3's layout
         kind=_KINDS[dtype],
         L=config.n_layer,
         H=config.n_head,
         C=config.n_embd,
-        F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
+        F=arch.hidden_width(config.n_embd),
         V=vocab_size,
         W=config.block_size,
         streams=streams,
@@ -56,11 +57,11 @@ def _shape(
 
 
 class Decoder:
-    """The decoder of one network for `streams` streams, numbered from 0.
+    """A decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype`: float32; bfloat16 for weights, keys and values; or int8 for weights of eight bits with
-    a scale for each 32, beside keys and values in bfloat16. `model` is on the CPU in float32,
-    without parts of the user's own. Raises MemoryError."""
+    `dtype` is float32; bfloat16 for weights, keys and values; or int8 for weights of eight bits
+    with a scale per 32 weights, and keys and values in bfloat16. `model` is on the CPU in float32
+    and has no user's parts. Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
@@ -68,7 +69,8 @@ class Decoder:
         assert not model.user_parts.in_network()
         config = model.config
         known = dict(model.named_parameters())
-        weights = [known.get(name) for name in parameter_names(config)]
+        names = names_by_place(config.n_layer, known)
+        weights = [None if name is None else known[name] for name in names]
         self._kept = [w.detach().contiguous() for w in weights if w is not None]
         assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in self._kept)
         kept = iter(self._kept)
@@ -79,8 +81,9 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions end; others at what the library counts with.
-        self._last_position = config.block_size if config.arch == "gpt2" else 2**31 - 1
+        # Learned positions end with their table; rotary ones with the library's int32.
+        learned = config.traits.positions == "learned"
+        self._last_position = config.block_size if learned else 2**31 - 1
         self._piece = int(library.dec_max_chunk(self._decoder))
         self._rows = int(library.dec_max_rows(self._decoder))
         self.most_scored = int(library.dec_max_scored(self._decoder))
@@ -94,17 +97,16 @@ class Decoder:
             self._library.dec_free(self._decoder)
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Tokens of several streams: (stream, position of the first, tokens) of each. The logits
-        of a stream are afterwards those of what follows its last token.
+        """Feed tokens to several streams, each as (stream, position of the first token, tokens).
 
-        With rotary positions they count from the beginning of the stream, and only the last W are
-        looked at; learned ones end at W."""
+        Afterwards, `logits` of a stream are those of the token that follows its last one. Rotary
+        positions count from the beginning of the stream, and a token looks at the last W; learned
+        positions end at W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)
-        waiting = [
-            (i, 0) for i, (_, _, tokens) in enumerate(rows) if tokens
-        ]  # which, and fed of it
+        # The index of each row that is not completely fed, and how many of its tokens are.
+        waiting = [(i, 0) for i, (_, _, tokens) in enumerate(rows) if tokens]
         while waiting:
             parts: list[tuple[int, int, Sequence[int], bool]] = []
             rest: list[tuple[int, int]] = []
@@ -133,16 +135,17 @@ class Decoder:
         assert max(ids) < self._vocab_size
         flags = array("B", last)
         places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
-        threads, alone = self._team(len(parts))
-        if len(ids) > 1:  # a prompt: enough for all
+        threads, by_stream = self._team(len(parts))
+        if len(ids) > 1:  # a prompt is enough work for all threads
             threads = self._threads
         elif threads > 1:
             threads = self._thread_count.choose()
-        self._library.dec_feed(self._decoder, len(ids), *places, threads, int(alone))
+        self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
     def score(self, position: int, tokens: Sequence[int]) -> Tensor:
-        """Feed at most `most_scored` tokens of stream 0, the first at `position`; what follows each
-        of them: float32 logits (n, V). Positions as in `feed`."""
+        """Feed n tokens to stream 0; returns the logits after each of them, float32 (n, V).
+
+        n is at most `most_scored`. `position` is that of the first token, as in `feed`."""
         n, ids = len(tokens), array("i", tokens)
         assert 0 < n <= self.most_scored
         assert 0 <= position <= self._last_position - n
@@ -154,18 +157,18 @@ class Decoder:
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
-        """For the repetition penalty: these tokens have been seen in the stream."""
+        """Record tokens of a stream for the repetition penalty; `anew` forgets earlier ones."""
         if anew:
             self._seen[stream].zero_()
         self._seen[stream][list(tokens)] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Let stream `to` stand where `stream` does, whose cache holds `count` tokens."""
+        """Copy a stream, whose cache holds `count` tokens, to stream `to`."""
         self._library.dec_copy(self._decoder, stream, to, count)
         self._seen[to] = self._seen[stream]
 
     def logits(self, stream: int) -> Tensor:
-        """What follows in a stream: float32 (V,), a copy."""
+        """A copy of a stream's logits of the next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
         return torch.tensor(place[: self._vocab_size])
 
@@ -176,8 +179,10 @@ class Decoder:
         uniform: Tensor,
         how: SamplingParamsStruct,
     ) -> Tensor:
-        """Choose and feed: float64 (n, steps) uniform numbers -> int32 (steps, n) tokens of n
-        different streams, the first of each at the given position. The last ones are not fed."""
+        """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
+
+        `uniform`, float64 (n, steps), holds the random numbers. Each stream's first token gets its
+        number in `positions`. Every chosen token but the last is fed."""
         n, steps = uniform.shape
         assert len({*streams}) == len(streams) == len(positions) == n
         assert min(streams) >= 0
@@ -186,11 +191,11 @@ class Decoder:
         uniform = uniform.contiguous()
         out = torch.empty(steps, n, dtype=torch.int32)
         numbers = [array("i", streams), array("i", positions)]
-        threads, alone = self._team(n)
+        threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
         if thread_count is not None:
             threads = thread_count.choose()
-        before, begin = switches(), time.perf_counter()
+        before, begin = context_switches(), time.perf_counter()
         self._library.dec_run(
             self._decoder,
             n,
@@ -201,24 +206,28 @@ class Decoder:
             None if how.penalty == 1.0 else self._seen.data_ptr(),
             out.data_ptr(),
             threads,
-            int(alone),
+            int(by_stream),
         )
         if thread_count is not None:
-            thread_count.took(threads, steps, time.perf_counter() - begin, switches() - before)
+            seconds = time.perf_counter() - begin
+            thread_count.took(threads, steps, seconds, context_switches() - before)
         return out
 
     def _team(self, streams: int) -> tuple[int, bool]:
-        """How many threads, and whether they share the streams (else the outputs of products, which
-        costs them waits for each other but not one more reading of the weights)."""
+        """The number of threads, and whether they divide the streams between them.
+
+        Otherwise they divide the outputs of each product: then they wait for each other, but read
+        the weights only once."""
         if streams > 1 and (
-            self._weight_bytes <= _READ_TWICE
-            or (streams >= 16 * self._threads and self._weight_bytes <= _READ_BY_MANY)
+            self._weight_bytes <= _MOST_TO_READ_TWICE
+            or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)
         ):
             return min(self._threads, streams), True
-        return (self._threads if self._weight_bytes > _FOR_ONE else 1), False
+        return (self._threads if self._weight_bytes > _MOST_FOR_ONE_THREAD else 1), False
 
 
-# Measured on two cores of a Xeon with AMX, 2 MiB of second cache each: benchmarks/LOG.md.
-_READ_TWICE = 4 << 20
-_READ_BY_MANY = 48 << 20
-_FOR_ONE = 1 << 20
+# Bytes of weights, measured on two cores of a Xeon with AMX and 2 MiB of L2 cache each:
+# benchmarks/LOG.md.
+_MOST_TO_READ_TWICE = 4 << 20
+_MOST_FOR_MANY_STREAMS = 48 << 20
+_MOST_FOR_ONE_THREAD = 1 << 20

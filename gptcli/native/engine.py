@@ -1,4 +1,4 @@
-"""A GPT's loss and gradients by the C library, on float32 weights that lie in one tensor.
+"""Training with the C library: loss, gradients, AdamW and Muon through ctypes.
 
 Dimensions: B batch, T time, V vocabulary.
 """
@@ -12,27 +12,24 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.model.layers import swiglu_width
+from gptcli.model.arch import Arch
+from gptcli.model.parameters import names_by_place
 from gptcli.native.library import Shape
 
-_LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
+_LONGEST = 4096  # tokens of context; the backward pass's scratch grows with their square
 _WIDEST_HEAD = 512
-_GLOBALS = ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
-_ATTENTION = (
-    "ln_1.weight", "ln_1.bias",
-    "attn.query.weight", "attn.key.weight", "attn.value.weight",
-    "attn.query.bias", "attn.key.bias", "attn.value.bias",
-    "attn.c_proj.weight", "attn.c_proj.bias", "attn.q_norm.weight", "attn.k_norm.weight",
-    "ln_2.weight", "ln_2.bias",
-)  # fmt: skip
-_FEED_FORWARD = {
-    "modern": ("mlp.up_proj.weight", "mlp.gate_proj.weight", "", "mlp.down_proj.weight", ""),
-    "gpt2": ("mlp.c_fc.weight", "", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
-}
+
+
+def has_layout(arch: Arch) -> bool:
+    """Whether the C library computes this arch: it knows Qwen3's layout and GPT-2's."""
+    qwen3 = (arch.norm == "rms", arch.positions == "rotary", arch.qk_norm, arch.gated)
+    return all(qwen3) or not any(qwen3)
 
 
 def unsupported_reason(config: ModelConfig) -> str | None:
-    """Why a network of this shape is not for the C passes; None where it is."""
+    """Why the C library cannot train a network of this shape, or None if it can."""
+    if not has_layout(config.traits):
+        return f"the C library does not have `model.arch: {config.arch}`"
     if config.n_embd % 32:
         return f"model.n_embd {config.n_embd} is not a multiple of 32"
     if config.head_dim % 16 or config.head_dim > _WIDEST_HEAD:
@@ -42,32 +39,26 @@ def unsupported_reason(config: ModelConfig) -> str | None:
     return None
 
 
-def parameter_names(config: ModelConfig) -> list[str]:
-    """The parameters as the C library counts them; an arch lacks some."""
-    names = [*_GLOBALS, "lm_head.weight" if config.arch == "modern" else "wte.weight"]
-    for i in range(config.n_layer):
-        names += [f"h.{i}.{n}" for n in (*_ATTENTION, *_FEED_FORWARD[config.arch])]
-    return names
-
-
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
-    """Memory that an Engine of this shape takes, beside weights and gradients (and beside what Muon
-    takes for the time of a step)."""
+    """Memory that an Engine of this shape takes, in bytes.
+
+    Weights, gradients and the memory that Muon takes during a step come in addition."""
     shape = _shape(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
 
 def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int) -> Shape:
-    modern = config.arch == "modern"
+    arch = config.traits
+    assert has_layout(arch)
     return Shape(
-        modern=modern,
-        tied=not modern,
+        modern=arch.positions == "rotary",  # and the other traits of Qwen3's layout
+        tied=arch.tied_head,
         L=config.n_layer,
         H=config.n_head,
         C=config.n_embd,
-        F=swiglu_width(config.n_embd) if modern else 4 * config.n_embd,
+        F=arch.hidden_width(config.n_embd),
         V=vocab_size,
         T=config.block_size,
         most_tokens=most_tokens,
@@ -77,10 +68,10 @@ def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int)
 
 
 class Engine:
-    """The passes of one network, with memory for `most_tokens` (B * T) at once.
+    """The forward and backward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    `weights` and `gradients` are flat float32 tensors on the CPU, in which the parameter called
-    name begins at number `offsets[name]`; they must outlive the engine. Raises MemoryError."""
+    `weights` and `gradients` are flat float32 tensors on the CPU. A parameter begins at index
+    `offsets[its name]` of both. They must outlive the engine. Raises MemoryError."""
 
     def __init__(
         self,
@@ -99,7 +90,8 @@ class Engine:
         self._weights, self._gradients = weights, gradients
         self._vocab_size, self._block_size = vocab_size, config.block_size
         self.most_tokens = most_tokens
-        places = array("q", [offsets.get(name, -1) for name in parameter_names(config)])
+        names = names_by_place(config.n_layer, offsets)
+        places = array("q", [-1 if name is None else offsets[name] for name in names])
         shape = _shape(config, vocab_size, most_tokens, threads)
         self._model = library.gpt_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._model:
@@ -110,18 +102,20 @@ class Engine:
             self._library.gpt_free(self._model)
 
     def pack(self) -> None:
-        """Take in the weights as they are now; to be called after every change of them."""
+        """Pack the current weights for the matrix products. Call it after every update."""
         self._library.gpt_pack(self._model, self._weights.data_ptr())
 
     def loss(self, idx: Tensor, targets: Tensor) -> float:
-        """The sum of the losses in nats, without dropout: int64 (B, T) both."""
+        """The sum of the losses in nats, without dropout. idx and targets: int64 (B, T)."""
         return self._call(idx, targets, None, 0, 0.0, add=False)
 
     def gradients(
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
-        """The sum of the losses; `scale` times its gradients become the gradients, or are added to
-        them. Dropout's masks are a function of `seed`, an integer from 0 to below 2**64."""
+        """The sum of the losses; its gradients times `scale` go into the flat gradients.
+
+        `add` adds them to what the flat gradients hold; otherwise they replace it. Dropout's masks
+        are a function of `seed`, from 0 to below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(
@@ -171,7 +165,9 @@ def adamw(
     eps: float,
     step: int,
 ) -> None:
-    """One step of AdamW, number `step` from 1 on, of (weights, gradients, means, squares)."""
+    """Update the weights by AdamW. `tensors` are weights, gradients, means and squares.
+
+    The first step has number 1."""
     if not tensors[0]:
         return
     arrays = [*map(_pointers, tensors), array("q", [p.numel() for p in tensors[0]])]
@@ -192,7 +188,9 @@ def muon(
     decay: float,
     iterations: int,
 ) -> None:
-    """One step of Muon of (weights, gradients, momenta), matrices. Raises MemoryError."""
+    """Update matrices by Muon. `tensors` are weights, gradients and momenta.
+
+    Raises MemoryError."""
     if not tensors[0]:
         return
     sizes = [array("q", [p.shape[i] for p in tensors[0]]) for i in (0, 1)]

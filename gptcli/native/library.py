@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 from gptcli.files.caches import cache_folder
 from gptcli.files.durable import fsync_file
 from gptcli.interrupts import before_leaving
+from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
@@ -81,8 +82,10 @@ class SamplingParamsStruct(ctypes.Structure):
     ]
 
 
-_PARAMETERS = {"global_parameters": 5, "layer_parameters": 19}
-"""How many parameters there are outside the blocks and in each block, for both archs together."""
+_PARAMETERS = {
+    "global_parameters": len({row.place for row in OUTSIDE_BLOCKS}),
+    "layer_parameters": len({row.place for row in IN_BLOCK}),
+}
 
 _COMMON_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "request_amx": (_I, []),

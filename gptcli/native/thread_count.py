@@ -1,4 +1,8 @@
-"""How many threads share a step of one stream: as many as there are, or one."""
+"""The number of threads for sampling one stream: all of them, or one if another process disturbs.
+
+Threads that share a step wait for each other at every layer. If another process occupies a core,
+they are far slower than a single thread. The text does not depend on the number of threads.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +10,65 @@ from collections import deque
 
 try:
     import resource
-except ImportError:  # Windows: a team is never seen to be disturbed
+except ImportError:  # Windows has no such count: threads never look disturbed
     resource = None  # type: ignore[assignment]
 
-_LEAST_STEPS = 16  # of a run whose time says something
-_LAST = 3  # runs that count, the quickest of them
-_EVERY = 64  # runs by a disturbed team before one thread is tried again
-_BACK_AFTER = (16, 256)  # runs by one thread before the usual team is tried again, ever more
-_WORTH = 0.8  # of the usual team's time: what one thread has to be quicker than
-# Switches of the processor to others in the team's last runs that are nothing yet, and how many a
-# second: 32 in quiet, 150 to 94,000 beside another process (two cores).
-_SEEN, _SWITCHES, _PER_SECOND = 16, 8, 100
+_LEAST_STEPS = 16  # shorter runs are not measured
+_LAST_RUNS = 3  # the fastest of these is a number of threads' speed
+_TRY_ONE_EVERY = 64  # disturbed runs of all threads before one thread is tried again
+_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried again: first, at most
+_MUCH_FASTER = 0.8  # one thread must need less than this share of the time of all
+# All threads are disturbed if the system has taken the processor from them more often in their last
+# runs than this. Measured on two cores: 32 a second on an idle machine, 150 to 94,000 next to
+# another process.
+_SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
 
 class ThreadCount:
-    """Chooses by what steps took lately. Threads that wait for each other at every layer are far
-    slower than one alone where another process holds a core; what is written does not depend on
-    their number. In quiet one thread is not tried: for short texts a trial costs too much."""
+    """Chooses between one thread and `usual` threads by how long recent runs took.
+
+    It tries one thread only if the runs of all threads are disturbed: on an idle machine, a trial
+    would cost a short text too much time."""
 
     def __init__(self, usual: int) -> None:
         self._usual = usual
         self._seconds: dict[int, deque[float]] = {
-            threads: deque(maxlen=_LAST) for threads in (1, usual)
+            threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
-        self._seen: deque[tuple[int, float]] = deque(maxlen=_SEEN)  # switches, seconds
-        self._since = {1: 0, usual: 0}  # runs of the one since the other was tried
-        self._patience = _BACK_AFTER[0]
+        self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # count, seconds
+        self._runs_since = {1: 0, usual: 0}  # runs of this number since the other was tried
+        self._try_all_after = _TRY_ALL_AFTER[0]
 
     def choose(self) -> int:
-        """The team of the next run."""
+        """The number of threads for the next run."""
         many, one = self._seconds[self._usual], self._seconds[1]
         if self._usual == 1 or not many:
             return self._usual
-        if one and min(one) < _WORTH * min(many):
-            return self._usual if self._since[1] >= self._patience else 1
-        due = not one or self._since[self._usual] >= _EVERY
+        if one and min(one) < _MUCH_FASTER * min(many):
+            return self._usual if self._runs_since[1] >= self._try_all_after else 1
+        due = not one or self._runs_since[self._usual] >= _TRY_ONE_EVERY
         return 1 if due and self._disturbed() else self._usual
 
     def _disturbed(self) -> bool:
-        seconds = sum(seconds for _, seconds in self._seen)
-        return sum(count for count, _ in self._seen) > _SWITCHES + _PER_SECOND * seconds
+        seconds = sum(seconds for _, seconds in self._switched)
+        count = sum(count for count, _ in self._switched)
+        return count > _SWITCHES + _SWITCHES_PER_SECOND * seconds
 
     def took(self, threads: int, steps: int, seconds: float, switches: int) -> None:
-        """What a run of so many steps took, and how often the processor was given to others."""
+        """Record a run: its threads, steps and duration, and the count of `context_switches`."""
         if threads == self._usual:
-            self._seen.append((switches, seconds))
+            self._switched.append((switches, seconds))
         if steps < _LEAST_STEPS:
             return
-        if threads == self._usual and self._since[1] >= self._patience:
-            self._patience = min(2 * self._patience, _BACK_AFTER[1])
-        elif self._since[self._usual] > _LAST:  # it is back
-            self._patience = _BACK_AFTER[0]
+        if threads == self._usual and self._runs_since[1] >= self._try_all_after:
+            self._try_all_after = min(2 * self._try_all_after, _TRY_ALL_AFTER[1])
+        elif self._runs_since[self._usual] > _LAST_RUNS:  # all threads are in use again
+            self._try_all_after = _TRY_ALL_AFTER[0]
         self._seconds[threads].append(seconds / steps)
-        for team in self._since:
-            self._since[team] = self._since[team] + 1 if team == threads else 0
+        for number in self._runs_since:
+            self._runs_since[number] = self._runs_since[number] + 1 if number == threads else 0
 
 
-def switches() -> int:
-    """How often the system has taken the processor from a thread of this process, or a thread
-    that waited has given it up, so far."""
+def context_switches() -> int:
+    """How often the system has taken the processor from a thread of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0

@@ -1,1 +1,1 @@
-"""Logits -> token, and the generation loop with its cache."""
+"""Sampling: logits to the next token, the generation loop with its KV cache, tokens to text."""

@@ -1,15 +1,15 @@
-"""Which streams a model is sampled with: the C library's where it can be had, else PyTorch's."""
+"""Chooses the sampling engine (C library, CUDA graphs, plain PyTorch) and how many streams fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from gptcli.devices import choose_dtype
 from gptcli.errors import GptcliError
+from gptcli.memory import available_memory
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
@@ -20,63 +20,65 @@ from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 
 MOST_STREAMS = 256
-_SHARE_OF_MEMORY = 0.5  # of what is free
-_BYTES_OF_A_CHOICE = 64  # for each token that can be chosen: sorted, with places, in float64
+_SHARE_OF_MEMORY = 0.5  # of the free memory
+_CHOICE_BYTES = 64  # choose_token, per stream and token of the vocabulary: sorted, in float64
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What samples a model, and in which dtype: the C library ("native"), PyTorch with steps of one
-    shape that a GPU records as a CUDA graph ("graph"), or plain PyTorch ("torch")."""
+    """What samples a model, and in which dtype.
+
+    The engine is the C library ("native"), PyTorch with steps that a GPU records as a CUDA graph
+    ("graph"), or plain PyTorch ("torch"); see streams.py."""
 
     engine: Literal["native", "graph", "torch"]
     dtype: torch.dtype
 
     @property
     def native(self) -> bool:
-        """Whether the C library does it."""
+        """Whether the C library samples."""
         return self.engine == "native"
 
 
 def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -> Backend:
-    """How to sample on this device in the dtype `wanted`.
+    """The engine and the dtype for sampling on this device, if the user wants the dtype `wanted`.
 
-    `auto` is bfloat16 where the C library can be had and the processor multiplies it, else float32,
-    whose greedy output is that of plain recomputation. `int8` (weights of eight bits) is for the C
-    library alone. Raises GptcliError where it cannot be had."""
+    `auto` is bfloat16 if the C library works here and the processor multiplies bfloat16, else
+    float32. In float32, greedy output equals that of recomputing the whole text for each token.
+    `int8` (eight-bit weights) needs the C library. Raises GptcliError if it cannot be used."""
     found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
     if device.type == "cpu" and not has_user_parts and wanted != "float16":
-        there = library.find(library.SAMPLING)
-        found, reason = there.library, there.reason
+        search = library.find(library.SAMPLING)
+        found, reason = search.library, search.reason
     if wanted == "auto":
         wanted = "bfloat16" if found is not None and found.dec_rounds_rows() else "float32"
     if wanted == "int8":
         if found is None:
             raise GptcliError(
-                "--dtype `int8` is for networks of our own parts, sampled by the C library: "
-                + (reason or "this one has parts of yours"),
-                "--dtype bfloat16 or float32, or leave it out",
+                "--dtype `int8` needs the C library, which samples only builtin parts on a CPU: "
+                + (reason or "this network has your own parts"),
+                "use --dtype bfloat16 or float32, or leave it out",
             )
         return Backend("native", torch.int8)
     if found is not None:
         return Backend("native", choose_dtype(wanted, device))
-    recorded = device.type == "cuda" and not has_user_parts  # what a GPU can record as one graph
-    return Backend("graph" if recorded else "torch", choose_dtype(wanted, device))
+    graph = device.type == "cuda" and not has_user_parts  # a graph cannot hold arbitrary Python
+    return Backend("graph" if graph else "torch", choose_dtype(wanted, device))
 
 
 def open_streams(
-    model: GPT, wanted: int, how: SamplingParams, backend: Backend, threads: int
+    model: GPT, wanted: int, params: SamplingParams, backend: Backend, threads: int
 ) -> Streams:
-    """Room for `wanted` streams, or for as many as there is memory for.
+    """`wanted` streams, or as many as the memory holds.
 
-    The model is in float32 for the C library, else its branches are in the dtype of the way.
-    Raises GptcliError (exit code 1) where there is no memory for one stream."""
+    The model must be in float32 for the C library; else its branches are in the backend's dtype.
+    Raises GptcliError (exit code 1) if the memory does not hold one stream."""
     count = min(wanted, MOST_STREAMS)
     if not backend.native:
-        each = _bytes_of_a_stream(model)
-        room = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
-        room = max(1, min(count, room))
-        return (GraphStreams if backend.engine == "graph" else TorchStreams)(model, room, how)
+        each = _stream_bytes(model)
+        fitting = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
+        fitting = max(1, min(count, fitting))
+        return (GraphStreams if backend.engine == "graph" else TorchStreams)(model, fitting, params)
     found = library.find(library.SAMPLING).library
     assert found is not None
 
@@ -96,31 +98,33 @@ def open_streams(
     while needed(count) <= free:
         try:
             decoder = Decoder(found, model, dtype=backend.dtype, streams=count, threads=threads)
-            return NativeStreams(decoder, model, how)
+            return NativeStreams(decoder, model, params)
         except MemoryError:
             if count == 1:
                 break
             count = (count + 1) // 2
     raise GptcliError(
-        f"sampling needs {needed(1) / 2**30:.2f} GiB beside the model, and {free / 2**30:.2f} GiB "
-        "are free",
-        "--dtype bfloat16 or int8 needs about half of what float32 does; else a smaller model",
+        f"sampling needs {needed(1) / 2**30:.2f} GiB in addition to the model, but only "
+        f"{free / 2**30:.2f} GiB are free",
+        "--dtype bfloat16 or int8 needs about half as much as float32; or use a smaller model",
         exit_code=1,
     )
 
 
 def open_decoder(model: GPT, backend: Backend, threads: int) -> Decoder:
-    """For the scores of one text, where the way is the C library's. Raises MemoryError."""
+    """The C library's decoder with one stream, for scoring a text; needs a native backend.
+
+    Raises MemoryError."""
     found = library.find(library.SAMPLING).library
     assert found is not None
     return Decoder(found, model, dtype=backend.dtype, streams=1, threads=threads)
 
 
-def _bytes_of_a_stream(model: GPT) -> int:
-    """What PyTorch keeps for a stream: keys and values, or, without a cache, what a pass over the
-    window makes; and what the choice of a token makes of its logits."""
+def _stream_bytes(model: GPT) -> int:
+    """Bytes that PyTorch needs for a stream: its KV cache (or, without a cache, the tensors of a
+    pass over the window) and the tensors that choose_token makes of the logits."""
     config, each = model.config, model.cache_dtype.itemsize
-    choice = _BYTES_OF_A_CHOICE * model.vocab_size
+    choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:
         return choice + 2 * config.n_layer * config.block_size * config.n_embd * each
     return (
@@ -130,24 +134,7 @@ def _bytes_of_a_stream(model: GPT) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device without swapping, nearly; on Linux a container's limit
-    counts too."""
+    """Bytes that can be allocated on a device without swapping; 8 GiB if that is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [_number_after("MemAvailable:", Path("/proc/meminfo")) * 1024]
-    most = _number_after("", Path("/sys/fs/cgroup/memory.max"))
-    if most:
-        found.append(max(0, most - _number_after("", Path("/sys/fs/cgroup/memory.current"))))
-    known = [value for value in found if value]
-    return min(known) if known else 8 << 30  # another system, which does not say
-
-
-def _number_after(word: str, path: Path) -> int:
-    """The number after a word at the beginning of a line; 0 where there is none."""
-    try:
-        for line in path.read_text("ascii").splitlines():
-            if line.startswith(word) and (rest := line[len(word) :].split()):
-                return int(rest[0])
-    except (OSError, ValueError):
-        pass
-    return 0
+    return available_memory() or 8 << 30

@@ -1,24 +1,24 @@
-"""A text that a user and a model write in turns; what was read is not read again."""
+"""A text that the user and the model write in turns; its KV cache is kept between the turns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from gptcli.errors import GptcliError
-from gptcli.sampling.generate import Uniforms
+from gptcli.sampling.generate import UniformNumbers
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.text import StopFilter
 from gptcli.tokenization import Tokenizer
 
 
 class Conversation:
-    """One stream, fed by turns. `new` forgets all that was said."""
+    """One stream that the user and the model extend in turns. `new` starts an empty text."""
 
     def __init__(
         self, streams: Streams, tokenizer: Tokenizer, *, seed: int, stops: Sequence[str] = ()
     ) -> None:
         self._streams, self._tokenizer, self._stops = streams, tokenizer, stops
-        self._uniforms = Uniforms(seed, 0)
+        self._uniforms = UniformNumbers(seed, 0)
         try:
             self._has_newline = bool(tokenizer.encode("\n"))
         except GptcliError:
@@ -26,34 +26,36 @@ class Conversation:
         self.new()
 
     def new(self) -> None:
-        """Begin anew; the random numbers go on."""
-        self._anew = True
+        """Start an empty text. The sequence of random numbers continues."""
+        self._restart = True
         self._line_is_open = False
 
     def say(
         self, text: str, max_new_tokens: int, should_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[str]:
-        """Add the user's text, on a line of its own, and continue: pieces of text as they come,
+        """Add the user's text on a new line and continue it: yields pieces of text as they come,
         some of them empty.
 
-        An empty text lets the model go on where it is. Ends after `max_new_tokens`, at a stop
-        string, at end-of-text, or where `should_stop` says so between two tokens. Raises
-        GptcliError for a character that the tokenizer lacks; nothing has changed then."""
-        ids = self._tokenizer.encode(text)  # an error names a place in what the user wrote
+        With an empty text the model continues where it stopped. The answer ends after
+        `max_new_tokens`, at a stop string, at end-of-text, or if `should_stop` returns true between
+        two tokens. Raises GptcliError, and changes nothing, if the tokenizer does not know a
+        character of the text."""
+        # Encoded without the newline first, so that an error counts positions in the user's text.
+        ids = self._tokenizer.encode(text)
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
             ids = self._tokenizer.encode(text)
-        if not ids and self._anew:
+        if not ids and self._restart:
             ids = self._tokenizer.start_ids()
         try:
             if ids:
-                self._streams.feed({0: ids}, anew=self._anew)
-                self._anew = False
+                self._streams.feed({0: ids}, restart=self._restart)
+                self._restart = False
             if text:
                 self._line_is_open = not text.endswith("\n")
             yield from self._answer(max_new_tokens, should_stop)
         except BaseException:
-            self.new()  # cut short in the middle of something: what was read is not known
+            self.new()  # nobody knows which tokens the interrupted stream has read
             raise
 
     def _answer(self, max_new_tokens: int, should_stop: Callable[[], bool]) -> Iterator[str]:
@@ -66,8 +68,8 @@ class Conversation:
                 self._line_is_open = False
                 yield stops.push(decoder.flush()) + stops.flush()
                 return
-            written = decoder.push(token)
-            if written:  # shown or not, it has been written
-                self._line_is_open = not written.endswith("\n")
-            yield stops.push(written)
+            text = decoder.push(token)
+            if text:  # text that the stop filter holds back is part of the stream too
+                self._line_is_open = not text.endswith("\n")
+            yield stops.push(text)
         yield stops.push(decoder.flush()) + stops.flush()

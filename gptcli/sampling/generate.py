@@ -1,7 +1,8 @@
-"""The generation loop: prompts in, tokens out, as many of them at once as the machine takes.
+"""The generation loop: prompts in, new tokens out, as many texts at once as there are streams.
 
-A stream's text is a function of its prompt, the seed and its sample number; not of what else is
-written beside it (by the C library to the bit; PyTorch's products may round otherwise in company).
+A stream's text is a function of its prompt, the seed and its sample number. It does not depend on
+the texts generated with it. The C library keeps this promise to the bit; PyTorch's matrix products
+can round differently in batches of other sizes.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from torch import Tensor
 
 from gptcli.sampling.streams import Streams
 
-_BLOCK = 64  # random numbers that are drawn at once
-_MOST_STEPS = 64
-_SECONDS_UNSEEN = 0.015  # about so long nothing is shown
+_BLOCK = 64  # random numbers drawn at once
+_MOST_STEPS = 64  # tokens of each stream per call, at most
+_SECONDS_UNSEEN = 0.015  # calls get longer until one takes about this long: text appears at once
 
 
 @dataclass(frozen=True)
-class Job:
-    """A prompt (token ids, at least one) to continue, and which of its samples this is."""
+class SampleRequest:
+    """A prompt (token ids, at least one) to continue, and the number of this sample of it."""
 
     prompt: Sequence[int]
     sample: int = 0
 
 
-class Uniforms:
-    """The random numbers of one sample: the same for a seed and the sample's number."""
+class UniformNumbers:
+    """The random numbers of one sample: a function of the seed and the sample's number."""
 
     def __init__(self, seed: int, sample: int) -> None:
         mixed = seed * 0x9E3779B97F4A7C15 + sample * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB
@@ -38,7 +39,7 @@ class Uniforms:
         self._drawn = torch.empty(0, dtype=torch.float64)
 
     def take(self, count: int) -> Tensor:
-        """The next numbers from 0 to below 1: float64 (count,)."""
+        """The next numbers in [0, 1): float64 (count,)."""
         while len(self._drawn) < count:
             block = torch.rand(_BLOCK, generator=self._generator, dtype=torch.float64)
             self._drawn = torch.cat((self._drawn, block))
@@ -46,42 +47,47 @@ class Uniforms:
         return taken
 
 
-class Generation:
-    """Continues prompts, each by at most `max_new_tokens` tokens.
+class GenerationLoop:
+    """Continues each prompt by at most `max_new_tokens` tokens.
 
-    Iterating gives, again and again, pairs (number of the job, its next tokens); `end` says that a
-    job needs no more. A stream that is free takes the next job."""
+    Each iteration yields a list of pairs (index of the request, its next tokens). Call `end` for a
+    request that needs no more tokens. A stream that is free takes the next request."""
 
     def __init__(
-        self, streams: Streams, jobs: Sequence[Job], *, max_new_tokens: int, seed: int
+        self,
+        streams: Streams,
+        requests: Sequence[SampleRequest],
+        *,
+        max_new_tokens: int,
+        seed: int,
     ) -> None:
         self._streams = streams
-        self._seed, self._most = seed, max_new_tokens
-        self._jobs = jobs
+        self._seed, self._max_new_tokens = seed, max_new_tokens
+        self._requests = requests
         self._ended: set[int] = set()
 
-    def end(self, job: int) -> None:
-        """The job needs no more tokens."""
-        self._ended.add(job)
+    def end(self, request: int) -> None:
+        """Generate no more tokens for this request."""
+        self._ended.add(request)
 
     def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:
-        waiting = deque(range(len(self._jobs)) if self._most > 0 else ())
+        waiting = deque(range(len(self._requests)) if self._max_new_tokens > 0 else ())
         free = list(range(self._streams.count))
-        running: dict[int, int] = {}  # stream -> job
-        left: dict[int, int] = {}  # stream -> tokens
-        numbers: dict[int, Uniforms] = {}
+        running: dict[int, int] = {}  # stream -> request
+        remaining: dict[int, int] = {}  # stream -> tokens
+        numbers: dict[int, UniformNumbers] = {}
         steps = 1
         while waiting or running:
             if waiting and free and (self._streams.refills or not running):
-                fresh = {}
+                prompts = {}
                 while waiting and free:
-                    stream, job = free.pop(0), waiting.popleft()
-                    running[stream], left[stream] = job, self._most
-                    numbers[stream] = Uniforms(self._seed, self._jobs[job].sample)
-                    fresh[stream] = self._jobs[job].prompt
-                self._streams.feed(fresh, anew=True)
+                    stream, request = free.pop(0), waiting.popleft()
+                    running[stream], remaining[stream] = request, self._max_new_tokens
+                    numbers[stream] = UniformNumbers(self._seed, self._requests[request].sample)
+                    prompts[stream] = self._requests[request].prompt
+                self._streams.feed(prompts, restart=True)
             order = list(running)
-            count = min(steps, min(left[stream] for stream in order))
+            count = min(steps, min(remaining[stream] for stream in order))
             begin = time.perf_counter()
             uniform = torch.stack([numbers[stream].take(count) for stream in order])
             tokens = self._streams.run(order, uniform)
@@ -92,7 +98,7 @@ class Generation:
                 for stream, column in zip(order, tokens.t().tolist(), strict=True)
             ]
             for stream in order:
-                left[stream] -= count
-                if left[stream] == 0 or running[stream] in self._ended:
+                remaining[stream] -= count
+                if remaining[stream] == 0 or running[stream] in self._ended:
                     free.append(stream)
                     del running[stream]

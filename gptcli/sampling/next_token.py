@@ -1,6 +1,6 @@
-"""Logits -> token: pure functions of tensors.
+"""Logits -> next token: repetition penalty, temperature, top-k, top-p, min-p, and the draw.
 
-Dimensions: B streams, V vocabulary.
+Pure functions of tensors. Dimensions: B streams, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_GREEDY_BELOW = 1e-6  # temperature: below it, dividing logits by it could overflow float32
+_NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: the C library's float32 weights are 0 from here on
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. Applied in this order: repetition penalty, temperature,
-    top-k, top-p, min-p."""
+    """How the next token is chosen. The parameters are applied in this order: repetition penalty,
+    temperature, top-k, top-p, min-p."""
 
-    temperature: float = 0.8  # 0 (or below a millionth): the likeliest token (greedy)
-    top_k: int | None = None  # keep the k likeliest
-    top_p: float | None = None  # keep the fewest whose probabilities reach p
-    min_p: float | None = None  # keep those with at least min_p times the likeliest's
-    repetition_penalty: float = 1.0  # divide (or multiply) logits of tokens seen; 1: none
+    temperature: float = 0.8  # 0 (or below a millionth): always the likeliest token (greedy)
+    top_k: int | None = None  # keep the k likeliest tokens
+    top_p: float | None = None  # keep the fewest tokens whose probabilities add up to p
+    min_p: float | None = None  # keep tokens with at least min_p times the likeliest's probability
+    repetition_penalty: float = 1.0  # lower the logits of tokens already in the text; 1: no effect
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens seen before less likely: positive logits / penalty, negative ones * penalty.
+    """Logits in which tokens seen before are less likely: positive ones / penalty, negative ones
+    * penalty.
 
     logits (B, V); seen bool (B, V). Source: Keskar et al. 2019, CTRL, section 4.1."""
     changed = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -32,7 +36,8 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """-inf for all but the k largest of each row (ties with the k-th stay). (B, V) -> (B, V)."""
+    """Logits with -inf for all but the k largest of each row; ties with the k-th stay.
+    (B, V) -> (B, V)."""
     if k >= logits.shape[-1]:
         return logits
     smallest = torch.topk(logits, k, dim=-1).values[:, -1:]
@@ -40,8 +45,10 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """-inf for all but the fewest tokens whose probabilities add up to at least p; the likeliest
-    always stays. (B, V) -> (B, V). Source: Holtzman et al. 2019, nucleus sampling."""
+    """Logits with -inf for all but the fewest tokens whose probabilities add up to at least p.
+
+    The likeliest token always stays. (B, V) -> (B, V). Source: Holtzman et al. 2019, nucleus
+    sampling."""
     if p >= 1.0:
         return logits
     ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
@@ -53,7 +60,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """-inf for tokens less likely than min_p times the likeliest. (B, V) -> (B, V).
+    """Logits with -inf for tokens less likely than min_p times the likeliest. (B, V) -> (B, V).
 
     Source: Nguyen et al. 2024, "Min-p sampling"."""
     probabilities = torch.softmax(logits, dim=-1)
@@ -62,31 +69,43 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
 
 
 def choose_token(
-    logits: Tensor, how: SamplingParams, uniform: Tensor, seen: Tensor | None = None
+    logits: Tensor, params: SamplingParams, uniform: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """The next token of each stream: logits (B, V), uniform (B,) in [0, 1) -> int64 (B,).
+    """The next token of each stream: logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,).
 
-    A draw is where the cumulative probability passes the stream's own uniform number, so that
-    what one stream writes does not depend on how many others are drawn beside it. `seen`, bool
-    (B, V), is needed where how.repetition_penalty is not 1."""
+    Each stream brings its own uniform number, so a stream's text does not depend on which other
+    streams are drawn in the same batch. `seen`, bool (B, V), marks the tokens already in the text;
+    it is needed if params.repetition_penalty is not 1."""
     logits = logits.float()
-    if how.repetition_penalty != 1.0:
+    if params.repetition_penalty != 1.0:
         assert seen is not None
-        logits = penalise(logits, seen, how.repetition_penalty)
-    if how.temperature < 1e-6:
+        logits = penalise(logits, seen, params.repetition_penalty)
+    if params.temperature < _GREEDY_BELOW:
         return logits.argmax(dim=-1)
-    logits = logits / how.temperature
-    if how.top_k is not None:
-        logits = keep_top_k(logits, how.top_k)
-    if how.top_p is not None:
-        logits = keep_top_p(logits, how.top_p)
-    if how.min_p is not None:
-        logits = keep_min_p(logits, how.min_p)
-    probabilities = torch.softmax(logits, dim=-1, dtype=torch.float64)
-    cumulative = probabilities.cumsum(dim=-1)
-    point = uniform.double()[:, None] * cumulative[:, -1:]
-    token = (cumulative <= point).sum(dim=-1)
-    # Rounding may carry the point past the end; the last token that can be drawn is meant then.
-    drawable = probabilities > 0
-    last = logits.shape[-1] - 1 - drawable.flip(-1).int().argmax(dim=-1)
-    return torch.minimum(token, last)
+    logits = logits / params.temperature
+    if params.top_k is not None:
+        logits = keep_top_k(logits, params.top_k)
+    if params.top_p is not None:
+        logits = keep_top_p(logits, params.top_p)
+    if params.min_p is not None:
+        logits = keep_min_p(logits, params.min_p)
+    return draw(logits, uniform)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The first token whose cumulative probability exceeds the uniform number.
+
+    Logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,). A token's cumulative probability
+    is the sum of the probabilities of all ids up to its own. A token is never drawn if it was cut
+    or if it is less than e^-87 times as likely as the likeliest.
+
+    Such a token always exists. Rounding can leave the largest cumulative probability below 1, so
+    the uniform number is multiplied by it; for every number below 1 the product is smaller than
+    that largest one. The C library draws by the same rule. Logits that are not numbers give
+    token 0."""
+    assert uniform.dtype == torch.float64, "float32 rounds uniform numbers next to 1 to 1"
+    never = logits - logits.amax(dim=-1, keepdim=True) <= _NEVER_DRAWN
+    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum_(dim=-1)
+    cumulative.masked_fill_(never, 0.0)
+    point = uniform[:, None] * cumulative.amax(dim=-1, keepdim=True)
+    return (cumulative > point).view(torch.uint8).argmax(dim=-1)  # argmax takes no bool

@@ -1,4 +1,4 @@
-"""How likely a model finds a text: the log-probability of each token, as it would have written it.
+"""Score a text: the log-probability that sampling gives each of its tokens.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """
@@ -17,54 +17,55 @@ from gptcli.native.decoder import Decoder
 from gptcli.sampling.streams import window_start
 
 _TOKENS_AT_ONCE = 4096
-_LONGEST_PIECE = 1024  # the scores of attention grow with its square
-_LARGE_VOCABULARY = 8192  # its logits take more memory: a quarter of the tokens
+_LONGEST_PIECE = 1024  # tokens; the memory of the attention scores grows with the square
+_LARGE_VOCABULARY = 8192  # above it, logits take more memory: compute a quarter of the tokens
 
 
 @torch.no_grad()
 def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """ln p of each of `ids` after `start` (at least one token) and those before it: float32 (T,).
+    """ln p of each of `ids` after `start` (at least one token) and the ids before it: float32 (T,).
 
-    What is looked at is what sampling looks at (gptcli.sampling.streams). The model is used as it
-    is: put it into evaluation mode first."""
+    Each token is predicted from the tokens that sampling would have looked at (streams.py). The
+    caller puts the model into evaluation mode first."""
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
-    parts = _ring(model, text) if model.wpe is None else _windows(model, text)
+    parts = _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
     return torch.cat(list(parts))[len(start) - 1 :]
 
 
-def _ring(model: GPT, text: Tensor) -> Iterator[Tensor]:
+def _ring_buffer(model: GPT, text: Tensor) -> Iterator[Tensor]:
     cache = model.new_cache(1)
     piece = min(model.config.block_size, _LONGEST_PIECE)
     for at in range(0, len(text) - 1, piece):
         idx, targets = text[at : at + piece], text[at + 1 : at + piece + 1]
         logits = model(idx[None, : len(targets)], cache=cache)
-        yield _chosen(logits[0], targets)
+        yield _of_targets(logits[0], targets)
 
 
 def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
-    """Each window is computed once, many together; it counts for the tokens that are its own."""
+    """ln p of the tokens in windows of learned positions. Each window is computed once, in a batch
+    of several, and scores the tokens that no earlier window has scored."""
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
-    yield _chosen(model(text[None, :first])[0], text[1 : first + 1])
+    yield _of_targets(model(text[None, :first])[0], text[1 : first + 1])
     starts, stride = _later_windows(width, last)
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
-        # The last window may end early: what is beyond the text changes nothing before it.
+        # The last window can reach past the text; the padding changes nothing before it (causal).
         idx = torch.stack(
             [F.pad(text[at : at + width], (0, max(0, at + width - len(text)))) for at in some]
         )
         logits = model(idx)[:, width - stride :]  # (B, stride, V)
-        for at, own in zip(some, logits, strict=True):
+        for at, last_logits in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
-            yield _chosen(own[: len(targets)], targets)
+            yield _of_targets(last_logits[: len(targets)], targets)
 
 
 def _later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """Where the windows after the first begin in a text of `last` tokens to look at, and how many
-    tokens, the last ones, are each one's own."""
+    """Starts of the windows after the first in a text of `last` tokens that are fed, and the number
+    of tokens at the end of each window that no earlier window has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
     return sorted(starts), max(1, width // 4)
 
@@ -72,11 +73,11 @@ def _later_windows(width: int, last: int) -> tuple[list[int], int]:
 def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> Tensor:
-    """As log_probabilities, by the C library: what sampling finds in the decoder's dtype."""
+    """The same as log_probabilities, by the C library, in the decoder's dtype: float32 (T,)."""
     text = [*start, *ids]
     width, last = config.block_size, len(text) - 1
-    windows = [(0, 0, last)]  # begin, the first token that counts, end
-    if config.arch == "gpt2":
+    windows = [(0, 0, last)]  # start, first token that is scored, end
+    if config.traits.positions == "learned":
         starts, stride = _later_windows(width, last)
         windows = [(0, 0, min(width, last))]
         windows += [(at, at + width - stride, min(at + width, last)) for at in starts]
@@ -87,7 +88,7 @@ def native_log_probabilities(
             logits = decoder.score(at - begin, tokens)
             skip = min(len(tokens), max(0, first - at))
             targets = text[at + skip + 1 : at + len(tokens) + 1]
-            parts.append(_chosen(logits[skip:], torch.tensor(targets, dtype=torch.int64)))
+            parts.append(_of_targets(logits[skip:], torch.tensor(targets, dtype=torch.int64)))
     return torch.cat(parts)[len(start) - 1 :]
 
 
@@ -95,6 +96,6 @@ def _at_once(model: GPT) -> int:
     return _TOKENS_AT_ONCE if model.vocab_size <= _LARGE_VOCABULARY else _TOKENS_AT_ONCE // 4
 
 
-def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
+def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
     """ln p of the targets: logits (T, V), targets (T,) -> float32 (T,) on the CPU."""
     return -F.cross_entropy(logits.float(), targets, reduction="none").cpu()

@@ -1,14 +1,23 @@
-"""Streams that are written together: what each has seen, and the next tokens of them.
+"""Streams: several texts generated together, each with its place in the KV cache; sliding windows.
+
+The generation loop (generate.py) asks for `Streams` and does not know which of three kinds it got.
+backend.py picks one. All three choose the same tokens, up to rounding:
+
+| kind, file | used for | how it generates |
+|---|---|---|
+| native (native_streams.py) | builtin networks on CPUs | C library, many tokens per call |
+| graph (graph_streams.py) | builtin networks on GPUs | PyTorch steps of one shape: a CUDA graph |
+| torch (torch_streams.py) | everything else | PyTorch step by step; the CPU chooses tokens |
 
 Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 
-What the model looks at when the text is longer than its window of W tokens:
+If a text is longer than its window of W tokens, the model looks at:
 
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
-  layer; the same as recomputing the whole text under a banded causal mask of width W.
-- gpt2 (learned positions): a token's vector depends on its place in the window, so a window that
-  is full has to be computed anew. That is done once for every W / 4 tokens: the window starts at
-  a multiple of W / 4 (at least 1) tokens, the smallest at which the text still fits.
+  layer. This is what recomputing the whole text under a banded causal mask of width W gives.
+- gpt2 (learned positions): a token's vector depends on its position in the window, so a full window
+  has to be recomputed. That is done once for every W / 4 tokens: the window starts at a multiple of
+  W / 4 (at least 1) tokens, the smallest at which the text still fits.
 """
 
 from __future__ import annotations
@@ -21,15 +30,17 @@ from torch import Tensor
 
 
 def window_start(length: int, width: int) -> int:
-    """Where the window of a learned-position model starts in a text of `length` tokens: 0 up to
-    `width` tokens, then the next multiple of max(1, width // 4) that leaves at most `width`."""
+    """Position at which the window of a learned-position model starts in a text of `length` tokens.
+
+    0 up to `width` tokens, then the next multiple of max(1, width // 4) that leaves at most
+    `width`."""
     stride = max(1, width // 4)
     return 0 if length <= width else -(-(length - width) // stride) * stride
 
 
 @dataclass
-class Text:
-    """A stream's tokens; those in its cache are tokens[start:fed]."""
+class StreamTokens:
+    """The tokens of one stream. The KV cache holds those of tokens[start:fed]."""
 
     tokens: list[int]
     fed: int = 0
@@ -37,16 +48,19 @@ class Text:
 
 
 class Streams(Protocol):
-    """Texts that grow side by side, numbered from 0, none of which looks at another."""
+    """Texts that grow together, numbered from 0. None of them looks at another."""
 
     count: int
-    """How many there can be."""
+    """The largest number of streams."""
 
     refills: bool
-    """Whether one can begin anew while the others go on."""
+    """Whether a stream can start a new text while the others continue."""
 
-    def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
-        """Tokens of several streams (at least one each), which begin with them or go on."""
+    def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
+        """Add tokens, at least one each, to the given streams: stream -> token ids.
+
+        With `restart` the streams forget their text and begin with these tokens."""
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
-        """The next tokens: uniform numbers, float64 (n, steps) -> integers (steps, n)."""
+        """Generate the next tokens of n streams: uniform numbers, float64 (n, steps) -> integers
+        (steps, n)."""

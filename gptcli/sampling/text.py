@@ -1,4 +1,4 @@
-"""Tokens -> text as it comes: stop strings that straddle tokens, and never half a character."""
+"""Generated tokens -> text as it comes: stop strings across token borders, no half characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptcli.model.gpt import GPT
-from gptcli.sampling.generate import Generation, Job
+from gptcli.sampling.generate import GenerationLoop, SampleRequest
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
@@ -18,7 +18,8 @@ StoppedBy = Literal["length", "stop", "end"]
 
 @dataclass
 class Sample:
-    """One continuation. `stopped`: after max_new_tokens, at a stop string, at end-of-text."""
+    """One continuation. It stopped after max_new_tokens ("length"), at a stop string ("stop") or at
+    end-of-text ("end")."""
 
     index: int
     text: str = ""
@@ -27,15 +28,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text that is ready to be shown: it can no longer become part of a stop string."""
+class NewText:
+    """Text that can be shown: no stop string can begin in it any more."""
 
     index: int
     text: str
 
 
 class StopFilter:
-    """Passes text on, but holds back an end that may be the beginning of a stop string."""
+    """Passes text on, but holds back an end that could be the beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -43,7 +44,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """What may be shown after `text` has come. Nothing more once a stop string has."""
+        """The text that can be shown after `text` was added; nothing after a stop string."""
         if self.stopped:
             return ""
         self._held += text
@@ -66,13 +67,13 @@ class StopFilter:
         return ready
 
     def flush(self) -> str:
-        """What was held back, when nothing more will come."""
+        """The text that was held back. Call it at the end of the text."""
         ready, self._held = self._held, ""
         return ready
 
 
 @dataclass
-class _Stream:
+class _Continuation:
     sample: Sample
     decoder: StreamDecoder
     stops: StopFilter
@@ -80,86 +81,97 @@ class _Stream:
     shown: list[str] = field(default_factory=list)
 
 
-def write(
+def generate_text(
     streams: Streams,
     tokenizer: Tokenizer,
-    jobs: Sequence[Job],
+    requests: Sequence[SampleRequest],
     *,
     max_new_tokens: int,
     seed: int,
     stops: Sequence[str] = (),
-) -> Iterator[Piece | Sample]:
-    """Continue prompts: yields Pieces as they are ready, and each Sample, whole, when it ends; both
-    with the number of their job. End-of-text ends a text and is not part of it."""
-    texts = [_Stream(Sample(i), tokenizer.stream(), StopFilter(stops)) for i in range(len(jobs))]
-    generation = Generation(streams, jobs, max_new_tokens=max_new_tokens, seed=seed)
-    for written in generation:
-        for job, tokens in written:
-            yield from _take(texts[job], tokens, tokenizer.eot, whole=not stops)
-            if texts[job].done:
-                generation.end(job)
-            elif texts[job].sample.tokens == max_new_tokens:
-                yield from _end(texts[job])
-    for text in texts:
-        if not text.done:
-            yield from _end(text)
+) -> Iterator[NewText | Sample]:
+    """Continue prompts: yields each NewText as soon as it is ready, and the complete Sample when it
+    ends.
+
+    Both carry the index of their request. End-of-text ends a text and is not part of it."""
+    continuations = [
+        _Continuation(Sample(i), tokenizer.stream(), StopFilter(stops))
+        for i in range(len(requests))
+    ]
+    loop = GenerationLoop(streams, requests, max_new_tokens=max_new_tokens, seed=seed)
+    for generated in loop:
+        for request, tokens in generated:
+            continuation = continuations[request]
+            yield from _take(continuation, tokens, tokenizer.eot, at_once=not stops)
+            if continuation.done:
+                loop.end(request)
+            elif continuation.sample.tokens == max_new_tokens:
+                yield from _end(continuation)
+    for continuation in continuations:
+        if not continuation.done:
+            yield from _end(continuation)
 
 
 def _take(
-    stream: _Stream, tokens: list[int], eot: int | None, *, whole: bool
-) -> Iterator[Piece | Sample]:
-    """Show tokens, all at once where they are to be taken `whole`; end where they say so."""
-    at = tokens.index(eot) if eot is not None and eot in tokens else None
-    kept = tokens[:at]
-    for part in [kept] if whole else [[token] for token in kept]:
-        stream.sample.tokens += len(part)
-        text = "".join(map(stream.decoder.push, part))
-        yield from _show(stream, stream.stops.push(text))
-        if stream.stops.stopped:
-            stream.sample.stopped = "stop"
-            yield from _end(stream)
+    continuation: _Continuation, tokens: list[int], eot: int | None, *, at_once: bool
+) -> Iterator[NewText | Sample]:
+    """Show tokens, all `at_once` or one by one. End the text at end-of-text or at a stop string."""
+    sample = continuation.sample
+    end = tokens.index(eot) if eot is not None and eot in tokens else None
+    kept = tokens[:end]
+    for part in [kept] if at_once else [[token] for token in kept]:
+        sample.tokens += len(part)
+        text = "".join(map(continuation.decoder.push, part))
+        yield from _show(continuation, continuation.stops.push(text))
+        if continuation.stops.stopped:
+            sample.stopped = "stop"
+            yield from _end(continuation)
             return
-    if at is not None:
-        stream.sample.stopped = "end"
-        yield from _end(stream)
+    if end is not None:
+        sample.stopped = "end"
+        yield from _end(continuation)
 
 
-def _show(stream: _Stream, text: str) -> Iterator[Piece]:
+def _show(continuation: _Continuation, text: str) -> Iterator[NewText]:
     if text:
-        stream.shown.append(text)
-        yield Piece(stream.sample.index, text)
+        continuation.shown.append(text)
+        yield NewText(continuation.sample.index, text)
 
 
-def _end(stream: _Stream) -> Iterator[Piece | Sample]:
-    stream.done = True
-    # Where a stop string has come these give nothing more.
-    last = stream.stops.push(stream.decoder.flush())
-    yield from _show(stream, last + stream.stops.flush())
-    if stream.stops.stopped:
-        stream.sample.stopped = "stop"
-    stream.sample.text = "".join(stream.shown)
-    yield stream.sample
+def _end(continuation: _Continuation) -> Iterator[NewText | Sample]:
+    continuation.done = True
+    # After a stop string both flushes return nothing.
+    last = continuation.stops.push(continuation.decoder.flush())
+    yield from _show(continuation, last + continuation.stops.flush())
+    if continuation.stops.stopped:
+        continuation.sample.stopped = "stop"
+    continuation.sample.text = "".join(continuation.shown)
+    yield continuation.sample
 
 
-def write_one(
+def generate_one(
     model: GPT,
     tokenizer: Tokenizer,
     prompt: str,
     *,
     max_new_tokens: int,
-    how: SamplingParams,
+    params: SamplingParams,
     seed: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """One continuation, whole: what training shows while it learns. The mode is put back. None
-    where `should_stop`, asked as the text comes, said so."""
+    """One complete continuation: the sample that training shows.
+
+    Returns None if `should_stop`, which is called after each piece of text, returned true. The
+    model is in evaluation mode meanwhile; its mode is restored."""
     ids = tokenizer.encode(prompt) or tokenizer.start_ids()
     was_training = model.training
     model.eval()
     try:
-        streams = TorchStreams(model, 1, how)
-        jobs = [Job(ids)]
-        for item in write(streams, tokenizer, jobs, max_new_tokens=max_new_tokens, seed=seed):
+        streams = TorchStreams(model, 1, params)
+        requests = [SampleRequest(ids)]
+        for item in generate_text(
+            streams, tokenizer, requests, max_new_tokens=max_new_tokens, seed=seed
+        ):
             if isinstance(item, Sample):
                 return item.text
             if should_stop():

@@ -1,4 +1,4 @@
-"""Streams by PyTorch: any device, dtype and part of the user's.
+"""Streams of plain PyTorch: any device, any dtype, the user's parts; a KV cache if possible.
 
 Dimensions: B streams, T tokens, V vocabulary.
 """
@@ -17,9 +17,10 @@ from gptcli.sampling.streams import window_start
 
 
 class Decoder:
-    """Next-token logits for a growing batch of texts of equal length, by PyTorch.
+    """Next-token logits for a batch of texts of equal length, which grow together.
 
-    `feed(idx)` takes int64 (B, T) new tokens and returns float logits (B, V) of what follows."""
+    `feed(idx)` takes new tokens, int64 (B, T), and returns the logits of the token that follows
+    them, float (B, V)."""
 
     def __init__(self, model: GPT, batch: int) -> None:
         self._model = model
@@ -31,10 +32,10 @@ class Decoder:
     @torch.no_grad()
     def feed(self, idx: Tensor) -> Tensor:
         if self._rotary:
-            return self._feed_ring(idx)
+            return self._feed_ring_buffer(idx)
         return self._feed_window(idx)
 
-    def _feed_ring(self, idx: Tensor) -> Tensor:
+    def _feed_ring_buffer(self, idx: Tensor) -> Tensor:
         for piece in torch.split(idx, self._width, dim=1):
             logits = self._model(piece, cache=self._cache, last_only=True)
         return logits[:, -1]  # type: ignore[no-any-return]
@@ -53,32 +54,32 @@ class Decoder:
 
 @dataclass
 class _Group:
-    """Streams that began together, with texts of one length."""
+    """Streams that started together with texts of one length: one batch."""
 
     streams: list[int]
     decoder: Decoder
-    idx: Tensor  # what is not fed yet
-    seen: Tensor | None
+    idx: Tensor  # tokens that the decoder has not read yet
+    seen: Tensor | None  # for the repetition penalty
 
 
 class TorchStreams:
-    """As Streams says."""
+    """The protocol `Streams`, by plain PyTorch."""
 
     refills = False
 
-    def __init__(self, model: GPT, count: int, how: SamplingParams) -> None:
+    def __init__(self, model: GPT, count: int, params: SamplingParams) -> None:
         self.count = count
-        self._model, self._how = model, how
+        self._model, self._params = model, params
         self._groups: list[_Group] = []
 
-    def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
-        """As Streams.feed; streams that go on all have tokens of one number."""
+    def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
+        """As in Streams. Without `restart`, all streams must get the same number of tokens."""
         device = self._model.wte.weight.device
-        if not anew:
+        if not restart:
             for group in self._groups:
                 more = torch.tensor([list(texts[i]) for i in group.streams], device=device)
                 group.idx = torch.cat((group.idx, more), dim=1)
-                self._saw(group, more)
+                self._mark_seen(group, more)
             return
         self._groups = [g for g in self._groups if not set(g.streams) & set(texts)]
         by_length: dict[int, list[int]] = {}
@@ -87,31 +88,32 @@ class TorchStreams:
         for streams in by_length.values():
             idx = torch.tensor([list(texts[i]) for i in streams], device=device)
             group = _Group(streams, Decoder(self._model, len(streams)), idx, None)
-            if self._how.repetition_penalty != 1.0:
+            if self._params.repetition_penalty != 1.0:
                 group.seen = torch.zeros(len(streams), self._model.vocab_size, dtype=torch.bool)
-            self._saw(group, idx)
+            self._mark_seen(group, idx)
             self._groups.append(group)
 
     @staticmethod
-    def _saw(group: _Group, idx: Tensor) -> None:
+    def _mark_seen(group: _Group, idx: Tensor) -> None:
         if group.seen is not None:
             group.seen.scatter_(1, idx.cpu(), True)
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
-        """As Streams.run."""
-        place = {stream: i for i, stream in enumerate(streams)}
+        """As in Streams."""
+        column = {stream: i for i, stream in enumerate(streams)}
         out = torch.zeros(uniform.shape[1], len(streams), dtype=torch.int64)
-        self._groups = [g for g in self._groups if any(i in place for i in g.streams)]
+        self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
-            # Streams that nobody asks for any more go along, with the numbers of the first.
-            rows = [place.get(stream, 0) for stream in group.streams]
-            for step, drawn in enumerate(uniform[rows].unbind(1)):
-                # The choice is made on the CPU: it needs float64, and the token must come here.
+            # A stream that has ended stays in its batch. Its tokens are chosen with the numbers of
+            # the first stream and thrown away.
+            rows = [column.get(stream, 0) for stream in group.streams]
+            for step, numbers in enumerate(uniform[rows].unbind(1)):
+                # The token is chosen on the CPU: the draw needs float64, which MPS lacks.
                 logits = group.decoder.feed(group.idx).float().cpu()
-                token = choose_token(logits, self._how, drawn, group.seen)
+                token = choose_token(logits, self._params, numbers, group.seen)
                 group.idx = token[:, None].to(group.idx.device)
-                self._saw(group, group.idx)
+                self._mark_seen(group, group.idx)
                 for stream, one in zip(group.streams, token, strict=True):
-                    if stream in place:
-                        out[step, place[stream]] = one
+                    if stream in column:
+                        out[step, column[stream]] = one
         return out

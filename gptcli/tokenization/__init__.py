@@ -1,9 +1,9 @@
-"""Text to token ids and back: char, byte, bpe (trained on the text) and gpt2.
+"""Tokenizers: text to token ids and back, by characters, bytes, a trained BPE or GPT-2's BPE.
 
 Read in this order: `tokenizer.py` (what every kind can do), `char.py`, `byte.py`, `bpe.py`,
-`gpt2.py`, `own.py` (a learner's); then `bpe_training.py`, `building.py`, `loading.py` and
-`cuts.py`. Importing this package imports neither numpy nor tiktoken nor tokenizers; each is
-imported where it is first needed.
+`gpt2.py`, `user_bpe.py` (the user's tokenizer); then `bpe_training.py`, `building.py`, `loading.py`
+and `safe_cuts.py`. Importing this package does not import numpy, tiktoken or tokenizers: each is
+imported when it is first needed.
 """
 
 from __future__ import annotations

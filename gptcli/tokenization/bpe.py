@@ -1,8 +1,9 @@
-"""Byte-level BPE with GPT-2's split pattern, run by tiktoken.
+"""Byte-level BPE: encodes text into subwords with GPT-2's split pattern and merges by rank.
 
-A token is a run of bytes, and its id is its rank: encoding cuts the text by the pattern, starts
-from the bytes of each part, and joins the neighbours whose joined bytes have the lowest rank until
-no two can be joined (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
+A token is a sequence of bytes, and its id is its rank. Encoding splits the text by the pattern and
+starts from the bytes of each part. It then merges the two neighbours whose merged bytes have the
+lowest rank, until no two neighbours can be merged (Sennrich et al. 2016; Radford et al. 2019,
+section 2.2). tiktoken does this.
 """
 
 from __future__ import annotations
@@ -22,23 +23,25 @@ if TYPE_CHECKING:
 
     from gptcli.tokenization.tokenizer import IdArray
 
-# GPT-2's pattern with possessive quantifiers, which find the same parts without backtracking:
+# GPT-2's pattern with possessive quantifiers, which find the same parts without backtracking.
+# The original:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` has to give one character back, and tiktoken keeps a stack for it that overflows
-# somewhere below a million; longer runs of white space are cut where the pattern would. Every
-# thousandth character shows at a glance whether a text can have such a run.
+# `\s+(?!\S)` backtracks by one character, and tiktoken's stack for that overflows below a million
+# white-space characters. So long runs are cut where the pattern would cut them. Looking at every
+# thousandth character is a quick test for whether a text can have such a run.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
-_ENCODED_AT_ONCE = 2**20  # characters: bounds what tiktoken holds beside the result
+_ENCODED_AT_ONCE = 2**20  # characters: bounds the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """Tokens by rank, end-of-text last; the 256 single bytes are among them.
+    """A BPE whose ids are the ranks, with end-of-text as the last id.
 
-    `ranked` holds the bytes of the tokens by id, without end-of-text.
+    `ranked` has the bytes of each token by id, without end-of-text; it must contain all 256 single
+    bytes.
     """
 
     def __init__(self, kind: str, ranked: Sequence[bytes]) -> None:
@@ -88,18 +91,18 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """The two tokens that each token of several bytes is joined from, in order of rank.
+        """The two tokens that are merged into each token of several bytes, in order of rank.
 
-        Raises GptcliError where a token cannot be joined from two earlier ones.
+        Raises GptcliError if a token is not a merge of two earlier ones.
         """
         ranks = {piece: id for id, piece in enumerate(self._pieces[:-1])}
         found = []
         for rank, piece in enumerate(self._pieces[:-1]):
             if len(piece) > 1:
-                parts = _join(piece, ranks, below=rank)
+                parts = _merge(piece, ranks, below=rank)
                 if len(parts) != 2:
                     raise GptcliError(
-                        f"token {rank} ({piece!r}) cannot be joined from two tokens before it",
+                        f"token {rank} ({piece!r}) is not a merge of two earlier tokens",
                         "the vocabulary is damaged; train the tokenizer again",
                     )
                 found.append((parts[0], parts[1]))
@@ -110,20 +113,20 @@ class RankedTokenizer(Tokenizer):
 
 
 class BpeTokenizer(RankedTokenizer):
-    """A vocabulary trained on the text: ids 0 to 255 are the bytes, then the merges by rank."""
+    """A BPE trained on the text: ids 0 to 255 are the bytes, then the merges by rank."""
 
     def __init__(self, merged: Sequence[bytes]) -> None:
         super().__init__("bpe", [*(bytes([value]) for value in range(256)), *merged])
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cuts `text` where no token is changed, so that tiktoken copes with any length."""
+    """Cut `text` where this changes no token, so that tiktoken can encode any length."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """Cuts before the last character of every long run of white space that something follows."""
+    """Cut before the last character of every long run of white space, except at the end."""
     start = 0
     for run in _LONG_RUN.finditer(text) if _LONG_RUN_BY_THOUSANDS.search(text[::1000]) else ():
         if run.end() < len(text):
@@ -132,8 +135,8 @@ def _without_long_runs(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _join(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """The bytes of `piece` joined as far as tokens of a rank under `below` go."""
+def _merge(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
+    """The parts of `piece` after all merges with a rank below `below`."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while True:
         lowest, at = below, -1

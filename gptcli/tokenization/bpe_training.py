@@ -1,4 +1,4 @@
-"""Training a BPE vocabulary, with Hugging Face `tokenizers`."""
+"""Trains a BPE on a text: samples it evenly, counts pairs and merges the most frequent ones."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from gptcli.tokenization.tokenizer import utf8
 SMALLEST_VOCABULARY = 257
 """The single bytes and end-of-text."""
 LARGEST_VOCABULARY = 1_000_000
-"""More than any published vocabulary; the trainer sets memory aside for what it is asked for."""
+"""Larger than any published vocabulary. The trainer allocates memory for the size it is given."""
 
 SAMPLE_BYTES = 16 * 2**20
-"""At most this much of a text is learned from; see `even_sample`."""
+"""Bytes of text that training reads, at most; see `even_sample`."""
 DISTINCT_BYTES = 3 * 2**20
-"""At most this much of what is learned from is words that differ; see `few_words`."""
+"""Bytes of different words in that text, at most; see `few_words`."""
 
-_BLOCK = 2**16  # characters of the blocks that a sample is made of
+_BLOCK = 2**16  # characters in a block of the sample
 
-# Learning takes time in proportion to the length of a word times the length of the text, so what
-# has no white space for long (base64, say) is cut; no word of a language is this long.
+# Training takes time in proportion to the length of the words times the length of the text. So long
+# stretches without white space (base64, for example) are cut; no word of a language is this long.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
-    """Learns a vocabulary of at most `vocab_size` tokens, end-of-text included.
+    """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
-    A text that has too few pairs which occur twice yields a smaller one: `vocab_size` of the
-    result tells the truth. The same text always gives the same tokens. What is learned from is
-    spread evenly over the text and bounded, so memory does not grow with the text: at most
-    SAMPLE_BYTES (16 MiB), with at most DISTINCT_BYTES (3 MiB) of different words, for which the
-    trainer needs up to 100 times as much memory.
-    Raises GptcliError where `vocab_size` is out of bounds or the text holds a lone surrogate.
+    It has fewer tokens if too few pairs occur twice: see `vocab_size` of the result. The same text
+    always gives the same tokens. Training reads a sample spread evenly over the text, so memory
+    does not grow with the text: at most SAMPLE_BYTES, with at most DISTINCT_BYTES of different
+    words, for which the trainer needs up to 100 times as much memory.
+
+    Raises GptcliError if `vocab_size` is out of bounds or the text has a lone surrogate.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         raise GptcliError(
@@ -50,28 +50,28 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
         )
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # end-of-text stands beside what is learned
-        min_frequency=2,  # a pair that occurs once teaches nothing
+        vocab_size=vocab_size - 1,  # without end-of-text
+        min_frequency=2,  # merging a pair that occurs once saves nothing elsewhere
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     with _one_thread():
-        learner.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Only the order of the merges is taken over: our ids are the ranks, bytes first. Should two
-    # merges give the same bytes, they are one token.
-    merges = json.loads(learner.to_str())["model"]["merges"]
+        model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
+    # Only the order of the merges is used: our ids are the ranks, after the bytes. Two merges with
+    # the same bytes are one token.
+    merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
 
 def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _BLOCK) -> list[str]:
-    """Blocks of about `block` characters from all over a text, together at most `limit` bytes.
+    """Blocks of about `block` characters, spread evenly over a text, of at most `limit` bytes.
 
-    Reads the text once and holds little more than `limit`: all blocks are kept as long as they
-    fit; each time they do not, every second one is dropped, and from then on every second one of
-    those that come is kept. A text that fits is returned whole.
+    Reads the text once and holds little more than `limit`. Whenever the blocks exceed the limit, it
+    drops every second block, and from then on keeps half as many of the following ones. A text
+    within the limit is returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1
@@ -89,10 +89,12 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """All of `blocks`, or every second, fourth, ... so that different words fill `limit` bytes.
+    """All `blocks`, or every second, fourth, ... block, so that their different words have at most
+    `limit` bytes.
 
-    Only different words cost the trainer memory. English repeats most of its words, so that all
-    blocks stay; in a script without spaces nearly every run between two marks is a new word.
+    Only different words cost the trainer memory. English repeats most of its words, so all blocks
+    stay. In a script without spaces, nearly every stretch between two punctuation marks is a new
+    word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):
@@ -123,10 +125,10 @@ def _without_long_words(blocks: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Has `tokenizers` work in this thread alone.
+    """Keep `tokenizers` in one thread.
 
-    Its threads gain little here, and once they have run it prints a warning into every process
-    that is forked later (by a data loader, say).
+    Its threads save little time here. After they have run, it prints a warning in every process
+    that is forked later, for example by a data loader.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

@@ -1,4 +1,4 @@
-"""The tokenizer that a config asks for."""
+"""Builds the tokenizer of a config (tokenizer.kind): char, byte, bpe or gpt2."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""Bytes of the largest tokenizer.json that is read: some 300,000 tokens."""
+"""Bytes of the largest tokenizer.json that can be read: about 300,000 tokens."""
 
-# Commas and brackets in it: what stands between two of them takes up to 200 bytes of memory.
+# Commas and brackets in tokenizer.json: each parsed value takes up to 200 bytes of memory.
 _MOST_PARTS = 700_000
 
-_SURELY_SMALL = 20_000  # tokens, of which none has more than a few hundred bytes
+_SURELY_SMALL = 20_000  # tokens; none has more than a few hundred bytes
 KINDS = ("char", "byte", "bpe", "gpt2")
 
 
 def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """A tokenizer of `kind`, trained on `texts()` where the kind is trained.
+    """A tokenizer of `kind`; char and bpe are trained on `texts()`.
 
-    `texts()` yields the training text in pieces, cut anywhere, and is called at most once; byte
-    and gpt2 do not call it. `vocab_size`, end-of-text included, is for bpe alone; the result may
-    have fewer tokens where the text is short. Raises GptcliError for an unknown kind, for a
-    `vocab_size` out of bounds, and for a text that the kind cannot learn from.
+    `texts()` yields the training text in pieces, cut anywhere. It is called at most once; byte and
+    gpt2 do not call it. `vocab_size`, end-of-text included, is only for bpe; a short text gives
+    fewer tokens. Raises GptcliError if the kind is unknown, `vocab_size` is out of bounds, or the
+    text cannot train a tokenizer.
     """
     if kind == "char":
         return CharTokenizer.from_texts(texts())
@@ -34,7 +34,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
     if kind == "bpe":
         from gptcli.tokenization.bpe_training import train_bpe
 
-        return _that_can_be_read(train_bpe(texts(), vocab_size))
+        return _check_readable(train_bpe(texts(), vocab_size))
     if kind == "gpt2":
         from gptcli.tokenization.gpt2 import gpt2_tokenizer
 
@@ -47,8 +47,8 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
     )
 
 
-def _that_can_be_read(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, unless its file would be one that `load_tokenizer` refuses to read."""
+def _check_readable(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer. Raises GptcliError if its file would be too large for `load_tokenizer`."""
     if tokenizer.vocab_size > _SURELY_SMALL and _is_too_large(tokenizer):
         raise GptcliError(
             f"a tokenizer.json of {tokenizer.vocab_size:,} tokens is too large to be read again",
@@ -63,5 +63,5 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
 
 
 def has_too_many_parts(content: bytes) -> bool:
-    """Whether the JSON of a tokenizer would take more memory than any tokenizer does."""
+    """Whether parsing this JSON would take more memory than any real tokenizer needs."""
     return sum(map(content.count, (b",", b"[", b"{"))) > _MOST_PARTS

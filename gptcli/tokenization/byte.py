@@ -1,4 +1,4 @@
-"""One token per byte of the UTF-8 text, and end-of-text: any text, 257 tokens, nothing to train."""
+"""Byte tokenizer: one token per byte of the UTF-8 text, plus end-of-text; 257 tokens."""
 
 from __future__ import annotations
 

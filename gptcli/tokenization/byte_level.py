@@ -1,8 +1,8 @@
-"""How Hugging Face's `tokenizers` writes a tokenizer whose tokens are runs of bytes.
+"""Writes a byte-level BPE as a tokenizer.json for Hugging Face: bytes as printable characters.
 
-Its byte-level format gives each of the 256 byte values a printable character: the byte itself
-where Latin-1 has a visible character for it, else the next one from U+0100 on (a space becomes
-`Ġ`). This is GPT-2's own table (encoder.py, `bytes_to_unicode`).
+The byte-level format gives each of the 256 byte values a printable character: the byte's Latin-1
+character if that is visible, else the next unused one from U+0100 on (a space becomes `Ġ`). This is
+GPT-2's table (encoder.py, `bytes_to_unicode`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
 
 
 def to_characters(piece: bytes) -> str:
-    """The bytes of a token as the byte-level format writes them."""
+    """The characters that the byte-level format writes for the bytes of a token."""
     return "".join(_CHARACTERS[value] for value in piece)
 
 
 def from_characters(text: str) -> bytes:
-    """The other way; raises KeyError for a character that stands for no byte."""
+    """The bytes of a token in the byte-level format. Raises KeyError for any other character."""
     return bytes(_BYTES[char] for char in text)
 
 
@@ -40,14 +40,14 @@ def byte_level_json(
     *,
     split_words: bool,
 ) -> str:
-    """The text of a tokenizer.json of the model type BPE, byte-level.
+    """The text of tokenizer.json for a byte-level BPE.
 
-    `pieces` are the bytes of the tokens by id, the last of them end-of-text; `merges` stand in
-    order of rank; with `split_words` the text is first cut by GPT-2's pattern.
+    `pieces` are the bytes of the tokens by id, with end-of-text last. `merges` are in order of
+    rank. With `split_words`, GPT-2's pattern splits the text before the merges.
     """
     eot = len(pieces) - 1
     vocab = {to_characters(piece): id for id, piece in enumerate(pieces[:-1])}
-    assert len(vocab) == eot, "every token has its own bytes"
+    assert len(vocab) == eot, "no two tokens have the same bytes"
     return json.dumps(
         {
             "version": "1.0",

@@ -1,4 +1,4 @@
-"""One token per character: the vocabulary is the set of characters of the training text."""
+"""Char tokenizer: one token per character; the vocabulary is the training text's characters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_NAMED_AT_MOST = 5  # characters that one error message names
+_MOST_NAMED = 5  # characters that one error message names
 
 
 class CharTokenizer(Tokenizer):
-    """Ids are the places of the characters in `chars`, which holds each of them once."""
+    """The id of a character is its index in `chars`, which contains each character once."""
 
     kind = "char"
     eot = None
@@ -32,9 +32,9 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
-        """The characters that occur in `texts`, by code point.
+        """The tokenizer of the characters that occur in `texts`, in order of code points.
 
-        Raises GptcliError where there are none, or where one is a lone surrogate.
+        Raises GptcliError if there are none, or if one is a lone surrogate.
         """
         seen: set[str] = set()
         for text in texts:
@@ -75,7 +75,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """By code point: the id, and whether there is one."""
+        """Two arrays by code point: the id, and whether there is one."""
         import numpy as np
 
         size = max(256, ord(max(self.chars)) + 1)
@@ -98,9 +98,9 @@ class CharTokenizer(Tokenizer):
         )
         if others:
             message += f"; nor {'are' if len(others) > 1 else 'is'} "
-            message += ", ".join(_name(char) for char in others[:_NAMED_AT_MOST])
-            if len(others) > _NAMED_AT_MOST:
-                message += f" and {len(others) - _NAMED_AT_MOST} more"
+            message += ", ".join(_name(char) for char in others[:_MOST_NAMED])
+            if len(others) > _MOST_NAMED:
+                message += f" and {len(others) - _MOST_NAMED} more"
         return GptcliError(
             message,
             f"leave {'them' if others else 'it'} out (the model never saw "
@@ -124,8 +124,8 @@ class CharTokenizer(Tokenizer):
                 },
                 "post_processor": None,
                 "decoder": {"type": "Fuse"},
-                # Longer than one character, so `unk_token` is never in the vocabulary, and the
-                # Hugging Face library refuses an unknown character as this class does.
+                # The name is longer than one character, so it is never in the vocabulary. Then the
+                # Hugging Face library refuses an unknown character, as this class does.
                 "model": {
                     "type": "WordLevel",
                     "kind": self.kind,
@@ -139,6 +139,6 @@ class CharTokenizer(Tokenizer):
 
 
 def _name(char: str) -> str:
-    """As `'é' (U+00E9, latin small letter e with acute)`."""
+    """The character, code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
     name = unicodedata.name(char, "").lower()
     return f"{char!r} (U+{ord(char):04X}{', ' + name if name else ''})"

@@ -1,4 +1,4 @@
-"""GPT-2's own vocabulary, from the rank file that ships in data/."""
+"""GPT-2's tokenizer: reads its vocabulary of 50,257 tokens from the rank file in data/."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RANK_FILE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838d
 
 @cache
 def gpt2_tokenizer() -> RankedTokenizer:
-    """GPT-2's tokenizer, read on the first call: 50,257 tokens, the last of them end-of-text.
+    """GPT-2's tokenizer with 50,257 tokens, end-of-text last. The first call reads the file.
 
-    Raises GptcliError where the rank file is missing or not the one that shipped.
+    Raises GptcliError if the rank file is missing or is not the shipped one.
     """
     return RankedTokenizer("gpt2", read_ranks(shipped_folder("data") / RANK_FILE))
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The bytes of GPT-2's tokens by id, end-of-text apart; refuses any other file.
+    """The bytes of GPT-2's tokens by id, without end-of-text. Raises GptcliError for other files.
 
-    Each line of tiktoken's format is a token in base64, a space, and its rank.
+    Each line of the file (tiktoken's format) is a token in base64, a space, and its rank.
     """
     reinstall = "install gptcli again, or in a checkout: git checkout -- data/" + RANK_FILE
     try:

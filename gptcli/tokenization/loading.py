@@ -1,4 +1,4 @@
-"""Reading tokenizer.json back."""
+"""Loads a tokenizer from tokenizer.json, and refuses damaged or foreign files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
-_LONGEST = 1024  # bytes of a token; training makes none of a third of that
-# The squared lengths of the tokens, summed: what finding the merges takes. A few long tokens are
-# rulers and blanks; all together are words.
+_LONGEST = 1024  # bytes of a token; training makes none longer than a third of this
+# Limits for the sum of the squared token lengths, to which the time for finding the merges is
+# proportional: a fixed part for a few long tokens (rules, blanks), and a part for each token.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
 
 class _DamagedError(Exception):
-    """What is wrong with a file, in words that fit behind its path and a colon."""
+    """What is wrong with the file. The message follows the path and a colon."""
 
 
 def load_tokenizer(
@@ -31,11 +31,10 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
-    It is rebuilt from the kind and the vocabulary, and then has to say the same as the file in
-    every other point: so no file is taken for more than it is, and what Hugging Face `tokenizers`
-    makes of the file is what this makes of it. Raises GptcliError for a file that cannot be read,
-    is damaged, or was not written by gptcli. A file written for a tokenizer of the user's own needs
-    their class as `own`; with `inside` it must lie in that folder, links followed.
+    It is rebuilt from the kind and the vocabulary. Its own JSON must then equal the file, so that
+    Hugging Face `tokenizers` encodes text in the same way. The file of a user's tokenizer needs
+    their class as `user_class`. With `inside`, the file must be in that folder after following
+    links. Raises GptcliError if the file cannot be read, is damaged, or was not written by gptcli.
     """
     try:
         content = read_bounded(path, MOST_BYTES, inside)
@@ -49,20 +48,20 @@ def load_tokenizer(
     except _DamagedError as error:
         raise GptcliError(
             f"{path}: {error}",
-            "it is damaged or was not written by gptcli: take an undamaged copy, or train again",
+            "it is damaged or was not written by gptcli: use an undamaged copy, or train again",
         ) from None
 
 
 def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokenizer:
     if has_too_many_parts(content):
-        raise _DamagedError("JSON of too many parts")
+        raise _DamagedError("JSON with too many values")
     try:
         stored = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number too long, a nesting too deep
+    except (ValueError, RecursionError) as error:  # a number is too long, or the nesting too deep
         raise _DamagedError(f"JSON that cannot be read: {error}") from None
     model = stored.get("model") if isinstance(stored, dict) else None
     if not isinstance(model, dict) or "kind" not in model:
@@ -71,8 +70,8 @@ def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokeni
     if kind == UserTokenizer.kind:
         if user_class is None:
             raise GptcliError(
-                f"{path} is of a tokenizer of your own, and no file holds code to be executed",
-                "train, sample and eval take its file again: --tokenizer FILE",
+                f"{path} belongs to your own tokenizer, and its code is not stored in any run",
+                "name its file again: --tokenizer FILE",
             )
         tokenizer = _user_bpe(model, user_class)
     elif kind in KINDS:

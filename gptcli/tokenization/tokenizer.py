@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and how ids become text as they arrive."""
+"""The base class of all tokenizers, and the decoder of id streams (no half characters)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    # Ids are kept in the smallest unsigned type that holds the vocabulary.
+    # The smallest unsigned type that holds every id of the vocabulary.
     IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
-"""How the end-of-text token is written; in a text these are thirteen plain characters."""
+"""The name of the end-of-text token. Within a text these are thirteen ordinary characters."""
 
 
 class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
-    `kind` is "char", "byte", "bpe" or "gpt2"; ids run from 0 to `vocab_size - 1`; `eot` is the id
-    of end-of-text, None where the kind has none (char). A tokenizer never changes.
+    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). Ids go from 0 to
+    `vocab_size - 1`. `eot` is the id of end-of-text; None if the kind has none (char). A tokenizer
+    never changes.
     """
 
     kind: str
@@ -35,7 +36,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of every token, by id. Of end-of-text, the bytes of `<|endoftext|>`."""
+        """The bytes of every token by id; for end-of-text, the bytes of `<|endoftext|>`."""
 
     @property
     def vocab_size(self) -> int:
@@ -46,13 +47,13 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
         """The ids of `text`.
 
-        `<|endoftext|>` within it is plain text, or with `allow_eot` the end-of-text token where
-        the kind has one. Raises GptcliError for what this kind cannot represent.
+        `<|endoftext|>` within the text is plain text; with `allow_eot` it is the end-of-text token,
+        if the kind has one. Raises GptcliError if this kind cannot represent the text.
         """
 
     @abstractmethod
     def encode_array(self, text: str) -> IdArray:
-        """The same ids as `encode(text)`, quickly: shape (tokens,), dtype of `id_dtype`."""
+        """The same ids as `encode(text)`, but faster: shape (tokens,), dtype of `id_dtype`."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -66,7 +67,7 @@ class Tokenizer(ABC):
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token, which need not be whole characters.
+        """The bytes of one token, which can be part of a character.
 
         Raises GptcliError for an id outside the vocabulary.
         """
@@ -78,21 +79,21 @@ class Tokenizer(ABC):
         return self.pieces[id]
 
     def stream(self) -> StreamDecoder:
-        """A decoder that takes ids one by one."""
+        """A decoder for ids that arrive one by one."""
         return StreamDecoder(self)
 
     def show(self, text: str) -> list[tuple[int, str]]:
-        """The tokens of `text` for people to look at: id and readable form of each.
+        """The tokens of `text` in readable form: pairs of id and text.
 
-        Whole characters that can be printed stand for themselves; the rest is escaped as in
-        Python (`\\n`, `\\u200b`), and a token of half a character shows its bytes (`\\xe2\\x82`).
+        Printable characters do not change; others are escaped as in Python (`\\n`, `\\u200b`). A
+        token with an incomplete character shows its bytes (`\\xe2\\x82`).
         """
         return [(id, _visible(self.token_bytes(id))) for id in self.encode(text)]
 
     def start_ids(self) -> list[int]:
-        """What a sample without a prompt starts from.
+        """The ids that a sample without a prompt starts from.
 
-        End-of-text; where there is none, the newline, else the first of the vocabulary.
+        End-of-text; without it, the newline; without that, the first token of the vocabulary.
         """
         if self.eot is not None:
             return [self.eot]
@@ -103,18 +104,18 @@ class Tokenizer(ABC):
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
     def fingerprint(self) -> str:
-        """SHA-256 of `to_json()` in hex: two tokenizers are the same if and only if it is."""
+        """SHA-256 (hex) of `to_json()`: equal if and only if the tokenizers are equal."""
         return self._fingerprint
 
     def encoding_key(self) -> str:
-        """What an encoded text may be kept under: where it is the same, so are the ids."""
+        """A key for caching encoded texts: tokenizers with equal keys give equal ids."""
         return self._fingerprint
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, never handing out half a character.
+    """Turns ids into text one by one, and holds incomplete characters back.
 
-    All that `push` returned, then `flush`, joined, equals `decode` of all the ids.
+    The texts that `push` and then `flush` return, joined, equal `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -122,13 +123,13 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """The text that became certain with this id: perhaps none, perhaps several characters."""
+        """The text that is complete after this id: none, one or several characters."""
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """What was held back: U+FFFD for a character that never became whole, else nothing.
+        """U+FFFD if an incomplete character was held back, else nothing.
 
-        The decoder is then as new.
+        This resets the decoder.
         """
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
@@ -143,7 +144,7 @@ def id_dtype(vocab_size: int) -> Any:
 
 
 def utf8(text: str) -> bytes:
-    """The UTF-8 bytes of `text`; raises GptcliError for a lone surrogate, with its position."""
+    """The UTF-8 bytes of `text`. Raises GptcliError for a lone surrogate, with its position."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

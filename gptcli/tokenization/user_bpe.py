@@ -1,8 +1,8 @@
-"""A learner's byte-pair encoding as the tokenizer of a real model: their class, made to fit.
+"""Uses the user's byte-pair encoding class (--tokenizer) as the tokenizer of a model.
 
-Their `train` learns from the beginning of the text, their `encode` turns all of it into ids, line
-by line, and their `save` and `load` carry it from the run folder to the next command. What a token
-stands for follows from their merges. End-of-text gets the id after the last merge.
+The user's `train` reads the beginning of the text. `encode` turns the text into ids, line by line.
+`save` and `load` store the merges in the run folder and restore them for the next command. The
+merges give the bytes of each token. End-of-text gets the id after the last merge.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 LEARNS_FROM = 100_000
-"""Characters that `train` is given: counting all pairs anew for each merge takes about ten seconds
-for as many in plain Python."""
+"""Characters that `train` reads. In plain Python, counting all pairs of so long a text for each
+merge takes about ten seconds."""
 
 LONGEST_LINE = 1_000
-"""Characters; longer lines are cut, since merging in plain Python takes quadratic time."""
+"""Characters. Longer lines are cut, because merging in plain Python takes quadratic time."""
 
-_MOST_BYTES = 1 << 24  # of all tokens together
+_MOST_BYTES = 1 << 24  # all tokens together
 
-_REMEMBERED = 50_000  # lines whose ids are kept: names of speakers come again and again
+_MOST_CACHED_LINES = 50_000  # many lines repeat, for example the names of speakers
 
 
 class UserTokenizer(Tokenizer):
-    """A learner's tokenizer. `learner` is an object of their class that has learnt `merges`, and
-    `saved` what its `save` wrote."""
+    """The user's tokenizer: `user_object` is a trained object of the user's class, `merges` are its
+    merges, and `saved` is the content of the file that its `save` wrote."""
 
     kind = "own"
 
-    def __init__(self, learner: Any, merges: Sequence[tuple[int, int]], saved: bytes) -> None:
-        self._learner = learner
+    def __init__(self, user_object: Any, merges: Sequence[tuple[int, int]], saved: bytes) -> None:
+        self._user_object = user_object
         self._merges = list(merges)
         self._saved = saved
         self._pieces = [*_token_bytes(self._merges), END_OF_TEXT.encode()]
@@ -55,7 +55,7 @@ class UserTokenizer(Tokenizer):
         return self._pieces
 
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
-        """The ids that theirs gives each line, one after another."""
+        """The ids that the user's `encode` gives each line, joined."""
         utf8(text)
         ids: list[int] = []
         for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
@@ -68,11 +68,11 @@ class UserTokenizer(Tokenizer):
     def _encode_line(self, line: str) -> list[int]:
         known = self._lines.get(line)
         if known is None:
-            known = _asked("encode", lambda: [int(id) for id in self._learner.encode(line)])
+            known = _call("encode", lambda: [int(id) for id in self._user_object.encode(line)])
             last = self.vocab_size - 2
             if odd := [id for id in known if not 0 <= id <= last]:
-                raise _not_right(f"its encode gave the id {odd[0]!r}; ids go from 0 to {last}")
-            if len(self._lines) < _REMEMBERED:
+                raise _unusable(f"its encode gave the id {odd[0]!r}; ids go from 0 to {last}")
+            if len(self._lines) < _MOST_CACHED_LINES:
                 self._lines[line] = known
         return known
 
@@ -83,8 +83,10 @@ class UserTokenizer(Tokenizer):
         return array
 
     def to_json(self) -> str:
-        """Merges and what their `save` wrote. Hugging Face's format has no room for it: two tokens
-        may stand for the same bytes where words are not cut."""
+        """The merges and the file of the user's `save`.
+
+        This is not Hugging Face's format: there, two tokens cannot have the same bytes, but here
+        they can, because words are not split first."""
         model = {
             "type": "BPE",
             "kind": self.kind,
@@ -94,8 +96,8 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """Their file counts as well: another `encode` may give other ids by the same merges."""
-        source = getattr(sys.modules.get(type(self._learner).__module__), "__file__", None)
+        """The fingerprint and the hash of the user's file, whose `encode` can change."""
+        source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
 
@@ -103,29 +105,29 @@ class UserTokenizer(Tokenizer):
 def train_user_bpe(
     cls: type[Any], texts: Iterable[str], vocab_size: int
 ) -> tuple[UserTokenizer, int]:
-    """Let a learner's tokenizer learn; returns it and how many characters it was given.
+    """Train the user's tokenizer; returns it and the number of characters that it read.
 
-    `cls` is their class, `texts` are the text in pieces, of which the first LEARNS_FROM characters
-    count; `vocab_size` (end-of-text included) bounds the merges. Raises GptcliError where their
-    code stops, or where what it leaves behind is no tokenizer."""
+    `cls` is the user's class. `texts` is the text in pieces, of which the first LEARNS_FROM
+    characters are used. `vocab_size` (end-of-text included) limits the merges. Raises GptcliError
+    if the user's code raises an exception or does not give a valid tokenizer."""
     held, size = [], 0
     for piece in texts:
         held.append(piece[: LEARNS_FROM - size])
         size += len(held[-1])
         if size >= LEARNS_FROM:
             break
-    learner = _asked("constructor", cls)
-    _asked("train", lambda: learner.train("".join(held), vocab_size - 257))
-    merges = _merges_of(learner)
+    user_object = _call("constructor", cls)
+    _call("train", lambda: user_object.train("".join(held), vocab_size - 257))
+    merges = _merges_of(user_object)
     if len(merges) > vocab_size - 257:
-        raise _not_right(
-            f"its train made {len(merges)} merges where {vocab_size - 257} were asked for"
+        raise _unusable(
+            f"its train made {len(merges)} merges, but at most {vocab_size - 257} were asked for"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")
-        _asked("save", lambda: learner.save(str(path)))
+        _call("save", lambda: user_object.save(str(path)))
         if not path.is_file():
-            raise _not_right("its save(path) wrote no file at path")
+            raise _unusable("its save(path) wrote no file at path")
         saved = path.read_bytes()
     return restore_user_bpe(cls, merges, saved), size
 
@@ -133,19 +135,22 @@ def train_user_bpe(
 def restore_user_bpe(
     cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes
 ) -> UserTokenizer:
-    """The tokenizer whose `save` wrote `saved`, by their `load`, which must give `merges` back."""
+    """The tokenizer whose `save` wrote `saved`, restored by the user's `load`.
+
+    Raises GptcliError if it does not have the same `merges` again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")
         path.write_bytes(saved)
-        learner = _asked("load", lambda: _load(cls, str(path)))
-    if _merges_of(learner) != list(merges):
-        raise _not_right("its load does not give back the merges that were saved")
-    return UserTokenizer(learner, merges, saved)
+        user_object = _call("load", lambda: _load(cls, str(path)))
+    if _merges_of(user_object) != list(merges):
+        raise _unusable("its load does not restore the merges that were saved")
+    return UserTokenizer(user_object, merges, saved)
 
 
 def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
-    """The tokenizer of which `to_json` wrote `model`. Raises ValueError for anything else, and
-    GptcliError where the learner's file has changed so that it cannot load it."""
+    """The tokenizer whose `to_json` wrote `model`.
+
+    Raises ValueError if `model` is damaged, and GptcliError if the user's code cannot load it."""
     lines, saved = model.get("merges"), model.get("saved")
     if not isinstance(lines, list) or not isinstance(saved, str):
         raise ValueError("it has no model.merges or no model.saved")
@@ -159,7 +164,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # each may double the one before
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # can double each time
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -169,9 +174,10 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
 
 
 def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
-    """Regroup pieces of a text so that each can be encoded on its own: pieces of `minimum`
-    characters or more (the last may be shorter), cut after a newline, or within a line at a
-    multiple of LONGEST_LINE."""
+    """Regroup the pieces of a text so that each can be encoded independently.
+
+    Yields pieces of at least `minimum` characters (the last can be shorter). They are cut after a
+    newline, or within a line at a multiple of LONGEST_LINE."""
     held = ""
     for piece in pieces:
         held += piece
@@ -186,7 +192,7 @@ def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """A newline belongs to the line that it ends."""
+    """The lines of a text, each with its newline, cut at multiples of LONGEST_LINE."""
     begin = 0
     while begin < len(text):
         end = text.find("\n", begin) + 1 or len(text)
@@ -203,46 +209,51 @@ def _token_bytes(merges: Iterable[tuple[int, int]]) -> list[bytes]:
 
 
 def _load(cls: type[Any], path: str) -> Any:
-    """By a classmethod or a staticmethod; else by a method, which may fill the object itself."""
+    """The object that the user's `load` restores.
+
+    `load` can be a class method, a static method, or a method that fills its object or returns
+    another."""
     if isinstance(inspect.getattr_static(cls, "load"), classmethod | staticmethod):
         return cls.load(path)
-    learner = cls()
-    loaded = learner.load(path)
-    return learner if loaded is None else loaded
+    user_object = cls()
+    loaded = user_object.load(path)
+    return user_object if loaded is None else loaded
 
 
-def _merges_of(learner: Any) -> list[tuple[int, int]]:
-    """The pairs in the order of their ids, from a dict of pairs to ids or a list of pairs."""
-    found = getattr(learner, "merges", None)
+def _merges_of(user_object: Any) -> list[tuple[int, int]]:
+    """The merged pairs in order of their ids. `merges` can be a dict of pair -> id or a list."""
+    found = getattr(user_object, "merges", None)
     try:
         if isinstance(found, dict):
             found = sorted(found, key=found.__getitem__)
         merges = [(int(left), int(right)) for left, right in found]  # type: ignore[union-attr]
     except (TypeError, ValueError):
-        raise _not_right("its `merges` is not a dict of pairs of ids to new ids") from None
+        raise _unusable("its `merges` is not a dict of pairs of ids to new ids") from None
     for number, pair in enumerate(merges):
         if not all(0 <= id < 256 + number for id in pair):
-            raise _not_right(
-                f"its merge number {number} is of {pair}; ids of then are below {256 + number}"
+            raise _unusable(
+                f"its merge number {number} is {pair}, but only ids below {256 + number} exist then"
             )
     return merges
 
 
-def _asked(what: str, call: Callable[[], Any]) -> Any:
-    """What the learner's code answers; what it prints is not data."""
+def _call(what: str, call: Callable[[], Any]) -> Any:
+    """The result of the user's code; its prints go to stderr.
+
+    Raises GptcliError if it raises an exception."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return call()
     except Exception as error:
         words = " ".join(str(error).split())[:200]
-        raise _not_right(
-            f"its {what} stops with {type(error).__name__}" + (f": {words}" if words else "")
+        raise _unusable(
+            f"its {what} raises {type(error).__name__}" + (f": {words}" if words else "")
         ) from error
 
 
-def _not_right(what: str) -> GptcliError:
+def _unusable(what: str) -> GptcliError:
     return GptcliError(
-        f"the tokenizer of your own cannot be used: {what}",
-        "gptcli check-tokenizer FILE says more about it",
+        f"your own tokenizer cannot be used: {what}",
+        "gptcli check-tokenizer FILE explains more",
         exit_code=1,
     )

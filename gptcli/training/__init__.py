@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: optimizers, schedule, checkpoints, estimates."""
+"""Training: the loop, the step, optimizers, schedule, checkpoints, resuming, time and memory."""

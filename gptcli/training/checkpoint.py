@@ -1,8 +1,13 @@
-"""Checkpoints that are old or new, never torn, and proven whole before they are used.
+"""Checkpoints: written to a temporary folder, fsynced, then renamed; verified by SHA-256 when read.
 
-checkpoints/step-00000200/ holds model.safetensors (float32 weights), state.safetensors (what
-the next step depends on beside them) and meta.json, written last, with the size and SHA-256 of
-the others. Nothing is pickled.
+checkpoints/step-00000200/ holds three files:
+- model.safetensors: the float32 weights.
+- state.safetensors: the optimizer's state.
+- meta.json: counters and config, and the sizes and SHA-256 of the two others. It is written last.
+
+A crash leaves the old checkpoint or the new one, never half of one. Nothing is pickled.
+On a first reading, read `save`, `_write_folder` and `load`. Skip the rest: it handles damaged
+files, disks that refuse, and the choice of the best step.
 """
 
 from __future__ import annotations
@@ -17,22 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import MOST_JSON, read_bounded
-from gptcli.files.direct_io import LARGE
-from gptcli.training.meta_file import TENSOR_FILES, parse_meta, seal
-from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
+from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
+from gptcli.files.direct_io import DIRECT_IO_BYTES
+from gptcli.training.meta_file import TENSOR_FILES, dump_meta, parse_meta
+from gptcli.training.tensor_file import HashedPieces, read_tensors, tensor_pieces
 
-if TYPE_CHECKING:  # listing runs must not wait for torch
+if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
     from torch import Tensor
 
-_NAME = re.compile(r"step-([0-9]{8,18})")
-_MOST_NAME = 100  # bytes of `checkpoints/best`
-_WRITTEN = r"step-[0-9]{8,18}|best|meta\.json"
+_FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
+_MAX_BEST_BYTES = 100  # of the file `checkpoints/best`
+_WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint, whole: tensors on the CPU, and its meta.json."""
+    """A verified checkpoint: its tensors, on the CPU, and its meta.json."""
 
     step: int
     path: Path
@@ -42,19 +47,22 @@ class Checkpoint:
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
+    """The folder of a step's checkpoint, which need not exist."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps that have a checkpoint folder, rising; whether they are whole is not looked at."""
+    """The steps that have a checkpoint folder, in rising order. The files are not verified."""
     found = []
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
+        match = _FOLDER_NAME.fullmatch(path.name)
         if match and path.is_dir() and path == folder_of(run, int(match[1])):
             found.append(int(match[1]))
     return sorted(found)
+
+
+# ---- writing -----------------------------------------------------------------------------------
 
 
 def save(
@@ -65,42 +73,25 @@ def save(
     meta: dict[str, Any],
     still_wanted: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the checkpoint of a step and return its folder once it is durable.
+    """Write the checkpoint of a step and return its folder. The checkpoint is then on the disk.
 
-    A step that has one keeps its tensors, which are the same, and gets the new meta.json.
-    `still_wanted` is called once, before anything gets its name; raising, it ends the save.
-    Raises GptcliError (exit code 1) where the disk refuses; earlier checkpoints are untouched."""
+    If the step already has a valid checkpoint, only meta.json is replaced: the tensors are equal.
+    `still_wanted` is called once, before anything is renamed. If it raises, nothing is saved.
+    Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints are not touched."""
     goal = folder_of(run, step)
-    if not run.is_dir():  # a new one would hold weights alone, which nothing can be done with
-        raise gone(run)
-    with _told(goal):
+    if not run.is_dir():  # a new folder would hold weights without a config and a tokenizer
+        raise run_gone_error(run)
+    with _disk_errors(goal):
         durable.make_folder(goal.parent)
-        durable.sweep(goal.parent, _WRITTEN)  # what a failed save left must not fill the disk
-        files = _files_there(run, step)
+        durable.delete_temporaries(goal.parent, _WRITTEN_NAMES)  # or failed saves fill the disk
+        files = _valid_files(run, step)
         if files is not None:
             still_wanted()
-            durable.write_atomically(goal / "meta.json", seal(step, meta, files))
-            durable.fsync_folder(goal.parent)  # in case that failed when the folder was new
+            durable.write_atomically(goal / "meta.json", dump_meta(step, meta, files))
+            durable.fsync_folder(goal.parent)  # in case this failed when the folder was new
         else:
             _write_folder(goal, step, model, state, meta, still_wanted)
     return goal
-
-
-def gone(run: Path) -> GptcliError:
-    """The error for a run folder that is no longer there, or no longer this one."""
-    return GptcliError(
-        f"{run} is gone: it was deleted or moved while it was trained",
-        "where it was moved, go on there: gptcli train --resume --out PLACE",
-        exit_code=1,
-    )
-
-
-def _files_there(run: Path, step: int) -> dict[str, Any] | None:
-    """Sizes and hashes of the files of a checkpoint, None where there is none or it is damaged."""
-    try:
-        return dict(read_meta(run, step)["files"])
-    except GptcliError:
-        return None
 
 
 def _write_folder(
@@ -111,18 +102,19 @@ def _write_folder(
     meta: dict[str, Any],
     still_wanted: Callable[[], None],
 ) -> None:
-    """Write a checkpoint folder, in the place of a damaged one where there is one: all of it, or,
-    with the exception, nothing."""
-    temporary = durable.temporary_beside(goal)
+    """Write all files to a temporary folder, then rename it to `goal`: an atomic rename.
+
+    Replaces a damaged checkpoint of that name. After an exception nothing is left."""
+    temporary = durable.temporary_path(goal)
     try:
         durable.disk.mkdir(temporary)
         files = {}
         for name, tensors in zip(TENSOR_FILES, (model, state), strict=True):
-            file = Counted(tensor_pieces(tensors))
+            file = HashedPieces(tensor_pieces(tensors))
             size = sum(tensor.nbytes for tensor in tensors.values())
-            durable.write_file(temporary / name, file, large=size >= LARGE)
+            durable.write_file(temporary / name, file, large=size >= DIRECT_IO_BYTES)
             files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
-        durable.write_file(temporary / "meta.json", seal(step, meta, files))
+        durable.write_file(temporary / "meta.json", dump_meta(step, meta, files))
         still_wanted()
         if goal.exists():
             durable.remove_folder(goal)
@@ -132,106 +124,115 @@ def _write_folder(
         raise
 
 
+def _valid_files(run: Path, step: int) -> dict[str, Any] | None:
+    """Sizes and hashes of a checkpoint's files; None if there is none or meta.json is damaged."""
+    try:
+        return dict(read_meta(run, step)["files"])
+    except GptcliError:
+        return None
+
+
+def run_gone_error(run: Path) -> GptcliError:
+    """The error for a run folder that was deleted, moved or replaced during training."""
+    return GptcliError(
+        f"{run} is gone: it was deleted or moved during training",
+        "if you moved it, continue there: gptcli train --resume --out PLACE",
+        exit_code=1,
+    )
+
+
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell what the disk refused of the writing of `path`: OSError becomes GptcliError."""
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the disk into a GptcliError about the writing of `path`."""
     try:
         yield
     except OSError as error:
-        raise durable.could_not_write(
+        raise durable.write_error(
             path,
             error,
-            "make room, or see what is wrong with the disk; earlier checkpoints are whole, "
-            "--resume goes on from them",
+            "free some space, or check the disk; earlier checkpoints are intact and --resume "
+            "continues from them",
         ) from None
 
 
 def mark_best(run: Path, step: int) -> None:
-    """Let `checkpoints/best` name this step. Raises GptcliError (exit code 1) where the disk
-    refuses; it names the old one then, or this."""
+    """Write the name of this step's checkpoint to `checkpoints/best`.
+
+    Raises GptcliError (exit code 1) if the disk refuses. The file then names the old or the new
+    step."""
     path = run / "checkpoints" / "best"
-    with _told(path):
+    with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
 
 
-def best_step(run: Path) -> int | None:
-    """The step that `checkpoints/best` names, or None."""
-    try:
-        return _read_best(run)
-    except (OSError, ValueError):
-        return None
-
-
-def _read_best(run: Path) -> int | None:
-    """The step that `checkpoints/best` names, None where there is no such file. Raises OSError or
-    ValueError where it cannot be read or is damaged."""
-    try:
-        text = read_bounded(run / "checkpoints" / "best", _MOST_NAME, run).decode("utf-8").strip()
-    except FileNotFoundError:
-        return None
-    match = _NAME.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    return int(match[1])
+# ---- deleting ----------------------------------------------------------------------------------
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (at least 2) checkpoints and the best one. What cannot be
-    deleted now (somebody reads it, on Windows) stays until the next time, and so does all where
-    it cannot be known which one is the best."""
-    assert keep >= 2, "the newest may turn out to be damaged"
+    """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
+
+    A checkpoint that cannot be deleted now stays until the next call (on Windows, a file that is
+    open). Deletes nothing if it is unknown which checkpoint is the best."""
+    assert keep >= 2, "the newest can turn out to be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)
-        best = _any_best(run, steps) if steps[:-keep] else set()
+        best = _possibly_best(run, steps) if steps[:-keep] else set()
         for step in steps[:-keep]:
             if step not in best:
                 with suppress(OSError):
                     durable.remove_folder(folder_of(run, step))
 
 
-def _any_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The best step by the newest meta.json and, where that is another, by `checkpoints/best`.
-    Raises OSError, ValueError or GptcliError where what is there does not tell."""
+def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
+    """The best step by the newest meta.json, and the one by `checkpoints/best` if they differ.
+
+    Raises OSError, ValueError or GptcliError if neither can be read."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
-    except ValueError:  # the file is damaged; the checkpoints may still tell
+    except ValueError:  # the file is damaged, but a checkpoint can still know
         if known in steps:
             return {known}
         raise
 
 
 def _best_by_meta(run: Path, steps: list[int]) -> int | None:
-    """The best step by the newest meta.json that is whole. Raises GptcliError where none is, or
-    one cannot be read now."""
+    """The best step by the newest valid meta.json.
+
+    Raises GptcliError if no meta.json is valid, or one cannot be read now."""
     for step in reversed(steps):
         try:
             found: int | None = read_meta(run, step)["progress"].get("best_step")
-        except _RefusedError:
+        except _UnreadableError:
             raise
         except GptcliError:
             continue
         return found
-    raise GptcliError(f"{run}: no meta.json is whole", "train again", exit_code=1)
+    raise GptcliError(f"{run}: no meta.json is valid", "train again", exit_code=1)
 
 
-def tidy(run: Path, newest: int) -> None:
-    """Before a run goes on from the checkpoint `newest` (-1: from none): delete what a killed save
-    left behind, and checkpoints after `newest`, which are damaged, so that they are never counted
-    among those to keep. Raises GptcliError (exit code 1) where one of those cannot be deleted."""
+def delete_leftovers(run: Path, newest: int) -> None:
+    """Prepare a resume from the checkpoint `newest` (-1: from none): delete what must not stay.
+
+    Deletes temporary files of killed saves. Also deletes the checkpoints after `newest`: they are
+    damaged, and `prune` would count them. Raises GptcliError (exit code 1) if one cannot be
+    deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
-        durable.sweep(folder, _WRITTEN)
+        durable.delete_temporaries(folder, _WRITTEN_NAMES)
     for step in steps_of(run):
         if step > newest:
-            with _told(folder_of(run, step)):
+            with _disk_errors(folder_of(run, step)):
                 durable.remove_folder(folder_of(run, step))
 
 
+# ---- reading -----------------------------------------------------------------------------------
+
+
 def read_meta(run: Path, step: int) -> dict[str, Any]:
-    """meta.json of a checkpoint. Raises GptcliError (exit code 1) where it is damaged."""
+    """meta.json of a checkpoint. Raises GptcliError (exit code 1) if it is damaged."""
     path = folder_of(run, step) / "meta.json"
     try:
-        return parse_meta(read_bounded(path, MOST_JSON, run), step)
+        return parse_meta(read_bounded(path, MAX_JSON_BYTES, run), step)
     except FileNotFoundError:
         raise _damaged(run, step, f"{path} is missing") from None
     except OSError as error:
@@ -241,7 +242,7 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
 
 
 def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
-    """Read a checkpoint, sizes and hashes verified; `state` is empty unless asked for.
+    """Read a checkpoint and verify sizes and hashes. `state` is empty unless `with_state`.
 
     Raises GptcliError (exit code 1) that names the damaged file."""
     meta = read_meta(run, step)
@@ -261,43 +262,73 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, with its state, and a note for each damaged one that
-    was passed over. Raises GptcliError where there are checkpoints but none is whole."""
+    """The newest valid checkpoint with its state, and a note for each damaged one after it.
+
+    None if the run has no checkpoint yet. Raises GptcliError if all checkpoints are damaged."""
     steps = steps_of(run)
-    return _first_whole(run, steps[::-1], with_state=True) if steps else (None, [])
+    return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
 
 def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The best checkpoint, or where it is damaged the newest that is whole, without state; and
-    what to say of it. Raises GptcliError where there is none, or none is whole."""
+    """The best checkpoint without its state, or the newest valid one if it is damaged; and notes.
+
+    Raises GptcliError if there is no checkpoint, or all are damaged."""
     first = choose_step(run, "best")
-    _, notes = best_of(run)
+    _, notes = find_best_step(run)
     others = [step for step in reversed(steps_of(run)) if step != first]
-    saved, more = _first_whole(run, [first, *others], with_state=False)
+    saved, more = _first_valid(run, [first, *others], with_state=False)
     if saved.step != first:
-        more.append(f"using the newest checkpoint that is whole, step {saved.step}")
+        more.append(f"using the newest valid checkpoint, step {saved.step}")
     return saved, [*notes, *more]
 
 
-def _first_whole(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpoint, list[str]]:
+def _first_valid(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpoint, list[str]]:
+    """The first of `steps` that loads, and the error messages of those before it."""
     notes: list[str] = []
     for step in steps:
         try:
             return load(run, step, with_state=with_state), notes
-        except _RefusedError:
+        except _UnreadableError:
             raise
         except GptcliError as error:
             notes.append(error.message)
     raise GptcliError(
-        f"{run}: no checkpoint is whole: " + "; ".join(notes),
+        f"{run}: every checkpoint is damaged: " + "; ".join(notes),
         "start again: gptcli train --overwrite",
         exit_code=1,
     )
 
 
-def best_of(run: Path) -> tuple[int | None, list[str]]:
-    """The best step, None without one; and a note where `checkpoints/best` does not say so: the
-    newest checkpoint that can be read knows it too."""
+# ---- which step --------------------------------------------------------------------------------
+
+
+def best_step(run: Path) -> int | None:
+    """The step that `checkpoints/best` names; None if the file is missing or damaged."""
+    try:
+        return _read_best(run)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_best(run: Path) -> int | None:
+    """The step that `checkpoints/best` names; None if there is no such file.
+
+    Raises OSError if it cannot be read, ValueError if it is damaged."""
+    try:
+        path = run / "checkpoints" / "best"
+        text = read_bounded(path, _MAX_BEST_BYTES, run).decode("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    match = _FOLDER_NAME.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1])
+
+
+def find_best_step(run: Path) -> tuple[int | None, list[str]]:
+    """The best step (None if there is none), and a note if `checkpoints/best` is wrong about it.
+
+    The newest valid meta.json records the best step too, and wins."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
     with suppress(GptcliError):
@@ -307,55 +338,56 @@ def best_of(run: Path) -> tuple[int | None, list[str]]:
     if known == named:
         return known, []
     what = f"names step {named}" if named is not None else "is damaged or missing"
-    truth = (
-        f"the best checkpoint is of step {known}" if known is not None else "there is no best one"
-    )
+    truth = f"the best step is {known}" if known is not None else "there is no best step"
     return known, [f"{path} {what}; by the newest meta.json {truth}"]
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means. Raises GptcliError where there is none."""
+    """The step that `--checkpoint best|last|STEP` means. Raises GptcliError if there is none."""
     steps = steps_of(run)
     if not steps:
         raise GptcliError(
             f"{run} has no checkpoint yet", f"train it: gptcli train --resume --out {run}"
         )
     if which == "best":
-        best, _ = best_of(run)
+        best, _ = find_best_step(run)
         return best if best is not None else steps[-1]
     if which == "last":
         return steps[-1]
     if which.isdecimal() and which.isascii() and len(which) < 20 and int(which) in steps:
         return int(which)
     raise GptcliError(
-        f"{run} has no checkpoint `{which}`", "there are: best, last, " + ", ".join(map(str, steps))
+        f"{run} has no checkpoint `{which}`",
+        "choose one of: best, last, " + ", ".join(map(str, steps)),
     )
 
 
-class _RefusedError(GptcliError):
-    """The system would not let us read what may well be whole."""
+# ---- errors ------------------------------------------------------------------------------------
 
 
-# Of the process or the machine, not of the file: no reason to pass a checkpoint over.
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
-            errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN)}  # fmt: skip
+class _UnreadableError(GptcliError):
+    """The system refused to read a file that can be valid."""
+
+
+# Errors of the process or the machine, not of the file: no reason to skip a checkpoint.
+_NOT_OF_THE_FILE = {
+    errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
+    errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN),
+}  # fmt: skip
 
 
 def _unreadable(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
     message = f"{path} cannot be read ({error.strerror})"
-    if error.errno in _PASSING:
-        return _RefusedError(message, "is it yours to read?", exit_code=1)
+    if error.errno in _NOT_OF_THE_FILE:
+        return _UnreadableError(message, "are you allowed to read it?", exit_code=1)
     return _damaged(run, step, message)
 
 
 def _damaged(run: Path, step: int, message: str) -> GptcliError:
-    return GptcliError(message, _others(run, step), exit_code=1)
-
-
-def _others(run: Path, step: int) -> str:
     others = [str(other) for other in steps_of(run) if other != step]
-    return (
+    hint = (
         "choose another with --checkpoint: " + ", ".join(others)
         if others
         else "it is the only checkpoint of this run; train again"
     )
+    return GptcliError(message, hint, exit_code=1)

@@ -1,7 +1,7 @@
-"""Whether config.yaml, tokenizer.json and a checkpoint of a run folder belong together.
+"""Checks that config.yaml and tokenizer.json of a run folder belong to the checkpoint's weights.
 
-Each file may be whole and yet not be the one that the weights learned with: edited, exchanged, or
-with a bit flipped in a number. A checkpoint's meta.json knows what they were.
+Each file can be valid by itself and still be the wrong one: edited, exchanged, or with a
+flipped bit in a number. The checkpoint's meta.json records what the files were.
 """
 
 from __future__ import annotations
@@ -10,67 +10,54 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.config_problems import flat
+from gptcli.config_problems import flatten
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer
-
-# Changing these between a stop and a resume leaves the weights as they would have been.
-HARMLESS = {
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "train.log_every",
-    "train.stop_at_val_loss",
-    "train.patience",
-}
-# These change the rounding only: the run goes on, but no longer bit for bit.
-ROUNDING = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
+from gptcli.training.resume_rules import NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
 
 
 def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
-    """Raise GptcliError where a run's tokenizer.json is not the one its weights learned with."""
+    """Raise GptcliError if the run's tokenizer.json is not the tokenizer of the checkpoint."""
     if meta.get("tokenizer") != tokenizer.fingerprint():
         raise GptcliError(
             f"{run / 'tokenizer.json'} is not the tokenizer of this checkpoint",
-            "put the original file back",
+            "restore the original file",
             exit_code=1,
         )
 
 
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
-    """What to say of keys in which a run's config.yaml differs from what the checkpoint was made
-    with, and may. Raises GptcliError where it differs in what the run computes.
+    """Notes about keys of config.yaml that differ from the checkpoint's without changing weights.
 
-    The text may have moved: its content is compared where it is read. More steps are those of an
-    `--extend` that has had no checkpoint yet. A checkpoint of an earlier gptcli knows its network
-    alone."""
+    Raises GptcliError if a key differs that changes the weights. Three differences are allowed: the
+    text can have moved, `--extend` adds steps, and a checkpoint of an old version records only the
+    network."""
     odd, notes = [], []
-    then = flat(meta["config"] if "config" in meta else {"model": meta.get("model", {})})
-    for key, now in flat(config.model_dump()).items():
+    then = flatten(meta["config"] if "config" in meta else {"model": meta.get("model", {})})
+    for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
-        made_later = key not in then and key[0] != "model"
-        if made_later or now == was or name == "data.source":
+        added_later = key not in then and key[0] != "model"
+        if added_later or now == was or name == "data.source":
             continue
         longer = name == "train.max_steps" and type(was) is int and now > was
-        if longer or name in HARMLESS or name in ROUNDING:
-            notes.append(f"{run / 'config.yaml'}: {name} is {now}; the checkpoint had {was}")
+        if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:
+            notes.append(f"{run / 'config.yaml'}: {name} is {now}; the checkpoint has {was}")
         else:
-            odd.append(f"{name} {now} (there {was})")
+            odd.append(f"{name} {now} (checkpoint: {was})")
     if odd:
         raise GptcliError(
             f"{run / 'config.yaml'} is not the config of this checkpoint: {', '.join(odd)}",
-            "put the original values back",
+            "restore the original values",
             exit_code=1,
         )
     return notes
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """What of the network differs from a checkpoint's, dropout aside."""
+    """The keys of `model`, except dropout, that differ from a checkpoint's, with both values."""
     there, now = meta.get("model", {}), config.model.model_dump()
     return [
-        f"model.{key} {now[key]} (there {there.get(key)})"
+        f"model.{key} {now[key]} (checkpoint: {there.get(key)})"
         for key in now
         if key != "dropout" and now[key] != there.get(key)
     ]

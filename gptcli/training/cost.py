@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory, as a function of the shape: the rules.
+"""How the time of a training step grows with the shape of the model and the batch.
 
 Dimensions: L layers, B batch, T context, C channels, V vocabulary, M = B * T tokens.
 """
@@ -6,10 +6,10 @@ Dimensions: L layers, B batch, T context, C channels, V vocabulary, M = B * T to
 from __future__ import annotations
 
 from gptcli.config import Config
-from gptcli.model.layers import swiglu_width
+from gptcli.training.optimizers import RECIPES
 
-# Fitted by benchmarks/cost.py, in units in which they add up to seconds on the machine of
-# benchmarks/RESULTS.md; another machine's are these times one factor, which it measures.
+# Seconds per unit of work, fitted by benchmarks/cost.py on the machine of benchmarks/RESULTS.md.
+# Another machine takes these times one factor, which gptcli.training.estimate measures.
 SECONDS = {
     "products": 2.805e-12,
     "attention": 9.079e-12,
@@ -19,26 +19,26 @@ SECONDS = {
 
 
 def matrix_parameters(config: Config, vocab_size: int) -> int:
-    """Numbers in the matrices that every token is multiplied with, the head's among them."""
-    m = config.model
-    hidden = 3 * swiglu_width(m.n_embd) if m.arch == "modern" else 8 * m.n_embd
+    """Weights of the matrices that every token is multiplied with, the head included."""
+    m, arch = config.model, config.model.traits
+    hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
     return m.n_layer * (4 * m.n_embd**2 + hidden * m.n_embd) + vocab_size * m.n_embd
 
 
 def counts(config: Config, vocab_size: int) -> dict[str, float]:
-    """How often each kind of work comes in a step, in multiples that `SECONDS` prices."""
-    m, train = config.model, config.train
-    tokens = train.batch_size * train.grad_accum * m.block_size
+    """Units of each kind of work in a step, by the keys of `SECONDS`."""
+    m, tokens = config.model, config.tokens_per_step
     parameters = matrix_parameters(config, vocab_size)
     blocks = parameters - vocab_size * m.n_embd
+    orthogonalises = RECIPES[config.train.optimizer].orthogonalises
     return {
         "products": tokens * parameters,
         "attention": tokens * m.n_layer * m.n_embd * m.block_size,
         "rows": tokens * m.n_layer * m.n_embd,
-        "orthogonalise": blocks * m.n_embd if train.optimizer == "muon" else 0.0,
+        "orthogonalise": blocks * m.n_embd if orthogonalises else 0.0,
     }
 
 
 def relative_seconds(config: Config, vocab_size: int) -> float:
-    """Seconds of a step by the rule, before the machine's factor."""
+    """Seconds of a step on the machine of `SECONDS`."""
     return sum(SECONDS[kind] * count for kind, count in counts(config, vocab_size).items())

@@ -1,4 +1,4 @@
-"""`gptcli train --dry-run`: what a run would be and need, without writing anything that stays."""
+"""`train --dry-run`: parameters, tokens, memory and estimated time, without a training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import torch
 from gptcli.config import Config
 from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
-from gptcli.files.bounded import machine_memory
+from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 
 
-def plan(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
-    """The keys of `train --dry-run --json`: sizes in parameters, tokens and bytes, the time in
-    seconds from a two-second measurement on this machine, evaluations included (null where the
-    run does not fit into its memory)."""
+def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
+    """The keys of `train --dry-run --json`. Writes only to a temporary folder.
+
+    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine,
+    and is None if the run does not fit into memory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
             config.data.source,
@@ -54,7 +55,7 @@ def plan(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
             config, vocab_size, dtype, device, config.run.engine, user_parts
         )
     train = config.train
-    tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0
     steps = train.max_steps + evaluations * val_tokens / 3 / tokens_per_step
     return {
@@ -75,7 +76,7 @@ def plan(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
 
 
 def _memory_of(device: torch.device) -> float:
-    """Bytes of memory of the device, used or not; infinite where the system does not say."""
+    """Bytes of memory of the device, used or free; infinite if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return machine_memory() or math.inf
+    return total_memory() or math.inf

@@ -1,4 +1,4 @@
-"""What a run will need, before it runs: memory and time."""
+"""What a training run needs: peak memory by rule, and seconds per step by measurement."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import torch
 
 from gptcli.config import Config
 from gptcli.devices import choose_device
-from gptcli.model.layers import swiglu_width
 from gptcli.model.user_parts import UserParts
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
+from gptcli.training.optimizers import RECIPES
 from gptcli.training.passes import EngineName, library_for
-from gptcli.training.saving import BESIDE_BYTES
+from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """What the backward pass of one batch keeps, in bytes: counted from the layers' shapes.
+    """Bytes that the backward pass of one batch needs from the forward pass, by the layers' shapes.
 
-    Per token and layer: norms, q, k, v, the mixed values, the feed-forward's hidden values and
-    the residual stream; the attention weights (T per head and token), twice with dropout; and
-    the logits, once in the passes' dtype and twice in float32 (the loss and its gradient)."""
-    m, T = config.model, config.model.block_size
+    | kept | numbers |
+    |---|---|
+    | per token and layer: norms, q, k, v, mixed values, residual stream | 12 n_embd |
+    | with rotary positions: queries and keys before and after | 6 n_embd more |
+    | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
+    | attention weights | n_head * T twice, three times with dropout |
+    | per token: logits, and in float32 the loss's copy and its gradient | 3 vocab_size |"""
+    m, arch, T = config.model, config.model.traits, config.model.block_size
     tokens = config.train.batch_size * T
-    hidden = 3 * swiglu_width(m.n_embd) if m.arch == "modern" else 2 * 4 * m.n_embd
-    rotary = 6 * m.n_embd if m.arch == "modern" else 0
+    hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
+    rotary = 6 * m.n_embd if arch.positions == "rotary" else 0
     per_layer = (12 * m.n_embd + rotary + hidden) + m.n_head * T * (3 if m.dropout else 2)
     return tokens * (m.n_layer * per_layer * bytes_each + vocab_size * (bytes_each + 8))
 
@@ -36,10 +40,11 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
 def memory_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
-    """Peak memory of a step, in bytes, beyond the libraries' own: float32 masters and
-    gradients, the working copy and its gradients, the optimizer's one (muon) or two (adamw)
-    values per parameter, the activations of one batch."""
-    slots = _slots(config)
+    """Peak memory of a step in bytes, without what the libraries themselves take.
+
+    It is the sum of float32 master weights and gradients, working weights and their gradients if
+    they are shorter (`bytes_each`), the optimizer's state, and the activations of one batch."""
+    slots = RECIPES[config.train.optimizer].slots
     library = library_for(engine)
     if library is not None:
         passes = bytes_needed(
@@ -57,16 +62,13 @@ def memory_bytes(
 def training_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
-    """Peak memory of training, in bytes, beyond the libraries' own: a step's, and on a CPU the copy
-    of a large checkpoint that is written while the next steps are made."""
+    """Peak memory of training in bytes, without what the libraries themselves take.
+
+    On a CPU, a large checkpoint is copied and written during the next steps; the copy counts."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
-    copy = parameters * 4 * (1 + _slots(config))
-    beside = copy >= BESIDE_BYTES and choose_device(config.run.device).type == "cpu"
-    return step + (copy if beside else 0)
-
-
-def _slots(config: Config) -> int:
-    return 1 if config.train.optimizer == "muon" else 2
+    copy = parameters * 4 * (1 + RECIPES[config.train.optimizer].slots)
+    copied = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
+    return step + (copy if copied else 0)
 
 
 def seconds_per_step(
@@ -78,9 +80,10 @@ def seconds_per_step(
     user_parts: UserParts | None = None,
     seconds: float | None = None,
 ) -> float:
-    """Time of one optimizer step, measured on this machine with random tokens for about two
-    seconds (or `seconds`): with one sequence, then, where that is quick enough, with a whole
-    batch; else the rule of gptcli.training.cost says how much longer that is."""
+    """Time of one optimizer step in seconds, measured here with random tokens.
+
+    The measurement takes about two seconds, or `seconds`. It runs complete batches if these are
+    fast enough, otherwise single sequences. gptcli.training.cost scales the result to the step."""
     train = config.train
     state = TrainingState(
         config.model,
@@ -101,7 +104,7 @@ def seconds_per_step(
         start = now(device)
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.weights.norm())
-        # With no rate to speak of, gradients stay so near 0 that they are slow to compute with.
+        # Without a real learning rate, gradients stay subnormal, which are slow to compute with.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.weights.clear_grads()
@@ -124,7 +127,7 @@ def seconds_per_step(
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once all that the device was asked to do is done."""
+    """Seconds on a clock, after everything that the device was asked to do is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

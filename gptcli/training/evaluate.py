@@ -1,4 +1,7 @@
-"""The loss over a whole split: the same figure each time, whatever the seed."""
+"""Evaluation: the loss over a complete split, the same number for every seed.
+
+First reading: the loop in `evaluate`; skip how many tokens go into one forward pass.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from gptcli.corpus import TokenStore, windows
 from gptcli.model.gpt import GPT
 
 # Tokens in one forward pass: enough to keep the matrix products busy. A large vocabulary gets a
-# quarter of them, for its logits (2,048 x 50,257 float32 is 0.4 GB).
+# quarter of them because of its logits (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
-# Parameters times tokens that a slow CPU forwards in about a second (twice as many operations).
-_QUICK = 1e10
+# Parameters times tokens that a slow CPU forwards in about a second, at two operations each.
+_SECOND_ON_A_SLOW_CPU = 1e10
 
 
 @torch.no_grad()
@@ -24,33 +27,34 @@ def evaluate(
     tokens: TokenStore,
     context: int,
     should_stop: Callable[[], bool] = lambda: False,
-    other_way: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
+    native_loss: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
     step_tokens: int | None = None,
 ) -> float | None:
-    """Mean loss in nats per token over non-overlapping windows of `context` tokens, every token
-    but the first predicted exactly once; None where `should_stop` said so between two batches.
+    """Mean loss in nats per token, or None if `should_stop` interrupted it between two batches.
 
-    The model is left in the mode it was in. `tokens` must hold at least two. `other_way` computes
-    the sum of the losses of inputs and targets in the model's place, so many tokens at once. With
-    `step_tokens`, those of a training step, a batch takes no longer than a step or a second does,
-    so that `should_stop` is asked often enough."""
+    Windows of `context` tokens follow each other without overlap, so every token but the first is
+    predicted exactly once. `tokens` must hold at least two. The model keeps its mode.
+
+    `native_loss` is the C library's: a function from inputs and targets to the sum of the losses,
+    and the most tokens that it takes at once. `step_tokens`, the tokens of a training step, keeps
+    a batch as short as a step or a second, so that `should_stop` is asked often enough."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
     total, count = 0.0, 0
     at_once = _TOKENS_AT_ONCE if model.vocab_size <= 8192 else _TOKENS_AT_ONCE // 4
-    if step_tokens is not None:  # a step is a forward and a backward, which takes twice as long
+    if step_tokens is not None:  # a step takes three times as long per token: forward, backward
         parameters = sum(p.numel() for p in model.parameters())
-        at_once = min(at_once, max(3 * step_tokens, int(_QUICK / parameters)))
-    if other_way is not None:
-        at_once = other_way[1]
+        at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
+    if native_loss is not None:
+        at_once = native_loss[1]
     try:
         for idx, targets in windows(tokens, context, max(1, at_once // context)):
             if should_stop():
                 return None
             count += targets.numel()
-            if other_way is not None:
-                total += other_way[0](idx, targets)
+            if native_loss is not None:
+                total += native_loss[0](idx, targets)
                 continue
             logits = model(idx.to(device))
             loss = F.cross_entropy(

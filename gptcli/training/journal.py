@@ -1,4 +1,4 @@
-"""What a run writes as it goes, beside its checkpoints: metrics.jsonl and samples.txt."""
+"""Appends to metrics.jsonl and samples.txt during a run, and trims them when the run is resumed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import lines_inside
+from gptcli.files.bounded import read_lines
 
 _SAMPLE_HEADING = "=== step {step} ===\n"
 
 
 class Journal:
-    """metrics.jsonl, one object a line, and samples.txt, what the model wrote as it learned: never
-    torn, never repeated after a resume.
+    """Writes metrics.jsonl (one JSON object per line) and samples.txt (what the model wrote).
 
-    `evaluated_at` and `sampled_at` are the last evaluation and sample that the checkpoint knows of:
-    a later one at the very step that a run goes on from will be made again. What the disk refuses
-    is kept and written before what comes later; the error is given once, and again where it was
-    better in between.
+    A line is never torn, and never repeated after a resume. If the disk refuses a line, the line
+    waits in memory and is written before the next one.
 
-    Raises GptcliError (exit code 1) where one of the files is nothing that gptcli wrote."""
+    `resumed_from` is the step of a resume, None for a new run. `evaluated_at` and `sampled_at` are
+    the last evaluation and sample that the checkpoint knows; later ones are deleted here, because
+    the run repeats them.
+
+    Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
 
     notes: list[str]
-    """What was found missing or damaged, and cannot be made good."""
+    """What is missing or damaged in metrics.jsonl, for the user."""
 
     def __init__(
         self,
@@ -41,53 +42,54 @@ class Journal:
     ) -> None:
         metrics, samples = run / "metrics.jsonl", run / "samples.txt"
         self.notes = []
-        with _opening(metrics):
+        with _open_errors(metrics):
             if resumed_from is None:
                 metrics.unlink(missing_ok=True)
             elif _is_there(metrics):
-                kept = _Kept(resumed_from, evaluated_at or 0)
-                durable.write_atomically(metrics, filter(kept, lines_inside(metrics, run)))
-                self.notes += kept.notes(metrics)
+                keep = _LinesToKeep(resumed_from, evaluated_at or 0)
+                durable.write_atomically(metrics, filter(keep, read_lines(metrics, run)))
+                self.notes += keep.notes(metrics)
             elif resumed_from > 0:
                 self.notes.append(f"{metrics} is missing; it begins again with step {resumed_from}")
-            self._metrics = durable.Lines(metrics)
+            self._metrics = durable.LineWriter(metrics)
         try:
-            with _opening(samples):
+            with _open_errors(samples):
                 trim_samples(samples, sampled_at or 0)
-                self._samples = durable.Lines(samples)
+                self._samples = durable.LineWriter(samples)
         except BaseException:
             self._metrics.close()
             raise
-        self._refused: set[durable.Lines] = set()
+        self._failing: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
-        """Append an object to metrics.jsonl."""
-        return self._news(self._metrics, json.dumps(values) + "\n")
+        """Append an object to metrics.jsonl; the error if writing has just begun to fail."""
+        return self._append(self._metrics, json.dumps(values) + "\n")
 
     def sample(self, step: int, prompt: str, text: str) -> GptcliError | None:
-        """Append what the model wrote at a step to samples.txt."""
+        """Append a sample to samples.txt; the error if writing has just begun to fail."""
         heading = _SAMPLE_HEADING.format(step=step)
-        return self._news(self._samples, f"{heading}{prompt}{text}\n\n")
+        return self._append(self._samples, f"{heading}{prompt}{text}\n\n")
 
-    def _news(self, lines: durable.Lines, text: str) -> GptcliError | None:
+    def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
+        """Append; the error, unless the previous append to this file failed as well."""
         error = lines.write(text)
-        known = lines in self._refused
-        (self._refused.discard if error is None else self._refused.add)(lines)
+        known = lines in self._failing
+        (self._failing.discard if error is None else self._failing.add)(lines)
         return None if known else error
 
     def close(self) -> GptcliError | None:
-        """Close both files; what the disk says, where something is lost."""
+        """Close both files; the disk's error if lines are lost."""
         errors = [self._metrics.close(), self._samples.close()]
         return next((error for error in errors if error is not None), None)
 
 
-class _Kept:
-    """Says of one line of metrics.jsonl after another whether a run that goes on keeps it, and at
-    the end what is not as it was written. Steps are logged at 1 and then at equal distances."""
+class _LinesToKeep:
+    """Decides for each line of metrics.jsonl whether a resumed run keeps it; then notes what is
+    missing. Steps are logged at step 1 and then at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at
-        self._unread = 0
+        self._unreadable = 0
         self._steps: list[int] = []
 
     def __call__(self, line: bytes) -> bool:
@@ -98,47 +100,48 @@ class _Kept:
             is_step, step = record["kind"] == "step", float(record["step"])
             kept = step <= (self._resumed_from if is_step else self._evaluated_at)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            self._unread += 1
+            self._unreadable += 1
             return False
         if kept and is_step:
             self._steps.append(int(step))
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """What there is to say of the file, for people."""
+        """What is damaged or missing in the file, for the user. Call it after all lines."""
         found, steps = [], self._steps
-        if self._unread:
-            lines = "1 line" if self._unread == 1 else f"{self._unread:,} lines"
-            found.append(f"{path} was damaged: {lines} that cannot be read are left out")
+        if self._unreadable:
+            lines = (
+                "1 unreadable line"
+                if self._unreadable == 1
+                else f"{self._unreadable:,} unreadable lines"
+            )
+            found.append(f"{path} was damaged: {lines} removed")
         apart = max((b - a for a, b in pairwise(steps)), default=None)
         if not steps and self._resumed_from > 0:
-            found.append(f"{path} has nothing of the steps up to {self._resumed_from}")
+            found.append(f"{path} lacks the steps up to {self._resumed_from}")
         elif steps and steps[0] > 1:
-            found.append(f"{path} has nothing of the steps before {steps[0]}")
+            found.append(f"{path} lacks the steps before {steps[0]}")
         elif apart is not None and self._resumed_from - steps[-1] > 2 * apart:
-            found.append(
-                f"{path} has nothing of the steps from {steps[-1] + 1} to {self._resumed_from}"
-            )
+            found.append(f"{path} lacks the steps from {steps[-1] + 1} to {self._resumed_from}")
         return found
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Around the opening of a file of lines: where what stands in its place is no such file, that
-    is said, with its name."""
+def _open_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError about a link, pipe, folder or huge file into a GptcliError that names it."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.EFBIG):
             raise
-        raise refused_lines(path, error) from None
+        raise cannot_open_error(path, error) from None
 
 
-def refused_lines(path: Path, error: OSError) -> GptcliError:
-    """What the system or gptcli.files.bounded said to a file of lines, for people (exit code 1)."""
+def cannot_open_error(path: Path, error: OSError) -> GptcliError:
+    """The error for a file of lines that is a link, a pipe, a folder or too large (exit code 1)."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
-        "gptcli has not made it so: move it away; the checkpoints are whole without it",
+        "gptcli did not write it: move it away; the checkpoints do not need it",
         exit_code=1,
     )
 
@@ -148,24 +151,23 @@ def _is_there(path: Path) -> bool:
 
 
 def trim_samples(path: Path, sampled_at: int) -> None:
-    """Drop the samples of later steps than the last one that a checkpoint knows, from
-    samples.txt."""
+    """Delete the samples after step `sampled_at` from samples.txt."""
     if not _is_there(path):
         return
-    whole, begins = 0, True  # bytes of the lines so far; whether the next part begins a line
-    for line in lines_inside(path, path.parent):
+    kept_bytes, begins = 0, True  # `begins`: this part is the beginning of a line
+    for line in read_lines(path, path.parent):
         heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
         if heading is not None and int(heading[1]) > sampled_at:
             break
-        whole, begins = whole + len(line), line.endswith(b"\n")
+        kept_bytes, begins = kept_bytes + len(line), line.endswith(b"\n")
     else:
         return
-    durable.write_atomically(path, _first(path, whole))
+    durable.write_atomically(path, _first_bytes(path, kept_bytes))
 
 
-def _first(path: Path, count: int) -> Iterator[bytes]:
-    """The first bytes of a file of lines, which end with a line."""
-    for line in lines_inside(path, path.parent):
+def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
+    """The first `count` bytes of a file, which must end at the end of a line."""
+    for line in read_lines(path, path.parent):
         if count == 0:
             return
         count -= len(line)

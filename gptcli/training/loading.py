@@ -1,4 +1,4 @@
-"""A trained model from a run folder, ready to be sampled or evaluated."""
+"""Loads a trained model from a run folder, for `sample`, `eval` and `score`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptcli.training.training_state import build_model
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode with what belongs to it, and what the user should be told."""
+    """A model in evaluation mode with its tokenizer and config, and notes for the user."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -38,17 +38,17 @@ def load_trained(
     dtype: torch.dtype,
     user_parts: UserParts | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint `which` ("best", "last" or a step); None: the best where
-    there is one, else the newest, and where that is damaged the newest that is whole.
+    """The model of a run's checkpoint `which`: "best", "last" or a step.
 
-    Raises GptcliError where a file is damaged, the tokenizer is another one, or the run needs
-    (or does not need) files of the user's own."""
+    None means the best checkpoint, else the newest; if that one is damaged, the newest valid one.
+    Raises GptcliError if a file is damaged, config.yaml or tokenizer.json do not belong to the
+    checkpoint, or the user's parts are missing or not needed."""
     config = run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run)
     else:
         loaded = checkpoint.load(run, checkpoint.choose_step(run, which))
-        notes = checkpoint.best_of(run)[1] if which == "best" else []
+        notes = checkpoint.find_best_step(run)[1] if which == "best" else []
     refuse_other_parts(run, parts_of(loaded.meta), user_parts)
     notes += same_config(run, loaded.meta, config)
     tokenizer = run_folder.read_tokenizer(
@@ -63,11 +63,11 @@ def load_trained(
 
 
 def _refuse_not_finite(loaded: checkpoint.Checkpoint) -> None:
-    """Raise GptcliError where a weight is not a number: whatever it computed would mean nothing."""
+    """Raise GptcliError if a weight is NaN or infinite: the model's output would be meaningless."""
     for name, tensor in loaded.model.items():
         if not torch.isfinite(tensor.sum()):
             raise GptcliError(
                 f"{loaded.path}: its weights are not finite, first in `{name}`",
-                "choose another with --checkpoint; training stops before it saves such weights",
+                "choose another with --checkpoint; training never saves such weights",
                 exit_code=1,
             )

@@ -1,6 +1,11 @@
-"""The training loop: a generator of events. It knows nothing of screens.
+"""The training loop: steps, evaluations, samples and checkpoints, as a generator of events.
 
-for event in train(setup): ...
+    for event in train(setup): ...
+
+This file is the story of a run; gptcli.training.step is the mathematics of one step. The loop knows
+nothing of screens: the command line passes each event to the view and to the metrics file.
+
+First reading: `events` and `steps`.
 """
 
 from __future__ import annotations
@@ -32,13 +37,13 @@ from gptcli.events import (
 from gptcli.model.gpt import count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
-from gptcli.sampling.text import write_one
+from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
-from gptcli.training.loss_spikes import Spikes
+from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
-from gptcli.training.schedule import lr_at
+from gptcli.training.step import Batch, Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
 
 _SAMPLE_TOKENS = 200
@@ -46,7 +51,7 @@ _SAMPLE_TOKENS = 200
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a run needs. `config` is resolved: no `auto` but checkpoint_every is left."""
+    """Everything that a run needs. The only `auto` left in `config` is checkpoint_every."""
 
     run: Path
     config: Config
@@ -64,12 +69,13 @@ class Setup:
 def train(
     setup: Setup, should_stop: Callable[[], bool] = lambda: False
 ) -> Generator[Event, None, None]:
-    """Train and yield what happens; the last event is always Finished.
+    """Train and yield events; the last event is always Finished.
 
-    `should_stop` is asked after every step and between the batches of an evaluation; when it
-    says so, the run saves and finishes as "interrupted". A loss or gradient that is not finite
-    finishes it as "diverged" before the update. Raises GptcliError where the disk refuses.
-    Once it has ended, was closed or has raised, nothing of it touches the run folder any more."""
+    `should_stop` is asked after every step and between the batches of an evaluation. If it returns
+    True, the run saves a checkpoint and finishes as "interrupted". A loss or gradient that is not
+    finite finishes the run as "diverged" before the update. Raises GptcliError if a checkpoint
+    cannot be written. After the generator has ended, raised or been closed, no thread of it touches
+    the run folder."""
     loop = _Loop(setup, should_stop)
     try:
         yield from loop.events()
@@ -97,21 +103,18 @@ class _Loop:
         )
         if setup.resume:
             self.state.restore(setup.resume)
-            # A kill between a checkpoint and its mark is made good.
+            # A kill can come after the best checkpoint was saved and before it was marked.
             best = self.state.progress.best_step
             if best in checkpoint.steps_of(setup.run):
                 checkpoint.mark_best(setup.run, best)
         for read in (setup.start_from, setup.resume and setup.resume.model,
                      setup.resume and setup.resume.state):  # fmt: skip
             if read:
-                read.clear()  # copied; not to be held twice for the length of a run
+                read.clear()  # it was copied; a second copy would stay in memory during the run
         self.progress = self.state.progress
         self.fine_tune = setup.start_from is not None
         self.batches = Batches(
             corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
-        )
-        self.tokens_per_step = (
-            self.config.batch_size * self.config.grad_accum * setup.config.model.block_size
         )
         self.saver = Saver(
             setup.run,
@@ -119,39 +122,40 @@ class _Loop:
             self.config.checkpoint_every,
             setup.resume.step if setup.resume else None,
         )
-        self.spikes = Spikes()
-        # Of a learner's parts; the built-in ones have none.
+        self.spikes = SpikeDetector()
+        # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
     # ---- the run -------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
+        """All events of the run, from RunStarted to Finished."""
         yield self.headline()
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
-            # A kill in the first minute must not lose where it began.
-            yield from self.saver.must(self.state, self.meta())
+            # A run that is killed in its first minute must keep the weights that it started from.
+            yield from self.saver.save_or_raise(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
-        if isinstance(stopped, _Diverged):
+        if isinstance(stopped, Diverged):
             diagnosis, hint = stopped.diagnosis, stopped.hint
-            yield from self.saver.gather(wait=True)
+            yield from self.saver.collect(wait=True)
         else:
             self.progress.seconds = self.clock()
-            yield from self.saver.must(self.state, self.meta())
+            yield from self.saver.save_or_raise(self.state, self.meta())
         for name, buffer in self.state.model.named_buffers():
             if not torch.equal(buffer, self.buffers[name]):
                 yield Notice(
-                    f"the buffer `{name}` of a part of yours has changed; checkpoints keep "
-                    "parameters alone: sampled or resumed, it is as its constructor makes it"
+                    f"your module changed its buffer `{name}`; checkpoints do not save buffers, so "
+                    "`sample` and `--resume` start from its initial value"
                 )
         p = self.progress
         yield Finished(
             step=p.step,
             tokens=p.tokens,
             seconds=self.clock(),
-            stopped="diverged" if isinstance(stopped, _Diverged) else stopped,
+            stopped="diverged" if isinstance(stopped, Diverged) else stopped,
             train_loss=p.train_loss,
             val_loss=p.val_loss,
             best_val_loss=p.best_val_loss,
@@ -160,16 +164,17 @@ class _Loop:
             hint=hint,
         )
 
-    def steps(self) -> Generator[Event, None, Stopped | _Diverged]:
+    def steps(self) -> Generator[Event, None, Stopped | Diverged]:
+        """Step until the end; returns why the run stopped."""
         p, config = self.progress, self.config
-        # An evaluation that an interruption cut short is made up for.
-        stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
-        if stopped is None:  # and so is a sample
-            yield from self.due_sample()
+        # An interruption can come during the evaluation or the sample of the last step.
+        stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
+        if stopped is None:
+            yield from self.sample_if_due()
         window_start, window_tokens = time.perf_counter(), p.tokens
         while stopped is None and p.step < config.max_steps:
             done = self.one_step()
-            if isinstance(done, _Diverged):
+            if isinstance(done, Diverged):
                 return done
             logged = p.step % int(config.log_every) == 0 or p.step in (1, config.max_steps)
             now = time.perf_counter()
@@ -182,104 +187,66 @@ class _Loop:
                 yield self.spike(done.loss, usual)
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
-            away = time.perf_counter()
+            # Tokens per second do not count the time of evaluations, samples and checkpoints.
+            paused = time.perf_counter()
             stopped = yield from self.after_step()
-            window_start += time.perf_counter() - away
+            window_start += time.perf_counter() - paused
         return stopped or "done"
 
-    def after_step(self) -> Generator[Event, None, Stopped | _Diverged | None]:
+    def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
+        """Evaluate, sample and save if this step is due; returns why to stop, or None."""
         if self.should_stop():
             return "interrupted"
-        yield from self.saver.gather(wait=False)
-        stopped: Stopped | _Diverged | None = yield from self.due_evaluation()
+        yield from self.saver.collect(wait=False)
+        stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
-            yield from self.due_sample()
+            yield from self.sample_if_due()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         return stopped or ("interrupted" if self.should_stop() else None)
 
-    def one_step(self) -> _Step | _Diverged:
-        """Forward, backward, clip, update; or the reason why no update was made."""
-        p, config, weights = self.progress, self.config, self.state.weights
-        rate = lr_at(
-            p.step,
-            peak=float(config.learning_rate),
-            max_steps=config.max_steps,
-            warmup_steps=int(config.warmup_steps),
-            decay_fraction=config.decay_fraction,
-        )
-        while True:
-            loss = self.backward()
-            norm = float(weights.norm())
-            if math.isfinite(norm) or p.loss_scale <= 1.0 or not math.isfinite(loss):
-                break
-            p.loss_scale /= 2.0  # float16: the scaled gradients overflowed; the same step again
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.diverged(loss, rate, norm)
-        if config.grad_clip > 0:
-            weights.clip(norm, config.grad_clip)
-        self.state.optimizers.step(rate)
-        self.state.passes.publish()
-        weights.clear_grads()
-        p.step += 1
-        p.tokens += self.tokens_per_step
-        p.train_loss = loss
-        if self.setup.dtype == torch.float16 and p.step % 1000 == 0:
-            p.loss_scale *= 2.0
-        return _Step(loss, rate, norm)
-
-    def dropout_seed(self) -> int:
-        """Dropout's masks are a function of (seed, step), so that a resumed run draws the same."""
-        return (self.config.seed * 1_000_003 + self.progress.step) % 2**63
-
-    def backward(self) -> float:
-        """Gradients of one step into the masters; returns the mean loss."""
-        p, count = self.progress, self.config.grad_accum
+    def one_step(self) -> Updated | Diverged:
+        """Do the next step and count it, or return why no update was made."""
+        p, state, count = self.progress, self.state, self.config.grad_accum
         first = p.step * count
-        return self.state.passes.gradients(
-            (self.batch(first + part) for part in range(count)),
-            count,
-            self.dropout_seed(),
+        done = take_step(
+            p.step,
+            lambda: (self.batch(first + i) for i in range(count)),
+            state.passes,
+            state.weights,
+            state.optimizers,
+            self.config,
+            self.setup.dtype,
             p.loss_scale,
         )
+        if isinstance(done, Updated):
+            p.step += 1
+            p.tokens += self.setup.config.tokens_per_step
+            p.train_loss, p.loss_scale = done.loss, done.loss_scale
+        return done
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+    def batch(self, k: int) -> Batch:
+        """Batch number `k` of the run, on the device."""
         idx, targets = self.batches.batch(k)
         device = self.setup.device
         return idx.to(device), targets.to(device)
 
-    def diverged(self, loss: float, rate: float, norm: float) -> _Diverged:
-        step = self.progress.step
-        count = self.config.grad_accum
-        first = step * count
-        torch.manual_seed(self.dropout_seed())
-        where = first_not_finite(
-            self.state.passes.model(), (self.batch(first + i) for i in range(count))
-        )
-        return _Diverged(
-            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
-            f"{rate:g}; not finite first in {where}; nothing was updated",
-            f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
-            f"train.warmup_steps={max(100, 2 * int(self.config.warmup_steps))}"
-            + ("" if self.setup.dtype == torch.float32 else ", or run.dtype=float32"),
-        )
-
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
-    def due_evaluation(self) -> Generator[Event, None, Stopped | _Diverged | None]:
-        """Evaluate where this step is to be evaluated and was not; why to stop, or None."""
+    def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
+        """Evaluate if this step is due and was not evaluated; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
         if val is None or not due:
             return None
         if p.evaluated_at == p.step:
-            return self.enough()
+            return self.reason_to_stop()
         loss = self.state.passes.evaluate(val, self.setup.config.model.block_size, self.should_stop)
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
             where = first_not_finite(self.state.passes.model(), [self.batch(0)])
-            return _Diverged(
+            return Diverged(
                 f"step {p.step}: the validation loss is {loss:g}; not finite first in {where}",
                 f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
             )
@@ -289,12 +256,12 @@ class _Loop:
         if best:
             p.best_val_loss, p.best_step = loss, p.step
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
-        if best or self.saver.saved_at == p.step:  # a checkpoint of this step does not know it yet
+        if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
-        return self.enough()
+        return self.reason_to_stop()
 
-    def enough(self) -> Stopped | None:
-        """Why the evaluation of this step ends the run, or None."""
+    def reason_to_stop(self) -> Stopped | None:
+        """Why this step's evaluation ends the run, or None."""
         p, config = self.progress, self.config
         assert p.val_loss is not None
         if config.stop_at_val_loss is not None and p.val_loss <= config.stop_at_val_loss:
@@ -303,18 +270,18 @@ class _Loop:
             return "patience"
         return None
 
-    def due_sample(self) -> Iterator[Event]:
-        """Draw a sample where one is to be drawn at this step and was not."""
+    def sample_if_due(self) -> Iterator[Event]:
+        """Draw a sample if this step is due and has none."""
         p, every = self.progress, self.config.sample_every
         if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
             return
         tokenizer = self.setup.corpus.tokenizer
-        text = write_one(
+        text = generate_one(
             self.state.passes.model(),
             tokenizer,
             "",
             max_new_tokens=_SAMPLE_TOKENS,
-            how=SamplingParams(),
+            params=SamplingParams(),
             seed=self.config.seed,
             should_stop=self.should_stop,
         )
@@ -322,15 +289,16 @@ class _Loop:
             return
         p.sampled_at = p.step
         yield SampleDrawn(p.step, "", text)
-        if self.saver.saved_at == p.step:  # a checkpoint of this step does not know it yet
+        if self.saver.saved_at == p.step:  # this step's checkpoint does not know of the sample
             yield from self.save()
 
     def save(self) -> Iterator[Event]:
-        """A checkpoint of this moment; the best one is marked, those that are no longer kept go."""
+        """Save a checkpoint, mark the best one and delete those that are no longer kept."""
         self.progress.seconds = self.clock()
         yield from self.saver.save(self.state, self.meta())
 
     def meta(self) -> dict[str, Any]:
+        """What meta.json says about the run."""
         corpus = self.setup.corpus
         user_parts = self.setup.user_parts.names() if self.setup.user_parts else ()
         return {
@@ -346,6 +314,7 @@ class _Loop:
     # ---- small things --------------------------------------------------------------------
 
     def spike(self, loss: float, usual: float) -> Event:
+        """The notice of a loss far above the recent ones."""
         step, run = self.progress.step, shlex.quote(str(self.setup.run))
         return Notice(
             f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
@@ -353,9 +322,11 @@ class _Loop:
         )
 
     def clock(self) -> float:
+        """Seconds of training, those before an interruption included."""
         return time.perf_counter() - self.started
 
     def headline(self) -> Event:
+        """The first event: what will be trained, on what."""
         setup, corpus = self.setup, self.setup.corpus
         count = count_parameters(self.state.model)
         return RunStarted(
@@ -369,22 +340,9 @@ class _Loop:
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val) if corpus.val else 0,
             max_steps=self.config.max_steps,
-            tokens_per_step=self.tokens_per_step,
+            tokens_per_step=setup.config.tokens_per_step,
             device=describe_device(setup.device, setup.threads),
             dtype=dtype_name(setup.dtype),
             compiled=setup.compile,
             resumed_from=setup.resume.step if setup.resume else None,
         )
-
-
-@dataclass(frozen=True)
-class _Step:
-    loss: float
-    rate: float
-    norm: float
-
-
-@dataclass(frozen=True)
-class _Diverged:
-    diagnosis: str
-    hint: str

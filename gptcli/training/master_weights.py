@@ -1,7 +1,11 @@
-"""Float32 weights for the optimizer, and the weights in a shorter type that the passes run on.
+"""Master weights: float32 weights for the optimizer, and the model's rounded working weights.
 
-A step in bfloat16 moves a weight by less than bfloat16 can tell, so the optimizer works on
-float32 masters; the model holds rounded copies of them. In float32 both are the same tensors.
+A step changes a weight by less than bfloat16 can represent. So the optimizer updates float32 master
+weights, and the model computes with rounded copies of them, the working weights. In a float32 run
+both are the same tensors.
+
+First reading: `collect`, `clip` and `publish`. Skip _lay_out and flat, which place all weights in
+one tensor.
 """
 
 from __future__ import annotations
@@ -11,14 +15,15 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # numbers: every tensor begins at a multiple of a cache line, as matrix code likes
+_ALIGNED = 64  # numbers; every tensor begins on a cache line, where matrix products are fastest
 
 
 class MasterWeights:
-    """The masters of a model's parameters, their gradients, and the way between the two.
+    """A model's master weights and their gradients; converts between these and the working weights.
 
-    Where the passes run in a shorter type, all masters lie in one tensor, as do their gradients and
-    the working copies: what is done to all of them is then one operation."""
+    If the passes use a shorter dtype, all master weights lie in one tensor, all gradients in
+    another and all working weights in a third. An operation on all of them is then one operation.
+    `same` says that the dtype is float32, so that working weights and master weights are one."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32
@@ -53,8 +58,8 @@ class MasterWeights:
         self.publish()
 
     def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
-        """All masters in one float32 tensor, all their gradients in another, and where in both the
-        parameter of each name begins. Not where masters and weights are the same."""
+        """All master weights in one float32 tensor, all gradients in another, and the index in both
+        at which each parameter begins, by name. The dtype must not be float32."""
         assert not self.same
         start = self._all.data_ptr()
         offsets = {
@@ -64,14 +69,14 @@ class MasterWeights:
         return self._all, self._all_gradients, offsets
 
     def use_gradients(self) -> None:
-        """Take what somebody wrote into the flat gradients for the masters' gradients."""
+        """Let each master weight's gradient be its part of the flat gradients."""
         for master, place in zip(self._tensors, self._gradients, strict=True):
             master.grad = place
 
     @torch.no_grad()
     def collect(self, scale: float) -> None:
-        """Move the working gradients, times `scale`, into the masters' (which add up)."""
-        if self.same:  # backward has added them up already
+        """Add the working weights' gradients, times `scale`, to the master weights' gradients."""
+        if self.same:  # backward has added them already
             assert scale == 1.0
             return
         found: list[Tensor] = []
@@ -95,7 +100,7 @@ class MasterWeights:
             torch._foreach_add_(places, found, alpha=scale)
 
     def norm(self) -> Tensor:
-        """The global gradient norm, float32 ()."""
+        """The global norm of the gradients, float32 ()."""
         if not self.same:
             whole: Tensor = torch.linalg.vector_norm(self._all_gradients)
             return whole
@@ -105,13 +110,13 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients, whose global norm is `norm`, down to `longest`."""
+        """Scale the gradients, whose global norm is `norm`, down to the norm `longest`."""
         if norm > longest:
             gradients = self.grads() if self.same else [self._all_gradients]
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))
 
     def grads(self) -> list[Tensor]:
-        """The masters' gradients."""
+        """The master weights' gradients."""
         return [master.grad for master in self._tensors if master.grad is not None]
 
     def clear_grads(self) -> None:
@@ -121,10 +126,10 @@ class MasterWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the working weights."""
+        """Round the master weights into the working weights."""
         if not self.same:
             self._all_working.copy_(self._all)
 
     def named(self) -> dict[str, Tensor]:
-        """The masters by parameter name."""
+        """The master weights by parameter name."""
         return dict(self.masters)

@@ -1,7 +1,7 @@
-"""meta.json of a checkpoint: sealed with a hash of its own content, and believed only in full.
+"""meta.json of a checkpoint: its counters and config, protected by a SHA-256 of its own content.
 
-Format 2 holds, under `sha256`, the hash of everything else in it; format 1, which was written
-before, has none and is still read.
+Format 2 stores under `sha256` the hash of all other keys. Format 1 is older, has no hash, and is
+still read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from gptcli.config_problems import flat
+from gptcli.config_problems import flatten
 
 FORMAT = 2
 TENSOR_FILES = ("model.safetensors", "state.safetensors")
@@ -20,24 +20,24 @@ _COUNTERS = ("step", "tokens", "evaluations_without_best")
 _COUNTERS_OR_NONE = ("evaluated_at", "best_step", "sampled_at")
 _NUMBERS = ("seconds", "loss_scale")
 _NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss")
-_MOST = 2**63
+_MAX_COUNT = 2**63
 
 
-def seal(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
-    """The text of meta.json for a step: `meta`, what the tensor files must be, and the hash."""
+def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
+    """The bytes of meta.json for a step: `meta`, the tensor files' hashes, and its own hash."""
     whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
     whole.pop("sha256", None)
-    # As it will be read: numbers and keys that JSON writes otherwise must not change the hash.
+    # Hash what a reader will see: JSON turns tuples into lists and keys into strings.
     whole = json.loads(json.dumps(whole))
     return json.dumps({**whole, "sha256": _digest(whole)}, indent=1).encode("utf-8")
 
 
 def parse_meta(content: bytes, step: int) -> dict[str, Any]:
-    """What `seal` wrote for this step. Raises ValueError, which says what is wrong with it."""
+    """The content of meta.json for this step. Raises ValueError, which says what is wrong."""
     try:
         return _parsed(content, step)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise ValueError("it is not JSON that can be read") from None
+        raise ValueError("it is not valid JSON") from None
 
 
 def _parsed(content: bytes, step: int) -> dict[str, Any]:
@@ -45,24 +45,24 @@ def _parsed(content: bytes, step: int) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") not in (1, FORMAT):
         raise ValueError("it is not the meta.json of a checkpoint")
     if meta["format"] == FORMAT:
-        sealed = {key: value for key, value in meta.items() if key != "sha256"}
-        if meta.get("sha256") != _digest(sealed):
-            raise ValueError("its SHA-256 is not the one in it")
+        hashed = {key: value for key, value in meta.items() if key != "sha256"}
+        if meta.get("sha256") != _digest(hashed):
+            raise ValueError("its content does not match its SHA-256")
     if type(meta.get("step")) is not int or meta["step"] != step:
-        raise ValueError(f"it is of another step than {step}")
-    if wrong := _wrong(meta):
-        raise ValueError(f"`{wrong}` is not what it should be")
+        raise ValueError(f"it belongs to another step than {step}")
+    if key := _invalid_key(meta):
+        raise ValueError(f"`{key}` has an invalid value")
     return meta
 
 
-def _wrong(meta: dict[str, Any]) -> str | None:
-    """The first key whose value is of the wrong kind."""
+def _invalid_key(meta: dict[str, Any]) -> str | None:
+    """The first key whose value has the wrong type or is out of range; None if all are valid."""
     progress, files = meta.get("progress"), meta.get("files")
     if not isinstance(progress, dict):
         return "progress"
     known = (*_COUNTERS, *_COUNTERS_OR_NONE, *_NUMBERS, *_NUMBERS_OR_NONE)
     for key, value in progress.items():
-        count = type(value) is int and 0 <= value < _MOST
+        count = type(value) is int and 0 <= value < _MAX_COUNT
         number = type(value) is float or count
         none = value is None and key in (*_COUNTERS_OR_NONE, *_NUMBERS_OR_NONE)
         fits = count if key in (*_COUNTERS, *_COUNTERS_OR_NONE) else number
@@ -76,7 +76,7 @@ def _wrong(meta: dict[str, Any]) -> str | None:
         file = files.get(name) if isinstance(files, dict) else None
         if not isinstance(file, dict) or not isinstance(file.get("sha256"), str):
             return f"files.{name}"
-        if type(file.get("size")) is not int or not 0 <= file["size"] < _MOST:
+        if type(file.get("size")) is not int or not 0 <= file["size"] < _MAX_COUNT:
             return f"files.{name}"
     for key, kind in (("tokenizer", str), ("data", str), ("model", dict), ("config", dict)):
         if key in meta and not isinstance(meta[key], kind):
@@ -84,7 +84,7 @@ def _wrong(meta: dict[str, Any]) -> str | None:
     parts = meta.get("own_parts", [])
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return "own_parts"
-    if any(isinstance(value, list) for value in flat(meta.get("config", {})).values()):
+    if any(isinstance(value, list) for value in flatten(meta.get("config", {})).values()):
         return "config"
     return None
 

@@ -1,8 +1,8 @@
-"""`gptcli train TEXT --minutes M`: the network, batch and steps that make the most of the time.
+"""`--minutes M`: chooses network, batch size, dropout and number of steps for the time and text.
 
-Dimensions: N parameters of the blocks, B batch, T context, C channels. What is chosen is a function
-of two numbers: the operations that the machine can do in the time, and the size of the text. The
-rules were fitted on our own runs; benchmarks/DIAL.md has the runs and the plot.
+The choice is a function of two numbers: how many operations the machine can do in the time, and how
+long the text is. The rules were fitted on our runs: benchmarks/DIAL.md has the runs and the plot.
+Dimensions: N parameters of the blocks, B batch, T context length, C channels.
 """
 
 from __future__ import annotations
@@ -23,75 +23,81 @@ from gptcli.training.estimate import seconds_per_step
 from gptcli.training.passes import choose_engine
 from gptcli.training.setup import open_text, resolve
 
-LADDER = (
+NETWORKS = (
     (2, 64), (2, 96), (2, 128), (3, 128), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384),
     (8, 512), (10, 640), (12, 768),
 )  # fmt: skip
-"""(n_layer, n_embd) of the networks to choose from."""
+"""(n_layer, n_embd) of the networks that can be chosen."""
 
-# Fitted: benchmarks/DIAL.md.
+# Fitted in benchmarks/DIAL.md.
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.55
-_FILL = 6.0  # parameters of the blocks for each character of the text, at most
-_BY_HEART_EPOCHS = 100.0
+_MAX_PARAMETERS_PER_CHARACTER = 6.0
+_OVERFIT_EPOCHS = 100.0
 
-_REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B: the step whose speed stands for the machine
-_EPOCHS_UNDROPPED, _DROPOUT_GROWS, _MOST_DROPOUT = 2.7, 0.05, 0.4
-_STEP_TOKENS = 2048  # for some three million tokens in all
-_MOST_CHARACTERS = 256  # different ones, with which a token is a character
-_CHARACTERS_A_TOKEN = 2.5  # of a bpe
-_LONG, _READ = 4e6, 0.6  # characters of a text that is read at least so often, or in pieces
-_LOOKED_AT = 500_000  # characters of the text
+_REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
+_EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
+_TOKENS_PER_STEP = 2048  # for a training of 3 million tokens
+_MAX_CHAR_VOCABULARY = 256  # a text with more different characters gets a bpe tokenizer
+_CHARACTERS_PER_SUBWORD = 2.5
+_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text that is read less often gets a bpe tokenizer
+_SAMPLED_CHARACTERS = 500_000  # of the text's beginning
 
-_AT_THE_END = 0.5  # seconds to save, and to leave
-_SAVING = 0.15  # seconds for the checkpoint that may follow an evaluation
-_FEWEST_STEPS = 20
+_SECONDS_AT_END = 0.5  # to save and exit
+_SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
+_MIN_STEPS = 20
 
 
 def dropout_for(epochs: float) -> float:
-    """The share to drop where the text is read so many times: more with each doubling."""
-    doublings = math.log2(max(1.0, epochs / _EPOCHS_UNDROPPED))
-    return min(_MOST_DROPOUT, round(_DROPOUT_GROWS * doublings, 2))
+    """Dropout for a text that is read `epochs` times: 0.05 more for each doubling beyond 2.7."""
+    doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_DROPOUT))
+    return min(_MAX_DROPOUT, round(_DROPOUT_PER_DOUBLING * doublings, 2))
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A choice, as dotted keys, and why."""
+class ChosenSettings:
+    """The chosen values by dotted key, and the reason for each."""
 
     values: dict[str, Any]
     reasons: list[str]
 
 
 def best_size(operations: float) -> float:
-    """The best N for a budget of operations: 6 for each parameter and token of the training."""
+    """The best N for a budget of operations (6 per parameter and token)."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 
 def block_parameters(n_layer: int, n_embd: int) -> float:
-    """N of a modern network, nearly."""
+    """N of a network of `arch: modern`, approximately."""
     return 12.0 * n_layer * n_embd**2
 
 
-def shape_of(parameters: float) -> tuple[int, int]:
-    """The network of the ladder whose N is nearest, as a ratio."""
-    return min(LADDER, key=lambda s: abs(math.log(block_parameters(*s) / parameters)))
+def network_of_size(parameters: float) -> tuple[int, int]:
+    """(n_layer, n_embd) from NETWORKS whose N is nearest to `parameters`, as a ratio."""
+    return min(NETWORKS, key=lambda s: abs(math.log(block_parameters(*s) / parameters)))
 
 
-def choose(operations: float, characters: float, different: int) -> Chosen:
-    """What to train with so many operations on a text of so many characters, of which so many
-    are different. The network grows with the operations, but no further than the text can fill;
-    a text that is read again and again is dropped in part; larger steps where there are many.
-    A text that is too long to be read once is read in pieces of words."""
-    wanted, room = best_size(operations), _FILL * characters
-    n_layer, n_embd = shape_of(min(wanted, room))
+def choose_settings(operations: float, characters: float, different: int) -> ChosenSettings:
+    """Settings for a budget of operations and a text of `characters` characters.
+
+    `different` is the number of different characters. The rules:
+    - The network grows with the operations, up to 6 parameters per character of the text.
+    - The more often the text is repeated, the higher the dropout.
+    - The longer the training, the larger the batch.
+    - A text that is too long to be read once as characters gets a bpe tokenizer."""
+    wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
+    n_layer, n_embd = network_of_size(min(wanted, most))
     tokens = operations / (6 * block_parameters(n_layer, n_embd))
-    too_long = characters > _LONG and tokens < _READ * characters
-    kind = "bpe" if different > _MOST_CHARACTERS or too_long else "char"
-    each = 1.0 if kind == "char" else _CHARACTERS_A_TOKEN
-    epochs = tokens * each / characters
+    too_long = characters > _LONG_TEXT and tokens < _MIN_EPOCHS * characters
+    kind = "bpe" if different > _MAX_CHAR_VOCABULARY or too_long else "char"
+    characters_per_token = 1.0 if kind == "char" else _CHARACTERS_PER_SUBWORD
+    epochs = tokens * characters_per_token / characters
     dropout = dropout_for(epochs)
     block_size = 256 if tokens > 256 * 4000 else 128
-    block_size = min(block_size, max(4, 2 ** int(math.log2(max(4.0, characters / each / 4)))))
-    batch_size = max(4, 2 ** round(math.log2(_STEP_TOKENS * (tokens / 3e6) ** 0.25 / block_size)))
+    block_size = min(
+        block_size, max(4, 2 ** int(math.log2(max(4.0, characters / characters_per_token / 4))))
+    )
+    tokens_per_step = _TOKENS_PER_STEP * (tokens / 3e6) ** 0.25
+    batch_size = max(4, 2 ** round(math.log2(tokens_per_step / block_size)))
     values = {
         "tokenizer.kind": kind,
         "model.n_layer": n_layer,
@@ -104,23 +110,23 @@ def choose(operations: float, characters: float, different: int) -> Chosen:
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048
     size = f"{n_layer} layers, {n_embd} wide"
-    fits = "the size that fits the time" if wanted <= room else "all that so short a text can fill"
+    fits = "the size that fits the time" if wanted <= most else "not larger: the text is short"
     reasons = [
         f"{size}: {fits}",
         f"tokenizer {kind}: "
         + (
             f"{different} different characters"
             if kind == "char"
-            else "the text is too long to be read by characters"
+            else "the text is too long to be read as characters"
             if too_long
             else "many different characters"
         ),
         f"{batch_size} x {block_size} tokens a step",
     ]
-    return Chosen(values, reasons)
+    return ChosenSettings(values, reasons)
 
 
-def plan(
+def fit_to_minutes(
     config: Config,
     asked: set[str],
     *,
@@ -129,68 +135,72 @@ def plan(
     begun: float,
     user_parts: UserParts | None,
 ) -> tuple[Config, list[str]]:
-    """The config with which a training that began at time.perf_counter() `begun` ends `minutes`
-    later, and what was chosen and why. The dotted keys in `asked` stay as they are; with `keep`
-    all do but the number of steps. Raises GptcliError where the time is too short."""
+    """The config whose training ends `minutes` after `begun`, and the reasons for each choice.
+
+    `begun` is a value of time.perf_counter(). The dotted keys in `asked` keep their values. With
+    `keep`, only max_steps is chosen. Raises GptcliError if the time is too short."""
     if "train.max_steps" in asked:
         raise GptcliError(
-            "--minutes chooses train.max_steps, which is given too", "leave one of them out"
+            "--minutes and train.max_steps cannot both be given", "leave one of them out"
         )
     choose_threads(config.run.threads)
-    end = begun + 60 * minutes - _AT_THE_END
+    end = begun + 60 * minutes - _SECONDS_AT_END
     reasons: list[str] = []
     if not keep:
-        config, reasons = _fill_in(config, asked, end)
+        config, reasons = _choose_for_text(config, asked, end)
     corpus = open_text(config, user_parts=user_parts)
     has_user_parts = user_parts is not None and user_parts.in_network()
-    patience = min(2.0, 0.05 * (end - begun))
-    step = _measure(
+    budget = min(2.0, 0.05 * (end - begun))
+    step_seconds = _measure(
         resolve(config, corpus, has_user_parts=has_user_parts),
         corpus.tokenizer.vocab_size,
         user_parts,
-        patience,
+        budget,
     )
-    tokens_per_step = config.train.batch_size * config.train.grad_accum * config.model.block_size
-    evaluation = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step * step + _SAVING
-    left = end - time.perf_counter()
-    steps = int(left / step)
-    while steps >= _FEWEST_STEPS:
-        tried = _with(config, {"train.max_steps": steps})
-        every = int(resolve(tried, corpus, has_user_parts=has_user_parts).train.eval_every)
-        over = steps * step + math.ceil(steps / every) * evaluation - left
+    tokens_per_step = config.tokens_per_step
+    val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
+    evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS
+    remaining = end - time.perf_counter()
+    steps = int(remaining / step_seconds)
+    while steps >= _MIN_STEPS:
+        candidate = with_values(config, {"train.max_steps": steps})
+        every = int(resolve(candidate, corpus, has_user_parts=has_user_parts).train.eval_every)
+        over = steps * step_seconds + math.ceil(steps / every) * evaluation_seconds - remaining
         if over <= 0:
             break
-        steps -= max(1, int(over / step))
+        steps -= max(1, int(over / step_seconds))
     else:
+        passed = 60 * minutes - remaining
         raise GptcliError(
-            f"{minutes:g} minutes are too short: {60 * minutes - left:.0f} s had passed when the "
-            f"training could begin, and a step takes {step:.2g} s here",
-            f"--minutes {math.ceil((60 * minutes - left) / 20 + _FEWEST_STEPS * step / 10) / 2:g}",
+            f"{minutes:g} minutes are too short: preparation took {passed:.0f} s, and a step takes "
+            f"{step_seconds:.2g} s on this machine",
+            f"--minutes {math.ceil(passed / 20 + _MIN_STEPS * step_seconds / 10) / 2:g}",
         )
     epochs = steps * tokens_per_step / len(corpus.train)
     read = f"; the text is read {epochs:,.3g} times"
     if not keep and "model.dropout" not in asked:
-        tried = _with(tried, {"model.dropout": dropout_for(epochs)})
-        if tried.model.dropout:
-            read += f", so dropout is {tried.model.dropout}"
-    reasons.append(f"{steps:,} steps of {1e3 * step:.3g} ms, measured on this machine{read}")
-    if epochs > _BY_HEART_EPOCHS:
+        candidate = with_values(candidate, {"model.dropout": dropout_for(epochs)})
+        if candidate.model.dropout:
+            read += f", so dropout is {candidate.model.dropout}"
+    milliseconds = 1e3 * step_seconds
+    reasons.append(f"{steps:,} steps of {milliseconds:.3g} ms, measured on this machine{read}")
+    if epochs > _OVERFIT_EPOCHS:
         reasons.append(
-            f"the text is small: it will be read {epochs:,.0f} times and learned by heart; "
-            "sampling takes the checkpoint of the lowest validation loss, and more text helps "
-            "more than more minutes"
+            f"the text is small: it will be read {epochs:,.0f} times, so the model will overfit; "
+            "`gptcli sample` uses the checkpoint with the lowest validation loss, and more text "
+            "helps more than more minutes"
         )
-    return tried, [f"--minutes {minutes:g}: {reason}" for reason in reasons]
+    return candidate, [f"--minutes {minutes:g}: {reason}" for reason in reasons]
 
 
-def _fill_in(config: Config, asked: set[str], end: float) -> tuple[Config, list[str]]:
-    """The choice for this machine and text in all keys that were not asked for."""
+def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Config, list[str]]:
+    """The config with settings for this machine and text, except in the keys in `asked`."""
     source = find_source(config.data.source)
-    start = "".join(_first_characters(source, _LOOKED_AT))
+    start = "".join(_first_characters(source, _SAMPLED_CHARACTERS))
     bytes_each = len(start.encode("utf-8", "replace")) / max(1, len(start))
     characters = source.size / bytes_each * (1 - config.data.val_fraction)
     n_layer, n_embd, T, B = _REFERENCE
-    reference = _with(
+    reference = with_values(
         config,
         {
             "model.n_layer": n_layer,
@@ -200,15 +210,16 @@ def _fill_in(config: Config, asked: set[str], end: float) -> tuple[Config, list[
             "train.batch_size": B,
         },
     )
-    step = _measure(reference, 96, None, seconds=0.8)
-    speed = 6.0 * matrix_parameters(reference, 96) * B * T / step
-    chosen = choose(speed * max(1.0, end - time.perf_counter()), characters, len(set(start)))
+    step_seconds = _measure(reference, 96, None, seconds=0.8)
+    operations_per_second = 6.0 * matrix_parameters(reference, 96) * B * T / step_seconds
+    operations = operations_per_second * max(1.0, end - time.perf_counter())
+    chosen = choose_settings(operations, characters, len(set(start)))
     values = {key: value for key, value in chosen.values.items() if key not in asked}
-    return _with(config, values), chosen.reasons
+    return with_values(config, values), chosen.reasons
 
 
 def _first_characters(source: Source, count: int) -> Iterator[str]:
-    """Pieces of the text until `count` characters have come."""
+    """The beginning of the text, in pieces: at least `count` characters if it has them."""
     for piece in source.pieces():
         yield piece.text
         count -= len(piece.text)
@@ -219,6 +230,7 @@ def _first_characters(source: Source, count: int) -> Iterator[str]:
 def _measure(
     config: Config, vocab_size: int, user_parts: UserParts | None, seconds: float | None = None
 ) -> float:
+    """Seconds per step, measured on this machine."""
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     engine, _ = choose_engine(
@@ -231,8 +243,8 @@ def _measure(
     return seconds_per_step(config, vocab_size, dtype, device, engine, user_parts, seconds)
 
 
-def _with(config: Config, values: dict[str, Any]) -> Config:
-    """The config with other values, by dotted key; all its rules are checked again."""
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The config with other values, by dotted key. Raises ValidationError if they do not fit."""
     tree = config.model_dump()
     for key, value in values.items():
         section, _, name = key.partition(".")

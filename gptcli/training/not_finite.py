@@ -1,4 +1,4 @@
-"""Where a number that is not finite came from."""
+"""Finds the first layer or parameter with NaN or infinity after a training diverged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gptcli.model.gpt import GPT
 
 
 def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """Run a step's batches once more and name the layer where the first value that is not finite
-    appeared: weights; forward in the order of computing; gradients from the loss back.
-    """
+    """The name of the place where NaN or infinity first appears, such as "the output of h.1.attn".
+
+    Checks the weights first. Then repeats a step's batches, and checks the outputs of the layers in
+    the forward pass and the gradients from the last parameter to the first."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weight {name}"

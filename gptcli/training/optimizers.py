@@ -1,4 +1,10 @@
-"""AdamW and Muon, and which parameter belongs to which.
+"""The optimizers (AdamW, Muon): their updates, defaults, memory, and which parameter gets which.
+
+A third optimizer goes here: a class with its update, and a row in RECIPES that says everything the
+rest of gptcli asks about it. Its name goes into `train.optimizer` in gptcli.config.
+
+First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip what has `native` in its
+name: the C library does the same sums.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns.
 """
@@ -7,29 +13,45 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
-from gptcli.training.schedule import ADAMW_SHARE
 
-# A quintic whose repeated application drives every singular value towards 1 (Jordan et al. 2024).
+# The quintic of Jordan et al. 2024. Applied repeatedly, it drives every singular value towards 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-
-
-ITERATIONS = 5
+NEWTON_SCHULZ_STEPS = 5
 
 Native = tuple[ctypes.CDLL, int]
-"""The C library, and the threads it may use."""
+"""The C library and the number of threads that it can use."""
+
+
+class Update(Protocol):
+    """An optimizer's update of some parameters."""
+
+    slots: frozenset[str]
+    """The names of the tensors that it keeps for each parameter."""
+    params: list[Tensor]
+    state: dict[Tensor, dict[str, Tensor]]
+
+    def step(self, rate: float) -> None:
+        """Update every parameter that has a gradient."""
+
+
+# ---- Muon ------------------------------------------------------------------------------------
 
 
 def orthogonalise(
-    update: Tensor, steps: int = ITERATIONS, dtype: torch.dtype = torch.bfloat16
+    update: Tensor, steps: int = NEWTON_SCHULZ_STEPS, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to each of a stack, roughly: singular values end
-    between about 0.7 and 1.2. (N, R, C) -> (N, R, C) in `dtype`.
+    """Roughly the nearest (semi-)orthogonal matrix to each of a stack: (N, R, C) -> (N, R, C).
 
+    Singular values end between about 0.7 and 1.2. Computes in `dtype`, which the result has.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz iteration.
     """
     X = update.to(dtype)
@@ -45,13 +67,17 @@ def orthogonalise(
 
 
 class Muon:
-    """Momentum whose update is orthogonalised: for matrices of hidden layers.
+    """Momentum whose update is orthogonalised: for the matrices of hidden layers.
 
-    Per step: momentum = beta * momentum + gradient; Nesterov's look-ahead; orthogonalise;
-    weight -= rate * sqrt(max(1, R / C)) * update, after weight *= 1 - rate * weight_decay.
-    Matrices of one shape, or of its transpose, are stacked and go through the iteration together.
+    Each step does, for every matrix:
+    momentum = beta * momentum + gradient; update = orthogonalise(gradient + beta * momentum);
+    weight *= 1 - rate * weight_decay; weight -= rate * sqrt(max(1, R / C)) * update.
+
+    Matrices of one shape, or of its transpose, are stacked and orthogonalised together.
     Source: Jordan et al. 2024; decay as in Liu et al. 2025, "Muon is scalable for LLM training".
     """
+
+    slots = frozenset({"momentum"})
 
     def __init__(
         self,
@@ -62,18 +88,18 @@ class Muon:
         native: Native | None = None,
     ) -> None:
         assert all(p.dim() == 2 for p in params)
+        self.params = params
         self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self._momentum, self._decay, self._dtype = momentum, weight_decay, dtype
-        self._native = native
+        self.weight_decay = weight_decay
+        self._momentum, self._dtype, self._native = momentum, dtype, native
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(sorted(p.shape))].append(p)
         self._stacks = list(shapes.values())
-        self.params = params
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         if self._native is not None:
             self._native_step(self._native, rate)
             return
@@ -82,36 +108,108 @@ class Muon:
             params = [p for p in stack if p.grad is not None]
             if not params:
                 continue
-            grads = [p.grad for p in params if p.grad is not None]
-            for p in params:
-                if p not in self.state:
-                    self.state[p] = {"momentum": torch.zeros_like(p)}
-            buffers = [self.state[p]["momentum"] for p in params]
+            grads = [_gradient(p) for p in params]
+            buffers = self._momenta(params)
             torch._foreach_mul_(buffers, beta)
             torch._foreach_add_(buffers, grads)
-            ahead = torch._foreach_add(grads, buffers, alpha=beta)
+            ahead = torch._foreach_add(grads, buffers, alpha=beta)  # Nesterov's look-ahead
             wide = [u if u.shape[0] <= u.shape[1] else u.T for u in ahead]
             update = orthogonalise(torch.stack(wide), dtype=self._dtype).to(params[0].dtype)
             updates = [
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
-            torch._foreach_mul_(params, 1 - rate * self._decay)
+            torch._foreach_mul_(params, 1 - rate * self.weight_decay)
             for p, u in zip(params, updates, strict=True):
                 rows, columns = p.shape
                 p.add_(u, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
     def _native_step(self, native: Native, rate: float) -> None:
         params = [p for p in self.params if p.grad is not None]
+        engine.muon(
+            *native,
+            (params, [_gradient(p) for p in params], self._momenta(params)),
+            rate=rate,
+            momentum=self._momentum,
+            decay=self.weight_decay,
+            iterations=NEWTON_SCHULZ_STEPS,
+        )
+
+    def _momenta(self, params: list[Tensor]) -> list[Tensor]:
         for p in params:
             if p not in self.state:
                 self.state[p] = {"momentum": torch.zeros_like(p)}
-        engine.muon(
-            *native,
-            (params, [_gradient(p) for p in params], [self.state[p]["momentum"] for p in params]),
-            rate=rate,
-            momentum=self._momentum,
-            decay=self._decay,
-            iterations=ITERATIONS,
+        return [self.state[p]["momentum"] for p in params]
+
+
+# ---- AdamW -----------------------------------------------------------------------------------
+
+
+class AdamW:
+    """AdamW with bias-corrected moments, by PyTorch's fused operation.
+
+    torch.optim.AdamW does the same sums, but imports PyTorch's compiler, which takes most of a
+    second before the first step.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
+
+    slots = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        native: Native | None = None,
+    ) -> None:
+        self.params = params
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.weight_decay = weight_decay
+        self._betas, self._eps, self._native = betas, eps, native
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Update every parameter that has a gradient."""
+        params = [p for p in self.params if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if p not in self.state:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        states = [self.state[p] for p in params]
+        grads = [_gradient(p) for p in params]
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_avg_sq"] for state in states]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        if self._native is not None:
+            engine.adamw(
+                *self._native,
+                (params, grads, means, squares),
+                [self.weight_decay] * len(params),
+                rate=rate,
+                betas=self._betas,
+                eps=self._eps,
+                step=int(steps[0]),
+            )
+            return
+        torch._fused_adamw_(
+            params,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            lr=rate,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            weight_decay=self.weight_decay,
+            eps=self._eps,
+            maximize=False,
         )
 
 
@@ -120,81 +218,85 @@ def _gradient(p: Tensor) -> Tensor:
     return p.grad
 
 
-class AdamW:
-    """AdamW with the moments' biases corrected, by PyTorch's fused operation.
+# ---- what `train.optimizer` names --------------------------------------------------------------
 
-    `groups` are (parameters, weight decay). torch.optim's class would do the same sums, but brings
-    PyTorch's compiler with it: most of a second before the first step.
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
 
-    def __init__(
-        self,
-        groups: list[tuple[list[Tensor], float]],
-        betas: tuple[float, float],
-        eps: float,
-        native: Native | None = None,
-    ) -> None:
-        self.groups = groups
-        self.params = [p for params, _ in groups for p in params]
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self._betas, self._eps = betas, eps
-        self._native = native
+@dataclass(frozen=True)
+class Group:
+    """Parameters that get the same update."""
 
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One update of every parameter that has a gradient."""
-        for group, decay in self.groups:
-            params = [p for p in group if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if p not in self.state:
-                    self.state[p] = {
-                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                        "exp_avg": torch.zeros_like(p),
-                        "exp_avg_sq": torch.zeros_like(p),
-                    }
-            states = [self.state[p] for p in params]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
-            if self._native is not None:
-                means = [state["exp_avg"] for state in states]
-                squares = [state["exp_avg_sq"] for state in states]
-                engine.adamw(
-                    *self._native,
-                    (params, [_gradient(p) for p in params], means, squares),
-                    [decay] * len(params),
-                    rate=rate,
-                    betas=self._betas,
-                    eps=self._eps,
-                    step=int(steps[0]),
-                )
-                continue
-            torch._fused_adamw_(
-                params,
-                [_gradient(p) for p in params],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                steps,
-                amsgrad=False,
-                lr=rate,
-                beta1=self._betas[0],
-                beta2=self._betas[1],
-                weight_decay=decay,
-                eps=self._eps,
-                maximize=False,
-            )
+    roles: frozenset[Role]
+    update: Callable[[list[Tensor], float, torch.dtype, Native | None], Update]
+    """From parameters, weight decay, Muon's dtype and the C library to the update."""
+    rate_share: float
+    """Its learning rate over the run's."""
+    decays: bool
+    """Whether `train.weight_decay` applies."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that gptcli asks about an optimizer. No field has a default, so that a new
+    optimizer cannot inherit a value by accident."""
+
+    groups: tuple[Group, ...]
+    """Each role belongs to exactly one group. Checkpoints have the parameters in this order."""
+    default_rate: Callable[[int], float]
+    """Peak learning rate for `auto`, from n_embd."""
+    default_warmup: Callable[[int], int]
+    """Warm-up steps for `auto`, from max_steps."""
+    slots: int
+    """float32 numbers of state for each weight of a block's matrix."""
+    orthogonalises: bool
+    """Whether a step orthogonalises the blocks' matrices, which gptcli.training.cost prices."""
+
+
+def _muon(
+    params: list[Tensor], weight_decay: float, dtype: torch.dtype, native: Native | None
+) -> Muon:
+    return Muon(params, weight_decay=weight_decay, dtype=dtype, native=native)
+
+
+def _adamw(eps: float) -> Callable[[list[Tensor], float, torch.dtype, Native | None], AdamW]:
+    return lambda params, weight_decay, _, native: AdamW(
+        params, weight_decay, eps=eps, native=native
+    )
+
+
+_TABLES: frozenset[Role] = frozenset({"embedding", "head", "other"})
+_VECTORS: frozenset[Role] = frozenset({"gain", "bias"})
+
+RECIPES: dict[str, Recipe] = {
+    "muon": Recipe(
+        groups=(
+            Group(frozenset({"matrix"}), _muon, rate_share=1.0, decays=True),
+            # Under Muon the embeddings do not decay: rows of rare tokens get almost no gradient,
+            # so decay would be all that moves them.
+            Group(_TABLES, _adamw(eps=1e-10), rate_share=0.2, decays=False),
+            Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
+        ),
+        default_rate=lambda n_embd: 0.02,
+        default_warmup=lambda max_steps: min(50, max_steps // 20),
+        slots=1,
+        orthogonalises=True,
+    ),
+    "adamw": Recipe(
+        groups=(
+            Group(_TABLES | {"matrix"}, _adamw(eps=1e-8), rate_share=1.0, decays=True),
+            Group(_VECTORS, _adamw(eps=1e-8), rate_share=1.0, decays=False),
+        ),
+        default_rate=lambda n_embd: min(3e-3, 0.4 / n_embd),
+        default_warmup=lambda max_steps: min(100, max_steps // 10),
+        slots=2,
+        orthogonalises=False,
+    ),
+}
 
 
 class Optimizers:
-    """The optimizers of a run as one: which parameter goes where, rates, state to save.
+    """The updates of a run as one: each parameter gets the update of its role's group.
 
-    `parameters` are (name, float32 tensor). With kind "muon" the matrices of the blocks (names
-    that begin with "h.") go to Muon; embeddings, head, gains and biases to AdamW at a fifth of
-    the rate. Only matrices decay; embeddings are matrices too, except under Muon's AdamW,
-    where the rate of tokens seldom seen would be decay alone.
-    """
+    `parameters` are (name, float32 tensor); `kind` is a name in RECIPES."""
 
     def __init__(
         self,
@@ -205,56 +307,43 @@ class Optimizers:
         native: Native | None = None,
     ) -> None:
         self._names = {p: name for name, p in parameters}
-        muon = [p for n, p in parameters if kind == "muon" and n.startswith("h.") and p.dim() == 2]
-        rest = [p for _, p in parameters if not any(p is taken for taken in muon)]
-        self._share = ADAMW_SHARE if kind == "muon" else 1.0
-        self._muon = (
-            Muon(muon, weight_decay=weight_decay, dtype=muon_dtype, native=native) if muon else None
-        )
-        self._adamw = AdamW(
-            [
-                ([p for p in rest if p.dim() >= 2], weight_decay if kind == "adamw" else 0.0),
-                ([p for p in rest if p.dim() < 2], 0.0),
-            ],
-            betas=(0.9, 0.95),
-            eps=1e-10 if kind == "muon" else 1e-8,
-            native=native,
-        )
+        self.updates: list[tuple[Group, Update]] = []
+        for group in RECIPES[kind].groups:
+            params = [p for name, p in parameters if role_of(name, p.dim()) in group.roles]
+            if params:
+                decay = weight_decay if group.decays else 0.0
+                self.updates.append((group, group.update(params, decay, muon_dtype, native)))
 
     def step(self, rate: float) -> None:
-        """One update of all parameters at the learning rate `rate`."""
-        if self._muon is not None:
-            self._muon.step(rate)
-        self._adamw.step(rate * self._share)
+        """Update all parameters. `rate` is the run's learning rate at this step."""
+        for group, update in self.updates:
+            update.step(rate * group.rate_share)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by "slot/parameter"."""
         return {
             f"{slot}/{self._names[p]}": value
-            for optimizer in self._all
-            for p in optimizer.params
-            for slot, value in optimizer.state.get(p, {}).items()
+            for _, update in self.updates
+            for p in update.params
+            for slot, value in update.state.get(p, {}).items()
         }
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
-        """Put back what `state` gave. Raises KeyError where it is not what these optimizers keep
-        (nothing of a parameter that no gradient has reached, all of the others)."""
-        by_name = {self._names[p]: (one, p) for one in self._all for p in one.params}
-        adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
+        """Restore what `state` returned.
+
+        Raises KeyError if a parameter has other slots than its update keeps. A parameter that never
+        had a gradient has no slots."""
+        by_name = {self._names[p]: (update, p) for _, update in self.updates for p in update.params}
         slots: dict[str, set[str]] = {}
         for key in saved:
             slot, _, name = key.partition("/")
             slots.setdefault(name, set()).add(slot)
         for name, kept in slots.items():
-            if kept != (adamw if by_name[name][0] is self._adamw else muon):
+            if kept != by_name[name][0].slots:
                 raise KeyError(name)
         for key, value in saved.items():
             slot, _, name = key.partition("/")
-            optimizer, p = by_name[name]
+            update, p = by_name[name]
             if slot != "step" and value.shape != p.shape:
                 raise KeyError(key)
-            optimizer.state.setdefault(p, {})[slot] = value.to(p.device, copy=True)
-
-    @property
-    def _all(self) -> list[Muon | AdamW]:
-        return [self._adamw] if self._muon is None else [self._muon, self._adamw]
+            update.state.setdefault(p, {})[slot] = value.to(p.device, copy=True)

@@ -1,42 +1,39 @@
-"""A training that ran out of memory: which setting to lower, and by how much."""
+"""The error for a training that ran out of memory: which setting to lower, and by how much."""
 
 from __future__ import annotations
-
-import itertools
-import os
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
+from gptcli.memory import memory_for_this_process
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
 
-_OF_ROOM = 0.9  # the estimate is right within some 15 %, and something else may need a little
+_USABLE_SHARE = 0.9  # the estimate is off by up to 15 %, and other programs need memory too
 
 
 def out_of_memory(setup: Setup) -> GptcliError:
-    """The error that says what the run needs by the estimate, what there is, and what would fit."""
+    """The error: how much memory the run needs, how much is available, and what would fit."""
     with torch.device("meta"):
         parameters = count_parameters(
             GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, user_parts=setup.user_parts)
         ).total
-    need, room = _need(setup, setup.config, parameters), room_for_training(setup.device)
-    there = "" if room is None else f"; there is room for about {_amount(room)}"
+    need, available = _need(setup, setup.config, parameters), memory_for_training(setup.device)
+    there = "" if available is None else f"; about {_amount(available)} are available"
     return GptcliError(
-        f"out of memory: this run needs about {_amount(need)} by the estimate{there}",
-        _what_to_lower(setup, parameters, room),
+        f"out of memory: this run needs about {_amount(need)} (estimated){there}",
+        _what_to_lower(setup, parameters, available),
         exit_code=1,
     )
 
 
-def _what_to_lower(setup: Setup, parameters: int, room: float | None) -> str:
+def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> str:
+    """The hint: a smaller batch_size, else a shorter context length, else a smaller network."""
     config = setup.config
     train, model = config.train, config.model
-    # Parts that divide the batch, so that accumulating them is the same training.
+    # Divisors of batch_size: with gradient accumulation the training is the same.
     parts = [n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0]
     for n in parts:
         batch, accum = train.batch_size // n, train.grad_accum * n
@@ -44,26 +41,26 @@ def _what_to_lower(setup: Setup, parameters: int, room: float | None) -> str:
             update={"train": train.model_copy(update={"batch_size": batch})}
         )
         need = _need(setup, smaller, parameters)
-        if room is None or need <= _OF_ROOM * room:
+        if available is None or need <= _USABLE_SHARE * available:
             again = ", in a new run" if setup.resume is not None else ""
             return (
-                f"train.batch_size={batch} train.grad_accum={accum}{again}: the same training, "
-                f"with about {_amount(need)}"
+                f"train.batch_size={batch} train.grad_accum={accum}{again}: the same training "
+                f"in about {_amount(need)}"
             )
     one = train.model_copy(update={"batch_size": 1})
     block_size = model.block_size // 2
     while block_size >= 16:
         shorter = model.model_copy(update={"block_size": block_size})
         need = _need(setup, config.model_copy(update={"train": one, "model": shorter}), parameters)
-        if room is None or need <= _OF_ROOM * room:
+        if available is None or need <= _USABLE_SHARE * available:
             return (
                 f"train.batch_size=1 train.grad_accum={train.batch_size * train.grad_accum} and "
-                f"model.block_size={block_size}, with about {_amount(need)}"
+                f"model.block_size={block_size}, which need about {_amount(need)}"
             )
         block_size //= 2
     return (
-        f"no batch is small enough, the {parameters:,} parameters alone are too many: lower "
-        f"model.n_embd (now {model.n_embd}; half of it is about a quarter of the memory) or "
+        f"even one sequence does not fit with the {parameters:,} parameters: lower "
+        f"model.n_embd (now {model.n_embd}; half of it needs about a quarter of the memory) or "
         f"model.n_layer (now {model.n_layer})"
     )
 
@@ -78,30 +75,14 @@ def _need(setup: Setup, config: Config, parameters: int) -> int:
     )
 
 
-def room_for_training(device: torch.device) -> float | None:
-    """Bytes that a training in this process can have, what it holds now included: the memory that
-    is free, within the limits set for the process. None where the system does not say."""
+def memory_for_training(device: torch.device) -> float | None:
+    """Bytes that training can use on a device, including what this process holds now.
+
+    None if the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        pages = map(int, Path("/proc/self/statm").read_text("ascii").split())
-        size, resident, shared = (count * page for count in itertools.islice(pages, 3))
-        held = resident - shared  # without the libraries
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        (free,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
-    rooms = [free + held]
-    with suppress(OSError, ValueError):  # a container's limit
-        rooms.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
-    if limit != resource.RLIM_INFINITY:
-        rooms.append(max(0, limit - size) + held)
-    return float(min(rooms))
+    return memory_for_this_process()
 
 
 def _amount(size: float) -> str:

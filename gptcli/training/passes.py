@@ -1,5 +1,9 @@
-"""The forward and backward passes of a step, by PyTorch or by the C library: one face, and the
-same numbers but for rounding.
+"""Forward and backward pass of a step, by PyTorch (TorchPasses) or the C library (NativePasses).
+
+Both compute the same numbers up to rounding, and both are a `Passes` of gptcli.training.step.
+
+First reading: skip choose_engine and NativePasses. forward_backward in step.py is what TorchPasses
+does.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from gptcli.native import library
 from gptcli.native.engine import Engine, unsupported_reason
 from gptcli.training.evaluate import evaluate
 from gptcli.training.master_weights import MasterWeights
+from gptcli.training.step import Batch, forward_backward
 
 EngineName = Literal["native", "torch"]
-Batch = tuple[Tensor, Tensor]
 
 
 def choose_engine(
@@ -32,17 +36,17 @@ def choose_engine(
     compiled: bool,
     has_user_parts: bool,
 ) -> tuple[EngineName, str | None]:
-    """What `run.engine` stands for here, and what the user should know of it.
+    """The engine that `run.engine` resolves to here, and a note for the user or None.
 
-    Raises GptcliError where `native` was asked for and cannot be had."""
+    Raises GptcliError if the config asks for `native` and the C library cannot be used."""
     wanted = config.run.engine
     if wanted == "torch":
         return "torch", None
     reason, user_can_fix = None, False
     if device.type != "cpu" or dtype != torch.bfloat16:
-        reason = "it computes in bfloat16 on a CPU"
+        reason = "the C library trains in bfloat16 on a CPU only"
     elif has_user_parts:
-        reason = "it has no part of your own"
+        reason = "the C library cannot run your own parts (--attention ...)"
     elif compiled:
         reason = "`run.compile` is set"
     else:
@@ -53,19 +57,23 @@ def choose_engine(
         if found.library is not None:
             return "native", None
     if wanted == "native":
-        raise GptcliError(f"`run.engine` native is not possible: {reason}", "`auto` does without")
+        raise GptcliError(
+            f"`run.engine: native` cannot be used: {reason}", "set run.engine to auto or torch"
+        )
     if user_can_fix:
-        return "torch", f"training with PyTorch alone, which is slower: {reason}"
+        return "torch", f"training with PyTorch only, which is slower: {reason}"
     return "torch", None
 
 
 def library_for(engine: EngineName) -> ctypes.CDLL | None:
-    """The C library that the engine's name stands for."""
+    """The C library for `native`, None for `torch`."""
     return library.find().library if engine == "native" else None
 
 
 class TorchPasses:
-    """By PyTorch: any device, dtype and part of the user's, compiled or not."""
+    """PyTorch's passes: any device, dtype and user's part, compiled or not.
+
+    `step_tokens` are the tokens of a step, by which an evaluation chooses its batches."""
 
     def __init__(
         self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
@@ -77,37 +85,29 @@ class TorchPasses:
             self._loss = torch.compile(model.loss)
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
-        """The mean loss of `count` batches; the mean of their gradients into the masters'.
+        """The mean loss of `count` batches. Leaves the mean gradients in the master weights.
 
-        Dropout is a function of `seed`; `scale` is float16's, 1 for other dtypes."""
-        torch.manual_seed(seed)
-        self._weights.clear_grads()
-        total: Tensor | None = None
-        for idx, targets in batches:
-            loss = self._loss(idx, targets)
-            (loss * (scale / count)).backward()  # type: ignore[no-untyped-call]
-            self._weights.collect(1.0 / scale)
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        return float(total) / count
+        Dropout's masks are a function of `seed`. `scale` is float16's loss scale, 1 for other
+        dtypes."""
+        return forward_backward(self._loss, self._weights, batches, count, seed, scale)
 
     def publish(self) -> None:
-        """Let the passes see the masters as they are now."""
+        """Round the master weights into the model's."""
         self._weights.publish()
 
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """gptcli.training.evaluate.evaluate, by these passes."""
+        """The loss over a split: see gptcli.training.evaluate."""
         return evaluate(self._model, tokens, context, should_stop, step_tokens=self._step_tokens)
 
     def model(self) -> GPT:
-        """The model with its weights as they are now."""
+        """The model with the current weights."""
         return self._model
 
 
 class NativePasses:
-    """By the C library: bfloat16 on a CPU."""
+    """The C library's passes: bfloat16 on a CPU."""
 
     def __init__(
         self,
@@ -133,7 +133,9 @@ class NativePasses:
         self.publish()
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
-        """As TorchPasses.gradients."""
+        """The mean loss of `count` batches. Leaves the mean gradients in the master weights.
+
+        `scale` must be 1, because bfloat16 needs no loss scale."""
         assert scale == 1.0
         self._weights.use_gradients()
         total, tokens = 0.0, 0
@@ -149,24 +151,20 @@ class NativePasses:
         return total / tokens
 
     def publish(self) -> None:
-        """As TorchPasses.publish."""
+        """Pack the master weights for the C library's matrix products."""
         self._engine.pack()
-        self._model_is_new = False
+        self._model_is_current = False
 
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """As TorchPasses.evaluate."""
-        return evaluate(
-            self._model, tokens, context, should_stop, (self._engine.loss, self._engine.most_tokens)
-        )
+        """The loss over a split: see gptcli.training.evaluate."""
+        native_loss = (self._engine.loss, self._engine.most_tokens)
+        return evaluate(self._model, tokens, context, should_stop, native_loss)
 
     def model(self) -> GPT:
-        """As TorchPasses.model."""
-        if not self._model_is_new:
+        """The model with the current weights; PyTorch's copy is updated if it is older."""
+        if not self._model_is_current:
             self._weights.publish()
-            self._model_is_new = True
+            self._model_is_current = True
         return self._model
-
-
-Passes = TorchPasses | NativePasses

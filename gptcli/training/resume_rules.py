@@ -1,4 +1,4 @@
-"""What may change between a stop and a resume: nothing that changes what the run computes."""
+"""Which config keys can change at --resume: those that leave the weights unchanged."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from gptcli.config import Config
 from gptcli.config_files import differences
 from gptcli.errors import GptcliError
 from gptcli.files.shipped import shipped_texts
-from gptcli.training.consistency import HARMLESS, ROUNDING
 from gptcli.training.schedule import lr_at
 
+NO_EFFECT_ON_WEIGHTS = {
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.sample_every",
+    "train.log_every",
+    "train.stop_at_val_loss",
+    "train.patience",
+}
+"""Keys that can change at a resume: the weights become the same."""
 
-def merge(
+ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
+"""Keys that can change at a resume, with a note: the weights are no longer equal to the bit."""
+
+
+def config_for_resume(
     stored: Config, wanted: Config | None, extend: bool, step: int
 ) -> tuple[Config, list[str]]:
-    """The run's config with the changes that may be made to it, and what to say of them."""
+    """The run's config with the changes that the user asks for, and a note about each change.
+
+    `stored` is the run's config, `wanted` the user's (None: no changes), `step` the checkpoint's.
+    Raises GptcliError if a key changes the weights, or `extend` comes without more steps."""
     if extend and (wanted is None or wanted.train.max_steps <= stored.train.max_steps):
         raise GptcliError(
             f"--extend needs more steps than the {stored.train.max_steps} of this run",
@@ -30,29 +46,29 @@ def merge(
         if new != "auto" and not _same_source(key, stored, wanted)
     }
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # the text may have had fewer pairs than asked
+        changes.pop("tokenizer.vocab_size", None)  # a short text yields fewer subwords than asked
     for key, new in list(changes.items()):
         if key == "train.max_steps":
             if extend and new > stored.train.max_steps:
-                notes.append(_extension(stored, new, step))
+                notes.append(_extension_note(stored, new, step))
             else:
                 refused.append(
                     f"{key} {stored.train.max_steps} -> {new}"
                     + (" (needs --extend)" if new > stored.train.max_steps else "")
                 )
         elif key == "data.source":
-            pass  # a text that has moved; its content is compared once it has been read
-        elif key in ROUNDING:
-            notes.append(f"{key} is now {new}: the numbers will be rounded otherwise than before")
-        elif key in HARMLESS:
+            pass  # the text can have moved: prepare_resume compares the content
+        elif key in ROUNDING_ONLY:
+            notes.append(f"{key} is now {new}: numbers will round differently from now on")
+        elif key in NO_EFFECT_ON_WEIGHTS:
             notes.append(f"{key} is now {new}")
         else:
             old = differences(stored, wanted)[key][0]
             refused.append(f"{key} {old} -> {new}")
     if refused:
         raise GptcliError(
-            "a resume may not change what the run computes: " + ", ".join(refused),
-            "leave these as they are, or start a new run (--from takes this one's weights)",
+            "these keys change the weights, so --resume refuses them: " + ", ".join(refused),
+            "leave them as they are, or start a new run from these weights: --from",
         )
     values = stored.model_dump()
     for key, new in changes.items():
@@ -61,7 +77,8 @@ def merge(
     return Config.model_validate(values), notes
 
 
-def _extension(stored: Config, max_steps: int, step: int) -> str:
+def _extension_note(stored: Config, max_steps: int, step: int) -> str:
+    """How the learning rate continues after `--extend`."""
     train = stored.train
     rates = [
         lr_at(
@@ -75,16 +92,18 @@ def _extension(stored: Config, max_steps: int, step: int) -> str:
     ]
     falling_from = round(max_steps * (1 - train.decay_fraction))
     return (
-        f"extended to {max_steps} steps: the learning rate goes on at {rates[1]:.2e} "
+        f"extended to {max_steps} steps: the learning rate continues at {rates[1]:.2e} "
         f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
         f"to 0 at step {max_steps}"
     )
 
 
-def lasting(source: str) -> str:
-    """A path that still holds when the run is resumed from another folder."""
+def absolute_source(source: str) -> str:
+    """`data.source` as an absolute path, so that a resume from another folder finds the text.
+
+    The name of a shipped text stays as it is."""
     return source if source in shipped_texts() else Path(source).absolute().as_posix()
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    return key == "data.source" and lasting(wanted.data.source) == stored.data.source
+    return key == "data.source" and absolute_source(wanted.data.source) == stored.data.source

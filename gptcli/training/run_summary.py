@@ -1,4 +1,4 @@
-"""What `train --json` prints and run.json keeps: how a run stands, gathered from its events."""
+"""The result of a run, collected from its events: the content of `train --json` and run.json."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from gptcli.training.loop import Setup
 from gptcli.training.training_state import Progress, progress_of
 
 
-class Summary:
-    """Listens to a run. `begun` is for run.json before the first step, `ended` for its end,
-    whichever way it came."""
+class RunSummary:
+    """Collects a run's events. run.json holds `begun` before the first step, `ended` at the end."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -25,7 +24,7 @@ class Summary:
         self._stopped: str | None = None
 
     def absorb(self, event: Event) -> None:
-        """Take in one event."""
+        """Update the counters from one event."""
         p = self._progress
         if isinstance(event, RunStarted):
             self._parameters = event.parameters
@@ -41,25 +40,24 @@ class Summary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """What is known before the first step: which parts are a learner's, and, of a fine-tune,
-        whose weights it starts from."""
+        """The keys known before the first step: the user's parts and the fine-tune's origin."""
         user_parts = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
         }
         return user_parts | ({"started_from": self._started_from} if self._started_from else {})
 
     def ended(self) -> dict[str, Any]:
-        """The keys of `train --json`, and a few more."""
+        """The keys of `train --json`, `parameters`, and the keys of `begun`."""
         return self.begun() | {
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,
             "parameters": self._parameters,
-            **standing(self._progress, self._stopped or "interrupted"),
+            **progress_summary(self._progress, self._stopped or "interrupted"),
         }
 
 
-def standing(progress: Progress, stopped: str) -> dict[str, Any]:
-    """The counters of a run in the words of `train --json`."""
+def progress_summary(progress: Progress, stopped: str) -> dict[str, Any]:
+    """A run's counters with the keys of `train --json`."""
     return {
         "steps": progress.step,
         "tokens": progress.tokens,

@@ -1,7 +1,8 @@
-"""When checkpoints are written, and by whom: small ones at once, large ones beside the training.
+"""Saves checkpoints when they are due (once a minute); writes large ones in the background.
 
-A large one is a copy in memory of the moment, which a thread writes while the next steps are made;
-what it writes, and in which order, is checkpoint.save's affair, and so the guarantees are the same.
+A large checkpoint is copied in memory, and a thread writes the copy while training continues.
+`checkpoint.save` writes it in both cases, so the guarantees after a crash are the same.
+On a first reading, read `Saver.due` and `Saver.save`. Skip the rest: threads, failures, Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +21,60 @@ from gptcli.events import CheckpointSaved, Event, Notice
 from gptcli.training import checkpoint
 from gptcli.training.training_state import TrainingState
 
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_SHARE = 0.01
-_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits no longer for a disk that is stuck
-BESIDE_BYTES = 32 << 20  # from so many on it pays to copy and to write beside the training
+_AUTO_SECONDS = 60.0
+_AUTO_MAX_SHARE = 0.01  # of the training time
+_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits no longer than this for a disk that hangs
+BACKGROUND_BYTES = 32 << 20
+"""Checkpoints of this size or more are copied and written in the background."""
 
 
 @dataclass
 class _Writing:
-    """A checkpoint on its way to the disk."""
+    """A checkpoint that is being written."""
 
     step: int
     thread: threading.Thread | None = None
     path: Path | None = None
     error: BaseException | None = None
-    took: float = 0.0  # seconds of a processor
-    tensors: list[dict[str, Any]] = field(default_factory=list)
+    took: float = 0.0  # seconds of CPU time
 
 
 class Saver:
-    """Saves a run's state. A failed save in the middle of a run is a notice, and is tried again
-    when the next is due; `must` raises instead."""
+    """Saves a run's checkpoints. A save that fails in the middle of a run becomes a Notice, and the
+    next due save tries again. `save_or_raise` raises instead."""
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at
-        """The step of the newest checkpoint, written or on its way."""
+        """The step of the newest checkpoint that is written or being written."""
         self._run, self._keep, self._every = run, keep, every
         self._folder = _identity(run)
         self._writing: _Writing | None = None
         self._last = time.perf_counter()
-        self._cost = 0.0  # seconds that a save took from the training
+        self._cost = 0.0  # seconds that the last save took from training
         self._tried_at = saved_at
-        self._must = False  # whether a failed save is the end
-        self._naming = threading.Lock()  # held while a written checkpoint takes its place
+        self._must_succeed = False
+        self._renaming = threading.Lock()  # held while a written checkpoint gets its name
         self._abandoned = False
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint of this step should be written: at the steps that were asked for,
-        or about once a minute, at most for a hundredth of the time."""
+        """Whether to write a checkpoint of this step: by `checkpoint_every`.
+
+        `auto` means once a minute, but at most 1 % of the time."""
         if step in (self.saved_at, self._tried_at):
             return False
         if self._every != "auto":
             return step % int(self._every) == 0
         waited = time.perf_counter() - self._last
-        return waited >= max(_CHECKPOINT_SECONDS, self._cost / _CHECKPOINT_SHARE)
+        return waited >= max(_AUTO_SECONDS, self._cost / _AUTO_MAX_SHARE)
 
     def save(
-        self, state: TrainingState, meta: dict[str, Any], *, beside: bool = True
+        self, state: TrainingState, meta: dict[str, Any], *, background: bool = True
     ) -> Iterator[Event]:
-        """Begin a checkpoint of this moment, or write it where it is small (or not to be written
-        `beside` the training); a checkpoint that is still on its way is waited for first."""
-        yield from self.gather(wait=True)
+        """Write a checkpoint of the current state; a large one in the background, if allowed.
+
+        First waits for a checkpoint that is still being written. Yields CheckpointSaved or Notice
+        for each checkpoint that is finished."""
+        yield from self.collect(wait=True)
         begin = time.perf_counter()
         model, optimizer = state.weights.named(), state.optimizers.state()
         size = sum(t.numel() * t.element_size() for t in (*model.values(), *optimizer.values()))
@@ -79,95 +83,31 @@ class Saver:
         best = state.progress.best_step == step
         self._writing = writing = _Writing(step)
         self.saved_at = self._tried_at = step
-        if size < BESIDE_BYTES or not beside:
+        if size < BACKGROUND_BYTES or not background:
             self._write(writing, model, optimizer, meta, best)
         else:
             try:
-                self._write_beside(writing, model, optimizer, meta, best)
-            except (MemoryError, RuntimeError):  # no room for the copies, or for one thread more
+                self._write_in_background(writing, model, optimizer, meta, best)
+            except (MemoryError, RuntimeError):  # no memory for the copy, or no more threads
                 self._write(writing, model, optimizer, meta, best)
         writing.took += time.perf_counter() - begin
-        yield from self.gather(wait=False)
+        yield from self.collect(wait=False)
 
-    def _write_beside(
-        self,
-        writing: _Writing,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        meta: dict[str, Any],
-        best: bool,
-    ) -> None:
-        """Begin to write copies: the next steps change the tensors."""
-        model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.items()}
-        optimizer = {
-            name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
-        }
-        # It may be killed with the process; the checkpoint before it is whole.
-        thread = threading.Thread(
-            target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
-        )
-        writing.thread = thread
-        try:
-            thread.start()
-        except BaseException:
-            writing.thread = None
-            raise
+    def save_or_raise(self, state: TrainingState, meta: dict[str, Any]) -> Iterator[Event]:
+        """Write the checkpoint of this step and wait until it is on the disk.
 
-    def must(self, state: TrainingState, meta: dict[str, Any]) -> Iterator[Event]:
-        """The checkpoint of this step, durable; raises GptcliError where it cannot be written."""
-        yield from self.gather(wait=True)
+        Raises GptcliError if it cannot be written."""
+        yield from self.collect(wait=True)
         if self.saved_at == state.progress.step:
             return
-        self._must = True
+        self._must_succeed = True
         try:
-            yield from self.save(state, meta, beside=False)
+            yield from self.save(state, meta, background=False)
         finally:
-            self._must = False
+            self._must_succeed = False
 
-    def _write(
-        self,
-        writing: _Writing,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        meta: dict[str, Any],
-        best: bool,
-    ) -> None:
-        begin = time.thread_time()
-        try:
-            if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
-                raise checkpoint.gone(self._run)  # and another run in its place
-            with ExitStack() as held:
-
-                def still_wanted() -> None:
-                    held.enter_context(self._naming)
-                    self._refuse_abandoned()
-
-                self._refuse_abandoned()
-                writing.path = checkpoint.save(
-                    self._run, writing.step, model, optimizer, meta, still_wanted
-                )
-                if best:
-                    checkpoint.mark_best(self._run, writing.step)
-                checkpoint.prune(self._run, self._keep)
-        except BaseException as error:  # said by whoever gathers it
-            writing.error = error
-        if writing.thread is not None:
-            writing.took += time.thread_time() - begin
-
-    def abandon(self) -> None:
-        """Give up a checkpoint that is still on its way, without waiting for its writing: from now
-        on nothing of it gets a name, is marked or makes another one go, since the run folder may
-        become another run's. One that is just getting its name is waited for, for a moment."""
-        self._abandoned = True
-        if self._naming.acquire(timeout=_ABANDON_SECONDS):
-            self._naming.release()
-
-    def _refuse_abandoned(self) -> None:
-        if self._abandoned:
-            raise _AbandonedError
-
-    def gather(self, *, wait: bool) -> Iterator[Event]:
-        """What has become of a checkpoint that was on its way, if it has arrived."""
+    def collect(self, *, wait: bool) -> Iterator[Event]:
+        """Yield what became of the checkpoint in the background, once it is finished."""
         writing = self._writing
         if writing is None:
             return
@@ -182,20 +122,90 @@ class Saver:
             yield CheckpointSaved(writing.step, writing.path)
             return
         self.saved_at = None
-        if self._must or not isinstance(writing.error, (GptcliError, OSError, MemoryError)):
+        expected = isinstance(writing.error, (GptcliError, OSError, MemoryError))
+        if self._must_succeed or not expected:
             raise writing.error
         yield Notice(
             f"WARNING: {writing.error}. The training goes on, and tries again when the next "
             "checkpoint is due"
         )
 
+    def abandon(self) -> None:
+        """Give up the checkpoint that is being written, without waiting for it.
+
+        From now on it is not renamed or marked as best, and deletes no other checkpoint: the run
+        folder can become another run's. If it is being renamed just now, waits for a moment."""
+        self._abandoned = True
+        if self._renaming.acquire(timeout=_ABANDON_SECONDS):
+            self._renaming.release()
+
+    def _write_in_background(
+        self,
+        writing: _Writing,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        meta: dict[str, Any],
+        best: bool,
+    ) -> None:
+        """Copy the tensors, because the next steps change them, and start a thread that writes."""
+        model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.items()}
+        optimizer = {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
+        }
+        # daemon: the end of the process can kill it, because the checkpoint before it is intact.
+        thread = threading.Thread(
+            target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
+        )
+        writing.thread = thread
+        try:
+            thread.start()
+        except BaseException:
+            writing.thread = None
+            raise
+
+    def _write(
+        self,
+        writing: _Writing,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        meta: dict[str, Any],
+        best: bool,
+    ) -> None:
+        """Write a checkpoint, mark it if it is the best, and delete old ones. Stores any error."""
+        begin = time.thread_time()
+        try:
+            if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
+                raise checkpoint.run_gone_error(self._run)  # another run has taken its place
+            with ExitStack() as held:
+
+                def still_wanted() -> None:
+                    held.enter_context(self._renaming)
+                    self._refuse_abandoned()
+
+                self._refuse_abandoned()
+                writing.path = checkpoint.save(
+                    self._run, writing.step, model, optimizer, meta, still_wanted
+                )
+                if best:
+                    checkpoint.mark_best(self._run, writing.step)
+                checkpoint.prune(self._run, self._keep)
+        except BaseException as error:  # `collect` raises or reports it, on the main thread
+            writing.error = error
+        if writing.thread is not None:
+            writing.took += time.thread_time() - begin
+
+    def _refuse_abandoned(self) -> None:
+        if self._abandoned:
+            raise _AbandonedError
+
 
 class _AbandonedError(Exception):
-    """Nobody wants the checkpoint any more."""
+    """The checkpoint is no longer wanted."""
 
 
 def _identity(run: Path) -> os.stat_result:
-    """What tells a run folder from another one in its place: its lock, which is held open, so that
-    no other file can get its number; without one (a loop that nobody locked) the folder."""
+    """The stat of RUN/.lock, which tells this run folder from another one in its place.
+
+    The lock is open, so no other file can get its inode. Without a lock: the stat of the folder."""
     lock = run / ".lock"
     return (lock if lock.exists() else run).stat()

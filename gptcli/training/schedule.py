@@ -1,21 +1,24 @@
-"""The learning rate as a pure function of the step, and the values that `auto` stands for."""
+"""The learning rate schedule (warm-up, flat, decay to 0), and the values that `auto` resolves to.
+
+First reading: lr_at.
+"""
 
 from __future__ import annotations
 
 import math
 
 from gptcli.config import TrainConfig
-
-# AdamW's rate for what Muon leaves to it, as a share of Muon's.
-ADAMW_SHARE = 0.2
+from gptcli.training.optimizers import RECIPES
 
 
 def lr_at(
     step: int, *, peak: float, max_steps: int, warmup_steps: int, decay_fraction: float
 ) -> float:
-    """The rate of step `step` (the first is 0): a rise over `warmup_steps`, flat, then straight
-    down over the last `decay_fraction` of the steps towards 0, which the step after the last
-    would have. Source: the trapezoidal schedule of Hägele et al. 2024."""
+    """The learning rate of step `step`; the first step is 0.
+
+    It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
+    `decay_fraction` of the steps. The step after the last would have 0.
+    Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     decay_steps = decay_fraction * max_steps
     falling = (max_steps - step) / decay_steps if decay_steps > 0 else 1.0
@@ -23,33 +26,31 @@ def lr_at(
 
 
 def resolve_rate(train: TrainConfig, n_embd: int) -> float:
-    """The peak learning rate, with `auto` worked out."""
+    """The peak learning rate; the optimizer's default for `auto`."""
     if train.learning_rate != "auto":
         return train.learning_rate
-    return 0.02 if train.optimizer == "muon" else min(3e-3, 0.4 / n_embd)
+    return RECIPES[train.optimizer].default_rate(n_embd)
 
 
 def resolve_warmup(train: TrainConfig) -> int:
-    """Warm-up steps, with `auto` worked out."""
+    """The number of warm-up steps; the optimizer's default for `auto`."""
     if train.warmup_steps != "auto":
         return train.warmup_steps
-    if train.optimizer == "muon":
-        return min(50, train.max_steps // 20)
-    return min(100, train.max_steps // 10)
+    return RECIPES[train.optimizer].default_warmup(train.max_steps)
 
 
 def resolve_log_every(train: TrainConfig) -> int:
-    """Steps between logged steps, with `auto` worked out."""
+    """Steps between logged steps; a hundredth of max_steps for `auto`."""
     return max(1, train.max_steps // 100) if train.log_every == "auto" else train.log_every
 
 
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
-    """Steps between evaluations: `auto` keeps them to 2 % of the time, and to twenty in a run; the
-    last step is always evaluated beside these.
+    """Steps between evaluations. `auto` spends at most 2 % of the time and evaluates at most twenty
+    times; the last step is always evaluated in addition.
 
-    A token costs a third as much in an evaluation as in training (a forward pass, without the
-    backward pass of twice its size). Worked out from sizes, not from a clock, so that the
-    same config always evaluates at the same steps."""
+    A token costs a third as much in evaluation as in training, since there is no backward pass,
+    which takes twice as long as the forward pass. The result depends on sizes and not on a clock,
+    so the same config always evaluates at the same steps."""
     if train.eval_every != "auto":
         return train.eval_every
     cost_in_steps = val_tokens / 3 / tokens_per_step

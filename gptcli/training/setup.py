@@ -1,4 +1,8 @@
-"""From what was asked for to a Setup that can run: new runs, resumed ones, fine-tunes."""
+"""Prepares a run: resolves every `auto`, opens the text, builds the Setup of a new or resumed run.
+
+On a first reading, read `resolve` and `prepare_new`. Skip `prepare_resume` and the functions below
+it: they compare the run folder with what the user asks for now.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
-from gptcli.training.resume_rules import lasting, merge
-from gptcli.training.run_summary import standing
+from gptcli.training.resume_rules import absolute_source, config_for_resume
+from gptcli.training.run_summary import progress_summary
 from gptcli.training.schedule import (
     resolve_eval_every,
     resolve_log_every,
@@ -27,22 +31,21 @@ from gptcli.training.schedule import (
 )
 from gptcli.training.training_state import progress_of
 
-# A compilation takes about a minute on a GPU; a run should last a good deal longer than that.
+# torch.compile takes about a minute on a GPU, so a run must last much longer to gain from it.
 _COMPILE_FROM_TOKENS = 50_000_000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A Setup, and what the user should know before it starts."""
+    """A Setup that can start, and notes for the user."""
 
     setup: Setup
     notes: list[str]
 
 
 @dataclass(frozen=True)
-class Done:
-    """A run that is finished: how it ended, in the keys of `train --json`, and what the user should
-    know of its checkpoints."""
+class FinishedRun:
+    """A finished run: how it ended, with the keys of `train --json`, and notes for the user."""
 
     status: dict[str, Any]
     notes: list[str]
@@ -51,8 +54,9 @@ class Done:
 def open_text(
     config: Config, tokenizer: Tokenizer | None = None, user_parts: UserParts | None = None
 ) -> Corpus:
-    """The corpus of a config, by the tokenizer given, else by one of the learner's, else by one
-    of the config's kind."""
+    """The corpus of a config.
+
+    The tokenizer is `tokenizer` if given, else the user's, else one of the config's kind."""
     return open_corpus(
         config.data.source,
         kind=config.tokenizer.kind,
@@ -65,16 +69,17 @@ def open_text(
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
-    """The config with every `auto` worked out for this text and machine, except
-    checkpoint_every, which goes by the clock."""
+    """The config with every `auto` replaced by a value for this text and machine.
+
+    Only checkpoint_every keeps its `auto`: the Saver decides by the clock."""
     train, run = config.train, config.run
     device = choose_device(run.device)
-    tokens_per_step = train.batch_size * train.grad_accum * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     compiled = run.compile
     if compiled == "auto":
         compiled = (
             device.type == "cuda"
-            and find_spec("triton") is not None  # what it compiles to; not there on Windows
+            and find_spec("triton") is not None  # torch.compile needs it; Windows has none
             and not has_user_parts
             and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
         )
@@ -82,13 +87,13 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     engine, _ = choose_engine(
         config, device, dtype, compiled=compiled, has_user_parts=has_user_parts
     )
-    # A tokenizer of the learner's own is a bpe too; a run's meta.json says whose it was.
+    # A user's tokenizer is a bpe as well; meta.json records that the user wrote it.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"source": lasting(config.data.source)}),
+            "data": config.data.model_copy(update={"source": absolute_source(config.data.source)}),
             "tokenizer": config.tokenizer.model_copy(
-                update={"kind": kind}  # a fine-tune has the other run's
+                update={"kind": kind}  # a fine-tune takes the other run's tokenizer
                 | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
             ),
             "train": train.model_copy(
@@ -115,7 +120,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 
 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
-    """What the user should know of the engine that `run.engine` stands for, before `resolve`."""
+    """Why the C library cannot be used here, as a note for the user. Call it before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
         config,
@@ -134,8 +139,11 @@ def prepare_new(
     from_run: Path | None = None,
     user_parts: UserParts | None = None,
 ) -> Prepared:
-    """A new run in the folder `run`, into which config and tokenizer are written; what an earlier
-    run left there is put aside (gptcli.training.run_folder)."""
+    """Create the run folder `run` and return the Setup of the new run.
+
+    With `from_run` the run is a fine-tune: it starts from that run's best weights and takes its
+    tokenizer. An earlier run in the folder moves to RUN/.replaced (gptcli.training.run_folder).
+    Raises GptcliError if config, text, user's parts and `from_run` do not fit together."""
     notes: list[str] = []
     weights, tokenizer = None, None
     status: dict[str, Any] = (
@@ -144,10 +152,10 @@ def prepare_new(
     if from_run is not None:
         loaded, notes = checkpoint.best_valid(from_run)
         status["started_from"] = {"run": str(from_run.absolute()), "step": loaded.step}
-        _refuse_user_parts(from_run, loaded.meta, user_parts)
+        _refuse_from_with_user_parts(from_run, loaded.meta, user_parts)
         tokenizer = run_folder.read_tokenizer(from_run)
         same_tokenizer(from_run, tokenizer, loaded.meta)
-        _same_model(config, from_run, loaded.meta)
+        _refuse_other_network(config, from_run, loaded.meta)
         weights = loaded.model
         notes.append(
             f"starting from the weights of {from_run}, step {loaded.step}, with its tokenizer"
@@ -158,9 +166,9 @@ def prepare_new(
         config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
     )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
-        _needs_validation(corpus)
+        _refuse_without_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer, status)
-    setup = _setup(run, config, corpus, user_parts=user_parts, start_from=weights)
+    setup = _build_setup(run, config, corpus, user_parts=user_parts, start_from=weights)
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -170,30 +178,31 @@ def prepare_resume(
     *,
     extend: bool = False,
     user_parts: UserParts | None = None,
-) -> Prepared | Done:
-    """Go on with a run folder, if it is not finished.
+) -> Prepared | FinishedRun:
+    """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
-    `wanted` is the config asked for now (None: the run's own); keys in which it differs from
-    the run's are refused, said, or need `extend`, by what they would change."""
+    `wanted` is the config that the user asks for now (None: the run's config). Keys in which the
+    two differ are refused, or noted, or need `extend`: see gptcli.training.resume_rules.
+    Raises GptcliError if the text, the tokenizer or the user's parts are not those of the run."""
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was passed over" for note in notes]
     step = saved.step if saved else 0
-    config, more = merge(stored, wanted, extend, step)
+    config, more = config_for_resume(stored, wanted, extend, step)
     notes += more
     parts = parts_of(run_folder.read_status(run))
     weights = None
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
-        weights = _weights_again(run)
+        weights = _fine_tune_weights(run)
     else:
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, user_parts)
     finished = saved is not None and _is_finished(run, saved, config, stored)
     if saved is not None and finished and config.data.source == stored.data.source:
-        checkpoint.tidy(run, saved.step)  # a kill may have come after the last step
-        return Done(_status_of_finished(run, saved), notes)
+        checkpoint.delete_leftovers(run, saved.step)  # a kill can have come after the last step
+        return FinishedRun(_status_of_finished(run, saved), notes)
     tokenizer = run_folder.read_tokenizer(
         run, user_parts.tokenizer if user_parts is not None else None
     )
@@ -203,40 +212,43 @@ def prepare_resume(
     if saved is not None and saved.meta.get("data") != corpus.content_key:
         raise GptcliError(
             f"the text of {config.data.source} has changed since {run} began",
-            "put the old text back, or start a new run: --from takes its weights",
+            "restore the old text, or start a new run from these weights: --from",
         )
-    if saved is not None and finished:  # and the text, which has moved, is the same
-        checkpoint.tidy(run, saved.step)
-        return Done(_status_of_finished(run, saved), notes)
+    if saved is not None and finished:  # the text moved, but is the same
+        checkpoint.delete_leftovers(run, saved.step)
+        return FinishedRun(_status_of_finished(run, saved), notes)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
-        _needs_validation(corpus)
+        _refuse_without_validation(corpus)
     was_native = config.run.engine == stored.run.engine == "native"
-    if was_native:  # as `auto` had it when the run began; it may be impossible now
+    if was_native:  # chosen when the run began, perhaps on another machine
         config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
         notes += engine_notes(config, user_parts)
     config = resolve(
         config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
     )
     if was_native and config.run.engine != "native":
-        notes.append("run.engine is now torch, since native is not possible here: the numbers will "
-                     "be rounded otherwise than before")  # fmt: skip
-    checkpoint.tidy(run, saved.step if saved else -1)
-    run_folder.tidy(run)
+        notes.append(
+            "run.engine is now torch, because native cannot be used here: numbers will round "
+            "differently from now on"
+        )
+    checkpoint.delete_leftovers(run, saved.step if saved else -1)
+    run_folder.delete_temporaries(run)
     run_folder.write_config(run, config)
-    setup = _setup(run, config, corpus, user_parts=user_parts, resume=saved, start_from=weights)
+    setup = _build_setup(
+        run, config, corpus, user_parts=user_parts, resume=saved, start_from=weights
+    )
     return Prepared(setup, [*corpus.notes, *notes])
 
 
 def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """From run.json, or, where the process was killed before it could write it, from the newest
-    checkpoint."""
+    """How a finished run ended: from run.json, or from the checkpoint if a kill came before it."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
-        status |= {"run": str(run), **standing(progress_of(saved.meta), "done")}
+        status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}
     return {**status, "resumed_from": saved.step}
 
 
-def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
+def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
     device = choose_device(config.run.device)
     threads = config.run.threads
     assert threads != "auto"
@@ -254,8 +266,10 @@ def _setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
 
 
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
-    """Whether nothing is left to do: all steps, and the evaluation and the sample of the last one;
-    or the end that the config asked for."""
+    """Whether a run is finished: by `max_steps`, `stop_at_val_loss` or `patience`.
+
+    A run that made all its steps is unfinished if the evaluation or the sample of the last step is
+    missing."""
     if config.train.max_steps > stored.train.max_steps:
         return False
     if saved.step >= config.train.max_steps:
@@ -264,7 +278,7 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
         sampled = not every or saved.step % every or progress.get("sampled_at") == saved.step
         return bool(evaluated and sampled)
     status = run_folder.read_status(run)
-    if status.get("steps") != saved.step:  # the checkpoint that it ended with is damaged
+    if status.get("steps") != saved.step:  # the last checkpoint is damaged
         return False
     stopped = status.get("stopped")
     same_target = config.train.stop_at_val_loss == stored.train.stop_at_val_loss
@@ -272,18 +286,18 @@ def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored
     return (stopped == "target" and same_target) or (stopped == "patience" and same_patience)
 
 
-def _same_model(config: Config, run: Path, meta: dict[str, Any]) -> None:
-    """A fine-tune keeps the other run's network; only dropout is its own choice."""
+def _refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> None:
+    """Raise GptcliError if a fine-tune's network differs from the other run's (except dropout)."""
     odd = other_network(config, meta)
     if odd:
         raise GptcliError(
-            f"the config's network is not the one of {run}: " + ", ".join(odd),
+            f"the config's network differs from the network of {run}: " + ", ".join(odd),
             "leave CONFIG out to take that run's config, or set these keys to its values",
         )
 
 
-def _weights_again(run: Path) -> dict[str, Any] | None:
-    """What a fine-tune started from that has no checkpoint yet; None for every other run."""
+def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
+    """The weights that a fine-tune without a checkpoint starts from; None if it is no fine-tune."""
     origin = run_folder.read_status(run).get("started_from")
     if origin is None:
         return None
@@ -292,30 +306,32 @@ def _weights_again(run: Path) -> dict[str, Any] | None:
     except (GptcliError, KeyError, TypeError, ValueError) as error:
         why = error.message if isinstance(error, GptcliError) else "run.json is damaged"
         raise GptcliError(
-            f"{run} was stopped before its first checkpoint, and the weights that it was to start "
-            f"from are gone: {why}",
+            f"{run} was stopped before its first checkpoint, and the weights that it starts from "
+            f"are gone: {why}",
             "start it again with --from RUN --overwrite",
             exit_code=1,
         ) from None
 
 
-def _refuse_user_parts(run: Path, meta: dict[str, Any], user_parts: UserParts | None) -> None:
+def _refuse_from_with_user_parts(
+    run: Path, meta: dict[str, Any], user_parts: UserParts | None
+) -> None:
     if there := parts_of(meta):
         raise GptcliError(
-            f"{run} was trained with a file of your own ({', '.join(there)})",
-            "--from takes runs whose parts are all built in",
+            f"{run} was trained with a file of yours ({', '.join(there)})",
+            "--from needs a run whose parts are all built in",
         )
     if user_parts is not None and user_parts.tokenizer is not None:
         raise GptcliError(
-            f"--from takes the tokenizer of {run}, and --tokenizer would not be used",
+            f"--from takes the tokenizer of {run}, so --tokenizer would have no effect",
             "leave one of the two out",
         )
 
 
-def _needs_validation(corpus: Corpus) -> None:
+def _refuse_without_validation(corpus: Corpus) -> None:
     if corpus.val is None:
         raise GptcliError(
-            "train.stop_at_val_loss and train.patience need a validation part, and "
+            "train.stop_at_val_loss and train.patience need a validation split, and "
             "data.val_fraction is 0",
             "set data.val_fraction=0.1",
         )

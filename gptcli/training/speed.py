@@ -1,4 +1,4 @@
-"""How fast this machine trains and samples a config, against what its matrix units can do.
+"""How fast this machine trains and samples a config, compared with its measured limits.
 
 Dimensions: B streams, T time, C channels, V vocabulary.
 """
@@ -12,8 +12,9 @@ import torch
 
 from gptcli.config import Config
 from gptcli.model.gpt import GPT, initialise
+from gptcli.model.parameters import role_of
 from gptcli.sampling.backend import Backend, choose_backend, open_streams
-from gptcli.sampling.generate import Uniforms
+from gptcli.sampling.generate import UniformNumbers
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.training.estimate import now, seconds_per_step
 from gptcli.training.passes import choose_engine
@@ -27,7 +28,7 @@ _READ_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured, on one machine: tokens per second, and floating-point operations per second."""
+    """Measured speeds: tokens per second, and floating-point operations (FLOP) per second."""
 
     parameters: int
     train_tokens_per_second: float
@@ -42,23 +43,27 @@ class Speed:
 
     @property
     def train_flops_fraction_of_peak(self) -> float:
-        """What share of the peak the products of a training step reach."""
+        """FLOP per second of training over the peak of matrix products."""
         return self.train_flops / self.peak_flops
 
 
 def multiplied_weights(model: GPT) -> int:
-    """Weights of matrices that a token is multiplied with: the head's, not what is looked up."""
-    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    looked_up = [model.wpe.weight] if model.wpe is not None else []
-    if model.lm_head.weight is not model.wte.weight:
-        looked_up.append(model.wte.weight)
-    return weights - sum(p.numel() for p in looked_up)
+    """Weights of the matrices that every token is multiplied with, the head included.
+
+    An embedding is looked up and does not count, unless it is also the head."""
+    weights = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() == 2 and role_of(name, p.dim()) != "embedding"
+    )
+    return weights + (model.wte.weight.numel() if model.config.traits.tied_head else 0)
 
 
 def flops_per_token(model: GPT) -> float:
-    """Floating-point operations of the matrix products of a training step, per token: 6 for each
-    weight of a matrix (2 forward, 4 backward; the head counts, a look-up in the embedding does
-    not), and 12 C for each earlier token that the attention of a layer looks at, on average T / 2.
+    """Floating-point operations per token of a training step's matrix products.
+
+    Each of multiplied_weights takes 6 (2 forward, 4 backward). Each layer's attention takes 12 C
+    for each earlier token that it looks at, on average T / 2.
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
@@ -67,7 +72,7 @@ def flops_per_token(model: GPT) -> float:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """The most floating-point operations per second that matrix products in `dtype` reached."""
+    """The highest measured floating-point operations per second of matrix products in `dtype`."""
     best = 0.0
     for rows, inner, columns in _PRODUCTS:
         a = torch.randn(rows, inner, device=device).to(dtype)
@@ -81,16 +86,14 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Speed:
-    """Train and sample a fresh model for a few seconds each."""
+    """Train and sample a new model for a few seconds each, and return the speeds."""
     engine, _ = choose_engine(
         config, device, dtype, compiled=config.run.compile is True, has_user_parts=False
     )
     model = GPT(config.model, vocab_size)
     initialise(model, torch.Generator().manual_seed(config.train.seed))
     peak = peak_flops(dtype, device)
-    train = config.train
-    tokens = train.batch_size * train.grad_accum * config.model.block_size
-    speed = tokens / seconds_per_step(config, vocab_size, dtype, device, engine)
+    speed = config.tokens_per_step / seconds_per_step(config, vocab_size, dtype, device, engine)
     model.eval()
     backend = choose_backend("auto", device, has_user_parts=False)
     model.to(device, torch.float32 if backend.native else backend.dtype)
@@ -111,13 +114,13 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
 
 
 def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[float, float, int]:
-    """Tokens per second of `streams` streams together, their windows full, the share of what the
-    machine can do at most, and of how many streams that is."""
+    """Sample with full windows; returns tokens per second of all streams together, this speed over
+    the machine's limit, and the number of streams that there is memory for."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as there is memory for
-    numbers = [Uniforms(0, i) for i in range(streams)]
-    writer.feed({i: [0] * block_size for i in range(streams)}, anew=True)
+    numbers = [UniformNumbers(0, i) for i in range(streams)]
+    writer.feed({i: [0] * block_size for i in range(streams)}, restart=True)
     count, steps = -1, 1
     begin = time.perf_counter()
     while time.perf_counter() - begin < _SAMPLE_SECONDS:
@@ -140,9 +143,10 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
 def least_seconds(
     model: GPT, streams: int, bytes_each: int, flops: float, bytes_per_second: float
 ) -> float:
-    """What a token of each of `streams` streams takes at least, in seconds: all weights have to be
-    read once, and the keys and values of each stream's window; or, where that takes longer, all of
-    them have to be multiplied."""
+    """The least time in seconds for one token of each of `streams` streams.
+
+    It is the longer of two times: to read all weights once and the keys and values of every
+    stream's window, and to multiply them."""
     config = model.config
     weights = multiplied_weights(model)
     cached = 2 * config.n_layer * config.n_embd * config.block_size * streams
@@ -151,7 +155,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """Bytes per second at which as much memory as the weights take is read again and again."""
+    """Bytes per second of reading a block of memory as large as the weights, repeatedly."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

@@ -1,7 +1,9 @@
-"""Everything that a run is made of between two steps, and how it is saved and put back.
+"""The state of a run between two steps: model, master weights, optimizers, counters.
 
-The order of the text and the dropout masks are functions of (seed, step), so no generator has a
-state of its own: weights, optimizer, counters and the loss scale are all there is.
+The order of the text and the dropout masks are functions of (seed, step), so there is no state of a
+random generator to save: weights, optimizer state, counters and the loss scale are everything.
+
+First reading: Progress and TrainingState. Skip the checks of weights below build_model.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
-from gptcli.files.bounded import machine_memory
+from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, initialise
+from gptcli.model.parameters import is_in_block
 from gptcli.model.user_parts import UserParts
 from gptcli.training import checkpoint
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
-from gptcli.training.passes import EngineName, NativePasses, Passes, TorchPasses, library_for
+from gptcli.training.passes import EngineName, NativePasses, TorchPasses, library_for
+from gptcli.training.step import first_loss_scale
 
 
 @dataclass
@@ -43,9 +47,9 @@ class Progress:
 
 
 class TrainingState:
-    """A model, its masters, its passes, its optimizers and its counters.
+    """A model with its master weights, passes, optimizers and counters.
 
-    `weights` are a checkpoint's (or another run's) to start from; None draws new ones."""
+    It starts from `weights`, those of a checkpoint, or draws new ones if they are None."""
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class TrainingState:
         self.model = build_model(model, vocab_size, user_parts, weights, seed=train.seed)
         self.model.to(device)
         self.weights = MasterWeights(self.model, dtype)
-        # Newton-Schulz needs few digits; bfloat16 only where it is also quick.
+        # Newton-Schulz needs few digits, but bfloat16 is fast only if the passes use it too.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine)
         self.optimizers = Optimizers(
@@ -74,18 +78,20 @@ class TrainingState:
             muon_dtype,
             None if native is None else (native, threads),
         )
-        self.passes: Passes
+        self.passes: TorchPasses | NativePasses
         if native is None:
-            step_tokens = train.batch_size * train.grad_accum * model.block_size
+            step_tokens = train.tokens_per_step(model.block_size)
             self.passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
         else:
             self.passes = NativePasses(
                 native, self.model, self.weights, batch_size=train.batch_size, threads=threads
             )
-        self.progress = Progress(loss_scale=2.0**15 if dtype == torch.float16 else 1.0)
+        self.progress = Progress(loss_scale=first_loss_scale(dtype))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Put back optimizer and counters; the weights were given at construction."""
+        """Restore optimizers and counters; the constructor has restored the weights.
+
+        Raises GptcliError if the checkpoint's state does not belong to this config."""
         scale = self.progress.loss_scale
         try:
             self.optimizers.load_state(saved.state)
@@ -97,11 +103,11 @@ class TrainingState:
                 exit_code=1,
             ) from None
         if scale == 1.0 or self.progress.loss_scale == 1.0:
-            self.progress.loss_scale = scale  # float16 now or then, but not both
+            self.progress.loss_scale = scale  # only one of the two runs is float16
 
 
 def progress_of(meta: dict[str, Any]) -> Progress:
-    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError without them."""
+    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError if there are none."""
     return Progress(**meta["progress"])
 
 
@@ -112,10 +118,10 @@ def build_model(
     weights: dict[str, Tensor] | None = None,
     seed: int = 0,
 ) -> GPT:
-    """A float32 model on the CPU with given or newly drawn weights.
+    """A float32 model on the CPU with the given weights, or with newly drawn ones.
 
-    Raises GptcliError before anything is allocated where the weights have other names or shapes
-    (exit code 1), or the model is larger than this machine's memory."""
+    Raises GptcliError, before it allocates anything, if the weights have other names or shapes
+    than the config (exit code 1), or if the model is larger than this machine's memory."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     if given is not None:
@@ -143,8 +149,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Within, modules come without their random numbers: where there is no memory there is nothing
-    to draw, and PyTorch's way to do nothing takes it a second to import."""
+    """Inside this context, modules do not draw their initial weights.
+
+    On the meta device there is nothing to draw, but PyTorch's functions for that take a second to
+    import."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -156,12 +164,12 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """Name and shape of every parameter of the built-in model, without allocating one."""
-    with torch.device("meta"), _NothingDrawn():  # all blocks are alike
+    """Name and shape of every parameter of the builtin model, without allocating memory."""
+    with torch.device("meta"), _NothingDrawn():  # all blocks have the same shapes
         one = GPT(config.model_copy(update={"n_layer": 1}), vocab_size)
     shapes: Shapes = {}
     for name, parameter in one.named_parameters():
-        if name.startswith("h.0."):
+        if is_in_block(name):
             rest = name.removeprefix("h.0.")
             names = [f"h.{layer}.{rest}" for layer in range(config.n_layer)]
         else:
@@ -171,9 +179,9 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
 
 
 def _outer_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """What every model of the config has, whoever wrote its parts."""
+    """The parameters that every model of this config has, also with a user's parts."""
     shapes: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
-    if config.arch == "gpt2":
+    if config.traits.positions == "learned":
         shapes["wpe.weight"] = (config.block_size, config.n_embd)
     return shapes
 
@@ -187,13 +195,13 @@ def _refuse_other_shapes(wanted: Shapes, given: Shapes, all_of_them: bool = True
         raise GptcliError(
             f"the checkpoint's weights are not this model's: `{name}` is "
             f"{given.get(name, 'missing')}, the config wants {wanted.get(name, 'none')}",
-            "was the run trained with another file of your own, or was config.yaml edited?",
+            "did you name another file than in training, or was config.yaml edited?",
             exit_code=1,
         )
 
 
 def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
-    layers = {name.split(".")[1] for name in given if name.startswith("h.")}
+    layers = {name.split(".")[1] for name in given if is_in_block(name)}
     if len(layers) != config.n_layer:
         raise GptcliError(
             f"the checkpoint has {len(layers):,} layers, the config n_layer {config.n_layer:,}",
@@ -203,7 +211,7 @@ def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
 
 
 def _refuse_too_large(shapes: Shapes) -> None:
-    count, memory = sum(math.prod(shape) for shape in shapes.values()), machine_memory()
+    count, memory = sum(math.prod(shape) for shape in shapes.values()), total_memory()
     if memory is not None and 4 * count > memory:
         raise GptcliError(
             f"the model has {count:,} parameters, {4 * count / 2**30:,.0f} GiB; this machine has "

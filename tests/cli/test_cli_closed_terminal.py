@@ -115,18 +115,18 @@ def test_a_closed_terminal_does_not_lose_the_run(
 @needs_full
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_a_full_stderr_changes_nothing(
-    more: tuple[str, ...], text_file: Path, tmp_path: Path
+    more: tuple[str, ...], text_file: Path, tmp_path: Path, program: list[str]
 ) -> None:
     run = tmp_path / "r"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *words(text_file, run, *more)],
+            [*program, *words(text_file, run, *more)],
             stdout=subprocess.PIPE,
             stderr=full,
             check=False,
         )
         missing = subprocess.run(
-            [sys.executable, "-m", "gptcli", "sample", str(tmp_path / "none")],
+            [*program, "sample", str(tmp_path / "none")],
             stderr=full,
             check=False,
         )
@@ -136,11 +136,13 @@ def test_a_full_stderr_changes_nothing(
 
 
 @needs_full
-def test_a_full_stdout_is_an_error_but_the_run_is_saved(text_file: Path, tmp_path: Path) -> None:
+def test_a_full_stdout_is_an_error_but_the_run_is_saved(
+    text_file: Path, tmp_path: Path, program: list[str]
+) -> None:
     run = tmp_path / "r"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *words(text_file, run, "--json")],
+            [*program, *words(text_file, run, "--json")],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -152,17 +154,17 @@ def test_a_full_stdout_is_an_error_but_the_run_is_saved(text_file: Path, tmp_pat
 
 
 @needs_full
-def test_a_full_stdout_does_not_hide_why_a_run_failed(text_file: Path, tmp_path: Path) -> None:
+def test_a_full_stdout_does_not_hide_why_a_run_failed(
+    text_file: Path, tmp_path: Path, program: list[str]
+) -> None:
     run = tmp_path / "r"
-    subprocess.run(
-        [sys.executable, "-m", "gptcli", *words(text_file, run)], check=True, capture_output=True
-    )
+    subprocess.run([*program, *words(text_file, run)], check=True, capture_output=True)
     (run / "samples.txt").unlink(missing_ok=True)
     (run / "samples.txt").mkdir()
     with Path("/dev/full").open("w") as full:
         more = ["train", "train.max_steps=9", "--resume", "--extend", "--out", str(run), "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *more],
+            [*program, *more],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -46,7 +46,7 @@ def test_a_run_folder_that_disappears(
 ) -> None:  # fmt: skip
     """A warning at every checkpoint, an error at the end, and no new folder in its place."""
     run, other = tmp_path / "r", tmp_path / "other"
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0 if beside else 1 << 40)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if beside else 1 << 40)
     with monkeypatch.context() as patch:
 
         def away() -> None:
@@ -58,9 +58,9 @@ def test_a_run_folder_that_disappears(
         at_step(5, away, patch)
         outcome = cli("train", text_file, *SMALL, "--out", run)
     assert outcome.code == 1
-    gone = f"{run} is gone: it was deleted or moved while it was trained"
+    gone = f"{run} is gone: it was deleted or moved during training"
     assert f"WARNING: {gone}. The training goes on" in outcome.err
-    assert f"\nerror: {gone}\n\nhint: where it was moved, go on there: " in outcome.err
+    assert f"\nerror: {gone}\n\nhint: if you moved it, continue there: " in outcome.err
     assert "Traceback" not in outcome.err
     assert not run.exists()
     if what == "moved":
@@ -86,7 +86,7 @@ def test_another_run_in_place_of_a_deleted_one(
         at_step(5, replaced, patch)
         outcome = cli("train", text_file, *SMALL, "--out", run)
     assert outcome.code == 1
-    assert f"\nerror: {run} is gone: it was deleted or moved while it was trained" in outcome.err
+    assert f"\nerror: {run} is gone: it was deleted or moved during training" in outcome.err
     assert files(run) == files(other)
 
 

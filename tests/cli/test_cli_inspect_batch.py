@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     from gptcli.view.metrics import metrics_record
 
     path = tmp_path_factory.mktemp("runs") / "r"
-    # The modern arch begins with a head of zeros: its first loss is ln V on any batch.
+    # gpt2, because the modern head starts at zero: its first loss is ln V on any batch.
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_it_is_what_the_loss_was_computed_on(step: int, run: Path, cli: Any) -> None:
+def test_the_batch_gives_the_logged_loss(step: int, run: Path, cli: Any) -> None:
     """The weights before the step, on the sequences shown, give the loss that was logged."""
     from gptcli.training import checkpoint
     from gptcli.training.run_folder import read_config, read_tokenizer
@@ -79,7 +79,7 @@ def test_it_is_what_the_loss_was_computed_on(step: int, run: Path, cli: Any) -> 
     assert losses[step + 1] != pytest.approx(logged(run, step), rel=1e-5)
 
 
-def test_the_objects(run: Path, cli: Any, text_file: Path) -> None:
+def test_json_objects(run: Path, cli: Any, text_file: Path) -> None:
     found = rows(cli, run, 2)
     text = text_file.read_text("utf-8")
     part = text[: int(len(text) * 0.9)]
@@ -91,7 +91,7 @@ def test_the_objects(run: Path, cli: Any, text_file: Path) -> None:
     assert found == rows(cli, run, 2)
 
 
-def test_for_people(run: Path, cli: Any) -> None:
+def test_plain_output(run: Path, cli: Any) -> None:
     outcome = cli("inspect-batch", run, 2)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith(
@@ -106,7 +106,7 @@ def test_for_people(run: Path, cli: Any) -> None:
         assert row["text"] in outcome.out
 
 
-def test_what_a_terminal_would_obey_is_shown_harmless(cli: Any, tmp_path: Path) -> None:
+def test_control_characters_do_not_reach_the_terminal(cli: Any, tmp_path: Path) -> None:
     text, run = tmp_path / "t.txt", tmp_path / "r"
     text.write_text("one \x1b[31mtwo\x07 \u202ethree " * 200, encoding="utf-8")
     trained = cli("train", text, *SMALL, "train.max_steps=2", "--out", run)
@@ -118,13 +118,13 @@ def test_what_a_terminal_would_obey_is_shown_harmless(cli: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("step", ["0", "6", "1" + "0" * 40])
-def test_a_step_out_of_range(step: str, run: Path, cli: Any) -> None:
+def test_a_step_out_of_range_is_refused(step: str, run: Path, cli: Any) -> None:
     outcome = cli("inspect-batch", run, step)
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith(f"error: step {step} is not among the steps of {run}, 1 to 5\n\n")
+    assert outcome.err.startswith(f"error: step {step} is not one of the steps 1 to 5 of {run}\n\n")
 
 
-def test_no_such_run(cli: Any) -> None:
+def test_an_unknown_run_is_refused(cli: Any) -> None:
     outcome = cli("inspect-batch", "no-such-run", 1)
     assert outcome.code == 2
     assert outcome.err.startswith("error: no run named `no-such-run`\n\nhint: ")
@@ -144,7 +144,7 @@ def test_a_text_that_changed_is_refused_by_a_run_with_checkpoints(
     shutil.rmtree(run / "checkpoints")
     outcome = cli("inspect-batch", run, 1, "--json")
     assert outcome.code == 0
-    assert "no checkpoint to say which text it was trained on" in outcome.err
+    assert "no checkpoint that records its text" in outcome.err
     assert [json.loads(line)["ids"] for line in outcome.out.splitlines()] != [
         row["ids"] for row in before
     ]
@@ -158,14 +158,14 @@ def test_a_damaged_checkpoint_does_not_hide_the_others(cli: Any, tmp_path: Path,
     (copy / "checkpoints" / "step-00000005" / "meta.json").write_text("{", encoding="utf-8")
     outcome = cli("inspect-batch", copy, 1, "--json")
     assert outcome.code == 0
-    assert "passed over" in outcome.err
+    assert "skipped" in outcome.err
     assert [json.loads(line) for line in outcome.out.splitlines()] == rows(cli, run, 1)
 
 
-def test_a_learners_tokenizer_is_asked_for_and_their_network_is_not(
+def test_the_users_tokenizer_is_needed_but_their_attention_is_not(
     cli: Any, tmp_path: Path, text_file: Path, run: Path
 ) -> None:
-    tokenizer, attention, user_parts = tmp_path / "t.py", tmp_path / "a.py", tmp_path / "own"
+    tokenizer, attention, own = tmp_path / "t.py", tmp_path / "a.py", tmp_path / "own"
     tokenizer.write_text(
         "from gptcli.course.exercises.tokenizer import Tokenizer\n", encoding="utf-8"
     )
@@ -177,15 +177,15 @@ def test_a_learners_tokenizer_is_asked_for_and_their_network_is_not(
         "train.max_steps=2",
         "model.arch=gpt2",
         "--out",
-        user_parts,
+        own,
     )
-    theirs = ("--tokenizer", tokenizer, "--attention", attention)
-    assert cli("train", text_file, *SMALL, *words, *theirs).code == 0
-    asked = cli("inspect-batch", user_parts, 1)
+    files = ("--tokenizer", tokenizer, "--attention", attention)
+    assert cli("train", text_file, *SMALL, *words, *files).code == 0
+    asked = cli("inspect-batch", own, 1)
     assert asked.code == 2
     assert "--tokenizer FILE" in asked.err
     assert "--attention" not in asked.err
-    given = cli("inspect-batch", user_parts, 1, "--tokenizer", tokenizer, "--json")
+    given = cli("inspect-batch", own, 1, "--tokenizer", tokenizer, "--json")
     assert given.code == 0, given.err
     assert json.loads(given.out.splitlines()[0])["text"] in text_file.read_text("utf-8") * 2
     extra = cli("inspect-batch", run, 1, "--tokenizer", tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,33 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="a shell as POSIX has
 SAMPLE = ("sample", "--max-new-tokens", "5", "--temperature", "0")
 
 
-def shell(
-    line: str, run: Path, command: str, *words: str, unbuffered: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """Run a line of the shell in which "$@" is the gptcli command."""
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def shell(program: list[str]) -> Shell:
+    """shell(LINE, RUN, COMMAND, *WORDS) runs a line of the shell in which "$@" is gptcli."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "gptcli"]
-    return subprocess.run(
-        ["sh", "-c", line, "sh", *program, command, str(run), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+
+    def run_line(
+        line: str, run: Path, command: str, *words: str, unbuffered: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        start = [*program, *(["-u"] if unbuffered else [])]
+        return subprocess.run(
+            ["sh", "-c", line, "sh", *start, command, str(run), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+
+    return run_line
 
 
 @pytest.mark.parametrize("words", [SAMPLE, ("score", "TEXT"), ("eval",)], ids=lambda w: w[0])
-def test_closed_streams(words: tuple[str, ...], trained: Path, text_file: Path) -> None:
+def test_closed_streams(
+    words: tuple[str, ...], trained: Path, text_file: Path, shell: Shell
+) -> None:
     command, *more = [str(text_file) if word == "TEXT" else word for word in words]
     usual = shell('"$@"', trained, command, *more)
     done = shell('"$@" 2>&-', trained, command, *more)
@@ -39,7 +50,7 @@ def test_closed_streams(words: tuple[str, ...], trained: Path, text_file: Path) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", usual.stderr)
 
 
-def test_all_streams_closed(trained: Path) -> None:
+def test_all_streams_closed(trained: Path, shell: Shell) -> None:
     assert shell('"$@" <&- >&- 2>&-', trained, *SAMPLE).returncode == 0
 
 
@@ -63,7 +74,7 @@ def test_no_other_file_gets_the_number_of_a_closed_stream() -> None:
     ids=["sample", "stream", "json", "score"],
 )
 def test_a_full_stdout_is_named_in_the_error(
-    words: tuple[str, ...], unbuffered: bool, trained: Path, text_file: Path
+    words: tuple[str, ...], unbuffered: bool, trained: Path, text_file: Path, shell: Shell
 ) -> None:
     command, *more = [str(text_file) if word == "TEXT" else word for word in words]
     done = shell('"$@" >/dev/full', trained, command, *more, unbuffered=unbuffered)
@@ -77,7 +88,12 @@ def test_a_full_stdout_is_named_in_the_error(
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_a_cut_off_output_fails(
-    more: tuple[str, ...], unbuffered: bool, trained: Path, text_file: Path, tmp_path: Path
+    more: tuple[str, ...],
+    unbuffered: bool,
+    trained: Path,
+    text_file: Path,
+    tmp_path: Path,
+    shell: Shell,
 ) -> None:
     long = tmp_path / "long.txt"
     long.write_text(text_file.read_text("utf-8") * 10, "utf-8")

@@ -18,7 +18,7 @@ from gptcli.cli.signals import LeaveAtOnce, leave_on_signals, stop_on_signals
 from gptcli.events import Evaluated, SampleDrawn
 from gptcli.training import checkpoint, loop, run_folder, setup
 from gptcli.training.passes import TorchPasses
-from gptcli.training.setup import Done, Prepared, prepare_resume
+from gptcli.training.setup import FinishedRun, Prepared, prepare_resume
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -165,12 +165,12 @@ def test_a_stop_does_not_wait_for_a_sample(
 
     started = []
 
-    def write(*arguments: Any, **more: Any) -> Any:
+    def generate_text(*arguments: Any, **more: Any) -> Any:
         started.append(1)
         return real(*arguments, **more)
 
-    real = text.write
-    monkeypatch.setattr(text, "write", write)
+    real = text.generate_text
+    monkeypatch.setattr(text, "generate_text", generate_text)
     of = new_run(text_file, tmp_path / "r", "train.sample_every=2")
     events = run_until(of, lambda events: len(started) == 2)
     assert events[-1].stopped == "interrupted"
@@ -196,7 +196,7 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
     (made_up,) = (e for e in events if isinstance(e, Evaluated))
     assert (made_up.step, made_up.best) == (6, False)
     assert isinstance(
-        prepare_resume(run, None), Done
+        prepare_resume(run, None), FinishedRun
     )  # finished: the checkpoint records the evaluation
 
 

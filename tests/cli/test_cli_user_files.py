@@ -124,7 +124,7 @@ def test_a_run_with_a_user_mlp_needs_it_to_resume(
     train(cli, run, text_file, "--mlp", my / "mlp.py")
     outcome = cli("train", "train.max_steps=8", "--resume", "--extend", "--out", run)
     assert outcome.code == 2
-    assert "was trained with a mlp file of your own" in outcome.err
+    assert "was trained with your mlp file" in outcome.err
     outcome = cli("sample", run, "--mlp", my / "mlp.py", "--layernorm", my / "layernorm.py")
     assert "was trained with the built-in layernorm" in outcome.err
     outcome = cli(
@@ -199,14 +199,14 @@ def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     assert "name it again: --mlp FILE --tokenizer FILE" in outcome.err
     outcome = cli("tokenizer", "show", "ab", "--tokenizer", run)
     assert outcome.code == 2
-    assert "tokenizer of your own" in outcome.err
+    assert "your own tokenizer" in outcome.err
     outcome = cli("train", "course", f"data.source={text_file}", *SMALL,
                   "tokenizer.vocab_size=280", "train.max_steps=8",
                   "--resume", "--extend", "--out", run, *words)  # fmt: skip
     assert outcome.code == 0, outcome.err
     outcome = cli("train", "--from", run, "--out", tmp_path / "tuned")
     assert outcome.code == 2
-    assert "was trained with a file of your own (mlp, tokenizer)" in outcome.err
+    assert "was trained with a file of yours (mlp, tokenizer)" in outcome.err
 
 
 def test_a_user_tokenizer_works_with_any_arch_but_no_other_kind(

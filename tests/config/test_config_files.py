@@ -1,4 +1,4 @@
-"""YAML and overrides: what is accepted, and what is said of what is not."""
+"""YAML files and overrides: what is accepted, and the messages for what is not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gptcli.files.shipped import shipped_configs, shipped_folder
 
 
 def about(key: str) -> str:
-    """The hint for a value out of range: what the schema says of the key."""
+    """The hint for a value out of range: the schema's description of the key."""
     section, name = key.split(".")
     fields = type(getattr(Config(), section)).model_fields
     return f"{key}: {' '.join((fields[name].description or '').split())}"
@@ -48,7 +48,7 @@ def test_an_empty_config_is_all_defaults() -> None:
 
 
 @pytest.mark.parametrize("written", ["3e-4", "3E-4", "0.0003", ".0003", "3.0e-4"])
-def test_numbers_as_people_write_them(written: str) -> None:
+def test_numbers_with_an_exponent(written: str) -> None:
     assert parse_config(f"train: {{learning_rate: {written}}}").train.learning_rate == 3e-4
     assert parse_config("", [f"train.learning_rate={written}"]).train.learning_rate == 3e-4
 
@@ -134,12 +134,12 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         ),
         (
             "model: 3",
-            "mine.yaml:1: `model` is a section with keys of its own; got `3`",
+            "mine.yaml:1: `model` is a section of keys, not a value; got `3`",
             "for example\nmodel:\n  arch: ...",
         ),
         (
             "train:\n  seed: 1\n  seed: 2\n",
-            "mine.yaml:3: key `train.seed` stands twice",
+            "mine.yaml:3: key `train.seed` is written twice",
             "remove one",
         ),
         (
@@ -186,7 +186,7 @@ def test_hostile_yaml_is_an_error_not_a_traceback(text: str, message: str) -> No
         parse_config(text, name="mine.yaml")
 
 
-def test_the_billion_laughs_end_early() -> None:
+def test_a_billion_laughs_attack_is_refused_early() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     with pytest.raises(GptcliError, match="too much for a config"):
@@ -207,7 +207,7 @@ def test_any_override_is_a_config_or_a_clear_error(key: str, value: str) -> None
         parse_config("", [f"{key}={value}"])
 
 
-def test_dump_reads_back_to_the_same() -> None:
+def test_a_dumped_config_is_read_back_unchanged() -> None:
     config = parse_config("", ["train.learning_rate=1e-5", "data.source='über: # x'"])
     assert parse_config(dump_config(config)) == config
 
@@ -256,7 +256,7 @@ def test_every_shipped_config_loads_and_names_the_schema(name: str) -> None:
     assert lines[1].startswith("# "), "the line that `gptcli configs` shows"
 
 
-def test_the_shipped_configs_are_the_ones_promised() -> None:
+def test_the_promised_configs_are_shipped() -> None:
     assert set(shipped_configs()) >= {
         "shakespeare",
         "tiny",
@@ -266,7 +266,7 @@ def test_the_shipped_configs_are_the_ones_promised() -> None:
     }
 
 
-def test_the_shipped_schema_is_the_one_of_the_code() -> None:
+def test_the_shipped_schema_is_up_to_date() -> None:
     assert (shipped_folder("configs") / "schema.json").read_text("utf-8") == json_schema()
 
 

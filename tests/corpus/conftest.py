@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has a cache of its own, and never sees the user's."""
+    """A cache folder for this test only."""
     folder = tmp_path / "the-cache"
     monkeypatch.setenv("GPTCLI_CACHE", str(folder))
     return folder
@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One shipped text, `shakespeare`, so that no test depends on what ships."""
+    """A folder with one shipped text, `shakespeare`, in place of the real one."""
     path = tmp_path / "shipped" / "shakespeare.txt"
     path.parent.mkdir()
     path.write_bytes(b"KING: a text that ships.\n" * 40)
@@ -25,6 +25,6 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a text of a few characters one of many pieces."""
+    """A small CHUNK: even a text of a few characters has several pieces."""
     for module in ("reading", "sources", "encoding"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.CHUNK", 5)

@@ -1,4 +1,4 @@
-"""Each epoch is a shuffled cover of the text; evaluation predicts every token once."""
+"""Batches: an epoch covers the text in shuffled windows; evaluation predicts each token once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counting(tokens: int, shard: int = 17) -> TokenStore:
 
 
 def sequences(batches: Batches, first: int, count: int, batch_size: int) -> list[list[int]]:
-    """Inputs of `count` sequences from sequence `first` on, drawn batch by batch."""
+    """Inputs of `count` sequences from sequence `first` on, read batch by batch."""
     rows: list[list[int]] = []
     for k in range(first // batch_size, (first + count - 1) // batch_size + 1):
         rows += batches.batch(k)[0].tolist()
@@ -36,7 +36,7 @@ def sequences(batches: Batches, first: int, count: int, batch_size: int) -> list
 
 @quick
 @given(size=sizes, seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
-def test_an_epoch_predicts_every_token_once_but_fewer_than_a_window(
+def test_an_epoch_predicts_all_tokens_but_less_than_a_window_once(
     size: tuple[int, int, int], seed: int, epoch: int
 ) -> None:
     block, batch, length = size
@@ -55,7 +55,7 @@ def test_an_epoch_predicts_every_token_once_but_fewer_than_a_window(
 
 @quick
 @given(size=sizes, seed=st.integers(0, 2**40), k=st.integers(0, 50))
-def test_targets_follow_inputs_round_the_ring(
+def test_targets_follow_inputs_around_the_ring(
     size: tuple[int, int, int], seed: int, k: int
 ) -> None:
     block, batch, length = size
@@ -72,7 +72,7 @@ def test_targets_follow_inputs_round_the_ring(
 
 @quick
 @given(size=sizes, seed=st.integers(0, 2**40), other=st.integers(1, 9), first=st.integers(0, 40))
-def test_a_batch_depends_on_nothing_but_its_number(
+def test_a_batch_depends_only_on_its_number(
     size: tuple[int, int, int], seed: int, other: int, first: int
 ) -> None:
     block, batch, length = size
@@ -85,7 +85,7 @@ def test_a_batch_depends_on_nothing_but_its_number(
     for pair in (again, fresh):
         assert torch.equal(pair[0], reference[0])
         assert torch.equal(pair[1], reference[1])
-    # The row of sequences is the same however it is cut into batches.
+    # The list of sequences does not depend on batch_size.
     different = Batches(counting(length), block, other, seed)
     assert sequences(one, first, 20, batch) == sequences(different, first, 20, other)
 
@@ -99,32 +99,32 @@ def test_seeds_and_epochs_differ_in_offset_and_order() -> None:
     assert Batches(counting(1000), 8, 125, 2).starts(0) != epochs[0]
 
 
-def test_every_offset_and_every_window_is_as_likely() -> None:
+def test_all_offsets_and_windows_are_equally_likely() -> None:
     first = [Batches(counting(64), 4, 1, seed).starts(0)[0] for seed in range(3200)]
     counts = np.bincount(first, minlength=64)
     chi_squared = float(((counts - 50) ** 2 / 50).sum())
     assert len(counts) == 64
-    assert chi_squared < 110  # 63 degrees of freedom: 0.02 % of chances are above
+    assert chi_squared < 110  # 63 degrees of freedom: chance exceeds it with 0.02 %
 
 
-def test_epoch_of_counts_sequences() -> None:
+def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
     batches = Batches(counting(100), 10, 4, 0)
     assert batches.per_epoch == 10
     assert [batches.epoch_of(k) for k in (0, 1, 5, 10)] == [0.0, 0.4, 2.0, 4.0]
 
 
-def test_the_order_of_batches_is_pinned() -> None:
-    """A run that is resumed by a later version must see the same batches."""
+def test_the_order_of_batches_never_changes() -> None:
+    """A run resumed by a later version must read the same batches."""
     assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
 
 
-def test_a_text_without_a_whole_window_is_an_error_of_ours() -> None:
+def test_a_text_without_a_full_window_fails_an_assertion() -> None:
     with pytest.raises(AssertionError):
         Batches(counting(8), 8, 1, 0)
     assert Batches(counting(9), 8, 1, 0).batch(0)[0].shape == (1, 8)
 
 
-def test_a_batch_is_drawn_quickly() -> None:
+def test_a_batch_is_made_quickly() -> None:
     batches = Batches(TokenStore([np.zeros(10**6, dtype=np.uint16)]), 128, 16, 0)
     batches.batch(0)
     durations = []

@@ -1,4 +1,4 @@
-"""Prepared texts are found again, never trusted when damaged, and safe to build side by side."""
+"""The cache of encoded texts: found again, verified, safe if several processes build it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One item for every text that was prepared rather than found; shards are of 100 tokens."""
+    """One item for each text that was encoded, not found; shards have 100 tokens."""
     found: list[str] = []
     real = encode_all
 
@@ -65,7 +65,7 @@ def only_entry(cache: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe", "gpt2"])
-def test_a_text_is_prepared_once(kind: str, text: Path, builds: list[str], cache: Path) -> None:
+def test_a_text_is_encoded_once(kind: str, text: Path, builds: list[str], cache: Path) -> None:
     first = open_it(text, kind)
     entry = only_entry(cache)
     second = open_it(text, kind)
@@ -78,7 +78,7 @@ def test_a_text_is_prepared_once(kind: str, text: Path, builds: list[str], cache
     )  # fmt: skip
 
 
-def test_the_split_and_the_name_of_the_text_need_no_new_preparation(
+def test_another_split_or_file_name_uses_the_same_entry(
     text: Path, builds: list[str], tmp_path: Path
 ) -> None:
     open_it(text)
@@ -88,11 +88,11 @@ def test_the_split_and_the_name_of_the_text_need_no_new_preparation(
     assert len(builds) == 1
 
 
-def test_another_text_kind_or_vocabulary_is_prepared_anew(text: Path, builds: list[str]) -> None:
+def test_another_text_kind_or_vocabulary_is_encoded_again(text: Path, builds: list[str]) -> None:
     open_it(text, "bpe")
     open_it(text, "bpe", vocab_size=280)
     open_it(text, "char")
-    open_it(text, "char", vocab_size=5)  # means nothing to char
+    open_it(text, "char", vocab_size=5)  # char ignores vocab_size
     open_it(text, "byte")
     assert len(builds) == 4
     before = ids_of(open_it(text))
@@ -105,7 +105,7 @@ def test_another_text_kind_or_vocabulary_is_prepared_anew(text: Path, builds: li
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_the_tokenizer_of_a_run_finds_what_was_prepared_for_it(
+def test_the_tokenizer_of_a_run_finds_its_entry(
     kind: str, text: Path, builds: list[str], tmp_path: Path
 ) -> None:
     trained = open_it(text, kind).tokenizer
@@ -122,7 +122,7 @@ def test_the_tokenizer_of_a_run_finds_what_was_prepared_for_it(
 
 
 def damages(entry: Path) -> Iterator[str]:
-    """Damages a copy of the entry in one way after another."""
+    """Damage the entry in one way after another; yields the damaged file's name."""
     good = {path.name: path.read_bytes() for path in entry.iterdir()}
     assert len(good) == 6, "four shards, tokenizer.json and meta.json"
     for name, content in good.items():
@@ -158,9 +158,7 @@ def damages(entry: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_a_damaged_entry_is_rebuilt_never_used(
-    kind: str, text: Path, builds: list[str], cache: Path
-) -> None:
+def test_a_damaged_entry_is_rebuilt(kind: str, text: Path, builds: list[str], cache: Path) -> None:
     reference = open_it(text, kind)
     ids = ids_of(reference)
     entry = only_entry(cache)
@@ -169,7 +167,7 @@ def test_a_damaged_entry_is_rebuilt_never_used(
         found = open_it(text, kind)
         file = entry / damage.partition(" ")[0]
         if file.name in good:
-            assert found.notes == [f"{file} is damaged; the text is prepared again"]
+            assert found.notes == [f"{file} is damaged; the text is encoded again"]
         assert len(found.notes) == 1, damage
         assert len(builds) == count, damage
         assert ids_of(found) == ids, damage
@@ -194,7 +192,7 @@ def test_an_entry_under_a_wrong_name_is_not_used(
     assert len(builds) == 3
 
 
-def test_a_file_that_stands_in_the_place_of_an_entry_gives_way(
+def test_a_file_with_the_name_of_an_entry_is_replaced(
     text: Path, builds: list[str], cache: Path
 ) -> None:
     expected = ids_of(open_it(text))
@@ -218,7 +216,7 @@ def test_an_interrupted_build_leaves_nothing(
     assert list((cache / "corpus").iterdir()) == []
 
 
-def test_what_killed_builds_left_is_removed_after_a_day(text: Path, cache: Path) -> None:
+def test_the_folders_of_killed_builds_are_removed_after_a_day(text: Path, cache: Path) -> None:
     old, fresh = cache / "corpus" / ".old.tmp", cache / "corpus" / ".fresh.tmp"
     for folder in (old, fresh):
         folder.mkdir(parents=True)
@@ -230,7 +228,7 @@ def test_what_killed_builds_left_is_removed_after_a_day(text: Path, cache: Path)
     assert fresh.exists()
 
 
-def test_a_full_disk_is_said_with_a_way_out(
+def test_a_full_disk_is_an_error_with_a_hint(
     text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> int:
@@ -240,7 +238,7 @@ def test_a_full_disk_is_said_with_a_way_out(
     with pytest.raises(GptcliError) as caught:
         open_it(text)
     assert caught.value.message == (
-        f"cannot write the prepared text into {cache / 'corpus'}: No space left on device"
+        f"cannot write the encoded text into {cache / 'corpus'}: No space left on device"
     )
     assert caught.value.hint is not None
     assert "GPTCLI_CACHE" in caught.value.hint
@@ -259,7 +257,7 @@ for _ in range(2):
 """
 
 
-def test_without_a_cache_a_temporary_folder_serves_until_the_end(
+def test_without_a_cache_the_entry_is_in_a_temporary_folder(
     text: Path, tmp_path: Path, cache: Path
 ) -> None:
     cache.write_bytes(b"a file where the folder should be")
@@ -296,9 +294,7 @@ for _ in range(6):
 """
 
 
-def test_processes_that_build_and_rebuild_at_once_all_read_the_right_tokens(
-    text: Path, cache: Path
-) -> None:
+def test_processes_that_build_at_once_all_read_the_right_tokens(text: Path, cache: Path) -> None:
     text.write_text(TEXT * 3000, encoding="utf-8", newline="")
     racers = [
         subprocess.Popen(
@@ -364,7 +360,7 @@ def test_threads_that_build_at_once_share_one_entry(
         ("linux", {"GPTCLI_CACHE": "~/mine"}, "home/mine"),
     ],
 )
-def test_the_cache_lies_where_the_system_wants_it(
+def test_the_cache_is_in_the_cache_folder_of_the_system(
     platform: str,
     environment: dict[str, str],
     expected: str,

@@ -1,4 +1,4 @@
-"""From files to a corpus: the same ids as encoding each document whole, and what is refused."""
+"""open_corpus: the same ids as encoding each document at once; texts that are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ids_of(corpus: Corpus) -> list[int]:
 
 
 def one_shot(documents: list[str], tokenizer: Tokenizer) -> list[int]:
-    """The ids that the documents ought to have, from `encode` of each of them whole."""
+    """The expected ids: `encode` of each complete document."""
     if tokenizer.eot is not None:
         return [id for text in documents for id in (tokenizer.eot, *tokenizer.encode(text))]
     joined = ""
@@ -68,7 +68,7 @@ def one_shot(documents: list[str], tokenizer: Tokenizer) -> list[int]:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_streaming_gives_the_ids_of_encoding_each_document_whole(
+def test_streaming_gives_the_ids_of_each_complete_document(
     kind: str, data: st.DataObject, small_chunks: None
 ) -> None:
     tokenizer = TOKENIZERS[kind]
@@ -117,8 +117,8 @@ def test_a_folder_becomes_documents(kind: str, tmp_path: Path, small_chunks: Non
         assert 257 < corpus.tokenizer.vocab_size <= 300
 
 
-def test_documents_of_a_bpe_vocabulary_are_kept_apart(tmp_path: Path) -> None:
-    """Without anything between them, `xyxy` at the seams would be learned as a word."""
+def test_end_of_text_separates_the_documents_of_a_bpe(tmp_path: Path) -> None:
+    """If nothing separated the documents, training would learn `xyxy` across their borders."""
     (tmp_path / "a.jsonl").write_text('{"text": "y x"}\n' * 500, encoding="utf-8")
     corpus = corpus_of(tmp_path / "a.jsonl", "bpe")
     pieces = [corpus.tokenizer.token_bytes(id) for id in range(corpus.tokenizer.vocab_size)]
@@ -132,7 +132,7 @@ def test_end_of_text_within_a_text_is_plain_text(tmp_path: Path) -> None:
     assert ids_of(corpus).count(256) == 1
 
 
-def test_validation_may_be_left_out(tmp_path: Path) -> None:
+def test_val_fraction_can_be_0(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"0123456789")
     corpus = corpus_of(tmp_path / "a.txt", "char")
     assert corpus.val is None
@@ -154,7 +154,7 @@ def test_validation_may_be_left_out(tmp_path: Path) -> None:
         ("a.txt", b"abcd", "a.txt is too short: it has 4 tokens, and block_size = 4 needs 5"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(
+def test_texts_that_cannot_be_trained_on_are_refused(
     name: str, content: bytes, message: str, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -166,9 +166,9 @@ def test_what_cannot_be_trained_on_is_refused(
     assert not list(cache.glob("corpus/.*")), "nothing half made stays behind"
 
 
-def test_no_validation_part_is_refused(tmp_path: Path) -> None:
+def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"0123456789")
-    with pytest.raises(GptcliError, match="has no validation part") as caught:
+    with pytest.raises(GptcliError, match="has no validation split") as caught:
         corpus_of(tmp_path / "a.txt", "char", val_fraction=0.1)
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("raise data.val_fraction to 0.2, or ")
@@ -186,7 +186,7 @@ def test_characters_that_a_given_tokenizer_lacks_are_named(tmp_path: Path) -> No
     assert "tokenizer.kind=byte" in (caught.value.hint or "")
 
 
-def test_notes_come_with_a_corpus_from_the_cache_too(tmp_path: Path) -> None:
+def test_a_corpus_from_the_cache_has_its_notes(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_bytes(b"some text")
@@ -196,7 +196,7 @@ def test_notes_come_with_a_corpus_from_the_cache_too(tmp_path: Path) -> None:
     assert corpus_of(folder).notes == expected
 
 
-def test_nothing_is_printed_where_stderr_is_no_terminal(
+def test_nothing_is_printed_if_stderr_is_not_a_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_bytes(b"some text of 10 words at the very least, friends" * 9)
@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
     assert grown < 40 << 20
 
 
-def test_preparing_a_text_does_not_import_torch(tmp_path: Path) -> None:
+def test_opening_a_corpus_does_not_import_torch(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"some text that is long enough")
     code = """
 import sys

@@ -1,4 +1,4 @@
-"""The bar: only on a terminal, only when it takes long, and gone afterwards."""
+"""The progress bar: only on a terminal, only for long phases, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
 
 
 def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
-    """What a phase of 4 MB writes to `stderr`."""
-    with pytest.MonkeyPatch.context() as patch:  # within the test: pytest sets stderr before it
+    """The text that a phase of 4 MB writes to `stderr`."""
+    with pytest.MonkeyPatch.context() as patch:  # pytest replaces stderr before the test
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)
         with Progress(wanted).phase("tokenizing", 4_000_000) as advance:
@@ -27,7 +27,7 @@ def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
     return stderr.getvalue()
 
 
-def test_a_long_phase_shows_bytes_per_second_and_wipes_them() -> None:
+def test_a_long_phase_shows_bytes_per_second_and_removes_the_bar() -> None:
     written = shown(Terminal(), wanted=True, silent_seconds=0.0)
     assert "tokenizing" in written
     assert "/4.00M" in written

@@ -1,4 +1,4 @@
-"""Files as a stream of pieces: the same text as reading them whole, and errors with places."""
+"""Reading files as a stream: the same text as at once, and errors with their position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus import read_text, reading
+from gptcli.corpus import reading
 from gptcli.corpus.reading import jsonl_pieces, text_pieces
 from gptcli.errors import GptcliError
 
@@ -25,9 +25,7 @@ quick = settings(
 
 @quick
 @given(text=any_text, bom=st.booleans())
-def test_a_text_streams_as_it_stands(
-    text: str, bom: bool, tmp_path: Path, small_chunks: None
-) -> None:
+def test_a_text_streams_unchanged(text: str, bom: bool, tmp_path: Path, small_chunks: None) -> None:
     path = tmp_path / "a.txt"
     text = text.removeprefix("\ufeff")
     path.write_bytes(b"\xef\xbb\xbf" * bom + text.encode("utf-8"))
@@ -37,13 +35,11 @@ def test_a_text_streams_as_it_stands(
     assert all(piece.text for piece in pieces)
     assert [piece.starts for piece in pieces] == [index == 0 for index in range(len(pieces))]
     assert sum(counted) == path.stat().st_size
-    assert read_text(path) == text
 
 
-def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+def test_line_ends_do_not_change(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\r\ntwo\rthree\n")
-    assert read_text(path) == "one\r\ntwo\rthree\n"
     assert next(text_pieces(path)).text == "one\r\ntwo\rthree\n"
 
 
@@ -58,22 +54,18 @@ def test_the_first_bad_byte_is_named(
     path = tmp_path / "a.txt"
     head = before.encode("utf-8")
     path.write_bytes(head + bad)
-    for read in (lambda: list(text_pieces(path)), lambda: read_text(path)):
-        with pytest.raises(GptcliError) as caught:
-            read()
-        assert caught.value.message == (
-            f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
-        )
-        assert caught.value.hint is not None
-        assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
+    with pytest.raises(GptcliError) as caught:
+        list(text_pieces(path))
+    assert caught.value.message == (
+        f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
+    )
+    assert caught.value.hint is not None
+    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
 
 
-def test_read_text_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(GptcliError, match=r"cannot read .*: No such file"):
-        read_text(tmp_path / "nothing.txt")
-    (tmp_path / "a.bin").write_bytes(b"ab\0")
-    with pytest.raises(GptcliError, match="looks binary: byte 2 is NUL"):
-        read_text(tmp_path / "a.bin")
+        list(text_pieces(tmp_path / "nothing.txt"))
 
 
 @quick
@@ -138,7 +130,7 @@ def test_a_bad_line_is_named(line: bytes, message: str, hint: str, tmp_path: Pat
     with pytest.raises(GptcliError) as caught:
         list(jsonl_pieces(path))
     assert "\n" not in caught.value.message
-    if "trailing comma" in message:  # the words of the json module differ between versions
+    if "trailing comma" in message:  # versions of the json module word this differently
         assert caught.value.message.startswith(f"{path}:3: not JSON: ")
     else:
         assert caught.value.message.startswith(f"{path}:3: {message}")
@@ -154,9 +146,7 @@ def test_a_bad_byte_in_a_jsonl_is_named_by_its_offset_in_the_file(tmp_path: Path
         list(jsonl_pieces(path))
 
 
-def test_a_line_that_would_fill_the_memory_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_too_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / "long.jsonl"
     long.write_bytes(b'{"text": "' + b"a" * (17 << 20) + b'"}\n')
     with pytest.raises(GptcliError, match="the line is longer than 16,777,216 bytes"):

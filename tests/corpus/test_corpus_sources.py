@@ -1,4 +1,4 @@
-"""What the user named -> the files that are meant, and what is said where that fails."""
+"""Finding the files of data.source, and the errors if there is no such text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_shipped_text_is_found_by_name(shipped: Path) -> None:
     assert found.size == shipped.stat().st_size
 
 
-def test_a_shipped_name_wins_over_a_file_and_says_so(
+def test_a_shipped_text_wins_over_a_file_with_a_note(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_a_shipped_name_wins_over_a_file_and_says_so(
     assert [file.path for file in found.files] == [shipped]
     assert found.notes == (
         f"`shakespeare` is the shipped text; write {os.curdir}{os.sep}shakespeare "
-        "for the file or folder of that name",
+        "for the file or folder with that name",
     )
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
         list(stream)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(
+def test_the_error_for_an_unknown_name_proposes_the_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_an_empty_file_and_a_folder_without_text_are_refused(tmp_path: Path) -> 
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / ".hidden").write_bytes(b"text")
-    message = f"no text in the folder {folder}: it has no files, hidden ones apart"
+    message = f"no text in the folder {folder}: it has no files, except hidden ones"
     assert refusal(str(folder)).message == message
     (folder / "a.bin").write_bytes(b"\0")
     assert refusal(str(folder)).message.endswith(": its only file is binary or empty")
@@ -159,7 +159,7 @@ def test_an_empty_file_and_a_folder_without_text_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_is_refused_and_passed_over_in_a_folder(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_and_skipped_in_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     os.mkfifo(folder / "pipe")
@@ -169,7 +169,7 @@ def test_a_pipe_is_refused_and_passed_over_in_a_folder(tmp_path: Path) -> None:
     assert texts(str(folder)) == ["one"]
 
 
-def test_binary_files_are_refused_with_the_place(tmp_path: Path) -> None:
+def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"text" * 300_000 + b"\0more")
     error = refusal(str(path))

@@ -58,7 +58,7 @@ def test_grid_has_edge_cases() -> None:
     [
         ("attend", lambda q, k, v, dropout=0.0: torch.softmax(q @ k.mT, -1) @ v),
         ("attend", lambda q, k, v, dropout=0.0: torch.full_like(q, torch.nan)),
-        ("attend_where", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
+        ("attend_masked", lambda q, k, v, allowed: torch.softmax(q @ k.mT, -1) @ v),
     ],
 )
 def test_wrong_builtin_paths_are_found(

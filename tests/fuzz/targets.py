@@ -28,7 +28,7 @@ from gptcli.config_files import dump_config, find_config, parse_config
 from gptcli.config_problems import dotted_keys
 from gptcli.corpus import cache
 from gptcli.corpus.encoding import encode_all
-from gptcli.corpus.reading import jsonl_pieces, read_text, text_pieces
+from gptcli.corpus.reading import jsonl_pieces, text_pieces
 from gptcli.corpus.sources import find_source
 from gptcli.corpus.token_store import ShardWriter, dtype_for
 from gptcli.course.sandbox.learner_file import find_file
@@ -39,8 +39,8 @@ from gptcli.tokenization.user_bpe import user_bpe_from_json
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config
 from gptcli.training.journal import Journal, trim_samples
-from gptcli.training.meta_file import seal
-from gptcli.training.run_summary import standing
+from gptcli.training.meta_file import dump_meta
+from gptcli.training.run_summary import progress_summary
 from gptcli.training.training_state import build_model, progress_of
 from gptcli.view.runs_table import runs_lines
 from gptcli.view.safe_text import clean
@@ -227,7 +227,7 @@ def _checkpoints(run: Path) -> list[Target]:
             found = checkpoint.read_meta(run, STEP)
             refuse_other_parts(run, parts_of(found), None)
             same_config(run, found, config)
-            standing(progress_of(found), "done")
+            progress_summary(progress_of(found), "done")
             checkpoint.best_valid(run)
         finally:
             meta_path.write_bytes(right_meta)
@@ -236,14 +236,14 @@ def _checkpoints(run: Path) -> list[Target]:
         if not isinstance(value, dict):
             return as_json(value)
         body = {key: inner for key, inner in value.items() if key not in ("step", "files")}
-        return seal(value.get("step", STEP), body, value.get("files", meta["files"]))
+        return dump_meta(value.get("step", STEP), body, value.get("files", meta["files"]))
 
     def feed_tensors(data: bytes) -> None:
         model.write_bytes(data)
         file = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         body = {key: value for key, value in meta.items() if key not in ("step", "files")}
         vouched = {**meta["files"], "model.safetensors": file}
-        meta_path.write_bytes(seal(STEP, body, vouched))
+        meta_path.write_bytes(dump_meta(STEP, body, vouched))
         try:
             loaded = checkpoint.load(run, STEP)
             build_model(MODEL, 257, None, loaded.model)
@@ -253,7 +253,7 @@ def _checkpoints(run: Path) -> list[Target]:
 
     def feed_best(data: bytes) -> None:
         best.write_bytes(data)
-        checkpoint.best_of(run)
+        checkpoint.find_best_step(run)
         checkpoint.best_valid(run)
         with suppress(UnicodeDecodeError):
             checkpoint.choose_step(run, data.decode("utf-8"))
@@ -309,7 +309,6 @@ def _texts(folder: Path) -> list[Target]:
     def feed_text(data: bytes) -> None:
         text.write_bytes(data)
         encoded(text_pieces(text))
-        read_text(text)
 
     def feed_prompt(given: tuple[bytes, bool]) -> None:
         data, lines = given

@@ -1,4 +1,4 @@
-"""Small modules with weights that hide nothing, for the tests of the model."""
+"""Small modules with random weights, biases and gains, so that no term of a formula is 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Random weights of unit scale, random biases and gains."""
+    """Give all parameters random values: weights of unit scale, random biases and gains."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -32,7 +32,7 @@ def attention(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> CausalSelfAttention:
-    """A module in evaluation mode. Its config has what the contract gives and nothing else."""
+    """An attention in evaluation mode. Its config has only the fields that the contract names."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
     randomise(module, seed)
@@ -54,7 +54,7 @@ def gpt(
     dtype: torch.dtype = torch.float32,
     **sizes: object,
 ) -> GPT:
-    """A GPT of two blocks in evaluation mode: initialised, or `random` throughout."""
+    """A GPT of two blocks in evaluation mode, initialised, or with `random` parameters."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)
     initialise(model, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Attention keeps its promises, on every path: equal to the eight steps, causal, differentiable.
+"""Attention on every path: equal to the eight steps, causal, with the right gradients.
 
 B batch, T time, H heads, D head_dim, C = H * D.
 """
@@ -20,7 +20,7 @@ from gptcli.model import rotary as rotary_module
 from gptcli.model.attention import (
     CausalSelfAttention,
     attend,
-    attend_where,
+    attend_masked,
     banded_mask,
     causal_attention,
 )
@@ -46,7 +46,7 @@ def spelled_out(module: CausalSelfAttention, x: Tensor, dropout: float = 0.0) ->
 
 
 def by_loops(module: CausalSelfAttention, x: Tensor) -> Tensor:
-    """Vaswani et al. 2017, eq. 1, for one sequence, head and token at a time."""
+    """Vaswani et al. 2017, eq. 1, computed for one sequence, head and token at a time."""
     B, T, C = x.shape
     D = C // module.n_head
     q, k, v = module.query(x), module.key(x), module.value(x)
@@ -86,7 +86,7 @@ def test_fast_path_is_the_eight_steps(
     dtype: torch.dtype,
     atol: float,
 ) -> None:
-    """float32 and T > 64 take the fused kernel on a CPU, the others matrix products."""
+    """On a CPU, float32 with T > 64 uses the fused kernel; everything else uses matrix products."""
     module, x = attention(H, D, bias=bias, dtype=dtype), inputs(B, T, H * D, dtype)
     y = module(x)
     assert y.dtype == dtype
@@ -122,7 +122,7 @@ def test_short_dtypes_stay_close(T: int, dtype: torch.dtype, atol: float) -> Non
 @pytest.mark.parametrize(("T", "dtype"), [(6, torch.float64), (70, torch.float32)])
 @pytest.mark.parametrize("rotary", [False, True])
 def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -> None:
-    """Exactly none: a weight of 0 is 0."""
+    """The gradient is exactly 0, because the attention weights are."""
     module = attention(2, 4, rotary=rotary, dtype=dtype)
     x = inputs(2, T, 8, dtype).requires_grad_()
     y = module(x)
@@ -135,7 +135,7 @@ def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -
 
 @pytest.mark.parametrize("rotary", [False, True])
 @torch.no_grad()
-def test_a_prefix_gives_a_prefix(rotary: bool) -> None:
+def test_the_output_of_a_prefix_is_a_prefix_of_the_output(rotary: bool) -> None:
     module, x = attention(3, 4, rotary=rotary), inputs(2, 9, 12)
     whole = module(x)
     for T in (1, 4, 8):
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_the_eight_steps() -> None:
         found.append([leaf.grad, *(p.grad for p in module.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    # A bias of the keys moves a whole row of scores, which softmax does not see.
+    # A bias of the keys adds the same number to a row of scores, which softmax ignores.
     reached = {
         name
         for name, p in module.named_parameters()
@@ -197,7 +197,7 @@ def test_dropout_keeps_the_mean_and_acts_twice(path: str) -> None:
 
 
 @torch.no_grad()
-def test_banded_mask_lets_a_query_see_width_tokens() -> None:
+def test_with_a_banded_mask_a_query_sees_width_tokens() -> None:
     mask = banded_mask(torch.arange(3, 6), torch.arange(6), width=3)
     assert mask.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
 
@@ -205,14 +205,14 @@ def test_banded_mask_lets_a_query_see_width_tokens() -> None:
 @given(SIZES, st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_attend_where_under_a_causal_mask_is_attend(
+def test_attend_masked_under_a_causal_mask_is_attend(
     sizes: tuple[int, int, int, int],
     seed: int,
 ) -> None:
     B, T, H, D = sizes
     q, k, v = inputs(3 * B, T, H * D, seed=seed).view(3, B, H, T, D).unbind(0)
     at = torch.arange(T)
-    found = attend_where(q, k, v, banded_mask(at, at, width=T))
+    found = attend_masked(q, k, v, banded_mask(at, at, width=T))
     torch.testing.assert_close(found, attend(q, k, v), rtol=0, atol=1e-12)
     kernel = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(found, kernel, rtol=0, atol=1e-12)
@@ -230,9 +230,9 @@ def test_names_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-def test_tables_made_while_sampling_serve_training(rotary: bool) -> None:
-    """What is kept between calls must not remember that no gradients were wanted."""
-    attention_module._future.cache_clear()
+def test_tables_cached_in_inference_mode_can_be_trained_with(rotary: bool) -> None:
+    """A table that sampling caches must not be an inference-mode tensor."""
+    attention_module._causal_mask.cache_clear()
     rotary_module.rotary_table.cache_clear()
     module, x = attention(2, 4, rotary=rotary), inputs(1, 13, 8)
     with torch.no_grad():

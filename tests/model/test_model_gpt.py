@@ -1,4 +1,4 @@
-"""GPT in both archs: what it computes, how large it is, how it begins.
+"""GPT in both archs: its logits, its size, its initialisation, its cache.
 
 B batch, T time, C channels, V vocabulary.
 """
@@ -14,19 +14,17 @@ from torch.nn import functional as F
 
 from gptcli.config import ModelConfig
 from gptcli.model import attention as attention_module
-from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
+from gptcli.model.arch import ARCHS
+from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
-from gptcli.model.layers import swiglu_width
 from gptcli.model.user_parts import UserParts
 from tests.model.model_sizes import gpt, inputs, tokens
-
-ARCHS = ("gpt2", "modern")
 
 
 def count(**values: object) -> tuple[int, int]:
     vocab_size = values.pop("vocab_size")
     assert isinstance(vocab_size, int)
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # has shapes but no memory
         counted = count_parameters(GPT(ModelConfig.model_validate(values), vocab_size))
     return counted.total, counted.without_embeddings
 
@@ -38,7 +36,7 @@ def test_gpt2_has_as_many_parameters_as_the_paper_counts() -> None:
     ) == (124_439_808, 85_056_000)
 
 
-def test_gpt2_xl_too() -> None:
+def test_gpt2_xl_has_as_many_parameters_as_released() -> None:
     assert (
         count(
             arch="gpt2",
@@ -53,8 +51,8 @@ def test_gpt2_xl_too() -> None:
     )
 
 
-def test_modern_counts_its_head_apart() -> None:
-    C, F_, V, L, D = 32, swiglu_width(32), 11, 3, 8
+def test_the_modern_arch_counts_its_untied_head() -> None:
+    C, F_, V, L, D = 32, ARCHS["modern"].hidden_width(32), 11, 3, 8
     block = 4 * C * C + 3 * C * F_ + 2 * C + 2 * D
     assert count(arch="modern", n_layer=L, n_head=4, n_embd=C, block_size=8, vocab_size=V) == (
         L * block + C + 2 * V * C,
@@ -65,7 +63,7 @@ def test_modern_counts_its_head_apart() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("vocab_size", [65, 1024])
 @torch.no_grad()
-def test_loss_at_initialisation_is_that_of_guessing(arch: str, vocab_size: int) -> None:
+def test_the_loss_at_initialisation_is_ln_of_the_vocabulary(arch: str, vocab_size: int) -> None:
     model = gpt(arch, vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=128, block_size=64)
     idx = tokens(8, 65, vocab_size)
     loss = model.loss(idx[:, :-1], idx[:, 1:])
@@ -83,7 +81,7 @@ def causal_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """GPT-2 from its weights, written out once more. Radford et al. 2019, section 2.3."""
+    """GPT-2's logits, computed independently from its weights. Radford et al. 2019, section 2.3."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -108,7 +106,7 @@ def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
 
 
 def qwen3_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """The dense Qwen3 layout from its weights, rotations as complex numbers."""
+    """Qwen3's logits, computed independently from its weights, with complex rotations."""
 
     def norm(x: Tensor, gain: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
@@ -159,7 +157,7 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 def test_modern_has_the_weights_of_qwen3() -> None:
     """No biases, gains on the norms, q_norm and k_norm per head, an untied head."""
-    C, D, F_ = 16, 8, swiglu_width(16)
+    C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {
         "wte.weight": (11, C),
@@ -235,7 +233,7 @@ def test_gradients_reach_every_parameter(arch: str) -> None:
     model.loss(idx, idx.flip(0)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        if not name.endswith("key.bias"):  # softmax does not see it
+        if not name.endswith("key.bias"):  # softmax ignores it
             assert float(parameter.grad.abs().max()) > 1e-9, name
 
 
@@ -259,7 +257,7 @@ def test_cache_gives_the_logits_of_full_recomputation(arch: str, pieces: list[in
 
 
 @torch.no_grad()
-def test_past_the_window_modern_is_the_whole_text_under_a_banded_mask(
+def test_past_the_window_the_modern_cache_equals_a_banded_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, idx = gpt("modern", random=True, dtype=torch.float64), tokens(2, 29)
@@ -269,13 +267,13 @@ def test_past_the_window_modern_is_the_whole_text_under_a_banded_mask(
 
     def banded(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         at = torch.arange(q.shape[2])
-        return attend_where(q, k, v, banded_mask(at, at, model.config.block_size))
+        return attend_masked(q, k, v, banded_mask(at, at, model.config.block_size))
 
     monkeypatch.setattr(attention_module, "attend", banded)
     torch.testing.assert_close(found, model(idx), rtol=0, atol=1e-11)
 
 
-def test_an_attention_of_ones_own_takes_every_block() -> None:
+def test_a_users_attention_is_used_in_every_block() -> None:
     class Mine(CausalSelfAttention):
         pass
 
@@ -288,7 +286,7 @@ def test_an_attention_of_ones_own_takes_every_block() -> None:
     assert torch.equal(model(tokens(2, 5)), user_parts(tokens(2, 5)))
 
 
-def test_an_attention_of_ones_own_may_take_x_alone() -> None:
+def test_a_users_attention_can_take_x_only() -> None:
     class Alone(nn.Module):
         def __init__(self, config: ModelConfig) -> None:
             super().__init__()
@@ -317,8 +315,8 @@ def test_norms_are_pytorchs() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
-def test_half_branches_leave_the_residual_stream_alone(arch: str) -> None:
-    """What the sum, the norms and the head do not round is not off."""
+def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
+    """Without rounding in the stream, norms and head, the logits are closer to float32's."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)
@@ -334,7 +332,7 @@ def test_half_branches_leave_the_residual_stream_alone(arch: str) -> None:
     torch.testing.assert_close(cached, found, rtol=0.02, atol=0.02)
 
 
-def test_blocks_of_ones_own_are_half_with_all_else() -> None:
+def test_with_a_users_block_the_complete_model_changes_its_dtype() -> None:
     class Mine(nn.Module):
         def __init__(self, config: ModelConfig) -> None:
             super().__init__()

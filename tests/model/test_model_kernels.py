@@ -1,4 +1,4 @@
-"""The hand-written operations against the plain ones they stand for."""
+"""The fused operations give the values and gradients of PyTorch's plain ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_plain_ones(
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
-def test_norms_of_nothing_are_finite() -> None:
+def test_norms_of_zeros_are_finite() -> None:
     x = torch.zeros(2, 8, requires_grad=True)
     y = kernels.rms_norm(x, torch.ones(8), EPS)
     y.sum().backward()  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ def test_a_compiler_and_other_devices_get_the_plain_operations(
     assert not kernels.fused_is_faster(torch.zeros(1))
 
 
-def test_gradients_may_come_in_any_layout() -> None:
+def test_gradients_can_have_any_memory_layout() -> None:
     x = torch.randn(3, 5, 2, 4, 8, requires_grad=True)
     gain = torch.ones(2, 1, 8, requires_grad=True)
     for y in (
@@ -88,15 +88,15 @@ def test_gradients_may_come_in_any_layout() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_drops_the_share(p: float) -> None:
+def test_dropout_keeps_the_mean_and_drops_the_given_share(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1003, requires_grad=True)
     y = drop(x, p)
     share = round(256 * p) / 256
     assert abs(float((y == 0).float().mean()) - share) < 2e-3
     torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / (1 - share)]))
-    rows = (y == 0).float().mean(0)
-    assert float(rows.std()) < 2 * (share * (1 - share) / 1000) ** 0.5  # none favoured
+    columns = (y == 0).float().mean(0)  # no position is dropped more often than others
+    assert float(columns.std()) < 2 * (share * (1 - share) / 1000) ** 0.5
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     assert torch.equal(x.grad, y.detach())
@@ -105,7 +105,7 @@ def test_dropout_keeps_the_mean_and_drops_the_share(p: float) -> None:
     assert not torch.equal(drop(x, p), y)
 
 
-def test_dropout_of_little_is_still_dropout() -> None:
+def test_a_tiny_dropout_still_drops() -> None:
     torch.manual_seed(0)
     assert 0 < int((drop(torch.ones(100_000), 1e-4) == 0).sum()) < 1000
     assert torch.equal(drop(torch.ones(5), 0.0), torch.ones(5))

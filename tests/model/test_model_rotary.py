@@ -1,4 +1,4 @@
-"""Rotary positions: only distances count; and what the cache gives is what recomputing gives."""
+"""Rotary positions: only distances matter, and the KV cache equals recomputation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.model.attention import CausalSelfAttention, attend_where, banded_mask
+from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
 from gptcli.model.cache import KeyValueCache, LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention, rotary_table, rotate
 from tests.model.model_sizes import attention, inputs
@@ -31,7 +31,7 @@ def turned(x: Tensor, position: int) -> Tensor:
     st.integers(0, 10**6),
 )
 @settings(max_examples=60, deadline=None)
-def test_products_depend_on_the_distance_alone(
+def test_products_depend_only_on_the_distance(
     half: int,
     i: int,
     j: int,
@@ -45,7 +45,7 @@ def test_products_depend_on_the_distance_alone(
     torch.testing.assert_close(turned(q, i).norm(), q.norm(), rtol=1e-12, atol=0)
 
 
-def test_position_0_turns_nothing_and_1_turns_by_the_frequency() -> None:
+def test_position_0_rotates_nothing_and_1_rotates_by_the_frequency() -> None:
     x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert torch.equal(turned(x, 0), x)
     angle = torch.tensor([1.0, THETA**-0.5], dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_position_0_turns_nothing_and_1_turns_by_the_frequency() -> None:
 
 @torch.no_grad()
 def test_shifting_the_whole_text_changes_nothing() -> None:
-    """The module too sees distances alone: the same tokens from position 5 on."""
+    """The same tokens from position 5 on give the same output."""
     module, x = attention(2, 6, rotary=True), inputs(2, 7, 12)
     q, k, v = module.heads(module.project(x), start=0)
     q5, k5, v5 = module.heads(module.project(x), start=5)
@@ -65,7 +65,7 @@ def test_shifting_the_whole_text_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_positions_reach_the_output() -> None:
-    """Without them, the last token would not notice that two others have changed places."""
+    """Without positions, swapping two earlier tokens would not change the last token's output."""
     x = inputs(1, 5, 12)
     swapped = x[:, [1, 0, 2, 3, 4]]
     plain, rotary = attention(2, 6), attention(2, 6, rotary=True)
@@ -85,10 +85,10 @@ def test_the_length_of_queries_and_keys_is_normalised() -> None:
 
 
 def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
-    """The whole text at once under a banded causal mask: (B, T, C)."""
+    """Attention over the complete text under a banded causal mask: (B, T, C)."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
-    mixed = attend_where(q, k, v, banded_mask(at, at, width))
+    mixed = attend_masked(q, k, v, banded_mask(at, at, width))
     y: Tensor = module.c_proj(mixed.transpose(1, 2).flatten(2))
     return y
 
@@ -101,13 +101,13 @@ def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
 )
 @settings(max_examples=60, deadline=None)
 @torch.no_grad()
-def test_cache_is_recomputation_under_a_banded_mask(
+def test_the_cache_equals_recomputation_under_a_banded_mask(
     rotary: bool,
     width: int,
     pieces: list[int],
     seed: int,
 ) -> None:
-    """In pieces of any sizes up to the width, far past the width."""
+    """Feed pieces of any size up to the width, until far past the width."""
     pieces = [min(piece, width) for piece in pieces]
     module = attention(3, 4, rotary=rotary, seed=seed)
     x = inputs(2, sum(pieces), 12, seed=seed + 1)
@@ -121,7 +121,7 @@ def test_cache_is_recomputation_under_a_banded_mask(
 
 @pytest.mark.parametrize("rotary", [False, True])
 @torch.no_grad()
-def test_cleared_cache_starts_again(rotary: bool) -> None:
+def test_a_cleared_cache_starts_again(rotary: bool) -> None:
     module, x = attention(3, 4, rotary=rotary), inputs(2, 7, 12)
     cache = KeyValueCache(2, 2, 3, 4, 5, x.dtype, x.device)
     first, second = (module(x[:, :3], layer) for layer in cache.layers)
@@ -132,7 +132,7 @@ def test_cleared_cache_starts_again(rotary: bool) -> None:
     torch.testing.assert_close(module(x[:, 3:], cache.layers[0]), module(x[:, 3:]))
 
 
-def test_a_piece_longer_than_the_window_is_our_mistake() -> None:
+def test_a_piece_longer_than_the_window_fails_an_assertion() -> None:
     cache = LayerCache(1, 1, 2, 3, torch.float32, CPU)
     with pytest.raises(AssertionError):
         cache.extend(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
@@ -145,8 +145,8 @@ def test_odd_head_dim_is_refused() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
-def test_positions_far_ahead_are_turned_alike(start: int) -> None:
-    """The whole table, and the part of it for these tokens alone."""
+def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> None:
+    """A complete table and one for these tokens only have the same values."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
     qkv = torch.randn(1, 5, 3, 2, 8)

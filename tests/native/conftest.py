@@ -1,4 +1,4 @@
-"""The C library, as it is used here and without tiles; what cannot be had skips its tests."""
+"""The C libraries, with and without AMX tiles; tests are skipped if one cannot be built."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from pathlib import Path
 import pytest
 
 from gptcli.native import library
+from tests.conftest import Once
+
+
+def compiled(once: Once, source: library.Source, flags: tuple[str, ...]) -> Path:
+    """A C library compiled with other flags, by one of the workers."""
+
+    def build(folder: Path) -> None:
+        file = Path(library.__file__).with_name(f"{source.name}.c")
+        compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
+        words = [*compiler, *library._FLAGS, *flags, "-o", folder / "library.so", file, "-lm"]
+        subprocess.run(words, check=True)
+
+    name = "".join(c if c.isalnum() else "-" for c in "".join(flags))
+    return once(f"{source.name}{name}", build) / "library.so"
 
 
 @pytest.fixture(scope="session")
 def native() -> ctypes.CDLL:
-    """The C library of this machine, in a cache that stays: other tests found it in theirs."""
+    """The training library of this machine, from a cache that outlives the tests."""
     library.find.cache_clear()
     found = library.find()
     if found.library is None:
@@ -25,16 +39,12 @@ def native() -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
-def without_tiles(native: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The C library as machines have it whose processors know AVX512-BF16 but no tiles."""
+def without_tiles(native: ctypes.CDLL, once: Once) -> ctypes.CDLL:
+    """The training library of a processor that has AVX512-BF16 but no AMX tiles."""
     if not native.compiled_with_amx():
-        pytest.skip("no tiles on this machine: the C library is without them as it is")
-    path = tmp_path_factory.mktemp("without-tiles") / "gpt.so"
-    source = Path(library.__file__).with_name("gpt.c")
+        pytest.skip("this machine has no tiles, so the C library does not use them anyway")
     off = ("-mno-amx-tile", "-mno-amx-bf16")
-    compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
-    subprocess.run([*compiler, *library._FLAGS, *off, "-o", path, source, "-lm"], check=True)
-    built = library._load(library.TRAINING, path)
+    built = library._load(library.TRAINING, compiled(once, library.TRAINING, off))
     assert not built.compiled_with_amx()
     return built
 
@@ -45,14 +55,12 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""The C decoder as other processors have it, by what the compiler is told beyond the usual."""
+"""More compiler flags, which build the C decoder of other processors."""
 
 
 @pytest.fixture(scope="session", params=list(DECODERS))
-def decoding(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> ctypes.CDLL:
-    """The C library of sampling."""
+def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
+    """The sampling library, built with each of DECODERS."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         pytest.skip(f"no C decoder on this machine: {found.reason}")
@@ -61,8 +69,4 @@ def decoding(
         return found.library
     if platform.machine() != "x86_64":
         pytest.skip("another family of processors")
-    path = tmp_path_factory.mktemp("decoder") / "decode.so"
-    source = Path(library.__file__).with_name("decode.c")
-    compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
-    subprocess.run([*compiler, *library._FLAGS, *off, "-w", "-o", path, source, "-lm"], check=True)
-    return library._load(library.SAMPLING, path)
+    return library._load(library.SAMPLING, compiled(once, library.SAMPLING, (*off, "-w")))

@@ -1,4 +1,4 @@
-"""Networks for the tests of the C passes, with the same weights for PyTorch in any dtype."""
+"""Networks for the tests of the C passes, and the same weights in PyTorch in any dtype."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from gptcli.training.training_state import build_model
 
 @dataclass
 class Network:
-    """A GPT whose weights hide nothing, and its C passes."""
+    """A GPT without zero weights, and its C passes."""
 
     model: GPT
     weights: MasterWeights
     engine: Engine
 
     def gradients(self) -> dict[str, Tensor]:
-        """A copy of the gradients that the C passes wrote last, by parameter."""
+        """A copy of the last gradients of the C passes, by parameter."""
         self.weights.use_gradients()
         return {name: p.grad.clone() for name, p in self.weights.masters if p.grad is not None}
 
     def reference(self, dtype: torch.dtype) -> GPT:
-        """The same weights in PyTorch: the float32 masters, as `dtype` has them."""
+        """A PyTorch model with the master weights, rounded to `dtype`."""
         model = copy.deepcopy(self.model).to(dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -49,7 +49,7 @@ def network(
     seed: int = 0,
     **sizes: object,
 ) -> Network:
-    """Two blocks, as initialised but for `noise`: weights that begin at 0 would hide gradients."""
+    """Two blocks with `noise` added to the initial weights, because weights of 0 hide gradients."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
     config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
     model = build_model(config, vocab_size, seed=seed)
@@ -66,14 +66,14 @@ def network(
 
 
 def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, Tensor]:
-    """Random token ids (B, T), and others as targets."""
+    """Random token ids and random targets, (B, T) each."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocab_size, (2, B, T), generator=generator)
     return ids[0], ids[1]
 
 
 def loss_and_gradients(model: GPT, idx: Tensor, targets: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """By PyTorch: the mean loss, and float64 gradients by parameter."""
+    """PyTorch's mean loss, and its gradients in float64 by parameter."""
     loss = model.loss(idx, targets)
     loss.backward()
     found = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}

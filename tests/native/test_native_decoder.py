@@ -1,4 +1,4 @@
-"""The C decoder gives PyTorch's logits, whatever stands beside a row, and chooses alike."""
+"""The C decoder gives PyTorch's logits in every batch, and chooses the same tokens."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
 from gptcli.native.library import SamplingParamsStruct
-from gptcli.sampling.next_token import SamplingParams, choose_token
-from tests.sampling.sampling_models import banded, model
+from gptcli.sampling.next_token import (
+    SamplingParams,
+    choose_token,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+)
+from tests.sampling.sampling_models import DRAWS, NEARLY_ONE, banded, model
 
 SHAPES: list[dict[str, Any]] = [
     {"arch": "modern", "n_layer": 2, "width": 24, "n_head": 2, "n_embd": 32, "vocab_size": 40},
@@ -70,23 +77,26 @@ def test_logits_are_pytorchs(decoding: ctypes.CDLL, shape: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_in_bfloat16_they_are_near(decoding: ctypes.CDLL, shape: dict[str, Any]) -> None:
+def test_bfloat16_logits_are_close_to_pytorchs(
+    decoding: ctypes.CDLL, shape: dict[str, Any]
+) -> None:
     m = made(shape)
     ids = text(m, m.config.block_size)
     with torch.no_grad():
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
-    m.to(torch.float32)  # its weights are rounded now, as the decoder would round them
+    m.to(torch.float32)  # weights rounded as the decoder rounds them
     half = decoder(decoding, m, torch.bfloat16)
     half.feed([(0, 0, ids)])
     error = (half.logits(0).log_softmax(-1) - expected).abs().max()
-    # PyTorch, which rounds after every operation, is the measure.
+    # Compared with the error of PyTorch, which rounds after every operation.
     assert error <= 1.5 * (plain - expected).abs().max() + 0.01
 
 
 def in_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as eight bits keep it: whole multiples, 127 at most, of a scale for each 32 inputs
-    of an output. The scale is a bfloat16, rounded up."""
+    """A weight matrix rounded to int8: multiples, at most 127, of a scale per 32 inputs.
+
+    The scale is a bfloat16, rounded up."""
     N, K = weight.shape
     groups = torch.nn.functional.pad(weight, (0, -K % 32)).view(N, -1, 32)
     exact = groups.abs().amax(-1, keepdim=True) / 127
@@ -99,9 +109,13 @@ def in_bytes(weight: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[4]], ids=str)
-def test_weights_of_eight_bits(decoding: ctypes.CDLL, shape: dict[str, Any]) -> None:
-    """The network with rounded weights; beside that rows of 15 bits, keys and values of bfloat16.
-    Their rounding is far below that of the weights."""
+def test_int8_logits_are_those_of_rounded_weights(
+    decoding: ctypes.CDLL, shape: dict[str, Any]
+) -> None:
+    """Compares with PyTorch on rounded weights.
+
+    The decoder also rounds activations to 15 bits, and keys and values to bfloat16. These errors
+    are far smaller than those of the weights."""
     m = made(shape)
     ids = text(m, m.config.block_size)
     one = decoder(decoding, m, torch.int8)
@@ -111,7 +125,7 @@ def test_weights_of_eight_bits(decoding: ctypes.CDLL, shape: dict[str, Any]) -> 
         for name, weight in m.named_parameters():
             if weight.dim() == 2 and name.split(".")[0] not in ("wte", "wpe"):
                 weight.copy_(in_bytes(weight))
-        if m.config.arch == "gpt2":  # the head is the embedding, but only as the head is it rounded
+        if m.config.arch == "gpt2":  # the tied embedding is rounded as the head only
             hidden: list[torch.Tensor] = []
             m.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
             m(torch.tensor([ids]))
@@ -127,7 +141,9 @@ def test_weights_of_eight_bits(decoding: ctypes.CDLL, shape: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_what_is_not_finite_shows(decoding: ctypes.CDLL, dtype: torch.dtype, value: float) -> None:
+def test_weights_that_are_not_finite_show_in_the_logits(
+    decoding: ctypes.CDLL, dtype: torch.dtype, value: float
+) -> None:
     m = made(SHAPES[0])
     with torch.no_grad():
         m.wte.weight[3, 17] = value
@@ -155,7 +171,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 
 @pytest.mark.parametrize("width", [5, 16, 33, 64, 70])
-def test_far_past_the_window(decoding: ctypes.CDLL, width: int) -> None:
+def test_logits_far_past_the_window_are_pytorchs(decoding: ctypes.CDLL, width: int) -> None:
     m = model("modern", 2, width)
     ids = text(m, 6 * width + 3)
     expected = banded(m, torch.tensor([ids]))[0]
@@ -167,12 +183,12 @@ def test_far_past_the_window(decoding: ctypes.CDLL, width: int) -> None:
 
 
 @pytest.mark.parametrize("far", [1000, 1024 * 255, 1024 * 256 - 5, 10_000_000])
-def test_only_distances_count(decoding: ctypes.CDLL, far: int) -> None:
+def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int) -> None:
     m = model("modern", 2, 16)
     ids = text(m, 10)
     here, there = decoder(decoding, m), decoder(decoding, m)
     here.feed([(0, 0, ids)])
-    # Slots that nothing was written to are masked only near the beginning: fill the window first.
+    # Empty slots are masked only near the beginning, so fill the window first.
     there.feed([(0, far - 32, text(m, 32, 1))])
     here.feed([(0, 10, text(m, 32, 1))])
     here.feed([(0, 42, ids)])
@@ -183,7 +199,7 @@ def test_only_distances_count(decoding: ctypes.CDLL, far: int) -> None:
 @pytest.mark.parametrize(("streams", "threads"), [(1, 1), (1, 2), (3, 2), (40, 2), (40, 3)])
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_team_writes_the_same(
+def test_any_number_of_threads_writes_the_same(
     decoding: ctypes.CDLL, streams: int, threads: int, alone: bool, dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -205,7 +221,7 @@ def test_any_team_writes_the_same(
         assert torch.equal(run([i])[:, 0], together[:, i])
 
 
-def test_a_copy_goes_on_alike(decoding: ctypes.CDLL) -> None:
+def test_a_copied_stream_continues_the_same(decoding: ctypes.CDLL) -> None:
     for m in (model("modern", 2, 20), model("gpt2", 2, 20)):
         one = decoder(decoding, m, streams=3)
         ids = text(m, 18)
@@ -216,7 +232,7 @@ def test_a_copy_goes_on_alike(decoding: ctypes.CDLL) -> None:
         assert torch.equal(one.logits(1), one.logits(2))
 
 
-def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
+def test_bytes_needed_grows_with_streams_and_dtype(decoding: ctypes.CDLL) -> None:
     m = model("gpt2", 2, 64, n_embd=64)
     sizes = [
         bytes_needed(decoding, m.config, 13, dtype=dtype, streams=n, threads=2)
@@ -245,7 +261,7 @@ def test_memory_is_counted(decoding: ctypes.CDLL) -> None:
 def chosen(
     found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any
 ) -> int:
-    """next_token.h alone."""
+    """The token that the C library chooses from these logits."""
     function = found.dec_choose
     function.restype = ctypes.c_int
     place = None if seen is None else seen.data_ptr()
@@ -257,11 +273,24 @@ def chosen(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("logits", "temperature", "uniform", "token"), DRAWS)
+def test_extreme_uniform_numbers_draw_the_exact_token(
+    decoding: ctypes.CDLL, logits: list[float], temperature: float, uniform: float, token: int
+) -> None:
+    """tests/sampling proves that PyTorch draws the same tokens."""
+    params = SamplingParamsStruct(temperature=temperature, top_p=1.0, penalty=1.0)
+    assert (
+        chosen(decoding, torch.tensor(logits, dtype=torch.float32), params, uniform, None) == token
+    )
+
+
 @settings(max_examples=60, deadline=None)
+@example(32, 0, NEARLY_ONE, None, None, None, 0.1, 1.0)  # see DRAWS
+@example(32, 0, 0.0, None, None, None, 0.1, 1.0)
 @given(
     st.integers(1, 3000),
     st.integers(0, 2**31),
-    st.floats(1e-9, 1, exclude_max=True),  # tokens below 1e-37 are never chosen
+    st.floats(0, 1, exclude_max=True),
     st.one_of(st.none(), st.integers(1, 3000)),
     st.one_of(st.none(), st.floats(0, 1)),
     st.one_of(st.none(), st.floats(0, 1)),
@@ -292,47 +321,42 @@ def test_the_choice_is_pytorchs(
             penalised = torch.where(seen, divided, logits)
         assert penalised[token] == penalised.max()
         return
-    # At the edge of top-p or min-p rounding may let one more token in, or one less.
+    # At the edge of top-p or min-p, rounding can keep one token more or one less.
     for off in (0.0, 1e-5, -1e-5):
-        one = SamplingParams(
+        params = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
             None if min_p is None else min(1.0, max(0.0, min_p - off)), penalty,
         )  # fmt: skip
-        if pytorchs(logits, one, uniform, seen) == token:
+        number = torch.tensor([uniform], dtype=torch.float64)
+        if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
-        before, after = share_of(token, logits, one, seen)
-        if before < after and before - 1e-5 <= uniform <= after + 1e-5:
+        probability, before, after = share_of(token, logits, params, seen)
+        counts = probability >= 2**-55 * after > 0  # it can change the cumulative sum
+        if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return
     raise AssertionError(token)
 
 
 def share_of(
-    token: int, logits: torch.Tensor, how: SamplingParams, seen: torch.Tensor
-) -> tuple[float, float]:
-    """The uniform numbers with which PyTorch chooses the token: from, and up to."""
-    low, high = 0.0, 1.0
-    for _ in range(60):  # where the choice passes from below the token to it
-        middle = (low + high) / 2
-        if pytorchs(logits, how, middle, seen) < token:
-            low = middle
-        else:
-            high = middle
-    begin = high if low else 0.0
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if pytorchs(logits, how, middle, seen) <= token:
-            low = middle
-        else:
-            high = middle
-    return begin, low
+    token: int, logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor
+) -> tuple[float, float, float]:
+    """The token's probability by PyTorch's formulas; the cumulative sums before and after it."""
+    kept = logits[None]
+    if params.repetition_penalty != 1.0:
+        kept = penalise(kept, seen[None], params.repetition_penalty)
+    kept = kept / params.temperature
+    if params.top_k is not None:
+        kept = keep_top_k(kept, params.top_k)
+    if params.top_p is not None:
+        kept = keep_top_p(kept, params.top_p)
+    if params.min_p is not None:
+        kept = keep_min_p(kept, params.min_p)
+    probabilities = torch.softmax(kept[0], -1, dtype=torch.float64)
+    after = float(probabilities[: token + 1].sum())
+    return float(probabilities[token]), after - float(probabilities[token]), after
 
 
-def pytorchs(logits: torch.Tensor, how: SamplingParams, uniform: float, seen: torch.Tensor) -> int:
-    return int(choose_token(logits[None], how, torch.tensor([uniform]).double(), seen[None]))
-
-
-def test_logits_that_are_not_numbers_choose_a_token_all_the_same(decoding: ctypes.CDLL) -> None:
+def test_nan_logits_still_choose_a_token(decoding: ctypes.CDLL) -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
         logits = torch.full((70,), value)
         for how in (

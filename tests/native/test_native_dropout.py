@@ -1,4 +1,4 @@
-"""Dropout of the C passes: a function of the seed, of the share asked for, the same in both."""
+"""Dropout of the C passes: a function of the seed, the right share, equal forward and backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = 3
 
 
 def run(n: Network, ids: tuple[Tensor, Tensor], seed: int) -> float:
-    """The mean loss at that seed, its gradients left behind."""
+    """The mean loss with the masks of a seed; leaves the gradients in the engine."""
     idx, targets = ids
     how = {"seed": seed, "scale": 1.0 / idx.numel(), "add": False}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
@@ -30,9 +30,10 @@ def one_token() -> tuple[Tensor, Tensor]:
 
 
 def masks(n: Network) -> list[Tensor]:
-    """What was kept for one token, in the order of GPT.forward, by the gradients: that of an
-    embedding, and of a projection's row, is 0 where the number was dropped; that of a head's values
-    where the token's weight for itself was."""
+    """Which numbers dropout kept for one token, in the order of GPT.forward, read from gradients.
+
+    The gradient of an embedding, and of a row of a projection, is 0 if the number was dropped. The
+    gradient of a head's values is 0 if the token's attention weight was dropped."""
     gradients = n.gradients()
     gpt2 = n.model.config.arch == "gpt2"
     kept = [gradients["wpe.weight"][0] if gpt2 else gradients["wte.weight"][TOKEN]]
@@ -45,7 +46,7 @@ def masks(n: Network) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_masks_are_functions_of_the_seed(arch: str, native: ctypes.CDLL) -> None:
+def test_masks_are_a_function_of_the_seed(arch: str, native: ctypes.CDLL) -> None:
     n = network(native, arch, dropout=0.2)
     ids = batch(2, 33)
     losses, gradients = [], []
@@ -64,7 +65,7 @@ def test_evaluation_drops_nothing(native: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_the_share_that_was_asked_for_is_dropped_everywhere(arch: str, native: ctypes.CDLL) -> None:
+def test_the_given_share_is_dropped_everywhere(arch: str, native: ctypes.CDLL) -> None:
     n = network(native, arch, **SIZES)
     rounds = 400
     found: list[list[Tensor]] = []
@@ -74,20 +75,20 @@ def test_the_share_that_was_asked_for_is_dropped_everywhere(arch: str, native: c
     places = [torch.stack(at).double() for at in zip(*found, strict=True)]  # (rounds, numbers)
     assert [at.shape[1] for at in places] == [64, 4, 64, 64, 4, 64, 64]
     for at in places:
-        # Five standard deviations of as many throws; masks of one place differ from seed to seed,
-        # and no number is dropped more often than others.
+        # Five standard deviations. Masks differ from seed to seed, and no number is dropped more
+        # often than others.
         spread = math.sqrt(P * (1 - P) / at.numel())
         assert float(at.mean()) == pytest.approx(1 - P, abs=5 * spread)
         assert float((at.mean(0) - (1 - P)).abs().max()) < 5 * spread * at.shape[1] ** 0.5
     wide = [at for at in places if at.shape[1] == 64]
-    for i, one in enumerate(wide):  # two places have nothing to do with each other
+    for i, one in enumerate(wide):  # masks of different places are independent
         for other in wide[:i]:
             both = float((one * other).mean())
             assert both == pytest.approx((1 - P) ** 2, abs=5 * 0.5 / math.sqrt(one.numel()))
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_under_the_same_masks_pytorch_gets_the_same(
+def test_pytorch_gets_the_same_with_the_same_masks(
     arch: str, native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = network(native, arch, **SIZES)
@@ -106,9 +107,11 @@ def test_under_the_same_masks_pytorch_gets_the_same(
         model.zero_grad()
         true, gradients = loss_and_gradients(model, *one_token())
         assert to_come == []
-        assert loss == pytest.approx(true, abs=1e-2)  # one token's: no mean that evens rounding
+        assert loss == pytest.approx(
+            true, abs=1e-2
+        )  # of one token, so that no mean reduces rounding errors
         for name, g in n.gradients().items():
-            if gradients[name].norm() > 1e-9:  # else: keys and queries of one token
+            if gradients[name].norm() > 1e-9:  # 0 for keys and queries of one token
                 assert (g - gradients[name]).norm() < 0.03 * gradients[name].norm(), name
 
 
@@ -123,12 +126,13 @@ PARTS: dict[str, Callable[[str], bool]] = {
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_the_gradient_is_that_of_the_loss_at_that_seed(
+def test_the_gradient_belongs_to_the_loss_with_the_same_masks(
     arch: str, part: str, native: ctypes.CDLL
 ) -> None:
-    """Along its own direction the loss changes as the gradient says. The step changes it by about
-    0.1, of which rounding to bfloat16 blurs about a hundredth; other masks in one of the two passes
-    would leave less than a half."""
+    """A step along the gradient changes the loss as much as the gradient predicts.
+
+    The change is about 0.1, and rounding to bfloat16 changes that by about a hundredth. If forward
+    and backward pass used different masks, less than half of it would remain."""
     n = network(native, arch, vocab_size=50, noise=0.1, dropout=0.2)
     ids = batch(4, 33, 50)
     run(n, ids, 7)

@@ -1,4 +1,4 @@
-"""The C passes against PyTorch: the same loss and gradients, whatever the shape and the threads."""
+"""The C passes give PyTorch's loss and gradients, for every shape and number of threads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.native.native_models import Network, batch, loss_and_gradients, network
 
-# arch, vocabulary, B, T, sizes. What ends in the middle of a tile or a block of 32 rows, heads of
-# every width (of one and a half tiles too), one head, matrices too large for a cache.
+# arch, vocabulary, B, T, sizes. Some sizes end in the middle of a tile or of a block of 32 rows.
+# Heads have several widths (one and a half tiles too); one model has a single head; the matrices of
+# another are larger than the processor's cache.
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "whole tiles": ("modern", 64, 2, 32, {"n_embd": 64, "block_size": 32}),
     "gpt2": ("gpt2", 65, 3, 64, {"n_embd": 64}),
@@ -38,7 +39,7 @@ WITHOUT_TILES = (
 
 
 def mean(n: Network, idx: Tensor, targets: Tensor, **how: Any) -> float:
-    """The mean loss, with the gradients of the mean left behind."""
+    """The mean loss. The engine's gradients are then those of the mean."""
     how = {"seed": 0, "scale": 1.0 / idx.numel(), "add": False, **how}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
 
@@ -48,9 +49,11 @@ def error(found: Tensor, true: Tensor) -> float:
 
 
 def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
-    """Both round to bfloat16, though not at the same places (PyTorch also the residual stream), so
-    the errors of both against float64 are of one size. A half more, and half a percent where
-    PyTorch has luck with small vectors, allow for that."""
+    """The C library's error against float64 is about that of PyTorch in bfloat16.
+
+    Both round to bfloat16, but at different places: PyTorch rounds the residual stream too. So the
+    C library's error can be half as large again, plus half a percent for small vectors, where
+    PyTorch can be exact by chance."""
     arch, V, B, T, sizes = SHAPES[shape]
     n = network(library, arch, vocab_size=V, most_tokens=B * T, **sizes)
     idx, targets = batch(B, T, V)
@@ -63,27 +66,29 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
     largest = max(float(g.norm()) for g in true_gradients.values())
     for name, g in true_gradients.items():
         found = gradients[name].double()
-        if g.norm() < 1e-9 * largest:  # keys' biases; with one token what makes the weights too
+        if g.norm() < 1e-9 * largest:  # keys' biases, and with one token queries and keys
             assert found.norm() < 1e-3 * largest, name
         else:
             assert error(found, g) <= 1.5 * error(plain[name], g) + 0.005, name
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loss_and_gradients_are_those_of_float64_as_near_as_bfloat16_comes(
+def test_loss_and_gradients_are_as_close_to_float64_as_pytorchs_in_bfloat16(
     shape: str, native: ctypes.CDLL
 ) -> None:
     agrees_with_pytorch(native, shape)
 
 
 @pytest.mark.parametrize("shape", WITHOUT_TILES)
-def test_so_are_those_of_a_processor_without_tiles(shape: str, without_tiles: ctypes.CDLL) -> None:
+def test_they_are_as_close_without_tiles(shape: str, without_tiles: ctypes.CDLL) -> None:
     agrees_with_pytorch(without_tiles, shape)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("shape", ["gpt2 heads of 16", "modern many rows", "modern wide"])
-def test_threads_change_no_bit(shape: str, dropout: float, native: ctypes.CDLL) -> None:
+def test_the_number_of_threads_changes_no_bit(
+    shape: str, dropout: float, native: ctypes.CDLL
+) -> None:
     arch, V, B, T, sizes = SHAPES[shape]
     idx, targets = batch(B, T, V)
     results = []
@@ -98,7 +103,7 @@ def test_threads_change_no_bit(shape: str, dropout: float, native: ctypes.CDLL) 
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_what_was_computed_before_changes_no_bit(arch: str, native: ctypes.CDLL) -> None:
+def test_earlier_batches_change_no_bit(arch: str, native: ctypes.CDLL) -> None:
     sizes = {"n_embd": 96, "vocab_size": 300}
     new = network(native, arch, **sizes)
     used = network(native, arch, **sizes)
@@ -111,7 +116,7 @@ def test_what_was_computed_before_changes_no_bit(arch: str, native: ctypes.CDLL)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_nothing_stays_of_numbers_that_were_none(arch: str, native: ctypes.CDLL) -> None:
+def test_nan_weights_leave_nothing_behind(arch: str, native: ctypes.CDLL) -> None:
     n = network(native, arch)
     small = batch(3, 21)
     loss, gradients = mean(n, *small), n.gradients()
@@ -129,7 +134,7 @@ def test_nothing_stays_of_numbers_that_were_none(arch: str, native: ctypes.CDLL)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_weights_count_as_they_were_packed(arch: str, native: ctypes.CDLL) -> None:
+def test_the_passes_use_the_packed_weights(arch: str, native: ctypes.CDLL) -> None:
     n, other = network(native, arch), network(native, arch, seed=5)
     idx, targets = batch(2, 20)
     before = mean(n, idx, targets)
@@ -141,7 +146,7 @@ def test_weights_count_as_they_were_packed(arch: str, native: ctypes.CDLL) -> No
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_gradients_add_up_and_are_scaled(arch: str, native: ctypes.CDLL) -> None:
+def test_gradients_are_added_and_scaled(arch: str, native: ctypes.CDLL) -> None:
     n = network(native, arch, vocab_size=300)
     one, two = batch(2, 40, 300), batch(3, 33, 300, seed=3)
     apart = []
@@ -154,13 +159,13 @@ def test_gradients_add_up_and_are_scaled(arch: str, native: ctypes.CDLL) -> None
     mean(n, *one, scale=0.04)
     scaled = n.gradients()
     for name, g in apart[0].items():
-        # Sums of float32 in another order; a power of 2 is exact in bfloat16 too.
+        # float32 is summed in another order; a power of 2 is exact in bfloat16 too.
         torch.testing.assert_close(together[name], g + apart[1][name], rtol=1e-4, atol=1e-6)
         assert torch.equal(scaled[name], 4 * g), name
 
 
-def test_a_large_vocabulary_goes_through_its_head_in_parts(native: ctypes.CDLL) -> None:
-    V, T = 40_000, 100  # 26 blocks of 32 rows at once, of 38
+def test_a_large_vocabulary_is_computed_in_parts(native: ctypes.CDLL) -> None:
+    V, T = 40_000, 100  # the scratch holds 26 of 38 blocks of 32 rows
     whole = network(native, "gpt2", vocab_size=V, most_tokens=12 * T, n_embd=32, block_size=T)
     parts = network(native, "gpt2", vocab_size=V, most_tokens=4 * T, n_embd=32, block_size=T)
     idx, targets = batch(12, T, V)
@@ -187,7 +192,7 @@ def test_ids_that_are_not_in_the_vocabulary_are_refused(native: ctypes.CDLL) -> 
                 mean(n, *ids)
 
 
-def test_more_than_there_is_memory_for_is_refused(native: ctypes.CDLL) -> None:
+def test_a_model_larger_than_memory_is_refused(native: ctypes.CDLL) -> None:
     n = network(native, "gpt2", block_size=16, most_tokens=64)
     n.engine.loss(*batch(4, 16))
     for B, T in ((1, 17), (5, 16)):

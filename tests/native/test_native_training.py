@@ -1,5 +1,4 @@
-"""Training by the C passes and optimizers: it learns what PyTorch learns, and goes on where it
-stopped."""
+"""Training with the C library: PyTorch's losses, and a resumed run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def windows(step: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[float]:
-    """Of 30 steps, the first ten of them a warm-up, from the same weights on the same text."""
+    """The losses of 30 steps, ten of them warm-up, always from the same weights and text."""
     model = ModelConfig(
         arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=48, bias=arch == "gpt2"
     )
@@ -53,8 +52,10 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_losses_are_those_of_pytorch(arch: str, optimizer: str, native: ctypes.CDLL) -> None:
-    """Within 1e-3 at the first steps. Two roundings drift apart as they are trained on, and PyTorch
-    rounds the more: its bfloat16 was up to 3e-3 from float32 within the first ten steps."""
+    """The first losses differ by less than 1e-3.
+
+    Rounding differences grow during training. PyTorch rounds more: in bfloat16 its losses differed
+    from float32's by up to 3e-3 within the first ten steps."""
     fast = losses(arch, optimizer, "native", torch.bfloat16)
     exact = losses(arch, optimizer, "torch", torch.float32)
     plain = losses(arch, optimizer, "torch", torch.bfloat16)
@@ -127,7 +128,7 @@ def test_accumulated_native_gradients_are_those_of_the_large_batch(
         config = parse_config("", [*overrides, "model.dropout=0"])
         events = list(train(prepare_new(config, tmp_path / name).setup))
         found.append([(e.loss, e.grad_norm) for e in events if isinstance(e, StepDone)])
-    # The first step's differ by the order of float32 sums alone.
+    # In the first step, only the order of float32 sums differs.
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
     assert [e[0] for e in found[1]] == pytest.approx([e[0] for e in found[0]], abs=1e-2)
 
@@ -148,7 +149,7 @@ def test_the_evaluation_is_that_of_pytorch(
             device=setup.device,
             engine=setup.engine,
         )
-        with torch.no_grad():  # a head that begins at 0 would have any loss right
+        with torch.no_grad():  # with its initial head of 0, any network has the same loss
             for _, master in state.weights.masters:
                 generator = torch.Generator().manual_seed(1)
                 master += 0.1 * torch.randn(master.shape, generator=generator)
@@ -157,7 +158,7 @@ def test_the_evaluation_is_that_of_pytorch(
         found[engine] = state.passes.evaluate(setup.corpus.val, 16, lambda: False)
         assert state.passes.evaluate(setup.corpus.val, 16, lambda: True) is None
         assert state.model.training
-        if engine == "native":  # samples are drawn by PyTorch, from the same weights
+        if engine == "native":  # PyTorch draws samples from the same weights
             working = dict(state.passes.model().named_parameters())
             assert all(torch.equal(working[n], m.bfloat16()) for n, m in state.weights.masters)
     assert found["native"] == pytest.approx(found["torch"], abs=5e-3)

@@ -1,7 +1,7 @@
-"""Random damage to the files of a run folder and of a token cache, and whether it is found.
+"""Trials that damage files of a run folder or a token cache at random: is the damage noticed?
 
-One trial damages one file of a copy in one way and loads it as `sample` and `--resume` do. It
-passes where the damage is found and named, or where what is loaded is what was saved.
+One trial damages one file of a copy in one way, and loads the copy as `sample` and `--resume` do.
+It passes if the error names the damaged file, or if the loaded values are the saved ones.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def lengthen(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def zero_page(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """As a disk that lost a block: 512 bytes of NUL."""
+    """A disk that lost a block: 512 zero bytes."""
     data = bytearray(path.read_bytes())
     place = draw.randrange(len(data)) // 512 * 512
     data[place : place + 512] = bytes(len(data[place : place + 512]))
@@ -91,7 +91,7 @@ def remove(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def exchange(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """The content of another file in its place: of another step, or of another kind."""
+    """Replace the content by another file's: of another step, or of another kind."""
     path.write_bytes(draw.choice(others).read_bytes())
 
 
@@ -99,8 +99,8 @@ DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, cut_off, lengthen, zero_page,
 
 
 @contextmanager
-def put_back(path: Path) -> Iterator[None]:
-    """The file as it was, afterwards."""
+def undo_damage(path: Path) -> Iterator[None]:
+    """Restore the file's content at the end."""
     data = path.read_bytes()
     try:
         yield
@@ -108,12 +108,12 @@ def put_back(path: Path) -> Iterator[None]:
         path.write_bytes(data)
 
 
-# ---- whether it is found ---------------------------------------------------------------------
+# ---- whether the damage is noticed -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One damage and what came of it: "found", "harmless" or what went wrong."""
+    """One damage and its outcome: "found", "harmless", or what went wrong."""
 
     file: str
     damage: str
@@ -125,7 +125,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 class RunTrials:
-    """Damages to a run folder."""
+    """Trials that damage a run folder."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -140,7 +140,7 @@ class RunTrials:
         path, damage = draw.choice(self.files), draw.choice(DAMAGES)
         others = [other for other in self.files if other.read_bytes() != path.read_bytes()]
         name = str(path.relative_to(self.run))
-        with put_back(path):
+        with undo_damage(path):
             damage(path, draw, others)
             outcomes = {self.resumed(path), self.sampled(path)}
         bad = outcomes - {"found", "harmless", "not read"}
@@ -150,11 +150,11 @@ class RunTrials:
         return Trial(name, damage.__name__, outcome)
 
     def resumed(self, path: Path) -> str:
-        """As `train --resume` loads it: newest first."""
+        """The outcome for `train --resume`, which loads the newest checkpoint first."""
         try:
             saved, notes = checkpoint.newest_valid(self.run)
             assert saved is not None
-            notes += self.belongs(saved)
+            notes += self.check_other_files(saved)
         except GptcliError as error:
             return self.named(path, [error.message])
         if not self.right(saved, with_state=True):
@@ -162,14 +162,14 @@ class RunTrials:
         step = self.step_of(path)
         if step == STEPS[-1]:
             if saved.step != STEPS[-2]:
-                return f"resumed from step {saved.step} beside a damaged {step}"
+                return f"resumed from step {saved.step} with a damaged step {step}"
             return self.named(path, notes)
         if saved.step != STEPS[-1]:
-            return f"resumed from step {saved.step} though the newest was whole"
+            return f"resumed from step {saved.step} though the newest was valid"
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """As `sample` and `eval` load it: the best first; and by --checkpoint STEP, in full."""
+        """The outcome for `sample` and `eval`: the best checkpoint, then --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:
@@ -191,8 +191,8 @@ class RunTrials:
             return self.named(path, [error.message])
         return "harmless" if self.unchanged(path, step) else "a damaged step was loaded"
 
-    def belongs(self, saved: checkpoint.Checkpoint) -> list[str]:
-        """What `prepare_resume` asks of the other files."""
+    def check_other_files(self, saved: checkpoint.Checkpoint) -> list[str]:
+        """The checks of `prepare_resume` on config.yaml and tokenizer.json; returns the notes."""
         notes = same_config(self.run, saved.meta, run_folder.read_config(self.run))
         same_tokenizer(self.run, run_folder.read_tokenizer(self.run), saved.meta)
         return notes
@@ -201,7 +201,7 @@ class RunTrials:
         return int(path.parent.name[5:]) if path.parent.name.startswith("step-") else None
 
     def unchanged(self, path: Path, step: int) -> bool:
-        """Whether what the file says is what it said: a `e` that became `E` in a number."""
+        """Whether the file still means the same, such as `1E-3` for `1e-3`."""
         return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
 
     def right(self, saved: checkpoint.Checkpoint, with_state: bool) -> bool:
@@ -210,25 +210,25 @@ class RunTrials:
         return same(saved.model, whole.model) and state and saved.meta == whole.meta
 
     def small_file(self, path: Path, notes: list[str]) -> str:
-        """config.yaml, tokenizer.json and `best`: named, or saying what they said."""
+        """The outcome for config.yaml, tokenizer.json and `best`: named, or the same meaning."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
-            return "harmless" if checkpoint.best_of(self.run)[0] == 8 else "another best"
+            return "harmless" if checkpoint.find_best_step(self.run)[0] == 8 else "another best"
         if path.name == "config.yaml":
             config = run_folder.read_config(self.run)
-            other = config.data.source != self.config.data.source  # its content is compared
+            other = config.data.source != self.config.data.source  # the text's content is compared
             return "harmless" if other or config == self.config else "another config"
         return "not read" if self.step_of(path) is not None else "harmless"
 
     def named(self, path: Path, messages: list[str]) -> str:
         if any(str(path) in message for message in messages):
             return "found"
-        return f"not named: {'; '.join(messages) or 'no word'}"
+        return f"not named: {'; '.join(messages) or 'no message'}"
 
 
 class CacheTrials:
-    """Damages to a prepared text."""
+    """Trials that damage a prepared text."""
 
     def __init__(self, text: Path, cache: Path) -> None:
         self.text, self.cache = text, cache
@@ -258,14 +258,14 @@ class CacheTrials:
         if ids != self.ids:
             outcome = "read other tokens than were prepared"
         elif not any(f"{path} is damaged" in note for note in notes):
-            outcome = f"not named: {'; '.join(notes) or 'no word'}"
+            outcome = f"not named: {'; '.join(notes) or 'no message'}"
             if not notes and path.name == "meta.json":
                 outcome = "harmless"
         return Trial(f"cache/{path.name}", damage.__name__, outcome)
 
 
 def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) -> list[Trial]:
-    """`count` damages: four fifths to a copy of the run folder, the rest to a token cache."""
+    """`count` trials: four fifths damage a copy of the run folder, the others a token cache."""
     copy = run.with_name(f"{run.name}-damaged")
     shutil.copytree(run, copy)
     try:

@@ -1,4 +1,4 @@
-"""Run folders made to do harm. hostile_attempts.py tries them."""
+"""Malicious run folders; hostile_attempts.py runs gptcli on them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 Case = Callable[[Path, Path], None]
-"""Changes a run folder, which has one checkpoint; the second folder lies outside it."""
+"""Changes a run folder with one checkpoint. The second argument is a folder outside it."""
 
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
-"""Cases of metrics.jsonl, samples.txt and .lock, which not every command opens: the words of their
-error, and who gives it. `gptcli runs` has such a run as damaged; to all others it is a run."""
+"""Cases of metrics.jsonl, samples.txt and .lock: the change, words of the error, and the commands
+that open the file. `gptcli runs` lists such a run as damaged. The other commands work."""
 STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register a case whose error must contain `words` (or, after a `|`, these)."""
+    """Register a case whose error must contain `words` (alternatives are separated by `|`)."""
 
     def register(function: Case) -> Case:
         CASES[function.__name__] = (function, words)
@@ -30,25 +30,25 @@ def case(words: str) -> Callable[[Case], Case]:
     return register
 
 
-def seal_again(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change meta.json and give it the hash that fits."""
-    from gptcli.training.meta_file import seal
+def change_meta(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change meta.json and update its hash."""
+    from gptcli.training.meta_file import dump_meta
 
     path = run / STEP / "meta.json"
     meta = json.loads(path.read_bytes())
     change(meta)
-    path.write_bytes(seal(12, meta, meta["files"]))
+    path.write_bytes(dump_meta(12, meta, meta["files"]))
 
 
 def put_tensors(run: Path, data: bytes) -> None:
-    """A model.safetensors that meta.json vouches for."""
+    """Write model.safetensors, and its size and hash into meta.json."""
     (run / STEP / "model.safetensors").write_bytes(data)
 
-    def vouch(meta: dict[str, Any]) -> None:
+    def update(meta: dict[str, Any]) -> None:
         digest = hashlib.sha256(data).hexdigest()
         meta["files"]["model.safetensors"] = {"size": len(data), "sha256": digest}
 
-    seal_again(run, vouch)
+    change_meta(run, update)
 
 
 def tensors(header: Any, data: bytes = b"") -> bytes:
@@ -75,22 +75,22 @@ def empty_file(run: Path, outside: Path) -> None:
     put_tensors(run, b"")
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def absurd_shape(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**40, 2**20]), b"1234"))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def shape_that_overflows(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**62, 4]), b"1234"))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def empty_shape_of_absurd_size(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([0, 2**62], end=0)))
 
 
-@case("a shape or a place it cannot have")
+@case("an impossible shape or position")
 def place_beyond_the_file(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([2**40], end=2**42), b"1234"))
 
@@ -115,28 +115,28 @@ def weights_of_no_model(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([1]), b"1234"))
 
 
-@case("of this machine's memory")
+@case("than this machine's memory")
 def meta_that_claims_2_to_the_60_bytes(run: Path, outside: Path) -> None:
-    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**60))
+    change_meta(run, lambda m: m["files"]["model.safetensors"].update(size=2**60))
 
 
-@case("of this machine's memory")
+@case("than this machine's memory")
 def a_terabyte_of_nothing(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "model.safetensors", 2**40)
-    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=2**40))
+    change_meta(run, lambda m: m["files"]["model.safetensors"].update(size=2**40))
 
 
-@case("`files.model.safetensors` is not what it should be")
+@case("`files.model.safetensors` has an invalid value")
 def meta_with_a_size_below_zero(run: Path, outside: Path) -> None:
-    seal_again(run, lambda m: m["files"]["model.safetensors"].update(size=-1))
+    change_meta(run, lambda m: m["files"]["model.safetensors"].update(size=-1))
 
 
-@case("meta.json cannot be read (1,099,511,627,776 bytes; at most 1,048,576 are read)")
+@case("meta.json cannot be read (1,099,511,627,776 bytes; the limit is 1,048,576)")
 def meta_of_a_terabyte(run: Path, outside: Path) -> None:
     os.truncate(run / STEP / "meta.json", 2**40)
 
 
-@case("meta.json is damaged: it is not JSON that can be read")
+@case("meta.json is damaged: it is not valid JSON")
 def meta_nested_deeply(run: Path, outside: Path) -> None:
     (run / STEP / "meta.json").write_bytes(b'{"a":' * 100_000)
 
@@ -158,7 +158,7 @@ def meta_that_is_a_pipe(run: Path, outside: Path) -> None:
 
 
 def network(run: Path, **changes: Any) -> None:
-    """Another network in config.yaml, and a meta.json that agrees."""
+    """Change the network in config.yaml, and meta.json accordingly."""
     from gptcli.config_files import dump_config, parse_config
 
     path = run / "config.yaml"
@@ -166,7 +166,7 @@ def network(run: Path, **changes: Any) -> None:
     config = parse_config(path.read_text("utf-8"), overrides)
     path.write_text(dump_config(config), encoding="utf-8")
     values = config.model_dump()
-    seal_again(run, lambda meta: meta.update(model=values["model"], config=values))
+    change_meta(run, lambda meta: meta.update(model=values["model"], config=values))
 
 
 @case("the checkpoint's weights are not this model's")
@@ -186,7 +186,7 @@ def a_context_of_ten_million(run: Path, outside: Path) -> None:
 
 @case("nats per token|is too short")
 def a_ring_of_ten_million(run: Path, outside: Path) -> None:
-    """Nothing is wrong with it: the weights have no part in the context's length."""
+    """Valid: the weights of `arch: modern` do not depend on the context length."""
     network(run, block_size=10_000_000)
 
 
@@ -264,7 +264,7 @@ tokenizer_model(
 
 @case("tokenizer.json is not the tokenizer of this checkpoint|tokens of up to")
 def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
-    """Long tokens, each rightly joined from two before it."""
+    """Long tokens, each correctly merged from two earlier ones."""
     from gptcli.tokenization.bpe import BpeTokenizer
 
     merged = [b"a" * 2**k for k in range(1, 10)]
@@ -272,17 +272,17 @@ def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_text(BpeTokenizer(merged).to_json(), encoding="utf-8")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_lists(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b"[" + b"[]," * 5_000_000 + b"[]]")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_words(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b'["ab"' + b',"ab"' * 3_200_000 + b"]")
 
 
-@case("tokenizer.json: JSON of too many parts")
+@case("tokenizer.json: JSON with too many values")
 def tokenizer_of_millions_of_numbers(run: Path, outside: Path) -> None:
     (run / "tokenizer.json").write_bytes(b"[1.5" + b",1.5" * 4_000_000 + b"]")
 
@@ -299,7 +299,7 @@ def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
 
 
 def _moved_out(path: Path, outside: Path) -> None:
-    """The real thing outside, a link in its place: everything else about it is right."""
+    """Move a file outside and put a link in its place. Everything else stays valid."""
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
 
@@ -326,16 +326,16 @@ def a_link_to_itself(run: Path, outside: Path) -> None:
     path.symlink_to(path)
 
 
-@case("no checkpoint is whole")
+@case("every checkpoint is damaged")
 def best_that_climbs(run: Path, outside: Path) -> None:
     (run / "checkpoints" / "best").write_text("../../../step-00000012\n", encoding="utf-8")
     os.truncate(run / STEP / "state.safetensors", 3)
     (run / STEP / "model.safetensors").unlink()
-    seal_again(run, lambda meta: meta["progress"].update(best_step=12))
+    change_meta(run, lambda meta: meta["progress"].update(best_step=12))
 
 
 def of_lines(name: str, who: str, kind: str, words: str) -> Callable[[Case], None]:
-    """Register a case of the file `name`, which the commands `who` open."""
+    """Register a case of the file `name`, which the commands in `who` open."""
 
     def register(function: Case) -> None:
         FILES_OF_LINES[f"{name.strip('.').partition('.')[0]}_{kind}"] = (
@@ -365,7 +365,7 @@ def file_of_lines(name: str, who: str, old: bytes) -> None:
     def pipe(run: Path, outside: Path) -> None:
         put(run, os.mkfifo)
 
-    @of_lines(name, who, "that_links_to_a_pipe", "")  # a link, to who writes; a pipe, to who reads
+    @of_lines(name, who, "that_links_to_a_pipe", "")  # writers refuse the link, readers the pipe
     def linked_pipe(run: Path, outside: Path) -> None:
         os.mkfifo(run / "pipe")
         put(run, lambda path: path.symlink_to("pipe"))
@@ -376,7 +376,7 @@ def file_of_lines(name: str, who: str, old: bytes) -> None:
 
 
 def huge(name: str, who: str) -> None:
-    @of_lines(name, who, "of_a_terabyte", "1,099,511,627,776 bytes; at most 1,073,741,824 are read")
+    @of_lines(name, who, "of_a_terabyte", "1,099,511,627,776 bytes; the limit is 1,073,741,824")
     def terabyte(run: Path, outside: Path) -> None:
         (run / name).touch()
         os.truncate(run / name, 2**40)

@@ -14,17 +14,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import warm
 from tests.reliability.hostile import CASES, FILES_OF_LINES, STEP
 
 SECONDS = 5.0  # of processor time; most cases take less than a tenth of a second
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-WAS_HERE = Path("/tmp/gptcli-was-here")  # what a case would make, if it could
+WAS_HERE = Path("/tmp/gptcli-was-here")  # the file that a case would write if it could run code
 
 
 def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process; write how it ended."""
+    """Run the command line in this process and write a report of how it ended."""
     import resource
     import signal
     import time
@@ -48,7 +49,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """The same in a fork, which has everything imported."""
+    """Run the command line in a fork, which has everything imported. Returns how it ended."""
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -66,7 +67,7 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def one_checkpoint(small_run: Path, goal: Path) -> Path:
-    """A copy of the small run with its last checkpoint alone."""
+    """A copy of the small run with only its last checkpoint."""
     shutil.copytree(small_run, goal)
     for path in (goal / "checkpoints").iterdir():
         if path.name != "step-00000012":
@@ -80,7 +81,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """How each case ended, with either command. The process must be free to fork."""
+    """How each case ended with each command. The process forks, so it must run no threads."""
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
@@ -88,6 +89,7 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
     from gptcli.training import setup
     from gptcli.training.loading import load_trained
 
+    warm()
     torch.set_num_threads(1)
     assert setup.checkpoint.steps_of(source) == [12]
     load_trained(source, None, device=torch.device("cpu"), dtype=torch.float32)
@@ -95,12 +97,6 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
     for name in names:
         run, outside = folder / "runs" / "run", folder / "outside"
         for command in COMMANDS if name in CASES else ALL_COMMANDS:
-            for old in (run, outside):
-                shutil.rmtree(old, ignore_errors=True)
-            outside.mkdir()
-            shutil.copytree(source, run)
-            (CASES.get(name) or FILES_OF_LINES[name])[0](run, outside)
-            before = content_of(outside)
             words = {
                 "score": ["score", str(run), str(short)],
                 "eval": ["eval", str(run)],
@@ -116,9 +112,18 @@ def tried(source: Path, text: Path, folder: Path, names: Iterable[str]) -> Itera
                     str(run),
                 ],
             }[command]
-            ended = in_child(words, folder)
-            after = content_of(outside)
-            yield {"case": name, "command": command, "outside": before == after, **ended}
+            for _ in range(1):
+                for old in (run, outside):
+                    shutil.rmtree(old, ignore_errors=True)
+                outside.mkdir()
+                shutil.copytree(source, run)
+                (CASES.get(name) or FILES_OF_LINES[name])[0](run, outside)
+                before = content_of(outside)
+                ended = in_child(words, folder)
+                same = before == content_of(outside)
+                if not same or ended.get("seconds", 0) < SECONDS:
+                    break
+            yield {"case": name, "command": command, "outside": same, **ended}
 
 
 def check(ending: dict[str, Any]) -> None:
@@ -140,7 +145,7 @@ def check(ending: dict[str, Any]) -> None:
     assert ending["outside"], "something outside the run folder has changed"
     assert ending["seconds"] < SECONDS, ending
     assert ending["grown"] < BYTES, ending
-    assert not WAS_HERE.exists(), "what was loaded ran code"
+    assert not WAS_HERE.exists(), "a run folder ran code"
 
 
 def main() -> None:

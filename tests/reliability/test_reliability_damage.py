@@ -1,4 +1,4 @@
-"""Damage is found, named, and gone around."""
+"""Damaged files of a run are noticed and named, and the next valid checkpoint is used."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from gptcli.errors import GptcliError
 from gptcli.training import checkpoint, run_folder
-from gptcli.training.meta_file import seal
+from gptcli.training.meta_file import dump_meta
 from gptcli.training.setup import Prepared, prepare_resume
 from tests.reliability import damage
 
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the small run, to be damaged."""
+    """A copy of the small run that a test can damage."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
@@ -29,7 +29,9 @@ def spoil(run: Path, step: int, name: str = "model.safetensors") -> Path:
     return path
 
 
-def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_path: Path) -> None:
+def test_random_damage_is_noticed_and_named(
+    small_run: Path, text_file: Path, tmp_path: Path
+) -> None:
     trials = damage.run_trials(small_run, text_file, tmp_path / "cache", 120)
     assert damage.failures(trials) == []
     found = [trial for trial in trials if trial.outcome == "found"]
@@ -38,7 +40,7 @@ def test_random_damage_is_found_by_name(small_run: Path, text_file: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
-def test_resume_goes_on_from_the_newest_that_is_whole(run: Path, name: str) -> None:
+def test_resume_continues_from_the_newest_valid_checkpoint(run: Path, name: str) -> None:
     path = spoil(run, 12, name)
     prepared = prepare_resume(run, None)
     assert isinstance(prepared, Prepared)
@@ -59,7 +61,7 @@ def test_commands_fall_back_with_a_notice_unless_a_checkpoint_was_named(
     outcome = cli(*words)
     assert outcome.code == 0, outcome.err
     assert f"note: {path} is damaged: " in outcome.err
-    assert "note: using the newest checkpoint that is whole, step 12\n" in outcome.err
+    assert "note: using the newest valid checkpoint, step 12\n" in outcome.err
     for which in ("best", "8"):
         outcome = cli(*words, "--checkpoint", which)
         assert (outcome.code, outcome.out) == (1, "")
@@ -76,28 +78,28 @@ def test_a_fine_tune_falls_back_with_the_same_notice(
     outcome = cli("train", text_file, "train.max_steps=2", "--from", run, "--out", new)
     assert outcome.code == 0, outcome.err
     assert f"{path} is damaged: " in outcome.err
-    assert "using the newest checkpoint that is whole, step 12\n" in outcome.err
+    assert "using the newest valid checkpoint, step 12\n" in outcome.err
     assert f"starting from the weights of {run}, step 12" in outcome.err
     assert run_folder.read_status(new)["started_from"] == {"run": str(run), "step": 12}
     spoil(run, 4)
     spoil(run, 12)
     outcome = cli("train", text_file, "--from", run, "--out", tmp_path / "none")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+    assert outcome.err.startswith(f"error: {run}: every checkpoint is damaged: ")
     assert not (tmp_path / "none").exists()
 
 
-def test_with_none_whole_the_error_names_each(cli: Any, run: Path) -> None:
+def test_if_every_checkpoint_is_damaged_the_error_names_each(cli: Any, run: Path) -> None:
     paths = [spoil(run, step) for step in damage.STEPS]
     for words in (("sample", run), ("train", "--resume", "--out", run)):
         outcome = cli(*words)
         assert (outcome.code, outcome.out) == (1, "")
-        assert outcome.err.startswith(f"error: {run}: no checkpoint is whole: ")
+        assert outcome.err.startswith(f"error: {run}: every checkpoint is damaged: ")
         assert all(str(path) in outcome.err for path in paths)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"step-00000004\n", b"step-00000009\n", b"\xff"])
-def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
+def test_a_wrong_checkpoints_best_is_corrected_by_meta_json(
     content: bytes | None, cli: Any, run: Path
 ) -> None:
     path = run / "checkpoints" / "best"
@@ -106,16 +108,16 @@ def test_a_wrong_best_is_put_right_by_what_the_checkpoints_know(
     assert outcome.code == 0, outcome.err
     assert '"checkpoint": 8' in outcome.out
     assert f"note: {path} " in outcome.err
-    assert "the best checkpoint is of step 8" in outcome.err
+    assert "the best step is 8" in outcome.err
 
 
-def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
+def test_a_changed_number_in_meta_json_is_noticed(run: Path) -> None:
     path = checkpoint.folder_of(run, 12) / "meta.json"
     text = path.read_text("utf-8")
     changed = text.replace('"evaluations_without_best": ', '"evaluations_without_best": 1')
     assert changed != text
     path.write_text(changed, encoding="utf-8")
-    with pytest.raises(GptcliError, match="its SHA-256 is not the one in it"):
+    with pytest.raises(GptcliError, match="its content does not match its SHA-256"):
         checkpoint.read_meta(run, 12)
     path.write_text(text.replace('"sha256": "', '"sha25v": "'), encoding="utf-8")
     with pytest.raises(GptcliError, match=r"meta\.json is damaged"):
@@ -147,7 +149,7 @@ def test_a_number_changed_in_meta_json_is_found(run: Path) -> None:
         ("own_parts", [1]),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
+def test_a_value_of_the_wrong_type_is_refused_even_if_the_hash_fits(
     key: str, value: Any, run: Path
 ) -> None:
     meta = checkpoint.read_meta(run, 12)
@@ -157,14 +159,14 @@ def test_a_value_of_the_wrong_kind_is_refused_though_the_seal_fits(
     else:
         meta[above] = value
     path = checkpoint.folder_of(run, 12) / "meta.json"
-    path.write_bytes(seal(12, meta, meta["files"]))
+    path.write_bytes(dump_meta(12, meta, meta["files"]))
     with pytest.raises(GptcliError) as caught:
         checkpoint.read_meta(run, 12)
     assert caught.value.message.startswith(f"{path} is damaged: `{above}")
-    assert caught.value.message.endswith("` is not what it should be")
+    assert caught.value.message.endswith("` has an invalid value")
 
 
-def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
+def test_meta_json_knows_every_counter_of_a_run() -> None:
     from dataclasses import fields
 
     from gptcli.training import meta_file
@@ -177,7 +179,7 @@ def test_every_counter_of_a_run_is_known_to_meta_json() -> None:
     assert sorted(known) == sorted(field.name for field in fields(Progress))
 
 
-def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> None:
+def test_checkpoints_of_format_1_are_read(run: Path) -> None:
     import json
 
     path = checkpoint.folder_of(run, 12) / "meta.json"
@@ -192,14 +194,14 @@ def test_checkpoints_written_before_meta_json_was_sealed_are_read(run: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("seed: 1337", "seed: 1336", "train.seed 1336 (there 1337)"),
-        ("batch_size: 4", "batch_size: 5", "train.batch_size 5 (there 4)"),
-        ("dropout: 0.0", "dropout: 0.1", "model.dropout 0.1 (there 0.0)"),
-        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction 0.3 (there 0.1)"),
-        ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (there 12)"),
+        ("seed: 1337", "seed: 1336", "train.seed 1336 (checkpoint: 1337)"),
+        ("batch_size: 4", "batch_size: 5", "train.batch_size 5 (checkpoint: 4)"),
+        ("dropout: 0.0", "dropout: 0.1", "model.dropout 0.1 (checkpoint: 0.0)"),
+        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction 0.3 (checkpoint: 0.1)"),
+        ("max_steps: 12", "max_steps: 10", "train.max_steps 10 (checkpoint: 12)"),
     ],
 )
-def test_a_changed_config_that_would_change_the_run_is_refused(
+def test_a_changed_key_that_changes_the_weights_is_refused(
     old: str, new: str, words: str, cli: Any, run: Path
 ) -> None:
     path = run / "config.yaml"
@@ -213,17 +215,17 @@ def test_a_changed_config_that_would_change_the_run_is_refused(
         assert words in outcome.err
 
 
-def test_a_changed_config_that_changes_no_number_is_said(cli: Any, run: Path) -> None:
+def test_a_changed_key_that_keeps_the_weights_is_noted(cli: Any, run: Path) -> None:
     path = run / "config.yaml"
     text = path.read_text("utf-8")
     path.write_text(text.replace("keep_checkpoints: 3", "keep_checkpoints: 7"), encoding="utf-8")
     outcome = cli("sample", run, "--max-new-tokens", 1)
     assert outcome.code == 0
-    assert f"{path}: train.keep_checkpoints is 7; the checkpoint had 3" in outcome.err
+    assert f"{path}: train.keep_checkpoints is 7; the checkpoint has 3" in outcome.err
 
 
-def test_the_seal_counts_every_value(run: Path) -> None:
+def test_the_hash_of_meta_json_covers_every_value(run: Path) -> None:
     meta = checkpoint.read_meta(run, 12)
-    sealed = seal(12, meta, meta["files"])
-    assert sealed == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
-    assert seal(12, {**meta, "data": "x"}, meta["files"]) != sealed
+    written = dump_meta(12, meta, meta["files"])
+    assert written == (checkpoint.folder_of(run, 12) / "meta.json").read_bytes()
+    assert dump_meta(12, {**meta, "data": "x"}, meta["files"]) != written

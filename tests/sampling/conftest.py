@@ -1,4 +1,4 @@
-"""Every way to sample writes the same: tests that ask for `way` are run with each."""
+"""The fixture `backend`: its tests run with each sampling engine, native, graph and torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptcli.sampling.backend import Backend, choose_backend
 
 
 @pytest.fixture(params=["native", "graph", "torch"])
-def way(request: pytest.FixtureRequest) -> Backend:
+def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param != "native":
         return Backend(request.param, torch.float32)
     found = choose_backend("float32", torch.device("cpu"), has_user_parts=False)

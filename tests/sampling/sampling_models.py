@@ -1,7 +1,9 @@
-"""Small networks that hide nothing, and the modern arch over a whole text, spelled out."""
+"""For tests: draws with known tokens, small random networks, the modern arch spelled out."""
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal, localcontext
 from typing import Any
 
 import torch
@@ -15,6 +17,72 @@ from gptcli.model.rotary import rotary_table, rotate
 W = 8
 V = 13
 
+# ---- the draw at its extreme ends ----------------------------------------------------------------
+
+NEARLY_ONE = 1 - 2**-53
+"""The largest uniform number that PyTorch draws in float64."""
+
+PEAKED = [
+    -3, -3, -1, -1, 3, 2, -1, -6, 1, -4, 1, 1, 0, 4, 3, -1,
+    -4, -5, 2, 2, 2, -5, -1, 6, 2, -2, -1, 1, 4, 5, 3, -3,
+]  # fmt: skip
+"""Logits with ties. At temperature 0.1 the likeliest (23) has 0.99995 of the probability, the last
+but one 9.4e-14, and tokens 0, 1 and 31 less than e^-87 times the likeliest's: they are never drawn.
+"""
+
+_INF = float("inf")
+DRAWS: list[tuple[list[float], float, float, int]] = [
+    # The point is 1.1e-16 before the end; token 30 covers the last 9.4e-14 (exact arithmetic).
+    (PEAKED, 0.1, NEARLY_ONE, 30),
+    (PEAKED, 0.1, 1 - 2**-52, 30),
+    (PEAKED, 0.1, 1 - 2**-40, 29),
+    (PEAKED, 0.1, 0.5, 23),
+    (PEAKED, 0.1, 2**-53, 4),
+    (PEAKED, 0.1, 0.0, 2),
+    # Equal logits: the cumulative sums are exact. A number equal to one draws the next token.
+    ([1, 1, 1, 1], 0.8, 0.0, 0),
+    ([1, 1, 1, 1], 0.8, math.nextafter(0.25, 0), 0),
+    ([1, 1, 1, 1], 0.8, 0.25, 1),
+    ([1, 1, 1, 1], 0.8, math.nextafter(0.75, 0), 2),
+    ([1, 1, 1, 1], 0.8, 0.75, 3),
+    ([1, 1, 1, 1], 0.8, NEARLY_ONE, 3),
+    ([2], 1.0, 0.0, 0),
+    ([2], 1.0, NEARLY_ONE, 0),
+    # Tokens without probability are never drawn, wherever they are.
+    ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.0, 1),
+    ([-_INF, 0, -_INF, 0, -_INF], 1.0, math.nextafter(0.5, 0), 1),
+    ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.5, 3),
+    ([-_INF, 0, -_INF, 0, -_INF], 1.0, NEARLY_ONE, 3),
+    # The limit is a logit of 87 below the largest, which is excluded.
+    ([-87, 0, -87], 1.0, 0.0, 1),
+    ([-86, 0, -86], 1.0, 0.0, 0),
+    ([-86, 0, -86], 1.0, NEARLY_ONE, 1),
+    ([0, -30, -200], 1.0, NEARLY_ONE, 1),
+    # Ten probabilities of 0.1 add up to less than 1 in float64.
+    ([0] * 10, 1.0, NEARLY_ONE, 9),
+]
+"""Logits, temperature, uniform number, and the token that PyTorch and the C library must draw."""
+
+
+def exact_draw(logits: list[float], temperature: float, uniform: float) -> int:
+    """The token that is drawn in arithmetic of 60 digits from the float32 logits / temperature."""
+    scaled = (torch.tensor(logits, dtype=torch.float32) / temperature).tolist()
+    top = max(scaled)
+    with localcontext() as context:
+        context.prec = 60
+        weights = [
+            (Decimal(x) - Decimal(top)).exp() if x - top > -87 else Decimal(0) for x in scaled
+        ]
+        point, passed = Decimal(uniform) * sum(weights), Decimal(0)
+        for token, weight in enumerate(weights):
+            passed += weight
+            if passed > point:
+                return token
+    raise AssertionError("the sum of all weights exceeds the point")
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
 
 def model(
     arch: Any,
@@ -27,7 +95,7 @@ def model(
     vocab_size: int = V,
     bias: bool = False,
 ) -> GPT:
-    """A network in evaluation mode whose head and branches are not zeros."""
+    """A network in evaluation mode whose head and residual branches are not zeros."""
     config = ModelConfig(
         arch=arch, n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=width, bias=bias
     )
@@ -40,7 +108,7 @@ def model(
 
 
 def banded(m: GPT, idx: Tensor) -> Tensor:
-    """The modern arch over the whole text under a banded mask: (1, T) -> (1, T, V)."""
+    """Logits of the modern arch over the whole text under a banded mask: (1, T) -> (1, T, V)."""
     T = idx.shape[1]
     at = torch.arange(T)
     allowed = banded_mask(at, at, m.config.block_size)

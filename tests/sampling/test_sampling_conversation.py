@@ -1,4 +1,4 @@
-"""Turns: each goes on where the last ended, as if the text had been given whole."""
+"""Conversations: each turn continues the text as if the whole text had been the prompt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.sampling.backend import Backend, open_streams
 from gptcli.sampling.conversation import Conversation
-from gptcli.sampling.generate import Job
+from gptcli.sampling.generate import SampleRequest
 from gptcli.sampling.next_token import SamplingParams
-from gptcli.sampling.text import Sample, write
+from gptcli.sampling.text import Sample, generate_text
 from gptcli.tokenization import Tokenizer, build_tokenizer
 from tests.sampling.sampling_models import model
 
@@ -28,52 +28,58 @@ def tokenizer() -> Tokenizer:
     return build_tokenizer("char", 0, lambda: iter(["\nabcdefghijkl"]))
 
 
-def talk(m: GPT, way: Backend, tokenizer: Tokenizer, *stops: str) -> Conversation:
-    return Conversation(open_streams(m, 1, GREEDY, way, 1), tokenizer, seed=0, stops=stops)
+def talk(m: GPT, backend: Backend, tokenizer: Tokenizer, *stops: str) -> Conversation:
+    return Conversation(open_streams(m, 1, GREEDY, backend, 1), tokenizer, seed=0, stops=stops)
 
 
-def continued(m: GPT, way: Backend, tokenizer: Tokenizer, prompt: str, n: int) -> str:
-    streams = open_streams(m, 1, GREEDY, way, 1)
-    jobs = [Job(tokenizer.encode(prompt) or tokenizer.start_ids())]
-    for item in write(streams, tokenizer, jobs, max_new_tokens=n, seed=0):
+def continued(m: GPT, backend: Backend, tokenizer: Tokenizer, prompt: str, n: int) -> str:
+    streams = open_streams(m, 1, GREEDY, backend, 1)
+    requests = [SampleRequest(tokenizer.encode(prompt) or tokenizer.start_ids())]
+    for item in generate_text(streams, tokenizer, requests, max_new_tokens=n, seed=0):
         if isinstance(item, Sample):
             return item.text
     raise AssertionError
 
 
-def test_turns_are_one_text(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    conversation = talk(m, way, tokenizer)
+def test_turns_continue_one_text(m: GPT, backend: Backend, tokenizer: Tokenizer) -> None:
+    conversation = talk(m, backend, tokenizer)
     text = ""
-    for said in ("abc", "dd", "", "kl"):
-        if said and text and not text.endswith("\n"):
+    for line in ("abc", "dd", "", "kl"):
+        if line and text and not text.endswith("\n"):
             text += "\n"
-        text += said
-        answer = "".join(conversation.say(said, 12))
-        assert answer == continued(m, way, tokenizer, text, 12)
+        text += line
+        answer = "".join(conversation.say(line, 12))
+        assert answer == continued(m, backend, tokenizer, text, 12)
         text += answer
 
 
-def test_it_starts_without_a_prompt(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    assert "".join(talk(m, way, tokenizer).say("", 9)) == continued(m, way, tokenizer, "", 9)
-
-
-def test_a_stop_string_ends_a_turn_and_belongs_to_the_text(
-    m: GPT, way: Backend, tokenizer: Tokenizer
+def test_a_conversation_can_start_without_a_prompt(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
 ) -> None:
-    whole = continued(m, way, tokenizer, "ab", 20)
+    assert "".join(talk(m, backend, tokenizer).say("", 9)) == continued(
+        m, backend, tokenizer, "", 9
+    )
+
+
+def test_a_stop_string_ends_a_turn_and_stays_in_the_text(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    whole = continued(m, backend, tokenizer, "ab", 20)
     stop = whole[4:6]
-    conversation = talk(m, way, tokenizer, stop)
+    conversation = talk(m, backend, tokenizer, stop)
     first = "".join(conversation.say("ab", 20))
     at = whole.index(stop)
     assert first == whole[:at]
-    # What it wrote of the stop string it has written.
+    # The stop string is not shown, but the stream contains it.
     answer = "".join(conversation.say("", 5))
-    follows = continued(m, way, tokenizer, "ab" + whole[: at + 2], 5)
+    follows = continued(m, backend, tokenizer, "ab" + whole[: at + 2], 5)
     assert follows.startswith(answer)
 
 
-def test_a_wish_ends_a_turn_between_two_tokens(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    conversation, count = talk(m, way, tokenizer), 0
+def test_should_stop_ends_a_turn_between_two_tokens(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    conversation, count = talk(m, backend, tokenizer), 0
 
     def enough() -> bool:
         nonlocal count
@@ -81,36 +87,40 @@ def test_a_wish_ends_a_turn_between_two_tokens(m: GPT, way: Backend, tokenizer: 
         return count > 3
 
     first = "".join(conversation.say("ab", 100, enough))
-    assert first == continued(m, way, tokenizer, "ab", 3)
-    assert "".join(conversation.say("", 7)) == continued(m, way, tokenizer, "ab" + first, 7)
+    assert first == continued(m, backend, tokenizer, "ab", 3)
+    assert "".join(conversation.say("", 7)) == continued(m, backend, tokenizer, "ab" + first, 7)
 
 
-def test_what_cannot_be_encoded_changes_nothing(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    conversation = talk(m, way, tokenizer)
+def test_a_text_with_an_unknown_character_changes_nothing(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    conversation = talk(m, backend, tokenizer)
     first = "".join(conversation.say("ab", 6))
-    with pytest.raises(GptcliError, match="position 3"):  # of what was said, whatever was before
+    with pytest.raises(GptcliError, match="position 3"):  # counted in the new text
         list(conversation.say("abü", 6))
-    assert "".join(conversation.say("", 6)) == continued(m, way, tokenizer, "ab" + first, 6)
+    assert "".join(conversation.say("", 6)) == continued(m, backend, tokenizer, "ab" + first, 6)
 
 
-def test_a_new_text_knows_nothing_of_the_old(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    conversation = talk(m, way, tokenizer)
+def test_a_new_text_does_not_depend_on_the_old(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    conversation = talk(m, backend, tokenizer)
     list(conversation.say("abcabc", 20))
     conversation.new()
-    assert "".join(conversation.say("de", 8)) == continued(m, way, tokenizer, "de", 8)
+    assert "".join(conversation.say("de", 8)) == continued(m, backend, tokenizer, "de", 8)
 
 
-def test_a_stop_at_the_end_of_a_line_opens_no_other(
-    m: GPT, way: Backend, tokenizer: Tokenizer
+def test_a_stop_at_a_newline_adds_no_second_newline(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
 ) -> None:
-    newline = tokenizer.encode("\n")[0]  # all that it writes
-    conversation = talk(m, way, tokenizer, "\n")
+    newline = tokenizer.encode("\n")[0]  # the only token that this model writes
+    conversation = talk(m, backend, tokenizer, "\n")
     fed: list[list[int]] = []
     feed = conversation._streams.feed
 
-    def watched(texts: dict[int, list[int]], *, anew: bool) -> None:
+    def watched(texts: dict[int, list[int]], *, restart: bool) -> None:
         fed.append(texts[0])
-        feed(texts, anew=anew)
+        feed(texts, restart=restart)
 
     conversation._streams.feed = watched  # type: ignore[method-assign]
     run = conversation._streams.run
@@ -122,16 +132,18 @@ def test_a_stop_at_the_end_of_a_line_opens_no_other(
     assert [tokenizer.decode(ids) for ids in fed] == ["ab", "cd"]
 
 
-def test_turns_without_a_newline_in_the_vocabulary(m: GPT, way: Backend) -> None:
+def test_turns_without_a_newline_in_the_vocabulary(m: GPT, backend: Backend) -> None:
     letters = build_tokenizer("char", 0, lambda: iter(["abcdefghijklm"]))
-    conversation = talk(m, way, letters)
+    conversation = talk(m, backend, letters)
     first = "".join(conversation.say("ab", 4))
     second = "".join(conversation.say("cd", 4))
-    assert second == continued(m, way, letters, "ab" + first + "cd", 4)
+    assert second == continued(m, backend, letters, "ab" + first + "cd", 4)
 
 
-def test_after_an_accident_a_new_text_begins(m: GPT, way: Backend, tokenizer: Tokenizer) -> None:
-    conversation = talk(m, way, tokenizer)
+def test_after_an_interruption_a_new_text_begins(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    conversation = talk(m, backend, tokenizer)
     list(conversation.say("abc", 4))
 
     def interrupted() -> bool:
@@ -139,4 +151,4 @@ def test_after_an_accident_a_new_text_begins(m: GPT, way: Backend, tokenizer: To
 
     with pytest.raises(KeyboardInterrupt):
         list(conversation.say("de", 4, interrupted))
-    assert "".join(conversation.say("fg", 6)) == continued(m, way, tokenizer, "fg", 6)
+    assert "".join(conversation.say("fg", 6)) == continued(m, backend, tokenizer, "fg", 6)

@@ -1,4 +1,4 @@
-"""The cache changes nothing: greedy output equals plain recomputation, in and past the window."""
+"""The KV cache changes nothing: greedy output equals recomputation, within and past the window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.sampling.backend import Backend, choose_backend, open_streams
-from gptcli.sampling.generate import Generation, Job, Uniforms
+from gptcli.sampling.generate import GenerationLoop, SampleRequest, UniformNumbers
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import window_start
 from gptcli.sampling.torch_streams import Decoder, TorchStreams
@@ -24,59 +24,59 @@ GREEDY = SamplingParams(temperature=0.0)
 
 def write(
     m: GPT,
-    way: Backend,
+    backend: Backend,
     prompts: Sequence[list[int]],
     n: int,
     *,
-    how: SamplingParams = GREEDY,
+    params: SamplingParams = GREEDY,
     seed: int = 0,
     samples: int = 1,
     streams: int | None = None,
     threads: int = 2,
 ) -> list[list[int]]:
     """The tokens of each prompt's samples, in order."""
-    jobs = [Job(prompt, i) for prompt in prompts for i in range(samples)]
-    room = open_streams(m, streams or len(jobs), how, way, threads)
-    texts: list[list[int]] = [[] for _ in jobs]
-    for written in Generation(room, jobs, max_new_tokens=n, seed=seed):
-        for job, tokens in written:
-            texts[job] += tokens
+    requests = [SampleRequest(prompt, i) for prompt in prompts for i in range(samples)]
+    opened = open_streams(m, streams or len(requests), params, backend, threads)
+    texts: list[list[int]] = [[] for _ in requests]
+    for written in GenerationLoop(opened, requests, max_new_tokens=n, seed=seed):
+        for request, tokens in written:
+            texts[request] += tokens
     return texts
 
 
-def greedy(m: GPT, way: Backend, prompt: list[int], n: int) -> list[int]:
-    return write(m, way, [prompt], n)[0]
+def greedy(m: GPT, backend: Backend, prompt: list[int], n: int) -> list[int]:
+    return write(m, backend, [prompt], n)[0]
 
 
 @pytest.mark.parametrize("prompt", [1, 3, W, W + 1, 3 * W + 5])
 @pytest.mark.parametrize("n_layer", [1, 3])
-def test_modern_equals_the_whole_text_under_a_banded_mask(
-    prompt: int, n_layer: int, way: Backend
+def test_modern_equals_recomputation_under_a_banded_mask(
+    prompt: int, n_layer: int, backend: Backend
 ) -> None:
     m = model("modern", n_layer)
     text = [i * 5 % V for i in range(prompt)]
-    got = greedy(m, way, text, 30)
+    got = greedy(m, backend, text, 30)
     for token in got:
         logits = banded(m, torch.tensor([text]))[0, -1]
         assert token == int(logits.argmax())
         text.append(token)
 
 
-def test_up_to_block_size_both_archs_equal_plain_forward(way: Backend) -> None:
+def test_up_to_block_size_both_archs_equal_the_forward_pass(backend: Backend) -> None:
     for arch in ("modern", "gpt2"):
         m = model(arch)
         text = [1, 5]
-        for token in greedy(m, way, text, W - 2):
+        for token in greedy(m, backend, text, W - 2):
             assert token == int(m(torch.tensor([text]))[0, -1].argmax())
             text.append(token)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("prompt", [1, 7, 20])
-def test_gpt2_equals_the_window_that_the_docs_define(width: int, prompt: int, way: Backend) -> None:
+def test_gpt2_equals_recomputation_of_its_window(width: int, prompt: int, backend: Backend) -> None:
     m = model("gpt2", width=width)
     text = [i * 5 % V for i in range(prompt)]
-    for token in greedy(m, way, text, 25):
+    for token in greedy(m, backend, text, 25):
         start = window_start(len(text), width)
         assert 0 < len(text) - start <= width
         assert token == int(m(torch.tensor([text[start:]]))[0, -1].argmax())
@@ -88,7 +88,7 @@ def test_window_starts() -> None:
     assert window_start(100, 1) == 99
 
 
-def test_logits_of_the_cache_are_those_of_the_forward_pass() -> None:
+def test_logits_with_the_cache_equal_the_forward_pass() -> None:
     m = model("modern")
     idx = torch.randint(0, V, (3, 20), generator=torch.Generator().manual_seed(0))
     decoder = Decoder(m, 3)
@@ -99,10 +99,10 @@ def test_logits_of_the_cache_are_those_of_the_forward_pass() -> None:
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_learners_attention_samples_without_a_cache() -> None:
+def test_the_users_attention_samples_without_a_cache() -> None:
     from gptcli.model.attention import CausalSelfAttention
 
-    class Own(torch.nn.Module):
+    class UserAttention(torch.nn.Module):
         def __init__(self, config: Any) -> None:
             super().__init__()
             self.inner = CausalSelfAttention(config)
@@ -110,20 +110,20 @@ def test_a_learners_attention_samples_without_a_cache() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x)
 
-    user_parts, built_in = model("gpt2", attention=Own), model("gpt2")
-    built_in.load_state_dict(
-        {k.replace(".inner", ""): v for k, v in user_parts.state_dict().items()}
+    with_user_part, builtin = model("gpt2", attention=UserAttention), model("gpt2")
+    builtin.load_state_dict(
+        {k.replace(".inner", ""): v for k, v in with_user_part.state_dict().items()}
     )
-    way = Backend("torch", torch.float32)
-    assert greedy(user_parts, way, [1, 2], 20) == greedy(built_in, way, [1, 2], 20)
+    backend = Backend("torch", torch.float32)
+    assert greedy(with_user_part, backend, [1, 2], 20) == greedy(builtin, backend, [1, 2], 20)
 
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
-def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Backend) -> None:
+def test_a_stream_does_not_depend_on_the_others(arch: str, backend: Backend) -> None:
     m = model(arch)
 
     def draw(samples: int, seed: int) -> list[list[int]]:
-        return write(m, way, [[1]], 100, how=SamplingParams(1.0), seed=seed, samples=samples)
+        return write(m, backend, [[1]], 100, params=SamplingParams(1.0), seed=seed, samples=samples)
 
     four = draw(4, 7)
     assert draw(1, 7)[0] == four[0]
@@ -134,80 +134,84 @@ def test_a_stream_does_not_depend_on_its_neighbours(arch: str, way: Backend) -> 
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_prompts_of_any_lengths_together_are_as_each_alone(
-    arch: str, threads: int, way: Backend
+def test_prompts_of_any_lengths_give_the_same_together_as_one_by_one(
+    arch: str, threads: int, backend: Backend
 ) -> None:
     m = model(arch)
     prompts = [[(3 * i + j * j) % V for j in range(1 + 5 * i % 23)] for i in range(9)]
-    how = SamplingParams(0.9, top_k=7, repetition_penalty=1.2)
-    alone = [text for p in prompts for text in write(m, way, [p], 21, how=how, seed=5, samples=2)]
-    together = write(m, way, prompts, 21, how=how, seed=5, samples=2, threads=threads)
+    params = SamplingParams(0.9, top_k=7, repetition_penalty=1.2)
+    alone = [
+        text
+        for prompt in prompts
+        for text in write(m, backend, [prompt], 21, params=params, seed=5, samples=2)
+    ]
+    together = write(m, backend, prompts, 21, params=params, seed=5, samples=2, threads=threads)
     assert together == alone
-    assert write(m, way, prompts, 21, how=how, seed=5, samples=2, streams=4) == alone
+    assert write(m, backend, prompts, 21, params=params, seed=5, samples=2, streams=4) == alone
 
 
 @pytest.mark.parametrize("steps", [1, 3, 70])
-def test_the_order_of_calls_does_not_matter(steps: int, way: Backend) -> None:
+def test_the_number_of_steps_per_call_does_not_matter(steps: int, backend: Backend) -> None:
     m = model("gpt2")
-    room = open_streams(m, 1, SamplingParams(1.0), way, 1)
-    room.feed({0: [1, 2]}, anew=True)
-    numbers, got = Uniforms(3, 0), []
+    streams = open_streams(m, 1, SamplingParams(1.0), backend, 1)
+    streams.feed({0: [1, 2]}, restart=True)
+    numbers, got = UniformNumbers(3, 0), []
     while len(got) < 140:
-        got += room.run([0], numbers.take(steps)[None])[:, 0].tolist()
-    assert got[:140] == write(m, way, [[1, 2]], 140, how=SamplingParams(1.0), seed=3)[0]
+        got += streams.run([0], numbers.take(steps)[None])[:, 0].tolist()
+    assert got[:140] == write(m, backend, [[1, 2]], 140, params=SamplingParams(1.0), seed=3)[0]
 
 
-def test_what_is_fed_later_goes_on(way: Backend) -> None:
+def test_tokens_fed_later_continue_the_text(backend: Backend) -> None:
     for arch in ("modern", "gpt2"):
         m = model(arch)
-        room = open_streams(m, 1, GREEDY, way, 1)
-        room.feed({0: [1, 2]}, anew=True)
-        first = room.run([0], torch.zeros(1, 5, dtype=torch.float64))[:, 0].tolist()
-        room.feed({0: [4, 5, 6]}, anew=False)
-        second = room.run([0], torch.zeros(1, 9, dtype=torch.float64))[:, 0].tolist()
-        assert second == greedy(m, way, [1, 2, *first, 4, 5, 6], 9)
+        streams = open_streams(m, 1, GREEDY, backend, 1)
+        streams.feed({0: [1, 2]}, restart=True)
+        first = streams.run([0], torch.zeros(1, 5, dtype=torch.float64))[:, 0].tolist()
+        streams.feed({0: [4, 5, 6]}, restart=False)
+        second = streams.run([0], torch.zeros(1, 9, dtype=torch.float64))[:, 0].tolist()
+        assert second == greedy(m, backend, [1, 2, *first, 4, 5, 6], 9)
 
 
-def test_a_job_that_has_ended_makes_room() -> None:
-    for way in (
+def test_a_request_that_ended_frees_its_stream() -> None:
+    for backend in (
         Backend("torch", torch.float32),
         Backend("graph", torch.float32),
         choose_backend("float32", CPU, has_user_parts=False),
     ):
         m = model("modern")
-        jobs = [Job([1], i) for i in range(5)]
-        generation = Generation(
-            open_streams(m, 2, SamplingParams(1.0), way, 1), jobs, max_new_tokens=40, seed=0
+        requests = [SampleRequest([1], i) for i in range(5)]
+        loop = GenerationLoop(
+            open_streams(m, 2, SamplingParams(1.0), backend, 1), requests, max_new_tokens=40, seed=0
         )
         counts = [0] * 5
-        for written in generation:
-            for job, tokens in written:
-                counts[job] += len(tokens)
-                if job != 2:
-                    generation.end(job)
+        for written in loop:
+            for request, tokens in written:
+                counts[request] += len(tokens)
+                if request != 2:
+                    loop.end(request)
         assert counts[2] == 40
         assert all(0 < count < 40 for i, count in enumerate(counts) if i != 2)
 
 
-def test_repetition_penalty_counts_prompt_and_output(way: Backend) -> None:
+def test_repetition_penalty_counts_prompt_and_output(backend: Backend) -> None:
     m = model("modern")
-    how = SamplingParams(temperature=0.0, repetition_penalty=1.7)
+    params = SamplingParams(temperature=0.0, repetition_penalty=1.7)
     text = [1, 2, 3]
-    for token in write(m, way, [text], 20, how=how)[0]:
+    for token in write(m, backend, [text], 20, params=params)[0]:
         logits = banded(m, torch.tensor([text]))[0, -1]
         for seen in set(text):
             logits[seen] = logits[seen] / 1.7 if logits[seen] > 0 else logits[seen] * 1.7
         assert token == int(logits.argmax())
         text.append(token)
-    assert text[3:] != greedy(m, way, [1, 2, 3], 20)
+    assert text[3:] != greedy(m, backend, [1, 2, 3], 20)
 
 
-def test_no_new_tokens_cost_nothing() -> None:
-    room = TorchStreams(model("modern"), 2, SamplingParams())
-    assert list(Generation(room, [Job([1], 0)], max_new_tokens=0, seed=0)) == []
+def test_zero_new_tokens_yield_nothing() -> None:
+    streams = TorchStreams(model("modern"), 2, SamplingParams())
+    assert list(GenerationLoop(streams, [SampleRequest([1], 0)], max_new_tokens=0, seed=0)) == []
 
 
-def test_a_learners_part_and_float16_are_pytorchs() -> None:
+def test_user_parts_and_gpus_are_sampled_by_pytorch() -> None:
     assert not choose_backend("auto", CPU, has_user_parts=True).native
     assert choose_backend("float32", CPU, has_user_parts=True).dtype == torch.float32
     cuda = torch.device("cuda")

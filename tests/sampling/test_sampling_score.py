@@ -1,4 +1,4 @@
-"""The log-probability of each token is what sampling would have drawn it with."""
+"""Scores: each token has the log-probability with which sampling would have drawn it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def text(length: int) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, W - 1, W, W + 1, 5 * W + 3])
 @pytest.mark.parametrize("start", [1, 3])
-def test_modern_over_the_whole_text(length: int, start: int) -> None:
+def test_modern_equals_the_whole_text_under_a_banded_mask(length: int, start: int) -> None:
     m, ids = model("modern"), text(length + start)
     found = log_probabilities(m, ids[:start], ids[start:])
     whole = banded(m, torch.tensor([ids])).detach()[0].log_softmax(-1)
@@ -28,7 +28,7 @@ def test_modern_over_the_whole_text(length: int, start: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30, 1500])
-def test_gpt2_in_the_windows_of_sampling(width: int, length: int) -> None:
+def test_gpt2_uses_the_windows_of_sampling(width: int, length: int) -> None:
     m, ids = model("gpt2", width=width), text(length + 1)
     found = log_probabilities(m, ids[:1], ids[1:])
     assert len(found) == length
@@ -38,16 +38,16 @@ def test_gpt2_in_the_windows_of_sampling(width: int, length: int) -> None:
 
 
 @pytest.fixture
-def decoded() -> None:
+def c_decoder() -> None:
     if not choose_backend("float32", torch.device("cpu"), has_user_parts=False).native:
         pytest.skip("no C decoder on this machine")
 
 
-@pytest.mark.usefixtures("decoded")
+@pytest.mark.usefixtures("c_decoder")
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("width", [1, 3, 8, 40])
 @pytest.mark.parametrize("length", [0, 1, 7, 33, 500])
-def test_the_c_library_finds_the_same(arch: str, width: int, length: int) -> None:
+def test_the_c_library_gives_pytorchs_scores(arch: str, width: int, length: int) -> None:
     m, ids = model(arch, width=width), text(length + 2)
     decoder = open_decoder(m, Backend("native", torch.float32), 2)
     found = native_log_probabilities(decoder, m.config, ids[:2], ids[2:])
@@ -55,15 +55,15 @@ def test_the_c_library_finds_the_same(arch: str, width: int, length: int) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.usefixtures("decoded")
+@pytest.mark.usefixtures("c_decoder")
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_rounded_scores_are_those_of_sampling(arch: str, dtype: torch.dtype) -> None:
-    """Token by token, as sampling feeds them, the same numbers."""
+def test_rounded_scores_equal_those_of_sampling(arch: str, dtype: torch.dtype) -> None:
+    """Feeding token by token, as sampling does, gives the same numbers."""
     m, ids = model(arch), text(60)
-    way = Backend("native", dtype)
-    found = native_log_probabilities(open_decoder(m, way, 2), m.config, ids[:1], ids[1:])
-    decoder = open_decoder(m, way, 2)
+    backend = Backend("native", dtype)
+    found = native_log_probabilities(open_decoder(m, backend, 2), m.config, ids[:1], ids[1:])
+    decoder = open_decoder(m, backend, 2)
     for at in range(1, len(ids)):
         if arch == "modern":
             decoder.feed([(0, at - 1, ids[at - 1 : at])])
@@ -74,5 +74,5 @@ def test_rounded_scores_are_those_of_sampling(arch: str, dtype: torch.dtype) -> 
     assert float((found - log_probabilities(m, ids[:1], ids[1:])).abs().mean()) > 1e-3
 
 
-def test_nothing_costs_nothing() -> None:
+def test_an_empty_text_has_no_scores() -> None:
     assert len(log_probabilities(model("modern"), [1], [])) == 0

@@ -1,4 +1,4 @@
-"""Tokens -> text: stop strings across tokens, end of text, and no half characters."""
+"""Tokens to text: stop strings across token borders, end-of-text, no half characters."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.sampling.generate import Job
-from gptcli.sampling.text import Piece, Sample, StopFilter, write
+from gptcli.sampling.generate import SampleRequest
+from gptcli.sampling.text import NewText, Sample, StopFilter, generate_text
 from gptcli.tokenization import build_tokenizer
 
 
@@ -20,7 +20,9 @@ from gptcli.tokenization import build_tokenizer
     st.lists(st.text("ab", max_size=3), max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_stopping_equals_a_search_in_the_whole_text(pieces: list[str], stops: list[str]) -> None:
+def test_the_stop_filter_equals_a_search_in_the_whole_text(
+    pieces: list[str], stops: list[str]
+) -> None:
     filtered = StopFilter(stops)
     shown, whole = "", ""
     for piece in pieces:
@@ -29,7 +31,6 @@ def test_stopping_equals_a_search_in_the_whole_text(pieces: list[str], stops: li
         hits = [at for stop in stops if (at := whole.find(stop)) >= 0]
         if hits:
             assert filtered.stopped
-            # the first stop string to be complete ends the text
             break
     if filtered.stopped:
         assert not any(stop in shown for stop in stops)
@@ -38,7 +39,7 @@ def test_stopping_equals_a_search_in_the_whole_text(pieces: list[str], stops: li
         assert shown + filtered.flush() == whole
 
 
-def test_what_may_become_a_stop_string_is_held_back() -> None:
+def test_the_beginning_of_a_stop_string_is_held_back() -> None:
     filtered = StopFilter(["KING:"])
     assert filtered.push("the KI") == "the "
     assert filtered.push("ND ") == "KIND "
@@ -48,15 +49,15 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert filtered.push("more") == ""
 
 
-class Fake:
-    """Streams that write what they were told to."""
+class FakeStreams:
+    """Streams that generate the given tokens: a row for each step."""
 
     refills = True
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows, self.at, self.count = rows, 0, len(rows[0])
 
-    def feed(self, texts: Mapping[int, Sequence[int]], *, anew: bool) -> None:
+    def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         pass
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
@@ -71,9 +72,11 @@ def written(
 ) -> tuple[list[Sample], dict[int, str]]:
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
     samples, shown = [], dict.fromkeys(range(len(rows[0])), "")
-    jobs = [Job([0], i) for i in range(len(rows[0]))]
-    for item in write(Fake(rows), tokenizer, jobs, max_new_tokens=len(rows), seed=0, stops=stops):
-        if isinstance(item, Piece):
+    requests = [SampleRequest([0], i) for i in range(len(rows[0]))]
+    for item in generate_text(
+        FakeStreams(rows), tokenizer, requests, max_new_tokens=len(rows), seed=0, stops=stops
+    ):
+        if isinstance(item, NewText):
             shown[item.index] += item.text
         else:
             samples.append(item)
@@ -86,8 +89,10 @@ def test_half_a_character_is_never_shown() -> None:
     rows = [[byte] for byte in data]
     pieces = [
         item.text
-        for item in write(Fake(rows), tokenizer, [Job([0])], max_new_tokens=len(rows), seed=0)
-        if isinstance(item, Piece)
+        for item in generate_text(
+            FakeStreams(rows), tokenizer, [SampleRequest([0])], max_new_tokens=len(rows), seed=0
+        )
+        if isinstance(item, NewText)
     ]
     assert "".join(pieces) == "aé€😀b"
     assert all("\ufffd" not in piece for piece in pieces)
@@ -95,14 +100,14 @@ def test_half_a_character_is_never_shown() -> None:
 
 
 @pytest.mark.parametrize("stops", [(), ("never in it",)])
-def test_end_of_text_within_what_was_written_at_once(stops: tuple[str, ...]) -> None:
+def test_end_of_text_in_the_middle_of_a_call_ends_the_text(stops: tuple[str, ...]) -> None:
     rows = [[ord("a")], [ord("b")], [ord("c")], [256], [ord("d")], [ord("e")], [ord("f")]]
     samples, shown = written(rows, stops)
     assert [(s.text, s.tokens, s.stopped) for s in samples] == [("abc", 3, "end")]
     assert shown == {0: "abc"}
 
 
-def test_streams_end_each_for_its_own_reason() -> None:
+def test_each_stream_ends_for_its_reason() -> None:
     eot = 256
     rows = [
         [ord("x"), ord("a"), eot],
@@ -119,12 +124,12 @@ def test_streams_end_each_for_its_own_reason() -> None:
     assert [shown[i] for i in range(3)] == ["x", "abc", ""]
 
 
-def test_a_cut_character_at_the_end_is_shown_as_such() -> None:
+def test_an_incomplete_character_at_the_end_is_shown_as_a_replacement() -> None:
     samples, _ = written([[ord("a")], [0xE2], [0x82]])
     assert samples[0].text == "a\ufffd"
 
 
-def test_a_held_back_end_comes_out_at_the_end() -> None:
+def test_text_that_was_held_back_is_shown_at_the_end() -> None:
     samples, shown = written([[ord("a")], [ord("K")]], stops=("KING",))
     assert samples[0].text == shown[0] == "aK"
     assert samples[0].stopped == "length"

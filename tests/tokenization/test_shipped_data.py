@@ -1,4 +1,4 @@
-"""What ships in data/: the text is what its README says, and the README's figures are true."""
+"""The shipped text in data/: it is what data/README.md says, with the figures given there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTENT = shipped_texts()["shakespeare"].read_bytes()
 TEXT = CONTENT.decode("utf-8")
 
 
-def test_only_the_text_is_offered_as_one() -> None:
+def test_only_texts_are_listed_as_shipped_texts() -> None:
     assert list(shipped_texts()) == ["shakespeare"]
 
 
@@ -48,7 +48,7 @@ def test_every_play_is_there_with_five_acts() -> None:
         assert len(play) > 90_000
 
 
-def test_layout_is_even() -> None:
+def test_layout_is_uniform() -> None:
     assert "  " not in TEXT
     assert not re.search(r"[ \t]$", TEXT, re.M)
     assert not re.search(r"^ ", TEXT, re.M)
@@ -57,7 +57,7 @@ def test_layout_is_even() -> None:
     assert TEXT.count("[") == TEXT.count("]")
 
 
-def test_speakers_stand_on_lines_of_their_own() -> None:
+def test_each_speaker_has_a_separate_line() -> None:
     lines = TEXT.split("\n")
     speakers = [number for number, line in enumerate(lines) if re.fullmatch(r"[A-Z -]+:", line)]
     assert len(speakers) > 8000
@@ -66,17 +66,17 @@ def test_speakers_stand_on_lines_of_their_own() -> None:
         assert lines[number + 1] != ""
     names = {lines[number][:-1] for number in speakers}
     assert {"HAMLET", "LADY MACBETH", "KING", "FIRST WITCH", "PUCK"} <= names
-    # No speech begins on the line of its speaker.
+    # No speech begins on the line that names its speaker.
     assert not re.findall(rf"^(?:{'|'.join(names)})\. ?[A-Z\[].*$", TEXT, re.M)
 
 
-def test_no_apparatus_is_left() -> None:
+def test_no_editorial_notes_are_left() -> None:
     for word in ("gutenberg", "etext", "http", "copyright", "shakespeare", "dramatis", "footnote"):
         assert word not in TEXT.lower()
 
 
 @pytest.mark.parametrize("name", ["shakespeare.txt", "gpt2.tiktoken"])
-def test_readme_tells_the_truth_about_the_files(name: str) -> None:
+def test_readme_has_the_right_sizes_and_hashes(name: str) -> None:
     readme = (shipped_folder("data") / "README.md").read_text(encoding="utf-8")
     content = (shipped_folder("data") / name).read_bytes()
     row = next(line for line in readme.split("\n") if line.startswith(f"| `{name}`"))

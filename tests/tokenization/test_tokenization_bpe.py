@@ -1,4 +1,4 @@
-"""BPE: what training yields and costs, and that tiktoken and Hugging Face agree on the ids."""
+"""BPE: the vocabulary and the cost of training; tiktoken and Hugging Face give the same ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIXED = "naïve café 🙂🙂 世界世界世界 Привет\t\n\n\n    if x =
 
 
 def hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """Hugging Face's reading of our tokenizer.json, with end-of-text as plain text."""
+    """Our tokenizer.json loaded by Hugging Face, with end-of-text as plain text."""
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     theirs.encode_special_tokens = True
     return theirs
@@ -59,7 +59,7 @@ def test_hugging_face_gives_the_same_ids(text: str) -> None:
     st.lists(st.text(st.sampled_from("ab c"), max_size=60), max_size=20),
 )
 @settings(max_examples=60, deadline=None)
-def test_hugging_face_agrees_whatever_was_learned(
+def test_hugging_face_agrees_on_any_vocabulary(
     corpus: list[str], vocab_size: int, texts: list[str]
 ) -> None:
     tokenizer = train_bpe(corpus, vocab_size)
@@ -102,7 +102,7 @@ def test_lone_surrogate_in_the_training_text_is_refused() -> None:
         train_bpe(["abc\udc00"], 300)
 
 
-def test_training_is_the_same_every_time_and_however_the_text_is_cut() -> None:
+def test_training_does_not_depend_on_the_cuts_of_the_text() -> None:
     cuts = [SAMPLE[start : start + 777] for start in range(0, len(SAMPLE), 777)]
     again = train_bpe(cuts, 600)
     program = (
@@ -121,7 +121,7 @@ def test_training_is_the_same_every_time_and_however_the_text_is_cut() -> None:
 
 
 @pytest.mark.parametrize("before", [None, "true"])
-def test_training_leaves_the_environment_alone(
+def test_training_restores_the_environment(
     before: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if before is None:
@@ -132,7 +132,7 @@ def test_training_leaves_the_environment_alone(
     assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
-def test_small_text_is_sampled_whole() -> None:
+def test_a_small_text_is_read_completely() -> None:
     assert "".join(even_sample([SAMPLE[:5000], SAMPLE[5000:]])) == SAMPLE
 
 
@@ -152,7 +152,7 @@ def test_sample_of_a_large_text_is_bounded_and_even(pieces: int) -> None:
     assert len(text) - places[-1] < 1.2 * max(gaps)
 
 
-def test_sample_of_a_text_without_white_space_is_bounded_too() -> None:
+def test_the_sample_of_a_text_without_white_space_is_bounded() -> None:
     sample = even_sample(["世" * 300_000], limit=90_000, block=1000)
     assert 45_000 <= sum(len(block.encode()) for block in sample) <= 90_000
 
@@ -171,7 +171,7 @@ def test_different_words_are_bounded() -> None:
 
 
 def test_long_words_do_not_make_training_slow() -> None:
-    # Without the cut of long words these take minutes.
+    # If long words were not cut, these would take minutes.
     draw = random.Random(0)
     letters = "".join(draw.choices("acgt", k=400_000))
     blanks = "".join(draw.choices(" \t\n", k=400_000))
@@ -196,7 +196,7 @@ def test_very_long_runs_do_not_overflow(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode_array(text).tolist()) == text
 
 
-def test_text_in_several_parts_has_the_ids_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_in_several_parts_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     text = SAMPLE + "x" * 10_000 + MIXED + SAMPLE[:5000]
     ids = THEIRS.encode(text).ids
     monkeypatch.setattr("gptcli.tokenization.bpe._ENCODED_AT_ONCE", 1000)

@@ -1,4 +1,4 @@
-"""The char tokenizer: its alphabet, what it refuses, and that its two encoders agree."""
+"""The char tokenizer: its vocabulary, unknown characters, and its two encoders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_end_of_text_is_plain_characters() -> None:
 
 
 @pytest.mark.parametrize("text", ["abé", "aé", "é", "é" + "a" * 100])
-def test_unknown_character_is_named_with_ways_out(text: str) -> None:
+def test_unknown_character_is_named_with_a_hint(text: str) -> None:
     tokenizer = CharTokenizer.from_texts(["ab"])
     for encode in (tokenizer.encode, tokenizer.encode_array):
         with pytest.raises(GptcliError) as caught:
@@ -51,7 +51,7 @@ def test_unknown_character_is_named_with_ways_out(text: str) -> None:
 
 
 @pytest.mark.parametrize("unknown", ["\t", "z", "\x00", "\u2028", "🙂", "\ud800", "\U0010ffff"])
-def test_every_kind_of_unknown_character_is_refused_in_a_line(unknown: str) -> None:
+def test_every_kind_of_unknown_character_is_refused_in_one_line(unknown: str) -> None:
     tokenizer = CharTokenizer.from_texts(["abé"])
     for encode in (tokenizer.encode, tokenizer.encode_array):
         with pytest.raises(GptcliError, match=f"U\\+{ord(unknown):04X}") as caught:
@@ -75,7 +75,7 @@ def test_ids_are_uint16_until_they_do_not_fit() -> None:
     assert large.encode_array(alphabet[2**16]).tolist() == [2**16]
 
 
-def test_empty_text_has_no_alphabet_but_encodes() -> None:
+def test_an_empty_text_cannot_train_but_encodes() -> None:
     with pytest.raises(GptcliError, match="empty"):
         build_tokenizer("char", 0, lambda: iter(["", ""]))
     tokenizer = CharTokenizer("a")

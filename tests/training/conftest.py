@@ -1,4 +1,4 @@
-"""Runs driven as the command line drives them, without the command line."""
+"""Fixtures that create, resume and drive runs without the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new(tmp_path: Path, text_file: Path) -> New:
 
 @pytest.fixture
 def resumed(tmp_path: Path) -> Resumed:
-    """resumed("name") -> the Setup that goes on with tmp_path/name."""
+    """resumed("name") -> the Setup that resumes tmp_path/name."""
 
     def build(name: str) -> Setup:
         prepared = prepare_resume(tmp_path / name, None)

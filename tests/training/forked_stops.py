@@ -1,9 +1,9 @@
-"""Real trainings, stopped at given moments and resumed: run by test_training_resume_soak.py.
+"""Stops real trainings at given moments and resumes them, for test_training_resume_soak.py.
 
     python forked_stops.py FOLDER KEY=VALUE ...
 
-The trainings are forked from this process, which has imported everything and computed nothing, so
-that a start takes no time. Prints, for each, its exit code and the step that it went on from.
+Each training is a fork of this process, which has imported everything and computed nothing, so it
+starts at once. Prints the exit code of each training, and the step that it was resumed from.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import gptcli.cli
 import gptcli.training.setup
 from gptcli.training import evaluate, loop
 
-# What is stopped when: after the listener has had an event of that step, or, for "evaluation",
-# between two batches of the evaluation of that step.
+# (event, step, signal). The signal comes after the listener has received that event, or, for
+# "evaluation", between two batches of that step's evaluation.
 STOPS = (
     ("StepDone", 7, "SIGKILL"),
     ("Evaluated", 10, "SIGKILL"),
@@ -38,7 +38,7 @@ STOPS = (
 
 
 def stop_at(name: str, step: int, number: int) -> None:
-    """Let this process get a signal at that moment."""
+    """Send this process a signal at that moment."""
     train, windows = loop.train, evaluate.windows
     reached = 0
 
@@ -60,13 +60,13 @@ def stop_at(name: str, step: int, number: int) -> None:
     evaluate.windows = interrupted
 
 
-def run(words: list[str], said: Path, stop: tuple[str, int, str] | None) -> int:
-    """`gptcli WORDS` in a process of its own; its exit code."""
+def run(words: list[str], output: Path, stop: tuple[str, int, str] | None) -> int:
+    """Run `gptcli WORDS` in a forked process; returns its exit code."""
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            opened = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            opened = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(opened, 1)
             os.dup2(opened, 2)
             if stop is not None:
@@ -90,9 +90,9 @@ def main() -> None:
         out = ["--out", str(folder / name)]
         again = ["train", *words, *out]
         for stop in (*stops, None):
-            said = folder / "said.txt"
-            code = run(again, said, stop)
-            text = said.read_text("utf-8")
+            output = folder / "output.txt"
+            code = run(again, output, stop)
+            text = output.read_text("utf-8")
             found = re.search(r" tokens, from step (\d+)$", text, re.MULTILINE)
             origin = int(found[1]) if found else None
             print(json.dumps({"run": name, "code": code, "from": origin, "said": text[-800:]}))

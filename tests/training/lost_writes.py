@@ -1,10 +1,9 @@
-"""What a disk may hold after a crash, in the manner of ALICE (Pillai et al., "All File Systems Are
-Not Created Equal", OSDI 2014): the recorded operations up to the crash, with any of those lost that
-were not synced.
+"""Everything that a disk can hold after a power cut: all operations, any subset without fsync lost.
 
-A file's data is on the disk once the file was synced, the names in a folder (created, renamed,
-deleted) once that folder was. Until then each change of a name may have reached the disk or not,
-whatever came before or after it; of a file's data all, nothing, half, or zeros in its place.
+A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
+deleted) are on the disk after an fsync of the folder. Before that, each change of a name can have
+reached the disk or not, in any order. Of a file's data, all can be there, nothing, half, or zeros.
+Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 from __future__ import annotations
@@ -14,24 +13,24 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.training.bad_disks import Operation
+from tests.training.faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
-"""The files of a run with their data, and its folders with None."""
+"""The files of a run with their data, and its folders with None as data."""
 
 LIMIT = 2000
-"""Combinations tried at one crash; of more than that a sample is drawn."""
+"""The most combinations that are tried for one crash. If there are more, a sample is drawn."""
 
 
 class File:
-    """Data as written, and as synced (None: not yet, or changed since)."""
+    """A file's data, and whether it is on the disk (`synced`)."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.synced = True
 
     def remains(self) -> list[bytes]:
-        """What may be left of it."""
+        """Every content that the file can have after a crash."""
         if self.synced:
             return [self.data]
         size = len(self.data)
@@ -39,8 +38,9 @@ class File:
 
 
 class Folder:
-    """Names as they are for the processes, names on the disk, and the changes between the two:
-    each the names that it sets, or with None deletes."""
+    """The names in a folder: as processes see them, and as they are on the disk.
+
+    Each of `changes` since the last fsync sets names, or deletes them (None)."""
 
     def __init__(self) -> None:
         self.names: dict[str, File | Folder] = {}
@@ -48,12 +48,12 @@ class Folder:
         self.changes: list[dict[str, File | Folder | None]] = []
 
     def change(self, names: dict[str, File | Folder | None]) -> None:
-        """Set names, all of them at once."""
+        """Set or delete names in one atomic change."""
         self.changes.append(names)
         _set(self.names, names)
 
     def sync(self) -> None:
-        """Bring all names to the disk."""
+        """fsync: all names are on the disk."""
         self.on_disk = dict(self.names)
         self.changes = []
 
@@ -73,7 +73,7 @@ class Model:
     """A run folder on a disk that can crash."""
 
     def __init__(self, run: Path) -> None:
-        """Take what is in `run` as synced."""
+        """Begin with the files of `run`, all on the disk."""
         self.run = run
         self.root = Folder()
         for path in sorted(run.rglob("*")):
@@ -82,7 +82,7 @@ class Model:
             self.folder(path.parent).sync()
 
     def folder(self, path: Path) -> Folder:
-        """The folder of a path, as the processes see it."""
+        """The folder of a path, as processes see it."""
         node: File | Folder = self.root
         for part in path.relative_to(self.run).parts:
             assert isinstance(node, Folder)
@@ -91,10 +91,10 @@ class Model:
         return node
 
     def apply(self, operation: Operation) -> None:
-        """Do what was recorded."""
+        """Apply a recorded operation."""
         name, path = operation[:2]
         if not path.is_relative_to(self.run):
-            assert name == "fsync_folder", operation  # of the folder in which the run stands
+            assert name == "fsync_folder", operation  # of the folder that contains the run
             return
         if name == "fsync_folder":
             self.folder(path).sync()
@@ -122,7 +122,7 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """Every tree that the disk may hold now, or a sample where they are many."""
+        """Every tree that the disk can hold after a crash now; a sample if there are many."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)
@@ -139,7 +139,7 @@ class Model:
 
 
 def _nodes(root: Folder) -> tuple[list[Folder], list[File]]:
-    """All folders and files that a crash may leave a name of, each once."""
+    """All folders and files that can have a name after a crash, each once."""
     folders, files, waiting = [root], [], [root]
     while waiting:
         folder = waiting.pop()

@@ -1,4 +1,4 @@
-"""The rules of what a step costs."""
+"""The rules for the time and memory of a step agree with the model and with measurements."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def config(model: dict[str, Any] | None = None, **train: Any) -> Config:
         config(grad_accum=2),
     ],
 )
-def test_the_rule_grows_with_everything(larger: Config) -> None:
+def test_the_time_grows_with_every_size(larger: Config) -> None:
     assert relative_seconds(larger, 65) > relative_seconds(config(), 65)
     assert relative_seconds(config(), 66) > relative_seconds(config(), 65)
     assert relative_seconds(config(optimizer="adamw"), 65) < relative_seconds(config(), 65)
 
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
-def test_the_products_are_those_of_the_model(arch: str) -> None:
+def test_the_counted_products_are_those_of_the_model(arch: str) -> None:
     one = config({"arch": arch})
     with torch.device("meta"):
         model = GPT(one.model, 65)
@@ -73,7 +73,7 @@ def measured(layers, width, T, B):
     config = Config.model_validate({
         "model": {"n_layer": layers, "n_head": width // 32, "n_embd": width, "block_size": T},
         "train": {"batch_size": B}})
-    engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, own_parts=False)
+    engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, has_user_parts=False)
     seconds_per_step(config, 65, torch.bfloat16, cpu, engine, seconds=0.1)
     parameters = layers * 12 * width**2 + 2 * 65 * width
     return memory_bytes(config, 65, parameters, 2, engine)
@@ -86,7 +86,7 @@ print(rule / (resident() - before))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_memory_rule_is_near_what_a_step_takes() -> None:
+def test_the_memory_rule_is_close_to_a_measured_step() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
     )
@@ -96,7 +96,7 @@ def test_the_memory_rule_is_near_what_a_step_takes() -> None:
 TRAIN = """
 import sys
 from gptcli.config_files import parse_config
-from gptcli.training.dry_run import plan
+from gptcli.training.dry_run import dry_run_figures
 from gptcli.training.loop import train
 from gptcli.training.setup import prepare_new
 from pathlib import Path
@@ -118,7 +118,7 @@ before = resident()
 large = setup("large", 320)
 list(train(large))
 took = resident() - before
-print(plan(large.config)["memory_bytes"] / took)
+print(dry_run_figures(large.config)["memory_bytes"] / took)
 """
 
 

@@ -1,5 +1,4 @@
-"""A power cut at any moment of a save: whatever of what was not synced is lost, the checkpoint is
-old or new."""
+"""A power cut at any moment of a save leaves the old checkpoint or the new one."""
 
 from __future__ import annotations
 
@@ -7,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.bad_disks import STORIES, Story, names
-from tests.training.disk_trials import crashed_after_any_operation
+from tests.training.disk_fault_trials import crashed_after_any_operation
+from tests.training.faulty_disks import STORIES, Story, names
 
 
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
-    """Also: what a call that has returned has saved is there after a crash."""
+    """Also: after a call has returned, a crash loses nothing of what it saved."""
     crashes = list(crashed_after_any_operation(story, tmp_path))
     assert sum(crashes) >= len(crashes) > len(story.calls)

@@ -1,5 +1,5 @@
-"""A kill after any operation of a save, and any operation that fails: the checkpoint is old or
-new, and the run goes on."""
+"""A kill after any operation of a save, or any operation that fails, leaves the old checkpoint or
+the new one, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training import checkpoint
-from tests.training import disk_trials
-from tests.training.bad_disks import (
+from tests.training import disk_fault_trials
+from tests.training.disk_fault_trials import record, refused
+from tests.training.faulty_disks import (
     STORIES,
     Recording,
     Refusing,
@@ -28,7 +29,6 @@ from tests.training.bad_disks import (
     names,
     write,
 )
-from tests.training.disk_trials import record, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -39,8 +39,8 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def begun(story: Story, tmp_path: Path) -> Path:
-    """The run of a story, before its calls."""
-    return disk_trials.begin(story, tmp_path)
+    """The run of a story, as it is before the calls."""
+    return disk_fault_trials.begin(story, tmp_path)
 
 
 @needs_fork
@@ -48,19 +48,19 @@ def begun(story: Story, tmp_path: Path) -> Path:
 @all_stories
 def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path) -> None:
     writes = sum(name == "write" for name, *_ in record(story, begun))
-    tried = list(disk_trials.killed_at_any_operation(story, half, begun))
+    tried = list(disk_fault_trials.killed_at_any_operation(story, half, begun))
     assert len(tried) == (writes if half else len(record(story, begun)) + 1)
 
 
 @all_stories
 def test_any_operation_that_fails(story: Story, begun: Path) -> None:
-    tried = list(disk_trials.failing_at_any_operation(story, begun))
+    tried = list(disk_fault_trials.failing_at_any_operation(story, begun))
     assert len(tried) == 4 * len(record(story, begun)) > 0
 
 
-def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -> None:
     story = next(story for story in STORIES if story.name == "the old ones go")
-    begun = disk_trials.begin(story, tmp_path)
+    begun = disk_fault_trials.begin(story, tmp_path)
     for count, (name, *_) in enumerate(record(story, begun)):
         run, error = refused(story, begun, Refusing(count, errno.EIO))
         assert error is None
@@ -69,8 +69,8 @@ def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path) -> None:
         assert len(checkpoint.steps_of(run)) == (4 if name == "rename" else 3)
 
 
-def test_a_save_makes_room_first(tmp_path: Path, monkeypatch: Patch) -> None:
-    """What an earlier one left goes before anything is written, or a full disk stays full."""
+def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Before it writes anything: otherwise a full disk stays full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -84,17 +84,17 @@ def test_a_save_makes_room_first(tmp_path: Path, monkeypatch: Patch) -> None:
 
 
 @all_stories
-def test_a_disk_that_fails_for_good(story: Story, begun: Path) -> None:
-    tried = list(disk_trials.failing_for_good(story, begun))
+def test_a_disk_that_fails_permanently(story: Story, begun: Path) -> None:
+    tried = list(disk_fault_trials.failing_for_good(story, begun))
     assert tried == list(range(len(record(story, begun))))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 100])
-def test_a_disk_that_takes_a_few_bytes_at_a_time_or_none(size: int, tmp_path: Path) -> None:
-    assert list(disk_trials.short_writes(size, tmp_path)) == [size]
+def test_a_disk_that_writes_a_few_bytes_at_a_time_or_none(size: int, tmp_path: Path) -> None:
+    assert list(disk_fault_trials.short_writes(size, tmp_path)) == [size]
 
 
-def test_a_folder_whose_sync_failed_is_synced_when_its_step_is_saved_again(
+def test_a_folder_whose_fsync_failed_is_fsynced_at_the_next_save_of_the_step(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     disk = Recording()
@@ -110,12 +110,12 @@ def test_a_folder_whose_sync_failed_is_synced_when_its_step_is_saved_again(
         patch.setattr(durable, "disk", Refusing(len(disk.tried) - count - 1, errno.EIO))
         with pytest.raises(GptcliError):
             write(tmp_path, 20)
-    assert checkpoint.steps_of(tmp_path) == [10, 20]  # there, but perhaps not for long
+    assert checkpoint.steps_of(tmp_path) == [10, 20]  # there, but not yet for certain on the disk
     write(tmp_path, 20)
     assert disk.operations[-1] == last
 
 
-def test_the_best_checkpoint_stays_where_its_mark_cannot_be_read(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step)
     best = tmp_path / "checkpoints" / "best"
@@ -128,10 +128,10 @@ def test_the_best_checkpoint_stays_where_its_mark_cannot_be_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize("mark", [None, "step-000000\n", "step-00000030\n", "step-00000099\n"])
-def test_the_best_checkpoint_stays_where_its_mark_is_wrong(
+def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """The newest meta.json knows the best one too; what either calls the best is kept."""
+    """The newest meta.json records the best step too. The best step of either is kept."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:
@@ -143,7 +143,7 @@ def test_the_best_checkpoint_stays_where_its_mark_is_wrong(
     assert checkpoint.choose_step(tmp_path, "best") == 20
 
 
-def test_nothing_goes_where_nothing_says_which_one_is_the_best(tmp_path: Path) -> None:
+def test_nothing_is_deleted_if_the_best_step_is_unknown(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step)
         damage(tmp_path, step, "meta.json")
@@ -151,8 +151,8 @@ def test_nothing_goes_where_nothing_says_which_one_is_the_best(tmp_path: Path) -
     assert checkpoint.steps_of(tmp_path) == [10, 20, 30]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
-def test_a_save_waits_for_its_files_and_folders(tmp_path: Path, monkeypatch: Patch) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="no fsync of folders on this system")
+def test_a_save_fsyncs_its_files_and_folders(tmp_path: Path, monkeypatch: Patch) -> None:
     synced: set[int] = set()
     sync = os.fsync
 
@@ -170,8 +170,8 @@ def test_a_save_waits_for_its_files_and_folders(tmp_path: Path, monkeypatch: Pat
     assert (run / "checkpoints" / "best").stat().st_ino in synced
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
-def test_a_file_system_that_cannot_sync_folders_is_no_error(
+@pytest.mark.skipif(os.name != "posix", reason="no fsync of folders on this system")
+def test_a_file_system_without_fsync_of_folders_is_no_error(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def fsync(descriptor: int) -> None:
@@ -185,7 +185,7 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error(
         durable.fsync_folder(tmp_path)
 
 
-def test_the_watched_disk_watches_all() -> None:
+def test_the_watched_disk_overrides_every_operation() -> None:
     def public(owner: type) -> set[str]:
         return {name for name in vars(owner) if not name.startswith("_")}
 
@@ -197,16 +197,16 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 
 @needs_fork
 @all_stories
-def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
-    """The interpreter reports no file operation that bypasses gptcli.files.durable.disk."""
-    run = disk_trials.copy(begun)
+def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> None:
+    """The interpreter's audit hook sees no file operation that bypasses durable.disk."""
+    run = disk_fault_trials.copy(begun)
 
     def body() -> None:
         seen: list[str] = []
 
         def hear(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                # Of an opener of ours both are heard, the file (with a mode) and its os.open.
+                # Our opener causes two events: one of the file (with a mode), one of its os.open.
                 if arguments[1] is not None or not arguments[2] & os.O_NOFOLLOW:
                     seen.append("create")
             elif event in AUDITED:
@@ -214,7 +214,7 @@ def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
 
         disk = Recording()
         durable.disk = disk
-        sys.addaudithook(hear)  # for the life of the process: this one's is short
+        sys.addaudithook(hear)  # cannot be removed, but this process ends soon
         story.tell(run)
         told = [name for name, *_ in disk.tried]
         assert seen == [name for name in told if name in {"create", *AUDITED.values()}]
@@ -223,12 +223,12 @@ def test_nothing_is_written_past_the_disk(story: Story, begun: Path) -> None:
     assert in_child(body) == (0, "")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
-def test_a_link_laid_in_the_way_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
-    theirs, goal = tmp_path / "theirs", tmp_path / "run" / "meta.json"
-    theirs.write_bytes(b"old")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX links")
+def test_a_link_in_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    victim, goal = tmp_path / "victim", tmp_path / "run" / "meta.json"
+    victim.write_bytes(b"old")
     goal.parent.mkdir()
-    durable.temporary_beside(goal).symlink_to(theirs)
+    durable.temporary_path(goal).symlink_to(victim)
     with pytest.raises(OSError, match="A link to "):
         durable.write_atomically(goal, b"new")
-    assert theirs.read_bytes() == b"old"
+    assert victim.read_bytes() == b"old"

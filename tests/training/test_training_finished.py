@@ -1,4 +1,4 @@
-"""Which runs are finished, and which can go on: by their checkpoints, not by run.json alone."""
+"""Which runs are finished: the checkpoints decide, not only run.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def damage(run: Path, step: int) -> None:
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
     why: str, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """It ended where its config told it to; it goes on from the checkpoint before that."""
+    """The config's rule stopped the run. It resumes from the checkpoint before the damaged one."""
     run = tmp_path / "r"
     small = [word for word in BASE if not word.startswith("train.max_steps")]
     rule = {"target": "train.stop_at_val_loss=100", "patience": "train.patience=1"}[why]
@@ -41,14 +41,16 @@ def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
     again = cli("train", "--resume", "--out", run, "--json")
     assert again.code == 0
     assert f"step-{ended['steps']:08d}" in again.err.split("passed over")[0]
-    told = json.loads(again.out)
-    assert (told["stopped"], told["steps"]) == (why, ended["steps"])
-    assert told["resumed_from"] == ended["steps"] - 5
+    result = json.loads(again.out)
+    assert (result["stopped"], result["steps"]) == (why, ended["steps"])
+    assert result["resumed_from"] == ended["steps"] - 5
     path = checkpoint.folder_of(run, ended["steps"]) / "model.safetensors"
     assert path.read_bytes() == weights
 
 
-def test_a_finished_run_says_what_is_damaged(cli: Any, text_file: Path, tmp_path: Path) -> None:
+def test_a_finished_run_reports_damaged_checkpoints(
+    cli: Any, text_file: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "r"
     more = ("train.checkpoint_every=5", "train.eval_every=5")
     assert cli("train", text_file, *BASE, *more, "--out", run).code == 0
@@ -60,7 +62,7 @@ def test_a_finished_run_says_what_is_damaged(cli: Any, text_file: Path, tmp_path
     assert "is finished" in again.err
 
 
-def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
+def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
     cli: Any, tmp_path: Path, text_file: Path
 ) -> None:
     user_parts = tmp_path / "own.py"
@@ -90,10 +92,10 @@ def test_a_parameter_that_no_gradient_reaches_does_not_stand_in_the_way(
 
 
 @pytest.mark.parametrize("stop", [6, 9, 12, 20])
-def test_the_sample_of_the_step_at_which_a_run_was_stopped_is_drawn_later(
+def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
     stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once; and so where the checkpoint of the step was there before the sample."""
+    """Exactly once, also if the checkpoint of the step was written before the sample."""
     from gptcli.events import SampleDrawn, StepDone
     from gptcli.training import loop
 
@@ -120,9 +122,7 @@ def test_the_sample_of_the_step_at_which_a_run_was_stopped_is_drawn_later(
     assert whole.count(b"=== step ") == 7
 
 
-def test_weights_that_are_not_finite_are_not_used(
-    cli: Any, text_file: Path, tmp_path: Path
-) -> None:
+def test_weights_with_nan_are_refused(cli: Any, text_file: Path, tmp_path: Path) -> None:
     from dataclasses import asdict
 
     from gptcli.training.training_state import progress_of
@@ -155,7 +155,7 @@ def test_a_finished_run_refuses_another_text(cli: Any, text_file: Path, tmp_path
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_a_buffer_that_changes_is_said_not_to_be_saved(
+def test_a_notice_says_that_a_changed_buffer_is_not_saved(
     counts: bool, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
     user_parts = tmp_path / "own.py"

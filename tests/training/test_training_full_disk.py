@@ -1,4 +1,4 @@
-"""Disks that are really full: limits and a small file system that the system itself enforces."""
+"""Disks that are really full: system limits, and a small file system in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import disk_trials
+from tests.training import disk_fault_trials
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -15,21 +15,21 @@ pytestmark = [
 ]
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    assert len(list(disk_trials.limited_file_sizes(tmp_path))) == 6
+def test_a_limit_on_file_sizes(tmp_path: Path) -> None:
+    assert len(list(disk_fault_trials.limited_file_sizes(tmp_path))) == 6
 
 
-def test_no_more_open_files(tmp_path: Path) -> None:
-    assert list(disk_trials.no_more_open_files(tmp_path)) == [1]
+def test_a_limit_on_open_files(tmp_path: Path) -> None:
+    assert list(disk_fault_trials.no_more_open_files(tmp_path)) == [1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
 @pytest.mark.parametrize("what", ["room", "inodes"])
 def test_a_full_file_system(what: str, tmp_path: Path) -> None:
-    """It is filled, then freed bit by bit, so that it is full at every operation."""
+    """It is filled, then freed bit by bit, so that each save fails at a later operation."""
     folder = tmp_path / "small"
     folder.mkdir()
     try:
-        assert len(list(disk_trials.full_file_system(what, folder))) >= 4
-    except disk_trials.NotAllowedError:
-        pytest.skip("this system lets nobody mount a file system")
+        assert len(list(disk_fault_trials.full_file_system(what, folder))) >= 4
+    except disk_fault_trials.NotAllowedError:
+        pytest.skip("this system does not let us mount a file system")

@@ -1,5 +1,4 @@
-"""metrics.jsonl and samples.txt on a disk that is full for a while, or for good: no gap, no half a
-line, and the training goes on."""
+"""metrics.jsonl and samples.txt on a full disk: no gap, no torn line, and training continues."""
 
 from __future__ import annotations
 
@@ -26,8 +25,9 @@ SMALL = (
 
 
 class Full(durable.Disk):
-    """Takes half of what is written to a file of this name and then nothing, where `is_full` says
-    so of a call."""
+    """Writes half of the data and then fails, for files of this name.
+
+    `is_full` says for each write (1, 2, ...) whether the disk is full."""
 
     def __init__(self, name: str, is_full: Callable[[int], bool]) -> None:
         self.name, self.is_full = name, is_full
@@ -53,7 +53,7 @@ def trained(cli: Any, text: Path, run: Path) -> tuple[Any, list[dict[str, Any]],
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
-def test_what_a_full_disk_refused_is_written_when_there_is_room(
+def test_refused_lines_are_written_once_there_is_space(
     name: str, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, records, samples = trained(cli, text_file, tmp_path / "whole")
@@ -64,7 +64,7 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room(
     assert outcome.code == 0
     assert (records_here, samples_here) == (records, samples)
     warning = f"WARNING: {run / name} could not be written (No space left on device); "
-    assert outcome.err.count(warning) == 1  # two in a row are one piece of news
+    assert outcome.err.count(warning) == 1  # two failures in a row are reported once
     assert "MiB free there. Training goes on; gptcli tries again" in outcome.err
     assert disk.calls > 4
 
@@ -84,24 +84,24 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(
     assert checkpoint.newest_valid(run)[0].step == 12  # type: ignore[union-attr]
 
 
-def test_half_a_line_that_could_not_be_cut_off_is_cut_off_later(
+def test_half_a_line_is_cut_off_even_if_the_first_try_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = durable.Lines(path)
+    lines = durable.LineWriter(path)
     assert lines.write("one\n") is None
     with monkeypatch.context() as patch:
         patch.setattr(durable, "disk", Full("metrics.jsonl", lambda call: True))
-        cut = durable.Lines._cut
+        cut = durable.LineWriter._cut
         told: list[int] = []
 
-        def once(self: durable.Lines) -> None:
+        def once(self: durable.LineWriter) -> None:
             told.append(1)
             if len(told) == 2:
                 raise OSError(errno.EIO, "no")
             cut(self)
 
-        patch.setattr(durable.Lines, "_cut", once)
+        patch.setattr(durable.LineWriter, "_cut", once)
         assert lines.write("two\n") is not None
         assert path.read_text() == "one\ntw"
     assert lines.write("three\n") is None
@@ -109,7 +109,7 @@ def test_half_a_line_that_could_not_be_cut_off_is_cut_off_later(
     assert path.read_text() == "one\ntwo\nthree\n"
 
 
-def test_a_status_that_cannot_be_written_names_file_and_room(
+def test_the_error_of_run_json_names_the_file_and_the_free_space(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = durable.write_atomically
@@ -128,10 +128,10 @@ def test_a_status_that_cannot_be_written_names_file_and_room(
     assert "MiB free there\n\nhint: " in outcome.err
 
 
-def test_what_is_missing_of_the_metrics_is_said_on_a_resume(
+def test_a_resume_reports_missing_lines_of_the_metrics(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """And nothing where nothing is: a line that a kill cut short is made again."""
+    """A line that a kill cut short is no reason for a report: it is written again."""
     run = tmp_path / "r"
     assert cli("train", text_file, *SMALL, "--out", run).code == 0
     path, more = run / "metrics.jsonl", ["train.max_steps=13", "--extend"]
@@ -151,8 +151,8 @@ def test_what_is_missing_of_the_metrics_is_said_on_a_resume(
     assert "metrics.jsonl" not in resumed(b"".join(lines))
     assert "metrics.jsonl" not in resumed(b"".join(lines) + b'{"kind": "st')
     assert "metrics.jsonl is missing; it begins again" in resumed(None)
-    assert "metrics.jsonl has nothing of the steps up to 12" in resumed(b"")
-    assert "metrics.jsonl has nothing of the steps before 4" in resumed(b"".join(lines[3:]))
-    assert "metrics.jsonl has nothing of the steps from 6 to 12" in resumed(b"".join(lines[:6]))
+    assert "metrics.jsonl lacks the steps up to 12" in resumed(b"")
+    assert "metrics.jsonl lacks the steps before 4" in resumed(b"".join(lines[3:]))
+    assert "metrics.jsonl lacks the steps from 6 to 12" in resumed(b"".join(lines[:6]))
     damaged = b"".join([*lines[:3], b"\xff\xfe\n", b"[]\n", *lines[3:]])
-    assert "metrics.jsonl was damaged: 2 lines that cannot be read are left out" in resumed(damaged)
+    assert "metrics.jsonl was damaged: 2 unreadable lines removed" in resumed(damaged)

@@ -1,4 +1,4 @@
-"""The promises of the loop: it learns, repeats itself, resumes to the bit, stops for reasons."""
+"""The loop learns, repeats itself, resumes with the same bytes, and stops for its reasons."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_one_batch_is_overfitted_in_100_steps(arch: Any, optimizer: Any) -> None
 
 
 def test_losses_of_20_steps_are_golden(new: Any, drive: Drive) -> None:
-    """AdamW, float32, CPU: a change of these numbers is a change of the mathematics."""
+    """AdamW, float32, CPU. If these numbers change, the mathematics has changed."""
     events = drive(
         new(
             "r",
@@ -139,14 +139,16 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert all(torch.equal(parts.state[k], v) for k, v in whole.state.items())
 
 
-def test_an_evaluation_cut_short_is_made_up_for(new: Any, resumed: Any, drive: Drive) -> None:
+def test_a_resumed_run_repeats_an_interrupted_evaluation(
+    new: Any, resumed: Any, drive: Drive
+) -> None:
     first = drive(new("r", "train.eval_every=5"), stop_at=5)
     assert not [e for e in first if isinstance(e, Evaluated)]
     second = drive(resumed("r"))
     assert [e.step for e in second if isinstance(e, Evaluated)] == [5, 10, 15, 20]
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(
+def test_resuming_skips_a_damaged_newest_checkpoint(
     new: Any, resumed: Any, drive: Drive, tmp_path: Path
 ) -> None:
     drive(new("r", "train.checkpoint_every=4"), stop_at=10)
@@ -159,7 +161,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
-def test_every_damaged_file_is_named(name: str, new: Any, drive: Drive, tmp_path: Path) -> None:
+def test_the_error_names_the_damaged_file(
+    name: str, new: Any, drive: Drive, tmp_path: Path
+) -> None:
     drive(new("r"))
     path = checkpoint.folder_of(tmp_path / "r", 20) / name
     path.write_bytes(path.read_bytes()[:-3])
@@ -175,7 +179,7 @@ def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_pa
     checkpoint.mark_best(tmp_path / "r", 14)
     checkpoint.prune(tmp_path / "r", 2)
     assert checkpoint.steps_of(tmp_path / "r") == [14, 18, 20]
-    # The file is not believed where meta.json, which is sealed, says otherwise.
+    # meta.json decides: it is sealed, and `checkpoints/best` is not.
     assert checkpoint.choose_step(tmp_path / "r", "best") == 20
     assert checkpoint.choose_step(tmp_path / "r", "last") == 20
     assert checkpoint.choose_step(tmp_path / "r", "20") == 20
@@ -217,7 +221,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 
 
 def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
-    from gptcli.training.loop import _Diverged, _Loop
+    from gptcli.training.loop import _Loop
+    from gptcli.training.step import Diverged
 
     loop = _Loop(new("r"), lambda: False)
     loop.state.model.train()
@@ -226,7 +231,7 @@ def test_no_update_is_made_with_numbers_that_are_not_finite(new: Any) -> None:
         loop.state.weights.named()["wte.weight"][0, 0] = float("nan")
     before = {name: value.clone() for name, value in loop.state.weights.named().items()}
     loop.state.passes.publish()
-    assert isinstance(loop.one_step(), _Diverged)
+    assert isinstance(loop.one_step(), Diverged)
     assert loop.progress.step == 1
     after = loop.state.weights.named()
     assert all(torch.equal(b.nan_to_num(7.0), after[n].nan_to_num(7.0)) for n, b in before.items())
@@ -254,7 +259,7 @@ def test_stops_at_the_target(new: Any, drive: Drive) -> None:
     assert (end(events).stopped, end(events).step) == ("target", 3)
 
 
-def test_stops_when_patience_is_at_an_end(new: Any, drive: Drive) -> None:
+def test_stops_when_patience_ends(new: Any, drive: Drive) -> None:
     events = drive(
         new(
             "r",
@@ -274,7 +279,7 @@ def test_stops_when_patience_is_at_an_end(new: Any, drive: Drive) -> None:
 
 
 def test_dropout_masks_differ_from_step_to_step(new: Any) -> None:
-    """They are a function of (seed, step); were they one for all steps, units would just be off."""
+    """With the same masks in every step, the dropped units would never be trained."""
     from gptcli.training.loop import _Loop
 
     loop = _Loop(
@@ -302,7 +307,7 @@ def test_a_text_that_changed_is_not_resumed(
         prepare_resume(tmp_path / "r", None)
 
 
-def test_meta_says_what_the_checkpoint_is(new: Any, drive: Drive, tmp_path: Path) -> None:
+def test_meta_json_has_step_sizes_and_hashes(new: Any, drive: Drive, tmp_path: Path) -> None:
     drive(new("r"))
     meta = json.loads((checkpoint.folder_of(tmp_path / "r", 20) / "meta.json").read_text("utf-8"))
     assert meta["step"] == 20

@@ -1,4 +1,4 @@
-"""A kill while one run takes the place of another, or makes way for it again."""
+"""Kills and full disks while --overwrite replaces a run, or while the old run is restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.training import checkpoint, run_folder
-from tests.training.bad_disks import (
+from tests.training.faulty_disks import (
     Deadly,
     Recording,
     Refusing,
@@ -37,20 +37,20 @@ OLD, NEW = (10, 20), (5,)
 
 
 def create(run: Path, seed: int) -> None:
-    """What `gptcli train --overwrite` makes of a folder."""
+    """Create a run as `gptcli train --overwrite` does."""
     config = parse_config("", [f"train.seed={seed}", "data.source=text.txt"])
     run_folder.create(run, config, ByteTokenizer())
 
 
 def overwrite(run: Path) -> None:
-    """A new run up to its first checkpoint, after which the old one is forgotten."""
+    """Replace a run by a new one with a checkpoint; then the old run is deleted."""
     create(run, 2)
     write(run, *NEW)
-    run_folder.forget_replaced(run)
+    run_folder.delete_replaced(run)
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run, but not those that wait or are half written."""
+    """The files of a run, without RUN/.replaced and temporary files."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -60,7 +60,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with two checkpoints, whose folder has a lock as every run's has."""
+    """A run with two checkpoints and a lock."""
     monkeypatch.setattr(durable, "disk", Watched())
     run = tmp_path / "old"
     create(run, 1)
@@ -73,7 +73,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A copy of `begun` for every operation of a call, which was killed there."""
+    """Copies of `begun`: the first after a complete call, the others after a kill in it."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:
@@ -92,7 +92,7 @@ def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyP
 
 
 def check_not_mixed(run: Path) -> None:
-    """Assert that a run that could be gone on with has the checkpoints of its own config alone."""
+    """Assert that a run with a config.yaml has only checkpoints of that config."""
     if (run / "config.yaml").exists():
         new = run_folder.read_config(run).train.seed == 2
         steps = checkpoint.steps_of(run)
@@ -112,20 +112,20 @@ def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPat
         had_new = checkpoint.steps_of(run) == list(NEW)
         create(run, 2)
         assert temporaries(run / "checkpoints") == []
-        run_folder.put_back(run)
+        run_folder.restore_replaced(run)
         assert content(run) == (after if had_new else before)
     assert had_new
 
 
-def test_a_kill_while_the_old_run_is_put_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_the_old_run_is_restored(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(old)
     create(old, 2)
     assert content(old) != before
-    for run in kills(old, run_folder.put_back, monkeypatch):
+    for run in kills(old, run_folder.restore_replaced, monkeypatch):
         check_not_mixed(run)
         run_folder.refuse_other_folder(run)
         create(run, 2)
-        run_folder.put_back(run)
+        run_folder.restore_replaced(run)
         assert content(run) == before
 
 
@@ -141,7 +141,7 @@ def test_a_full_disk_while_a_run_is_replaced(old: Path, monkeypatch: pytest.Monk
             patch.setattr(durable, "disk", Refusing(count, errno.ENOSPC))
             with pytest.raises(GptcliError, match=os.strerror(errno.ENOSPC)):
                 create(run, 2)
-            run_folder.put_back(run)
+            run_folder.restore_replaced(run)
         assert content(run) == before
 
 
@@ -152,10 +152,10 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("number", "code"), REFUSALS)
-def test_what_refuses_a_new_run_is_the_disk_or_the_path(
+def test_the_exit_code_tells_a_failing_disk_from_a_wrong_path(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is no wrong command line, and the error says how full."""
+    """A full disk is not a wrong command line. The error names the free space."""
     run = tmp_path / "new"
     disk = Recording()
     monkeypatch.setattr(durable, "disk", disk)
@@ -173,7 +173,7 @@ def test_what_refuses_a_new_run_is_the_disk_or_the_path(
 
 
 @pytest.mark.parametrize(("number", "code"), REFUSALS)
-def test_the_command_says_which(
+def test_the_command_shows_the_reason(
     number: int, code: int, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -185,7 +185,7 @@ def test_the_command_says_which(
 
 
 @pytest.mark.parametrize(
-    ("names", "is_half_a_run"),
+    ("names", "is_half_made"),
     [
         ((".lock", "tokenizer.json", ".config.yaml.77.tmp"), True),
         ((".lock", "tokenizer.json", ".replaced"), True),
@@ -194,10 +194,12 @@ def test_the_command_says_which(
         (("tokenizer.json",), False),
     ],
 )
-def test_what_half_a_run_is(names: tuple[str, ...], is_half_a_run: bool, tmp_path: Path) -> None:
+def test_overwrite_accepts_a_half_made_run(
+    names: tuple[str, ...], is_half_made: bool, tmp_path: Path
+) -> None:
     for name in names:
         (tmp_path / name).touch()
-    if is_half_a_run:
+    if is_half_made:
         run_folder.refuse_other_folder(tmp_path)
         return
     with pytest.raises(GptcliError, match="is not a run folder"):

@@ -1,6 +1,8 @@
-"""Schedule, optimizers, precision: pure parts of the loop."""
+"""The learning rate schedule, the optimizers, dropout's seed and the master weights."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import ModelConfig, TrainConfig
+from gptcli.model.parameters import Role
 from gptcli.training.master_weights import MasterWeights
-from gptcli.training.optimizers import AdamW, Muon, Optimizers, orthogonalise
+from gptcli.training.optimizers import RECIPES, AdamW, Muon, Optimizers, orthogonalise
 from gptcli.training.schedule import (
     lr_at,
     resolve_eval_every,
@@ -17,12 +20,13 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
+from gptcli.training.step import dropout_seed
 from gptcli.training.training_state import build_model
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 500), st.floats(0, 1), st.integers(0, 2999))
-def test_the_rate_rises_stays_and_falls_within_bounds(
+def test_the_learning_rate_rises_stays_and_decays_within_bounds(
     max_steps: int, warmup: int, decay: float, step: int
 ) -> None:
     step %= max_steps
@@ -37,7 +41,7 @@ def test_the_rate_rises_stays_and_falls_within_bounds(
         assert rate(step) < rate(step - 1) or rate(step) == 2.0
 
 
-def test_the_rate_at_its_corners() -> None:
+def test_the_learning_rate_at_the_ends_of_warm_up_and_decay() -> None:
     rates = [
         lr_at(s, peak=1.0, max_steps=100, warmup_steps=10, decay_fraction=0.5) for s in range(101)
     ]
@@ -55,10 +59,10 @@ def test_auto_values() -> None:
     assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
     assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
     assert resolve_log_every(TrainConfig(max_steps=3)) == 1
-    # 60,000 tokens cost as much as training on 20,000: 20 steps of 1,000, 2 % of 1,000 steps.
+    # 60,000 tokens cost as much as training on 20,000, or 20 steps: 2 % of 1,000 steps.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
-    # Cheap evaluations come twenty times in a run, not at every step: a best one is saved.
+    # Even cheap evaluations come only twenty times in a run, because each best one is saved.
     assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
@@ -76,7 +80,7 @@ def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int, in
     assert cosine.min() > 0.95
 
 
-def test_muon_by_hand() -> None:
+def test_muon_equals_its_formula() -> None:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(6, 3, generator=generator)
     twin = torch.randn(6, 3, generator=generator)
@@ -94,29 +98,56 @@ def test_muon_by_hand() -> None:
     torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_which_parameter_goes_where() -> None:
+def test_which_parameter_gets_which_update() -> None:
     model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), 11)
     named = [(n, p.detach()) for n, p in model.named_parameters()]
     muon = Optimizers("muon", named, 0.1, torch.float32)
-    assert muon._muon is not None
-    names = {
-        "muon": {muon._names[p] for p in muon._muon.params},
-        "adamw": {muon._names[p] for p in muon._adamw.groups[0][0]},
-    }
-    assert all(n.startswith("h.") and not n.endswith("norm.weight") for n in names["muon"])
-    assert names["adamw"] == {"wte.weight", "lm_head.weight"}
+    matrices, tables, vectors = (update for _, update in muon.updates)
+    assert [type(one) for one in (matrices, tables, vectors)] == [Muon, AdamW, AdamW]
+    assert [one.weight_decay for one in (matrices, tables, vectors)] == [0.1, 0.0, 0.0]
+    assert [group.rate_share for group, _ in muon.updates] == [1.0, 0.2, 0.2]
+    names = {p: name for name, p in named}
+    assert all(names[p].startswith("h.") and p.dim() == 2 for p in matrices.params)
+    assert {names[p] for p in tables.params} == {"wte.weight", "lm_head.weight"}
+    assert all(p.dim() < 2 for p in vectors.params)
     adamw = Optimizers("adamw", named, 0.1, torch.float32)
-    (decayed, decay), (not_decayed, none) = adamw._adamw.groups
-    assert (decay, none) == (0.1, 0.0)
-    assert all(p.dim() >= 2 for p in decayed)
-    assert all(p.dim() < 2 for p in not_decayed)
+    decayed, others = (update for _, update in adamw.updates)
+    assert (decayed.weight_decay, others.weight_decay) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed.params)
+    assert all(p.dim() < 2 for p in others.params)
+
+
+def test_every_optimizer_of_the_config_describes_itself() -> None:
+    assert set(RECIPES) == set(get_args(TrainConfig.model_fields["optimizer"].annotation))
+    for kind, recipe in RECIPES.items():
+        roles = [role for group in recipe.groups for role in group.roles]
+        assert sorted(roles) == sorted(get_args(Role)), f"{kind}: each role in one group"
+
+
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
+    """`slots` counts float32 numbers per weight of a block's matrix; estimates of memory use it."""
+    matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
+    optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
+    matrix[1].grad = torch.ones(4, 4)
+    optimizers.step(0.1)
+    kept = optimizers.state()
+    assert sum(t.numel() for t in kept.values() if t.dim() > 0) == 16 * RECIPES[kind].slots
+    ((_, update),) = optimizers.updates
+    assert {key.partition("/")[0] for key in kept} == update.slots
+
+
+def test_dropout_has_another_seed_in_each_step() -> None:
+    seeds = [dropout_seed(seed, step) for seed in (0, 1, 2**63 - 1) for step in range(100)]
+    assert len(set(seeds)) == 300
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_adamw_is_that_of_pytorch() -> None:
     generator = torch.Generator().manual_seed(3)
     ours = [torch.randn(5, 3, generator=generator), torch.randn(7, generator=generator)]
     theirs = [p.clone().requires_grad_() for p in ours]
-    optimizer = AdamW([([ours[0]], 0.1), ([ours[1]], 0.0)], betas=(0.9, 0.95), eps=1e-8)
+    halves = [AdamW(ours[:1], weight_decay=0.1), AdamW(ours[1:], weight_decay=0.0)]
     reference = torch.optim.AdamW(
         [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:], "weight_decay": 0.0}],
         lr=0.02,
@@ -127,13 +158,14 @@ def test_adamw_is_that_of_pytorch() -> None:
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=generator)
             other.grad = one.grad.clone()
-        optimizer.step(0.02)
+        for half in halves:
+            half.step(0.02)
         reference.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_tall_and_wide_matrices_share_an_iteration() -> None:
+def test_tall_and_wide_matrices_are_orthogonalised_together() -> None:
     generator = torch.Generator().manual_seed(4)
     tall = torch.randn(6, 3, generator=generator)
     wide, before = tall.T.clone(), tall.clone()
@@ -144,13 +176,13 @@ def test_tall_and_wide_matrices_share_an_iteration() -> None:
     torch.testing.assert_close((tall - before) / 2**0.5, (wide.T - before), rtol=1e-4, atol=1e-5)
 
 
-def test_masters_keep_what_bfloat16_cannot() -> None:
+def test_master_weights_keep_changes_too_small_for_bfloat16() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     assert model.wte.weight.dtype == torch.bfloat16
     master = weights.named()["wte.weight"]
     before = master.clone()
-    for _ in range(100):  # each far below half a bfloat16 step of 1.0
+    for _ in range(100):  # each far less than half the spacing of bfloat16 at 1.0
         master += 1e-4
     weights.publish()
     assert (master - before - 0.01).abs().max() < 1e-4
@@ -158,7 +190,7 @@ def test_masters_keep_what_bfloat16_cannot() -> None:
     assert not torch.equal(model.wte.weight, before.to(torch.bfloat16))
 
 
-def test_gradients_add_up_in_float32() -> None:
+def test_gradients_are_added_in_float32() -> None:
     model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     for value in (1.0, 2.0**-10):
@@ -174,7 +206,7 @@ def test_gradients_add_up_in_float32() -> None:
     assert weights.grads() == []
 
 
-def test_tied_weights_have_one_master() -> None:
+def test_tied_weights_have_one_master_weight() -> None:
     model = build_model(ModelConfig(arch="gpt2", n_layer=1, n_head=2, n_embd=16, block_size=8), 11)
     weights = MasterWeights(model, torch.bfloat16)
     assert "lm_head.weight" not in weights.named()

@@ -1,4 +1,4 @@
-"""Stops at bad moments: what a resumed run finds, keeps and makes good."""
+"""Runs that stop at bad moments: what a resumed run finds, keeps and repairs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gptcli.errors import GptcliError
 from gptcli.events import Evaluated, Event, Finished
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loop import train
-from gptcli.training.meta_file import seal
-from gptcli.training.setup import Done, Prepared, prepare_new, prepare_resume
+from gptcli.training.meta_file import dump_meta
+from gptcli.training.setup import FinishedRun, Prepared, prepare_new, prepare_resume
 
 Drive = Callable[..., list[Event]]
 
@@ -44,14 +44,14 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """Events to append to, and a should_stop that is true once that event of that step came."""
+    """A list for events, and a should_stop that is True after that event of that step."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
     )
 
 
-def test_damaged_newer_checkpoints_do_not_push_out_good_ones(
+def test_pruning_keeps_good_checkpoints_if_newer_ones_are_damaged(
     new: Any, resumed: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -66,7 +66,7 @@ def test_damaged_newer_checkpoints_do_not_push_out_good_ones(
     assert (saved.step, notes) == (7, [])
 
 
-def test_what_a_killed_save_left_behind_is_swept(
+def test_temporary_files_of_a_killed_save_are_deleted(
     new: Any, resumed: Any, drive: Drive, tmp_path: Path
 ) -> None:
     drive(new("r"), stop_at=5)
@@ -79,15 +79,15 @@ def test_what_a_killed_save_left_behind_is_swept(
     resumed("r")
     assert not left.exists()
     assert not config.exists()
-    assert theirs.exists()  # not gptcli's
+    assert theirs.exists()  # it is not gptcli's
 
 
-def test_a_target_that_was_reached_ends_the_run_whatever_comes_beside_it(
+def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
     new: Any, resumed: Any, tmp_path: Path
 ) -> None:
     setup = new("r", "train.stop_at_val_loss=100", "train.eval_every=5")
     events, should_stop = stop_on(Evaluated, 5)
-    for event in train(setup, should_stop):  # the signal comes while the best one is saved
+    for event in train(setup, should_stop):  # the signal comes while the best checkpoint is saved
         events.append(event)
     assert (end(events).stopped, end(events).step) == ("target", 5)
 
@@ -98,11 +98,11 @@ def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(
     events = train(new("r", "train.stop_at_val_loss=100", "train.eval_every=5"))
     for event in events:
         if type(event).__name__ == "CheckpointSaved":
-            break  # killed here: saved, but run.json was never written
+            break  # killed here, after the checkpoint and before run.json
     assert (end(drive(resumed("r"))).stopped, end(drive(resumed("r"))).step) == ("target", 5)
 
 
-def test_an_interruption_at_the_last_step_leaves_its_evaluation_to_the_resume(
+def test_a_resumed_run_does_the_missing_last_evaluation(
     new: Any, resumed: Any, drive: Drive
 ) -> None:
     first = drive(new("r", "train.eval_every=5"), stop_at=20)
@@ -113,7 +113,7 @@ def test_an_interruption_at_the_last_step_leaves_its_evaluation_to_the_resume(
     assert end(second).stopped == "done"
 
 
-def test_a_best_that_was_never_marked_is_marked_on_resume(
+def test_resuming_marks_a_best_checkpoint_that_was_not_marked(
     new: Any, resumed: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -125,7 +125,7 @@ def test_a_best_that_was_never_marked_is_marked_on_resume(
     assert checkpoint.best_step(run) == best
 
 
-def test_saving_a_step_again_keeps_its_tensors_and_renews_meta(
+def test_saving_a_step_again_replaces_only_its_meta_json(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -138,7 +138,7 @@ def test_saving_a_step_again_keeps_its_tensors_and_renews_meta(
     assert checkpoint.load(run, 5, with_state=True).meta["more"] == 1
 
 
-def test_what_is_replaced_waits_until_the_new_run_has_a_checkpoint(
+def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -148,14 +148,14 @@ def test_what_is_replaced_waits_until_the_new_run_has_a_checkpoint(
     (run / "checkpoints" / "mine.txt").write_text("not gptcli's", encoding="utf-8")
     new("r", "train.seed=2")
     assert checkpoint.steps_of(run) == []
-    run_folder.put_back(run)  # the new run came to nothing
+    run_folder.restore_replaced(run)  # the new run has no checkpoint
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
     assert not (run / ".replaced").exists()
     drive(new("r", "train.seed=2"))
-    run_folder.put_back(run)  # it has checkpoints of its own: nothing to undo
+    run_folder.restore_replaced(run)  # the new run has a checkpoint, so nothing is restored
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() != whole
-    run_folder.forget_replaced(run)
+    run_folder.delete_replaced(run)
     assert not (run / ".replaced").exists()
     assert (run / "checkpoints" / "mine.txt").exists()
 
@@ -168,7 +168,7 @@ def test_an_edited_config_is_refused_and_an_edited_tokenizer_too(
     config = (run / "config.yaml").read_text("utf-8")
     for old, edited, message in (
         ("n_head: 2", "n_head: 4", "model.n_head 4"),
-        ("optimizer: muon", "optimizer: adamw", r"train\.optimizer adamw \(there muon\)"),
+        ("optimizer: muon", "optimizer: adamw", r"train\.optimizer adamw \(checkpoint: muon\)"),
     ):
         (run / "config.yaml").write_text(config.replace(old, edited), encoding="utf-8")
         with pytest.raises(GptcliError, match=message):
@@ -182,7 +182,7 @@ def test_an_edited_config_is_refused_and_an_edited_tokenizer_too(
         prepare_resume(run, None)
 
 
-def test_auto_values_in_an_edited_config_are_worked_out_again(
+def test_auto_values_in_an_edited_config_are_resolved_again(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -194,13 +194,13 @@ def test_auto_values_in_an_edited_config_are_worked_out_again(
     assert isinstance(prepared.setup.threads, int)
 
 
-def test_a_loss_scale_belongs_to_float16_alone(new: Any, drive: Drive, tmp_path: Path) -> None:
+def test_only_float16_keeps_a_loss_scale(new: Any, drive: Drive, tmp_path: Path) -> None:
     run = tmp_path / "r"
     drive(new("r"), stop_at=5)
     path = checkpoint.folder_of(run, 5) / "meta.json"
     meta = json.loads(path.read_text("utf-8"))
     meta["progress"]["loss_scale"] = 1024.0
-    path.write_bytes(seal(5, meta, meta["files"]))
+    path.write_bytes(dump_meta(5, meta, meta["files"]))
     prepared = prepare_resume(run, None)
     assert isinstance(prepared, Prepared)
     assert end(drive(prepared.setup)).stopped == "done"
@@ -213,13 +213,13 @@ def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
     last = end(drive(new("r")))
     assert not (run / "run.json").exists()
     done = prepare_resume(run, None)
-    assert isinstance(done, Done)
+    assert isinstance(done, FinishedRun)
     status = done.status
     assert (status["steps"], status["stopped"], status["resumed_from"]) == (20, "done", 20)
     assert status["val_loss"] == last.val_loss
 
 
-def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
+def test_a_users_attention_must_be_named_even_before_the_first_checkpoint(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     from gptcli.model.attention import CausalSelfAttention
@@ -228,11 +228,11 @@ def test_a_learners_attention_is_asked_for_even_before_the_first_checkpoint(
     config = new("other", "model.arch=gpt2").config
     run = tmp_path / "r"
     prepare_new(config, run, user_parts=UserParts(attention=CausalSelfAttention))
-    with pytest.raises(GptcliError, match="an attention file of your own"):
+    with pytest.raises(GptcliError, match="your attention file"):
         prepare_resume(run, None)
 
 
-def test_extending_before_the_first_checkpoint_holds(
+def test_extending_before_the_first_checkpoint_is_saved(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -249,7 +249,7 @@ def test_extending_before_the_first_checkpoint_holds(
 
 
 def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
-    """On a CPU float16 is refused; the arithmetic is the same."""
+    """The command line refuses float16 on a CPU, but its arithmetic works there."""
     from dataclasses import replace
 
     from gptcli.training.loop import _Loop
@@ -262,24 +262,25 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
     losses = [(plain.one_step().loss, half.one_step().loss) for _ in range(5)]
     for one, other in losses:
         assert other == pytest.approx(one, rel=5e-3)
-    half.progress.loss_scale = 2.0**40  # far too high: halved until the gradients are finite
+    half.progress.loss_scale = 2.0**40  # so high that it is halved until the gradients are finite
     half.one_step()
     assert 1.0 < half.progress.loss_scale < 2.0**40
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about itself
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    no_evaluation = ("data.val_fraction=0",)  # which would be compiled too, for half a minute
     losses = [
-        [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4"))
+        [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4", *no_evaluation))
          if type(e).__name__ == "StepDone"]
         for name, on in (("plain", "false"), ("compiled", "true"))
     ]  # fmt: skip
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_overwriting_twice_before_any_checkpoint_keeps_the_run_that_was_worth_something(
+def test_overwriting_twice_before_any_checkpoint_keeps_the_trained_run(
     new: Any, drive: Drive, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
@@ -287,13 +288,13 @@ def test_overwriting_twice_before_any_checkpoint_keeps_the_run_that_was_worth_so
     whole = (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes()
     config = (run / "config.yaml").read_text("utf-8")
     new("r", "train.seed=2")  # killed before its first checkpoint
-    new("r", "train.seed=3")  # and started once more
-    run_folder.put_back(run)
+    new("r", "train.seed=3")  # killed too
+    run_folder.restore_replaced(run)
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
 
 
-def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+def test_a_checkpoint_that_cannot_be_opened_is_not_treated_as_damaged(
     new: Any, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"

@@ -1,4 +1,4 @@
-"""Real processes, killed and interrupted one after another, end as if nothing had been.
+"""Real processes that are killed or interrupted seven times end with the bytes of one run.
 
 `make reliability` does the same at random times, often."""
 
@@ -48,7 +48,7 @@ def records(run: Path) -> list[dict[str, Any]]:
          "tokenizer.vocab_size=280"),
     ],
 )  # fmt: skip
-def test_stopped_seven_times_a_run_ends_as_if_it_never_was(
+def test_a_run_stopped_seven_times_ends_with_the_same_bytes(
     more: tuple[str, ...], tmp_path: Path, text_file: Path
 ) -> None:
     text = tmp_path / "text.txt"
@@ -69,6 +69,6 @@ def test_stopped_seven_times_a_run_ends_as_if_it_never_was(
     name = Path("checkpoints/step-00000020/model.safetensors")
     weights = [(tmp_path / run / name).read_bytes() for run in ("whole", "parts")]
     assert weights[0] == weights[1]
-    # The last evaluation is in the checkpoint now, so the run is finished.
+    # The last evaluation is in the checkpoint, so the run is finished.
     assert json.loads((tmp_path / "parts" / name.with_name("meta.json")).read_text("utf-8"))[
         "progress"]["evaluated_at"] == 20  # fmt: skip

@@ -1,4 +1,4 @@
-"""Saves in the middle of a run: beside the training, and when the disk refuses."""
+"""Saves in the middle of a run: in the background, and on a disk that refuses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Drive = Callable[..., list[Event]]
 OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoints=9")
 
 
-@pytest.fixture(params=["at once", "beside"])
+@pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Checkpoints of these small networks as small ones are written, and as large ones are."""
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0 if request.param == "beside" else 1 << 40)
+    """Write these small checkpoints at once, as small ones are, or in the background."""
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
 
@@ -36,21 +36,23 @@ def saved(events: list[Event]) -> list[int]:
     return [event.step for event in events if isinstance(event, CheckpointSaved)]
 
 
-def test_what_is_written_beside_is_what_was(
+def test_a_checkpoint_written_in_the_background_is_the_same(
     new: Any, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, most in (("at once", 1 << 40), ("beside", 0)):
-        monkeypatch.setattr(saving, "BESIDE_BYTES", most)
+    for name, most in (("at once", 1 << 40), ("background", 0)):
+        monkeypatch.setattr(saving, "BACKGROUND_BYTES", most)
         events = drive(new(name, *OFTEN))
         assert set(saved(events)) == {3, 6, 8, 9, 12, 15, 16, 18, 20}
         assert len(saved(events)) == 9
-    assert files(tmp_path / "at once") == files(tmp_path / "beside")
-    for step in checkpoint.steps_of(tmp_path / "beside"):
-        checkpoint.load(tmp_path / "beside", step, with_state=True)
-    assert checkpoint.best_step(tmp_path / "beside") == checkpoint.best_step(tmp_path / "at once")
+    assert files(tmp_path / "at once") == files(tmp_path / "background")
+    for step in checkpoint.steps_of(tmp_path / "background"):
+        checkpoint.load(tmp_path / "background", step, with_state=True)
+    assert checkpoint.best_step(tmp_path / "background") == checkpoint.best_step(
+        tmp_path / "at once"
+    )
 
 
-def test_a_stopped_run_goes_on_from_where_it_was(
+def test_a_stopped_run_continues_from_its_checkpoint(
     how: str, new: Any, resumed: Any, drive: Drive, tmp_path: Path
 ) -> None:
     drive(new("whole", *OFTEN))
@@ -64,7 +66,7 @@ def test_a_stopped_run_goes_on_from_where_it_was(
 
 
 class FullDisk:
-    """Writes fail while `full`."""
+    """Lets every write fail while `full`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full, self.refused = False, 0
@@ -79,7 +81,7 @@ class FullDisk:
         monkeypatch.setattr(durable, "write_file", write_or_not)
 
 
-def test_a_failed_save_is_said_and_tried_again(
+def test_a_failed_save_is_reported_and_tried_again(
     how: str, new: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from gptcli.training.loop import train
@@ -106,7 +108,7 @@ def test_a_failed_save_is_said_and_tried_again(
         checkpoint.load(tmp_path / "r", step, with_state=True)
 
 
-def test_the_last_save_must_not_fail(
+def test_a_failed_last_save_is_an_error(
     how: str, new: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from gptcli.training.loop import train
@@ -125,11 +127,11 @@ def test_the_last_save_must_not_fail(
     assert "free there" in failed.value.message
     newest, notes = checkpoint.newest_valid(tmp_path / "r")
     assert newest is not None
-    assert newest.step in ((12,) if how == "at once" else (9, 12))  # 12 may have been on its way
+    assert newest.step in ((12,) if how == "at once" else (9, 12))  # 12 was perhaps being written
     assert notes == []
 
 
-def test_a_bug_is_not_taken_for_a_full_disk(
+def test_a_bug_is_not_reported_as_a_full_disk(
     how: str, new: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.training.loop import train
@@ -144,12 +146,12 @@ def test_a_bug_is_not_taken_for_a_full_disk(
 
 @pytest.mark.parametrize("what", ["a copy", "the thread"])
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
-def test_what_cannot_be_written_beside_is_written_at_once(
+def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(
     what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """No room for a second copy, or for one thread more."""
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+    """No memory for the copy, or no more threads."""
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 
     def refuse(*args: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints' tensors go to the disk as safetensors writes them, and without a copy in memory."""
+"""Tensor files have the bytes of safetensors.torch.save, and writing them copies no tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gptcli.files import durable
-from gptcli.training.tensor_file import Counted, read_tensors, tensor_pieces
+from gptcli.training.tensor_file import HashedPieces, read_tensors, tensor_pieces
 
 
 def numbers(*shape: int) -> Tensor:
@@ -36,7 +36,7 @@ def numbers(*shape: int) -> Tensor:
     ids=["none", "one", "several", "odd strides", "odd names", "other dtypes"],
 )
 def test_the_bytes_are_those_of_safetensors(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    file = Counted(tensor_pieces(tensors))
+    file = HashedPieces(tensor_pieces(tensors))
     durable.write_file(tmp_path / "t", file)
     whole = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     assert (tmp_path / "t").read_bytes() == whole
@@ -47,7 +47,7 @@ def test_the_bytes_are_those_of_safetensors(tensors: dict[str, Tensor], tmp_path
 
 
 def test_no_tensor_is_copied() -> None:
-    """A checkpoint of several gigabytes must not need them a second time."""
+    """A checkpoint of several gigabytes must not need that memory twice."""
     tensors = {name: numbers(100) for name in "abc"}
     _, *pieces = tensor_pieces(tensors)
     at = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces]

@@ -92,7 +92,7 @@ def dtypes_on(device: str) -> list[torch.dtype]:
 
 @torch.no_grad()
 def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> BuiltinReport:
-    """The errors of every path in every case and dtype, on every device of `devices`."""
+    """The report on every path, in every case and dtype and on every device of `devices`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are too small for several threads
     try:

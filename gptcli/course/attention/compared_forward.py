@@ -50,7 +50,7 @@ class ComparedForward:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether the trace misses something: a foreign result, or no product at all."""
+        """Whether the trace misses something: an untraced result, or no product at all."""
         return self.trace.has_untraced or not any(
             op.name in PRODUCTS for op in self.trace.operations
         )
@@ -99,7 +99,7 @@ class ComparedForward:
 def repeat_forward(
     learner: LearnerAttention, grad: bool | None = None, tolerance: float = 1e-9
 ) -> ComparedForward:
-    """The forward pass that was tried last, now traced; `grad` overrides its need of gradients."""
+    """The forward pass that was tried last, now traced; `grad` overrides the attempt's `grad`."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case

@@ -1,4 +1,4 @@
-"""Out of memory: the message names the setting to lower, and by how much."""
+"""Out of memory: the error names the setting to lower, and by how much."""
 
 from __future__ import annotations
 
@@ -37,54 +37,56 @@ def setup(new: Any) -> Setup:
 
 
 @pytest.mark.parametrize("fits", [6, 4, 3, 1])
-def test_the_largest_batch_that_fits_is_named(
+def test_the_hint_names_the_largest_batch_that_fits(
     fits: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = need(setup, fits, 64) / 0.89
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: room)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: room)
     error = out_of_memory.out_of_memory(setup)
     assert error.exit_code == 1
-    assert f"about {need(setup, 12, 64) / MIB:,.0f} MiB by the estimate" in error.message
-    assert f"there is room for about {room / MIB:,.0f} MiB" in error.message
+    assert f"about {need(setup, 12, 64) / MIB:,.0f} MiB (estimated)" in error.message
+    assert f"about {room / MIB:,.0f} MiB are available" in error.message
     assert f"train.batch_size={fits} train.grad_accum={24 // fits}: the same" in error.hint
 
 
-def test_a_machine_that_says_nothing_is_advised_to_halve(
+def test_without_a_known_memory_the_hint_halves_the_batch(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: None)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: None)
     error = out_of_memory.out_of_memory(setup)
-    assert "room" not in error.message
+    assert "available" not in error.message
     assert "train.batch_size=6 train.grad_accum=4" in error.hint
 
 
-def test_a_batch_is_lowered_even_where_the_estimate_says_that_it_fits(
+def test_the_hint_lowers_the_batch_even_if_the_estimate_fits(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1e12)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1e12)
     assert "train.batch_size=6 train.grad_accum=4" in out_of_memory.out_of_memory(setup).hint
 
 
-def test_then_the_context_then_the_network(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hint_lowers_the_context_length_then_the_network(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = need(setup, 1, 32) / 0.89
     assert need(setup, 1, 64) > 0.9 * room
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: room)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: room)
     hint = out_of_memory.out_of_memory(setup).hint
     assert "train.batch_size=1 train.grad_accum=24 and model.block_size=32" in hint
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1000.0)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1000.0)
     assert "lower model.n_embd (now 32" in out_of_memory.out_of_memory(setup).hint
 
 
-def test_a_resumed_run_is_told_that_it_takes_a_new_one(
+def test_for_a_resumed_run_the_hint_asks_for_a_new_run(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory, "room_for_training", lambda device: 1e12)
+    monkeypatch.setattr(out_of_memory, "memory_for_training", lambda device: 1e12)
     resumed = replace(setup, resume=object())
     assert "grad_accum=4, in a new run:" in out_of_memory.out_of_memory(resumed).hint
 
 
-def test_the_room_of_this_machine() -> None:
-    room = out_of_memory.room_for_training(torch.device("cpu"))
+def test_the_memory_of_this_machine() -> None:
+    room = out_of_memory.memory_for_training(torch.device("cpu"))
     assert room is None or 100 * MIB < room < 2**50
 
 
@@ -94,11 +96,11 @@ WORDS = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_si
 
 @pytest.mark.parametrize("where", ["model", "optimizer", "first step"])
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a run"])
-def test_a_run_that_came_to_nothing_leaves_nothing(
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Refused before its first step, it blocks no other run, and an old one is as it was."""
+    """Its name is free again, and an old run in the folder is unchanged."""
     from gptcli.training import training_state
     from gptcli.training.passes import TorchPasses
 
@@ -128,7 +130,7 @@ def test_a_run_that_came_to_nothing_leaves_nothing(
         assert cli(*again).code == 0  # not "exists already"
 
 
-def test_a_run_that_made_a_step_stays(
+def test_a_run_that_made_a_step_is_kept(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.training.passes import TorchPasses
@@ -152,7 +154,7 @@ def test_a_run_that_made_a_step_stays(
 def test_a_resumed_run_keeps_its_folder(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that was stopped before its first step, by a kill."""
+    """Also if a kill stopped it before its first step."""
     from gptcli.training import training_state
 
     run = tmp_path / "r"
@@ -176,10 +178,10 @@ def test_a_resumed_run_keeps_its_folder(
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate "
                      "memory: you tried to allocate 400 bytes."),
-        torch.OutOfMemoryError("CUDA out of out_of_memory. Tried to allocate 20.00 MiB."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     ],
 )  # fmt: skip
-def test_the_command_says_it(
+def test_the_command_shows_the_error(
     error: Exception, cli: Any, text_file: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.training.passes import TorchPasses

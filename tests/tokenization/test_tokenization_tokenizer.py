@@ -1,4 +1,4 @@
-"""What every kind promises: text back unchanged, streams without half characters, plain errors."""
+"""Every kind of tokenizer: decode(encode(text)) == text, no half characters in streams, errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ kinds = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
 @kinds_for_any_text
 @given(text=TEXT)
 @settings(max_examples=80, deadline=None)
-def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_restores_any_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.eot not in ids
@@ -48,21 +48,21 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 @kinds_for_any_text
 @given(ids=st.lists(st.integers(0, 256)), data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_stream_of_any_ids_is_their_text(
+def test_a_stream_of_any_ids_gives_their_text(
     tokenizer: Tokenizer, ids: list[int], data: st.DataObject
 ) -> None:
     ids += data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     stream = tokenizer.stream()
     parts = [stream.push(id) for id in ids]
     assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
-    # After a flush the decoder is as new.
+    # A flush resets the decoder.
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
 @kinds_for_any_text
 @given(text=TEXT)
 @settings(max_examples=40, deadline=None)
-def test_stream_of_a_text_never_shows_half_a_character(tokenizer: Tokenizer, text: str) -> None:
+def test_a_stream_never_shows_half_a_character(tokenizer: Tokenizer, text: str) -> None:
     stream, shown = tokenizer.stream(), ""
     for id in tokenizer.encode(text):
         shown += stream.push(id)
@@ -71,17 +71,17 @@ def test_stream_of_a_text_never_shows_half_a_character(tokenizer: Tokenizer, tex
     assert shown == text
 
 
-def test_stream_holds_an_emoji_back_until_it_is_whole() -> None:
+def test_a_stream_holds_an_incomplete_emoji_back() -> None:
     stream = ANY["byte"].stream()
     assert [stream.push(byte) for byte in "🙂a".encode()] == ["", "", "", "🙂", "a"]
     assert [stream.push(byte) for byte in "🙂".encode()[:3]] == ["", "", ""]
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
-    # As soon as a byte shows that a character cannot become whole, it is replaced.
+    # A byte that makes the character invalid replaces it at once.
     assert [stream.push(byte) for byte in (0xF0, 0x41, 0xFF)] == ["", "\ufffdA", "\ufffd"]
 
 
 @kinds
-def test_shipped_text_comes_back_by_both_encoders(tokenizer: Tokenizer) -> None:
+def test_both_encoders_restore_the_shipped_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(SHAKESPEARE)
     assert tokenizer.decode(ids) == SHAKESPEARE
     assert np.array_equal(tokenizer.encode_array(SHAKESPEARE), ids)
@@ -106,7 +106,7 @@ def test_lone_surrogate_is_refused_with_its_position(tokenizer: Tokenizer) -> No
 
 
 @kinds_for_any_text
-def test_end_of_text_is_last_and_what_a_sample_starts_from(tokenizer: Tokenizer) -> None:
+def test_end_of_text_is_the_last_id_and_starts_a_sample(tokenizer: Tokenizer) -> None:
     assert tokenizer.eot == tokenizer.vocab_size - 1
     assert tokenizer.start_ids() == [tokenizer.eot]
     assert tokenizer.token_bytes(tokenizer.vocab_size - 1) == END_OF_TEXT.encode()
@@ -114,12 +114,12 @@ def test_end_of_text_is_last_and_what_a_sample_starts_from(tokenizer: Tokenizer)
 
 
 @kinds
-def test_token_bytes_are_what_decode_joins(tokenizer: Tokenizer) -> None:
+def test_decode_joins_the_token_bytes(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("To be, or not to be")
     assert b"".join(map(tokenizer.token_bytes, ids)) == b"To be, or not to be"
 
 
-def test_show_escapes_what_cannot_be_seen() -> None:
+def test_show_escapes_invisible_characters() -> None:
     assert [form for _, form in KINDS["char"].show("a \n")] == ["a", " ", "\\n"]
     assert [form for _, form in ANY["byte"].show("é")] == ["\\xc3", "\\xa9"]
     assert [form for _, form in ANY["gpt2"].show("Hello\u200b")] == ["Hello", "\\u200b"]

@@ -1,5 +1,8 @@
-"""What is tried on disks that kill, refuse, lose and fill up: by the tests beside this file, and by
-benchmarks/reliability.py, which counts. Each function yields once for each trial that held."""
+"""Trials of saving on disks that kill, fail, lose writes or are full.
+
+The tests in this folder run them, and benchmarks/reliability.py counts them. Each function yields
+once per trial that passed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training import checkpoint
-from tests.training.bad_disks import (
+from tests.training.faulty_disks import (
     Deadly,
     Operation,
     Recording,
@@ -34,7 +37,7 @@ from tests.training.lost_writes import Model, write_tree
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
 FLOATS = 3000  # 12 kB: a checkpoint of some pages
 TIDYING = ("a new best one", "the old ones go", "a resume")
-"""Stories in which old checkpoints go: where one cannot go now, that is no error."""
+"""Stories that delete old checkpoints. A checkpoint that cannot be deleted is no error there."""
 
 
 @contextmanager
@@ -48,20 +51,20 @@ def on(disk: durable.Disk) -> Iterator[None]:
 
 
 def begin(story: Story, folder: Path) -> Path:
-    """The run of a story, before its calls."""
+    """Create the run of a story, as it is before the calls."""
     with on(Watched()):
         return story.begin(folder / "begun")
 
 
 def copy(begun: Path) -> Path:
-    """A fresh copy of a run, in the place of the last one."""
+    """A fresh copy of a run. It replaces the previous copy."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
 
 
 def record(story: Story, begun: Path) -> list[Operation]:
-    """The operations that a story tries when nothing disturbs it."""
+    """The operations of a story without any fault."""
     disk = Recording()
     with on(disk):
         story.tell(copy(begun))
@@ -69,7 +72,7 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what must hold of a run, and that it goes on."""
+    """Assert what must be true of an interrupted run, and that it can be continued."""
     with on(Watched()):
         story.check(run, returned)
         story.go_on(run)
@@ -79,7 +82,9 @@ def check(story: Story, run: Path, returned: int) -> None:
 
 
 def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
-    """SIGKILL after each number of operations; with `half`, within each write. Yields it."""
+    """SIGKILL after each number of operations, or with `half` in the middle of each write.
+
+    Yields the number."""
     operations = record(story, begun)
     for count in range(len(operations) + 1):
         if half and (count == len(operations) or operations[count][0] != "write"):
@@ -98,10 +103,10 @@ def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[i
 
 
 def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> Iterator[int]:
-    """Every prefix of the operations, and of what was not synced by then any subset lost or cut.
-    Yields how many crashes left the tree that was tried: the same one is tried once.
+    """A power cut after each operation: any subset of the data without fsync is lost or cut.
 
-    Also: what a call that has returned has saved is there after a crash."""
+    Asserts also that a call that returned has saved its data for good. Crashes that leave the same
+    files are tried once; yields how many there were."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
@@ -133,7 +138,7 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Tell a story on a disk that refuses: the run, and the error it ended with."""
+    """Tell a story on a failing disk; returns the run and the error that it raised."""
     run = copy(begun)
     with on(disk):
         try:
@@ -144,13 +149,13 @@ def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliErro
 
 
 def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
-    """Each operation fails once, with each of ERRORS. Yields which."""
+    """Each operation fails once, with each of ERRORS. Yields its number."""
     for count, operation in enumerate(record(story, begun)):
         for number in ERRORS:
             disk = Refusing(count, number)
             run, error = refused(story, begun, disk)
             assert disk.refused
-            if error is None:  # deleting what is no longer needed can wait
+            if error is None:  # old files can be deleted later
                 assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
             else:
                 check_words(error, run, number)
@@ -161,7 +166,7 @@ def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
 
 
 def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
-    """From each operation on all fail. Yields which."""
+    """All operations fail, beginning with each of them. Yields its number."""
     for count in range(len(record(story, begun))):
         run, error = refused(story, begun, Refusing(count, errno.EIO, always=True))
         if error is not None:
@@ -180,7 +185,7 @@ def check_words(error: GptcliError, run: Path, number: int) -> None:
 
 
 def short_writes(size: int, folder: Path) -> Iterator[int]:
-    """A disk that takes a few bytes at a time, and with `size` 0 none at all."""
+    """A disk that writes at most `size` bytes at a time; with 0, nothing at all."""
     run, refused = folder / "short", None
     run.mkdir()
     try:
@@ -202,7 +207,7 @@ def short_writes(size: int, folder: Path) -> Iterator[int]:
 
 
 def refuses(run: Path, step: int) -> str | None:
-    """Save a step: None, or the error's line, the disk having been left as it was."""
+    """Save a step; returns None, or the error message if the disk refused and nothing changed."""
     error = None
     try:
         write(run, step, size=FLOATS)
@@ -220,7 +225,7 @@ def refuses(run: Path, step: int) -> str | None:
 
 
 def check_old(run: Path, step: int) -> None:
-    """Assert that the newest checkpoint is this one, and whole."""
+    """Assert that the newest checkpoint is valid and has this step."""
     saved, notes = checkpoint.newest_valid(run)
     assert saved is not None
     assert (saved.step, notes) == (step, [])
@@ -228,7 +233,8 @@ def check_old(run: Path, step: int) -> None:
 
 
 def limited_file_sizes(run: Path) -> Iterator[int]:
-    """RLIMIT_FSIZE, which is how a quota shows itself: a write is short, the next one fails.
+    """RLIMIT_FSIZE, which acts like a quota: one write is short and the next one fails.
+
     Yields the limits."""
     import resource
 
@@ -249,13 +255,13 @@ def limited_file_sizes(run: Path) -> Iterator[int]:
 
         assert in_child(body) == (0, "")
         check_old(run, 30)
-        checkpoint.tidy(run, 10)
+        checkpoint.delete_leftovers(run, 10)
         assert checkpoint.steps_of(run) == [10]
         yield limit
 
 
 def no_more_open_files(run: Path) -> Iterator[int]:
-    """RLIMIT_NOFILE: not one file more."""
+    """RLIMIT_NOFILE: the process cannot open any more files."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -271,7 +277,7 @@ def no_more_open_files(run: Path) -> Iterator[int]:
         except GptcliError as raised:
             error = raised
         finally:
-            checkpoint.prune(run, 2)  # does nothing, says nothing
+            checkpoint.prune(run, 2)  # does nothing and raises nothing
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert error is not None
         assert os.strerror(errno.EMFILE) in error.message
@@ -288,12 +294,13 @@ NOT_ALLOWED = 77
 
 
 class NotAllowedError(Exception):
-    """This system lets nobody mount a file system."""
+    """This system does not let us mount a file system."""
 
 
 def mount_tmpfs(folder: Path, options: str) -> None:
-    """Mount a small file system in memory, which this process and its children alone see and
-    which goes with them. Ends the process with NOT_ALLOWED where the system refuses."""
+    """Mount a small file system in memory, which only this process and its children see.
+
+    Exits with NOT_ALLOWED if the system refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     new_user, new_mount = 0x10000000, 0x00020000
@@ -310,14 +317,16 @@ def mount_tmpfs(folder: Path, options: str) -> None:
 
 
 def full_file_system(what: str, folder: Path) -> Iterator[int]:
-    """A small tmpfs without `room`, or without `inodes`, that is filled and then freed bit by bit,
-    so that it is full at every operation. Raises NotAllowedError. Yields the saves refused."""
+    """A small tmpfs without free space (`room`) or without free `inodes`.
+
+    It is filled, then freed bit by bit, so that each save fails at a later operation. Yields
+    the number of each refused save. Raises NotAllowedError if it cannot be mounted."""
     pages, inodes = 24, 40
     one = b"full" * 1024 if what == "room" else b""
-    told = folder.with_name(f"{folder.name}-{what}")
+    counts = folder.with_name(f"{folder.name}-{what}")
 
     def body() -> None:
-        with told.open("wb") as count:
+        with counts.open("wb") as count:
             mount_tmpfs(folder, f"size={4096 * pages},nr_inodes={inodes}")
             run = folder / "run"
             run.mkdir()
@@ -341,4 +350,4 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
     if os.waitstatus_to_exitcode(status) == NOT_ALLOWED:
         raise NotAllowedError
     assert (status, text) == (0, "")
-    yield from range(1, told.stat().st_size + 1)
+    yield from range(1, counts.stat().st_size + 1)

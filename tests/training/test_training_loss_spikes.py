@@ -1,4 +1,4 @@
-"""A spike of the loss is noted once, with the batch that caused it."""
+"""A loss spike is reported once, with the batch that caused it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from gptcli.events import Notice
-from gptcli.training.loss_spikes import Spikes
+from gptcli.training.loss_spikes import SpikeDetector
 
 
-def noted(losses: list[float]) -> list[int]:
-    spikes = Spikes()
+def reported(losses: list[float]) -> list[int]:
+    spikes = SpikeDetector()
     return [i for i, loss in enumerate(losses) if spikes.excess(loss) is not None]
 
 
@@ -26,37 +26,39 @@ def noise(count: int, level: float = 3.0, spread: float = 0.05) -> list[float]:
 
 
 def test_normal_noise_and_a_falling_loss_are_no_spikes() -> None:
-    assert noted(noise(5000)) == []
+    assert reported(noise(5000)) == []
     falling = [1.0 + 3.0 * 0.97**i + wobble for i, wobble in enumerate(noise(300, 0.0))]
-    assert noted(falling) == []
-    assert noted([*noise(400, 0.01, 0.0001), 0.15]) == []  # learnt by heart: 0.14 is little
+    assert reported(falling) == []
+    assert reported([*noise(400, 0.01, 0.0001), 0.15]) == []  # overfitted: 0.14 is little
 
 
 def test_one_odd_batch_is_a_spike() -> None:
     losses = noise(200)
     losses[130] = 4.0
-    assert noted(losses) == [130]
-    spikes = Spikes()
+    assert reported(losses) == [130]
+    spikes = SpikeDetector()
     for loss in losses[:130]:
         spikes.excess(loss)
     assert spikes.excess(4.0) == pytest.approx(3.0, abs=0.05)
 
 
-def test_the_first_losses_cannot_be_judged() -> None:
-    assert noted([3.0] * 19 + [9.0]) == []
-    assert noted([3.0] * 20 + [9.0]) == [20]
+def test_the_first_losses_are_never_spikes() -> None:
+    assert reported([3.0] * 19 + [9.0]) == []
+    assert reported([3.0] * 20 + [9.0]) == [20]
 
 
-def test_no_flood() -> None:
-    assert noted(noise(100) + noise(400, 6.0)) == [100]  # a new level is said once
+def test_spikes_are_reported_at_most_once_in_50_steps() -> None:
+    assert reported(noise(100) + noise(400, 6.0)) == [100]  # a new level is reported once
     every_third = noise(600)
     every_third[99::3] = noise(len(every_third[99::3]), 5.0)
-    assert len(noted(every_third)) <= 10  # of 167, in 500 steps
+    assert len(reported(every_third)) <= 10  # of 167, in 500 steps
     growing = noise(100) + [3.0 + 2.0**i for i in range(80)]
-    assert noted(growing) == [100, 150]
+    assert reported(growing) == [100, 150]
 
 
-def test_the_notice_leads_to_the_batch(tmp_path: Path, new: Any, drive: Any, cli: Any) -> None:
+def test_the_notice_names_the_command_that_shows_the_batch(
+    tmp_path: Path, new: Any, drive: Any, cli: Any
+) -> None:
     text = "".join(f"the {w} and the {w}.\n" for w in ("cat", "dog", "cow", "hen")) * 300
     middle = len(text) // 2
     source = tmp_path / "text.txt"

@@ -1,4 +1,4 @@
-"""tokenizer.json: read back by us and by Hugging Face, and refused when it is not what we wrote."""
+"""tokenizer.json: gptcli and Hugging Face read it alike; damaged or foreign files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_comes_back_the_same(kind: str, path: Path) -> None:
+def test_a_loaded_tokenizer_is_the_same(kind: str, path: Path) -> None:
     tokenizer = TOKENIZERS[kind]
     loaded = load_tokenizer(store(path, tokenizer.to_json()))
     assert loaded.kind == kind
@@ -53,7 +53,7 @@ def test_hugging_face_reads_it_with_the_same_ids(kind: str, path: Path) -> None:
         assert theirs.token_to_id("<|endoftext|>") == tokenizer.eot
 
 
-def test_odd_alphabet_comes_back(path: Path) -> None:
+def test_unusual_characters_can_be_saved_and_loaded(path: Path) -> None:
     text = '\x00\x1f"\\\u2028\u0301é🙂\U0010ffff\r\n'
     tokenizer = build_tokenizer("char", 0, lambda: iter([text]))
     loaded = load_tokenizer(store(path, tokenizer.to_json()))
@@ -61,7 +61,7 @@ def test_odd_alphabet_comes_back(path: Path) -> None:
     assert tokenizers.Tokenizer.from_file(str(path)).encode(text).ids == tokenizer.encode(text)
 
 
-def test_fingerprints_tell_tokenizers_apart() -> None:
+def test_different_tokenizers_have_different_fingerprints() -> None:
     others = [
         build_tokenizer("bpe", 299, lambda: iter([SHAKESPEARE])),
         build_tokenizer("char", 0, lambda: iter([SHAKESPEARE + "🙂"])),
@@ -71,7 +71,7 @@ def test_fingerprints_tell_tokenizers_apart() -> None:
     assert all(len(digest) == 64 for digest in prints)
 
 
-def test_other_white_space_in_the_json_does_no_harm(path: Path) -> None:
+def test_other_white_space_in_the_json_is_accepted(path: Path) -> None:
     tokenizer = TOKENIZERS["bpe"]
     store(path, json.dumps(json.loads(tokenizer.to_json()), indent=4).replace("\n", "\r\n"))
     assert load_tokenizer(path).fingerprint() == tokenizer.fingerprint()
@@ -103,7 +103,7 @@ def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
         (b'{"model": {"kind": "bpe", "vocab": {"a": 0}}}', "lacks the single bytes"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(content: bytes, words: str, path: Path) -> None:
+def test_files_that_are_not_tokenizers_are_refused(content: bytes, words: str, path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(GptcliError, match=words) as caught:
         load_tokenizer(path)
@@ -159,7 +159,7 @@ def _rename_last_merge(stored: dict[str, Any]) -> None:
         ("byte", _set("model", "kind", to="gpt2"), "is not what a gpt2 tokenizer"),
         ("byte", _set("model", "vocab", to={"a": 0}), "is not what a byte tokenizer"),
         ("bpe", _swap_merges, "`model` is not what a bpe tokenizer"),
-        ("bpe", _rename_last_merge, "cannot be joined from two tokens"),
+        ("bpe", _rename_last_merge, "is not a merge of two earlier tokens"),
         ("bpe", _set("model", "merges", to=[]), "`model` is not what a bpe tokenizer"),
         ("bpe", _set("added_tokens", to=[]), "`added_tokens` is not what"),
         ("bpe", _drop("model", "vocab", "<|endoftext|>"), "lacks the single bytes or end-of-text"),
@@ -184,7 +184,7 @@ def test_changed_file_is_refused(
         ({"\ud800": 0}, "is not one character"),
     ],
 )
-def test_alphabet_of_other_things_than_characters_is_refused(
+def test_a_char_vocabulary_with_longer_tokens_is_refused(
     vocab: dict[str, int], words: str, path: Path
 ) -> None:
     with pytest.raises(GptcliError, match=words):
@@ -192,7 +192,7 @@ def test_alphabet_of_other_things_than_characters_is_refused(
 
 
 @pytest.mark.parametrize("token", ["世", "", " "])
-def test_bpe_vocabulary_of_other_things_than_bytes_is_refused(token: str, path: Path) -> None:
+def test_a_bpe_vocabulary_with_unknown_characters_is_refused(token: str, path: Path) -> None:
     stored = json.loads(TOKENIZERS["bpe"].to_json())
     last = next(name for name, id in stored["model"]["vocab"].items() if id == 298)
     del stored["model"]["vocab"][last]
@@ -210,7 +210,7 @@ def test_bpe_vocabulary_with_bytes_in_another_order_is_refused(path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cut_off_file_is_refused_wherever_it_ends(kind: str, path: Path) -> None:
+def test_a_truncated_file_is_refused_at_any_length(kind: str, path: Path) -> None:
     content = TOKENIZERS[kind].to_json().encode()
     for end in range(0, len(content) - 1, len(content) // 7):
         path.write_bytes(content[:end])

@@ -1,4 +1,4 @@
-"""Token ids in several shards read as one run."""
+"""Token shards: several files are read as one sequence of ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ quick = settings(
     shard_tokens=st.integers(1, 7),
     data=st.data(),
 )
-def test_what_is_written_is_read(
+def test_written_tokens_are_read_back(
     lengths: list[int], wide: bool, shard_tokens: int, data: st.DataObject, tmp_path: Path
 ) -> None:
     dtype = dtype_for(70_000 if wide else 65_536)
@@ -59,7 +59,7 @@ def test_what_is_written_is_read(
     assert count == 0 or found.dtype == dtype
 
 
-def test_many_short_arrays_are_gathered(tmp_path: Path) -> None:
+def test_many_short_arrays_are_buffered(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, dtype_for(257), 1 << 26)
     writer.write(np.array([1, 2], dtype="<u2"))
     assert list(tmp_path.glob("tokens-*")) == []
@@ -68,7 +68,7 @@ def test_many_short_arrays_are_gathered(tmp_path: Path) -> None:
     assert path.stat().st_size == 2 * ((1 << 20) + 2)
 
 
-def test_a_map_cannot_be_written_through(tmp_path: Path) -> None:
+def test_tokens_are_read_only(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, dtype_for(257), 100)
     writer.write(np.arange(5, dtype="<u2"))
     (shard,) = writer.finish()
@@ -78,7 +78,7 @@ def test_a_map_cannot_be_written_through(tmp_path: Path) -> None:
         TokenStore([ids]).read(0, 2)[0] = 1
 
 
-def test_byte_count_is_that_of_the_text() -> None:
+def test_byte_count_equals_the_bytes_of_the_text() -> None:
     text = "naïve 🙂 text, and more of it\n"
     for kind in ("char", "byte", "gpt2"):
         tokenizer = build_tokenizer(kind, 300, lambda: iter([text]))

@@ -1,4 +1,4 @@
-"""Where the validation part begins, and what is said where a part is too short."""
+"""The validation split: where it begins, and the errors if a split is too short."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_the_end_of_the_text_is_for_validation() -> None:
     assert check_split("a.txt", 129, 0, 128) == 129
 
 
-def test_a_short_training_part() -> None:
+def test_a_short_training_split() -> None:
     error = refusal(1000, 0.1, 950)
     assert error.message == (
-        "a.txt is too short: its training part has 900 tokens, and block_size = 950 needs 951"
+        "a.txt is too short: its training split has 900 tokens, and block_size = 950 needs 951"
     )
     assert error.hint == (
         "lower model.block_size to 899, lower data.val_fraction to 0.049, or use a longer text"
@@ -46,15 +46,15 @@ def test_a_short_training_part() -> None:
     )
     assert error.hint == "lower model.block_size to 127, or use a longer text"
     error = refusal(2, 0.1, 8)
-    assert "its training part has 1 token, and" in error.message
+    assert "its training split has 1 token, and" in error.message
     assert error.hint == "use a longer text"
 
 
-def test_no_validation_part() -> None:
+def test_an_empty_validation_split() -> None:
     error = refusal(1000, 0.001, 128)
     assert error.message == (
-        "a.txt has no validation part: data.val_fraction = 0.001 leaves 1 token of 1000 for it, "
-        "and 2 are needed"
+        "a.txt has no validation split: data.val_fraction = 0.001 leaves 1 token of 1000 for it, "
+        "but 2 are needed"
     )
     assert error.hint == (
         "raise data.val_fraction to 0.002, or set data.val_fraction to 0 to train without "
@@ -80,7 +80,7 @@ def test_every_hint_works(tokens: int, val_fraction: float, block_size: int) -> 
         assert train == train_tokens(tokens, val_fraction) > block_size
         assert val_fraction == 0 or tokens - train >= 2
         return
-    # Each suggestion is a way of its own, except the two that are tied by `and`.
+    # Each suggestion works without the others, except two that are joined by `and`.
     block = re.search(r"block_size to (\d+)", hint)
     fraction = re.search(r"(?:lower|raise) data.val_fraction to ([\d.e-]+)", hint)
     if " and " in hint:

@@ -1,4 +1,4 @@
-"""Disks that record, kill or refuse in place of gptcli.files.durable.disk; what must hold after."""
+"""Disks that record, kill or fail in place of durable.disk, and what must be true afterwards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from gptcli.training import checkpoint
 from gptcli.training.training_state import Progress
 
 Operation = tuple[Any, ...]
-"""("write", path, data), ("rename", source, goal), and for the others the name and the path."""
+"""("write", path, data), ("rename", source, goal), or the name of an operation and its path."""
 
 
 class Watched(durable.Disk):
-    """A disk that hands each operation to `watch`. It does not wait for the hardware: what a
-    process has written outlives it without that, and the tests are quick."""
+    """A disk that hands each operation to `watch`.
+
+    It skips fsync, so the tests are fast: data that a process wrote survives its death anyway."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
-        """Do it, or something else."""
+        """Do the operation, or something else instead. Subclasses override this."""
         return do()
 
     def create(self, path: Path) -> io.FileIO:
@@ -60,7 +61,7 @@ class Watched(durable.Disk):
 
 
 class Recording(Watched):
-    """Remembers the operations: those that were tried, and of them those that succeeded."""
+    """Records the operations that were tried, and those that succeeded."""
 
     def __init__(self) -> None:
         self.tried: list[Operation] = []
@@ -74,8 +75,8 @@ class Recording(Watched):
 
 
 class Deadly(Watched):
-    """Kills its process by SIGKILL after `count` operations; with `half`, after half of the data
-    of the write that comes then."""
+    """Kills its process with SIGKILL after `count` operations; with `half`, in the middle of the
+    write that follows."""
 
     def __init__(self, count: int, half: bool) -> None:
         self.left = count
@@ -93,8 +94,9 @@ class Deadly(Watched):
 
 
 class Refusing(Watched):
-    """Fails with `number` (of the module errno) at the operation that `count` others precede, and
-    with `always` at all that follow. A write that fails has written half of its data."""
+    """Fails with errno `number` after `count` operations: once, or from then on with `always`.
+
+    A write that fails has written half of its data."""
 
     def __init__(self, count: int, number: int, always: bool = False) -> None:
         self.left = count
@@ -114,7 +116,7 @@ class Refusing(Watched):
 
 
 class Short(durable.Disk):
-    """Takes a few bytes at a time."""
+    """Writes at most `size` bytes at a time."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -124,7 +126,7 @@ class Short(durable.Disk):
 
 
 def in_child(body: Callable[[], None]) -> tuple[int, str]:
-    """Run `body` in a forked process: its wait status (0: it ended well) and what it raised."""
+    """Run `body` in a forked process; returns its wait status (0: success) and its traceback."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -142,18 +144,18 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
     return os.waitpid(child, 0)[1], text
 
 
-# ---- what is done to a run -------------------------------------------------------------------
+# ---- stories: calls on a run, and what must be true after them --------------------------------
 
 
 def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
-    """Save a checkpoint whose tensors, of `size` floats, tell its step."""
+    """Save a checkpoint with `size` floats, all equal to its step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
 
 
 def leave_behind(run: Path) -> None:
-    """What writers that were killed have left: among the checkpoints and in one of them."""
+    """Create the temporary files of killed writers, among the checkpoints and inside one."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
@@ -163,33 +165,33 @@ def leave_behind(run: Path) -> None:
 
 
 def damage(run: Path, step: int, name: str) -> None:
-    """Cut a byte off a file of a checkpoint."""
+    """Cut the last byte off a file of a checkpoint."""
     path = checkpoint.folder_of(run, step) / name
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @dataclass(frozen=True)
 class Story:
-    """Calls on a run that has the checkpoints `before` (and the best one, the first of them), and
-    what must hold whenever they are broken off."""
+    """Calls on a run with the checkpoints `before` (the first is the best), and what must be true
+    whenever the calls are interrupted."""
 
     name: str
     before: tuple[int, ...]
     calls: tuple[Callable[[Path], None], ...]
     new: int | None
-    """The newest valid step once the first call has returned."""
+    """The newest valid step after the first call."""
     old: int | None
-    """The newest valid step before that."""
+    """The newest valid step before the first call."""
     kept: frozenset[int]
-    """Steps that stay whole throughout."""
+    """Steps that stay valid all the time."""
     best: int | None
-    """The best step once all calls have returned."""
+    """The best step after all calls."""
     prepare: Callable[[Path], None] = lambda run: None
     torn: int | None = None
-    """A step that may be found damaged, since it was damaged before."""
+    """A step that can be damaged, because it was damaged before."""
 
     def begin(self, run: Path) -> Path:
-        """Write the run as it is before the calls; returns `run`."""
+        """Create the run with the checkpoints `before`; returns `run`."""
         run.mkdir()
         for step in self.before:
             write(run, step)
@@ -205,7 +207,7 @@ class Story:
             returned()
 
     def check(self, run: Path, returned: int) -> None:
-        """Assert what must hold of `run` when that many of the calls had returned."""
+        """Assert what must be true of `run` if it was interrupted after `returned` calls."""
         saved, notes = checkpoint.newest_valid(run)
         step = saved.step if saved else None
         assert step in ((self.new,) if returned else (self.old, self.new)), (step, notes)
@@ -227,9 +229,9 @@ class Story:
             assert more in ((1,) if ended else (0, 1))
 
     def go_on(self, run: Path) -> None:
-        """Assert that a resumed run finds nothing in its way and leaves nothing behind."""
+        """Assert that a resumed run can save checkpoints, and that no temporary files stay."""
         saved, _ = checkpoint.newest_valid(run)
-        checkpoint.tidy(run, saved.step if saved else -1)
+        checkpoint.delete_leftovers(run, saved.step if saved else -1)
         assert temporaries(run) == []
         write(run, 60)
         checkpoint.mark_best(run, 60)
@@ -243,14 +245,14 @@ class Story:
 
 
 def check_tensors(run: Path, step: int) -> None:
-    """Assert that a checkpoint loads and has the numbers of its step."""
+    """Assert that a checkpoint loads, and that all its numbers equal its step."""
     loaded = checkpoint.load(run, step, with_state=True)
     assert set(loaded.model["w"].tolist()) == {float(step)}
     assert set(loaded.state["m"].tolist()) == {-float(step)}
 
 
 def temporaries(run: Path) -> list[str]:
-    """Temporary names under a run folder."""
+    """The names of the temporary files under a run folder."""
     return sorted(p.name for p in run.rglob(".*"))
 
 
@@ -321,7 +323,7 @@ STORIES = (
     Story(
         "a resume",
         (10, 20, 30),
-        (lambda run: checkpoint.tidy(run, 20),),
+        (lambda run: checkpoint.delete_leftovers(run, 20),),
         20,
         20,
         frozenset({10, 20}),
@@ -333,5 +335,5 @@ STORIES = (
 
 
 def names(stories: Iterable[Story]) -> list[str]:
-    """Names for pytest.mark.parametrize."""
+    """The ids of the stories for pytest.mark.parametrize."""
     return [story.name.replace(" ", "-") for story in stories]

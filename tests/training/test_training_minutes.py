@@ -1,4 +1,4 @@
-"""`--minutes`: what is chosen, and that it is a rule."""
+"""`--minutes`: the rules that choose network, batch size, dropout and steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.training import minutes
-from gptcli.training.minutes import block_parameters, choose, plan
+from gptcli.training.minutes import block_parameters, choose_settings, fit_to_minutes, with_values
 
 
 def size(values: dict[str, Any]) -> float:
@@ -20,35 +20,37 @@ def size(values: dict[str, Any]) -> float:
 
 
 def test_more_operations_never_choose_a_smaller_network() -> None:
-    sizes = [size(choose(10.0**k, 1e9, 80).values) for k in range(11, 20)]
+    sizes = [size(choose_settings(10.0**k, 1e9, 80).values) for k in range(11, 20)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 5
 
 
 def test_a_short_text_gets_no_larger_network_than_it_can_fill() -> None:
-    long, short = choose(1e15, 1e7, 80), choose(1e15, 4e4, 80)
+    long, short = choose_settings(1e15, 1e7, 80), choose_settings(1e15, 4e4, 80)
     assert size(short.values) < size(long.values)
     assert "short" in short.reasons[0]
     assert "short" not in long.reasons[0]
 
 
-def test_dropout_comes_with_passes_over_the_text() -> None:
+def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
     texts = (1e8, 2e5, 5e4)
-    shares = [choose(1e14, characters, 80).values["model.dropout"] for characters in texts]
+    shares = [choose_settings(1e14, characters, 80).values["model.dropout"] for characters in texts]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
     assert shares[-1] > 0.1
 
 
 def test_a_text_of_many_different_characters_gets_a_bpe() -> None:
-    assert choose(1e14, 1e6, 90).values["tokenizer.kind"] == "char"
-    assert choose(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
+    assert choose_settings(1e14, 1e6, 90).values["tokenizer.kind"] == "char"
+    assert choose_settings(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
 
 
 def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
-    kinds = [choose(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)]
+    kinds = [
+        choose_settings(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)
+    ]
     assert kinds == ["char", "char", "char", "bpe", "bpe"]
-    assert choose(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
+    assert choose_settings(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
 
 
 @pytest.mark.parametrize("operations", [1e11, 1e13, 1e15, 1e17])
@@ -56,7 +58,7 @@ def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
 @pytest.mark.parametrize("different", [60, 5000])
 def test_every_choice_is_a_config(operations: float, characters: float, different: int) -> None:
     tree: dict[str, dict[str, Any]] = {}
-    for key, value in choose(operations, characters, different).values.items():
+    for key, value in choose_settings(operations, characters, different).values.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     Config.model_validate(tree)
@@ -70,8 +72,8 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
 
 def planned(tmp_path: Path, limit: float, asked: dict[str, Any], **rest: Any) -> Any:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
-    config = minutes._with(config, asked)
-    return plan(
+    config = with_values(config, asked)
+    return fit_to_minutes(
         config,
         set(asked),
         minutes=limit,
@@ -88,7 +90,7 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
 
 
-def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     asked = {"model.n_layer": 7, "model.dropout": 0.05}
     config, _ = planned(tmp_path, 1, asked)
@@ -99,12 +101,12 @@ def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(reasons) == 1 or "small" in reasons[1]
 
 
-def test_a_small_text_is_said_to_be_learned_by_heart(
+def test_a_note_says_that_a_small_text_is_overfitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
     _, reasons = planned(tmp_path, 5, {})
-    assert any("learned by heart" in reason for reason in reasons)
+    assert any("overfit" in reason for reason in reasons)
 
 
 def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:
         planned(tmp_path, 1, {"train.max_steps": 100})
 
 
-def test_too_short_a_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 10.0)
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
@@ -134,7 +136,7 @@ def test_minutes_on_the_command_line(
     assert f"max_steps: {result['steps']}" in Path("r/config.yaml").read_text()
 
 
-def test_minutes_with_a_config_choose_the_steps_alone(
+def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

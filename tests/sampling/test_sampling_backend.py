@@ -1,4 +1,4 @@
-"""Which streams, and how many: by the memory that is free."""
+"""The sampling engine and the number of streams, which depends on the free memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from tests.sampling.sampling_models import model
 CPU = torch.device("cpu")
 
 
-def test_what_is_free_is_a_plausible_number() -> None:
+def test_free_memory_is_a_plausible_number() -> None:
     assert 2**24 < free_memory(CPU) < 2**44
 
 
-def test_a_container_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_the_limit_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = {"/proc/meminfo": "MemTotal: 9\nMemAvailable:  5000 kB\n",
             "/sys/fs/cgroup/memory.max": "3000000\n",
             "/sys/fs/cgroup/memory.current": "1000000\n"}  # fmt: skip
@@ -30,7 +32,7 @@ def test_a_container_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_fewer_streams_where_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_streams_if_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = (
         choose_backend("float32", CPU, has_user_parts=False)
         if native
@@ -41,15 +43,16 @@ def test_fewer_streams_where_memory_is_short(native: bool, monkeypatch: pytest.M
     m = model("gpt2", 2, 64, n_embd=64)
     assert open_streams(m, 40, SamplingParams(), backend, 1).count == 40
     one = 2 * 2 * 64 * 64 * 4
-    monkeypatch.setattr(backend, "free_memory", lambda device: 8_000_000 if native else 20 * one)
+    free = 8_000_000 if native else 20 * one
+    monkeypatch.setattr("gptcli.sampling.backend.free_memory", lambda device: free)
     assert 1 <= open_streams(m, 256, SamplingParams(), backend, 1).count < 256
 
 
-def test_no_memory_for_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_one_stream_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = choose_backend("float32", CPU, has_user_parts=False)
     if not backend.native:
         pytest.skip("no C decoder on this machine")
-    monkeypatch.setattr(backend, "free_memory", lambda device: 1000)
-    with pytest.raises(GptcliError, match="GiB beside the model") as failed:
+    monkeypatch.setattr("gptcli.sampling.backend.free_memory", lambda device: 1000)
+    with pytest.raises(GptcliError, match="GiB in addition to the model") as failed:
         open_streams(model("modern"), 1, SamplingParams(), backend, 1)
     assert failed.value.exit_code == 1

@@ -1,5 +1,7 @@
-"""An old run that `--overwrite` put aside comes back as it was: late saves, signals, kills; and a
-training that does not get a folder's lock leaves the folder alone."""
+"""The run that --overwrite replaced comes back unchanged, despite late saves, signals and kills.
+
+Also: a training without the folder's lock does not touch the folder.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,23 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, run_folder, saving
 from gptcli.training.loop import _Loop
 from gptcli.training.saving import Saver
-from tests.training.bad_disks import Deadly, Operation, Recording, Watched, in_child
-from tests.training.test_training_beside import LEAVE, WORDS
+from tests.training.faulty_disks import Deadly, Operation, Recording, Watched, in_child
+from tests.training.test_training_background_saving import LEAVE, WORDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals as POSIX has them"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     monkeypatch.setattr(durable, "disk", Watched())
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """Everything in a run folder but its lock."""
+    """Everything in a run folder except its lock."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -48,14 +50,14 @@ def content(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def old(cli: Any, text_file: Path, tmp_path: Path) -> Path:
-    """A finished run, in runs/ of a folder of its own."""
+    """A finished run, runs/old in a temporary folder."""
     run = tmp_path / "runs" / "old"
     assert cli("train", text_file, *WORDS, "--out", run).code == 0
     return run
 
 
 class Late(Watched):
-    """Keeps the writing beside the training waiting at its first file, until it is let go."""
+    """Holds the background thread at its first file, until `let_go` is set."""
 
     def __init__(self) -> None:
         self.at_work, self.let_go = threading.Event(), threading.Event()
@@ -71,7 +73,7 @@ class Late(Watched):
 
 
 @pytest.mark.parametrize("error", [LeaveAtOnce(), GptcliError("a bad step", "", exit_code=1)])
-def test_a_save_that_is_late_touches_nothing_of_the_old_run(
+def test_a_late_save_does_not_touch_the_old_run(
     error: BaseException, old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(old)
@@ -79,7 +81,7 @@ def test_a_save_that_is_late_touches_nothing_of_the_old_run(
     one_step = _Loop.one_step
 
     def step(self: _Loop) -> Any:
-        if self.progress.step == 3:  # its checkpoint, the first and best one, is being written
+        if self.progress.step == 3:  # its first checkpoint, the best one, is being written
             assert disk.at_work.wait(60)
             raise error
         return one_step(self)
@@ -94,12 +96,12 @@ def test_a_save_that_is_late_touches_nothing_of_the_old_run(
         thread.join(60)
     assert content(old) == before
     if outcome.code == 130:
-        assert "--resume" not in outcome.err  # that would go on with the old run
+        assert "--resume" not in outcome.err  # that would resume the old run
         assert f"the earlier run in {old} is restored" in outcome.err
 
 
 class Slow(Watched):
-    """Renames a checkpoint only when told to go on."""
+    """Renames a checkpoint only once `go_on` is set."""
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), False
@@ -113,7 +115,7 @@ class Slow(Watched):
 
 
 @pytest.mark.parametrize("waited_for", [True, False])
-def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
+def test_abandoning_waits_for_a_rename_but_not_long(
     waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -140,12 +142,12 @@ def test_a_checkpoint_that_is_getting_its_name_is_waited_for_but_not_long(
     saver.abandon()
     assert disk.ended == waited_for
     disk.go_on.set()
-    if waited_for:  # with all that belongs to it
+    if waited_for:  # and marked as the best
         assert checkpoint.best_step(tmp_path) == 2
-    list(saver.gather(wait=True))
+    list(saver.collect(wait=True))
 
 
-def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
+def test_a_second_ctrl_c_restores_the_old_run_while_a_save_hangs(
     old: Path, text_file: Path
 ) -> None:
     before = content(old)
@@ -161,11 +163,11 @@ def test_a_second_ctrl_c_brings_the_old_run_back_though_a_save_is_stuck(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_one_more_signal_while_it_is_put_back(
+def test_one_more_signal_during_the_restore(
     number: int, old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(old)
-    put_back = run_folder.put_back
+    restore_replaced = run_folder.restore_replaced
     came = []
 
     class Interrupting(Watched):
@@ -178,12 +180,12 @@ def test_one_more_signal_while_it_is_put_back(
     def interrupted(run: Path) -> bool:
         with monkeypatch.context() as patch:
             patch.setattr(durable, "disk", Interrupting())
-            return put_back(run)
+            return restore_replaced(run)
 
     def leave(self: _Loop) -> Any:
         raise LeaveAtOnce
 
-    monkeypatch.setattr(run_folder, "put_back", interrupted)
+    monkeypatch.setattr(run_folder, "restore_replaced", interrupted)
     monkeypatch.setattr(_Loop, "one_step", leave)
     outcome = cli("train", text_file, *WORDS, "train.seed=9", "--out", old, "--overwrite")
     assert came
@@ -191,10 +193,10 @@ def test_one_more_signal_while_it_is_put_back(
     assert content(old) == before
 
 
-def test_nothing_of_the_new_run_stays(
+def test_no_file_of_the_new_run_stays(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed early has no run.json; another's would say whose weights to take."""
+    """A run that was killed early has no run.json. The new run's would name another origin."""
     (old / "run.json").unlink()
     before = content(old)
 
@@ -206,16 +208,16 @@ def test_nothing_of_the_new_run_stays(
     assert content(old) == before
 
 
-def killed_while_put_back(old: Path) -> Iterator[Path]:
-    """Copies of the run, each where put_back was killed before another of its operations and left
-    no config.yaml."""
+def killed_during_restore(old: Path) -> Iterator[Path]:
+    """Copies of the run after a kill at each operation of restore_replaced that leaves no
+    config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": 9})})
     run_folder.create(begun, config, tokenizer)
     durable.disk = disk = Recording()
-    run_folder.put_back(shutil.copytree(begun, old.parent.parent / "whole"))
+    run_folder.restore_replaced(shutil.copytree(begun, old.parent.parent / "whole"))
     durable.disk = Watched()
     for count in range(len(disk.tried)):
         shutil.rmtree(old)
@@ -223,7 +225,7 @@ def killed_while_put_back(old: Path) -> Iterator[Path]:
 
         def body(run: Path = run, count: int = count) -> None:
             durable.disk = Deadly(count, half=False)
-            run_folder.put_back(run)
+            run_folder.restore_replaced(run)
 
         status, text = in_child(body)
         assert status == signal.SIGKILL, text
@@ -231,7 +233,7 @@ def killed_while_put_back(old: Path) -> Iterator[Path]:
             yield run
 
 
-def test_a_kill_while_it_is_put_back_is_mended_by_whoever_looks(
+def test_any_command_completes_a_restore_that_a_kill_interrupted(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(old)
@@ -246,7 +248,7 @@ def test_a_kill_while_it_is_put_back_is_mended_by_whoever_looks(
         (("train", text_file, *WORDS, "--out", old), "exists already"),
     ]
     states = 0
-    for states, run in enumerate(killed_while_put_back(old), 1):
+    for states, run in enumerate(killed_during_restore(old), 1):
         left = shutil.copytree(run, old.parent.parent / "left")
         for look in looks if states > 1 else [*looks, *commands]:
             shutil.rmtree(run)
@@ -261,18 +263,18 @@ def test_a_kill_while_it_is_put_back_is_mended_by_whoever_looks(
     assert states > 5
 
 
-def test_who_is_at_work_is_not_mended(old: Path) -> None:
-    run = next(killed_while_put_back(old))
+def test_a_locked_folder_is_not_repaired(old: Path) -> None:
+    run = next(killed_during_restore(old))
     before = content(run)
-    with durable.only_writer(run):
+    with durable.folder_lock(run):
         assert run_folder.list_runs(run.parent) == []
     assert content(run) == before
 
 
-# ---- who gets a folder's lock, and who does not ----------------------------------------------
+# ---- the folder's lock -----------------------------------------------------------------------
 
 
-def test_who_loses_the_lock_leaves_the_winners_folder(
+def test_a_training_without_the_lock_leaves_the_folder_alone(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
@@ -280,10 +282,10 @@ def test_who_loses_the_lock_leaves_the_winners_folder(
     winner: list[Any] = []
 
     def make(path: Path) -> None:
-        """Both have seen that the folder is not there; the other one is quicker."""
+        """Both trainings have seen that the folder is missing; the other one is faster."""
         make_folder(path)
         if path == run and not winner:
-            winner.append(durable.only_writer(run))
+            winner.append(durable.folder_lock(run))
             winner[0].__enter__()
 
     monkeypatch.setattr(durable, "make_folder", make)
@@ -294,26 +296,26 @@ def test_who_loses_the_lock_leaves_the_winners_folder(
     winner[0].__exit__(None, None, None)
 
 
-def test_a_run_that_was_finished_meanwhile_is_not_replaced(
+def test_a_run_that_finished_meanwhile_is_not_replaced(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
-    only_writer = durable.only_writer
+    folder_lock = durable.folder_lock
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(durable, "only_writer", only_writer)
+        monkeypatch.setattr(durable, "folder_lock", folder_lock)
         (run / "config.yaml").write_text("the other's", encoding="utf-8")
-        with only_writer(folder):
+        with folder_lock(folder):
             yield
 
-    monkeypatch.setattr(durable, "only_writer", late)
+    monkeypatch.setattr(durable, "folder_lock", late)
     outcome = cli("train", text_file, *WORDS, "--out", run)
     assert (outcome.code, "exists already" in outcome.err) == (2, True), outcome.err
     assert content(run) == {"config.yaml": b"the other's"}
 
 
-def test_a_folder_that_came_to_nothing_keeps_what_others_put_there(
+def test_a_failed_start_keeps_files_of_others_in_the_folder(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.training import setup
@@ -329,20 +331,18 @@ def test_a_folder_that_came_to_nothing_keeps_what_others_put_there(
     assert content(run) == {"notes.txt": b"mine"}
 
 
-def test_a_look_at_the_lock_keeps_no_training_out(tmp_path: Path) -> None:
-    looking = durable.only_writer(tmp_path)
+def test_asking_whether_a_folder_is_locked_keeps_no_training_out(tmp_path: Path) -> None:
+    looking = durable.folder_lock(tmp_path)
     looking.__enter__()
     timer = threading.Timer(0.06, looking.__exit__, (None, None, None))
     timer.start()
-    with durable.only_writer(tmp_path):
+    with durable.folder_lock(tmp_path):
         assert durable.is_locked(tmp_path)
     timer.join()
     assert not durable.is_locked(tmp_path)
 
 
-def test_a_lock_that_was_deleted_keeps_nobody_out_and_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_lock_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = durable._lock
     deleted = []
 
@@ -352,5 +352,5 @@ def test_a_lock_that_was_deleted_keeps_nobody_out_and_is_not_taken(
         return lock(file)
 
     monkeypatch.setattr(durable, "_lock", deleting)
-    with durable.only_writer(tmp_path):
+    with durable.folder_lock(tmp_path):
         assert durable.is_locked(tmp_path)

@@ -1,4 +1,4 @@
-"""Kills, signals and failing disks while a checkpoint is written beside the training."""
+"""Kills, signals and failing disks while a checkpoint is written in the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from gptcli.files import durable
 from gptcli.training import checkpoint, saving
 from gptcli.training.loop import Setup, train
 from gptcli.training.setup import Prepared, prepare_new, prepare_resume
-from tests.training.bad_disks import (
+from tests.conftest import some
+from tests.training.faulty_disks import (
     Deadly,
     Operation,
     Recording,
@@ -42,12 +43,12 @@ WORDS = (
     "run.threads=1", "run.device=cpu", "run.dtype=float32",
 )  # fmt: skip
 SAVED = (2, 3, 4, 6, 7)
-"""The steps that get a checkpoint, all but the last of them beside the training."""
+"""The steps that get a checkpoint; all except the last are written in the background."""
 
 
 @pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "BESIDE_BYTES", 0)
+def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     monkeypatch.setattr(durable, "disk", Watched())
 
 
@@ -62,13 +63,13 @@ def begin(tmp_path: Path, text_file: Path) -> Callable[[str], Setup]:
     return new
 
 
-def ended(run: Path) -> bytes:
-    """The weights that a run ended with."""
+def final_weights(run: Path) -> bytes:
+    """The final weights of a run."""
     return (checkpoint.folder_of(run, 7) / "model.safetensors").read_bytes()
 
 
 def resume(run: Path) -> list[Event]:
-    """Go on to the end; nothing may be left lying about."""
+    """Resume a run to its end, and assert that no temporary files stay."""
     prepared = prepare_resume(run, None)
     events = list(train(prepared.setup)) if isinstance(prepared, Prepared) else []
     assert temporaries(run) == []
@@ -76,7 +77,7 @@ def resume(run: Path) -> list[Event]:
 
 
 def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
-    """The operations of a training that nothing disturbs."""
+    """The disk operations of an undisturbed training."""
     disk = Recording()
     writers: set[str] = set()
     save = checkpoint.save
@@ -95,8 +96,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """How many operations come before each, of a row of writes to one file before the first, the
-    second and the last."""
+    """The numbers of operations after which to strike.
+
+    In a row of writes to one file, only before the first, the second and the last."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -104,19 +106,19 @@ def moments(operations: list[Operation]) -> Iterator[int]:
             yield count
 
 
-def arrived(operations: list[Operation]) -> int | None:
-    """The newest checkpoint that has its name after these operations."""
+def newest_renamed(operations: list[Operation]) -> int | None:
+    """The newest checkpoint that has been renamed after these operations."""
     goals = [str(o[2].name) for o in operations if o[0] == "rename"]
     steps = [int(goal[5:]) for goal in goals if goal.startswith("step-")]
     return max(steps, default=None)
 
 
 def test_a_kill_at_any_operation(
-    begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+    begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in moments(operations):
+    for count in some(moments(operations), 16, slow):
         setup = begin(f"killed-{count}")
 
         def body(setup: Setup = setup, count: int = count) -> None:
@@ -127,48 +129,48 @@ def test_a_kill_at_any_operation(
         assert status == signal.SIGKILL, text
         newest, notes = checkpoint.newest_valid(setup.run)
         assert notes == []
-        assert (newest.step if newest else None) == arrived(operations[:count])
+        assert (newest.step if newest else None) == newest_renamed(operations[:count])
         resume(setup.run)
-        assert ended(setup.run) == ended(whole.run)
+        assert final_weights(setup.run) == final_weights(whole.run)
         assert checkpoint.choose_step(setup.run, "best") == checkpoint.best_step(whole.run)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_any_operation_that_fails(
-    number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch
+    number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in moments(operations):
+    for count in some(moments(operations), 16, slow):
         setup = begin(f"failed-{count}")
         events: list[Event] = []
-        words, code = "", 1
+        message, code = "", 1
         disk = Refusing(count, number)
         with monkeypatch.context() as patch:
             patch.setattr(durable, "disk", disk)
             try:
                 events.extend(train(setup))
-            except GptcliError as error:  # of the last checkpoint
-                words, code = error.message, error.exit_code
+            except GptcliError as error:  # about the last checkpoint
+                message, code = error.message, error.exit_code
         assert disk.refused
         assert code == 1
         notices = [e.message for e in events if isinstance(e, Notice)]
-        if words or notices:
-            (said,) = notices or [words]
-            assert os.strerror(number) in said
-            assert "MiB free there" in said
-            assert "\n" not in said
-        else:  # deleting what is no longer needed can wait
+        if message or notices:
+            (text,) = notices or [message]
+            assert os.strerror(number) in text
+            assert "MiB free there" in text
+            assert "\n" not in text
+        else:  # old files can be deleted later
             assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
         for step in checkpoint.steps_of(setup.run):
             checkpoint.load(setup.run, step, with_state=True)
         resume(setup.run)
-        assert ended(setup.run) == ended(whole.run)
+        assert final_weights(setup.run) == final_weights(whole.run)
 
 
 class Interrupting(Watched):
-    """Sends its process a signal at the operation beside the training that `count` others precede,
-    and is slow then."""
+    """Sends its process a signal after `count` operations in the background, and then waits a
+    moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number
@@ -184,7 +186,7 @@ class Interrupting(Watched):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_one_is_written(
+def test_a_signal_while_a_checkpoint_is_written(
     number: int, begin: Callable[[str], Setup], cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = begin("whole")
@@ -206,7 +208,7 @@ def test_a_signal_while_one_is_written(
         prepared = prepare_resume(run, None)
         assert isinstance(prepared, Prepared)
         list(train(prepared.setup))
-        assert ended(run) == ended(whole.run)
+        assert final_weights(run) == final_weights(whole.run)
 
 
 LEAVE = """
@@ -214,7 +216,7 @@ import os, signal, sys, threading, time
 from gptcli.files import durable
 from gptcli.training import saving
 
-saving.BESIDE_BYTES = 0
+saving.BACKGROUND_BYTES = 0
 
 class Stuck(durable.Disk):
     def write(self, file, data):
@@ -231,7 +233,7 @@ main()
 """
 
 
-def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
+def test_a_second_ctrl_c_leaves_a_save_that_hangs(
     begin: Callable[[str], Setup], tmp_path: Path
 ) -> None:
     whole = begin("whole")
@@ -249,4 +251,4 @@ def test_a_second_ctrl_c_leaves_a_save_that_is_stuck(
     prepared = prepare_resume(run, None)
     assert isinstance(prepared, Prepared)
     list(train(prepared.setup))
-    assert ended(run) == ended(whole.run)
+    assert final_weights(run) == final_weights(whole.run)

@@ -1,4 +1,4 @@
-"""A learner's tokenizer as the tokenizer of a model."""
+"""The user's byte-pair encoding as the tokenizer of a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def class_of(source: str) -> type[Any]:
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_every_right_form_learns_encodes_and_comes_back(name: str, tmp_path: Path) -> None:
+def test_every_accepted_form_trains_encodes_and_loads(name: str, tmp_path: Path) -> None:
     cls = class_of(RIGHT[name])
     tokenizer, read = train_user_bpe(cls, [TEXT[:10], TEXT[10:]], 257 + 12)
     assert read == len(TEXT)
@@ -46,11 +46,11 @@ def test_every_right_form_learns_encodes_and_comes_back(name: str, tmp_path: Pat
     assert again.encode(TEXT) == ids
     assert again.eot == again.vocab_size - 1
     assert again.encode("a<|endoftext|>b", allow_eot=True) == [97, again.eot, 98]
-    with pytest.raises(GptcliError, match="of a tokenizer of your own"):
+    with pytest.raises(GptcliError, match="belongs to your own tokenizer"):
         load_tokenizer(path)
 
 
-def test_it_learns_from_the_beginning_only() -> None:
+def test_training_reads_only_the_beginning() -> None:
     seen = []
 
     class Watching(Reference):
@@ -64,7 +64,7 @@ def test_it_learns_from_the_beginning_only() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 5000])
-def test_a_text_is_cut_where_its_lines_are_however_it_comes(size: int) -> None:
+def test_a_text_is_cut_at_its_lines_for_any_pieces(size: int) -> None:
     tokenizer, _ = train_user_bpe(Reference, [TEXT], 270)
     pieces = [TEXT[i : i + size] for i in range(0, len(TEXT), size)]
     cut = list(line_cuts(pieces, 16))
@@ -107,15 +107,15 @@ class NoIds(Reference):
 @pytest.mark.parametrize(
     ("cls", "says"),
     [
-        (TooMany, "made 4 merges where 3 were asked for"),
-        (Stops, "its train stops with ValueError: not today"),
+        (TooMany, "made 4 merges, but at most 3 were asked for"),
+        (Stops, "its train raises ValueError: not today"),
         (SavesNothing, "wrote no file"),
-        (LoadsNothing, "does not give back the merges"),
+        (LoadsNothing, "does not restore the merges"),
         (Later, r"merge number 0 is of \(97, 256\)"),
         (NoIds, r"gave the id 10000; ids go from 0 to 258"),
     ],
 )
-def test_what_is_no_tokenizer_is_said(cls: type[Any], says: str) -> None:
+def test_an_unusable_tokenizer_is_explained(cls: type[Any], says: str) -> None:
     with pytest.raises(GptcliError, match=says):
         train_user_bpe(cls, ["low lower lowest"], 260)[0].encode("low")
 
@@ -137,7 +137,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             load_tokenizer(path, Reference)
 
 
-def test_a_long_text_is_encoded_by_one_thread_and_leaves_stdout_alone(tmp_path: Path) -> None:
+def test_a_long_text_is_encoded_by_one_thread_without_output_on_stdout(tmp_path: Path) -> None:
     from gptcli.corpus import open_corpus
     from gptcli.corpus.reading import CHUNK
 

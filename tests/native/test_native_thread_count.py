@@ -1,4 +1,4 @@
-"""One thread takes over while the team is slow, and the team comes back."""
+"""Sampling one stream switches to one thread while others disturb it, and back afterwards."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def run(
     switches: int = 0,
     steps: int = 64,
 ) -> list[int]:
-    """The teams of so many runs, whose steps take one or the other so many milliseconds; the
-    processor goes to others so often in a run of the team."""
+    """The numbers of threads that are chosen for `runs` runs of `steps` steps.
+
+    A step takes `one` milliseconds on one thread and `team` on all; `switches` is the number of
+    context switches in a run of all threads."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()
@@ -36,25 +38,24 @@ def run(
     return chosen
 
 
-def test_one_thread_is_not_tried_in_quiet() -> None:
-    assert (
-        run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2) == [USUAL] * 500
-    )  # 31 a second
+def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
+    chosen = run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2)  # 31 a second
+    assert chosen == [USUAL] * 500
 
 
-def test_few_switches_in_a_short_time_say_nothing() -> None:
+def test_few_switches_in_a_short_time_do_not_count() -> None:
     thread_count = ThreadCount(USUAL)
     assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2  # 1,600 a second
     assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 
 
-def test_one_thread_is_tried_and_left() -> None:
+def test_one_thread_is_tried_and_left_if_it_is_slower() -> None:
     chosen = run(ThreadCount(USUAL), 300, one=2.0, team=1.0, switches=100)
     assert chosen[:2] == [USUAL, 1]
-    assert 2 <= chosen.count(1) <= 5  # things may have changed
+    assert 2 <= chosen.count(1) <= 5  # tried again now and then
 
 
-def test_a_team_that_is_disturbed_makes_way_and_comes_back() -> None:
+def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
     thread_count = ThreadCount(USUAL)
     run(thread_count, 20, one=2.0, team=1.0)
     disturbed = run(thread_count, 100, one=2.0, team=5.0, switches=1000)
@@ -64,33 +65,32 @@ def test_a_team_that_is_disturbed_makes_way_and_comes_back() -> None:
     assert quiet[260:].count(1) == 0
     again = run(thread_count, 20, one=2.0, team=5.0, switches=1000)
     assert again[4:].count(USUAL) <= 1
-    assert (
-        run(thread_count, 100, one=2.0, team=1.0)[40:].count(1) == 0
-    )  # and sooner after a short time
+    quiet = run(thread_count, 100, one=2.0, team=1.0)
+    assert quiet[40:].count(1) == 0  # sooner, because the disturbance was short
 
 
-def test_disturbed_from_the_beginning() -> None:
+def test_one_thread_is_chosen_if_disturbed_from_the_beginning() -> None:
     chosen = run(ThreadCount(USUAL), 100, one=2.0, team=5.0, switches=1000)
     assert chosen[1:].count(USUAL) <= 7
 
 
-def test_a_little_quicker_does_not_count() -> None:
+def test_a_slightly_faster_single_thread_is_not_chosen() -> None:
     assert run(ThreadCount(USUAL), 100, one=0.9, team=1.0, switches=1000).count(1) <= 3
 
 
-def test_short_runs_say_nothing() -> None:
+def test_short_runs_are_not_measured() -> None:
     assert run(ThreadCount(USUAL), 100, one=0.1, team=1.0, switches=1000, steps=8) == [USUAL] * 100
 
 
-def test_there_may_be_one_alone() -> None:
+def test_a_machine_can_have_one_thread_only() -> None:
     assert run(ThreadCount(1), 100, one=1.0, team=1.0) == [1] * 100
 
 
-def test_the_text_does_not_depend_on_it(
+def test_the_text_does_not_depend_on_the_number_of_threads(
     decoding: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m = model("modern", 2, 24, n_embd=64)
-    monkeypatch.setattr("gptcli.native.decoder._FOR_ONE", 0)
+    monkeypatch.setattr("gptcli.native.decoder._MOST_FOR_ONE_THREAD", 0)
     how = SamplingParamsStruct(temperature=1.0, top_p=1.0, penalty=1.0)
     uniform = torch.rand(1, 20, generator=torch.Generator().manual_seed(1)).double()
     texts = []

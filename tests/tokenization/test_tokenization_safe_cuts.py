@@ -1,4 +1,4 @@
-"""Cutting a text where its tokens do not change."""
+"""Safe cuts: a text cut there has the same tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AWKWARD = st.text(st.sampled_from("abc12'sl!? \n\t\x1c\x85\xa0\u3000世🙂")) |
 
 @given(st.lists(AWKWARD), st.integers(1, 20))
 @settings(max_examples=150, deadline=None)
-def test_pieces_can_be_encoded_on_their_own(pieces: list[str], minimum: int) -> None:
+def test_pieces_can_be_encoded_independently(pieces: list[str], minimum: int) -> None:
     text = "".join(pieces)
     cut = list(safe_cuts(pieces, minimum))
     assert "".join(cut) == text
@@ -25,7 +25,7 @@ def test_pieces_can_be_encoded_on_their_own(pieces: list[str], minimum: int) -> 
 
 
 @given(AWKWARD)
-def test_cut_stands_between_a_character_and_white_space(text: str) -> None:
+def test_a_cut_is_between_a_character_and_white_space(text: str) -> None:
     cut = last_safe_cut(text)
     if cut:
         assert text[cut - 1] not in WHITE_SPACE
@@ -46,20 +46,20 @@ def test_ordinary_text_comes_in_pieces_of_about_the_minimum() -> None:
 
 @given(st.lists(AWKWARD), st.integers(1, 20), st.integers(0, 40))
 @settings(deadline=None)
-def test_cuts_do_not_depend_on_how_the_text_came(
+def test_cuts_do_not_depend_on_the_given_pieces(
     pieces: list[str], minimum: int, longest: int
 ) -> None:
     whole = ["".join(pieces)]
     assert list(safe_cuts(pieces, minimum, longest)) == list(safe_cuts(whole, minimum, longest))
 
 
-def test_text_without_a_place_to_cut_is_bounded() -> None:
+def test_pieces_without_a_safe_cut_are_bounded() -> None:
     for pieces in (["x" * 100_000], ["x" * 10] * 9999, ["\n" * 7] * 9999, ["a b"] + ["x"] * 9999):
         cut = list(safe_cuts(pieces, 100, longest=1000))
         assert "".join(cut) == "".join(pieces)
         assert max(map(len, cut)) <= 1000 + 2 * 100
 
 
-def test_many_small_pieces_without_a_place_to_cut_take_linear_time() -> None:
-    # Searching all that is held after every piece would look at 10**11 characters.
+def test_many_small_pieces_without_a_safe_cut_take_linear_time() -> None:
+    # Searching the held text after every piece would read 10**11 characters.
     assert sum(map(len, safe_cuts(("x" for _ in range(500_000)), 1000, longest=10**9))) == 500_000

@@ -1,0 +1,49 @@
+"""Commands that take dataclasses: each field of a group of options becomes one option of Typer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+Command = Callable[..., None]
+
+
+def with_option_groups(command: Command) -> Command:
+    """The command as Typer needs it, with one parameter for each option.
+
+    Typer reads the options from the parameters of a command. This decorator replaces each parameter
+    whose type is a dataclass by the fields of that dataclass, in order. When the command is called,
+    the values of these fields become one object again. Names of fields must differ between the
+    groups of a command."""
+    groups: dict[str, Any] = {}
+    parameters = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = parameter.annotation
+        if not is_dataclass(group):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = group
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(group)
+        ]
+
+    @wraps(command)
+    def with_single_options(**values: Any) -> None:
+        objects = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **objects)
+
+    with_single_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_single_options

@@ -1,0 +1,75 @@
+"""Memory of the machine: total, available, and the most that this process can have.
+
+A container's limit counts. Only Linux says how much memory is available.
+This file imports no torch: callers ask CUDA themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CONTAINER_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def total_memory() -> int | None:
+    """Bytes of memory in this machine, used or free; None if the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None if the system does not say.
+
+    A container's limit counts."""
+    found = [_available_in_machine()]
+    if limit := _number(_CONTAINER_LIMIT):
+        found.append(max(0, limit - (_number(_CONTAINER_USED) or 0)))
+    return min((size for size in found if size), default=None)
+
+
+def memory_for_this_process() -> int | None:
+    """Bytes that this process can hold in all: what it holds now plus what it can still get.
+
+    The container's limit and `ulimit -v` count. None if the system does not say."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        pages = map(int, Path("/proc/self/statm").read_text("ascii").split())
+        size, resident, shared = (count * page for count in itertools.islice(pages, 3))
+    except (OSError, ValueError, AttributeError):
+        return None
+    available = _available_in_machine()
+    if available is None:
+        return None
+    held = resident - shared  # without the libraries
+    sizes = [available + held]
+    if (limit := _number(_CONTAINER_LIMIT)) is not None:
+        sizes.append(limit)
+    import resource
+
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+    if address_space != resource.RLIM_INFINITY:
+        sizes.append(max(0, address_space - size) + held)
+    return min(sizes)
+
+
+def _available_in_machine() -> int | None:
+    """MemAvailable of Linux, in bytes."""
+    kibibytes = _number(_MEMINFO, after="MemAvailable:")
+    return None if kibibytes is None else 1024 * kibibytes
+
+
+def _number(path: Path, after: str = "") -> int | None:
+    """The number in the first line that begins with `after`; None if there is none ("max")."""
+    try:
+        for line in path.read_text("ascii").splitlines():
+            if line.startswith(after) and (words := line[len(after) :].split()):
+                return int(words[0])
+    except (OSError, ValueError):
+        pass
+    return None

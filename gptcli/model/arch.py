@@ -1,0 +1,95 @@
+"""The archs as data: norms, positions, feed-forward, head and initialisation of each.
+
+A third arch needs one description here, its name in `ArchName`, and its layers in layers.py or
+rotary.py. The rest of gptcli asks an arch for a trait and never compares its name. This file
+imports nothing but the standard library, so that gptcli.config can check a config against it.
+
+First reading: the two descriptions at the end show how GPT-2 and Qwen3 differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+ArchName = Literal["modern", "gpt2"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """The traits of a network's layout."""
+
+    norm: Literal["rms", "layer"]
+    """rms: RMSNorm, a gain only. layer: LayerNorm, which also subtracts the mean."""
+    positions: Literal["rotary", "learned"]
+    """rotary: each attention rotates queries and keys, so texts can be longer than block_size.
+    learned: a table of block_size vectors is added to the embedding."""
+    qk_norm: bool
+    """Whether queries and keys are normalised per head, each with a gain."""
+    gated: bool
+    """Whether the feed-forward network is gated: three matrices (SwiGLU) instead of two (MLP)."""
+    hidden_ratio: tuple[int, int]
+    """Width of the feed-forward network's hidden layer over n_embd, as a fraction."""
+    hidden_multiple: int
+    """The hidden width is rounded up to a multiple of this."""
+    tied_head: bool
+    """Whether the head's matrix is the token embedding itself."""
+    can_have_biases: bool
+    """Whether `model.bias: true` is allowed."""
+    can_have_user_parts: bool
+    """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
+    initialisation: Literal["fixed_std", "fan_in"]
+    """How gptcli.model.gpt.initialise draws matrices. fixed_std: GPT-2's 0.02 for all. fan_in:
+    1 / sqrt(inputs), and 0 for those that end a residual branch."""
+
+    def hidden_width(self, n_embd: int) -> int:
+        """Width F of the feed-forward network's hidden layer."""
+        over, under = self.hidden_ratio
+        return -(-over * n_embd // (under * self.hidden_multiple)) * self.hidden_multiple
+
+    @property
+    def feed_forward_matrices(self) -> int:
+        """Matrices of n_embd * hidden_width numbers in each block."""
+        return 3 if self.gated else 2
+
+
+ARCHS: dict[ArchName, Arch] = {
+    # The dense Qwen3 layout. 8/3 of n_embd gives three matrices the size of GPT-2's two; 32 is the
+    # tile of the matrix units.
+    "modern": Arch(
+        norm="rms",
+        positions="rotary",
+        qk_norm=True,
+        gated=True,
+        hidden_ratio=(8, 3),
+        hidden_multiple=32,
+        tied_head=False,
+        can_have_biases=False,
+        can_have_user_parts=False,
+        initialisation="fan_in",
+    ),
+    # GPT-2 (Radford et al. 2019).
+    "gpt2": Arch(
+        norm="layer",
+        positions="learned",
+        qk_norm=False,
+        gated=False,
+        hidden_ratio=(4, 1),
+        hidden_multiple=1,
+        tied_head=True,
+        can_have_biases=True,
+        can_have_user_parts=True,
+        initialisation="fixed_std",
+    ),
+}
+
+
+def arch_named(name: ArchName) -> Arch:
+    """The description of the arch called `name`."""
+    return ARCHS[name]
+
+
+def archs_that(fit: Callable[[Arch], bool]) -> str:
+    """The archs for which `fit` is true, as a hint names them: "`arch: gpt2`"."""
+    return " or ".join(f"`arch: {name}`" for name, arch in ARCHS.items() if fit(arch))

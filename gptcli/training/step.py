@@ -1,0 +1,156 @@
+"""One optimizer step: forward, backward, clip, update; dropout's seed, loss scale, divergence.
+
+gptcli.training.loop calls take_step again and again. nanoGPT's train.py writes the same step in 25
+lines. Each of its lines is here; this table says why some became more.
+
+| nanoGPT | here | why |
+|---|---|---|
+| get_lr | lr_at (schedule.py) | the same |
+| param_group['lr'] = lr | optimizers.step(rate) | the rate is an argument, not a state |
+| get_batch | `micro_batches` | a batch is a function of its number: a resumed run reads the same |
+| - | dropout_seed | so are dropout's masks: a resumed run ends with the same bytes |
+| with ctx (autocast) | MasterWeights | the model is bfloat16; its float32 weights are kept apart |
+| model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
+| scaler (GradScaler) | `loss_scale` | saved in checkpoints; halved and doubled in two lines here |
+| clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm, and divergence reads it |
+| - | Diverged | nothing is updated by numbers that are not finite, and a layer is named |
+| scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
+| zero_grad | weights.clear_grads | the same |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gptcli.config import TrainConfig
+from gptcli.model.gpt import GPT
+from gptcli.training.master_weights import MasterWeights
+from gptcli.training.not_finite import first_not_finite
+from gptcli.training.optimizers import Optimizers
+from gptcli.training.schedule import lr_at
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 (B, T) each."""
+_FIRST_LOSS_SCALE = 2.0**15
+_DOUBLE_SCALE_EVERY = 1000  # steps
+
+
+class Passes(Protocol):
+    """Forward and backward pass, by PyTorch or by the C library: gptcli.training.passes."""
+
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
+        """The mean loss of `count` batches. Leaves the mean gradients in the master weights."""
+
+    def publish(self) -> None:
+        """Let the passes compute with the current master weights."""
+
+    def model(self) -> GPT:
+        """The model with the current weights."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a step did: mean loss in nats per token, learning rate, gradient norm before clipping.
+
+    `loss_scale` is for the next step."""
+
+    loss: float
+    rate: float
+    norm: float
+    loss_scale: float
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """Why no update was made, and what the user can do."""
+
+    diagnosis: str
+    hint: str
+
+
+def take_step(
+    step: int,
+    micro_batches: Callable[[], Iterable[Batch]],
+    passes: Passes,
+    weights: MasterWeights,
+    optimizers: Optimizers,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    loss_scale: float,
+) -> Updated | Diverged:
+    """Do step number `step`, from 0 on, or say why the weights stayed as they were.
+
+    `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
+    model is in training mode; `dtype` is that of the passes."""
+    rate = lr_at(
+        step,
+        peak=float(config.learning_rate),
+        max_steps=config.max_steps,
+        warmup_steps=int(config.warmup_steps),
+        decay_fraction=config.decay_fraction,
+    )
+    seed = dropout_seed(config.seed, step)
+    while True:
+        loss = passes.gradients(micro_batches(), config.grad_accum, seed, loss_scale)
+        norm = float(weights.norm())
+        if math.isfinite(norm) or loss_scale <= 1.0 or not math.isfinite(loss):
+            break
+        loss_scale /= 2.0  # float16: the scaled gradients overflowed; do the same step again
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        torch.manual_seed(seed)
+        where = first_not_finite(passes.model(), micro_batches())
+        return Diverged(
+            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
+            f"{rate:g}; not finite first in {where}; nothing was updated",
+            f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
+            f"train.warmup_steps={max(100, 2 * int(config.warmup_steps))}"
+            + ("" if dtype == torch.float32 else ", or run.dtype=float32"),
+        )
+    if config.grad_clip > 0:
+        weights.clip(norm, config.grad_clip)
+    optimizers.step(rate)
+    passes.publish()
+    weights.clear_grads()
+    if dtype == torch.float16 and (step + 1) % _DOUBLE_SCALE_EVERY == 0:
+        loss_scale *= 2.0
+    return Updated(loss, rate, norm, loss_scale)
+
+
+def forward_backward(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    weights: MasterWeights,
+    batches: Iterable[Batch],
+    count: int,
+    seed: int,
+    scale: float,
+) -> float:
+    """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
+
+    `loss_of` is the model's loss, compiled or not. The loss is multiplied by `scale` so that
+    float16 gradients do not vanish; the master weights' gradients are divided by it."""
+    torch.manual_seed(seed)
+    weights.clear_grads()
+    total: Tensor | None = None
+    for idx, targets in batches:
+        loss = loss_of(idx, targets)
+        (loss * (scale / count)).backward()  # type: ignore[no-untyped-call]
+        weights.collect(1.0 / scale)
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return float(total) / count  # the one wait for the device in a step, besides the norm
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """The seed of dropout's masks in a step, so that a resumed run draws the same masks."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def first_loss_scale(dtype: torch.dtype) -> float:
+    """The loss scale of step 0: float16's, 1 for dtypes with float32's range."""
+    return _FIRST_LOSS_SCALE if dtype == torch.float16 else 1.0

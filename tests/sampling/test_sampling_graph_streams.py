@@ -1,0 +1,265 @@
+"""CUDA graph streams: a step has one shape and reads nothing back; recording it changes nothing.
+
+test_sampling_generate.py compares their text with that of the other engines."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptcli.sampling import graph_streams
+from gptcli.sampling.generate import UniformNumbers
+from gptcli.sampling.graph_streams import GraphStreams
+from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.torch_streams import TorchStreams
+from tests.sampling.sampling_models import model
+
+ARCHS = pytest.mark.parametrize("arch", ["modern", "gpt2"])
+ALL = SamplingParams(0.9, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
+
+
+def numbers(streams: int, steps: int) -> torch.Tensor:
+    return torch.stack([UniformNumbers(5, i).take(steps) for i in range(streams)])
+
+
+@ARCHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
+def test_a_step_reads_nothing_back(arch: str, params: SamplingParams, dtype: torch.dtype) -> None:
+    """On the meta device, reading a number back or using a tensor of the host raises an error."""
+    streams = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, params)
+    with torch.no_grad():
+        streams._step(8)
+    with pytest.raises(RuntimeError):
+        int(streams._token[0])
+    with pytest.raises(RuntimeError):
+        streams._position.add_(torch.ones(3))
+
+
+@ARCHS
+def test_a_step_replaces_no_tensor(arch: str) -> None:
+    streams = GraphStreams(model(arch), 2, ALL)
+    streams.feed({0: [1, 2], 1: [3]}, restart=True)
+    streams.run([0, 1], numbers(2, 5))
+    before = {
+        name: value.data_ptr() for name, value in vars(streams).items() if torch.is_tensor(value)
+    }
+    streams.run([0, 1], numbers(2, 5))
+    assert before == {
+        name: value.data_ptr() for name, value in vars(streams).items() if torch.is_tensor(value)
+    }
+    assert len(before) >= 7
+
+
+class _Rehearsal:
+    """Runs the steps that a recording runs, and records nothing."""
+
+    def record(self, step: Callable[[], None]) -> None:
+        for _ in range(4):
+            step()
+
+
+@ARCHS
+@pytest.mark.parametrize("width", [8, 200])
+def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several spans, within and past the window, and with tokens fed between runs."""
+    m = model(arch, width=width)
+    texts = []
+    for recorder in (None, _Rehearsal()):
+        streams = GraphStreams(m, 2, ALL)
+        monkeypatch.setattr(streams, "_recorder", recorder)
+        streams.feed({0: [1, 2, 3], 1: [4]}, restart=True)
+        got = [streams.run([0, 1], numbers(2, 300))]
+        streams.feed({1: [5, 6]}, restart=False)
+        got.append(streams.run([0, 1], numbers(2, 20)))
+        texts.append(torch.cat(got).tolist())
+    assert texts[0] == texts[1]
+
+
+@ARCHS
+def test_an_idle_stream_does_not_change(arch: str) -> None:
+    m = model(arch)
+    together = GraphStreams(m, 2, ALL)
+    together.feed({0: [1, 2], 1: [3, 4, 5]}, restart=True)
+    together.run([0, 1], numbers(2, 30))
+    together.run([1], numbers(2, 40)[1:])
+    alone = GraphStreams(m, 1, ALL)
+    alone.feed({0: [1, 2]}, restart=True)
+    alone.run([0], numbers(1, 30))
+    assert together.run([0], numbers(1, 9)).tolist() == alone.run([0], numbers(1, 9)).tolist()
+
+
+@ARCHS
+def test_bfloat16_branches_begin_with_the_same_tokens(arch: str) -> None:
+    texts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        m = model(arch).branches_in(dtype)
+        for kind in (GraphStreams, TorchStreams):
+            streams = kind(m, 2, SamplingParams(0.0))
+            streams.feed({0: [1, 2, 3], 1: [3, 4, 5]}, restart=True)
+            texts.append(streams.run([0, 1], numbers(2, 30)))
+    assert all(torch.equal(text[:2], texts[0][:2]) for text in texts)
+    assert texts[0].shape == texts[2].shape
+
+
+@ARCHS
+def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = model(arch)
+    rows: list[int] = []
+    forward = m.forward
+    monkeypatch.setattr(
+        m, "forward", lambda idx, **k: (rows.append(len(idx)), forward(idx, **k))[1]
+    )
+    streams = GraphStreams(m, 5, SamplingParams(0.0))
+    streams.feed({i: [1, 2, 3 + (i == 4)] for i in range(5)}, restart=True)
+    first = streams.run(range(5), numbers(5, 1))
+    assert rows == [1, 5]  # the prefill of one prompt, then a step of five streams
+    assert len(set(first[0, :4].tolist())) == 1
+
+
+class _Unrecordable(TorchDispatchMode):
+    """Raises at operations that PyTorch marks as impossible in a CUDA graph."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, name
+        assert torch.Tag.cudagraph_unsafe not in func.tags, name
+        assert torch.Tag.data_dependent_output not in func.tags, name
+        assert torch.Tag.dynamic_output_shape not in func.tags, name
+        return func(*args, **(kwargs or {}))
+
+
+@ARCHS
+@pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
+def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
+    streams = GraphStreams(model(arch), 2, params)
+    streams.feed({0: [1, 2], 1: [3]}, restart=True)
+    streams.run([0, 1], numbers(2, 2))  # fills what is built on first use
+    with torch.no_grad(), _Unrecordable():
+        streams._step(8)
+    with _Unrecordable(), pytest.raises(AssertionError):
+        torch.tensor(1.0)
+    with _Unrecordable(), pytest.raises(AssertionError):
+        int(streams._token[0])
+
+
+@ARCHS
+def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
+    """They form no reference cycle: on a GPU their KV cache takes half of the memory."""
+    streams = GraphStreams(model(arch), 2, ALL)
+    streams.feed({0: [1, 2], 1: [3]}, restart=True)
+    streams.run([0, 1], numbers(2, 3))
+    gone = weakref.ref(streams)
+    gc.disable()
+    try:
+        del streams
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@ARCHS
+def test_the_extra_memory_of_a_prefill_is_bounded(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = model(arch)
+    streams = GraphStreams(m, 40, SamplingParams(0.0))
+    slots: list[int] = []
+    new_cache = m.new_cache
+    monkeypatch.setattr(
+        m, "new_cache", lambda n, width: (slots.append(n * width), new_cache(n, width))[1]
+    )
+    monkeypatch.setattr(graph_streams, "_PREFILL_SLOTS", 20)
+    streams.feed({i: [i % 13, i // 13, 1, 2, 3] for i in range(39)}, restart=True)
+    streams.run(range(39), numbers(39, 2))
+    assert max(slots) == 20
+    assert sum(slots) == 39 * 4
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def written(streams: GraphStreams, *, recorded: bool = True) -> list[list[int]]:
+    if not recorded:
+        streams._recorder = None
+    streams.feed({0: [1, 2, 3], 1: [4]}, restart=True)
+    text: list[list[int]] = streams.run([0, 1], numbers(2, 300)).tolist()
+    graphs = streams._graphs.values()
+    assert bool(graphs) == recorded
+    assert all(isinstance(graph, torch.cuda.CUDAGraph) for graph in graphs)
+    return text
+
+
+@gpu
+@ARCHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
+def test_a_recorded_step_generates_the_same_text(
+    arch: str, dtype: torch.dtype, params: SamplingParams
+) -> None:
+    m = model(arch, width=200).to("cuda").branches_in(dtype)
+    plain = written(GraphStreams(m, 2, params), recorded=False)
+    assert written(GraphStreams(m, 2, params)) == plain
+
+
+@gpu
+@ARCHS
+def test_graphs_do_not_depend_on_other_streams_graphs(arch: str) -> None:
+    """Freeing one object's graphs changes neither older nor newer ones."""
+    m = model(arch, width=200).to("cuda")
+    kept, freed = GraphStreams(m, 2, ALL), GraphStreams(m, 2, ALL)
+    first = written(kept)
+    assert written(freed) == first
+    del freed
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert written(GraphStreams(m, 2, ALL)) == first
+    assert written(kept) == first
+
+
+@gpu
+@ARCHS
+def test_steps_do_not_wait_for_the_host(arch: str) -> None:
+    m = model(arch, width=200).to("cuda")
+    streams = GraphStreams(m, 2, ALL)
+    written(streams)
+    streams._step_index.zero_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            streams._graphs[200].replay()
+        with torch.no_grad():
+            streams._step(200)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+def test_a_step_that_cannot_be_recorded_runs_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    m = model("modern", width=200).to("cuda")
+    plain = written(GraphStreams(m, 2, ALL), recorded=False)
+    streams = GraphStreams(m, 2, ALL)
+    step = streams._step
+
+    def reads_back(span: int) -> None:
+        step(span)
+        if torch.cuda.is_current_stream_capturing():
+            int(streams._step_index[0])
+
+    monkeypatch.setattr(streams, "_step", reads_back)
+    streams.feed({0: [1, 2, 3], 1: [4]}, restart=True)
+    assert streams.run([0, 1], numbers(2, 300)).tolist() == plain
+    assert set(streams._graphs.values()) == {None}
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    monkeypatch.undo()
+    assert written(GraphStreams(m, 2, ALL)) == plain

@@ -1,0 +1,8 @@
+"""Starts `gptcli WORDS` in this process's place, unbuffered if the first word is -u."""
+
+import os
+import sys
+
+words = sys.argv[1:]
+flags = ["-u"] if words[:1] == ["-u"] else []
+os.execv(sys.executable, [sys.executable, *flags, "-m", "gptcli", *words[len(flags) :]])
