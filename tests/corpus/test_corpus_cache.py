@@ -268,7 +268,9 @@ def test_without_a_cache_the_entry_is_in_a_temporary_folder(
     assert done.returncode == 0
     assert lines[0] == lines[2] == str(len(TEXT) + 1)
     assert lines[1].startswith(f"the cache folder {cache / 'corpus'} cannot be written (")
-    assert lines[1].endswith("run; GPTCLI_CACHE can name another folder")
+    assert lines[1].endswith(
+        "every run encodes the text again; GPTCLI_CACHE can name another folder"
+    )
     assert list(temporary.iterdir()) == []
 
 

@@ -105,18 +105,18 @@ class NoIds(Reference):
 
 
 @pytest.mark.parametrize(
-    ("cls", "says"),
+    ("cls", "message"),
     [
         (TooMany, "made 4 merges, but at most 3 were asked for"),
         (Stops, "its train raises ValueError: not today"),
         (SavesNothing, "wrote no file"),
         (LoadsNothing, "does not restore the merges"),
-        (Later, r"merge number 0 is of \(97, 256\)"),
+        (Later, r"merge number 0 is \(97, 256\)"),
         (NoIds, r"gave the id 10000; ids go from 0 to 258"),
     ],
 )
-def test_an_unusable_tokenizer_is_explained(cls: type[Any], says: str) -> None:
-    with pytest.raises(GptcliError, match=says):
+def test_an_unusable_tokenizer_is_explained(cls: type[Any], message: str) -> None:
+    with pytest.raises(GptcliError, match=message):
         train_user_bpe(cls, ["low lower lowest"], 260)[0].encode("low")
 
 
