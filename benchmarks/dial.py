@@ -1,4 +1,4 @@
-"""The runs behind `--minutes`: as a table, and as a plot of loss against size at equal time.
+"""Trains the runs behind `--minutes` and plots loss against size at equal time.
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
