@@ -1,4 +1,4 @@
-"""Trains the runs behind `--minutes` and plots loss against size at equal time.
+"""Prints and plots the runs behind `--minutes`: loss against size at equal time.
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
