@@ -1,4 +1,4 @@
-"""Sampling: gptcli beside llama.cpp on one machine, both sides in turn, at the same precision.
+"""Compares the sampling speed of gptcli and llama.cpp at the same precision, both sides in turn.
 
     python benchmarks/against_llama_cpp.py --llama-cpp ../llama.cpp
 

@@ -1,4 +1,4 @@
-"""gptcli beside nanoGPT on one machine, both sides in turn.
+"""Compares the training of gptcli and nanoGPT on one machine, both sides in turn.
 
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT steps
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT loss --text tinyshakespeare.txt

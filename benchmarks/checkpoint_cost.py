@@ -1,4 +1,4 @@
-"""What checkpoints, evaluations and logging take from a training.
+"""Measures how much time checkpoints, evaluations and logging take from a training.
 
     python benchmarks/checkpoint_cost.py                       # half an hour on two cores
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5

@@ -1,4 +1,4 @@
-"""How the cost of a training step grows with the shape: measured, fitted, drawn.
+"""Measures, fits and plots how the cost of a training step grows with the shape.
 
     python benchmarks/cost.py [--plot cost.svg]
 

@@ -1,4 +1,4 @@
-"""The runs behind `--minutes`: as a table, and as a plot of loss against size at equal time.
+"""Prints and plots the runs behind `--minutes`: loss against size at equal time.
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 

@@ -1,4 +1,4 @@
-"""Where and how a benchmark was run, in a line."""
+"""One line about the machine that ran a benchmark."""
 
 from __future__ import annotations
 

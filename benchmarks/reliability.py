@@ -1,15 +1,14 @@
-"""Is a run ever lost? The promises of README and SECURITY.md, each tried many times.
+"""Tries many times each promise of README and SECURITY.md about runs and files.
 
-    python benchmarks/reliability.py                     # reduced counts, under ten minutes
-    python benchmarks/reliability.py --full --state soak.jsonl  # hours, in parts
-    python benchmarks/reliability.py --parts kills signals --nanogpt ../nanoGPT
+    python -m benchmarks.reliability                     # reduced counts, under ten minutes
+    python -m benchmarks.reliability --full --state soak.jsonl  # hours, in parts
+    python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
-Each trial is one line of the --state file, so that a long programme can be stopped and taken up
-again, and a failure made again: a trial depends on its part and number alone (but for the moments
-at which a signal finds a process). Ends with a table; the exit code is 1 where anything failed.
-What trainings cost and how quick they are is tried elsewhere: checkpoint_cost.py and its
-neighbours. nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is
-here.
+Each trial is one line of the --state file, so a long series can be stopped and continued. A trial
+depends only on its part and number, except for the moment at which a signal reaches a process, so
+a failure can be repeated. The series ends with a table. The exit code is 1 if anything failed.
+Other benchmarks measure speed and cost. nanoGPT is the user's checkout of
+https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from benchmarks.reliability_runs import Workshop
 
 
 def main() -> None:
-    """Read the command line, make the trials that are missing, print the table."""
+    """Read the command line, run the trials that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--full", action="store_true", help="the full counts: hours")
     parser.add_argument("--count", type=int, help="this many trials of each part")
-    parser.add_argument("--state", type=Path, help="a file to keep the trials in, and take up")
+    parser.add_argument("--state", type=Path, help="a file of trials, to continue")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, for comparison")
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 def start(work: Callable[..., None], *arguments: Any) -> int:
-    """Do some of the work in a forked process; its id."""
+    """Fork a process that calls `work`, and return its id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -78,8 +77,8 @@ def start(work: Callable[..., None], *arguments: Any) -> int:
 def work(
     job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
 ) -> None:
-    """The trials whose number leaves `job` when divided by the number of jobs, one after another,
-    until all jobs together have made enough."""
+    """Run every trial whose number modulo the number of jobs is `job`, until all jobs together have
+    run enough."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)
@@ -102,13 +101,13 @@ def work(
 
 
 def read(state: Path) -> list[dict[str, Any]]:
-    """The trials that were made."""
+    """The trials in the file, one per line."""
     lines = state.read_text("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
-    """Print promises, trials and failures; how many failed."""
+    """Print promises, trials and failures, and return the number of failures."""
     print(f"{header()}\n")
     print("| promise | how it is tried | trials | failures | remarks |\n|---|---|---|---|---|")
     failed, before = 0, ""

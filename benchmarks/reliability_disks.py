@@ -1,6 +1,6 @@
-"""Saves on disks that kill, refuse, lose and fill up, for benchmarks/reliability.py.
+"""Trials of saves on disks that kill, refuse, lose data or fill up, for benchmarks/reliability.py.
 
-What is tried stands in tests/training/disk_fault_trials.py: here it is counted.
+The trials themselves are in tests/training/disk_fault_trials.py. This file counts them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Files that were damaged, made to do harm or drawn at random, for benchmarks/reliability.py.
+"""Trials of damaged, hostile and random files, for benchmarks/reliability.py.
 
-What is tried stands in tests/reliability and tests/fuzz: here it is counted.
+The trials themselves are in tests/reliability and tests/fuzz. This file counts them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROUNDS = 34  # 200,000 inputs
 
 
 def _small_run(shop: Workshop) -> Path:
-    """A finished run of three checkpoints and its text beside it, made when first asked for."""
+    """A finished run with three checkpoints, trained at the first call. Its text is next to it."""
     run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
     if not run.exists():
         from gptcli.files.shipped import shipped_texts
@@ -41,7 +41,7 @@ def _small_run(shop: Workshop) -> Path:
 
 
 def damages(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Some damages to a copy of a run folder and of a token cache, one after another."""
+    """Damage a copy of a run folder and of a token cache several times."""
     run = _small_run(shop)
 
     def tried(folder: Path) -> Outcome:
@@ -67,7 +67,7 @@ def damages(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """One run folder that was made to do harm, for `score` and for `train --resume`."""
+    """Run `score` and `train --resume` on one hostile run folder."""
     run = _small_run(shop)
     name = sorted(CASES)[trial]
 
@@ -89,7 +89,7 @@ def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcom
 
 
 def fuzzing(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Some inputs for one target after another."""
+    """Feed random inputs to one target."""
     from tests.fuzz import run as fuzz  # before the fork, because Hypothesis takes long to import
 
     def tried(folder: Path) -> Outcome:

@@ -1,5 +1,4 @@
-"""Real trainings with a second one at the same folder, or on a disk that refuses something, for
-benchmarks/reliability.py."""
+"""Trials of two trainings in one folder and of failing disks, for benchmarks/reliability.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial came to, and trials in a process of their own, for benchmarks/reliability.py."""
+"""The outcome of a trial, and trials in forked processes, for benchmarks/reliability.py."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 
 @dataclass
 class Outcome:
-    """What a trial came to: counts, maxima, and what went wrong."""
+    """The outcome of a trial: counts, maxima and failures."""
 
     counts: dict[str, int] = field(default_factory=dict)
     most: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     about: str = ""
-    """What of its part was tried, for who reads the file of trials."""
+    """What the trial tried, for readers of the file of trials."""
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by
@@ -31,7 +31,7 @@ class Outcome:
         self.most[what] = max(self.most.get(what, value), value)
 
     def count_each(self, what: str, held: Iterator[object]) -> None:
-        """Count what a function yields for each trial that held; what it raises is a failure."""
+        """Count the trials that a function yields. An exception is a failed trial."""
         try:
             for _ in held:
                 self.count(what)
@@ -41,8 +41,9 @@ class Outcome:
 
 
 def apart(trial: Callable[[Path], Outcome], folder: Path) -> Outcome:
-    """Make a trial in a forked process, so that what it puts in the place of the disk, its limits,
-    signals and environment are gone with it. It gets a folder of its own under `folder`."""
+    """Run a trial in a forked process, with a new folder under `folder`.
+
+    What the trial replaces (disk, limits, signal handlers, environment) ends with the process."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
         report = Path(name) / "outcome.json"
         sys.stdout.flush()
