@@ -1,6 +1,8 @@
 """Cuts an epoch into shuffled windows and makes batches of them; the windows of an evaluation.
 
 B batch (sequences), T time (block_size), N tokens of the split.
+
+First reading: `batch` and `starts`; skip the cache of epochs.
 """
 
 from __future__ import annotations

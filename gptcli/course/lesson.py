@@ -54,7 +54,7 @@ class CheckFailed(Exception):
 class Lesson(ABC, Generic[Learner]):
     """How the files of one exercise are checked. `Learner` is what a file defines, ready to run.
 
-    A lesson that can say more about a failure than its steps overrides `explain` and `follow`, as
+    To say more about a failure than the wrong step, a lesson overrides `explain` and `follow`, as
     attention does."""
 
     name: str
@@ -64,7 +64,7 @@ class Lesson(ABC, Generic[Learner]):
     def prepare(self, file: LearnerFile) -> None:
         """Import what checking `file` needs, before the worker forks and time limits start.
 
-        Here: torch._dynamo, which torch.compile imports and which takes seconds."""
+        By default: torch._dynamo, which torch.compile imports and which takes seconds."""
         with contextlib.suppress(OSError):  # `load` reports a file that has gone
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
@@ -103,7 +103,9 @@ class Lesson(ABC, Generic[Learner]):
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run the file once more and say `step N` as it reaches each step."""
+        """Run the file once more and say `step N` as it reaches each step.
+
+        So the report names the step in which a file hangs or ends its process."""
 
     def all_steps(self, verdict: str) -> list[Check]:
         """The checks of a file in which every step is right."""

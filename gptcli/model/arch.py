@@ -1,8 +1,15 @@
-"""The archs as data: norms, positions, feed-forward, head and initialisation of each.
+"""The archs (layouts of the network) as data: norms, positions, feed-forward, head, initialisation.
 
-A third arch needs one description here, its name in `ArchName`, and its layers in layers.py or
-rotary.py. The rest of gptcli asks an arch for a trait and never compares its name. This file
-imports nothing but the standard library, so that gptcli.config can check a config against it.
+The rest of gptcli asks an arch for a trait and never compares its name. A third arch needs:
+
+1. a description here, and its name in `ArchName`;
+2. the layers that it does not share with another arch (layers.py, rotary.py), and a choice of them in
+   gpt.py (`norm_layer`, `attention_layer`, `feed_forward_layer`);
+3. a row in parameters.py for each parameter with a new name;
+4. nothing else to train and sample with PyTorch. The C library refuses a layout that it does not
+   know (`has_layout` in native/engine.py).
+
+This file imports only the standard library, so that gptcli.config can check a config against it.
 
 First reading: the two descriptions at the end show how GPT-2 and Qwen3 differ.
 """
@@ -23,7 +30,8 @@ class Arch:
     norm: Literal["rms", "layer"]
     """rms: RMSNorm, a gain only. layer: LayerNorm, which also subtracts the mean."""
     positions: Literal["rotary", "learned"]
-    """rotary: each attention rotates queries and keys, so texts can be longer than block_size.
+    """rotary: each attention rotates queries and keys. With the sliding window of model/cache.py, texts
+    can be longer than block_size.
     learned: a table of block_size vectors is added to the embedding."""
     qk_norm: bool
     """Whether queries and keys are normalised per head, each with a gain."""
@@ -55,8 +63,8 @@ class Arch:
 
 
 ARCHS: dict[ArchName, Arch] = {
-    # The dense Qwen3 layout. 8/3 of n_embd gives three matrices the size of GPT-2's two; 32 is the
-    # tile of the matrix units.
+    # The dense Qwen3 layout. 8/3 of n_embd gives three matrices the size of GPT-2's two; AMX tiles
+    # are 32 inputs deep.
     "modern": Arch(
         norm="rms",
         positions="rotary",

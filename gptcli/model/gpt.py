@@ -238,9 +238,9 @@ class ParameterCount:
 
 def count_parameters(model: GPT) -> ParameterCount:
     """The number of all parameters, and of those outside embeddings and head."""
-    total = outside = 0
+    total = embeddings = 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         if role_of(name, parameter.dim()) in ("embedding", "head"):
-            outside += parameter.numel()
-    return ParameterCount(total, total - outside)
+            embeddings += parameter.numel()
+    return ParameterCount(total, total - embeddings)

@@ -1,4 +1,7 @@
-"""Char tokenizer: one token per character; the vocabulary is the training text's characters."""
+"""Char tokenizer: one token per character; the vocabulary is the training text's characters.
+
+First reading: `from_texts` and `encode`. encode_array does the same for long texts, faster.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 This file is the story of a run; gptcli.training.step is the mathematics of one step. The loop knows
 nothing of screens: the command line passes each event to the view and to the metrics file.
 
-First reading: `events` and `steps`.
+First reading: `events`, `steps`, `after_step` and `one_step`.
 """
 
 from __future__ import annotations

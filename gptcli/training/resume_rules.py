@@ -1,4 +1,4 @@
-"""Which config keys can change at --resume: those that leave the weights unchanged."""
+"""Which config keys can change at --resume, and which changes are refused."""
 
 from __future__ import annotations
 

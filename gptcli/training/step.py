@@ -8,14 +8,16 @@ lines. Each of its lines is here; this table says why some became more.
 | get_lr | lr_at (schedule.py) | the same |
 | param_group['lr'] = lr | optimizers.step(rate) | the rate is an argument, not a state |
 | get_batch | `micro_batches` | a batch is a function of its number: a resumed run reads the same |
-| - | dropout_seed | so are dropout's masks: a resumed run ends with the same bytes |
+| - | dropout_seed | dropout's masks are a function of (seed, step): a resumed run ends with the same bytes |
 | with ctx (autocast) | MasterWeights | the model is bfloat16; its float32 weights are kept apart |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
-| scaler (GradScaler) | `loss_scale` | saved in checkpoints; halved and doubled in two lines here |
+| scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
 | clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm, and divergence reads it |
 | - | Diverged | nothing is updated by numbers that are not finite, and a layer is named |
 | scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
 | zero_grad | weights.clear_grads | the same |
+
+First reading: `take_step`. Skip the branch for float16 and the one for Diverged.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def take_step(
     dtype: torch.dtype,
     loss_scale: float,
 ) -> Updated | Diverged:
-    """Do step number `step`, from 0 on, or say why the weights stayed as they were.
+    """Do the step after `step` steps, or say why the weights stayed as they were.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
     model is in training mode; `dtype` is that of the passes."""
@@ -147,7 +149,9 @@ def forward_backward(
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """The seed of dropout's masks in a step, so that a resumed run draws the same masks."""
+    """The seed of dropout's masks in a step, so that a resumed run draws the same masks.
+
+    NativePasses derives one seed for each micro-batch from this one."""
     return (seed * 1_000_003 + step) % 2**63
 
 
