@@ -3,8 +3,8 @@
 The rest of gptcli asks an arch for a trait and never compares its name. A third arch needs:
 
 1. a description here, and its name in `ArchName`;
-2. the layers that it does not share with another arch (layers.py, rotary.py), and a choice of them in
-   gpt.py (`norm_layer`, `attention_layer`, `feed_forward_layer`);
+2. the layers that it does not share with another arch (layers.py, rotary.py), and a choice of them
+   in gpt.py (`norm_layer`, `attention_layer`, `feed_forward_layer`);
 3. a row in parameters.py for each parameter with a new name;
 4. nothing else to train and sample with PyTorch. The C library refuses a layout that it does not
    know (`has_layout` in native/engine.py).
@@ -30,8 +30,8 @@ class Arch:
     norm: Literal["rms", "layer"]
     """rms: RMSNorm, a gain only. layer: LayerNorm, which also subtracts the mean."""
     positions: Literal["rotary", "learned"]
-    """rotary: each attention rotates queries and keys. With the sliding window of model/cache.py, texts
-    can be longer than block_size.
+    """rotary: each attention rotates queries and keys. With the sliding window of model/cache.py,
+    texts can be longer than block_size.
     learned: a table of block_size vectors is added to the embedding."""
     qk_norm: bool
     """Whether queries and keys are normalised per head, each with a gain."""

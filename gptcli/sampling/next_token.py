@@ -1,7 +1,7 @@
 """Logits -> next token: repetition penalty, temperature, top-k, top-p, min-p, and the draw.
 
-Pure functions of tensors. Dimensions: B streams, V vocabulary. On a Linux CPU the C library does the
-same (native/next_token.h), and tests compare the two.
+Pure functions of tensors. Dimensions: B streams, V vocabulary. On a Linux CPU the C library does
+the same (native/next_token.h), and tests compare the two.
 
 First reading: all of it; it is short.
 """

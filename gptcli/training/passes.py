@@ -1,4 +1,4 @@
-"""Forward and backward pass of a step, by PyTorch or the C library, and which of them (choose_engine).
+"""Forward and backward pass of a step, by PyTorch or the C library; choose_engine picks one.
 
 Both compute the same numbers up to rounding, and both are a `Passes` of gptcli.training.step.
 

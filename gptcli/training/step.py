@@ -8,7 +8,7 @@ lines. Each of its lines is here; this table says why some became more.
 | get_lr | lr_at (schedule.py) | the same |
 | param_group['lr'] = lr | optimizers.step(rate) | the rate is an argument, not a state |
 | get_batch | `micro_batches` | a batch is a function of its number: a resumed run reads the same |
-| - | dropout_seed | dropout's masks are a function of (seed, step): a resumed run ends with the same bytes |
+| - | dropout_seed | dropout depends on (seed, step): a resumed run ends with the same bytes |
 | with ctx (autocast) | MasterWeights | the model is bfloat16; its float32 weights are kept apart |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
