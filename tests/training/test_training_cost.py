@@ -56,11 +56,18 @@ def test_the_counted_products_are_those_of_the_model(arch: str) -> None:
 
 
 MEASURE = """
+import itertools
+from types import SimpleNamespace
+
 import torch
 from gptcli.config import Config
 from gptcli.devices import choose_threads
+from gptcli.training import estimate
 from gptcli.training.estimate import memory_bytes, seconds_per_step
 from gptcli.training.passes import choose_engine
+
+# A clock that counts its readings: the number of steps does not depend on the machine's speed.
+estimate.time = SimpleNamespace(perf_counter=itertools.count().__next__)
 
 def resident():
     with open("/proc/self/status") as status:
@@ -74,9 +81,11 @@ def measured(layers, width, T, B):
         "model": {"n_layer": layers, "n_head": width // 32, "n_embd": width, "block_size": T},
         "train": {"batch_size": B}})
     engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, has_user_parts=False)
-    seconds_per_step(config, 65, torch.bfloat16, cpu, engine, seconds=0.1)
+    # Where PyTorch emulates bfloat16, a step of this size takes half a minute.
+    dtype, size = (torch.bfloat16, 2) if engine == "native" else (torch.float32, 4)
+    seconds_per_step(config, 65, dtype, cpu, engine, seconds=6)
     parameters = layers * 12 * width**2 + 2 * 65 * width
-    return memory_bytes(config, 65, parameters, 2, engine)
+    return memory_bytes(config, 65, parameters, size, engine)
 
 measured(1, 32, 32, 1)
 before = resident()
