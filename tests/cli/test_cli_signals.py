@@ -62,15 +62,15 @@ def test_a_signal_restores_the_overwritten_run(
     words = ("train", text_file, *SMALL, "--out", tmp_path / "r")
     assert cli(*words).code == 0
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
-    resolve = setup._setup
+    resolve = setup._build_setup
 
     def interrupted(*arguments: Any, **more: Any) -> Any:
         send_signal(number)
         return resolve(*arguments, **more)
 
     monkeypatch.setattr(
-        setup, "_setup", interrupted
-    )  # at this point the old files have been put aside
+        setup, "_build_setup", interrupted
+    )  # at this point the old files are in .replaced
     assert cli(*words, "--overwrite").code == 130
     assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
 

@@ -95,7 +95,8 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         (
             "mine.yaml:5: `train.batch_size` must be a whole number of at least 1 and at most "
             "1,000,000,000; got `0`",
-            "train.batch_size: Sequences per step and device, before grad_accum.",
+            "train.batch_size: Sequences in one forward pass; a step uses batch_size * grad_accum "
+            "of them.",
         ),
         (
             "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "
@@ -146,7 +147,7 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
             'model: {n_layer: "4"}',
             "mine.yaml:1: `model.n_layer` must be a whole number of at least 1 "
             'and at most 1,000; got `"4"`',
-            "model.n_layer: Blocks.",
+            "model.n_layer: Number of blocks.",
         ),
         (
             "train: {weight_decay: .nan}",
