@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -117,6 +117,52 @@ def _share_libraries(native: Path, once: Once) -> None:
             if not (native / path.name).exists():
                 native.mkdir(mode=0o700, exist_ok=True)
                 shutil.copy2(path, native)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_worker_process(slow: bool) -> Iterator[None]:
+    """Lets all checks of a test process share one worker process, which imports PyTorch once.
+
+    The worker runs each file in a fork, so files cannot affect each other. Every check starts a new
+    worker process, as gptcli does, with --slow and if a test sets GPTCLI_NEW_WORKER."""
+    if slow or sys.platform != "linux":
+        yield
+        return
+    from gptcli.course.sandbox.isolation import Worker, _Process
+
+    idle: list[_Process] = []
+    busy: set[Worker] = set()  # interrupted while a file was checked: its answer is still to come
+    leave, check = Worker.__exit__, Worker.ask
+
+    def shared(worker: Worker) -> bool:
+        return worker._fork and "GPTCLI_NEW_WORKER" not in os.environ
+
+    def enter(self: Worker) -> Worker:
+        self._process = idle.pop() if shared(self) and idle else _Process(self._fork)
+        return self
+
+    def ask(self: Worker, *arguments: Any, **more: Any) -> Any:
+        busy.add(self)
+        try:
+            return check(self, *arguments, **more)
+        finally:
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                busy.discard(self)
+
+    def exit_(self: Worker, kind: Any, error: Any, trace: Any) -> None:
+        usable = shared(self) and self not in busy
+        if usable and self._process is not None and self._process.is_alive():
+            idle.append(self._process)
+            self._process = None
+        leave(self, kind, error, trace)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "__enter__", enter)
+        patch.setattr(Worker, "__exit__", exit_)
+        patch.setattr(Worker, "ask", ask)
+        yield
+    for process in idle:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

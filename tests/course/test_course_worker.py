@@ -23,6 +23,12 @@ def write(folder: Path, name: str) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def _new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker writes to the stderr that this process had when the worker started."""
+    monkeypatch.setenv("GPTCLI_NEW_WORKER", "1")
+
+
 def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     report = check_file(str(FILES / "loop_over_heads.py"))
     assert report.ok
