@@ -4,13 +4,14 @@
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
     python benchmarks/checkpoint_cost.py --tiny                # whether it works, in seconds
 
-Checkpoints: the same steps with and without a checkpoint every N steps, in turn, each in a process
-of its own; the difference of the medians, divided by the checkpoints, is what one takes from the
-training, and a sixtieth of that its share at one a minute. The first steps, which make things
-ready, do not count; nor does the save at the end of a run.
+Checkpoints: trains the same steps with and without a checkpoint every N steps, in turn, each in a
+separate process. The cost of a checkpoint is the difference of the medians, divided by the number
+of checkpoints. A sixtieth of that is its share of the time at one checkpoint a minute. The first
+steps and the save at the end of a run do not count.
 Evaluations and logging: `gptcli train` with the default config, whole processes, in turn with the
-intervals at `auto` and longer than the run. Both evaluate the last step: that one is added.
-Nothing else should compute meanwhile. Exit code 1 where something takes more than it may.
+intervals at `auto` and longer than the run. Both evaluate the last step, so the time of that
+evaluation is added.
+Run nothing else meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tup
 
 
 def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
-    """`train_one` in a process of its own."""
+    """`train_one` in a separate process."""
     words = [sys.executable, __file__, "--one"]
     words.append(json.dumps({"case": asdict(case), "saving": saving, "runs": str(runs or "")}))
     return dict(json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout))

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measured(shape: tuple[int, ...]) -> dict:
-    """`measure` in a process of its own, so that its memory is its own too."""
+    """`measure` in a separate process, so that its peak memory is measured separately."""
     words = [sys.executable, __file__, "--one", json.dumps(shape)]
     out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     print(out.strip(), file=sys.stderr)

@@ -32,7 +32,7 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
 
     run = prepared.setup.run
     summary = RunSummary(prepared.setup)
-    # Signals are handled until the end: one after the last step must not lose the result.
+    # Signals are handled until the end: a signal after the last step must not lose the result.
     with stop_on_signals() as stop:
         # From now on run.json no longer says how an earlier part of the run ended.
         run_folder.write_status(run, summary.begun())

@@ -5,8 +5,8 @@
  * up to 32. A stream is one text that is being generated.
  *
  * KV cache: each stream has, for each layer and head, a ring buffer of R slots; the token at
- * position p is in slot p mod R. R is at least W, and at least W plus one chunk of a prompt with
- * rotary positions. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
+ * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
+ * chunk of a prompt. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
  * 16, 2) in bfloat16. Values are slot by slot, (R, P). Attention therefore reads both in the order
  * in which they are stored. README.md has a drawing. */
 

@@ -45,7 +45,7 @@ class NativeStreams:
                 self._texts[stream].tokens.extend(ids)
                 copied_from[stream] = stream
             if self._penalty:
-                self._decoder.saw(stream, ids, anew=restart)
+                self._decoder.saw(stream, ids, restart=restart)
         self._prefill([stream for stream in texts if copied_from[stream] == stream])
         for stream, other in copied_from.items():
             if other != stream:

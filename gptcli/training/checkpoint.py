@@ -339,7 +339,7 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
         return known, []
     what = f"names step {named}" if named is not None else "is damaged or missing"
     truth = f"the best step is {known}" if known is not None else "there is no best step"
-    return known, [f"{path} {what}; by the newest meta.json {truth}"]
+    return known, [f"{path} {what}; {truth}, according to the newest meta.json"]
 
 
 def choose_step(run: Path, which: str) -> int:

@@ -247,7 +247,8 @@ class _Loop:
         if not math.isfinite(loss):
             where = first_not_finite(self.state.passes.model(), [self.batch(0)])
             return Diverged(
-                f"step {p.step}: the validation loss is {loss:g}; not finite first in {where}",
+                f"step {p.step}: the validation loss is {loss:g}; first place with NaN or "
+                f"infinity: {where}",
                 f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
             )
         p.val_loss, p.evaluated_at = loss, p.step

@@ -227,9 +227,9 @@ class Group:
 
     roles: frozenset[Role]
     update: Callable[[list[Tensor], float, torch.dtype, Native | None], Update]
-    """From parameters, weight decay, Muon's dtype and the C library to the update."""
+    """Builds the update from parameters, weight decay, Muon's dtype and the C library."""
     rate_share: float
-    """Its learning rate over the run's."""
+    """The group's learning rate divided by the run's."""
     decays: bool
     """Whether `train.weight_decay` applies."""
 

@@ -215,7 +215,8 @@ def restore_replaced(run: Path) -> bool:
                 with suppress(FileNotFoundError):
                     durable.disk.unlink(run / name)
         durable.fsync_folder(run)
-    # Do not move the folder `checkpoints` itself: an abandoned save can be creating it right now.
+    # Move what is inside `checkpoints`, not the folder itself: an abandoned save may be creating
+    # run/checkpoints now.
     waiting = [*(replaced / "checkpoints").glob("*"), *replaced.iterdir()]
     for path in sorted(waiting, key=lambda path: path.name == "config.yaml"):
         goal = run / path.relative_to(replaced)
@@ -229,8 +230,8 @@ def restore_replaced(run: Path) -> bool:
 def repair_replacement(run: Path) -> None:
     """Restore the replaced run if a kill interrupted `move_to_replaced` or `restore_replaced`.
 
-    Without that, the folder has no config.yaml and no command would find the run. Does nothing if
-    another process holds the folder's lock."""
+    Until then the folder has no config.yaml, so no command finds the run. Does nothing if another
+    process holds the folder's lock."""
     if _is_interrupted(run):
         with suppress(OSError, GptcliError), durable.folder_lock(run):
             if _is_interrupted(run):  # another process can have repaired it meanwhile

@@ -200,7 +200,7 @@ class Saver:
 
 
 class _AbandonedError(Exception):
-    """The checkpoint is no longer wanted."""
+    """Stops a background save that `Saver` has abandoned."""
 
 
 def _identity(run: Path) -> os.stat_result:

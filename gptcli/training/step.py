@@ -109,7 +109,7 @@ def take_step(
         where = first_not_finite(passes.model(), micro_batches())
         return Diverged(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
-            f"{rate:g}; not finite first in {where}; nothing was updated",
+            f"{rate:g}; first place with NaN or infinity: {where}; nothing was updated",
             f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
             f"train.warmup_steps={max(100, 2 * int(config.warmup_steps))}"
             + ("" if dtype == torch.float32 else ", or run.dtype=float32"),

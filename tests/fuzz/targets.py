@@ -1,7 +1,7 @@
 """What is fuzzed: each target takes an input and may refuse it with a GptcliError, nothing else.
 
-A target works in a folder of its own that it writes to again and again; it returns whether the
-input was accepted.
+Each target has a separate folder, which it uses for every input. It returns whether the input was
+accepted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class HangError(Exception):
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError in what takes longer, where the system has a timer."""
+    """Raise HangError if the body takes longer, on systems that have a timer."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -124,7 +124,7 @@ def _configs() -> list[Target]:
         st.text(max_size=60),
         edited(default).map(lambda data: data.decode("utf-8", "replace")),
         sections.map(lambda values: yaml.safe_dump(values, allow_unicode=True)),
-        # Deeper ones take PyYAML a tenth of a second each: a few stand in `interesting.py`.
+        # PyYAML needs a tenth of a second for each deeper one; `interesting.py` has a few of them.
         nested.map(lambda data: data[:60].decode()),
     )
     overrides = st.lists(st.tuples(key, value).map("=".join) | st.text(max_size=10), max_size=4)
@@ -396,7 +396,7 @@ def _cache(folder: Path) -> Target:
         path.write_bytes(data)
         notes: list[str] = []
         if cache.read_entry(entry, key, None, notes) is None:
-            assert notes, "damage is said"
+            assert notes, "damage is reported"
 
     return Target(
         "token cache", changed(meta).map(sealed) | edited(right) | any_bytes | nested, feed

@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert last.diagnosis is not None
     assert f"step {last.step}:" in last.diagnosis
     assert "learning rate" in last.diagnosis
-    assert "not finite first in" in last.diagnosis
+    assert "first place with NaN or infinity: " in last.diagnosis
     assert last.hint is not None
     assert "train.learning_rate=" in last.hint
     assert all(math.isfinite(e.loss) for e in steps(events))

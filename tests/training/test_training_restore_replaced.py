@@ -209,7 +209,7 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Copies of the run after a kill at each operation of restore_replaced that leaves no
+    """Copies of the run, killed at each operation of restore_replaced; only those without
     config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
