@@ -151,7 +151,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
 
 
 def startup(run: Path, rounds: int) -> None:
-    """Whole processes."""
+    """Print the wall times of whole `gptcli sample` processes."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()

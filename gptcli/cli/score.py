@@ -118,7 +118,7 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     sampling = None
     if options.dtype in ("auto", "float32"):
         trained = load_model(run, options, dtype_of_run=False)
-    else:  # by the engine that `sample` uses in this dtype, which rounds in its own way
+    else:  # with the engine of `sample`, because engines round differently
         sampling = load_for_sampling(run, options)
         trained = sampling.trained
     from gptcli.sampling.backend import open_decoder

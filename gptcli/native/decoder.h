@@ -22,12 +22,12 @@
 #include "packed.h"
 #include "parameters.h"
 
-/* What Python passes; its mirror is DecoderShape in library.py. kind: of packed.h. */
+/* The shape that Python passes. DecoderShape in library.py mirrors it. packed.h lists the kinds. */
 typedef struct {
     int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
-/* library.py compares this size with its mirror's. */
+/* library.py compares this size with that of DecoderShape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
@@ -244,7 +244,7 @@ void dec_free(Decoder *d) {
     free(d->layers), free(d->scratch), free(d);
 }
 
-/* A decoder without the memory of its arrays, or NULL if even that is too much. */
+/* A decoder whose arrays have no memory yet, or NULL if there is not enough memory. */
 static Decoder *new_without_memory(const Shape *shape) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;

@@ -17,14 +17,14 @@
 #include "constants.h"
 #include "parameters.h"
 
-/* What Python passes; its mirror is Shape in library.py. T is the longest sequence. */
+/* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {
     int32_t modern, tied, L, H, C, F, V, T, threads;
     float dropout;
     int64_t most_tokens;
 } Shape;
 
-/* library.py compares this size with its mirror's. */
+/* library.py compares this size with that of Shape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
 /* One linear layer's weights as B tiles: forward (K, N) for the outputs, backward (N, K) for the
@@ -52,7 +52,7 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* A thread's scratch: what it needs for a group of rows. */
+/* A thread's scratch for a group of rows. */
 typedef struct {
     AttentionScratch attention;
     float *logits;   /* (rows, Vp) */
@@ -229,7 +229,7 @@ void gpt_free(Model *g) {
     free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
 }
 
-/* A model of this shape without the memory of its arrays, or NULL if even that is too much. */
+/* A model of this shape whose arrays have no memory yet, or NULL if there is not enough memory. */
 static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;

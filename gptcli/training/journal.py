@@ -31,7 +31,7 @@ class Journal:
     Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
 
     notes: list[str]
-    """What is missing or damaged in metrics.jsonl, for the user."""
+    """Notes for the user: what is missing or damaged in metrics.jsonl."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """What is damaged or missing in the file, for the user. Call it after all lines."""
+        """Notes for the user: what is damaged or missing in the file. Call it after all lines."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (

@@ -1,12 +1,13 @@
 """Run folders: finding one, creating, replacing (--overwrite) and restoring one, and its run.json.
 
 A run folder holds config.yaml, tokenizer.json, metrics.jsonl, samples.txt, run.json (how the run
-ended) and checkpoints/. gptcli.training.checkpoint writes the last, gptcli.training.journal the two
-that grow.
+ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/, gptcli.training.journal
+writes metrics.jsonl and samples.txt.
 
 With --overwrite the old run's files move to RUN/.replaced, and stay there until the new run has a
-checkpoint. If the new run ends before, the old run comes back. config.yaml is always the first file
-to leave and the last to arrive: a folder without it is no run, so a half-moved run is never used.
+checkpoint. If the new run ends before that, the old run comes back. config.yaml is always the first
+file to leave and the last to arrive: a folder without it is no run, so a half-moved run is never
+used.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. Without config.yaml they belong to the run before it."""
+    """Whether the run has checkpoints. Without config.yaml they are an earlier run's."""
     return (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
 
 

@@ -241,7 +241,7 @@ def prepare_resume(
 
 
 def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How a finished run ended: from run.json, or from the checkpoint if a kill came before it."""
+    """How a finished run ended: from run.json, or from the checkpoint if a kill came earlier."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
         status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}

@@ -49,7 +49,7 @@ class Progress:
 class TrainingState:
     """A model with its master weights, passes, optimizers and counters.
 
-    It starts from `weights`, those of a checkpoint, or draws new ones if they are None."""
+    It starts from a checkpoint's `weights`, or draws new ones if `weights` is None."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ Shapes = dict[str, tuple[int, ...]]
 class _NothingDrawn(TorchFunctionMode):
     """Inside this context, modules do not draw their initial weights.
 
-    On the meta device there is nothing to draw, but PyTorch's functions for that take a second to
-    import."""
+    On the meta device there is nothing to draw, but PyTorch's functions for drawing take a second
+    to import."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

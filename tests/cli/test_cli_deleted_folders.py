@@ -38,15 +38,15 @@ def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
-@pytest.mark.parametrize("beside", [False, True], ids=["foreground", "background"])
+@pytest.mark.parametrize("in_background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("what", ["deleted", "moved"])
 def test_a_run_folder_that_disappears(
-    what: str, beside: bool, cli: Any, text_file: Path, tmp_path: Path,
+    what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A warning at every checkpoint, an error at the end, and no new folder in its place."""
     run, other = tmp_path / "r", tmp_path / "other"
-    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if beside else 1 << 40)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
 
         def away() -> None:

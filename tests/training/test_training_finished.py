@@ -95,7 +95,7 @@ def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
 def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
     stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exactly once, also if the checkpoint of the step was written before the sample."""
+    """It is drawn exactly once, even if the step's checkpoint was written before the sample."""
     from gptcli.events import SampleDrawn, StepDone
     from gptcli.training import loop
 
