@@ -32,8 +32,8 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* head by head: P queries, P keys, P values; then a panel that is only read */
-    Packed out; /* its inputs are heads of P */
+    Packed qkv; /* head by head: P queries, P keys, P values; then a panel of unused zeros */
+    Packed out; /* inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
@@ -53,8 +53,8 @@ typedef struct {
     Shape s;
     int D, E, P, R;
     long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
-    long rows;           /* for which there is memory */
-    int chunk;           /* tokens of one stream that a step can take */
+    long rows;           /* the most rows that fit in memory */
+    int chunk;           /* the most tokens of one stream in a step */
     const float *wte, *wpe;
     Layer *layers;
     Packed head;
@@ -71,7 +71,7 @@ typedef struct {
     size_t stream_bytes; /* bytes of a stream in the cache */
     char *memory;
     size_t bytes;
-    int32_t arrived; /* threads at the barrier */
+    int32_t arrived; /* threads that wait at the barrier */
     int32_t phase;
 } Decoder;
 

@@ -38,8 +38,7 @@ typedef struct {
  * feed-forward's first product, with the gate if there is one; its second product. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
-/* What a layer keeps for the backward pass. Arrays are in rows, unless pieces (tiles.h) are named.
- */
+/* Arrays that a layer keeps for the backward pass, in rows unless pieces (tiles.h) are named. */
 typedef struct {
     bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
@@ -67,8 +66,8 @@ typedef struct {
     Shape s;
     int D, F1;       /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
-    long blocks;     /* blocks of 32 rows for which there is memory */
-    int64_t *offset; /* of each parameter in weights and gradients (parameters.h); -1: absent */
+    long blocks;     /* the most blocks of 32 rows that fit in memory */
+    int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
     Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */

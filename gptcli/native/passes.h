@@ -291,7 +291,7 @@ static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d,
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* A group's part of the gradients of a layer's vectors: where each begins. */
+/* Pointers to a group's parts of the gradients of a layer's vectors. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;

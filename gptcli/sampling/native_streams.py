@@ -54,7 +54,7 @@ class NativeStreams:
                 text.fed, text.start = read.fed, read.start
 
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that the KV cache lacks; the whole new window if the old one was full."""
+        """Feed all tokens that the KV cache lacks; if the window was full, the whole new window."""
         rows = []
         for stream in streams:
             text = self._texts[stream]

@@ -44,7 +44,7 @@ def test_a_run_folder_that_disappears(
     what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A warning at every checkpoint, an error at the end, and no new folder in its place."""
+    """Training warns at every checkpoint, ends with an error, and makes no new folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
@@ -151,7 +151,7 @@ def test_a_clock_that_jumps(
         at_step(5, lambda: os.kill(os.getpid(), 2), patch)
         assert cli("train", text_file, *SMALL, "--out", run).code == 130
     begun = real()
-    for path in run.rglob("*"):  # as if the clock from before the jump had written them
+    for path in run.rglob("*"):  # as if written before the clock jumped
         os.utime(path, (begun - jump, begun - jump))
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err

@@ -181,7 +181,7 @@ class Interrupting(Watched):
         self.left -= 1
         if self.left == -1:
             os.kill(os.getpid(), self.number)
-            threading.Event().wait(0.02)  # the training goes on meanwhile
+            threading.Event().wait(0.02)  # training continues meanwhile
         return do()
 
 
