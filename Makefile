@@ -42,8 +42,9 @@ fuzz: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=random
 	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
 
-# What `make test` shortens, in full: every moment at which a save can be killed or fail, every
-# wrong file of every style, and gptcli as a fresh process where `make test` forks one.
+# The full versions of tests that `make test` shortens: every moment at which a save can be killed
+# or fail, and every wrong file of every style. gptcli starts as a fresh process; `make test` forks
+# one.
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 

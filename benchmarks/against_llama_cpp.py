@@ -4,8 +4,8 @@
 
 GPT-2's architecture with random weights, one stream, no prompt: new tokens per second of
 `gptcli sample`'s streams, which also choose each token, and of `llama-bench` (tg), which does not.
-llama.cpp is a checkout of yours (https://github.com/ggml-org/llama.cpp) in which `cmake -B build &&
-cmake --build build --target llama-bench` has run; its own `gguf` package writes the weights.
+llama.cpp is the user's checkout of https://github.com/ggml-org/llama.cpp. Build it first: `cmake -B
+build && cmake --build build --target llama-bench`. llama.cpp's `gguf` package writes the weights.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def ours(shape: str, dtype: str) -> float:
-    """New tokens per second of gptcli, in a process of its own."""
+    """New tokens per second of gptcli, in a separate process."""
     case = {"shape": shape, "streams": 1, "new": NEW[shape] - 1, "side": "gptcli", "arch": "gpt2"}
     return other({**case, "dtype": dtype, "bias": True}, Path())
 

@@ -4,11 +4,12 @@
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT loss --text tinyshakespeare.txt
 
 `steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW) of the same
-GPT-2 shape on random tokens: nanoGPT as it stands, eager and in float32; gptcli as it trains.
-`loss`: wall time of whole processes until the full validation split has a loss of 1.898, where
-nanoGPT's CPU preset ends; gptcli by the config `shakespeare-speedrun`.
+GPT-2 shape on random tokens: nanoGPT unchanged, eager and in float32; gptcli with the dtype and
+engine that `gptcli train` chooses.
+`loss`: wall time of whole processes until the loss on the full validation split is 1.898, which
+nanoGPT's CPU preset reaches at its end. gptcli uses the config `shakespeare-speedrun`.
 
-nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
+nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
     python benchmarks/checkpoint_cost.py                       # half an hour on two cores
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
-    python benchmarks/checkpoint_cost.py --tiny                # whether it works, in seconds
+    python benchmarks/checkpoint_cost.py --tiny                # a quick test of the benchmark
 
-Checkpoints: the same steps with and without a checkpoint every N steps, in turn, each in a process
-of its own; the difference of the medians, divided by the checkpoints, is what one takes from the
-training, and a sixtieth of that its share at one a minute. The first steps, which make things
-ready, do not count; nor does the save at the end of a run.
+Checkpoints: trains the same steps with and without a checkpoint every N steps, in turn, each in a
+separate process. The cost of a checkpoint is the difference of the medians, divided by the number
+of checkpoints. A sixtieth of that is its share of the time at one checkpoint a minute. The first
+steps and the save at the end of a run do not count.
 Evaluations and logging: `gptcli train` with the default config, whole processes, in turn with the
-intervals at `auto` and longer than the run. Both evaluate the last step: that one is added.
-Nothing else should compute meanwhile. Exit code 1 where something takes more than it may.
+intervals at `auto` and longer than the run. Both evaluate the last step, so the time of that
+evaluation is added.
+Run nothing else meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and how often it saves here."""
+    """A network, its interval between checkpoints, and the limit of their cost."""
 
     overrides: tuple[str, ...]
     every: int
-    """Steps between checkpoints: more time than writing one takes."""
+    """Steps between checkpoints. They must take longer than writing a checkpoint."""
     checkpoints: int
     most: float
-    """The share of the time that a checkpoint a minute may take."""
+    """The largest allowed share of the time at one checkpoint a minute."""
 
     @property
     def steps(self) -> int:
-        """A whole interval after the last checkpoint, which is written in it."""
+        """The steps of a run. The last checkpoint is written during one more interval."""
         return self.every * (self.checkpoints + 1) - 1
 
 
@@ -103,7 +104,7 @@ def main() -> None:
             over |= share > case.most
     print(f"{header()}\n")
     print(
-        "| network | steps | without | with | checkpoints | one takes | at one a minute | may be |"
+        "| network | steps | without | with | checkpoints | one takes | at one a minute | limit |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
@@ -119,11 +120,11 @@ def main() -> None:
 
 
 def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
-    """A row of the table, and the share of a checkpoint a minute."""
+    """A row of the table, and the share of the time at one checkpoint a minute."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0
     for number in range(rounds):
-        # Each side comes first as often: a machine that slows down favours neither.
+        # Each side comes first equally often, so a machine that slows down favours neither.
         for side in ("without", "with") if number % 2 == 0 else ("with", "without"):
             told = one(case, side == "with", runs)
             found[side].append(told["seconds"])
@@ -141,7 +142,7 @@ def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tup
 
 
 def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
-    """`train_one` in a process of its own."""
+    """`train_one` in a separate process."""
     words = [sys.executable, __file__, "--one"]
     words.append(json.dumps({"case": asdict(case), "saving": saving, "runs": str(runs or "")}))
     return dict(json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout))

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measured(shape: tuple[int, ...]) -> dict:
-    """`measure` in a process of its own, so that its memory is its own too."""
+    """`measure` in a separate process, so that its peak memory is measured separately."""
     words = [sys.executable, __file__, "--one", json.dumps(shape)]
     out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     print(out.strip(), file=sys.stderr)
@@ -97,7 +97,7 @@ def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
 
 
 def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object:
-    """A modern network's config of that shape, heads 64 wide."""
+    """The config of a modern network of that shape, with heads 64 wide."""
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     return Config.model_validate({"model": model, "train": {"batch_size": B}})
 
@@ -108,7 +108,7 @@ def fit(seen: list[dict]) -> dict[str, float]:
 
     kinds = list(seen[0]["counts"])
     prices = dict.fromkeys(kinds, 0.0)
-    while True:  # what would get a price below zero is left out, one after the other
+    while True:  # leave out kinds with a negative price, one at a time
         rows = np.array([[one["counts"][k] / one["seconds"] for k in kinds] for one in seen])
         scale = rows.max(axis=0)
         found = np.linalg.lstsq(rows / scale, np.ones(len(seen)), rcond=None)[0] / scale
@@ -118,7 +118,7 @@ def fit(seen: list[dict]) -> dict[str, float]:
 
 
 def draw(prices: dict[str, float], rows: list[dict], path: Path) -> None:
-    """Measured time and memory against the rules'."""
+    """Plot the measured time and memory against the rules."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -2,7 +2,7 @@
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
-RUNS are measured losses; a line of them is made again by
+RUNS are measured losses. This command repeats one of them:
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
         train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
 The plot needs matplotlib.
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def budget(run: tuple[float, ...]) -> float:
-    """Seconds of the run's steps by the rule."""
+    """Seconds of the run's steps according to gptcli.training.cost."""
     n_layer, n_embd, T, B, steps, *_ = run
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     config = Config.model_validate({"model": model, "train": {"batch_size": B}})
@@ -75,7 +75,7 @@ def budget(run: tuple[float, ...]) -> float:
 
 
 def draw(path: Path) -> None:
-    """Loss against size, a colour for each stretch of time."""
+    """Plot loss against size, with a colour for each training time."""
     import matplotlib
 
     matplotlib.use("svg")

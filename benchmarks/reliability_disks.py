@@ -34,8 +34,8 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
 
 
 def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A story and all that a power cut may leave of it; where that is too much, another sample of
-    it each time."""
+    """A story, and every tree that a power cut can leave; if there are too many, a new sample in
+    each trial."""
     story, seed = STORIES[trial % len(STORIES)], trial // len(STORIES)
 
     def tried(folder: Path) -> Outcome:
@@ -44,7 +44,7 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
         def counted() -> Iterator[int]:
             for crashes in trees:
-                outcome.count("crashes, some with the same tree", crashes)
+                outcome.count("crashes, some leave the same tree", crashes)
                 yield crashes
 
         outcome.count_each("trees", counted())
@@ -54,7 +54,8 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A story, of which each operation fails: once with each error, or it and all after it."""
+    """A story in which each operation fails in turn: once with each error, or with all operations
+    after it."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good
@@ -69,7 +70,7 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A disk that takes a few bytes at a time, limits of the system, a small file system."""
+    """Saves with writes of only a few bytes, with limits of the system, or on a full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

@@ -15,10 +15,10 @@ from benchmarks.reliability_runs import Workshop
 from tests.reliability import damage, hostile_attempts
 from tests.reliability.hostile import CASES
 
-DAMAGES = 50  # a trial's
+DAMAGES = 50  # in one trial
 HOSTILE = len(CASES)
-TARGETS = 16  # of tests/fuzz/targets.py
-INPUTS = 250  # a trial's, of a target with one share
+TARGETS = 16  # in tests/fuzz/targets.py
+INPUTS = 250  # in one trial of a target with share 1
 ROUNDS = 34  # 200,000 inputs
 
 
@@ -81,7 +81,7 @@ def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcom
                 hostile_attempts.check(ending)
             except AssertionError as error:
                 outcome.failures.append(f"{name}, {ending['command']}: {error}")
-            outcome.largest("seconds of a processor", ending.get("seconds", 0.0))
+            outcome.largest("seconds of processor time", ending.get("seconds", 0.0))
             outcome.largest("MB grown", ending.get("grown", 0) / 1e6)
         return outcome
 
@@ -101,7 +101,7 @@ def fuzzing(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
         done = fuzz.fuzz(target, INPUTS * target.share, 1000 * trial)
         outcome = Outcome(about=target.name)
         outcome.count("inputs", done.inputs)
-        outcome.count("refused in words", done.inputs - done.accepted)
+        outcome.count("refused", done.inputs - done.accepted)
         outcome.largest("seconds an input", done.slowest)
         if done.failure:
             outcome.failures.append(f"{target.name}: {done.failure}")

@@ -1,7 +1,7 @@
-"""nanoGPT under the same kills, for comparison: its train.py as it stands, at the same tiny size.
+"""Kills nanoGPT's unchanged train.py in the same way, for comparison, at the same tiny size.
 
-It keeps one checkpoint, which torch.save writes over in place, here after every fifth step as ours
-are. $NANOGPT names a checkout.
+nanoGPT keeps one checkpoint, which torch.save overwrites in place; here after every fifth step, as
+in gptcli. $NANOGPT names a checkout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.reliability_processes import Training
 from benchmarks.reliability_runs import EVERY, STEPS, Workshop
 
 _VOCABULARY = 65
-# What its train.py reads as {"vocab_size": 65}; without it the vocabulary would be GPT-2's.
+# The pickle of {"vocab_size": 65}. Without it, train.py would use GPT-2's vocabulary.
 _META = b"(dVvocab_size\nI65\ns."
 _WORDS = [
     "--device=cpu", "--compile=False", "--dtype=float32", "--dataset=tiny", "--out_dir=out",
@@ -35,7 +35,7 @@ _WORDS = [
 
 
 class TheirTraining(Training):
-    """`python train.py WORDS` of nanoGPT in a process of its own."""
+    """nanoGPT's `python train.py WORDS` in a separate process."""
 
     def _child(self, words: list[str], prepare: object) -> None:
         code = 70
@@ -57,11 +57,11 @@ class TheirTraining(Training):
         os._exit(code)
 
     def has_begun(self) -> bool:
-        """Whether a step has been made."""
+        """Whether the training has finished a step."""
         return "\niter " in self._out.read_text("utf-8", "replace")
 
     def has_saved(self) -> bool:
-        """Whether a checkpoint has been written to its end."""
+        """Whether the training has finished writing a checkpoint."""
         return (
             "\niter " in self._out.read_text("utf-8", "replace").partition("saving checkpoint")[2]
         )
@@ -87,7 +87,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
             training = TheirTraining(words, folder)
             if words is _WORDS:
                 training.until(training.has_saved)
-            elif chance.random() < 0.5:  # else the start may be hit, too
+            elif chance.random() < 0.5:  # otherwise the signal may also come during start-up
                 training.until(training.has_begun)
             else:
                 time.sleep(chance.uniform(0.0, 1.0) * start)
@@ -108,9 +108,9 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _uninterrupted(shop: Workshop, folder: Path) -> tuple[float, float]:
-    """Seconds of a run that nobody disturbs, before and after its first step; measured once."""
+    """Seconds of an undisturbed run before and after its first step; measured once."""
     if not hasattr(shop, "nanogpt_seconds"):
-        importlib.import_module("torch._dynamo")  # which their optimizer asks for
+        importlib.import_module("torch._dynamo")  # nanoGPT's optimizer imports it
         training = TheirTraining(_WORDS, folder)
         begun = time.perf_counter()
         training.until(training.has_begun)

@@ -15,20 +15,21 @@ from benchmarks.reliability_runs import (
     GRID,
     Workshop,
     at_once,
-    beside,
     check_equal,
     check_whole,
+    in_background,
     newest,
 )
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-OPERATIONS = 294  # of a run of these steps; a few more where nothing is written beside it
+# In a run of this length; a few more if no checkpoint is written in the background.
+OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 
 
 def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run, and others into its folder while it goes: new, resumed, to overwrite it."""
+    """Starts a run, and during it three more in the same folder: new, resumed, overwriting."""
     combination = trial % len(GRID)
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
@@ -60,7 +61,7 @@ def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outco
 
 
 def _slowly() -> None:
-    """In the child: each batch takes a hundredth of a second more."""
+    """In the child: make each batch a hundredth of a second slower."""
     from gptcli.corpus import Batches
 
     batch = Batches.batch
@@ -73,13 +74,13 @@ def _slowly() -> None:
 
 
 def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run on a disk that refuses one operation, or one and all that follow; then it goes on, or
-    begins again, on one that works."""
+    """A run on a disk that refuses one operation, or one and all that follow; it is then resumed or
+    started again on a working disk."""
     combination = trial // 2 % len(GRID)
-    how = beside if trial // 2 // len(GRID) % 2 else at_once
+    how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     number, for_good = chance.choice(ERRORS), trial % 2 == 1
-    count = 37 * (trial // 2) % OPERATIONS  # each once, and the first few from all over the run
+    count = 37 * (trial // 2) % OPERATIONS  # each once; the first few are spread over the run
     outcome.about = (
         f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "
         f"checkpoints {how.__name__}"
@@ -104,16 +105,17 @@ def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome
         training = Training(new, folder, prepare)
         code = training.wait()
         if not mark.exists():
-            outcome.count("ended before it")
+            outcome.count("ended before the operation")
         else:
             outcome.count("trainings")
         if code == 0:
-            outcome.count("ended as if nothing had been", int(mark.exists()))
+            outcome.count("were not affected", int(mark.exists()))
         elif (code != 1 and training.has_begun()) or os.strerror(number) not in training.said():
             outcome.failures.append(f"exit code {code}: {training.last_words()}")
         check_whole(run, outcome)
         if code != 0:
-            outcome.count("ended in an error, and resumed" if newest(run) else "began again")
+            resumed = "ended with an error and were resumed"
+            outcome.count(resumed if newest(run) else "started again")
             words = (
                 ["train", "--resume", "--out", str(run), "--json"]
                 if newest(run)

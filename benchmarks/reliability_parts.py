@@ -1,4 +1,4 @@
-"""The parts of benchmarks/reliability.py: what is promised, and what is tried for it how often."""
+"""The parts of benchmarks/reliability.py: each promise, how it is tried, and how often."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Part:
     how: str
     trial: Trial
     counts: str
-    """What of the counts of a trial is told as the number of trials."""
+    """The key in a trial's counts that the table shows as the number of trials."""
     reduced: int
     full: int
-    """How many of those there are to be, at reduced and at full length."""
+    """The target for that count in a reduced and in a full series."""
     cases: bool = False
-    """Whether `reduced` and `full` say how often `trial` is called instead: with each number once,
-    however much each has to count."""
+    """If True, `reduced` and `full` are numbers of calls instead: `trial` is called once with each
+    number from 0."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """How many there are to be."""
+        """The count at which the part is done."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced
 
     def done(self, lines: list[Mapping[str, Any]], trial: int, target: int) -> bool:
-        """Whether the trials that were made are enough, or all before this one are."""
+        """Whether the part has reached its target before trial number `trial`."""
         if self.cases:
             return trial >= target
         return sum(line["counts"].get(self.counts, 0) for line in lines) >= target
@@ -55,7 +55,7 @@ RESUMED = "resuming changes nothing"
 DAMAGED = "damage is found"
 LOADED = "nothing that is loaded can run code or take the machine"
 INTERRUPTED = "a second signal and a second training are safe"
-COMPARISON = "for comparison: nanoGPT"
+COMPARISON = "for comparison: nanoGPT (unchanged train.py, `always_save_checkpoint`)"
 
 PARTS = {
     "operations": Part(
@@ -69,7 +69,7 @@ PARTS = {
     ),
     "crashes": Part(
         TORN,
-        "a power cut after each operation, any of what was not synced lost, cut or zeros",
+        "a power cut after each operation, any unsynced data lost, cut or zeroed",
         reliability_disks.crashes,
         "trees",
         3 * reliability_disks.CRASHES,
@@ -78,8 +78,8 @@ PARTS = {
     ),
     "kills": Part(
         TORN,
-        "SIGKILL to real trainings at random times after the first checkpoint, and at starts; they "
-        "go on and end, to the byte, as if nothing had been",
+        "SIGKILL to real trainings at random times after the first checkpoint, and at starts; "
+        "resumed, they end with the same bytes as an undisturbed run",
         reliability_runs.kills,
         "kills",
         100,
@@ -97,7 +97,7 @@ PARTS = {
     ),
     "full": Part(
         FAILING,
-        "writes of a few bytes at a time; limits on file sizes and open files; a full tmpfs",
+        "writes that take only a few bytes; limits on file sizes and open files; a full tmpfs",
         reliability_disks.full_disks,
         "saves",
         reliability_disks.FULL,
@@ -107,7 +107,7 @@ PARTS = {
     "refused": Part(
         FAILING,
         "real trainings on a disk that refuses one operation (ENOSPC, EIO, EMFILE or EDQUOT), or "
-        "from there on all; they go on, or end in words and are resumed, to the same end",
+        "all from there on; they continue, or end with an error and are resumed, to the same bytes",
         reliability_neighbours.refusing_disks,
         "trainings",
         60,
@@ -116,8 +116,8 @@ PARTS = {
     ),
     "signals": Part(
         RESUMED,
-        "SIGTERM or Ctrl-C to real trainings at random times, evaluations included: saved and left "
-        "in time, exit code 130; they end, to the byte, as if nothing had been",
+        "SIGTERM or Ctrl-C to real trainings at random times, evaluations included: saved and "
+        "ended in time, exit code 130; resumed, they end with the same bytes",
         reliability_runs.signals,
         "signals",
         100,
@@ -126,7 +126,7 @@ PARTS = {
     "damage": Part(
         DAMAGED,
         "a bit, a block, the length or the whole of a random file of a run or a token cache is "
-        "changed: named when it is loaded, and never taken for what was saved",
+        "changed: the file is named when it is loaded, and its content is never used",
         reliability_loading.damages,
         "damages",
         20,
@@ -135,7 +135,7 @@ PARTS = {
     ),
     "hostile": Part(
         LOADED,
-        "run folders made to do harm end in an error within a second and 200 MB, for `score` and "
+        "hostile run folders end with an error within a second and 200 MB, for `score` and "
         "`train --resume`",
         reliability_loading.hostile_folders,
         "attempts",
@@ -145,7 +145,7 @@ PARTS = {
     ),
     "fuzz": Part(
         LOADED,
-        "random inputs for everything that reads a file or a name: accepted, or refused in words",
+        "random inputs for every parser of a file or a name: accepted, or refused with an error",
         reliability_loading.fuzzing,
         "inputs",
         4 * reliability_loading.TARGETS,
@@ -154,8 +154,8 @@ PARTS = {
     ),
     "second": Part(
         INTERRUPTED,
-        "a second Ctrl-C, in a slow step or save, leaves at once and nothing torn; the run ends as "
-        "if nothing had been",
+        "a second Ctrl-C, in a slow step or save, ends the process at once and leaves nothing "
+        "torn; resumed, the run ends with the same bytes",
         reliability_runs.second_interrupts,
         "second signals",
         24,
@@ -163,8 +163,8 @@ PARTS = {
     ),
     "neighbours": Part(
         INTERRUPTED,
-        "a second training into the same folder, new, resumed or overwriting, is refused in words; "
-        "the first ends as if nothing had been",
+        "a second training into the same folder, new, resumed or overwriting, is refused with an "
+        "error; the first is not affected",
         reliability_neighbours.second_trainings,
         "second trainings",
         24,

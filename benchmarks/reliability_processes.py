@@ -1,7 +1,7 @@
-"""Trainings as processes of their own, for benchmarks/reliability.py.
+"""Runs each training in a separate process, for benchmarks/reliability.py.
 
-Each calls the command line's front door. So that start-up does not dominate, it is forked from a
-process that has imported everything and computed nothing yet (POSIX only).
+A process calls `gptcli.cli.main`. To save start-up time, it is a fork of a process that has
+imported everything and computed nothing yet (POSIX only).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds after which a training is taken to hang
+PATIENCE = 60.0  # seconds until a training counts as hung
 
 
 def warm() -> None:
@@ -37,7 +37,7 @@ def warm() -> None:
 
 
 class Training:
-    """`gptcli WORDS` in a process of its own; its words go to files beside the run."""
+    """`gptcli WORDS` in a separate process. Its stdout and stderr go to files next to the run."""
 
     def __init__(
         self, words: list[str], folder: Path, prepare: Callable[[], None] | None = None
@@ -70,7 +70,7 @@ class Training:
             code = ended.code if isinstance(ended.code, int) else 70
         except BaseException:
             traceback.print_exc()
-        for thread in threading.enumerate():  # as the interpreter does at its end
+        for thread in threading.enumerate():  # as the interpreter does when it exits
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
         sys.stdout.flush()
@@ -78,7 +78,7 @@ class Training:
         os._exit(code)
 
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is still running."""
         if self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -86,7 +86,8 @@ class Training:
         return self._code is None
 
     def wait(self) -> int:
-        """Its exit code, negative for a signal; killed with -100 where it hangs."""
+        """Wait for the exit code: negative for a signal; -100 if the process hung and was
+        killed."""
         deadline = time.perf_counter() + PATIENCE
         while self.running():
             if time.perf_counter() > deadline:
@@ -98,36 +99,36 @@ class Training:
         return self._code
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so, or the training has ended."""
+        """Wait until `condition()` is true or the training has ended."""
         deadline = time.perf_counter() + PATIENCE
         while not condition() and self.running() and time.perf_counter() < deadline:
             time.sleep(0.0005)
 
     def send(self, number: int) -> None:
-        """A signal, where it still runs."""
+        """Send a signal if the process is still running."""
         if self.running():
             os.kill(self.pid, number)
 
     def said(self) -> str:
-        """What came on stderr."""
+        """The text on stderr."""
         return self._err.read_text("utf-8", "replace")
 
     def last_words(self) -> str:
-        """The end of it, for a report."""
+        """The last 500 characters of stderr, for a report."""
         return self.said()[-500:]
 
     def summary(self) -> dict[str, Any]:
-        """What --json printed; {} where it did not come to that."""
+        """The object that `--json` printed; {} if nothing was printed."""
         lines = self._out.read_text("utf-8").splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
 
     def resumed_from(self) -> int | None:
-        """The step that the headline says it goes on from; None where there is none (yet)."""
+        """The step that the headline names as the start of a resume; None if there is none yet."""
         found = re.search(r" tokens, from step (\d+)$", self.said(), re.MULTILINE)
         return int(found[1]) if found else None
 
     def has_begun(self) -> bool:
-        """Whether the headline has come."""
+        """Whether the training has printed its headline."""
         return " steps of " in self.said()
 
     def _ended(self, status: int) -> None:

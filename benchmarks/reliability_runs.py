@@ -1,6 +1,6 @@
 """Real trainings that are killed, interrupted and resumed, for benchmarks/reliability.py.
 
-Nothing here knows of tallies and tables.
+benchmarks/reliability.py counts the outcomes and prints the table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GRID = [
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed."""
+    """The results of an undisturbed run."""
 
     weights: bytes
     records: list[dict[str, Any]]
@@ -79,7 +79,7 @@ class Workshop:
         """The undisturbed run of a config, trained when it is first asked for."""
         if combination not in self._references:
             run = Path(tempfile.mkdtemp(dir=self.folder)) / "whole"
-            for name in ("first", "timed"):  # the first may have to build and prepare
+            for name in ("first", "timed"):  # the first one may have to build the C library
                 training = Training(self.words(combination, run.with_name(name)), run.parent)
                 code = training.wait()
                 assert code == 0, training.last_words()
@@ -101,8 +101,8 @@ def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run that gets a second Ctrl-C while the first one is being obeyed: in a slow step or in a
-    slow save; then it is resumed to its end."""
+    """A run that gets a second Ctrl-C before the first one has ended it, in a slow step or a slow
+    save. It is then resumed to its end."""
     return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
 
 
@@ -111,11 +111,12 @@ Disturb = Callable[[list[str], Path, Reference, random.Random, Outcome, Prepare]
 
 
 def at_once() -> None:
-    """In the child: checkpoints of these small networks are written as small ones are."""
+    """In the child: write checkpoints in the training loop, as is the default for small
+    networks."""
 
 
-def beside() -> None:
-    """In the child: as large ones are, beside the training."""
+def in_background() -> None:
+    """In the child: write every checkpoint in the background."""
     from gptcli.training import saving
 
     saving.BACKGROUND_BYTES = 0
@@ -125,7 +126,7 @@ def _disturbed(
     shop: Workshop, trial: int, chance: random.Random, disturb: Disturb, most: int = 40
 ) -> Outcome:
     combination = trial % len(GRID)
-    prepare = beside if trial // len(GRID) % 2 else at_once
+    prepare = in_background if trial // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)
@@ -153,7 +154,7 @@ def _disturbed(
         else:
             outcome.failures.append(f"trial {trial} did not end")
         outcome.count("runs")
-        outcome.count("of them with checkpoints beside the training", int(prepare is beside))
+        outcome.count("of them with background checkpoints", int(prepare is in_background))
         if not outcome.failures:
             check_equal(run, reference, outcome)
     outcome.about = f"{' '.join(GRID[combination])}, checkpoints {prepare.__name__}"
@@ -172,7 +173,8 @@ def _kill(
     prepare: Prepare,
 ) -> Training:
     training = Training(words, run.parent, prepare)
-    if chance.random() < 0.5 or newest(run) == 0:  # else the start may be hit, too
+    # Otherwise the signal may also come during start-up.
+    if chance.random() < 0.5 or newest(run) == 0:
         training.until(lambda: training.has_begun() and newest(run) > 0)
     time.sleep(chance.uniform(0.0, 0.6) * reference.seconds)
     if training.running():
@@ -182,7 +184,7 @@ def _kill(
         outcome.count("kills")
         lost = reached - newest(run)
         outcome.largest("steps lost", lost)
-        if lost > 2 * EVERY:  # an interval, and what ran while a checkpoint was written
+        if lost > 2 * EVERY:  # one interval, and one more during a background save
             outcome.failures.append(f"{lost} steps lost, a checkpoint every {EVERY}")
     return training
 
@@ -243,7 +245,7 @@ def _interrupt_twice(
     training.send(signal.SIGINT)
     time.sleep(chance.uniform(1.05, 2.0))
     if not training.running():
-        outcome.count("left before the second")
+        outcome.count("had ended before the second")
         return training
     sent = time.perf_counter()
     training.send(signal.SIGINT)
@@ -258,7 +260,8 @@ def _interrupt_twice(
 
 
 def _slow_down(slow: Path, in_save: bool) -> None:
-    """In the child: once `slow` is there, each sync takes 0.4 s, or each batch 1.5 s."""
+    """In the child: once the file `slow` exists, each sync takes 0.4 s longer, or each batch
+    1.5 s."""
     from gptcli.corpus import Batches
 
     sync, batch = os.fsync, Batches.batch
@@ -280,7 +283,7 @@ def _slow_down(slow: Path, in_save: bool) -> None:
 
 
 def check_resumed(training: Training, before: int, code: int, outcome: Outcome) -> None:
-    """It went on from the newest checkpoint that there was, above step 0."""
+    """Record a failure if the run did not resume from its newest checkpoint, step `before`."""
     if before == 0:
         return
     origin = training.resumed_from()
@@ -289,11 +292,12 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
     if origin is None and code == 130 and not training.has_begun():
         return
     if origin != before:
-        outcome.failures.append(f"went on from {origin} with a checkpoint of {before}")
+        outcome.failures.append(f"resumed from {origin}, but the newest checkpoint was {before}")
 
 
 def check_whole(run: Path, outcome: Outcome) -> None:
-    """What a stop left behind is whole, but for the last line of metrics.jsonl."""
+    """Record a failure for each damaged checkpoint, and if metrics.jsonl is damaged before its last
+    line."""
     from gptcli.errors import GptcliError
     from gptcli.training import checkpoint
 
@@ -316,7 +320,7 @@ def check_equal(run: Path, reference: Reference, outcome: Outcome) -> None:
 
 
 def newest(run: Path) -> int:
-    """The newest checkpoint of a run, 0 where there is none."""
+    """The step of a run's newest checkpoint; 0 if there is none."""
     from gptcli.training import checkpoint
 
     return max(checkpoint.steps_of(run), default=0)
@@ -327,7 +331,8 @@ def final_weights(run: Path) -> bytes:
 
 
 def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """metrics.jsonl without what goes by the clock; a `torn` last line is left out."""
+    """The records of metrics.jsonl without times. With `torn`, an incomplete last line is
+    skipped."""
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if lines[-1] and not torn:

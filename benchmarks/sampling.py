@@ -1,16 +1,17 @@
-"""Sampling: gptcli beside nanoGPT on one machine, both sides in turn.
+"""Compares the sampling of gptcli and nanoGPT on one machine, both sides in turn.
 
     python benchmarks/sampling.py --nanogpt ../nanoGPT
     python benchmarks/sampling.py --run runs/NAME --text TEXT
     python benchmarks/sampling.py --startup runs/NAME
 
-The first: new tokens per second from a prompt of one token, of networks with random weights.
-nanoGPT as its `generate` stands: eager, float32, no cache. gptcli as `sample` writes: `--dtype
-auto` and `--dtype int8`, in both archs, and gpt2 in float32 too. The second: how far bfloat16 and
-int8 are from float32 in the log-probabilities of 1,000 tokens of a text, and after how many tokens
-greedy outputs part. The third: wall time of `gptcli sample RUN --max-new-tokens 200` as a process.
+The first command measures new tokens per second after a prompt of one token, with random weights.
+nanoGPT runs its unchanged `generate`: eager, float32, no cache. gptcli runs `--dtype auto` and
+`--dtype int8` with both archs, and float32 with gpt2. The second command compares the
+log-probabilities of 1,000 tokens in bfloat16 and int8 with float32, and counts the tokens before
+greedy outputs differ. The third command measures the wall time of whole processes `gptcli sample
+RUN --max-new-tokens 200`.
 
-nanoGPT is a checkout of yours (https://github.com/karpathy/nanoGPT); nothing of it is here.
+nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "10.65 M": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab": 65},
     "124 M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab": 50257},
 }
-CASES = (  # shape, streams, new tokens of each
+CASES = (  # shape, streams, new tokens per stream
     ("0.8 M", 1, 1000),
     ("0.8 M", 64, 300),
     ("10.65 M", 1, 300),
@@ -94,7 +95,7 @@ def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
 
 
 def other(case: dict[str, Any], nanogpt: Path) -> float:
-    """One side in a process of its own: tokens per second."""
+    """Tokens per second of one side, measured in a separate process."""
     words = [sys.executable, __file__, "--nanogpt", str(nanogpt), "--side", json.dumps(case)]
     told = subprocess.run(words, check=True, capture_output=True).stdout
     return float(json.loads(told))
@@ -150,7 +151,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
 
 
 def startup(run: Path, rounds: int) -> None:
-    """Whole processes."""
+    """Print the wall times of whole `gptcli sample` processes."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -208,7 +209,8 @@ def precision(run: Path, text: Path) -> None:
             next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
             for a, b in zip(written["PyTorch"], written[name], strict=True)
         ]
-        print(f"{name}: greedy, as PyTorch for so many of 500 tokens: {same}")
+        what = "greedy tokens before the first difference from PyTorch (at most 500)"
+        print(f"{name}: {what}: {same}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def table() -> str:
 
 
 def with_table(guide: str) -> str:
-    """CONTRIBUTING.md with its map made anew. Raises ValueError if the markers are missing."""
+    """CONTRIBUTING.md with a new file map. Raises ValueError if the markers are missing."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest or END not in rest:

@@ -191,7 +191,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --slow, keep only the tests that do more then."""
+    """With --slow, keep only the tests that use the fixture `slow`."""
     if config.getoption("--slow"):
         kept = [item for item in items if "slow" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
 TOP = {"files", "top"}
-"""What every package may import: files/, and the modules beside it (config, errors, events)."""
+"""What every package may import: files/, and the modules next to it (config, errors, events)."""
 
 MAY_IMPORT = {
     "cli": {"training", "sampling", "course", "view", "model", "native", "corpus", "tokenization"},

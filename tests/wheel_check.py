@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command; print its output and stop where it fails."""
+    """Run a command and return its output. Exit if it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
     if done.returncode != 0:

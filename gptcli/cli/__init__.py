@@ -89,12 +89,13 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def main() -> None:
-    """Run the command line and exit with the exit code of the contract.
+    """Run the command line and exit with 0, 1, 2 or 130, as README.md defines them.
 
     A user's mistake prints an error and a hint. It shows a traceback only with `--debug`."""
-    # How long OpenMP threads wait busily for each other; PyTorch on Linux reads it when torch is
-    # imported. At the default, two trainings on two cores slow each other to over 1.5 s a step. At
-    # this value a step takes 0.25 s in each, and a single training is as fast as at the default.
+    # How long OpenMP threads spin while they wait for each other. PyTorch on Linux reads this when
+    # torch is imported. At the default, two trainings on two cores slow each other to over 1.5 s a
+    # step. At this value a step takes 0.25 s in each, and a single training is as fast as at the
+    # default.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)

@@ -24,8 +24,8 @@ def bench(
 
     First, bench measures the machine's peak in matrix products. The training figure says which
     share of that peak a training step reaches. The limit for sampling is the time to read and
-    multiply all weights once for each token; the context is full. It takes about ten seconds, in
-    which nothing else should compute. Nothing is saved."""
+    multiply all weights once for each token; the context is full. The command takes about ten
+    seconds. Run nothing else meanwhile. Nothing is saved."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])

@@ -122,8 +122,8 @@ def check_command(exercise: str, what: str, interface: str) -> Callable[..., Non
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
     """Check the files and print each report as it comes.
 
-    Raises typer.Exit(1) if a file is wrong. Files that cannot be used come last, as errors: prints
-    all but the last and raises that."""
+    Raises typer.Exit(1) if a file is wrong. Files that cannot be used come last, as errors. The
+    last error is raised, and the others are printed."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []

@@ -32,7 +32,7 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
 
     run = prepared.setup.run
     summary = RunSummary(prepared.setup)
-    # Signals are handled until the end: one after the last step must not lose the result.
+    # Signals are handled until the end: a signal after the last step must not lose the result.
     with stop_on_signals() as stop:
         # From now on run.json no longer says how an earlier part of the run ended.
         run_folder.write_status(run, summary.begun())
@@ -54,7 +54,7 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
 
 
 def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | None:
-    """Run the training loop and pass each event on. None if a second Ctrl-C ended it."""
+    """Run the training loop and pass each event on. Returns None if a second Ctrl-C ended it."""
     from gptcli.events import CheckpointSaved, Finished, Notice
     from gptcli.training import run_folder
     from gptcli.training.loop import train
@@ -90,7 +90,7 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
 
 
 def _record(event: Event, journal: Journal) -> GptcliError | None:
-    """Write the event to metrics.jsonl or samples.txt. The error if the disk refused it."""
+    """Write the event to metrics.jsonl or samples.txt. Returns the error if the disk refused."""
     from gptcli.events import SampleDrawn
     from gptcli.view.metrics import metrics_record
 
@@ -120,7 +120,7 @@ def _journal(run: Path, summary: RunSummary) -> Iterator[Journal]:
 
 
 def _explained(error: Exception, prepared: Prepared, files: UserFiles) -> GptcliError | None:
-    """A clearer error for one that ended the training loop; None if the error is clear already."""
+    """A clearer error for an error that ended the training loop; None if it is clear already."""
     if is_out_of_memory(error):
         from gptcli.training.out_of_memory import out_of_memory
 
@@ -157,8 +157,8 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
 def restore_replaced_run(run: Path) -> bool:
     """Bring back the run that --overwrite put aside, if the new run saved no checkpoint.
 
-    True if an old run was restored. Signals are held meanwhile, so that another Ctrl-C cannot
-    leave half of the files in each place.
+    Returns True if an old run was restored. Signals are held meanwhile, so that another Ctrl-C
+    cannot leave half of the files in each place.
     """
     from gptcli.training.run_folder import restore_replaced
 

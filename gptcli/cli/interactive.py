@@ -28,12 +28,12 @@ def converse(
     first: str | None = None,
 ) -> None:
     """Take turns until the input ends. `first` is the first prompt; if it is None, ask for one."""
-    if sys.stdin is None:  # the caller closed it
+    if sys.stdin is None:  # the caller closed stdin
         return
     terminal = sys.stdin.isatty()
     if terminal:
         note(_HELP)
-        with suppress(ImportError):  # then input() has line editing and a history
+        with suppress(ImportError):  # readline gives input() line editing and a history
             import readline  # noqa: F401
     line = first
     while True:

@@ -85,7 +85,7 @@ def load_model(run: str | None, options: ModelOptions, *, dtype_of_run: bool) ->
     """The model of a run.
 
     With `dtype_of_run`, `--dtype auto` is the dtype of the training if this machine has it, so that
-    figures repeat; else it is float32."""
+    figures can be repeated; otherwise it is float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run, read_config

@@ -23,7 +23,7 @@ class _Wrapped(io.RawIOBase):
     """A standard stream whose subclass replaces `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
-        self._stream = stream  # kept, because it closes `raw` when it is deleted
+        self._stream = stream  # kept, because a deleted stream closes `raw`
         self._raw = raw
 
     def writable(self) -> bool:

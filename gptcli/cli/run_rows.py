@@ -60,7 +60,7 @@ def _row(run: Path) -> RunRow:
 
 
 def _number(value: object) -> float | None:
-    """The value as a number; None if it is none. Anybody can have edited the file."""
+    """The value as a float; None if it is not a number. The user may have edited the file."""
     fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return float(value) if fits else None  # type: ignore[arg-type]
 

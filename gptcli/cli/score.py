@@ -49,8 +49,9 @@ def score(
 ) -> None:
     """Show how likely a model finds each token of a text.
 
-    On a terminal, colours show it. In a file or a pipe, each token gets a line: its log-probability
-    in nats, its id, its text. A token is predicted from the tokens that `sample` would look at."""
+    On a terminal, the colour of a token shows its probability. In a file or a pipe, each token gets
+    a line: its log-probability in nats, its id, its text. A token is predicted from the tokens that
+    `sample` would look at."""
     if len(words) > 2:
         raise GptcliError(f"score takes a run and a file; got {len(words)} words", "RUN FILE")
     run, file = (None, words[0]) if len(words) == 1 else words
@@ -117,7 +118,7 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     sampling = None
     if options.dtype in ("auto", "float32"):
         trained = load_model(run, options, dtype_of_run=False)
-    else:  # by the engine that `sample` uses in this dtype, which rounds in its own way
+    else:  # with the engine of `sample`, because engines round differently
         sampling = load_for_sampling(run, options)
         trained = sampling.trained
     from gptcli.sampling.backend import open_decoder
@@ -128,7 +129,7 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     except GptcliError as error:
         raise GptcliError(f"{file}: {error.message}", error.hint) from None
     if not ids:
-        raise GptcliError(f"the tokenizer makes no token of {file}", "score another text")
+        raise GptcliError(f"the text of {file} has no tokens", "score another text")
     with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
         start = trained.tokenizer.start_ids()
         if sampling is not None and sampling.backend.native:
@@ -174,7 +175,7 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
 
     shown = Text()
     for piece, one in zip(pieces, log_probabilities, strict=True):
-        # NaN is shown as the least likely.
+        # NaN gets the colour of the least likely tokens.
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
         # A newline shows no colour, so an unlikely one gets a visible sign.

@@ -202,7 +202,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
     refuse(run)
     with leave_on_signals(), _locked_run_folder(run, create=True):
         refuse(run)  # again: another training can have held the lock and ended meanwhile
-        prepared = None  # until it is set, the folder can still hold only the old run's files
+        prepared = None  # until it is set, the folder may hold only the old run's files
         try:
             prepared = setup.prepare_new(
                 new.config,

@@ -24,10 +24,10 @@ class Batches:
     """The batches of a training run. Batch k is a pure function of (tokens, block_size,
     batch_size, seed, k).
 
-    The N tokens form a ring: after the last token comes the first. An epoch cuts the ring into
-    n = N // T windows, which begin at a new random offset in [0, T), and shuffles them. It predicts
-    no token twice, and all tokens but N mod T. The epochs form one endless list of sequences, which
-    does not depend on batch_size: batch k holds sequences k * B to k * B + B - 1.
+    The N tokens form a ring: after the last token comes the first. Each epoch draws a random offset
+    in [0, T), cuts the ring from there into n = N // T windows, and shuffles the windows. An epoch
+    predicts every token once, except N mod T tokens. The epochs form one endless list of sequences,
+    which does not depend on batch_size: batch k holds sequences k * B to k * B + B - 1.
 
     Needs at least block_size + 1 tokens."""
 

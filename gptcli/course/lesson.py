@@ -65,7 +65,7 @@ class Lesson(ABC, Generic[Learner]):
         """Import what checking `file` needs, before the worker forks and time limits start.
 
         By default: torch._dynamo, which torch.compile imports and which takes seconds."""
-        with contextlib.suppress(OSError):  # `load` reports a file that has gone
+        with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
 

@@ -121,7 +121,7 @@ class PathResult:
         return self.largest_error <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of `checks`: the contract's name, ok and detail, and the numbers."""
+        """An entry of `checks` in the JSON report: name, ok, detail and the numbers."""
         detail = (
             f"{self.cases} cases, largest error {self.largest_error:.1e}, "
             f"tolerance {self.tolerance:.0e}"

@@ -29,7 +29,7 @@ from gptcli.files.direct_io import write_direct
 
 
 class Disk:
-    """The elementary disk operations. A crash can come between any two of them; each can fail.
+    """The elementary disk operations. A crash can come between any two of them, and each can fail.
 
     Tests replace the global `disk` by one that kills, fails or records."""
 
@@ -212,7 +212,7 @@ def delete_temporaries(folder: Path, goals: str) -> None:
                 remove_tree(path)
 
 
-# Errors of the path, not of the disk: another path helps.
+# Errors of the path, not of the disk: the user can choose another path.
 _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 

@@ -48,8 +48,9 @@ class Arch:
     can_have_user_parts: bool
     """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
     initialisation: Literal["fixed_std", "fan_in"]
-    """How gptcli.model.gpt.initialise draws matrices. fixed_std: GPT-2's 0.02 for all. fan_in:
-    1 / sqrt(inputs), and 0 for those that end a residual branch."""
+    """The standard deviation with which gptcli.model.gpt.initialise draws a matrix. fixed_std:
+    0.02, and 0.02 / sqrt(2 n_layer) at the end of a residual branch. fan_in: 1 / sqrt(inputs), 1
+    for the embedding, and 0 for the head and at the end of a residual branch."""
 
     def hidden_width(self, n_embd: int) -> int:
         """Width F of the feed-forward network's hidden layer."""

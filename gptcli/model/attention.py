@@ -115,7 +115,7 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
 
-        `kept` stores the stacked weights between the calls of sampling, where they never change.
+        `kept` stores the stacked weights between the calls of sampling, which never changes them.
         """
         B, T, C = x.shape
         if kept:

@@ -121,7 +121,7 @@ def names_by_place(n_layer: int, there: Container[str]) -> list[str | None]:
     """Names in the order of native/parameters.h: first outside the blocks, then block by block.
 
     `there` holds the names of the model's parameters. A place is None if the model has nothing for
-    it. A model without a head of its own has its token embedding there."""
+    it. A model with a tied head has its token embedding in the head's place."""
     names = [_first(rows, "", there) for rows in _by_place(OUTSIDE_BLOCKS)]
     if names[-1] is None:
         names[-1] = "wte.weight"

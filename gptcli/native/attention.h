@@ -1,9 +1,9 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients have rows `row`
- * apart, because they are columns of larger arrays. Scores are computed for 32 queries at a time,
- * so that they stay in the cache. The backward pass computes them again from log2_sum_exp, as in
- * FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
+ * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients are columns of
+ * larger arrays, so two neighbouring rows are `row` numbers apart. Scores are computed for 32
+ * queries at a time, so that they stay in the cache. The backward pass computes them again from
+ * log2_sum_exp, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Keys
  * are padded to a multiple of 32; padded rows get weight 0 but must be finite (README.md). */

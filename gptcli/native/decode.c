@@ -118,8 +118,8 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether each thread of a team computes all rows of something cheap for itself. That is faster
- * than waiting for the others if the rows are few. */
+/* Whether every thread of a team repeats a cheap computation on all rows. If there are few rows,
+ * this is faster than waiting for the other threads. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
 /* All rows normalised; each thread of the team can read them. */

@@ -5,8 +5,8 @@
  * up to 32. A stream is one text that is being generated.
  *
  * KV cache: each stream has, for each layer and head, a ring buffer of R slots; the token at
- * position p is in slot p mod R. R is at least W, and at least W plus one chunk of a prompt with
- * rotary positions. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
+ * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
+ * chunk of a prompt. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
  * 16, 2) in bfloat16. Values are slot by slot, (R, P). Attention therefore reads both in the order
  * in which they are stored. README.md has a drawing. */
 
@@ -22,18 +22,18 @@
 #include "packed.h"
 #include "parameters.h"
 
-/* What Python passes; its mirror is DecoderShape in library.py. kind: of packed.h. */
+/* The shape that Python passes. DecoderShape in library.py mirrors it. packed.h lists the kinds. */
 typedef struct {
     int32_t modern, kind, L, H, C, F, V, W, streams, threads;
 } Shape;
 
-/* library.py compares this size with its mirror's. */
+/* library.py compares this size with that of DecoderShape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* head by head: P queries, P keys, P values; then a panel that is only read */
-    Packed out; /* its inputs are heads of P */
+    Packed qkv; /* head by head: P queries, P keys, P values; then a panel of unused zeros */
+    Packed out; /* inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
@@ -53,8 +53,8 @@ typedef struct {
     Shape s;
     int D, E, P, R;
     long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
-    long rows;           /* for which there is memory */
-    int chunk;           /* tokens of one stream that a step can take */
+    long rows;           /* the most rows that fit in memory */
+    int chunk;           /* the most tokens of one stream in a step */
     const float *wte, *wpe;
     Layer *layers;
     Packed head;
@@ -71,7 +71,7 @@ typedef struct {
     size_t stream_bytes; /* bytes of a stream in the cache */
     char *memory;
     size_t bytes;
-    int32_t arrived; /* threads at the barrier */
+    int32_t arrived; /* threads that wait at the barrier */
     int32_t phase;
 } Decoder;
 
@@ -244,7 +244,7 @@ void dec_free(Decoder *d) {
     free(d->layers), free(d->scratch), free(d);
 }
 
-/* A decoder without the memory of its arrays, or NULL if even that is too much. */
+/* A decoder whose arrays have no memory yet, or NULL if there is not enough memory. */
 static Decoder *new_without_memory(const Shape *shape) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;

@@ -60,8 +60,8 @@ class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
     `dtype` is float32; bfloat16 for weights, keys and values; or int8 for weights of eight bits
-    with a scale per 32 weights, and keys and values in bfloat16. `model` is on the CPU in float32
-    and has no user's parts. Raises MemoryError."""
+    with a scale per 32 weights, and keys and values in bfloat16. `model` is on the CPU in float32,
+    with builtin parts only. Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
@@ -156,9 +156,10 @@ class Decoder:
         self._library.dec_score(self._decoder, n, position, where, out.data_ptr(), self._threads)
         return out
 
-    def saw(self, stream: int, tokens: Sequence[int], *, anew: bool) -> None:
-        """Record tokens of a stream for the repetition penalty; `anew` forgets earlier ones."""
-        if anew:
+    def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
+        """Record tokens of a stream for the repetition penalty. `restart` first forgets earlier
+        ones."""
+        if restart:
             self._seen[stream].zero_()
         self._seen[stream][list(tokens)] = 1
 

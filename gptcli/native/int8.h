@@ -226,7 +226,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
         for (int j = 0; j < 2; j++) store(out + r * out_row + OUTPUTS * j, broadcast(0.0f));
     multiply_group(panels, panel, rows, row, sums[0]);
     for (long g = 0; g < groups; g++) {
-        /* The next group first: reading what a tile has just stored would wait. */
+        /* Compute the next group first: reading what a tile has just stored would wait. */
         if (g + 1 < groups)
             multiply_group(panels + (g + 1) * SCALE_GROUP * OUTPUTS, panel,
                            rows + 2 * (g + 1) * SCALE_GROUP, row, sums[(g + 1) % 2]);

@@ -276,8 +276,8 @@ INLINE void swiglu(__m512 g, __m512 u, bf16 *out) {
     store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u));
 }
 
-/* d is the gradient at silu(gate) * up. Computes the gradients at gate and up, and the product
- * again: storing it would cost more than computing it. */
+/* d is the gradient at silu(gate) * up. Computes the gradients at gate and up. Also computes the
+ * product again, because storing it would cost more. */
 INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *out, bf16 *dgate,
                             bf16 *dup) {
     const __m512 one = _mm512_set1_ps(1.0f);

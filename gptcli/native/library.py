@@ -311,7 +311,7 @@ class _Builder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # a process group of its own: stop_compiler stops all of it
+                start_new_session=True,  # a separate process group: stop_compiler stops all of it
             )
         except OSError as error:
             self.remove_temporary_files()

@@ -17,14 +17,14 @@
 #include "constants.h"
 #include "parameters.h"
 
-/* What Python passes; its mirror is Shape in library.py. T is the longest sequence. */
+/* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {
     int32_t modern, tied, L, H, C, F, V, T, threads;
     float dropout;
     int64_t most_tokens;
 } Shape;
 
-/* library.py compares this size with its mirror's. */
+/* library.py compares this size with that of Shape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
 /* One linear layer's weights as B tiles: forward (K, N) for the outputs, backward (N, K) for the
@@ -38,8 +38,7 @@ typedef struct {
  * feed-forward's first product, with the gate if there is one; its second product. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
-/* What a layer keeps for the backward pass. Arrays are in rows, unless pieces (tiles.h) are named.
- */
+/* Arrays that a layer keeps for the backward pass, in rows unless pieces (tiles.h) are named. */
 typedef struct {
     bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
@@ -52,7 +51,7 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* A thread's scratch: what it needs for a group of rows. */
+/* A thread's scratch for a group of rows. */
 typedef struct {
     AttentionScratch attention;
     float *logits;   /* (rows, Vp) */
@@ -67,8 +66,8 @@ typedef struct {
     Shape s;
     int D, F1;       /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
-    long blocks;     /* blocks of 32 rows for which there is memory */
-    int64_t *offset; /* of each parameter in weights and gradients (parameters.h); -1: absent */
+    long blocks;     /* the most blocks of 32 rows that fit in memory */
+    int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
     Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
@@ -229,7 +228,7 @@ void gpt_free(Model *g) {
     free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
 }
 
-/* A model of this shape without the memory of its arrays, or NULL if even that is too much. */
+/* A model of this shape whose arrays have no memory yet, or NULL if there is not enough memory. */
 static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;

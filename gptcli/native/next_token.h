@@ -1,7 +1,7 @@
 /* Chooses the next token from logits: repetition penalty, temperature, top-k, top-p, min-p.
  *
- * The same operations in the same order as choose_token of gptcli/sampling/next_token.py. V is the
- * size of the vocabulary. Arrays of V numbers have room for V rounded up to 16. */
+ * Does the same operations in the same order as choose_token of gptcli/sampling/next_token.py. V is
+ * the size of the vocabulary. Arrays of V numbers have room for V rounded up to 16. */
 
 #ifndef GPTCLI_NEXT_TOKEN_H
 #define GPTCLI_NEXT_TOKEN_H
@@ -16,7 +16,7 @@ typedef struct {
     int32_t top_k;                             /* 0: all tokens */
 } SamplingParams;
 
-/* library.py compares this size with its mirror's. */
+/* library.py compares this size with that of SamplingParamsStruct. */
 int sampling_params_bytes(void) { return sizeof(SamplingParams); }
 
 typedef struct {

@@ -88,7 +88,7 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
 }
 
 /* One step for one matrix w (R, C), its gradient g and its momentum m: Nesterov momentum,
- * orthogonalised. A tall matrix is transposed on the way, so that X X^T is the smaller product. */
+ * orthogonalised. A tall matrix is transposed first, because X X^T is then the smaller product. */
 static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
                         float rate, float beta, float decay, int iterations) {
     const int tall = R > C;

@@ -136,7 +136,7 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    /* QK-norm needs whole heads at once: a common multiple of 32 and D. */
+    /* QK-norm needs whole heads, so the width is a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < 3 * C; c += width)
@@ -291,7 +291,7 @@ static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d,
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* A group's part of the gradients of a layer's vectors: where each begins. */
+/* Pointers to a group's parts of the gradients of a layer's vectors. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;

@@ -26,7 +26,7 @@ _CHOICE_BYTES = 64  # choose_token, per stream and token of the vocabulary: sort
 
 @dataclass(frozen=True)
 class Backend:
-    """What samples a model, and in which dtype.
+    """The engine that samples a model, and its dtype.
 
     The engine is the C library ("native"), PyTorch with steps that a GPU records as a CUDA graph
     ("graph"), or plain PyTorch ("torch"); see streams.py."""

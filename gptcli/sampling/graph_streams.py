@@ -66,7 +66,8 @@ class GraphStreams:
 
     @torch.no_grad()
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens of each stream but the last; the whole new window if the old was full."""
+        """Feed each stream's tokens except the last one; if the window was full, the whole new
+        window."""
         groups: dict[tuple[int, int], dict[tuple[int, ...], list[int]]] = {}
         for stream in streams:
             text = self._texts[stream]

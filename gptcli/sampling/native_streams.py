@@ -45,7 +45,7 @@ class NativeStreams:
                 self._texts[stream].tokens.extend(ids)
                 copied_from[stream] = stream
             if self._penalty:
-                self._decoder.saw(stream, ids, anew=restart)
+                self._decoder.saw(stream, ids, restart=restart)
         self._prefill([stream for stream in texts if copied_from[stream] == stream])
         for stream, other in copied_from.items():
             if other != stream:
@@ -54,7 +54,7 @@ class NativeStreams:
                 text.fed, text.start = read.fed, read.start
 
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that the KV cache lacks; the whole new window if the old one was full."""
+        """Feed all tokens that the KV cache lacks; if the window was full, the whole new window."""
         rows = []
         for stream in streams:
             text = self._texts[stream]

@@ -106,7 +106,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     the uniform number is multiplied by it; for every number below 1 the product is smaller than
     that largest one. The C library draws by the same rule. Logits that are not numbers give
     token 0."""
-    assert uniform.dtype == torch.float64, "float32 rounds uniform numbers next to 1 to 1"
+    assert uniform.dtype == torch.float64, "float32 rounds a number just below 1 up to 1"
     never = logits - logits.amax(dim=-1, keepdim=True) <= _NEVER_DRAWN
     cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum_(dim=-1)
     cumulative.masked_fill_(never, 0.0)

@@ -29,10 +29,10 @@ def safe_cuts(pieces: Iterable[str], minimum: int, longest: int = LONGEST) -> It
     """Regroup the pieces of a text so that each can be encoded independently.
 
     Yields pieces of about `minimum` to 2 * `minimum` characters (the last can be shorter). Joined
-    they are the same text, and the cuts change no token of GPT-2's split pattern. Memory is
-    bounded: after `longest` characters without a safe place the text is cut anyway, which changes
-    the tokens at that cut, but not the text that they decode to. No piece is longer than
-    `longest + 2 * minimum`.
+    they are the same text, and the cuts change no token of GPT-2's split pattern. If there is no
+    safe place within `longest` characters, the text is cut anyway, so that memory is bounded. Such
+    a cut changes the tokens next to it, but not the text that they decode to. No piece is longer
+    than `longest + 2 * minimum`.
     """
     assert minimum > 0
     held: list[str] = []

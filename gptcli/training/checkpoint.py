@@ -83,12 +83,12 @@ def save(
         raise run_gone_error(run)
     with _disk_errors(goal):
         durable.make_folder(goal.parent)
-        durable.delete_temporaries(goal.parent, _WRITTEN_NAMES)  # or failed saves fill the disk
+        durable.delete_temporaries(goal.parent, _WRITTEN_NAMES)  # or they fill the disk
         files = _valid_files(run, step)
         if files is not None:
             still_wanted()
             durable.write_atomically(goal / "meta.json", dump_meta(step, meta, files))
-            durable.fsync_folder(goal.parent)  # in case this failed when the folder was new
+            durable.fsync_folder(goal.parent)  # the first fsync may have failed
         else:
             _write_folder(goal, step, model, state, meta, still_wanted)
     return goal
@@ -171,7 +171,7 @@ def mark_best(run: Path, step: int) -> None:
 def prune(run: Path, keep: int) -> None:
     """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
 
-    A checkpoint that cannot be deleted now stays until the next call (on Windows, a file that is
+    A checkpoint that cannot be deleted now stays until the next call (on Windows, if a file is
     open). Deletes nothing if it is unknown which checkpoint is the best."""
     assert keep >= 2, "the newest can turn out to be damaged"
     with suppress(OSError, ValueError, GptcliError):
@@ -184,20 +184,20 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The best step by the newest meta.json, and the one by `checkpoints/best` if they differ.
+    """The best step in the newest meta.json, and the one in `checkpoints/best` if it differs.
 
     Raises OSError, ValueError or GptcliError if neither can be read."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
-    except ValueError:  # the file is damaged, but a checkpoint can still know
+    except ValueError:  # the file is damaged, but a meta.json may name the step
         if known in steps:
             return {known}
         raise
 
 
 def _best_by_meta(run: Path, steps: list[int]) -> int | None:
-    """The best step by the newest valid meta.json.
+    """The best step according to the newest valid meta.json.
 
     Raises GptcliError if no meta.json is valid, or one cannot be read now."""
     for step in reversed(steps):
@@ -339,7 +339,7 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
         return known, []
     what = f"names step {named}" if named is not None else "is damaged or missing"
     truth = f"the best step is {known}" if known is not None else "there is no best step"
-    return known, [f"{path} {what}; by the newest meta.json {truth}"]
+    return known, [f"{path} {what}; {truth}, according to the newest meta.json"]
 
 
 def choose_step(run: Path, which: str) -> int:
@@ -366,7 +366,7 @@ def choose_step(run: Path, which: str) -> int:
 
 
 class _UnreadableError(GptcliError):
-    """The system refused to read a file that can be valid."""
+    """The system refused to read a file, which may be valid."""
 
 
 # Errors of the process or the machine, not of the file: no reason to skip a checkpoint.

@@ -9,7 +9,7 @@ from gptcli.config import Config
 from gptcli.training.optimizers import RECIPES
 
 # Seconds per unit of work, fitted by benchmarks/cost.py on the machine of benchmarks/RESULTS.md.
-# Another machine takes these times one factor, which gptcli.training.estimate measures.
+# On another machine, one factor multiplies them all; gptcli.training.estimate measures it.
 SECONDS = {
     "products": 2.805e-12,
     "attention": 9.079e-12,

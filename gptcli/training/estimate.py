@@ -104,7 +104,7 @@ def seconds_per_step(
         start = now(device)
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.weights.norm())
-        # Without a real learning rate, gradients stay subnormal, which are slow to compute with.
+        # Without a real learning rate, gradients stay subnormal, and computing with those is slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.weights.clear_grads()
@@ -127,7 +127,7 @@ def seconds_per_step(
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, after everything that the device was asked to do is done."""
+    """Seconds on a clock, read after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

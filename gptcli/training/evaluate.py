@@ -14,10 +14,10 @@ from torch import Tensor
 from gptcli.corpus import TokenStore, windows
 from gptcli.model.gpt import GPT
 
-# Tokens in one forward pass: enough to keep the matrix products busy. A large vocabulary gets a
-# quarter of them because of its logits (2,048 x 50,257 float32 is 0.4 GB).
+# Tokens in one forward pass: enough to keep the matrix products busy. With a large vocabulary,
+# a quarter as many, because of the logits (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
-# Parameters times tokens that a slow CPU forwards in about a second, at two operations each.
+# A slow CPU's forward passes in about a second: parameters times tokens, two operations each.
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 
@@ -33,9 +33,9 @@ def evaluate(
     """Mean loss in nats per token, or None if `should_stop` interrupted it between two batches.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
-    predicted exactly once. `tokens` must hold at least two. The model keeps its mode.
+    predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.
 
-    `native_loss` is the C library's: a function from inputs and targets to the sum of the losses,
+    `native_loss` is the C library's loss: a function from inputs and targets to the sum of losses,
     and the most tokens that it takes at once. `step_tokens`, the tokens of a training step, keeps
     a batch as short as a step or a second, so that `should_stop` is asked often enough."""
     was_training = model.training

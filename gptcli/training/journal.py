@@ -31,7 +31,7 @@ class Journal:
     Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
 
     notes: list[str]
-    """What is missing or damaged in metrics.jsonl, for the user."""
+    """Notes for the user: what is missing or damaged in metrics.jsonl."""
 
     def __init__(
         self,
@@ -62,23 +62,25 @@ class Journal:
         self._failing: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
-        """Append an object to metrics.jsonl; the error if writing has just begun to fail."""
+        """Append an object to metrics.jsonl. Of several failed appends in a row, only the first
+        returns the error."""
         return self._append(self._metrics, json.dumps(values) + "\n")
 
     def sample(self, step: int, prompt: str, text: str) -> GptcliError | None:
-        """Append a sample to samples.txt; the error if writing has just begun to fail."""
+        """Append a sample to samples.txt. Of several failed appends in a row, only the first
+        returns the error."""
         heading = _SAMPLE_HEADING.format(step=step)
         return self._append(self._samples, f"{heading}{prompt}{text}\n\n")
 
     def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
-        """Append; the error, unless the previous append to this file failed as well."""
+        """Append `text`. Returns the error, unless the previous append to this file failed too."""
         error = lines.write(text)
         known = lines in self._failing
         (self._failing.discard if error is None else self._failing.add)(lines)
         return None if known else error
 
     def close(self) -> GptcliError | None:
-        """Close both files; the disk's error if lines are lost."""
+        """Close both files. Returns the disk's error if lines are lost."""
         errors = [self._metrics.close(), self._samples.close()]
         return next((error for error in errors if error is not None), None)
 
@@ -107,7 +109,7 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """What is damaged or missing in the file, for the user. Call it after all lines."""
+        """Notes for the user: what is damaged or missing in the file. Call it after all lines."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (

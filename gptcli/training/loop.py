@@ -74,8 +74,8 @@ def train(
     `should_stop` is asked after every step and between the batches of an evaluation. If it returns
     True, the run saves a checkpoint and finishes as "interrupted". A loss or gradient that is not
     finite finishes the run as "diverged" before the update. Raises GptcliError if a checkpoint
-    cannot be written. After the generator has ended, raised or been closed, no thread of it touches
-    the run folder."""
+    cannot be written. After the generator has ended, raised or been closed, none of its threads
+    touches the run folder."""
     loop = _Loop(setup, should_stop)
     try:
         yield from loop.events()
@@ -110,7 +110,7 @@ class _Loop:
         for read in (setup.start_from, setup.resume and setup.resume.model,
                      setup.resume and setup.resume.state):  # fmt: skip
             if read:
-                read.clear()  # it was copied; a second copy would stay in memory during the run
+                read.clear()  # its tensors were copied, and would stay in memory during the run
         self.progress = self.state.progress
         self.fine_tune = setup.start_from is not None
         self.batches = Batches(
@@ -247,7 +247,8 @@ class _Loop:
         if not math.isfinite(loss):
             where = first_not_finite(self.state.passes.model(), [self.batch(0)])
             return Diverged(
-                f"step {p.step}: the validation loss is {loss:g}; not finite first in {where}",
+                f"step {p.step}: the validation loss is {loss:g}; first place with NaN or "
+                f"infinity: {where}",
                 f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
             )
         p.val_loss, p.evaluated_at = loss, p.step
@@ -271,7 +272,7 @@ class _Loop:
         return None
 
     def sample_if_due(self) -> Iterator[Event]:
-        """Draw a sample if this step is due and has none."""
+        """Draw a sample if this step is due and has no sample yet."""
         p, every = self.progress, self.config.sample_every
         if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
             return
@@ -289,7 +290,7 @@ class _Loop:
             return
         p.sampled_at = p.step
         yield SampleDrawn(p.step, "", text)
-        if self.saver.saved_at == p.step:  # this step's checkpoint does not know of the sample
+        if self.saver.saved_at == p.step:  # this step's checkpoint lacks the sample
             yield from self.save()
 
     def save(self) -> Iterator[Event]:
@@ -322,11 +323,11 @@ class _Loop:
         )
 
     def clock(self) -> float:
-        """Seconds of training, those before an interruption included."""
+        """Seconds of training, including those before an interruption."""
         return time.perf_counter() - self.started
 
     def headline(self) -> Event:
-        """The first event: what will be trained, on what."""
+        """The first event: the network, the text and the device of the run."""
         setup, corpus = self.setup, self.setup.corpus
         count = count_parameters(self.state.model)
         return RunStarted(

@@ -67,7 +67,7 @@ def best_size(operations: float) -> float:
 
 
 def block_parameters(n_layer: int, n_embd: int) -> float:
-    """N of a network of `arch: modern`, approximately."""
+    """The approximate number of parameters in the blocks of an `arch: modern` network."""
     return 12.0 * n_layer * n_embd**2
 
 

@@ -3,8 +3,8 @@
 A third optimizer goes here: a class with its update, and a row in RECIPES that says everything the
 rest of gptcli asks about it. Its name goes into `train.optimizer` in gptcli.config.
 
-First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip what has `native` in its
-name: the C library does the same sums.
+First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip functions with `native` in
+their name: the C library computes the same.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns.
 """
@@ -35,7 +35,7 @@ class Update(Protocol):
     """An optimizer's update of some parameters."""
 
     slots: frozenset[str]
-    """The names of the tensors that it keeps for each parameter."""
+    """The names of the tensors that the update keeps for each parameter."""
     params: list[Tensor]
     state: dict[Tensor, dict[str, Tensor]]
 
@@ -51,7 +51,7 @@ def orthogonalise(
 ) -> Tensor:
     """Roughly the nearest (semi-)orthogonal matrix to each of a stack: (N, R, C) -> (N, R, C).
 
-    Singular values end between about 0.7 and 1.2. Computes in `dtype`, which the result has.
+    Singular values end between about 0.7 and 1.2. Computes in `dtype` and returns that dtype.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz iteration.
     """
     X = update.to(dtype)
@@ -147,7 +147,7 @@ class Muon:
 class AdamW:
     """AdamW with bias-corrected moments, by PyTorch's fused operation.
 
-    torch.optim.AdamW does the same sums, but imports PyTorch's compiler, which takes most of a
+    torch.optim.AdamW computes the same, but imports PyTorch's compiler, which takes most of a
     second before the first step.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
 
@@ -227,9 +227,9 @@ class Group:
 
     roles: frozenset[Role]
     update: Callable[[list[Tensor], float, torch.dtype, Native | None], Update]
-    """From parameters, weight decay, Muon's dtype and the C library to the update."""
+    """Builds the update from parameters, weight decay, Muon's dtype and the C library."""
     rate_share: float
-    """Its learning rate over the run's."""
+    """The group's learning rate divided by the run's."""
     decays: bool
     """Whether `train.weight_decay` applies."""
 
@@ -271,7 +271,7 @@ RECIPES: dict[str, Recipe] = {
         groups=(
             Group(frozenset({"matrix"}), _muon, rate_share=1.0, decays=True),
             # Under Muon the embeddings do not decay: rows of rare tokens get almost no gradient,
-            # so decay would be all that moves them.
+            # so almost only decay would change them.
             Group(_TABLES, _adamw(eps=1e-10), rate_share=0.2, decays=False),
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),

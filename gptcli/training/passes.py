@@ -73,7 +73,7 @@ def library_for(engine: EngineName) -> ctypes.CDLL | None:
 class TorchPasses:
     """PyTorch's passes: any device, dtype and user's part, compiled or not.
 
-    `step_tokens` are the tokens of a step, by which an evaluation chooses its batches."""
+    `step_tokens` is the number of tokens in a step. An evaluation chooses its batches by it."""
 
     def __init__(
         self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
@@ -92,7 +92,7 @@ class TorchPasses:
         return forward_backward(self._loss, self._weights, batches, count, seed, scale)
 
     def publish(self) -> None:
-        """Round the master weights into the model's."""
+        """Round the master weights into the model's weights."""
         self._weights.publish()
 
     def evaluate(

@@ -19,10 +19,10 @@ NO_EFFECT_ON_WEIGHTS = {
     "train.stop_at_val_loss",
     "train.patience",
 }
-"""Keys that can change at a resume: the weights become the same."""
+"""Keys that can change at a resume, because they do not change the weights."""
 
 ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
-"""Keys that can change at a resume, with a note: the weights are no longer equal to the bit."""
+"""Keys that can change at a resume, with a note, because they change the rounding of weights."""
 
 
 def config_for_resume(

@@ -1,12 +1,13 @@
 """Run folders: finding one, creating, replacing (--overwrite) and restoring one, and its run.json.
 
 A run folder holds config.yaml, tokenizer.json, metrics.jsonl, samples.txt, run.json (how the run
-ended) and checkpoints/. gptcli.training.checkpoint writes the last, gptcli.training.journal the two
-that grow.
+ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/, gptcli.training.journal
+writes metrics.jsonl and samples.txt.
 
 With --overwrite the old run's files move to RUN/.replaced, and stay there until the new run has a
-checkpoint. If the new run ends before, the old run comes back. config.yaml is always the first file
-to leave and the last to arrive: a folder without it is no run, so a half-moved run is never used.
+checkpoint. If the new run ends before that, the old run comes back. config.yaml is always the first
+file to leave and the last to arrive: a folder without it is no run, so a half-moved run is never
+used.
 """
 
 from __future__ import annotations
@@ -215,7 +216,8 @@ def restore_replaced(run: Path) -> bool:
                 with suppress(FileNotFoundError):
                     durable.disk.unlink(run / name)
         durable.fsync_folder(run)
-    # Do not move the folder `checkpoints` itself: an abandoned save can be creating it right now.
+    # Move what is inside `checkpoints`, not the folder itself: an abandoned save may be creating
+    # run/checkpoints now.
     waiting = [*(replaced / "checkpoints").glob("*"), *replaced.iterdir()]
     for path in sorted(waiting, key=lambda path: path.name == "config.yaml"):
         goal = run / path.relative_to(replaced)
@@ -229,8 +231,8 @@ def restore_replaced(run: Path) -> bool:
 def repair_replacement(run: Path) -> None:
     """Restore the replaced run if a kill interrupted `move_to_replaced` or `restore_replaced`.
 
-    Without that, the folder has no config.yaml and no command would find the run. Does nothing if
-    another process holds the folder's lock."""
+    Until then the folder has no config.yaml, so no command finds the run. Does nothing if another
+    process holds the folder's lock."""
     if _is_interrupted(run):
         with suppress(OSError, GptcliError), durable.folder_lock(run):
             if _is_interrupted(run):  # another process can have repaired it meanwhile
@@ -257,7 +259,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. Without config.yaml they belong to the run before it."""
+    """Whether the run has checkpoints. Without config.yaml they are an earlier run's."""
     return (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
 
 

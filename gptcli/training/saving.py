@@ -107,7 +107,7 @@ class Saver:
             self._must_succeed = False
 
     def collect(self, *, wait: bool) -> Iterator[Event]:
-        """Yield what became of the checkpoint in the background, once it is finished."""
+        """Yield the event of a finished background save, or raise its error."""
         writing = self._writing
         if writing is None:
             return
@@ -200,11 +200,11 @@ class Saver:
 
 
 class _AbandonedError(Exception):
-    """The checkpoint is no longer wanted."""
+    """Stops a background save that `Saver` has abandoned."""
 
 
 def _identity(run: Path) -> os.stat_result:
-    """The stat of RUN/.lock, which tells this run folder from another one in its place.
+    """The stat of RUN/.lock, which distinguishes this run folder from a later one at its path.
 
     The lock is open, so no other file can get its inode. Without a lock: the stat of the folder."""
     lock = run / ".lock"

@@ -181,12 +181,12 @@ def prepare_resume(
 ) -> Prepared | FinishedRun:
     """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
-    `wanted` is the config that the user asks for now (None: the run's config). Keys in which the
-    two differ are refused, or noted, or need `extend`: see gptcli.training.resume_rules.
+    `wanted` is the config that the user asks for now (None: the run's config). A changed key is
+    refused, noted, or allowed with `extend`: see gptcli.training.resume_rules.
     Raises GptcliError if the text, the tokenizer or the user's parts are not those of the run."""
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
-    notes = [f"{note}; it was passed over" for note in notes]
+    notes = [f"{note}; it was skipped" for note in notes]
     step = saved.step if saved else 0
     config, more = config_for_resume(stored, wanted, extend, step)
     notes += more
@@ -220,7 +220,7 @@ def prepare_resume(
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
     was_native = config.run.engine == stored.run.engine == "native"
-    if was_native:  # chosen when the run began, perhaps on another machine
+    if was_native:  # the C library was chosen when the run began, perhaps on another machine
         config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
         notes += engine_notes(config, user_parts)
     config = resolve(
@@ -241,7 +241,7 @@ def prepare_resume(
 
 
 def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How a finished run ended: from run.json, or from the checkpoint if a kill came before it."""
+    """How a finished run ended: from run.json, or from the checkpoint if a kill came earlier."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
         status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}
@@ -318,7 +318,7 @@ def _refuse_from_with_user_parts(
 ) -> None:
     if there := parts_of(meta):
         raise GptcliError(
-            f"{run} was trained with a file of yours ({', '.join(there)})",
+            f"{run} was trained with your own parts ({', '.join(there)})",
             "--from needs a run whose parts are all built in",
         )
     if user_parts is not None and user_parts.tokenizer is not None:

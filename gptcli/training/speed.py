@@ -115,10 +115,10 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
 
 def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[float, float, int]:
     """Sample with full windows; returns tokens per second of all streams together, this speed over
-    the machine's limit, and the number of streams that there is memory for."""
+    the machine's limit, and the number of streams that fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
-    streams = min(streams, writer.count)  # as many as there is memory for
+    streams = min(streams, writer.count)  # as many as fit in memory
     numbers = [UniformNumbers(0, i) for i in range(streams)]
     writer.feed({i: [0] * block_size for i in range(streams)}, restart=True)
     count, steps = -1, 1

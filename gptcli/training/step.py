@@ -1,7 +1,7 @@
 """One optimizer step: forward, backward, clip, update; dropout's seed, loss scale, divergence.
 
 gptcli.training.loop calls take_step again and again. nanoGPT's train.py writes the same step in 25
-lines. Each of its lines is here; this table says why some became more.
+lines. Each of its lines is here; this table says why some need more code.
 
 | nanoGPT | here | why |
 |---|---|---|
@@ -86,7 +86,7 @@ def take_step(
     dtype: torch.dtype,
     loss_scale: float,
 ) -> Updated | Diverged:
-    """Do the step after `step` steps, or say why the weights stayed as they were.
+    """Do the step after `step` steps, or return why the weights did not change.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
     model is in training mode; `dtype` is that of the passes."""
@@ -109,7 +109,7 @@ def take_step(
         where = first_not_finite(passes.model(), micro_batches())
         return Diverged(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
-            f"{rate:g}; not finite first in {where}; nothing was updated",
+            f"{rate:g}; first place with NaN or infinity: {where}; nothing was updated",
             f"try a lower rate, train.learning_rate={rate / 4:.1g}, a longer warm-up, "
             f"train.warmup_steps={max(100, 2 * int(config.warmup_steps))}"
             + ("" if dtype == torch.float32 else ", or run.dtype=float32"),
@@ -145,7 +145,7 @@ def forward_backward(
         weights.collect(1.0 / scale)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return float(total) / count  # the one wait for the device in a step, besides the norm
+    return float(total) / count  # besides the norm, the only wait for the device
 
 
 def dropout_seed(seed: int, step: int) -> int:

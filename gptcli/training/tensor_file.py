@@ -2,7 +2,7 @@
 
 The format: 8 bytes with the length of the header; the header, a JSON object with the dtype, shape
 and offsets of each tensor; then the numbers. The header is checked against the size of the file,
-because the file can come from anybody.
+because the file may come from anybody.
 Source: the safetensors repository, README, "Format".
 """
 
@@ -30,7 +30,7 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8"
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, on the CPU.
 
-    Raises ValueError, which says what is wrong, if size or hash differ from these or the header is
+    Raises ValueError, which says what is wrong, if `size` or `sha256` is wrong or the header is
     invalid. Raises OSError if the file cannot be read or lies outside the folder `inside`."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes

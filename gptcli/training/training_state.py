@@ -49,7 +49,7 @@ class Progress:
 class TrainingState:
     """A model with its master weights, passes, optimizers and counters.
 
-    It starts from `weights`, those of a checkpoint, or draws new ones if they are None."""
+    It starts from a checkpoint's `weights`, or draws new ones if `weights` is None."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ Shapes = dict[str, tuple[int, ...]]
 class _NothingDrawn(TorchFunctionMode):
     """Inside this context, modules do not draw their initial weights.
 
-    On the meta device there is nothing to draw, but PyTorch's functions for that take a second to
-    import."""
+    On the meta device there is nothing to draw, but PyTorch's functions for drawing take a second
+    to import."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -193,8 +193,8 @@ def _refuse_other_shapes(wanted: Shapes, given: Shapes, all_of_them: bool = True
     if odd:
         name = min(odd)
         raise GptcliError(
-            f"the checkpoint's weights are not this model's: `{name}` is "
-            f"{given.get(name, 'missing')}, the config wants {wanted.get(name, 'none')}",
+            f"the checkpoint's weights do not fit the config: `{name}` is "
+            f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}",
             "did you name another file than in training, or was config.yaml edited?",
             exit_code=1,
         )
@@ -204,7 +204,8 @@ def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
     layers = {name.split(".")[1] for name in given if is_in_block(name)}
     if len(layers) != config.n_layer:
         raise GptcliError(
-            f"the checkpoint has {len(layers):,} layers, the config n_layer {config.n_layer:,}",
+            f"the checkpoint has {len(layers):,} layers, but config.yaml says n_layer "
+            f"{config.n_layer:,}",
             "was config.yaml edited?",
             exit_code=1,
         )

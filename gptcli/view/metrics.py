@@ -12,8 +12,9 @@ Record = dict[str, str | int | float | None]
 def metrics_record(event: Event) -> Record | None:
     """The record of a logged step or of an evaluation; None for every other event.
 
-    Losses are in nats per token, in full precision. Seconds count from step 0, to the millisecond.
-    A value that is not finite becomes None, because JSON has neither nan nor infinity.
+    Losses are in nats per token, in full precision. Seconds are counted from step 0 and rounded to
+    milliseconds. A value that is not finite becomes None, because JSON has neither nan nor
+    infinity.
     """
     if isinstance(event, StepDone):
         if not event.logged:

@@ -38,15 +38,15 @@ def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
-@pytest.mark.parametrize("beside", [False, True], ids=["foreground", "background"])
+@pytest.mark.parametrize("in_background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("what", ["deleted", "moved"])
 def test_a_run_folder_that_disappears(
-    what: str, beside: bool, cli: Any, text_file: Path, tmp_path: Path,
+    what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A warning at every checkpoint, an error at the end, and no new folder in its place."""
+    """Training warns at every checkpoint, ends with an error, and makes no new folder."""
     run, other = tmp_path / "r", tmp_path / "other"
-    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if beside else 1 << 40)
+    monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
 
         def away() -> None:
@@ -151,7 +151,7 @@ def test_a_clock_that_jumps(
         at_step(5, lambda: os.kill(os.getpid(), 2), patch)
         assert cli("train", text_file, *SMALL, "--out", run).code == 130
     begun = real()
-    for path in run.rglob("*"):  # as if the clock from before the jump had written them
+    for path in run.rglob("*"):  # as if written before the clock jumped
         os.utime(path, (begun - jump, begun - jump))
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err

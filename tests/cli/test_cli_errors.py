@@ -1,4 +1,4 @@
-"""Wrong input prints the error form of the contract and loses no file."""
+"""Wrong input prints an error and a hint on stderr, and loses no file."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def shell(program: list[str]) -> Shell:
-    """shell(LINE, RUN, COMMAND, *WORDS) runs a line of the shell in which "$@" is gptcli."""
+    """shell(LINE, RUN, COMMAND, *WORDS) runs LINE in a shell. In LINE, "$@" is the gptcli
+    command."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 
     def run_line(

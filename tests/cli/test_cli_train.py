@@ -383,7 +383,8 @@ def test_a_diverged_run_fails_with_its_diagnosis(cli: Any, text_file: Path, tmp_
     )
     assert outcome.code == 1
     assert one_object(outcome.out)["stopped"] == "diverged"
-    assert re.search(r"^error: step \d+: the loss is .* not finite first in ", outcome.err, re.M)
+    found = r"^error: step \d+: the loss is .* first place with NaN or infinity: "
+    assert re.search(found, outcome.err, re.M)
     assert "hint: try a lower rate" in outcome.err
 
 

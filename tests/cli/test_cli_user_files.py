@@ -206,7 +206,7 @@ def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     assert outcome.code == 0, outcome.err
     outcome = cli("train", "--from", run, "--out", tmp_path / "tuned")
     assert outcome.code == 2
-    assert "was trained with a file of yours (mlp, tokenizer)" in outcome.err
+    assert "was trained with your own parts (mlp, tokenizer)" in outcome.err
 
 
 def test_a_user_tokenizer_works_with_any_arch_but_no_other_kind(

@@ -1,4 +1,4 @@
-"""What is fed in: text, bytes and JSON that are nearly right, and some that are not at all."""
+"""Strategies for fuzzed inputs: text, bytes and JSON, almost valid or completely invalid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _edits = st.lists(
 
 
 def edited(base: bytes) -> Bytes:
-    """`base` with a few bytes changed, gone, doubled or between."""
+    """`base` with a few bytes changed, removed, doubled or inserted."""
 
     def apply(edits: list[tuple[float, str, bytes]]) -> bytes:
         data = base
@@ -81,7 +81,7 @@ def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(base: Any) -> st.SearchStrategy[Any]:
-    """`base`, a JSON value, with some of its parts replaced, renamed or gone."""
+    """`base`, a JSON value, with some of its parts replaced, renamed or removed."""
     places = _paths(base)
     # The first levels are worth more trials than the thousandth entry of a list.
     shallow = [place for place in places if len(place) <= 2] or places
@@ -116,7 +116,7 @@ def changed(base: Any) -> st.SearchStrategy[Any]:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON bytes; a lone surrogate stays an escape, a number beyond 4,300 digits a text."""
+    """`value` as JSON in ASCII, in which a lone surrogate is an escape."""
     return json.dumps(value).encode("ascii")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOUND = Path(__file__).with_name("found.txt")
-"""What `make fuzz` found: a line for each input, as the repr of (target, input)."""
+"""The inputs that `make fuzz` found, one a line, as the repr of (target, input)."""
 
 DEEP = b"[" * 100_000
 

@@ -1,7 +1,7 @@
-"""What is fuzzed: each target takes an input and may refuse it with a GptcliError, nothing else.
+"""The fuzz targets: each accepts an input, or refuses it with a GptcliError and no other error.
 
-A target works in a folder of its own that it writes to again and again; it returns whether the
-input was accepted.
+Each target has a separate folder, which it uses for every input. It returns whether the input was
+accepted.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from gptcli.view.safe_text import clean
 from tests.fuzz import inputs
 from tests.fuzz.inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
-SECONDS = 60.0  # of the clock: far more than any input takes, even on a busy machine
-LONGEST_ERROR = 100_000  # characters; a config can have a thousand problems, told in a line each
+SECONDS = 60.0  # wall time; far more than any input takes, even on a busy machine
+LONGEST_ERROR = 100_000  # characters; a config can have a thousand problems, with a line for each
 TEXT = "KING:\nWhat light is this, that comes by night? é🙂\n" * 4
 STEP = 12
 
 
 class HangError(Exception):
-    """An input that takes longer than any should."""
+    """An input took longer than any input should."""
 
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError in what takes longer, where the system has a timer."""
+    """Raise HangError if the body takes longer, on systems that have a timer."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -78,16 +78,16 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Target:
-    """A name, what is fed in, and what it is fed to."""
+    """A name, a strategy that makes inputs, and a function that takes an input."""
 
     name: str
     strategy: st.SearchStrategy[Any]
     feed: Callable[[Any], object]
     share: int = 1
-    """How many of the inputs of a long run it gets, relative to others."""
+    """The target's share of the inputs of a long run, relative to the other targets."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether the input is accepted. Raises whatever is not a GptcliError."""
+        """Whether the input is accepted. Raises every error that is not a GptcliError."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)
@@ -124,7 +124,7 @@ def _configs() -> list[Target]:
         st.text(max_size=60),
         edited(default).map(lambda data: data.decode("utf-8", "replace")),
         sections.map(lambda values: yaml.safe_dump(values, allow_unicode=True)),
-        # Deeper ones take PyYAML a tenth of a second each: a few stand in `interesting.py`.
+        # PyYAML needs a tenth of a second for a deeper input; `interesting.py` has a few of them.
         nested.map(lambda data: data[:60].decode()),
     )
     overrides = st.lists(st.tuples(key, value).map("=".join) | st.text(max_size=10), max_size=4)
@@ -148,7 +148,7 @@ def _tokenizers(folder: Path) -> list[Target]:
         tokenizer.decode(tokenizer.encode("What"))
 
     class Learner:
-        """Stands for a learner's class, which takes whatever it is given."""
+        """Stands for a learner's class. Accepts every file."""
 
         merges: ClassVar[list[tuple[int, int]]] = []
 
@@ -157,10 +157,10 @@ def _tokenizers(folder: Path) -> list[Target]:
 
     def feed_user_bpe(model: Any) -> None:
         if isinstance(model, dict):
-            with suppress(ValueError, AttributeError, TypeError):  # learnt what is in the file
+            with suppress(ValueError, AttributeError, TypeError):  # the merges may be malformed
                 lines = [line.split() for line in model.get("merges", [])]
                 Learner.merges = [(int(left), int(right)) for left, right in lines]
-            with suppress(ValueError):  # what load_tokenizer says in words of its own
+            with suppress(ValueError):  # load_tokenizer turns it into a GptcliError
                 user_bpe_from_json(model, Learner)
 
     user_parts = {"merges": ["97 98", "256 256", "257 257"], "saved": "", "kind": "own"}
@@ -388,7 +388,7 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
-            value = json.loads(json.dumps(value))  # keys are text, or they could not be sorted
+            value = json.loads(json.dumps(value))  # keys become text, which can be sorted
             value["sha256"] = cache._meta_sha256(value)
         return as_json(value)
 
@@ -396,7 +396,7 @@ def _cache(folder: Path) -> Target:
         path.write_bytes(data)
         notes: list[str] = []
         if cache.read_entry(entry, key, None, notes) is None:
-            assert notes, "damage is said"
+            assert notes, "damage is reported"
 
     return Target(
         "token cache", changed(meta).map(sealed) | edited(right) | any_bytes | nested, feed
@@ -406,7 +406,7 @@ def _cache(folder: Path) -> Target:
 def _names(run: Path) -> list[Target]:
     def feed(name: str) -> None:
         looks: list[Callable[[str], object]] = [find_config, find_file, run_folder.find_run]
-        # A folder such as / would be read.
+        # find_source would read a folder such as /.
         if not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111
             looks.append(find_source)
         for look in looks:

@@ -32,7 +32,7 @@ def attention(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> CausalSelfAttention:
-    """An attention in evaluation mode. Its config has only the fields that the contract names."""
+    """An attention in evaluation mode. Its config has only the fields that learners may use."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
     randomise(module, seed)

@@ -1,4 +1,4 @@
-"""The descriptions of the archs, and that nothing else in gptcli compares an arch's name."""
+"""The archs' descriptions are complete, and nothing else in gptcli compares an arch's name."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 
 def test_modern_has_the_weights_of_qwen3() -> None:
-    """No biases, gains on the norms, q_norm and k_norm per head, an untied head."""
+    """It has no biases, gains on the norms, q_norm and k_norm per head, and an untied head."""
     C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {
@@ -316,7 +316,7 @@ def test_norms_are_pytorchs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
-    """Without rounding in the stream, norms and head, the logits are closer to float32's."""
+    """The stream, the norms and the head are not rounded, so the logits are closer to float32's."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

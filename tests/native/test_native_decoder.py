@@ -331,7 +331,7 @@ def test_the_choice_is_pytorchs(
         if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
         probability, before, after = share_of(token, logits, params, seen)
-        counts = probability >= 2**-55 * after > 0  # it can change the cumulative sum
+        counts = probability >= 2**-55 * after > 0  # large enough to change the sum
         if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return
     raise AssertionError(token)

@@ -50,7 +50,7 @@ HERE = Path(library.__file__).parent
 
 
 def forget_libraries() -> None:
-    """As in a new process: nothing is loaded, and no compiler runs."""
+    """Restore the state of a new process: no library is loaded, and no compiler runs."""
     while library._Builder.running:  # started by a test that did not wait for it
         library._Builder.running.popitem()[1].abandon()
     library.find.cache_clear()

@@ -52,8 +52,8 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
     """The C library's error against float64 is about that of PyTorch in bfloat16.
 
     Both round to bfloat16, but at different places: PyTorch rounds the residual stream too. So the
-    C library's error can be half as large again, plus half a percent for small vectors, where
-    PyTorch can be exact by chance."""
+    C library's error can be half as large again, plus half a percent for small vectors, because
+    PyTorch can be exact there by chance."""
     arch, V, B, T, sizes = SHAPES[shape]
     n = network(library, arch, vocab_size=V, most_tokens=B * T, **sizes)
     idx, targets = batch(B, T, V)

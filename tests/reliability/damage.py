@@ -79,7 +79,7 @@ def lengthen(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def zero_page(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """A disk that lost a block: 512 zero bytes."""
+    """Set 512 bytes to zero, as on a disk that lost a block."""
     data = bytearray(path.read_bytes())
     place = draw.randrange(len(data)) // 512 * 512
     data[place : place + 512] = bytes(len(data[place : place + 512]))

@@ -110,7 +110,7 @@ def header_that_is_a_list(run: Path, outside: Path) -> None:
     put_tensors(run, tensors([1]))
 
 
-@case("the checkpoint's weights are not this model's")
+@case("the checkpoint's weights do not fit the config")
 def weights_of_no_model(run: Path, outside: Path) -> None:
     put_tensors(run, tensors(entry([1]), b"1234"))
 
@@ -169,17 +169,17 @@ def network(run: Path, **changes: Any) -> None:
     change_meta(run, lambda meta: meta.update(model=values["model"], config=values))
 
 
-@case("the checkpoint's weights are not this model's")
+@case("the checkpoint's weights do not fit the config")
 def the_largest_network_of_the_schema(run: Path, outside: Path) -> None:
     network(run, n_layer=1000, n_embd=1_000_000, n_head=2)
 
 
-@case("the config n_layer 1,000")
+@case("but config.yaml says n_layer 1,000")
 def a_thousand_layers(run: Path, outside: Path) -> None:
     network(run, n_layer=1000)
 
 
-@case("the checkpoint's weights are not this model's|is too short")
+@case("the checkpoint's weights do not fit the config|is too short")
 def a_context_of_ten_million(run: Path, outside: Path) -> None:
     network(run, arch="gpt2", block_size=10_000_000)
 

@@ -46,7 +46,7 @@ def test_resume_continues_from_the_newest_valid_checkpoint(run: Path, name: str)
     assert isinstance(prepared, Prepared)
     assert prepared.setup.resume is not None
     assert prepared.setup.resume.step == 8
-    (note,) = [note for note in prepared.notes if "passed over" in note]
+    (note,) = [note for note in prepared.notes if "it was skipped" in note]
     assert note.startswith(f"{path} is damaged: ")
 
 

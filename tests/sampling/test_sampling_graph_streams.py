@@ -68,7 +68,7 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several spans, within and past the window, and with tokens fed between runs."""
+    """Records several spans, within and past the window, and feeds tokens between runs."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
@@ -153,7 +153,7 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """They form no reference cycle: on a GPU their KV cache takes half of the memory."""
+    """Streams form no reference cycle, because their KV cache takes half of a GPU's memory."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))

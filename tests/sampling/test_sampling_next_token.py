@@ -154,8 +154,8 @@ def test_tokens_without_probability_are_never_drawn(
 def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A GPU adds in parallel: rounding can make a later sum smaller, or the sum of a token without
-    probability larger than the one before."""
+    """A GPU adds in parallel. Through rounding, a later cumulative sum can be smaller than an
+    earlier one, and the sum can grow at a token with probability 0."""
     sums = torch.tensor([[0.0, 0.4, 0.4 + 1e-9, 1.0 - 1e-9, 1.0]], dtype=torch.float64)
     monkeypatch.setattr(torch.Tensor, "cumsum_", lambda self, dim: sums.clone())
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
@@ -164,6 +164,6 @@ def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
 
 
 def test_float32_uniform_numbers_are_refused() -> None:
-    """They would round 0.9999999999999999 to 1, which no cumulative probability exceeds."""
+    """float32 would round 0.9999999999999999 to 1, which no cumulative probability exceeds."""
     with pytest.raises(AssertionError, match="float32"):
         draw(LOGITS, torch.tensor([NEARLY_ONE]))

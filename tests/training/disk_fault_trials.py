@@ -106,7 +106,7 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
     """A power cut after each operation: any subset of the data without fsync is lost or cut.
 
     Asserts also that a call that returned has saved its data for good. Crashes that leave the same
-    files are tried once; yields how many there were."""
+    files are tried once. Yields their number."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
@@ -138,7 +138,7 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Tell a story on a failing disk; returns the run and the error that it raised."""
+    """Run a story on a failing disk; returns the run and the error that it raised."""
     run = copy(begun)
     with on(disk):
         try:

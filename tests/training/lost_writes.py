@@ -122,7 +122,8 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """Every tree that the disk can hold after a crash now; a sample if there are many."""
+        """Every folder tree that the disk can hold if it crashes now; a sample if there are too
+        many."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)

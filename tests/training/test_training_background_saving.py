@@ -96,9 +96,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """The numbers of operations after which to strike.
+    """The numbers of operations after which a trial strikes.
 
-    In a row of writes to one file, only before the first, the second and the last."""
+    Among consecutive writes to one file, only before the first, the second and the last."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -181,7 +181,7 @@ class Interrupting(Watched):
         self.left -= 1
         if self.left == -1:
             os.kill(os.getpid(), self.number)
-            threading.Event().wait(0.02)  # the training goes on meanwhile
+            threading.Event().wait(0.02)  # training continues meanwhile
         return do()
 
 

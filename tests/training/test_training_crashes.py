@@ -12,6 +12,6 @@ from tests.training.faulty_disks import STORIES, Story, names
 
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
-    """Also: after a call has returned, a crash loses nothing of what it saved."""
+    """After a call has returned, a crash loses nothing that the call saved."""
     crashes = list(crashed_after_any_operation(story, tmp_path))
     assert sum(crashes) >= len(crashes) > len(story.calls)

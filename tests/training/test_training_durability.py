@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """Before it writes anything: otherwise a full disk stays full."""
+    """It deletes before it writes anything; otherwise a full disk would stay full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -110,7 +110,7 @@ def test_a_folder_whose_fsync_failed_is_fsynced_at_the_next_save_of_the_step(
         patch.setattr(durable, "disk", Refusing(len(disk.tried) - count - 1, errno.EIO))
         with pytest.raises(GptcliError):
             write(tmp_path, 20)
-    assert checkpoint.steps_of(tmp_path) == [10, 20]  # there, but not yet for certain on the disk
+    assert checkpoint.steps_of(tmp_path) == [10, 20]  # renamed, but perhaps not yet on the disk
     write(tmp_path, 20)
     assert disk.operations[-1] == last
 
@@ -131,7 +131,8 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path:
 def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """The newest meta.json records the best step too. The best step of either is kept."""
+    """The newest meta.json records the best step too. If the two differ, both steps are
+    kept."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:

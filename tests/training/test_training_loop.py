@@ -1,4 +1,4 @@
-"""The loop learns, repeats itself, resumes with the same bytes, and stops for its reasons."""
+"""The training loop learns, repeats itself, resumes with the same bytes, and stops in time."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_pa
     checkpoint.mark_best(tmp_path / "r", 14)
     checkpoint.prune(tmp_path / "r", 2)
     assert checkpoint.steps_of(tmp_path / "r") == [14, 18, 20]
-    # meta.json decides: it is sealed, and `checkpoints/best` is not.
+    # meta.json decides, because it has a hash and `checkpoints/best` has none.
     assert checkpoint.choose_step(tmp_path / "r", "best") == 20
     assert checkpoint.choose_step(tmp_path / "r", "last") == 20
     assert checkpoint.choose_step(tmp_path / "r", "20") == 20
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert last.diagnosis is not None
     assert f"step {last.step}:" in last.diagnosis
     assert "learning rate" in last.diagnosis
-    assert "not finite first in" in last.diagnosis
+    assert "first place with NaN or infinity: " in last.diagnosis
     assert last.hint is not None
     assert "train.learning_rate=" in last.hint
     assert all(math.isfinite(e.loss) for e in steps(events))

@@ -100,7 +100,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Its name is free again, and an old run in the folder is unchanged."""
+    """The run's name is free again, and an old run in the folder is unchanged."""
     from gptcli.training import training_state
     from gptcli.training.passes import TorchPasses
 
@@ -154,7 +154,7 @@ def test_a_run_that_made_a_step_is_kept(
 def test_a_resumed_run_keeps_its_folder(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if a kill stopped it before its first step."""
+    """The folder stays, even if a kill stopped the run before its first step."""
     from gptcli.training import training_state
 
     run = tmp_path / "r"

@@ -59,7 +59,7 @@ def test_auto_values() -> None:
     assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
     assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
     assert resolve_log_every(TrainConfig(max_steps=3)) == 1
-    # 60,000 tokens cost as much as training on 20,000, or 20 steps: 2 % of 1,000 steps.
+    # Evaluating 60,000 tokens costs as much as training on 20,000, or 20 steps: 2 % of 1,000 steps.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
     # Even cheap evaluations come only twenty times in a run, because each best one is saved.

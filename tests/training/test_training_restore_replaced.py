@@ -196,7 +196,8 @@ def test_one_more_signal_during_the_restore(
 def test_no_file_of_the_new_run_stays(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed early has no run.json. The new run's would name another origin."""
+    """A run that was killed early has no run.json. The new run's file would name another
+    origin."""
     (old / "run.json").unlink()
     before = content(old)
 
@@ -209,7 +210,7 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Copies of the run after a kill at each operation of restore_replaced that leaves no
+    """Copies of the run, killed at each operation of restore_replaced; only those without
     config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
@@ -347,7 +348,7 @@ def test_a_deleted_lock_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     deleted = []
 
     def deleting(file: Any) -> bool:
-        if not deleted:  # by the one that held it until now
+        if not deleted:  # by the process that held it until now
             deleted.append((tmp_path / ".lock").unlink())
         return lock(file)
 

@@ -20,7 +20,7 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write these small checkpoints at once, as small ones are, or in the background."""
+    """Write these small checkpoints in the training loop, the default, or in the background."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
@@ -150,7 +150,7 @@ def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(
     what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """No memory for the copy, or no more threads."""
+    """There is no memory for the copy, or no thread can start."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 

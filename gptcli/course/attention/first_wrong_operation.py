@@ -175,7 +175,7 @@ def line_of_error(error: BaseException | None, path: Path) -> int | None:
 
 
 def matched_before(found: Matches, index: int) -> Matches:
-    """The matches before operation `index`, where a part of a value counts as the value.
+    """The matches before operation `index`. Part of a value counts as the whole value.
 
     In a loop the part is one head or one token."""
     begun = {

@@ -149,7 +149,7 @@ def _step_of_raising_operation(
 
 
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
-    """The step of code that is still to be written, where the forward pass stops.
+    """The step at which the forward pass stops because its code is still to be written.
 
     Folding and unfolding change no number, so the trace does not show them. The file's text shows
     them: the step that its comments name, and the shapes that the lines after the stop expect."""

@@ -37,7 +37,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         return LearnerAttention(file, load_class(file), say)
 
     def check(self, learner: LearnerAttention, done: list[Check]) -> str:
-        """Run every check of the contract on the class, then look for what deserves a note."""
+        """Run every check in CHECKS on the class, then look for what deserves a note."""
         learner.takes_use_dropout = check_signatures(learner.file, learner.cls)
         for name, check in CHECKS:
             done.append(Check(name, True, check(learner)))

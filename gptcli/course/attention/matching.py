@@ -202,7 +202,7 @@ def _values_in(
 
 
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x, a (B, T, H, D) value in any layout, has its heads on a dimension of their own.
+    """Whether x, a (B, T, H, D) value in any layout, has a separate dimension for the heads.
 
     Each index varies along one dimension at most, and head and channel along different ones."""
     dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]

@@ -45,7 +45,7 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
 
 
 def heat(picture: Picture, unicode: bool = True) -> list[str]:
-    """The learner's attention weights next to the right ones, of one head, or nothing.
+    """One head's attention weights, the learner's next to the right ones; [] if there are none.
 
     Rows are queries, columns are keys."""
     if picture.learner_weights is None or picture.right_weights is None:

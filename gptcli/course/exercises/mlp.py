@@ -160,7 +160,7 @@ MISTAKES = (
             at=r"(?i)gelu"),
     ExerciseMistake("output-bent", 3, "F.gelu(self.c_proj(F.gelu(self.c_fc(x))))",
             "an activation function also acts on the {C} channels of your output",
-            "the block adds the output to x, so it must be free to take any value",
+            "the block adds your output to x, so the output must be able to take any value",
             "end with the linear layer",
             (lambda w, x: F.gelu(w.down(F.gelu(w.up(x)))),
              lambda w, x: F.relu(w.down(F.gelu(w.up(x))))), at=r"(?i)gelu"),

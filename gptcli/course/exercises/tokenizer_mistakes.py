@@ -23,8 +23,8 @@ STEPS = (
     Step(
         "count pairs",
         "which pair occurs most often, and which one do you take if several tie?",
-        "count every two neighbours, also overlapping ones; if pairs tie, take the one that comes "
-        "first in the text; end the loop if no pair is left",
+        "count every pair of neighbours, including pairs that overlap; if pairs tie, take the one "
+        "that comes first in the text; stop if no pair is left",
         "go through zip(ids, ids[1:]) with a dict, and take max(counts, key=counts.get)",
     ),
     Step(

@@ -100,7 +100,7 @@ def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # Forms of step 2: (logits, targets) -> loss. Step 3: (step, max_lr, min_lr, warmup, max) -> rate.
-# Step 4: (gradients, max_norm) -> gradients and norm. Step 5: as any_step.
+# Step 4: (gradients, max_norm) -> gradients and norm. Step 5: any_step with some arguments set.
 # fmt: off
 MISTAKES = (
     ExerciseMistake("batch-shape", 1,
@@ -117,8 +117,8 @@ MISTAKES = (
             "your y is {by:+d} tokens from x: x begins with {x}, y with {y}",
             "y is the next token, which is at +1", "begin y at i + 1", at=r"y\s*="),
     ExerciseMistake("not-a-window", 1,
-            "random tokens", "your x holds {x}, which do not follow each other in "
-            "the data", "a window is block_size tokens in a row", "slice the data", at=r"x\s*="),
+            "random tokens", "the tokens of your x, {x}, are not neighbours in the data",
+            "a window is block_size tokens in a row", "slice the data", at=r"x\s*="),
     ExerciseMistake("start-out-of-range", 1,
             "randint(len(data) - block_size + 1), or randint(len(data))",
             "with {n} tokens and block_size {t}, your window goes past the end: {error}",

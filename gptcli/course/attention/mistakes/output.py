@@ -125,7 +125,7 @@ BANK = (
         "another-projection",
         8,
         "self.value(y)",
-        "you use another layer, ({C}, {C}), where the output projection belongs",
+        "you use another layer, ({C}, {C}), instead of the output projection",
         "which layer have you not used yet?",
         "the last layer is c_proj",
         _projected_by(

@@ -85,14 +85,14 @@ def _chained(p: Problem) -> Three:
 
 
 def _fused_by_head(p: Problem) -> Three:
-    """The fused (B, T, 3C) cut as (B, T, H, 3, D)."""
+    """q, k and v if the fused channels (B, T, 3C) are viewed as (B, T, H, 3, D)."""
     fused = torch.cat(project(p), dim=-1).view(p.B, p.T, p.H, 3, p.D)
     q, k, v = (part.reshape(p.B, p.T, p.C) for part in fused.unbind(3))
     return q, k, v
 
 
 def _fused_by_channel(p: Problem) -> Three:
-    """The fused (B, T, 3C) cut as (B, T, C, 3)."""
+    """q, k and v if the fused channels (B, T, 3C) are viewed as (B, T, C, 3)."""
     fused = torch.cat(project(p), dim=-1)
     q, k, v = fused.view(p.B, p.T, p.C, 3).unbind(3)
     return q, k, v
@@ -159,7 +159,7 @@ BANK = (
         "not-projected",
         1,
         "q = x",
-        "you use x itself, ({B}, {T}, {C}), where a projection of x belongs",
+        "you use x itself, ({B}, {T}, {C}), instead of a projection of x",
         "x is not yet a query, a key or a value: which layers have you not called?",
         "each of q, k and v is the output of a layer called on x",
         tuple(_taken_from(o) for o in ("xxx", "xkv", "qxv", "qkx", "xxv", "xkx", "qxx")),
