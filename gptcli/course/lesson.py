@@ -15,7 +15,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # reports what is being done, in case the file never comes back
+Say = Callable[[str], None]  # reports the current action, in case the file never returns
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,9 @@ class UserInitialisation:
     ) -> None:
         self._model, self._parts, self._generator = model, parts, generator
         self._n_embd = config.n_embd
-        self._end_std = 0.02 / math.sqrt(2 * config.n_layer)  # of what ends a residual branch
+        self._end_std = 0.02 / math.sqrt(2 * config.n_layer)  # at the end of a residual branch
         self._begun: set[str] = set()  # paths of attentions
-        self._drawn: set[int] = set()  # addresses of what was drawn as in the builtin attention
+        self._drawn: set[int] = set()  # addresses of weights drawn as in the builtin attention
 
     def draw(self, name: str, parameter: Tensor) -> None:
         """Draw one parameter. Call it for the parameters in the model's order."""
@@ -95,7 +95,7 @@ class UserInitialisation:
         C = self._n_embd
         ends_branch = (
             name.endswith((".c_proj.weight", ".o_proj.weight", ".down_proj.weight"))
-            or tuple(parameter.shape) == (C, 4 * C)  # what projects back in a user's MLP
+            or tuple(parameter.shape) == (C, 4 * C)  # the second matrix of a user's MLP
         )
         std = self._end_std if ends_branch else 0.02
         parameter.copy_(torch.randn(parameter.shape, generator=self._generator) * std)

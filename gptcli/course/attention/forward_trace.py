@@ -176,7 +176,7 @@ def trace_forward(
     grad: bool = False,
     on_operation: Callable[[ForwardTrace], None] | None = None,
 ) -> ForwardTrace:
-    """Run module(x) and return its trace, which also holds what it raises.
+    """Run module(x) and return its trace, which also holds an exception that it raises.
 
     `on_operation` is called after every operation."""
     trace = ForwardTrace()

@@ -63,7 +63,7 @@ class Attempt:
 
 @dataclass
 class LearnerAttention:
-    """The learner's class. `say` gets what is being done, so that a time limit can report it."""
+    """The learner's class. `say` gets each action, so that a time limit can report the last one."""
 
     file: LearnerFile
     cls: type[nn.Module]
