@@ -23,7 +23,7 @@ from gptcli.model.cache import LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention
 
 # Three to ten times the measured errors. bfloat16 keeps 8 bits and rounds about five times.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+DTYPE_TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 EXPLICIT, FUSED, PRODUCTS = "explicit, eight steps", "fast, fused kernel", "fast, matrix products"
 CACHED, CHUNKS = "cached, token by token", "cached, in chunks"
 ROTARY, ROTARY_CACHED = "rotary", "rotary, token by token"
@@ -87,7 +87,7 @@ def dtypes_on(device: str) -> list[torch.dtype]:
     return {
         "cpu": [torch.float64, torch.float32, torch.bfloat16],
         "mps": [torch.float32, torch.bfloat16, torch.float16],
-    }.get(device, list(TOLERANCE))
+    }.get(device, list(DTYPE_TOLERANCES))
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def _compare_paths(devices: list[str], cases: list[Sizes]) -> BuiltinReport:
             for seed, sizes in enumerate(cases):
                 for path, error in _errors(sizes, dtype, device, seed):
                     names = (path, str(dtype).removeprefix("torch."), device)
-                    result = results.setdefault(names, PathResult(*names, TOLERANCE[dtype]))
+                    result = results.setdefault(names, PathResult(*names, DTYPE_TOLERANCES[dtype]))
                     result.cases += 1
                     # max() would drop a NaN
                     if not error <= result.largest_error:
