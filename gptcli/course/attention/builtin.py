@@ -59,7 +59,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """Less than T in long texts, so that the ring buffer of the cache wraps around."""
+        """The number of tokens that the cache keeps. Below T in long texts: the ring buffer wraps."""
         return max(1, min(self.T, 24))
 
 

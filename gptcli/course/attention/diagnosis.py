@@ -131,8 +131,8 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     """The finding for a forward pass that differs from the reference or does not finish.
 
     A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    do, the one nearest to the first wrong step wins. If none does, a mistake can still give the
-    wrong value of that step."""
+    do, the one nearest to the first wrong step wins. If none does, a mistake that gives
+    the wrong value of that step explains the file."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)

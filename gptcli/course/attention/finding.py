@@ -18,8 +18,8 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# The values that show that a step is done. Step 3 changes no number. Step 8 is the
-# last, so it is never a right step of a wrong file.
+# step -> the values that show that it is done. Step 3 changes no number. Step 8 is the last one, so
+# a wrong file never has it right.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -32,7 +32,7 @@ _VALUES_OF_STEP = {
 
 @dataclass
 class Finding:
-    """What is wrong with the learner's file: the report is made of this."""
+    """What is wrong with the learner's file. The report is made from this."""
 
     step: int | None
     mistake: str

@@ -283,8 +283,8 @@ def _factor_indices(
         table = found.tables[name]
         flat = table.locate(x.double())
         if name == "weights":
-            flat = flat.view(-1, x.shape[-1])[:, :1]  # a 0 of a later token has no place
-            flat = flat.view(*x.shape[:-1], 1)[..., -1:, :]  # nor does row 0: 1, 0, 0, ...
+            flat = flat.view(-1, x.shape[-1])[:, :1]  # the other columns contain zeros
+            flat = flat.view(*x.shape[:-1], 1)[..., -1:, :]  # row 0 is always 1, 0, 0, ...
         if bool((flat < 0).any()):
             continue
         shape = flat.shape if name == "weights" else x.shape

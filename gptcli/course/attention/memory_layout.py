@@ -65,8 +65,8 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
     """The last slice or reshape of a factor before the first product, or None.
 
-    `letters` says which factors count, such as "qkv". Used if a right split makes every piece, but
-    the pieces are in the wrong places."""
+    `letters` says which factors count, such as "qkv". Used if every piece is one that a right split
+    makes, but the pieces are in the wrong places."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue
