@@ -59,7 +59,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """The number of tokens that the cache keeps. Below T in long texts: the ring buffer wraps."""
+        """How many tokens the cache keeps: fewer than long texts have, so that it wraps around."""
         return max(1, min(self.T, 24))
 
 
