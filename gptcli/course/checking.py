@@ -25,7 +25,7 @@ FOLLOW_S = 4.0  # to see at which step a file hangs
 
 
 def check_builtin() -> BuiltinReport:
-    """Compare every path of the builtin attention with the reference.
+    """The report on every path of the builtin attention, compared with the reference.
 
     Tries every dtype and every device of this machine."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
@@ -36,7 +36,7 @@ def check_builtin() -> BuiltinReport:
 def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
     """Check `FILE[:CLASS]` in a worker process within `limit_s` seconds.
 
-    Raises GptcliError if there is no such file or class, or the file cannot be used at all."""
+    Raises GptcliError if there is no such file or class, or if the file cannot be used at all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
 
@@ -72,7 +72,7 @@ class Checker:
             self._worker.__exit__(None, None, None)
 
     def check(self, spec: str, exercise: str = "attention") -> FileReport:
-        """Check one file. Raises GptcliError if it cannot be used at all."""
+        """The report on one file. Raises GptcliError if the file cannot be used at all."""
         file = find_file(spec, exercise)
         if self._worker is None:
             self._worker = Worker().__enter__()
@@ -80,7 +80,7 @@ class Checker:
 
 
 def ask(worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S) -> FileReport:
-    """Let `worker` check one file. Raises GptcliError if the file cannot be used at all."""
+    """The report of `worker` on one file. Raises GptcliError if the file cannot be used at all."""
     try:
         return FileReport.from_worker(worker.ask(file, limit_s))
     except Unfinished as unfinished:
@@ -90,16 +90,16 @@ def ask(worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S) -> FileRepo
 def load_attention(spec: str) -> type[nn.Module]:
     """The class of `FILE[:CLASS]`, to train with.
 
-    This runs the file in this process, so check it with check_file first. Raises GptcliError as
-    check_file does."""
+    This runs the file in this process, so check the file with check_file first. Raises GptcliError
+    if there is no such file or class, or the file cannot be run."""
     return load_class(find_file(spec))
 
 
 def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_embd: int) -> Any:
     """The query, key, value and output weights of a learner's attention, as (C, C) views.
 
-    Returns None if they cannot be mapped. Runs the class once, to see on which side it multiplies
-    bare matrices."""
+    Returns None if the four cannot be found. Runs the class once, because a bare matrix can be used
+    as x @ W or as x @ W.T."""
     import torch
 
     from gptcli.course.attention.learner_attention import LearnerAttention

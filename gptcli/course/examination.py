@@ -46,14 +46,14 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
 
 
 def follow(file: LearnerFile, say: Say) -> None:
-    """Run the file once more and say `step N` as it reaches each step, to see where it ends."""
+    """Run the file once more and say `step N` at each step, to see at which step the run ends."""
     with _float64():
         LESSONS[file.exercise].follow(file, say)
 
 
 @contextmanager
 def _float64() -> Iterator[None]:
-    """New tensors are float64: `torch.sqrt(torch.tensor(8))` must not bring in float32."""
+    """Make new tensors float64, so that `torch.sqrt(torch.tensor(8))` brings in no float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

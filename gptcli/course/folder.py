@@ -20,8 +20,8 @@ def write_exercises(
 ) -> list[Path]:
     """Write the skeleton and the notes of each exercise, and return their paths.
 
-    Raises GptcliError if a file exists already (unless `overwrite`) or cannot be written. Then
-    nothing is written."""
+    Raises GptcliError if a file exists already (unless `overwrite`); then nothing is written.
+    Raises GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
         texts[folder / f"{exercise.name}.py"] = exercise.skeleton(blank=blank)
@@ -69,7 +69,7 @@ class Progress:
 
 
 def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
-    """Check the file of the exercise in `folder`, if it exists."""
+    """The state of the exercise: checks its file in `folder`, if that exists."""
     path = folder / f"{exercise.name}.py"
     if not path.exists():
         return Progress(exercise, path, "not begun", "not begun")
@@ -81,7 +81,7 @@ def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
 
 
 def find_folder(folder: Path) -> Path:
-    """Return `folder`. Raises GptcliError if it does not exist."""
+    """`folder` itself. Raises GptcliError if there is no such folder."""
     if not folder.is_dir():
         raise GptcliError(
             f"there is no folder {folder}", f"gptcli exercise attention --out {folder} begins one"

@@ -15,7 +15,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # reports the current action, in case the file never returns
+Say = Callable[[str], None]  # is told the current action, for the report if the file never returns
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Lesson(ABC, Generic[Learner]):
     def prepare(self, file: LearnerFile) -> None:
         """Import what checking `file` needs, before the worker forks and time limits start.
 
-        By default: torch._dynamo, which torch.compile imports and which takes seconds."""
+        By default this is torch._dynamo. torch.compile needs it, and the import takes seconds."""
         with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
@@ -75,7 +75,7 @@ class Lesson(ABC, Generic[Learner]):
 
     @abstractmethod
     def check(self, learner: Learner, done: list[Check]) -> str:
-        """Compare with the reference and return the verdict in a few words.
+        """The verdict in a few words, after a comparison with the reference.
 
         Appends the checks that passed to `done`. Raises CheckFailed at the first mistake, and
         GptcliError if the file is unusable."""
@@ -103,9 +103,9 @@ class Lesson(ABC, Generic[Learner]):
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run the file once more and say `step N` as it reaches each step.
+        """Run the file once more and say `step N` at each step that the run reaches.
 
-        So the report names the step in which a file hangs or ends its process."""
+        With this, the report names the step at which a file hangs or ends its process."""
 
     def all_steps(self, verdict: str) -> list[Check]:
         """The checks of a file in which every step is right."""

@@ -32,8 +32,8 @@ class StepMark:
 class Picture:
     """What a terminal draws of a wrong attention.
 
-    The weights are attention weights (T, T) of one head, the learner's and the right ones. They are
-    None if they do not show the mistake. A learner's weight that is not a number is -1."""
+    The learner's and the right attention weights are (T, T), of one head. Both are None if weights
+    do not show the mistake. A learner's weight that is not finite is written as -1."""
 
     steps: tuple[StepMark, ...]
     learner_weights: list[list[float]] | None = None
@@ -117,7 +117,7 @@ class PathResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance. NaN is not."""
+        """Whether the error is within the tolerance. False for NaN."""
         return self.largest_error <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Compares every path of the project's attention with a reference that is written in this file.
 
-The reference computes in float64 on the CPU, from the same numbers in the same dtype that the path
-has. The error is therefore that of the path's arithmetic only.
+The reference gets the same numbers as the path, rounded to the path's dtype, and computes in
+float64 on the CPU. The error is therefore that of the path's arithmetic only.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -64,7 +64,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """Shorter than long texts, so that the ring buffer of the cache wraps around."""
+        """How many tokens the cache keeps: fewer than long texts have, so that it wraps around."""
         return max(1, min(self.T, 24))
 
 

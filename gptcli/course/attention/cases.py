@@ -54,7 +54,7 @@ LENGTHS = (1, 3, 11, 5)  # texts of these lengths go through one module, in this
 
 
 class LearnerConfig(SimpleNamespace):
-    """The config for a learner's constructor. Its error proposes the nearest name it has."""
+    """The config for a learner's constructor. A wrong name's error proposes the nearest name."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):

@@ -251,7 +251,7 @@ CHECKS = (
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x. Raises CheckFailed if it is above the tolerance."""
+    """The largest error of the module on x. Raises CheckFailed if that is above the tolerance."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
     wanted = built.reference(x)
@@ -292,7 +292,7 @@ def _learner_gradient(learner: LearnerAttention, scalar: Tensor, x: Tensor) -> T
 
 
 def _gradient(scalar: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `scalar` at x, zeros if they are not connected."""
+    """The gradient of `scalar` at x; zeros if `scalar` does not depend on x."""
     gradient = torch.autograd.grad(scalar, x, retain_graph=True, allow_unused=True)[0]
     return torch.zeros_like(x) if gradient is None else gradient
 

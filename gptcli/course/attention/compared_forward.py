@@ -56,7 +56,7 @@ class ComparedForward:
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether the name of operation `index` shows that it belongs to the step after `step`."""
+        """Whether operation `index`, judged by its name, belongs to the step after `step`."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
@@ -67,7 +67,10 @@ class ComparedForward:
         return self.y is not None and bool(self.y.isfinite().all())
 
     def first_wrong_operation(self, step: int) -> int:
-        """The first operation after the last right value that turns right values into others."""
+        """The index of the first operation that turns right values into others.
+
+        Looks only after the last right value before `step`. If there is none, this is the index of
+        the next operation after that value."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:

@@ -8,9 +8,9 @@ How a wrong file travels through this folder:
    compared_forward.py holds the trace, the matches and the reference.
 4. first_wrong_step.py decides at which of the eight steps the forward pass leaves the reference,
    with the help of first_wrong_operation.py.
-5. mistakes/bank.py runs every known mistake on the same weights. A mistake with the learner's
-   output explains the file. evidence.py rejects mistakes that the trace contradicts, and looks for
-   the wrong value of the step if the output fits no mistake or the file stops early.
+5. mistakes/bank.py runs every known mistake on the same weights. A mistake with the
+   learner's output explains the file. evidence.py rejects mistakes that the trace contradicts. If
+   no mistake fits the output, or the file stops early, it also looks for the step's wrong value.
 6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
 7. finding.py puts step, mistake, message and line into a Finding, and lesson.py reports it.
 """
@@ -75,7 +75,7 @@ from gptcli.course.attention.stages import Values
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
-# The message quotes the number in the hidden scores if its size is below this.
+# The message quotes the number in the hidden scores if its absolute value is below this.
 LARGE_FILL = 1e6
 
 
@@ -130,9 +130,9 @@ def _first_wrong_step(forward: ComparedForward) -> int:
 def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that differs from the reference or does not finish.
 
-    A mistake of the bank with exactly the learner's output explains the file, and the mistake
-    nearest to the first wrong step wins. If the output fits none, the wrong value of that step
-    can still fit one."""
+    A mistake of the bank explains the file if it gives exactly the learner's output. If several
+    do, the one nearest to the first wrong step wins. If none does, a mistake that gives
+    the wrong value of that step explains the file."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -145,12 +145,12 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake.slug)
     ]
-    # Without queries, keys and values an output can fit a later mistake by accident.
+    # If forward uses no queries, keys and values, its output can fit a later mistake by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
-    # The same holds for steps after the scores if there are no scores.
+    # If queries never meet keys, the output can fit a mistake after step 4 by accident.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
@@ -239,7 +239,7 @@ def _slug_of_fill(value: float) -> str:
     return "mask-fill-too-weak" if value < 0 else "mask-fill-positive"
 
 
-# step: slug, and the name of the value in the message
+# step -> slug, and the name of the value in the message
 _CHANGED_VALUES = {
     1: ("projections-changed", "the projections"),
     4: ("scores-changed", "the scaled scores"),
@@ -398,7 +398,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 
 def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for an output that is random: the first operation with two different results."""
+    """The finding for a random output, at the first operation whose result differs between runs."""
     forwards = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)

@@ -21,7 +21,7 @@ from gptcli.course.attention.projections import FUSED, SEPARATE
 from gptcli.course.attention.score_scale import scale_of_scores
 from gptcli.course.attention.stages import Values
 
-# The value of the reference that differs if the step is wrong.
+# step -> the value that differs from the reference if the step is wrong
 VALUE_OF_STEP = {
     1: "q", 2: "qh", 3: "qh", 4: "scaled", 5: "masked", 6: "weights", 7: "mixed", 8: "merged",
 }  # fmt: skip
@@ -54,7 +54,7 @@ def mistake_with_value(
         if mistake.step != step:
             continue
         if before and values_equal(getattr(values, shown), getattr(right, before)):
-            # The mistake leaves the step out, so its value is the value before the step.
+            # The mistake leaves the step out, so the wrong value equals the value before the step.
             if forward.next_is(forward.first_wrong_operation(step), step):
                 return mistake, values
             continue
@@ -81,7 +81,9 @@ def mistake_with_value(
 
 
 def is_plausible(forward: ComparedForward, slug: str) -> bool:
-    """Whether the trace allows what the mistake says: other code can compute the same output."""
+    """Whether the trace allows the mistake `slug`.
+
+    The output alone proves nothing, because other code can compute the same output."""
     p, found = forward.p, forward.found
     products = [op for op in forward.trace.operations if op.name in PRODUCTS]
     if slug == "heads-missing":
@@ -112,7 +114,7 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
 
 
 def unused_projections(forward: ComparedForward) -> list[str]:
-    """The projections of queries, keys and values that forward does not use.
+    """The names of the query, key and value projections that forward does not use.
 
     Empty if the trace holds queries, keys or values, or if a gradient reaches any projection."""
     if any(forward.found.has(name) for name in "qkv"):
@@ -137,7 +139,7 @@ def unused_projections(forward: ComparedForward) -> list[str]:
 
 
 def queries_meet_keys(forward: ComparedForward) -> bool:
-    """Whether some operation combines queries and keys, or an untraced operation could have."""
+    """Whether an operation combines queries and keys, or an untraced operation can have done so."""
     found, T = forward.found, forward.p.T
     if not found.has("q", "k") or forward.trace.has_untraced:
         return True
@@ -227,7 +229,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The operation whose result a variable names as a wrong q, k or v, else `index`."""
+    """The operation whose wrong result the learner's code names q, k or v, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -243,7 +245,9 @@ def operation_that_named(forward: ComparedForward, values: Values, index: int) -
 
 
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The one number that the learner wrote into all hidden scores, and the operation, or None."""
+    """The number that the learner wrote into all hidden scores, and the index of the operation.
+
+    None if the hidden scores do not all hold one number."""
     table, p = forward.found.tables["scaled"], forward.p
     cells = p.T * p.T
     for operation in reversed(forward.trace.operations):
@@ -274,7 +278,7 @@ def lowers_precision(operation: Operation) -> bool:
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """A guess of the wrong step from the tokens whose output is right, for an untraced forward.
+    """A guess of the wrong step if nothing was traced: the tokens with right output show it.
 
     A wrong mask (5) leaves the last token right, and wrong scores (4) leave token 0 right."""
     assert forward.y is not None
@@ -292,7 +296,8 @@ def step_by_right_tokens(forward: ComparedForward) -> int:
 def learner_weights(forward: ComparedForward) -> Tensor | None:
     """The learner's attention weights: the last (..., T, T) result with numbers from 0 to 1.
 
-    The numbers must sum to a whole number; returns None if there is no such result."""
+    Their sum must be whole, as after a softmax, which makes each row (or column) sum to 1.
+    None if there is no such result."""
     T = forward.p.T
     for operation in reversed(forward.trace.operations):
         for x in operation.outputs:

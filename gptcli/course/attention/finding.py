@@ -18,7 +18,8 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# The values that show that a step is done. Step 3 changes no number, step 8 is never right here.
+# step -> the values that show that it is done. Step 3 changes no number. Step 8 is the last one, so
+# a wrong file never has it right.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -31,7 +32,7 @@ _VALUES_OF_STEP = {
 
 @dataclass
 class Finding:
-    """What is wrong with the learner's file: the report is made of this."""
+    """What is wrong with the learner's file. The report is made from this."""
 
     step: int | None
     mistake: str
@@ -105,7 +106,9 @@ def finding_at_operation(
 
 
 def describe_range(x: Tensor, both_ends: bool = False) -> str:
-    """The range of the numbers of x, such as "0.5 to 1", or their one value unless `both_ends`."""
+    """The range of the numbers of x, such as "0.5 to 1".
+
+    If all numbers are equal, this is that number, unless `both_ends`."""
     finite = x[x.isfinite()]
     if not finite.numel():
         return "no finite number"

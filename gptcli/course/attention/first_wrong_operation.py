@@ -1,7 +1,8 @@
 """Finds the first operation whose result is not in the reference, and the step it belongs to.
 
-An operation on a right value either begins the next step or changes the value of the last one.
-Scores that are clamped after the scale, for example, are wrong scores and not a wrong mask.
+If the input of an operation is a right value, the operation either begins the next step or changes
+the value that the last step made. If the scaled scores are clamped, for example, the scores
+(step 4) are wrong, not the mask (step 5).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -28,14 +29,16 @@ LAYOUT = {
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
 # A right value goes through these into the next step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum"}
-FILLERS = ("_like", "new_")  # make tensors with the shape of another one
-LEAST_MASK_OFFSET = 20.0  # an additive mask changes a score by at least this
+FILLERS = ("_like", "new_")  # in the names of operations such as zeros_like and new_full
+LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least this
 
 
 def operations_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Iterator[Operation]:
-    """The operations after the last right value before `step` that change right values."""
+    """The operations that turn right values into others.
+
+    Only operations after the one that completed the last right value before `step` count."""
     for operation in trace.operations[last_right_operation(found, step) + 1 :]:
         if operation.raised:
             return
@@ -63,8 +66,8 @@ def operation_that_changed_value(
 ) -> Operation | None:
     """The operation that changes a right value before `step` begins, or None.
 
-    Its result has the shape of its input and other numbers. A split, a mask, a softmax, a product
-    or a merge looks different."""
+    The result of the operation has the shape of the input, but other numbers. A split, a mask, a
+    softmax, a product or a merge does not count: these begin the next step."""
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
@@ -101,10 +104,10 @@ def step_of_changed_value(step: int) -> int:
 
 
 def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
-    """Whether `result` is the scores x with a mask.
+    """Whether `result` is the scores x with a mask, or the beginning of a softmax.
 
-    A mask leaves scores unchanged or hides them, in the same cells for every sequence and head
-    that it touches, with one number or a large change."""
+    A mask leaves a score unchanged, or hides it by one number or a large change. The hidden cells
+    are the same in every sequence and head that the mask touches."""
     table = found.tables["scaled"]
     places = table.locate(x.double())
     b, h, t, s = table.places(places)
@@ -140,7 +143,7 @@ def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool
 
 
 def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
-    """Whether all values of a group are equal, and some group has more than one value."""
+    """Whether the values of each group are equal, and some group has more than one value."""
     order = group.argsort(stable=True)
     same = group[order][1:] == group[order][:-1]
     equal = (values[order][1:] - values[order][:-1]).abs() <= 1e-9
@@ -148,10 +151,10 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The step that the learner's file names where it stops ("# 5. mask", "step 5"), or None.
+    """The step number written where the learner's code stopped ("# 5. mask", "step 5"), or None.
 
-    Looks at the error, the line's comment and the comments above the line. None if several steps
-    are named."""
+    Reads the error's message, the comment on the line and the comments above the line. None if
+    these name several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""
@@ -165,7 +168,7 @@ def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
 
 
 def line_of_error(error: BaseException | None, path: Path) -> int | None:
-    """The last line of the file in the error's traceback, or None."""
+    """The line of `path` that the error's traceback names last, or None."""
     at, trace = None, None if error is None else error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -175,9 +178,10 @@ def line_of_error(error: BaseException | None, path: Path) -> int | None:
 
 
 def matched_before(found: Matches, index: int) -> Matches:
-    """The matches before operation `index`. Part of a value counts as the whole value.
+    """The matches before operation `index`.
 
-    In a loop the part is one head or one token."""
+    A value counts as found if only part of it was computed, such as one head or one token in a
+    loop."""
     begun = {
         name: at
         for at, names in sorted(found.values_of_operation.items())

@@ -39,7 +39,7 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
     """The first wrong step of a forward pass that finished, raised, or returned nothing.
 
     If the code stops, this is the first step that it did not complete. `path` is the learner's
-    file, whose comments tell which step unwritten code belongs to."""
+    file. If code is still to be written, the comments in the file tell its step."""
     too_narrow = mask_hides_too_much(trace, found, p)
     if trace.error is not None or not _is_whole(trace, p):
         found = matched_before(found, len(trace.operations))
@@ -72,7 +72,7 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
 
 
 def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
-    """Whether a softmax over single numbers turns scores of several keys into 1."""
+    """Whether a softmax normalises each score by itself, so that all weights become 1."""
     for operation in trace.operations:
         if "softmax" not in operation.name or not operation.inputs or not operation.outputs:
             continue
@@ -90,7 +90,7 @@ def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path: Path) -> bool:
-    """Whether the code stops later on the same line that made the value before `step`."""
+    """Whether the code stopped on the line that had already computed the input of `step`."""
     before = {6: ("masked",), 7: ("weights",)}.get(step, ())
     line = line_of_error(trace.error, path)
     last = trace.operations[-1] if trace.operations else None
@@ -101,7 +101,7 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line that has only dropout, which belongs to step 6."""
+    """Whether the code stops on a line with dropout and no product. Dropout belongs to step 6."""
     line = line_of_error(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if error is None or line is None or line > len(lines):
@@ -113,7 +113,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of the operation that raised, from its name and the values that it got."""
+    """The step that the raising operation `last` belongs to, judged by its name and its inputs."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -151,8 +151,8 @@ def _step_of_raising_operation(
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     """The step at which the forward pass stops because its code is still to be written.
 
-    Folding and unfolding change no number, so the trace does not show them. The file's text shows
-    them: the step that its comments name, and the shapes that the lines after the stop expect."""
+    Folding and unfolding change no number, so the trace does not show them. The file's text does:
+    its comments name the step, and the lines after the stop expect certain shapes."""
     named = step_named_in_source(trace.error, path)
     if named is not None and named in (step, step - 1):
         return named
@@ -178,7 +178,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The step of a wrong product of right values: the split or fold before it can be wrong."""
+    """The wrong step if a product of right values is wrong: `step`, or an earlier split or fold."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         if operation.name not in PRODUCTS or len(operation.inputs) < 2:
@@ -192,7 +192,9 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
 def _step_of_factors(
     trace: ForwardTrace, operation: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """2 or 3 if a factor of the product is split or folded wrongly, else `step` or an older one."""
+    """The wrong step if the product `operation` is wrong although its factors have right numbers.
+
+    This is 2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier one."""
     folds = []
     for x in operation.inputs[:2]:
         name = value_in(x, found, p.T)
@@ -229,7 +231,9 @@ def _step_of_factors(
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step of a product of right queries and keys, from the order of their indices."""
+    """The wrong step if a product of right queries and keys is wrong.
+
+    Judged by the order of tokens, heads and channels in the two factors."""
     indices = _factor_indices(operation, found, p)
     if not {"q", "k"} <= indices.keys():
         return 4
@@ -240,7 +244,9 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step of a product of right weights and values, from the order of their indices."""
+    """The wrong step if a product of right weights and values is wrong.
+
+    Judged by the zeros of the weights, and by the order of tokens and heads in the two factors."""
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:2]}
     weights = factors.get("weights")
     if weights is not None and weights.numel() == p.B * p.H * p.T * p.T:
@@ -248,7 +254,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
         rows = weights.reshape(-1, p.T)
         first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
         if int((weights == 0).sum()) > hidden or not bool(((first - 1).abs() < 1e-9).all()):
-            return 6  # visible weights are 0, or a row does not sum to 1
+            return 6  # visible weights are 0, or the only weight of a row is not 1
     indices = _factor_indices(operation, found, p)
     if not {"weights", "v"} <= indices.keys():
         return 7
@@ -264,9 +270,10 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _factor_indices(
     operation: Operation, found: Matches, p: Problem
 ) -> dict[str, tuple[Tensor, ...]]:
-    """The sequences, times, heads and channels (for weights: keys) of each factor, in its order.
+    """Name of each factor -> the indices of its sequences, times, heads and channels.
 
-    Heads are given matrix by matrix. Skips a factor whose time or channel index varies along
+    The indices are in the order that the factor has, with one head index for each matrix. Weights
+    have keys in place of channels. Skips a factor if its time or channel index varies along
     several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in operation.inputs[:2]:
@@ -276,8 +283,8 @@ def _factor_indices(
         table = found.tables[name]
         flat = table.locate(x.double())
         if name == "weights":
-            flat = flat.view(-1, x.shape[-1])[:, :1]  # the zeros of later tokens show nothing
-            flat = flat.view(*x.shape[:-1], 1)[..., -1:, :]  # row 0 shows nothing either
+            flat = flat.view(-1, x.shape[-1])[:, :1]  # the other columns contain zeros
+            flat = flat.view(*x.shape[:-1], 1)[..., -1:, :]  # row 0 is always 1, 0, 0, ...
         if bool((flat < 0).any()):
             continue
         shape = flat.shape if name == "weights" else x.shape
@@ -293,7 +300,7 @@ def _factor_indices(
 
 
 def _index_along(at: Tensor) -> Tensor:
-    """The index along the one dimension in which it varies."""
+    """The numbers of `at` along the one dimension in which they vary."""
     dims = varying_dims(at)
     if not dims:
         return at.reshape(-1)[:1]
@@ -307,7 +314,7 @@ def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _was_transposed(trace: ForwardTrace, found: Matches, name: str) -> bool:
-    """Whether some result with the numbers of `name` has its heads in front of time."""
+    """Whether some result holds the value `name` with the heads' dimension before that of time."""
     table = found.tables[name]
     for operation in trace.operations:
         if name not in found.values_of_operation.get(operation.index, []):

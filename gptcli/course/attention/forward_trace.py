@@ -20,7 +20,7 @@ from gptcli.course.sandbox.time_limit import within
 
 MAX_NUMBERS = 100_000  # larger tensors are not part of an attention of these sizes
 MAX_OPERATIONS = 5_000
-TRACE_LIMIT_S = 2.0  # the traced forward pass is already known to be wrong
+TRACE_LIMIT_S = 2.0  # enough: the pass that is traced has already failed a check
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Operation:
     raised: bool = False
     integer_arguments: tuple[int, ...] = ()  # such as the shape for view
     grad: bool = False  # whether a result requires a gradient
-    loses_gradient: bool = False  # a result requires none although an input does
+    loses_gradient: bool = False  # a result requires no gradient, but an input does
     sources: list[int | None] = field(default_factory=list)  # the operation that made each input
     # results that are not floats: masks, indices
     other_outputs: list[Tensor] = field(default_factory=list)
@@ -49,7 +49,7 @@ class ForwardTrace:
     result: Any = None
     error: BaseException | None = None
     changed_at: int | None = None  # the operation that wrote into the input x
-    has_untraced: bool = False  # whether an untraced operation made some tensor
+    has_untraced: bool = False  # whether some tensor comes from an untraced operation
     # (operation, index of its result) -> the learner's variable that holds the result
     variable_names: dict[tuple[int, int], str] = field(default_factory=dict)
     # the learner's variables that are numbers
@@ -176,7 +176,7 @@ def trace_forward(
     grad: bool = False,
     on_operation: Callable[[ForwardTrace], None] | None = None,
 ) -> ForwardTrace:
-    """Run module(x) and return its trace, which also holds an exception that it raises.
+    """Run module(x) and return its trace. If the module raises, the trace holds the exception.
 
     `on_operation` is called after every operation."""
     trace = ForwardTrace()
@@ -201,7 +201,9 @@ def _fused_kernel_pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, result) of each step inside scaled_dot_product_attention, with its parameters."""
+    """(name, result) of each step inside scaled_dot_product_attention.
+
+    The parameters are those of scaled_dot_product_attention."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * factor
     yield "scores", scores
@@ -220,7 +222,7 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the current numbers; inside vmap, of the complete tensor that it maps over."""
+    """A copy of the current numbers. Inside vmap: of the complete tensor, not of one slice."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()

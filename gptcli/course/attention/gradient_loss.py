@@ -33,7 +33,8 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 if other.index < operation.index or only_one
                 for name in found.values_of_operation.get(other.index, [])
             ]
-            # A value that the line has just made loses its gradient, or else the next value.
+            # The last value that this line made loses its gradient. If it made none, the next value
+            # does.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)

@@ -122,7 +122,7 @@ class LearnerAttention:
             ) from None
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
-        """module(x). Raises CheckFailed unless it is a tensor of x's shape and dtype."""
+        """module(x). Raises CheckFailed unless the result is a tensor of x's shape and dtype."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(doing)
         if self.built is not None:
@@ -202,7 +202,7 @@ class LearnerAttention:
     def settle_columns(self) -> None:
         """Decide from the output whether bare square matrices are used as x @ W.T or as x @ W.
 
-        If neither fits, they count as x @ W.T, as in nn.Linear."""
+        If neither gives the right output, x @ W.T is assumed, as in nn.Linear."""
         case = Case(B=2, T=3, H=2, D=3, block_size=5)
         module = self.build(case).module
         if not is_ambiguous(module, case.C):
@@ -246,7 +246,7 @@ def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
 
 
 def _accepts(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether `function` can be called with this number of positional arguments."""
+    """Whether `function` can be called with `arguments` positional arguments."""
     try:
         inspect.signature(function).bind(*range(arguments))
     except (TypeError, ValueError):

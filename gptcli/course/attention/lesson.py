@@ -54,7 +54,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         failed: CheckFailed,
         done: list[Check],
     ) -> FileReport:
-        """Trace the forward that failed; name its first wrong step, the mistake and the line."""
+        """The report of a failed check: the first wrong step, the known mistake and the line."""
         name, _ = CHECKS[min(len(done), len(CHECKS) - 1)]  # the one that failed
         try:
             finding = diagnose(learner, name, failed)

@@ -1,9 +1,9 @@
 """Finds the values of the reference (queries, scores, weights ...) in a trace, in any layout.
 
 All numbers of a case are random, so each number identifies its place in the reference. A traced
-tensor holds the queries if each of its numbers is one of the queries. It has separate heads if each
-index (of sequence, token, head, channel) varies along one dimension at most, and head and channel
-along different dimensions.
+tensor holds the queries if each of its numbers is one of the queries. The heads are
+separate if each index (of sequence, token, head, channel) varies along at most one dimension of the
+tensor, and the indices of head and channel vary along different dimensions.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -52,7 +52,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """One index for each dimension of the value, from places in the flattened value."""
+        """The index along each dimension of a value, for places `flat` in the flattened value."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -138,7 +138,7 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
 def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
     """Whether x is exp(scores - any shift of the row), and 0 for later tokens.
 
-    This shows the mask in a softmax written by hand."""
+    Such an x shows that a softmax written by hand has a causal mask."""
     T = past.shape[-1]
     if x.numel() != scaled.numel() or x.shape[-2:] != (T, T) or T < 3:
         return False
@@ -204,7 +204,7 @@ def _values_in(
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
     """Whether x, a (B, T, H, D) value in any layout, has a separate dimension for the heads.
 
-    Each index varies along one dimension at most, and head and channel along different ones."""
+    If so, each index varies along at most one dimension, head and channel along different ones."""
     dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]
     _, _, head, channel = dims
     return all(len(varying) <= 1 for varying in dims) and not head & channel

@@ -33,8 +33,8 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
     """Whether a right split, fold or merge can make the layout of x.
 
-    Each dimension then counts upward through sequences and heads, or through tokens, or through
-    the channels of complete heads, and through nothing else."""
+    Each dimension of x then counts upward in one of three ways: through sequences and heads,
+    through tokens, or through the channels of complete heads."""
     indices = positions(x, name, table)
     if indices is None:
         return False
@@ -63,9 +63,10 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 
 
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
-    """The last slice or reshape of the factor `letters` before the first product, or None.
+    """The last slice or reshape of a factor before the first product, or None.
 
-    Used if each piece is one that a right split makes, but in the wrong place."""
+    `letters` says which factors count, such as "qkv". Used if every piece is one that a right split
+    makes, but the pieces are in the wrong places."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue
@@ -79,7 +80,7 @@ def last_slice_before_product(forward: ComparedForward, letters: str) -> Operati
 
 
 def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operation]:
-    """Operation `index`, then the one that made its first input, and so on backwards."""
+    """Operation `index`, then the operation that made its first input, and so on backwards."""
     at: int | None = index
     while at is not None:
         operation = forward.trace.operations[at]
@@ -88,7 +89,7 @@ def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operati
 
 
 def all_numbers_in(x: Tensor, table: Table) -> bool:
-    """Whether every number of x, at least a matrix, is in `table`."""
+    """Whether x has at least two dimensions and all its numbers are in `table`."""
     if not x.dtype.is_floating_point or x.dim() < 2 or not x.numel():
         return False
     return bool((table.locate(x.double()) >= 0).all())

@@ -16,7 +16,7 @@ from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 
 # With one token, each head has one attention weight, which is 1. Attention dropout drops the whole
-# head; dropout on the output drops single channels, and all 16 of a head only once in 65,000.
+# head. Dropout on the output drops single channels: all 16 of a head only once in 65,000 times.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
 

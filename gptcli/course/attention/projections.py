@@ -78,10 +78,10 @@ def find_projections(
 ) -> Projections:
     """The projections of `module`, found by name. Raises ProjectionError if one does not fit.
 
-    A name holds an nn.Linear, another module, or an nn.Parameter with its bias in `NAME_bias`.
-    The code can use a bare square matrix as x @ W.T or as x @ W, and its shape does not tell which:
-    `columns` means x @ W. A fused matrix of shape (C, 3C) can only be x @ W. With `output=False`
-    an identity matrix takes the place of a missing output projection.
+    The attribute NAME is an nn.Linear, another module, or an nn.Parameter with a bias `NAME_bias`.
+    Learners use a bare square matrix as x @ W.T or as x @ W, and the shape does not tell which.
+    `columns` says that it is x @ W. A fused matrix of shape (C, 3C) can only be x @ W. With
+    `output=False` an identity matrix takes the place of a missing output projection.
     """
     owners: list[str] = []
 
@@ -204,7 +204,7 @@ def _all_different(parts: list[Projection], owners: list[str]) -> None:
 
 
 def _absent(module: nn.Module, owners: list[str], what: str, part: str) -> ProjectionError:
-    """The error for a missing part, which can exist under another name."""
+    """The error for a missing part. The part can exist under another name."""
     other = sorted(
         {
             name.removesuffix(".weight")

@@ -1,12 +1,14 @@
 """Chooses the line of the learner's file that the report quotes: `line_to_quote`.
 
 A mistake often shows later than the line that makes it. The order of the decisions:
-1. A number in the hidden scores: the constant with that number, else the line that fills it in.
+1. The caller knows the number in the hidden scores (`fill`): the line of the constant with that
+   number, else the line that writes the number into the scores.
 2. The caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that the step is about.
-3. The search for the operation that did the step wrongly, one function for each step: the first
-   that makes wrong numbers of right ones, or puts right numbers in an order that no step needs.
-   quoted_mask_line.py searches for masks. From that operation, in this order:
+3. The search for the operation that did the step wrongly, one function for each step. It finds the
+   first operation that makes wrong numbers of right ones, or puts right numbers in an order that
+   no step needs. quoted_mask_line.py searches for masks. The operation found leads to the line, in
+   this order:
    a. a mask that the module keeps: the line of the constructor that makes it;
    b. an output projection that is left out: the last return;
    c. the argument of a call over several lines;
@@ -65,7 +67,7 @@ def line_to_quote(
 
     `index`: the operation where the mistake shows; `values`: what the mistake computes, if the
     bank knows it; `fill`: the number in the hidden scores and its operation. With `search=False`
-    operation `index` itself is wrong, so no other is searched."""
+    operation `index` itself is wrong, and the search is left out."""
     path = forward.learner.file.path
     if fill is not None:
         line = forward.line(fill[1])
@@ -149,7 +151,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The operations whose results are inputs of operations with right values."""
+    """The indices of the operations whose results are used to compute values of the reference."""
     return {
         source
         for operation in forward.trace.operations
@@ -161,7 +163,8 @@ def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
 def _wrong_output(forward: ComparedForward) -> Operation | None:
     """The first operation that turns the weighted values or the output into other numbers.
 
-    It is the output projection itself if that gets neither weighted values nor merged heads."""
+    The output projection also counts as wrong if its input is neither the weighted values nor the
+    merged heads."""
     weight, useful = forward.p.parts.output.weight, _sources_of_right_values(forward)
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
@@ -179,7 +182,8 @@ def _wrong_output(forward: ComparedForward) -> Operation | None:
 def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operation | None:
     """The first operation with wrong queries, keys or values.
 
-    Without `values` it is the first that turns x, queries, keys or values into other numbers."""
+    `values` are what the mistake computes. If they are None, it is the first operation that turns
+    x, queries, keys or values into other numbers."""
     if values is not None:
         firsts = [
             _first_with_numbers_of(forward, getattr(values, c), getattr(forward.values, c))
@@ -213,7 +217,9 @@ def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -
 
 
 def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
-    """The first operation that puts queries, keys or values in an order that no right split has."""
+    """The first operation that puts queries, keys or values in an order that no right split makes.
+
+    If there is none, it is the last slice or reshape before the first product."""
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
             names = forward.found.values_of_output.get((operation.index, j), [])
@@ -228,8 +234,8 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    It is the first one for queries and keys, the last one for scores. If there is none, it is the
-    operation that makes the scores."""
+    For queries and keys it is the first such operation, for scores the last. If nothing is
+    multiplied, it is the operation that makes the scores."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -263,9 +269,10 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
 
 
 def _wrong_softmax(forward: ComparedForward) -> Operation | None:
-    """The first operation of a softmax that does not lead to the right weights.
+    """The first operation whose result cannot lead to the right weights, although its input can.
 
-    Right operations give scores, exponentials, or the sums or maxima of their rows."""
+    Scores, exponentials, and the sums or maxima of their rows can lead to the right weights. If no
+    operation is wrong, this is the last one with such a result."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
@@ -304,7 +311,7 @@ def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x holds the right sum of exponentials of each row, or its logarithm."""
+    """Whether x holds the right sum of exponentials of each row, or the logarithms of the sums."""
     if not x.dtype.is_floating_point or not x.numel():
         return False
     masked = forward.values.masked
@@ -317,7 +324,7 @@ def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _wrong_merge(forward: ComparedForward) -> Operation | None:
-    """The operation that puts the weighted values in an order that no right merge has."""
+    """The operation that puts the weighted values in an order that no right merge makes."""
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -335,9 +342,9 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor
 ) -> Operation | None:
-    """The first operation whose numbers are all in `value` but mostly not in `right`.
+    """The first operation whose result has only numbers of `value`, most of them not in `right`.
 
-    Its result can be a part of `value`, such as one head or one token."""
+    The result can be a part of `value`, such as one head or one token."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

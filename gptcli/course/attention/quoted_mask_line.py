@@ -22,7 +22,7 @@ from gptcli.course.attention.memory_layout import (
 MAKERS = {"ones", "zeros", "full", "arange", "to", "type", "float", "double"}
 # Operations that make or apply a mask.
 MASKS = {"masked_fill", "masked_fill_", "where", "tril", "triu", "le", "lt", "ge", "gt", "eq"}
-# The wrong operation, and the attribute of the module if that holds a wrong mask.
+# The wrong operation, and the name of the module's attribute if this attribute holds a wrong mask.
 OperationOrAttribute = tuple[Operation | None, str | None]
 
 
@@ -59,7 +59,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
-    """Whether a right mask comes from a wrong one. A mask that is full does not count as wrong."""
+    """Whether operation `index` gets its right mask from a wrong one. A full mask is not wrong."""
     return any(
         marks is not None and not _is_causal(marks) and not bool(marks.all())
         for operation in _operations_feeding(forward, index)
@@ -79,10 +79,11 @@ def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
 def _first_wrong_mask(
     forward: ComparedForward, user: int, index: int | None
 ) -> OperationOrAttribute:
-    """The first operation before `index` whose (T, T) mask is wrong: neither full nor causal.
+    """The operation that makes a wrong mask, and the module's attribute if that holds the mask.
 
-    It is the last comparison if all masks are full. If a wrong mask is an attribute of the module,
-    the name of the attribute comes with it. `user` is the operation that uses the mask."""
+    Operation `user` uses the mask. Operation `index` made the mask (None: not made in forward).
+    The result is the first operation whose (T, T) mask is neither full nor causal. If all masks
+    are full, it is the last operation that chose the cells of one, or else `user`."""
     sources = _operations_feeding(forward, user if index is None else index)
     for operation in sources:
         for x, source in zip(operation.inputs, operation.sources, strict=True):
@@ -112,7 +113,7 @@ def _attribute(forward: ComparedForward, x: Tensor) -> str | None:
 
 
 def late_mask_operation(forward: ComparedForward) -> Operation | None:
-    """The first operation that changes the weights of a softmax without mask, or None."""
+    """The first operation that changes the result of a softmax over unmasked scores, or None."""
     right = forward.values.scaled.softmax(dim=-1)
     table = Table(right, 1e-9)
     for operation in forward.trace.operations:
@@ -125,7 +126,7 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of a mask that are not 0, bool (T, T), or None if x is not one (T, T) mask."""
+    """Which cells of the mask x are not 0: bool (T, T). None if x does not hold one (T, T) mask."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)
@@ -139,7 +140,7 @@ def _is_causal(marks: Tensor) -> bool:
 
 
 def _operations_feeding(forward: ComparedForward, index: int) -> list[Operation]:
-    """Operation `index` and all operations that its inputs come from, in the order of the trace."""
+    """Operation `index` and all operations that it depends on, in the order of the trace."""
     seen, todo = set(), [index]
     while todo:
         at = todo.pop()

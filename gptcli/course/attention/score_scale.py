@@ -20,7 +20,9 @@ NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square"
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The factor of the last multiple of q k^T in the trace, and its operation, or None."""
+    """The factor c of the last c q k^T in the trace, and the index of the operation that made that.
+
+    None if the trace has no such multiple."""
     right = forward.values
     unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}
@@ -41,9 +43,9 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
-    """The factor of the scores and its operation, if the factor is wrong.
+    """The wrong factor of the scores, and the index of the operation that applied the factor.
 
-    None if it is right, or if a non-linear function changes the scores afterwards."""
+    None if the factor is right, or if a non-linear function changes the scores afterwards."""
     scale = scale_of_scores(forward)
     if scale is None or math.isclose(scale[0], forward.p.D**-0.5, rel_tol=1e-9):
         return None
@@ -93,7 +95,7 @@ def explain_scale(
 
 
 def _mistakes_with_factor(p: Problem, factor: float) -> list[tuple[AttentionMistake, object]]:
-    """The mistakes of the bank that multiply the scores of `p` by `factor`, with their stages."""
+    """(mistake, its score stage) for each mistake of the bank whose scores are `factor` q k^T."""
     values = compute_stages(p)
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     return [

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from gptcli.course.attention.compared_forward import ComparedForward
 
-# step: the keyword arguments that it is about
+# step -> the keyword arguments that concern the step
 ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
-# slug: the position of the wrong argument
+# slug -> the position of the wrong argument
 POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
-# Names that learners give to head_dim or to the scale, and to n_head.
+# Learners' names for head_dim or the scale (HEAD_DIM), and for the number of heads (N_HEAD).
 HEAD_DIM = re.compile(r"(n_)?head_?(dim|size)s?|hs|hd|d_?h|d_?k|d_?head|scale", re.IGNORECASE)
 N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
 
@@ -29,7 +29,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
-    """The line of the argument that `step` is about, if a call on `line` spans several lines."""
+    """The line of the argument that concerns `step`, if a call on `line` spans several lines."""
     for node in ast.walk(_tree(path)):
         if not isinstance(node, ast.Call) or node.lineno != line or node.end_lineno == line:
             continue
@@ -110,7 +110,7 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The line of the constant of the file that `line` uses and that equals `value`, or None."""
+    """The line that assigns `value` to a constant that `line` uses, or None."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in tree.body:

@@ -1,4 +1,6 @@
-"""The reference attention as separate stages. Replacing a stage computes a known mistake.
+"""The reference attention as separate stages.
+
+With some stages replaced, they compute what a known mistake computes.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """

@@ -1,7 +1,7 @@
 """The lesson on the transformer block: its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). In the forms below w.n1, w.attn, w.n2 and w.mlp
-are the learner's own submodules, unchanged, and x (B, T, C) is the input.
+Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.n1, w.attn,
+w.n2 and w.mlp are the learner's own submodules, unchanged, and x (B, T, C) is the input.
 """
 
 from __future__ import annotations
@@ -210,9 +210,9 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The learner's norms, attention and MLP, found by name, else by the shapes of their weights.
+    """The learner's norms, attention and MLP, found by name or else by the shapes of the weights.
 
-    Raises CheckFailed if one is missing."""
+    Raises CheckFailed if one of the four is missing."""
     children = dict(module.named_children())
     have = ", ".join(f"`{n}` ({type(m).__name__})" for n, m in children.items()) or "none"
     found: dict[str, nn.Module] = {}

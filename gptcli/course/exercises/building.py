@@ -1,7 +1,7 @@
 """Build a learner's class with the arguments that its constructor names.
 
-The usual form is `Class(config)`. A constructor that names sizes, such as
-`LayerNorm(n_embd, bias)`, gets these.
+The usual form is `Class(config)`. If a constructor names sizes, such as `LayerNorm(n_embd, bias)`,
+the sizes are passed instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FIELDS = {
     "bias": "bias",
     "block_size": "block_size",
 }
-CLASSES = ("attention", "layernorm", "mlp")  # that a Block's constructor can ask for
+CLASSES = ("attention", "layernorm", "mlp")  # classes that a Block's constructor can ask for
 
 
 def build(
@@ -34,8 +34,9 @@ def build(
 ) -> nn.Module:
     """A module of `cls`, built from `config`.
 
-    A parameter named like a key of `classes` gets that class. Raises GptcliError if the constructor
-    needs an argument that is not available, and whatever the constructor itself raises."""
+    A parameter of the constructor that is a key of `classes` gets the class of that key. Raises
+    GptcliError if the constructor needs an argument that is not available. Does not catch what
+    the constructor itself raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     for i, parameter in enumerate(_parameters(cls)):

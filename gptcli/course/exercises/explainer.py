@@ -20,8 +20,9 @@ from gptcli.errors import GptcliError, nearest
 class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
-    Each of `forms` computes what such code computes, from the learner's own weights and inputs. A
-    mistake without forms is found by other tests. `at` is a pattern for the line to quote."""
+    Each of `forms` is a function. It computes what code with this mistake computes, from the
+    learner's own weights and inputs. Other tests find a mistake that has no forms. `at` is a
+    pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -45,7 +46,7 @@ class Explainer:
         self.functions_of_steps = functions or {}
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """An exception of the learner's code, quoted with its line."""
+        """The failure for an exception of the learner's code; quotes the exception and its line."""
         place = place_of(error, self.file.path)
         where = f"line {place[0]} of {self.file.path.name}, `{place[1]}`" if place else doing
         name = self.steps[step - 1].name
@@ -83,7 +84,7 @@ class Explainer:
 def named_in(module: ModuleType, file: LearnerFile, name: str, kind: str) -> Any:
     """The class or function `name` of a learner's file; `kind` is "class" or "def".
 
-    Raises GptcliError with the nearest name of the file if there is none."""
+    If the file has no such name, raises GptcliError with the nearest name that the file has."""
     if (found := getattr(module, name, None)) is not None and callable(found):
         return found
     others = [
@@ -108,7 +109,7 @@ def named_in(module: ModuleType, file: LearnerFile, name: str, kind: str) -> Any
 def quoted_line(path: Path, pattern: str, within: str = "") -> str:
     """`, at line 12 of FILE, `code``: the first line of code that matches `pattern`, or "".
 
-    Looks only into the function `within` if one is named. Skips comments and docstrings."""
+    If `within` names a function, looks only into that function. Skips comments and docstrings."""
     if not pattern:
         return ""
     text = path.read_text("utf-8", "replace")

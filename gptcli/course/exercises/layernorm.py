@@ -1,7 +1,7 @@
 """The lesson on layer normalisation: its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). In the forms below w.g is the learner's gain (C,),
-w.b the bias (C,) or None, and x (B, T, C) the input.
+Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.g is the learner's
+gain (C,), w.b is the bias (C,) or None, and x (B, T, C) is the input.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
 
 
 def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
-    """The mean over another dimension, and the variance over that or the last dimension."""
+    """Forms with the mean over `dim`, and the variance over `dim` or over the last dimension."""
 
     def form(w: Weights, x: Tensor, same: bool, var_dim: Any) -> Tensor:
         m = mean(x, dim)
@@ -98,7 +98,7 @@ def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
 
 
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
-    """Another step 2 or 3: change(x, mean, variance) returns the normalised channels."""
+    """A form with another step 2 or 3: change(x, mean, variance) gives the normalised channels."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         m = mean(x)
@@ -108,7 +108,7 @@ def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ..
 
 
 def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """Another step 4: change(w, normalised channels) returns the output."""
+    """A form with another step 4: change(w, normalised channels) gives the output."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         return change(w, steps(w, x)[2][0])
@@ -283,7 +283,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> None:
-    """Check what the constructor makes: parameters that start at 1 and 0; a bias if config.bias."""
+    """Check that the gain starts at 1, the bias at 0, and that there is a bias if config.bias."""
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
         if (w.b is not None) != size.bias:
@@ -297,7 +297,7 @@ def start(learner: LearnerModule) -> None:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Tokens of many means and variances: in some eps matters, and one is constant."""
+    """Tokens with many means and variances. For some of them eps matters; one token is constant."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = 10.0 ** torch.linspace(-3, 1, size.B * size.T, dtype=torch.float64)

@@ -21,7 +21,7 @@ from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, load_class
 from gptcli.errors import GptcliError
 
-MOST_TENSORS = 4000  # that a trace keeps
+MOST_TENSORS = 4000  # the most that a trace keeps
 MOST_NUMBERS = 1 << 20  # in one tensor of a trace
 
 
@@ -55,10 +55,10 @@ class Size:
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
-    `weights` maps a learner's module to what `landmarks` and the mistakes' forms compute with. It
-    raises CheckFailed if something is missing. `start` checks what the constructor makes.
-    `landmarks` returns, for each step, tensors of which one shows that the step was done; the first
-    of the last step is the output. `draw` draws the input x."""
+    `weights` returns what `landmarks` and the mistakes' forms compute with, taken from a learner's
+    module, and raises CheckFailed if something is missing. `start` checks what the constructor
+    makes. `landmarks` returns a list of tensors for each step. If the trace contains one of them,
+    the step was done. The first tensor of the last step is the output. `draw` draws the input x."""
 
     name: str
     steps: tuple[Step, ...]
@@ -94,7 +94,7 @@ class LearnerModule(Explainer):
         self.cls, self.lesson, self.say = cls, lesson, say
 
     def construct(self, size: Size) -> nn.Module:
-        """A module of that size in float64 and evaluation mode, as its constructor leaves it."""
+        """A new module of that size, in float64 and evaluation mode, with its initial weights."""
         self.say("step 1: building the module")
         try:
             module = build(self.cls, size.config())
@@ -193,7 +193,7 @@ class _Run:
 
     size: Size
     module: nn.Module
-    weights: Any  # as the lesson's `weights` returns them
+    weights: Any  # what the lesson's `weights` returns
     x: Tensor
     y: Tensor
     wanted: Tensor
@@ -203,8 +203,8 @@ class _Run:
 def compare_output(learner: LearnerModule) -> float:
     """The largest difference from the reference over all sizes.
 
-    Raises CheckFailed if an output differs. It names a known mistake if the outputs of all sizes
-    are that mistake's, else the first wrong step."""
+    Raises CheckFailed if an output differs. The failure names a known mistake if this mistake gives
+    the learner's outputs for all sizes, and otherwise the first wrong step."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
     bad = [run for run in runs if not close(run.y, run.wanted)]
     if bad:
@@ -280,7 +280,7 @@ def _explained(learner: LearnerModule, runs: list[_Run], bad: list[_Run]) -> Che
 
 
 def compare_gradients(learner: LearnerModule) -> None:
-    """Raises CheckFailed if x or a parameter gets no gradient, or x a wrong one."""
+    """Raises CheckFailed if x or a parameter gets no gradient, or if the gradient of x is wrong."""
     lesson = learner.lesson
     size = lesson.sizes[0]
     module = learner.construct(size)
@@ -310,7 +310,7 @@ def compare_gradients(learner: LearnerModule) -> None:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether shapes agree and all numbers are equal within the tolerance, NaN to NaN."""
+    """Whether shapes agree and all numbers are equal within the tolerance. NaN equals NaN."""
     if a.shape != b.shape:
         return False
     return bool(torch.isclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True).all())

@@ -1,7 +1,7 @@
 """The lesson on the feed-forward network (MLP): its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd), F = 4C. In the forms below w.up is the learner's
-first layer, (B, T, C) -> (B, T, F), w.down the second layer, and x the input.
+Dimensions: B batch, T time, C channels (n_embd), F = 4C. In the `forms` of MISTAKES, w.up is
+the learner's first layer, (B, T, C) -> (B, T, F), w.down is the second layer, and x is the input.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """The network with another activation function in step 2."""
+    """A form with another activation function in step 2."""
     return (lambda w, x: w.down(function(w.up(x))),)
 
 
@@ -182,8 +182,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
-    Accepts bare matrices in either orientation. Raises CheckFailed if there are not two of the
-    right width."""
+    Accepts bare matrices in either orientation. Raises CheckFailed unless two matrices have
+    the right width."""
     C, C4 = size.C, 4 * size.C
     found = [(n, p.detach()) for n, p in module.named_parameters()]
     matrices = [(n, p) for n, p in found if p.dim() == 2]

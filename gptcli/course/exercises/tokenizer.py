@@ -41,7 +41,7 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def to_bytes(text: str) -> list[int]:
-    """The bytes of the text, which are the first ids."""
+    """The bytes of the text as ids 0 to 255."""
     return list(text.encode("utf-8"))
 
 
@@ -58,7 +58,7 @@ def learn(
 ) -> list[Pair]:
     """Steps 1 and 2: learn at most `num_merges` merges from a text.
 
-    The keyword arguments replace parts, to compute what a known mistake would learn."""
+    With parts replaced by keyword arguments, this computes what a known mistake learns."""
     ids, merges = begin(text), []
     for i in range(num_merges):
         counts = counting(ids)
@@ -81,7 +81,7 @@ def encode(
 ) -> list[int]:
     """Step 3: encode a text by merge rank: the pair learnt first is merged first.
 
-    The keyword arguments replace parts, to compute what a known mistake would return."""
+    With parts replaced by keyword arguments, this computes what a known mistake returns."""
     ids = begin(text)
     ranks = {pair: 256 + i for i, pair in reversed(list(enumerate(merges)))}
     while rounds > 0:

@@ -53,7 +53,7 @@ class LearnerTokenizer(Explainer):
         self.cls, self.say = cls, say
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """Call the learner's code. Raises CheckFailed if it raises."""
+        """The result of `call`, which runs the learner's code. An exception becomes CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
             return call()
@@ -61,16 +61,16 @@ class LearnerTokenizer(Explainer):
             raise self.stopped(error, doing, step) from error
 
     def trained(self, text: str, n: int) -> Any:
-        """An instance of the learner's class, trained on `text`."""
+        """A new instance of the learner's class, after `train(text, n)`."""
         doing = f"train({_short(text)}, {n})"
         mine = self.ask("building a Tokenizer()", 1, self.cls)
         self.ask(doing, 1, lambda: mine.train(text, n))
         return mine
 
     def merges(self, mine: Any, n: int = 0) -> list[Pair]:
-        """The learner's merges in order. `merges` is a dict of pairs to ids, or a list of pairs.
+        """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        If there are `n` of them, the first must have id 256."""
+        Raises CheckFailed if a dict has `n` merges and the smallest id is not 256."""
         found: Any = getattr(mine, "merges", None)
         try:
             if isinstance(found, dict):
@@ -143,7 +143,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     found = []
     for text, n in TRAINED:
         found.append(learner.merges(learner.trained(text, n), n))
-    for least in (1, 2):  # stopping when every pair occurs only once is right too
+    for least in (1, 2):  # it is also right to stop when every pair occurs only once
         if all(
             got == reference.learn(text, n, least=least)
             for got, (text, n) in zip(found, TRAINED, strict=True)
@@ -202,7 +202,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
-    """The merges that remain in a dict if pairs are learnt twice: each pair with its last id."""
+    """What a dict keeps of `merges` if a pair was learnt twice: the pair with its last id."""
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 

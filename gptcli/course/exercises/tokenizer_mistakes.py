@@ -55,7 +55,7 @@ STEPS = (
 
 
 def _count_apart(ids: list[int]) -> Counts:
-    """Pairs that do not overlap: `aaa` counts once."""
+    """Counts pairs without overlap: `aaa` holds the pair `aa` once."""
     counts: Counts = {}
     last: dict[Pair, int] = {}
     for i, pair in enumerate(itertools.pairwise(ids)):
@@ -73,7 +73,7 @@ def _count_every_second(ids: list[int]) -> Counts:
 
 
 def _merge_overlapping(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Continues after the first id of the pair, not after the second."""
+    """A merge that continues after the first id of a pair, not after the second."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -98,7 +98,7 @@ def _merge_first(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def _merge_without_last(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Loops over range(len(ids) - 1), so the last id is lost."""
+    """A merge that loops over range(len(ids) - 1), so that the last id is lost."""
     out, i = [], 0
     while i < len(ids) - 1:
         if tuple(ids[i : i + 2]) == pair:
@@ -146,7 +146,7 @@ def _longest_match(merges: list[Pair], text: str) -> list[int]:
 
 
 def _one_pass(merges: list[Pair], text: str) -> list[int]:
-    """Walks through the bytes once and merges the neighbours that it meets."""
+    """An encoder that walks through the bytes once and merges the neighbours that it meets."""
     ids = to_bytes(text)
     out, i = [], 0
     while i < len(ids):

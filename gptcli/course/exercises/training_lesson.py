@@ -21,7 +21,7 @@ V = 7
 
 
 class TinyModel(nn.Module):
-    """A model with dropout whose logits come from a table. `modes` records how it was called."""
+    """A model with a table of logits and with dropout. `modes` tells how each call was made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class LearnerTraining(Explainer):
         self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """Call the learner's function of a step. Raises CheckFailed if it raises."""
+        """The result of the learner's function of a step. An exception becomes CheckFailed."""
         name = FUNCTIONS[step - 1]
         self.say(f"step {step}: {name}")
         try:
@@ -69,7 +69,7 @@ class LearnerTraining(Explainer):
             ) from None
 
     def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> CheckFailed:
-        """The mistake of that step for which `same(form)` holds, else a wrong result."""
+        """The known mistake of `step` if `same` holds for one of its forms, else a wrong result."""
         for mistake in MISTAKES:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")

@@ -58,7 +58,7 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A learning rate schedule whose decay is change(done). `other` changes its other parts."""
+    """A learning rate schedule with the decay change(done). `other` changes the other parts."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:
@@ -91,7 +91,7 @@ def _scaled(grads: list[Tensor], factor: float) -> list[Tensor]:
 
 
 def _by(norm: Callable[[list[Tensor]], float]) -> Callable[..., Any]:
-    """Clipping with another norm."""
+    """A form of step 4 that clips with another norm."""
     return lambda g, m: (_scaled(g, min(1.0, m / norm(g))), norm(g))
 
 

@@ -22,8 +22,8 @@ from typing import IO, Any
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
-START_S = 180.0  # importing torch from a cold, slow disk
-GRACE_S = 10.0  # on top of a file's limit, which the worker itself enforces
+START_S = 180.0  # to import torch from a cold, slow disk
+GRACE_S = 10.0  # added to a file's limit, because the worker enforces that limit itself
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -68,8 +68,8 @@ class Worker:
     def ask(self, file: LearnerFile, limit_s: float, *, follow: bool = False) -> dict[str, Any]:
         """Check `file` within `limit_s` seconds and return its report as a JSON object.
 
-        With `follow`, run it once instead and report the step that it reaches. Raises GptcliError
-        if the file cannot be used, and Unfinished if the check does not finish."""
+        With `follow`, run the file once instead, to see which step the run reaches. Raises
+        GptcliError if the file cannot be used, and Unfinished if the check does not finish."""
         if self._process is None:
             self._process = _Process(self._fork)
         process = self._process
@@ -138,7 +138,7 @@ class _Process:
         threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True).start()
 
     def wait_until_ready(self) -> None:
-        """Wait until the worker has imported torch. Raises GptcliError if it cannot."""
+        """Wait until the worker has imported torch. Raises GptcliError if the import fails."""
         if not self._ready:
             if "ready" not in self.receive(START_S):
                 self.kill()
@@ -152,7 +152,7 @@ class _Process:
     def send(self, request: dict[str, Any]) -> None:
         """Send one request to the worker."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(OSError):  # receive() reports it
+        with contextlib.suppress(OSError):  # receive() reports a worker that died
             self._popen.stdin.write((json.dumps(request) + "\n").encode("ascii"))
             self._popen.stdin.flush()
 

@@ -39,10 +39,10 @@ class LearnerFile:
 
 
 def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
-    """The file of `FILE` or `FILE:CLASS`, which exists and parses. Runs nothing of it.
+    """The file that `FILE` or `FILE:CLASS` names. It exists and parses; nothing of it was run.
 
     A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError if there is no such
-    file, or it is not Python."""
+    file, or if the file is not Python."""
     name, class_name = spec, exercise_named(exercise).target or "module"
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
@@ -70,8 +70,8 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
 def load_class(file: LearnerFile) -> type[nn.Module]:
     """Run the file and return its class, a torch.nn.Module.
 
-    The file can import its neighbours. Raises GptcliError if it cannot be run or has no such
-    class."""
+    The file can import files next to it. Raises GptcliError if the file cannot be run or has no
+    such class."""
     from torch import nn
 
     module = run_file(file)
@@ -115,7 +115,7 @@ def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
 
 
 def raised_in(error: BaseException, path: Path) -> bool:
-    """Whether the file itself raised `error`, and not something that it called."""
+    """Whether a line of the file itself raised `error`, and not code that the file called."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename) == path
 
@@ -196,7 +196,7 @@ def run_file(file: LearnerFile) -> ModuleType:
         ) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # sys.exit() at the top of a file too
+    except BaseException as error:  # also sys.exit() at module level
         raise GptcliError(
             f"{_at(file, error)}: {in_words(error)}",
             f"the file stops before its class can be used; it must run as `python {file.name}`",
@@ -213,7 +213,7 @@ def _at(file: LearnerFile, error: BaseException) -> str:
 def _neighbours_importable(folder: Path) -> Iterator[None]:
     """Make the files next to the learner's importable, and forget them afterwards.
 
-    The next learner's `layers.py` is a different file."""
+    Another learner can have a different `layers.py`."""
     before = set(sys.modules)
     writes = sys.dont_write_bytecode
     sys.path.insert(0, str(folder))

@@ -20,9 +20,9 @@ class TookTooLong(BaseException):
 def within(seconds: float) -> Iterator[None]:
     """Raise TookTooLong in Python code that still runs after `seconds`.
 
-    Raises it again every tenth of a second, in case the code swallows it. Does nothing outside the
-    main thread and on systems without interval timers, and cannot stop a library that never returns
-    to Python. In these cases the limit of the whole file applies (isolation.py)."""
+    Raises again every tenth of a second, in case the code catches the exception. Does nothing
+    outside the main thread, and on systems without interval timers. Cannot stop a library that
+    never returns to Python. In these cases the limit of the whole file applies (isolation.py)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not (
         threading.main_thread()
     ):

@@ -26,7 +26,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.errors import GptcliError
 
 MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
-SERVED = 93  # exit code of a fork that has answered, unlikely in a file's own exit()
+SERVED = 93  # exit code of a fork that has answered; a file's own exit() hardly uses it
 Answer = Callable[[dict[str, Any]], None]
 
 

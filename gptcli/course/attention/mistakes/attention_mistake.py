@@ -15,8 +15,8 @@ class AttentionMistake(Mistake):
 
     `message`, `hint` and `strong_hint` are formatted with `message_numbers`.
 
-    `variants` are several ways to write the same mistake. Each maps the names of the stages that
-    differ from the reference to the wrong stage."""
+    `variants` are several ways to write the same mistake. Each variant is a mapping from
+    the name of a stage of the reference to the wrong stage that replaces it."""
 
     hint: str  # leads to the fix
     strong_hint: str  # almost says the fix

@@ -48,7 +48,7 @@ ROUNDING = 1e-8  # relative to the largest number
 def values_equal(a: Tensor, b: Tensor) -> bool:
     """Whether `a` and `b` are equal up to rounding, with NaN and infinity in the same places.
 
-    False if no number is finite: such a result fits every mistake that loses all numbers."""
+    False if no number is finite, because every mistake that makes all numbers NaN would fit."""
     if a.shape != b.shape:
         return False
     finite = a.isfinite()
@@ -59,7 +59,7 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
 
 
 def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
-    """Every variant of every mistake with what it computes from `p`.
+    """(mistake, what it computes from `p`) for every variant of every mistake.
 
     Skips variants that raise because the sizes of `p` do not allow them."""
     for mistake in BANK:

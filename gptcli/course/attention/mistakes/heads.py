@@ -20,7 +20,7 @@ ALL = ("qkv", "qk", "q", "k", "v", "qv", "kv")
 
 
 def _split_by(wrong_heads: Callable[[Problem, Tensor], Tensor], which: str) -> Mapping[str, Stage]:
-    """`wrong_heads` splits the projections whose letters are in `which`."""
+    """The stage that splits the projections in `which`, such as "qk", with `wrong_heads`."""
 
     def wrong(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
         results = [

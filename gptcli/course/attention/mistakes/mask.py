@@ -80,7 +80,7 @@ def _diagonal(p: Problem) -> Tensor:
 
 
 def _all_but_last_column(p: Problem) -> Tensor:
-    """Only the last column is hidden, except in the last row."""
+    """Hides the last column in every row but the last, and nothing else."""
     shown = torch.ones(p.T, p.T, dtype=torch.bool)
     shown[:-1, -1] = False
     return shown

@@ -18,7 +18,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _taken_from(order: str) -> Mapping[str, Stage]:
-    """Queries, keys and values taken from q, k, v or x: "kqv" swaps queries and keys."""
+    """The stage that takes its three results from q, k, v or x: "kqv" swaps queries and keys."""
 
     def wrong(p: Problem) -> Three:
         sources = dict(zip("qkvx", (*project(p), p.x), strict=True))
@@ -28,7 +28,7 @@ def _taken_from(order: str) -> Mapping[str, Stage]:
 
 
 def _changed(which: str, change: Callable[[Problem, Tensor, str], Tensor]) -> Mapping[str, Stage]:
-    """`change` applied to the projections whose letters are in `which`."""
+    """The stage that applies `change` to the projections in `which`, such as "qk"."""
 
     def wrong(p: Problem) -> Three:
         results = []

@@ -16,7 +16,7 @@ from gptcli.course.attention.stages import Problem, Stage, split
 
 
 def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Each stage on scores that are hidden by -inf, and by a large negative number."""
+    """Two variants for each stage: hidden scores are -inf, or a large negative number."""
     return (
         *({"weigh": stage} for stage in stages),
         *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
@@ -36,7 +36,7 @@ def _softmax_over(dims: tuple[int, ...]) -> Stage:
 
 
 def _divided_by_other_rows(p: Problem, masked: Tensor) -> Tensor:
-    """The sums of the rows, broadcast over the columns."""
+    """Divides column j by the sum of row j: the sums are broadcast along the wrong dimension."""
     e = masked.exp()
     return e / e.sum(dim=-1, keepdim=True).transpose(-1, -2)
 
