@@ -1,7 +1,7 @@
 """Corpus: text files -> token shards on disk -> batches for training and evaluation.
 
-Start with `open_corpus` (preparation.py). `Batches` and `windows` give the tokens to training and
-evaluation. They need torch, so they are imported only when they are used.
+Start with `open_corpus` (preparation.py). `Batches` gives the tokens to training, `windows` gives
+them to evaluation. These two need torch, so they are imported only when they are used.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ _KEPT_EPOCHS = 2
 
 
 class Batches:
-    """The batches of a training run. Batch k is a pure function of (tokens, block_size,
-    batch_size, seed, k).
+    """The batches of a training run.
+
+    Batch k is a pure function of (tokens, block_size, batch_size, seed, k).
 
     The N tokens form a ring: after the last token comes the first. Each epoch draws a random offset
     in [0, T), cuts the ring from there into n = N // T windows, and shuffles the windows. An epoch
-    predicts every token once, except N mod T tokens. The epochs form one endless list of sequences,
-    which does not depend on batch_size: batch k holds sequences k * B to k * B + B - 1.
+    predicts every token once, except N mod T tokens. The epochs form one endless list of sequences.
+    Batch k holds sequences k * B to k * B + B - 1 of this list. The list does not depend on B.
 
     Needs at least block_size + 1 tokens."""
 
@@ -73,7 +74,7 @@ class Batches:
         return found
 
     def epoch_of(self, k: int) -> float:
-        """The number of epochs read before batch k, as a fraction."""
+        """The number of epochs before batch k; 1.5 means half of the second epoch is read."""
         return k * self._batch_size / self.per_epoch
 
     def _epoch(self, epoch: int) -> Tensor:
@@ -94,11 +95,10 @@ class Batches:
 def windows(
     tokens: TokenStore, block_size: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of an evaluation over a whole split: they predict every token but the first once.
+    """Batches of an evaluation: together they predict every token of a split once, but the first.
 
-    Yields inputs and targets, int64 of shape (at most batch_size, block_size), in the order of the
-    text. If the last window is shorter, it is a batch of one row. Yields nothing for fewer than 2
-    tokens."""
+    Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. A
+    shorter window at the end is a batch of one row. Yields nothing for fewer than 2 tokens."""
     assert block_size >= 1
     assert batch_size >= 1
     predicted = len(tokens) - 1

@@ -2,7 +2,8 @@
 
 An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
 them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the
-SHA-256 of the tokenizer and its own. An entry that does not agree with its meta.json is not used.
+SHA-256 of tokenizer.json, and the SHA-256 of its own content. An entry is not used if its files do
+not agree with its meta.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Increase this number whenever the same text would give other tokens or other files."""
 
-_MOST_META = 1 << 24  # bytes; a shard of 128 MiB takes about a hundred
+_MOST_META = 1 << 24  # bytes of meta.json, which has about a hundred for each shard of 128 MiB
 _ABANDONED_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 
@@ -48,7 +49,8 @@ class Entry:
 def entry_key(content_key: str, tokenizer: str) -> str:
     """The name of a cache entry: SHA-256 of the text's content key and of the tokenizer's key.
 
-    The tokenizer's key is its fingerprint, or the description of how it is trained on the text."""
+    The tokenizer's key is `Tokenizer.encoding_key()`. If the tokenizer is trained on the text, its
+    key can be a description of the training instead, for example "bpe 512"."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
 
@@ -74,8 +76,8 @@ def read_entry(
 ) -> Entry | None:
     """The verified entry, or None if it is absent, incomplete, damaged or has another key.
 
-    A note is added to `notes` for a damaged file. If a `tokenizer` is given, the entry must have
-    been made by it. Reads every byte once."""
+    Adds a note to `notes` if a file is damaged. If `tokenizer` is given, the entry must have been
+    made by this tokenizer. Reads every byte once."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -85,7 +87,7 @@ def read_entry(
 
 
 class _DamagedError(Exception):
-    """The name of the damaged file."""
+    """A file of the entry is damaged. The message is the name of the file."""
 
 
 def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
@@ -100,10 +102,12 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         ours = all(Path(shard.name).name == shard.name for shard in shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    if not sealed or not ours:  # a name with a folder in it would lead out of the entry
+    # not `ours`: a shard name that contains a folder could point outside the entry
+    if not sealed or not ours:
         raise _DamagedError("meta.json")
     try:
-        if sha256_file(folder / "tokenizer.json") != fingerprint:  # a fingerprint is this hash
+        # A tokenizer's fingerprint is the SHA-256 of its tokenizer.json.
+        if sha256_file(folder / "tokenizer.json") != fingerprint:
             raise _DamagedError("tokenizer.json")
         tokenizer = tokenizer or load_tokenizer(folder / "tokenizer.json")
     except (OSError, GptcliError):
@@ -126,12 +130,12 @@ def open_or_build(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry:
-    """The entry `key` of the cache `folder`, which is built there if it is missing.
+    """The entry `key` of the cache `folder`. Builds the entry if it is missing.
 
-    `build` fills a temporary folder, which is then renamed to the entry's name atomically. Several
-    processes can build the same entry: the first to finish wins, and the others use its files. If
-    the cache cannot be written, the entry stays in a temporary folder until the process ends, and a
-    note says so. Raises GptcliError if the disk is full."""
+    `build` fills a temporary folder. This folder is then renamed atomically to the entry's name. If
+    several processes build the same entry, all use the files of the first to finish. If the cache
+    cannot be written, the entry stays in a temporary folder until the process ends, and a note says
+    so. Raises GptcliError if the disk is full."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)
@@ -153,7 +157,7 @@ def _build_entry(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry | None:
-    """Build and open the entry `goal`; None if it was damaged again at once."""
+    """Build the entry `goal` and return it, opened; None if its files were damaged at once."""
     _remove_abandoned(goal.parent)
     built = _new_build_folder(goal.parent, notes)
     kept = False
@@ -186,9 +190,9 @@ def _run(build: Callable[[Path], None], built: Path) -> None:
 
 
 def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
-    """Rename a built entry to its name, unless another process was faster, and open the entry.
+    """Rename the built folder to `goal`, unless another process was faster; return the entry.
 
-    None if it cannot be renamed, or if its files were damaged at once."""
+    None if the folder cannot be renamed, or if the files of the entry were damaged at once."""
     fsync_folder(built)
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
@@ -208,7 +212,7 @@ def _remove_damaged(goal: Path, key: str) -> None:
         if read_entry(aside, key) is None:
             shutil.rmtree(aside, ignore_errors=True)
             aside.unlink(missing_ok=True)  # if it was a file
-        else:  # another process has repaired it in the meantime
+        else:  # another process has repaired the entry in the meantime
             aside.rename(goal)
 
 
@@ -217,7 +221,7 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _new_build_folder(folder: Path, notes: list[str]) -> Path:
-    """A new folder in the cache, or a temporary one, with a note, if the cache is not writable."""
+    """A new folder in the cache. If the cache is not writable: a temporary folder, and a note."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
@@ -230,7 +234,7 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete the folders that killed builds have left behind."""
+    """Delete the temporary folders that were left when a building process was killed."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

@@ -26,12 +26,12 @@ _MOST_THREADS = 8
 def encode_all(
     pieces: Iterable[Piece], tokenizer: Tokenizer, name: str, write: Callable[[Tokens], None]
 ) -> int:
-    """Encode the documents of the text `name` and pass their ids to `write`, in order; returns the
-    number of documents.
+    """Encode the documents of the text `name`; returns the number of documents.
 
-    End-of-text precedes every document. If the tokenizer has no end-of-text, a newline joins two
-    documents, unless the first ends with one. A document gets the same ids as if its whole text
-    were encoded at once, but memory does not grow with the text."""
+    Passes their ids to `write`, in order. End-of-text precedes every document. If the tokenizer has
+    no end-of-text, a newline joins two documents, unless the first ends with one. A document gets
+    the same ids as if its whole text were encoded at once, but memory does not grow with the
+    text."""
     documents = 0
 
     def counted() -> Iterator[Piece]:
@@ -49,7 +49,7 @@ def encode_all(
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
         stream = _regrouped(stream, safe_cuts)
-    tokenizer.encode_array("")  # loads it, before several threads would
+    tokenizer.encode_array("")  # prepares the tokenizer once, before several threads would do it
     encode = partial(_encode_group, tokenizer, name)
     groups = _grouped(stream)
     # The user's code need not be thread-safe, and Python's lock would not let it run in parallel.
@@ -62,7 +62,7 @@ def encode_all(
 def _regrouped(
     pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
 ) -> Iterator[Piece]:
-    """Cut each document into pieces that can be encoded independently."""
+    """The same documents, cut by `cuts` into pieces that can be encoded independently."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -78,7 +78,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The documents with a newline between two, unless the first of them ends with one."""
+    """The same pieces, with a newline between two documents unless the first ends with one."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -87,7 +87,7 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Every character that occurs in `pieces`, at least once: enough for a char vocabulary."""
+    """Texts with every character of `pieces` at least once: enough for a char vocabulary."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -106,7 +106,7 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Lists of pieces of about CHUNK characters together, so that short documents cost little."""
+    """Lists of pieces, each of about CHUNK characters in all: so short documents cost little."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -136,7 +136,7 @@ def _encode_group(tokenizer: Tokenizer, name: str, group: list[Piece]) -> Tokens
 
 
 def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> GptcliError:
-    """The tokenizer's error without its positions, which count within one piece of the text."""
+    """The tokenizer's error, without positions: they would count within one piece of the text."""
     known = {tokenizer.token_bytes(id).decode("utf-8") for id in range(tokenizer.vocab_size)}
     unknown = sorted(set(text) - known)
     shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in unknown[:5])
@@ -149,8 +149,10 @@ def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> 
 def _in_threads(
     encode: Callable[[list[Piece]], Tokens], groups: Iterable[list[Piece]]
 ) -> Iterator[Tokens]:
-    """`map` on several cores, with a few groups in memory. It gains time because encoding, writing
-    and hashing release Python's lock."""
+    """The arrays that `encode` gives for `groups`, in order, computed on several cores.
+
+    Holds only a few groups in memory. Threads gain time, because encoding, writing and hashing
+    release Python's lock."""
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     waiting: deque[Future[Tokens]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -56,13 +56,15 @@ def open_corpus(
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """The corpus that `source` names; it is encoded if the cache does not have it yet.
+    """The corpus that `source` names. Encodes the text if it is not in the cache yet.
 
     `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The tokenizer
     is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else one of
-    `kind`. Char, bpe and the user's tokenizers are trained on the text; `vocab_size` is for bpe and
-    the user's. End-of-text precedes every document. Char has no end-of-text: there a newline joins
-    two documents, unless the first ends with one. Of the N tokens, the first
+    `kind`. Char, bpe and the user's tokenizer are trained on the text; `vocab_size` is for bpe and
+    the user's tokenizer.
+
+    End-of-text precedes every document. Char has no end-of-text: instead, a newline joins two
+    documents, unless the first ends with one. Of the N tokens, the first
     int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
 
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
@@ -82,7 +84,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A resumed run passes the tokenizer that was trained on this text: use its entry.
+        # A resumed run passes the tokenizer that was trained on this text: use the entry that was
+        # made after that training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         key = entry_key(found.content_key, tokenizer.encoding_key())
@@ -139,7 +142,9 @@ def _build(
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Fill `folder` with the entry `key`: encode the text, after training the tokenizer if None."""
+    """Fill `folder` with the entry `key`: encode the text.
+
+    Trains a tokenizer first if `tokenizer` is None."""
     if next(source.pieces(), None) is None:
         raise GptcliError(
             f"{source.name} has no text in it",

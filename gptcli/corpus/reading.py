@@ -18,8 +18,8 @@ CHUNK = 1 << 18
 """Bytes read at once, and characters in the largest piece."""
 
 LINE_LIMIT = 1 << 24
-"""Bytes in the longest line of a .jsonl (several books). A line is parsed at once, and the parsed
-objects can take 25 times its bytes."""
+"""The most bytes in a line of a .jsonl: enough for several books. A line is parsed at once, and the
+parsed objects can take 25 times as much memory as the line."""
 
 
 class BinaryFileError(GptcliError):
@@ -70,8 +70,9 @@ def jsonl_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
-    """Raise BinaryFileError if `data`, from byte `offset` of a file on, is UTF-16 or has a NUL
-    byte: then the file is certainly not UTF-8 text."""
+    """Raise BinaryFileError if `data` is UTF-16 or has a NUL byte: then it is no UTF-8 text.
+
+    `data` begins at byte `offset` of the file."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{path} is UTF-16, not UTF-8",
@@ -95,8 +96,10 @@ def _chunks(path: Path, advance: Advance) -> Iterator[bytes]:
 
 
 def _decoded(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    """Decode UTF-8 whose chunks can end inside a character; yields no empty text."""
-    offset = 0  # of data[0] in the file
+    """The texts of the chunks, decoded from UTF-8; none is empty.
+
+    A chunk can end inside a character."""
+    offset = 0  # the position of data[0] in the file
     data = b""
     for chunk in chunks:
         data += chunk
@@ -194,6 +197,8 @@ def _kind_of(value: object) -> str:
 
 
 def signature(file: IO[bytes]) -> tuple[int, int]:
-    """Size (bytes) and time of the last change (ns) of a file; writing to it changes them."""
+    """The size of a file (bytes) and the time of its last change (ns).
+
+    If they stay the same, nothing was written to the file."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

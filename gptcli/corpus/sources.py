@@ -27,7 +27,7 @@ from gptcli.files.shipped import shipped_texts
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, with its size, time and hash when it was hashed."""
+    """A file, with its hash, and its size and time of change at the moment of hashing."""
 
     path: Path
     signature: tuple[int, int]
@@ -69,7 +69,7 @@ class Source:
 
     @cached_property
     def content_key(self) -> str:
-        """SHA-256 (hex) of the content of all files in order; names do not count."""
+        """SHA-256 (hex) of the content of all files in order; does not depend on their names."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{'jsonl' if file.jsonl else 'text'} {file.sha256}\n".encode())
@@ -217,5 +217,6 @@ def _hashed(path: Path, advance: Advance) -> SourceFile:
             digest.update(chunk)
             offset += len(chunk)
             advance(len(chunk))
-    # If the file grew while it was hashed, reading the text finds another signature.
+    # `before` is the signature from before hashing. So if the file grew during hashing, the text's
+    # reader finds another signature.
     return SourceFile(path, before, digest.hexdigest())

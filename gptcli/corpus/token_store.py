@@ -40,10 +40,10 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class TokenStore:
     """A sequence of token ids in one or more memory-mapped shards; `len(store)` counts the tokens.
 
-    The shards are arrays of one dtype, which the store only reads."""
+    All shards have the same dtype. The store only reads them."""
 
     def __init__(self, shards: Sequence[Tokens], start: int = 0, stop: int | None = None) -> None:
-        # A plain array on the same memory: slicing an np.memmap takes ten times as long.
+        # Use plain arrays on the same memory: slicing an np.memmap takes ten times as long.
         self._shards = [np.asarray(shard) for shard in shards]
         self._ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
         total = self._ends[-1] if self._ends else 0
@@ -78,12 +78,12 @@ class TokenStore:
         return TokenStore(self._shards, self._start + start, self._start + stop)
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
-        """All tokens from `start` on, in arrays of at most a million."""
+        """All tokens from `start` on, in arrays of at most 2^20 tokens."""
         for first in range(start, self._length, _CHUNK_TOKENS):
             yield self.read(first, min(_CHUNK_TOKENS, self._length - first))
 
     def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
-        """Bytes of text of the tokens from `start` on; end-of-text has none.
+        """The bytes of the text of the tokens from `start` on; end-of-text counts as 0.
 
         Bits per byte of a split = summed loss in nats / ln 2 / byte_count(tokenizer, 1), because
         the first token is not predicted."""
@@ -158,8 +158,8 @@ class ShardWriter:
 def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | None:
     """The tokens of a shard, memory-mapped; None if the shard is missing or damaged.
 
-    The hash is computed from the map itself. So exactly the verified bytes are read later, even if
-    another process replaces the file."""
+    The hash is computed from the memory map itself. So later reads get exactly the verified bytes,
+    even if another process replaces the file."""
     try:
         if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
             return None

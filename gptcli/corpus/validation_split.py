@@ -11,16 +11,16 @@ LEAST_VALIDATION = 2
 
 
 def train_tokens(tokens: int, val_fraction: float) -> int:
-    """The number of training tokens; the others, at the end of the text, are for validation."""
+    """The number of training tokens. The tokens after them, to the end, are for validation."""
     return int(tokens * (1 - val_fraction))
 
 
 def check_split(name: str, tokens: int, val_fraction: float, block_size: int) -> int:
     """The number of training tokens of the text `name` with `tokens` tokens.
 
-    Training needs block_size + 1 tokens (a window and the token after it); validation needs 2, or
-    none if val_fraction is 0. Raises GptcliError, which proposes values that work, if one of the
-    splits is too short."""
+    Training needs block_size + 1 tokens: a window and the token after it. Validation needs 2, or
+    none if val_fraction is 0. Raises GptcliError if a split is too short; its hint proposes values
+    that work."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
@@ -64,12 +64,12 @@ def _ways_to_validate(tokens: int, block_size: int) -> str:
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
     """A val_fraction with two digits that leaves `train` tokens for training.
 
-    Rounded `down` it leaves at least that many, else at most that many."""
+    The value is rounded. If `down`, it leaves at least `train` tokens, else at most `train`."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # 20.000000000002 is 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
-    # train_tokens rounds too and can be off by one token; one more unit corrects that.
+    # train_tokens also rounds, so the result can be off by one token. One more unit corrects it.
     found = train_tokens(tokens, units / scale)
     if found < train if down else found > train:
         units += -1 if down else 1

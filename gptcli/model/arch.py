@@ -3,8 +3,8 @@
 The rest of gptcli asks an arch for a trait and never compares its name. A third arch needs:
 
 1. a description here, and its name in `ArchName`;
-2. the layers that it does not share with another arch (layers.py, rotary.py), and a choice of them
-   in gpt.py (`norm_layer`, `attention_layer`, `feed_forward_layer`);
+2. the layers that no other arch has (layers.py, rotary.py), and code in gpt.py that chooses them
+   (`norm_layer`, `attention_layer`, `feed_forward_layer`);
 3. a row in parameters.py for each parameter with a new name;
 4. nothing else to train and sample with PyTorch. The C library refuses a layout that it does not
    know (`has_layout` in native/engine.py).
@@ -38,7 +38,7 @@ class Arch:
     gated: bool
     """Whether the feed-forward network is gated: three matrices (SwiGLU) instead of two (MLP)."""
     hidden_ratio: tuple[int, int]
-    """Width of the feed-forward network's hidden layer over n_embd, as a fraction."""
+    """The hidden width of the feed-forward network divided by n_embd: numerator, denominator."""
     hidden_multiple: int
     """The hidden width is rounded up to a multiple of this."""
     tied_head: bool
@@ -48,9 +48,11 @@ class Arch:
     can_have_user_parts: bool
     """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
     initialisation: Literal["fixed_std", "fan_in"]
-    """The standard deviation with which gptcli.model.gpt.initialise draws a matrix. fixed_std:
-    0.02, and 0.02 / sqrt(2 n_layer) at the end of a residual branch. fan_in: 1 / sqrt(inputs), 1
-    for the embedding, and 0 for the head and at the end of a residual branch."""
+    """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
+
+    fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) at the end of a residual branch.
+    fan_in: 1 / sqrt(inputs), but 1 for the embedding, and 0 for the head and at the end of a
+    residual branch."""
 
     def hidden_width(self, n_embd: int) -> int:
         """Width F of the feed-forward network's hidden layer."""
@@ -64,8 +66,8 @@ class Arch:
 
 
 ARCHS: dict[ArchName, Arch] = {
-    # The dense Qwen3 layout. 8/3 of n_embd gives three matrices the size of GPT-2's two; AMX tiles
-    # are 32 inputs deep.
+    # The dense Qwen3 layout. With a hidden width of 8/3 n_embd, the three matrices are together as
+    # large as GPT-2's two. The width is a multiple of 32, because AMX tiles are 32 inputs deep.
     "modern": Arch(
         norm="rms",
         positions="rotary",

@@ -70,7 +70,7 @@ def causal_attention(
 
 
 def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
-    """Banded causal mask: a query looks at its own position and the width - 1 before it.
+    """Banded causal mask: a query looks at its own position and at the width - 1 before it.
 
     `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True for keys
     that the query can look at.
@@ -82,10 +82,12 @@ def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
 class CausalSelfAttention(nn.Module):
     """Attention as a module: layers `query`, `key`, `value` and an output projection `c_proj`.
 
-    It reads `n_embd`, `n_head`, `dropout` and `bias` of `config`. `forward(x)` takes and returns
-    (B, T, C); dropout acts in training only. `cache` is for sampling: one layer of
-    gptcli.model.cache.KeyValueCache, which stores the new keys and values and returns all that the
-    queries can look at. Raises ValueError if n_head does not divide n_embd.
+    The constructor reads `n_embd`, `n_head`, `dropout` and `bias` of `config`. It raises ValueError
+    if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C); dropout acts in
+    training only.
+
+    `cache` is for sampling: one layer of gptcli.model.cache.KeyValueCache. This layer stores the
+    new keys and values. It returns all keys and values that the queries can look at.
     """
 
     def __init__(self, config: Any) -> None:
@@ -115,7 +117,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
 
-        `kept` stores the stacked weights between the calls of sampling, which never changes them.
+        `kept` stores the stacked weights between calls. Only sampling passes it, because sampling
+        never changes the weights.
         """
         B, T, C = x.shape
         if kept:
@@ -142,8 +145,8 @@ class CausalSelfAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Steps 3 to 7 over T tokens, fast: q, k, v (B, H, T, D) -> (B, H, T, D), in their dtype.
 
-    It uses PyTorch's fused kernel, or three batched operations with the same result if these are
-    faster: on a CPU in bfloat16, for short T, or with dropout.
+    This uses PyTorch's fused kernel, or three batched operations with the same result. The three
+    operations are faster on a CPU in bfloat16, for short T, or with dropout.
     """
     B, H, T, D = q.shape
     fused = q.device.type != "cpu" or (q.dtype == torch.float32 and dropout == 0 and T > 64)
@@ -158,10 +161,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """x with dropout of probability p, which is 0 in evaluation.
+    """x with dropout of probability p; callers pass 0 in evaluation.
 
-    On a CPU, F.dropout's random numbers cost more time than the products around it. There, one
-    64-bit draw decides about eight numbers, which rounds p to a multiple of 1/256, at least 1/256.
+    On a CPU, F.dropout's random numbers cost more time than the matrix products around them. So
+    there, each byte of a 64-bit draw decides whether one number is dropped. This rounds p to a
+    multiple of 1/256, and to at least 1/256.
     """
     if p == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training=p > 0)

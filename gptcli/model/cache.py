@@ -20,7 +20,7 @@ class LayerCache:
     """One layer's ring buffer of W slots: the token at position p is in slot p mod W.
 
     Attention over the ring equals attention over the complete text under a banded causal mask: a
-    token looks at its own position and the W - 1 before it."""
+    token looks at its own position and at the W - 1 before it."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class LayerCache:
         self.weights: list[Tensor | None] = []  # stored by CausalSelfAttention.project
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store T new keys and values (B, H, T, D); return those that the queries can look at.
+        """Store T new keys and values (B, H, T, D); return all that the queries can look at.
 
-        Returns keys and values (B, H, S, D), and bool (T, S), True if a query can look at a key, or
-        None if all can. T is at most W."""
+        Returns keys and values, each (B, H, S, D), and a mask: bool (T, S), True if the query can
+        look at the key. The mask is None if every query can look at every key. T is at most W."""
         T, W, start = k.shape[2], self.width, self.seen
         assert T <= W, "feed a longer text in pieces"
         self.seen = start + T
@@ -111,8 +111,8 @@ class StreamPositions:
 class StepLayerCache:
     """The first `span` slots of a layer's ring, for one new token of each stream.
 
-    Each stream has its own position. Shapes never change and nothing is read back to the host, so a
-    GPU can record the step as a graph and repeat it."""
+    Each stream has its own position. A GPU can record the step as a graph and repeat it, because
+    shapes never change and the host reads nothing back."""
 
     def __init__(self, ring: LayerCache, positions: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled
@@ -122,7 +122,8 @@ class StepLayerCache:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store one key and value per stream (B, H, 1, D); return the slots and which are filled.
 
-        Returns keys and values (B, H, span, D), and bool (B, 1, 1, span)."""
+        Returns keys and values, each (B, H, span, D), and a mask: bool (B, 1, 1, span), True for a
+        filled slot."""
         slot = (self.seen.at % self._ring.width)[:, None, None, None].expand_as(k)  # (B, H, 1, D)
         self._ring.keys.scatter_(2, slot, k)
         self._ring.values.scatter_(2, slot, v)

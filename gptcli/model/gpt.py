@@ -42,14 +42,16 @@ class Block(nn.Module):
         self.dtype: torch.dtype | None = None  # of the branches, if it is not the dtype of x
 
     def branches_in(self, dtype: torch.dtype) -> None:
-        """Compute attention and feed-forward network in `dtype`; x and the norms keep theirs."""
+        """From now on, compute attention and feed-forward network in `dtype`.
+
+        x and the norms keep their own dtype."""
         self.attn.to(dtype)
         self.mlp.to(dtype)
         self.dtype = dtype
 
     def forward(self, x: Tensor, cache: object = None) -> Tensor:
         normed = self._to_branch(self.ln_1(x))
-        # The user's attention takes x only.
+        # The cache is passed only if there is one: the user's attention takes x only.
         x = x + (self.attn(normed) if cache is None else self.attn(normed, cache))
         x = x + self.mlp(self._to_branch(self.ln_2(x)))
         return x
@@ -86,9 +88,9 @@ def feed_forward_layer(config: ModelConfig) -> nn.Module:
 class GPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
 
-    `user_parts` replace builtin layers; `attention` is short for UserParts(attention=...). With a
-    user's attention or block, the model samples without a cache. Parameters are float32 until
-    `.to(dtype)`.
+    `user_parts` replace builtin layers; `attention` is short for UserParts(attention=...). If the
+    user wrote the attention or the block, the model samples without a cache. Parameters are float32
+    until `.to(dtype)`.
     """
 
     def __init__(
@@ -149,10 +151,11 @@ class GPT(nn.Module):
     # ---- for sampling ----------------------------------------------------------------------
 
     def branches_in(self, dtype: torch.dtype) -> GPT:
-        """Compute attention and feed-forward networks in `dtype`, in place; returns the model.
+        """From now on, compute attention and feed-forward networks in `dtype`.
 
-        Residual stream, norms, embeddings and head stay in float32, because rounding there shows
-        in every logit. A user's blocks cannot be split: the complete model changes to `dtype`."""
+        Changes this model and returns it. Residual stream, norms, embeddings and head stay in
+        float32, because rounding there shows in every logit. A user's blocks cannot be split: with
+        them, the complete model changes to `dtype`."""
         if self.user_parts.block is not None:
             return self.to(dtype)
         for block in self.h:
@@ -169,7 +172,7 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, width: int | None = None) -> KeyValueCache:
         """An empty key/value cache for `batch` streams, on the device of the weights.
 
-        It keeps the last `width` tokens, block_size by default."""
+        The cache keeps the last `width` tokens, block_size by default."""
         return KeyValueCache(
             self.config.n_layer,
             batch,
@@ -196,7 +199,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
 
 
 def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Generator) -> None:
-    """GPT-2's: normal with 0.02; matrices that end a residual branch 0.02 / sqrt(2 n_layer).
+    """GPT-2: normal with std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
 
     Gains are 1, biases 0. Source: Radford et al. 2019, section 2.3."""
     row = row_of(name)
@@ -209,10 +212,10 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
 
 
 def _draw_modern(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    """The modern arch's: matrices normal with 1 / sqrt(inputs), the embedding with 1.
+    """The modern arch: normal, with std 1 / sqrt(inputs) for matrices and 1 for the embedding.
 
-    Matrices that end a residual branch, and the head, are 0: every block starts as the identity
-    and the loss as ln V. Gains are 1."""
+    The head, and the matrices that end a residual branch, are 0. So every block starts as the
+    identity, and the loss starts at ln V. Gains are 1."""
     row = row_of(name)
     assert row is not None
     if row.role in ("gain", "bias"):
@@ -224,7 +227,7 @@ def _draw_modern(name: str, parameter: Tensor, generator: torch.Generator) -> No
         std = 0.0
     else:
         std = 1 / math.sqrt(parameter.shape[1])
-    # Draw even if std is 0, so that the weights that follow do not depend on it.
+    # Draw even if std is 0, so that later weights get the same random numbers in any case.
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 

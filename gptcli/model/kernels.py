@@ -1,8 +1,9 @@
 """GELU, RMSNorm and QK-norm with rotation, fused for CPUs, with gradients written by hand.
 
-On a CPU these elementwise operations take longer than the matrix products around them: PyTorch
+On a CPU these elementwise operations take longer than the matrix products around them. PyTorch
 composes some of them from many operations, and has no vector code for others in bfloat16. Each
-docstring gives the plain formula, with which the tests compare. Dimensions: (..., C) channels last.
+docstring gives the plain formula; the tests compare each function with its formula. Dimensions:
+(..., C) channels last.
 
 First reading: skip this file.
 """
@@ -27,7 +28,8 @@ def gelu(x: Tensor) -> Tensor:
     """F.gelu(x, approximate="tanh"), in x's dtype and shape.
 
     On a CPU in bfloat16 it computes the exact form x * Phi(x), which takes a quarter of the time.
-    The two differ by at most 0.0005, less than bfloat16's rounding error of numbers over 0.1.
+    The two forms differ by at most 0.0005. This is less than bfloat16's rounding error of numbers
+    over 0.1.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
     exact = x.dtype == torch.bfloat16 and fused_is_faster(x)
     return F.gelu(x, approximate="none" if exact else "tanh")
@@ -66,7 +68,9 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _through_norm(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    """The gradient at x, given the gradient at normal = x * scale with scale = 1 / rms(x)."""
+    """The gradient at x, from `grad`, the gradient at `normal`.
+
+    normal = x * scale, and scale = 1 / rms(x)."""
     along = (grad * normal).mean(dim=-1, keepdim=True)
     return torch.addcmul(grad, normal, along, value=-1.0).mul_(scale)
 
@@ -86,7 +90,8 @@ class _NormRotate(torch.autograd.Function):
         unrotated = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
         outer = unrotated * normal
         last = outer.shape[-gain.dim() :]
-        # Sum the first dimensions as rows of a matrix, which is fast, and then the heads.
+        # First sum over the leading dimensions, as rows of a matrix: this is fast. Then sum over
+        # the heads.
         of_gain = outer.reshape(-1, math.prod(last)).sum(0).view(last).sum_to_size(gain.shape)
         return _through_norm(unrotated.mul_(gain), normal, scale), of_gain, None, None, None
 

@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """GPT-2's feed-forward network: expand to F, GELU, project back. (B, T, C) -> (B, T, C).
 
-    GELU in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    GELU has the tanh form with which GPT-2 was trained (Hendrycks and Gimpel 2016, section 2)."""
 
     def __init__(self, n_embd: int, width: int, bias: bool, dropout: float) -> None:
         super().__init__()

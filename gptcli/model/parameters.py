@@ -28,8 +28,8 @@ class Parameter:
     """A row of the table. A layout that has no such parameter has None for its name.
 
     Matrices are (outputs, inputs), as nn.Linear and Qwen3 keep them. GPT-2 transposes the matrices
-    of its blocks, and concatenates query, key and value along the outputs: `gpt2_part` is then the
-    parameter's number among the three."""
+    of its blocks. It also concatenates query, key and value along the outputs. For these three,
+    `gpt2_part` is the parameter's number among them (0, 1 or 2)."""
 
     name: str
     role: Role
@@ -54,8 +54,8 @@ OUTSIDE_BLOCKS = (
     Parameter("lm_head.weight", "head", "HEAD", "lm_head.weight", "lm_head.weight"),
 )
 
-# Block i's parameters. Their names follow "h.i."; "transformer.h.i." in GPT-2; "model.layers.i."
-# in Qwen3.
+# The parameters of block i. The prefix of their names is "h.i." here, "transformer.h.i." in GPT-2
+# and "model.layers.i." in Qwen3.
 IN_BLOCK = (
     Parameter("ln_1.weight", "gain", "LN1", "ln_1.weight", "input_layernorm.weight"),
     Parameter("ln_1.bias", "bias", "LN1_BIAS", "ln_1.bias", None),
@@ -96,8 +96,9 @@ def is_in_block(name: str) -> bool:
 
 
 def row_of(name: str) -> Parameter | None:
-    """The row of a model's parameter ("h.3.ln_1.weight"); None for one that only a user's part
-    has."""
+    """The row of a model's parameter, for example "h.3.ln_1.weight".
+
+    None if the table has no such parameter, because only a user's part has it."""
     if is_in_block(name):
         return _INSIDE.get(name.split(".", 2)[-1])
     return _OUTSIDE.get(name)
@@ -106,9 +107,9 @@ def row_of(name: str) -> Parameter | None:
 def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
-    A user's part can have parameters that are not in the table, or of another shape than the
-    table's. Their dimensions decide: two inside a block make a matrix, none or one a gain or a
-    bias."""
+    A user's part can have parameters that are not in the table, or whose shape does not fit the
+    table. Then the number of dimensions decides. A parameter with none or one is a gain or a bias.
+    A parameter with two inside a block is a matrix. Any other has the role "other"."""
     row = row_of(name)
     if row is not None and dimensions == (1 if row.role in ("gain", "bias") else 2):
         return row.role
@@ -120,8 +121,8 @@ def role_of(name: str, dimensions: int) -> Role:
 def names_by_place(n_layer: int, there: Container[str]) -> list[str | None]:
     """Names in the order of native/parameters.h: first outside the blocks, then block by block.
 
-    `there` holds the names of the model's parameters. A place is None if the model has nothing for
-    it. A model with a tied head has its token embedding in the head's place."""
+    `there` holds the names of the model's parameters. A place is None if the model has no parameter
+    for it. If the head is tied, the name in its place is that of the token embedding."""
     names = [_first(rows, "", there) for rows in _by_place(OUTSIDE_BLOCKS)]
     if names[-1] is None:
         names[-1] = "wte.weight"

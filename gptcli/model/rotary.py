@@ -33,9 +33,10 @@ def rotary_table(
     device: torch.device,
     first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """rotary_at of `length` positions from `first` on, each (length, head_dim), kept for later
-    calls."""
-    with torch.inference_mode(False):  # a kept tensor of inference mode cannot be trained with
+    """Cosine and sine of `length` positions from `first` on, each (length, head_dim).
+
+    Computed by rotary_at, and kept for later calls."""
+    with torch.inference_mode(False):  # training cannot use a tensor made in inference mode
         cos, sin = rotary_at(torch.arange(first, first + length), head_dim, dtype)
         return cos.to(device), sin.to(device)
 
@@ -43,9 +44,9 @@ def rotary_table(
 def rotary_at(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position times each frequency: int64 (n,) -> two of (n, head_dim).
 
-    Frequencies are THETA^(-2i/D) for i in 0..D/2-1. The sine's first half is negated, for the
-    split-halves form: rotated = x * cos + halves_swapped(x) * sin. Computed in float64, returned
-    in `dtype`. Source: Su et al. 2021, "RoFormer", section 3.4.2."""
+    Frequencies are THETA^(-2i/D) for i in 0..D/2-1. The first half of the sine is negated, so that
+    rotated = x * cos + halves_swapped(x) * sin. Computed in float64, returned in `dtype`.
+    Source: Su et al. 2021, "RoFormer", section 3.4.2."""
     half = torch.arange(head_dim // 2, dtype=torch.float64, device=positions.device)
     angle = positions.double()[:, None] * THETA ** (-2.0 * half / head_dim)  # (n, D/2)
     cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
@@ -89,7 +90,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
             cos, sin = cos[:, None, None, None], sin[:, None, None, None]  # (B, 1, 1, 1, D)
         else:
             cos, sin = self._consecutive(start, T, D, qkv)
-        # q and k together need half as many operations.
+        # Computing q and k together takes half as many operations as one after the other.
         qk = qkv[:, :, :2]  # (B, T, 2, H, D)
         if kernels.fused_is_faster(qk):
             qk = kernels.norm_rotate(qk, gains, cos, sin, 1e-6)

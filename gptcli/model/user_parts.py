@@ -22,13 +22,13 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 @dataclass(frozen=True)
 class UserParts:
-    """What makes each part from a ModelConfig; None for a builtin part.
+    """For each part, the function that makes it from a ModelConfig; None for a builtin part.
 
     `layernorm` makes the two norms of each block and the last norm. `block` makes complete blocks.
     `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is no part of the network.
 
-    `matrices` finds the weights of query, key, value and output in a user's attention, whatever its
-    layout: each (C, C), in this order. It returns None if it cannot find them."""
+    `matrices` finds the weights of query, key, value and output in a user's attention of any
+    layout. It returns them in this order, each (C, C), or None if it cannot find them."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
@@ -63,10 +63,10 @@ class UserParts:
 
 
 class UserInitialisation:
-    """Draws the parameters of the user's parts as GPT-2's are drawn.
+    """Draws the parameters of the user's parts from the same distributions as GPT-2's.
 
     Gains keep the value that the user's constructor gave them. If `UserParts.matrices` finds the
-    matrices of a user's attention, these get exactly the numbers that the builtin attention would
+    matrices of a user's attention, they get exactly the numbers that the builtin attention would
     get."""
 
     def __init__(
@@ -113,13 +113,13 @@ class UserInitialisation:
 def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
     """Whether a user's parameter keeps the value that its constructor gave it.
 
-    That holds for gains and the like, which have at most one dimension larger than 1. Biases are
-    set to 0 like builtin ones."""
+    This is true for gains and all other parameters with at most one dimension larger than 1, except
+    biases. Biases become 0, as in the builtin parts."""
     return max(parameter.shape, default=1) == parameter.numel() and not name.endswith("bias")
 
 
 def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
-    """The parts of a checkpoint's model that the user wrote, by its meta.json.
+    """The names of the parts that the user wrote, from the meta.json of a checkpoint.
 
     Names that this version does not know are left out."""
     if isinstance(meta.get("own_parts"), list):
@@ -130,7 +130,7 @@ def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
 def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts | None) -> None:
     """Raise GptcliError unless `user_parts` are exactly those that the run was trained with.
 
-    A run never names code to execute, so the user names the files each time."""
+    A run folder never says which code to execute, so the user names the files each time."""
     given = user_parts.names() if user_parts is not None else ()
     if missing := [name for name in needed if name not in given]:
         files = "file" if len(missing) == 1 else "files"

@@ -2,11 +2,13 @@
  *
  * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients are columns of
  * larger arrays, so two neighbouring rows are `row` numbers apart. Scores are computed for 32
- * queries at a time, so that they stay in the cache. The backward pass computes them again from
- * log2_sum_exp, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
+ * queries at a time, so that they stay in the cache. The backward pass computes the scores again,
+ * and the weights from scores and log2_sum_exp, as in FlashAttention. Source: Dao et al. 2022,
+ * "FlashAttention", section 3.1.
  *
- * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Keys
- * are padded to a multiple of 32; padded rows get weight 0 but must be finite (README.md). */
+ * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Rows
+ * of keys are padded to a multiple of 32. The padding gets weight 0 but must be finite (README.md).
+ */
 
 #ifndef GPTCLI_ATTENTION_H
 #define GPTCLI_ATTENTION_H
@@ -22,7 +24,8 @@ typedef struct {
     float *out;          /* (32, D) */
 } AttentionScratch;
 
-/* Bytes of the scratch. Also sets its pointers, from `start` on, if `start` is not NULL. */
+/* Returns the bytes of the scratch. If `start` is not NULL, also sets the pointers in s, from
+ * `start` on. */
 static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
     const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
@@ -57,9 +60,9 @@ static void pack_head_by_t(const bf16 *x, long row, int T, int D, bf16 *out) {
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
 
-/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v, with rows mixed_row apart. Also log2_sum_exp
- * (T), the base-2 logarithm of each query's sum of exponentials. drop is this head's dropout of
- * weights. */
+/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. Its rows are mixed_row apart. Also computes
+ * log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the dropout of
+ * this head's weights. */
 static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
                               bf16 *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
@@ -106,8 +109,8 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
     }
 }
 
-/* dq, dk and dv (T, D), rows `row` apart, from dmixed, the gradient at `mixed`. Both have rows
- * mixed_row apart.
+/* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
+ * `row` apart; rows of mixed and dmixed are mixed_row apart.
  *
  * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
  *

@@ -16,7 +16,7 @@
 #define GELU_CUBIC 0.044715f
 
 /* Newton-Schulz iteration of Muon: X becomes A X + (B Y + C Y Y) X with Y = X X^T. The eps keeps a
- * matrix of zeros finite. All of them are those of training/optimizers.py. */
+ * matrix of zeros finite. training/optimizers.py has the same four numbers. */
 #define MUON_A 3.4445f
 #define MUON_B (-4.7750f)
 #define MUON_C 2.0315f

@@ -3,9 +3,9 @@
  * gptcli/native/decoder.py calls it. Dimensions as in decoder.h. README.md gives a reading order.
  *
  * A step takes rows. Each row is a token of a stream at a position. While texts are generated, a
- * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads either
- * share the streams, each thread computing the whole network, or they share the outputs of each
- * product. No sum is divided between threads, so their number does not change a bit of the result.
+ * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads divide
+ * the streams between them, and each thread computes the whole network; or they divide the outputs
+ * of each product. No sum is divided, so the number of threads does not change a bit of the result.
  */
 
 #include "amx_permission.h"
@@ -17,7 +17,7 @@ typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
     int part,
-        parts; /* which part of the outputs, of how many; parts is 1 if threads share streams */
+        parts; /* number of this part of the outputs, of how many; 0 of 1 if streams are divided */
     int n;     /* rows */
     long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
@@ -25,8 +25,8 @@ typedef struct {
     const int32_t *logits_rows;  /* where a row's logits go; NULL: to its stream */
 } Step;
 
-/* Waits until all threads of the team are here. A waiting thread spins, and after a while yields
- * its core. */
+/* Waits until all threads of the team have called this. A waiting thread spins, and after a while
+ * yields its core. */
 static void team_barrier(const Step *s) {
     if (s->parts == 1) return;
     Decoder *d = s->d;
@@ -74,7 +74,8 @@ static void embed(const Step *s) {
             for (int c = 0; c < C; c++) x[c] += row[c];
             continue;
         }
-        /* cos(a + b) and sin(a + b) from the tables of a and b. */
+        /* The angle is a + b: a is in the coarse table, b in the fine one. This computes
+         * cos(a + b) and sin(a + b) from their cosines and sines. */
         float *rotation = d->rotation + (s->first_row + r) * d->D;
         const long coarse = s->position[r] / FINE_STEPS;
         const double *fine = d->fine_rotation + s->position[r] % FINE_STEPS * d->D;
@@ -118,11 +119,11 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether every thread of a team repeats a cheap computation on all rows. If there are few rows,
- * this is faster than waiting for the other threads. */
+/* Whether every thread of a team repeats a cheap computation on all rows. For few rows, this is
+ * faster than a barrier. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* All rows normalised; each thread of the team can read them. */
+/* Returns all rows, normalised; each thread of the team can read them. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -134,7 +135,8 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* All rows in the format that products with p read; each thread of the team can read them. */
+/* Returns all rows in the format that products with p read: quantized if p has int8 weights. Each
+ * thread of the team can read them. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -191,9 +193,9 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* scores of n groups of 16 slots, from `slot` on: q k / sqrt(D). While it computes, it prefetches
- * what is read next: as many keys at next_keys, and values at next_values. No prefetch if next_keys
- * is NULL. */
+/* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Meanwhile it prefetches what is
+ * read next: as many keys at next_keys and as many values at next_values. If next_keys is NULL, it
+ * prefetches nothing. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -220,8 +222,8 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
     for (int i = 0; i < n; i++) store(scores + slot + i * LANES, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values over the slots in `ranges`. wide is 16, 32 or 64
- * numbers of each value. */
+/* out (wide) = the sum of weights times values over the slots in `ranges`. Takes `wide` numbers of
+ * each value: 16, 32 or 64. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
     const int n = wide / LANES;
@@ -251,15 +253,15 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
     for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
 }
 
-/* Attention of one head for one row: q (E) at `position` sees the last W tokens. Scores, softmax,
- * and the weighted sum of values into out (P). next_stream_keys is what is read after this, for
- * prefetching; NULL if it has just been read. */
+/* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
+ * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that are read
+ * after this call, to prefetch them; NULL if they need no prefetch. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
-    /* The visible slots are one range of the ring up to `slot`, or two. The two share no group of
-     * 16. */
+    /* The visible slots are one range of the ring, up to `slot`; or two, if the first reaches back
+     * past slot 0. Two ranges share no group of 16 slots. */
     const int from = slot + 1 - seen;
     const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
                            slot + 1};
@@ -315,9 +317,9 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     }
 }
 
-/* Attention of this thread's heads for all rows: queries, keys and values from `in`; keys and
- * values into the cache; then attention. If wants_logits is not NULL, only for the rows that it
- * names, whose outputs then are side by side. */
+/* Attention of this thread's heads. First computes queries, keys and values of all rows from `in`,
+ * and writes keys and values into the cache. If wants_logits is not NULL, attention itself is
+ * computed only for the rows that it marks, and their outputs are side by side. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
@@ -329,7 +331,8 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     for (long h = from; h < to; h++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
-            /* A head's outputs can begin in the middle of 32, so one more panel may be computed. */
+            /* `panels` must be even. So for an odd number, one more panel is computed; its outputs
+             * are not used. */
             multiply_panels(&layer->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -353,7 +356,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
             const char *keys = keys_of(d, s->stream[r], l, h);
             const float *q = d->q + (s->first_row + r) * d->HP + h * P;
             char *out = d->mixed + ((s->first_row + to++) * d->HP + h * P) * input_bytes(d);
-            /* Rows of one stream find its keys in the processor's cache. */
+            /* If the next row is of the same stream, its keys are in the processor's cache. */
             const char *next_stream_keys = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
                                            : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
                                                           : keys;
@@ -390,7 +393,7 @@ static void add_branch(const Step *s, const Packed *p, const char *in) {
     }
 }
 
-/* hidden = gelu(rows W^T + bias), or silu(gate) * up. */
+/* hidden = gelu(rows W^T + bias); if modern, hidden = silu(gate) * up. */
 static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     const Decoder *d = s->d;
     const int modern = d->s.modern, is_bf16 = input_bytes(d) == 2;
@@ -420,7 +423,7 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     }
 }
 
-/* The logits of `rows` rows; row r's go to row logits_row[r] of d->logits. */
+/* Computes the logits of `rows` rows. Those of row r go to row logits_row[r] of d->logits. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
@@ -442,8 +445,8 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Moves the rows that want logits side by side and forgets the others. Their streams go into
- * `stream`. */
+/* Moves the rows that want logits side by side and forgets the others. Writes the streams of the
+ * rows that are kept into `stream`. */
 static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
@@ -488,15 +491,16 @@ static void run_step(Step s) {
     team_barrier(&s);
 }
 
-/* The first row from r on that begins another stream; r itself if it does. */
+/* The first row from r on whose stream differs from that of the row before; n if there is none. 0
+ * if r is 0. */
 static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;
 }
 
 /* Feeds n tokens: row r is token[r] of stream[r] at position[r]. Rows of a stream are side by side
- * and in order, at most dec_max_chunk of them. If last[r], the logits after row r become those of
- * its stream. share_streams: threads share streams, otherwise outputs. */
+ * and in order, at most dec_max_chunk of them. If last[r], the logits after row r become the logits
+ * of its stream. share_streams: threads divide the streams; otherwise the outputs of products. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
 #pragma omp parallel num_threads(threads)
@@ -521,8 +525,8 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
     }
 }
 
-/* Feeds n tokens of stream 0, at most dec_max_scored, the first at `position`. out (n, V): the
- * logits after each. */
+/* Feeds n tokens to stream 0, at most dec_max_scored. The first token is at `position`. out (n, V)
+ * gets the logits after each token. */
 void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
     int32_t stream[MAX_ROWS] = {0}, positions[MAX_ROWS], logits_rows[MAX_ROWS];
     for (int r = 0; r < n; r++) positions[r] = position + r, logits_rows[r] = r;
@@ -546,8 +550,8 @@ int dec_rounds_rows(void) { return BF16_ROWS; }
 int dec_max_chunk(const Decoder *d) { return d->chunk; }
 int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 
-/* Copies the state of stream `from`, which has seen `count` tokens, to stream `to`: KV cache and
- * logits. */
+/* Copies the KV cache and the logits of stream `from` to stream `to`. The KV cache of `from` holds
+ * `count` tokens. */
 void dec_copy(Decoder *d, int from, int to, int count) {
     const long slots = count < d->R ? round_up(count, LANES) : d->R;
     for (int l = 0; l < d->s.L; l++)
@@ -563,9 +567,9 @@ void dec_copy(Decoder *d, int from, int to, int count) {
 const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
 
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
- * chosen from its stream's logits and then fed, except the last. positions: of each stream's first
- * token. uniform (n, steps). seen: V bytes for each of all streams, or NULL. share_streams: as in
- * dec_feed. */
+ * chosen from its stream's logits and then fed, except the last. positions[i] is the position of
+ * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). seen: V bytes for
+ * each stream of the decoder, or NULL. share_streams: as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen, int32_t *out,
              int threads, int share_streams) {

@@ -4,11 +4,11 @@
  * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
  * up to 32. A stream is one text that is being generated.
  *
- * KV cache: each stream has, for each layer and head, a ring buffer of R slots; the token at
- * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
- * chunk of a prompt. Keys are in groups of 16 slots, (R / 16, E, 16) in float32 and (R / 16, E / 2,
- * 16, 2) in bfloat16. Values are slot by slot, (R, P). Attention therefore reads both in the order
- * in which they are stored. README.md has a drawing. */
+ * KV cache: each stream has a ring buffer of R slots for each layer and head. The token at position
+ * p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one chunk of a
+ * prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2, 16, 2) in
+ * bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the order in
+ * which they are stored. README.md has a drawing. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
@@ -75,11 +75,11 @@ typedef struct {
     int32_t phase;
 } Decoder;
 
-/* Rotary angles of a position are those of position / FINE_STEPS (the coarse table) plus those of
- * the rest (the fine table). A chunk is a part of a prompt that one step takes. */
+/* A position is q * FINE_STEPS + r. Its rotary angles are those of q * FINE_STEPS, in the coarse
+ * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number: of the rows that products read, and of the KV cache. */
+/* Bytes of a number in the rows that products read; below, in the KV cache. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
 static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
@@ -95,8 +95,8 @@ static char *values_of(const Decoder *d, char *keys) {
     return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Returns the bytes of all arrays. Also sets the arrays' addresses, from `at` on, if it is not
- * NULL. */
+/* Returns the bytes of all arrays. If `at` is not NULL, also sets the addresses of the arrays, from
+ * `at` on. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
@@ -162,8 +162,8 @@ static void matrix_panel_rows(const float *W, long N, long K, long n, const floa
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
-/* The rows for a panel of Packed qkv, from the three matrices W. Head h's queries are its outputs 3
- * h P on, padded from D to P. */
+/* The rows for a panel of Packed qkv, from the three matrices W. The queries of head h begin at
+ * output 3 h P of qkv, and are padded from D to P numbers. */
 static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
     const long C = d->s.C;
     for (int i = 0; i < PANEL; i++) {
@@ -172,7 +172,7 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
     }
 }
 
-/* Packs W (N, K); columns and K as pack_panel has them. */
+/* Packs W (N, K). `columns` and K mean what `columns` and `count` mean in pack_panel. */
 static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
                  const int *columns) {
 #pragma omp parallel for num_threads(d->s.threads) schedule(static)
@@ -183,8 +183,8 @@ static void pack(const Decoder *d, const Packed *p, const float *W, long N, long
     }
 }
 
-/* Packs all weights, in the order of parameters.h; NULL: absent. Copies everything except the
- * embeddings wte and wpe, which are read where they are. */
+/* Packs all weights. parameters: their addresses in the order of parameters.h, NULL if absent. The
+ * embeddings wte and wpe are not copied: the decoder reads the caller's arrays. */
 static void pack_weights(Decoder *d, const float *const *parameters) {
     const Shape s = d->s;
     int head_columns[d->HP];
@@ -280,11 +280,12 @@ size_t dec_bytes(const Shape *shape) {
 }
 
 /* A decoder of this shape, or NULL if there is not enough memory. parameters: addresses of float32
- * arrays in the order of parameters.h, NULL if absent. wte and wpe must outlive the decoder. */
+ * arrays in the order of parameters.h, NULL if absent. The arrays of wte and wpe must outlive the
+ * decoder. */
 Decoder *dec_new(const Shape *shape, const float *const *parameters) {
     Decoder *d = new_without_memory(shape);
     if (!d) return NULL;
-    /* The system gives zeros, and memory only for the pages that are written to. */
+    /* mmap gives zeros. The system provides memory only for pages that are written to. */
     d->memory = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (d->memory == MAP_FAILED) {
         d->memory = NULL;

@@ -32,7 +32,7 @@ def bytes_needed(
     streams: int,
     threads: int,
 ) -> int:
-    """The most memory in bytes that a Decoder takes, without the weights of its model."""
+    """The most memory that a Decoder takes, in bytes. The model's own weights come in addition."""
     shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
@@ -43,7 +43,7 @@ def _shape(
     arch = config.traits
     assert has_layout(arch)
     return DecoderShape(
-        modern=arch.positions == "rotary",  # and the other traits of Qwen3's layout
+        modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
         kind=_KINDS[dtype],
         L=config.n_layer,
         H=config.n_head,
@@ -59,9 +59,9 @@ def _shape(
 class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype` is float32; bfloat16 for weights, keys and values; or int8 for weights of eight bits
-    with a scale per 32 weights, and keys and values in bfloat16. `model` is on the CPU in float32,
-    with builtin parts only. Raises MemoryError."""
+    `dtype` is float32, bfloat16 or int8. With bfloat16, weights, keys and values are bfloat16. With
+    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. `model`
+    is on the CPU in float32, with builtin parts only. Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
@@ -81,7 +81,8 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions end with their table; rotary ones with the library's int32.
+        # Learned positions end at the end of their table, rotary positions at the largest int32,
+        # because the library counts them in int32.
         learned = config.traits.positions == "learned"
         self._last_position = config.block_size if learned else 2**31 - 1
         self._piece = int(library.dec_max_chunk(self._decoder))
@@ -97,15 +98,15 @@ class Decoder:
             self._library.dec_free(self._decoder)
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Feed tokens to several streams, each as (stream, position of the first token, tokens).
+        """Feed tokens to several streams: rows of (stream, position of the first token, tokens).
 
-        Afterwards, `logits` of a stream are those of the token that follows its last one. Rotary
-        positions count from the beginning of the stream, and a token looks at the last W; learned
-        positions end at W."""
+        Afterwards, `logits(stream)` predicts the token after the last one that was fed. Rotary
+        positions count from the beginning of the stream, and a token looks at the last W tokens.
+        Learned positions are below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)
-        # The index of each row that is not completely fed, and how many of its tokens are.
+        # The index of each row that is not completely fed, and how many of its tokens are fed.
         waiting = [(i, 0) for i, (_, _, tokens) in enumerate(rows) if tokens]
         while waiting:
             parts: list[tuple[int, int, Sequence[int], bool]] = []
@@ -136,7 +137,7 @@ class Decoder:
         flags = array("B", last)
         places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
         threads, by_stream = self._team(len(parts))
-        if len(ids) > 1:  # a prompt is enough work for all threads
+        if len(ids) > 1:  # more than one token is enough work for all threads
             threads = self._threads
         elif threads > 1:
             threads = self._thread_count.choose()
@@ -145,7 +146,7 @@ class Decoder:
     def score(self, position: int, tokens: Sequence[int]) -> Tensor:
         """Feed n tokens to stream 0; returns the logits after each of them, float32 (n, V).
 
-        n is at most `most_scored`. `position` is that of the first token, as in `feed`."""
+        n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
         n, ids = len(tokens), array("i", tokens)
         assert 0 < n <= self.most_scored
         assert 0 <= position <= self._last_position - n
@@ -157,8 +158,9 @@ class Decoder:
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
-        """Record tokens of a stream for the repetition penalty. `restart` first forgets earlier
-        ones."""
+        """Record tokens of a stream for the repetition penalty.
+
+        With `restart`, earlier tokens of the stream are forgotten first."""
         if restart:
             self._seen[stream].zero_()
         self._seen[stream][list(tokens)] = 1
@@ -182,8 +184,8 @@ class Decoder:
     ) -> Tensor:
         """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
 
-        `uniform`, float64 (n, steps), holds the random numbers. Each stream's first token gets its
-        number in `positions`. Every chosen token but the last is fed."""
+        `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
+        the first token chosen for `streams[i]`. Every chosen token but the last is fed."""
         n, steps = uniform.shape
         assert len({*streams}) == len(streams) == len(positions) == n
         assert min(streams) >= 0
@@ -215,10 +217,10 @@ class Decoder:
         return out
 
     def _team(self, streams: int) -> tuple[int, bool]:
-        """The number of threads, and whether they divide the streams between them.
+        """The number of threads, and whether each thread computes some of the streams.
 
-        Otherwise they divide the outputs of each product: then they wait for each other, but read
-        the weights only once."""
+        If not, each thread computes some of the outputs of each product. Then the threads wait for
+        each other, but together read the weights only once."""
         if streams > 1 and (
             self._weight_bytes <= _MOST_TO_READ_TWICE
             or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)
@@ -227,8 +229,8 @@ class Decoder:
         return (self._threads if self._weight_bytes > _MOST_FOR_ONE_THREAD else 1), False
 
 
-# Bytes of weights, measured on two cores of a Xeon with AMX and 2 MiB of L2 cache each:
-# benchmarks/LOG.md.
+# Limits for the bytes of the weights. Measured on two cores of a Xeon, each with AMX and 2 MiB of
+# L2 cache: benchmarks/LOG.md.
 _MOST_TO_READ_TWICE = 4 << 20
 _MOST_FOR_MANY_STREAMS = 48 << 20
 _MOST_FOR_ONE_THREAD = 1 << 20

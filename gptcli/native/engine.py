@@ -16,7 +16,7 @@ from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
 from gptcli.native.library import Shape
 
-_LONGEST = 4096  # tokens of context; the backward pass's scratch grows with their square
+_LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
 _WIDEST_HEAD = 512
 
 
@@ -42,9 +42,9 @@ def unsupported_reason(config: ModelConfig) -> str | None:
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
-    """Memory that an Engine of this shape takes, in bytes.
+    """The memory that an Engine of this shape takes, in bytes.
 
-    Weights, gradients and the memory that Muon takes during a step come in addition."""
+    Weights, gradients and Muon's memory during a step come in addition."""
     shape = _shape(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
@@ -53,7 +53,7 @@ def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int)
     arch = config.traits
     assert has_layout(arch)
     return Shape(
-        modern=arch.positions == "rotary",  # and the other traits of Qwen3's layout
+        modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
         tied=arch.tied_head,
         L=config.n_layer,
         H=config.n_head,
@@ -70,8 +70,8 @@ def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int)
 class Engine:
     """The forward and backward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    `weights` and `gradients` are flat float32 tensors on the CPU. A parameter begins at index
-    `offsets[its name]` of both. They must outlive the engine. Raises MemoryError."""
+    `weights` and `gradients` are flat float32 tensors on the CPU. In each of the two, a parameter
+    begins at index `offsets[name]`. The two tensors must outlive the engine. Raises MemoryError."""
 
     def __init__(
         self,
@@ -112,10 +112,10 @@ class Engine:
     def gradients(
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
-        """The sum of the losses; its gradients times `scale` go into the flat gradients.
+        """The sum of the losses in nats. Its gradients go into the flat gradients, times `scale`.
 
-        `add` adds them to what the flat gradients hold; otherwise they replace it. Dropout's masks
-        are a function of `seed`, from 0 to below 2**64."""
+        With `add`, they are added to the old numbers there; otherwise they replace them. Dropout's
+        masks are a function of `seed`, from 0 to below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(

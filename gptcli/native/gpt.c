@@ -6,8 +6,8 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Rows come in blocks of 32, so reads go past the last real row. Those values get weight 0 but must
- * be finite: clear them. */
+/* Clears the values after the last real row. They are read, because rows come in blocks of 32. They
+ * get weight 0 but must be finite, because 0 times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long C = g->s.C, end = 32 * p->MB;
@@ -21,9 +21,9 @@ static void clear_past_end(const Pass *p) {
 
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
- * weights: the float32 parameters that gpt_pack packed last. gradients: NULL for a loss only;
- * otherwise they become `scale` times the gradients of the sum, or these are added if `add`.
- * Dropout depends on `seed`. idx and targets: (B, T). */
+ * weights: the float32 parameters that gpt_pack packed last. gradients: where the gradients of the
+ * sum go, times `scale`; they are added to the old numbers if `add`. NULL for a loss only. Dropout
+ * depends on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add) {
     Pass pass = {g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed};
@@ -37,8 +37,8 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     {
         ThreadScratch *s = g->scratch + omp_get_thread_num();
         tiles_begin();
-        /* Forward. A pass over groups ends one layer and begins the next, so that a group's rows
-         * are still in the cache. */
+        /* Forward. One loop over the groups ends a layer and begins the next one, while a group's
+         * rows are still in the cache. */
         for (int l = 0; l < L; l++) {
 #pragma omp for schedule(dynamic)
             for (long k = 0; k < groups; k++) {
@@ -56,7 +56,8 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
 #pragma omp for schedule(dynamic)
         for (long k = 0; k < groups; k++)
             after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
-        /* Until the layers need them, the groups' partials hold the gradients of the last norm. */
+        /* The layers need `partials` only later. Until then, each group's part of the gradients of
+         * the last norm is in it. */
         for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
             const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
 #pragma omp for schedule(dynamic)

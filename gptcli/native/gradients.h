@@ -7,11 +7,11 @@
 
 #include "passes.h"
 
-/* dW (N, K) = the transposed gradient at a layer's outputs times its inputs. N can end within a
- * tile. */
+/* dW (N, K) = the gradient at a layer's outputs, transposed, times the layer's inputs. N need not
+ * be a multiple of a tile's rows. */
 typedef struct {
     float *to;
-    const bf16 *outputs, *inputs;   /* A tiles and B tiles, those of a row block side by side */
+    const bf16 *outputs, *inputs;   /* A tiles, B tiles; tiles of a row block are side by side */
     long output_block, input_block; /* distance from one row block to the next */
     long N, K;
 } MatrixGradient;
@@ -23,9 +23,9 @@ typedef struct {
     long width;
 } VectorGradient;
 
-/* Rows n to n + rows - 1 of a matrix's gradient, summed over `blocks` row blocks; added to the old
- * values if `add`. The sum goes in chunks of row blocks, so that tiles that are read several times
- * stay in the second-level cache. */
+/* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
+ * to the old values if `add`. Takes the row blocks in chunks. Tiles are read several times, and
+ * those of a chunk stay in the second-level cache. */
 static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -51,7 +51,7 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
     }
 }
 
-/* One vector's gradient. Parts are `stride` apart. */
+/* Computes one vector's gradient: the sum of the groups' parts, which are `stride` apart. */
 static void vector_sum(const VectorGradient *a, long stride, long groups, int add) {
     for (long c = 0; c < a->width; c += 16) {
         __m512 sum = add ? _mm512_loadu_ps(a->to + c) : _mm512_setzero_ps();
@@ -61,8 +61,8 @@ static void vector_sum(const VectorGradient *a, long stride, long groups, int ad
     }
 }
 
-/* The gradients of n matrices. All threads of a team call this together and go on without waiting:
- * the caller needs a barrier after it. */
+/* Computes the gradients of n matrices. All threads of a team call this. It has no barrier at its
+ * end: the caller needs one before it uses the gradients. */
 static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, int add,
                                  int threads) {
     for (int i = 0; i < n; i++) {
@@ -74,14 +74,14 @@ static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, 
     }
 }
 
-/* The gradients of n vectors. All threads of a team call this together; it ends with a barrier. */
+/* Computes the gradients of n vectors. All threads of a team call this; it ends with a barrier. */
 static void sum_vector_gradients(const VectorGradient *all, int n, long stride, long groups,
                                  int add) {
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < n; i++) vector_sum(all + i, stride, groups, add);
 }
 
-/* All gradients of layer l, into grads, which has the weights' offsets. */
+/* Computes all gradients of layer l into grads, which has the same offsets as the weights. */
 static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add) {
     Model *g = p->g;
     const Layer *layer = saved_layer(p, l);
@@ -132,8 +132,8 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     sum_vector_gradients(v, nv, g->partial_width, groups, add);
 }
 
-/* The gradients of token and position embeddings. Threads share columns, so that each number's sum
- * runs over the rows in order. */
+/* Computes the gradients of token and position embeddings. Each thread takes some of the columns.
+ * So one thread computes each sum, over the rows in order. */
 static void embedding_gradients(const Pass *p, float *grads, int add) {
     Model *g = p->g;
     const int C = g->s.C;

@@ -1,13 +1,13 @@
 /* int8 weights with a scale for each 32 inputs, and their exact products with rows of activations.
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
- * Each output has a scale for each 32 of its inputs: the smallest bfloat16 with which the largest
- * of the 32 weights is at most 127.
+ * Each output has a scale for each 32 of its inputs. This is the smallest bfloat16 that makes the
+ * largest of the 32 weights at most 127 after division by it.
  *
- * Each row of activations has one scale t. An activation is a t with an integer a of 15 bits, kept
- * as two bytes: a = 128 high + low. The products of 32 inputs are summed in int32 and therefore
- * exactly: the result is the same on each processor and for any number of rows. Source: Dettmers et
- * al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
+ * Each row of activations has one scale t. An activation is a times t, where a is an integer of 15
+ * bits, kept as two bytes: a = 128 high + low. The products of 32 inputs are summed exactly, in
+ * int32. So the result is the same on each processor and for any number of rows. Sources: Dettmers
+ * et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
  * Intel's manual, VPDPBUSD.
  *
  * Layout in bytes, for each K:
@@ -38,7 +38,7 @@ static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_
 /* Bytes of a row. */
 static long int8_row_bytes(long K) { return round_up(2 * K + K / SCALE_GROUP * 4 + 4, 64); }
 
-/* Rounds 32 inputs of a panel's outputs to int8, with their scales. */
+/* Rounds the weights of 32 inputs, for the 16 outputs of a panel, to int8; also sets the scales. */
 static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights, bf16 *scales) {
     for (int i = 0; i < OUTPUTS; i++) {
         float largest = 0.0f;
@@ -53,7 +53,7 @@ static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights,
     }
 }
 
-/* Rounds a row of K numbers. If one of them is not finite, all products of the row are NaN. */
+/* Rounds a row of K activations. If one of them is not finite, all products of the row are NaN. */
 static void quantize_row(const float *row, long K, char *out) {
     v16 largest = broadcast(0.0f), non_finite = broadcast(0.0f);
     for (long k = 0; k < K; k += LANES) {
@@ -112,8 +112,8 @@ INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #endif
 }
 
-/* sum + the products of four unsigned weights with four signed bytes, in each lane. `four` holds
- * the four bytes and is the same for all lanes. */
+/* In each lane: sum + the products of four unsigned weights with four signed bytes. `four` holds
+ * the four bytes; they are the same for all lanes. */
 INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
     const vint32 fours = four - (vint32){0};
 #if defined(__AVX512VNNI__)
@@ -181,7 +181,7 @@ INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels
 #if HAS_BF16_TILES && defined(__AMX_INT8__)
 #define HAS_INT8_TILES 1
 
-/* Tiles 0 to 3 take 16 x 16 sums, 4 and 5 bytes of up to 16 rows, 6 and 7 a panel's weights. */
+/* Tiles 0 to 3 hold 16 x 16 sums; 4 and 5, bytes of up to 16 rows; 6 and 7, weights of a panel. */
 static void int8_tiles_begin(int rows) {
     TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -195,7 +195,8 @@ static void int8_tiles_begin(int rows) {
 typedef int32_t GroupSums[4][16]
                          [OUTPUTS]; /* of 32 inputs: high and low bytes, for two panels each */
 
-/* The sums of 32 inputs: 16 rows' high and low bytes times two panels, `panel` bytes apart. */
+/* The sums over 32 inputs: the high and the low bytes of 16 rows times two panels. The panels are
+ * `panel` bytes apart. */
 INLINE void multiply_group(const char *w, long panel, const char *bytes, long row, GroupSums sums) {
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
     _tile_loadd(4, bytes, row);
@@ -216,7 +217,7 @@ INLINE void multiply_group(const char *w, long panel, const char *bytes, long ro
     _tile_stored(3, sums[3], 64);
 }
 
-/* out (n, 32) = n rows, at most 16, times two panels. Exactly the same numbers as few_int8_rows. */
+/* out (n, 32) = n rows, at most 16, times two panels: exactly the numbers of few_int8_rows. */
 static void tiled_int8_rows(int n, long K, const char *panels, const char *rows, float *out,
                             long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K), groups = K / SCALE_GROUP;
@@ -226,7 +227,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
         for (int j = 0; j < 2; j++) store(out + r * out_row + OUTPUTS * j, broadcast(0.0f));
     multiply_group(panels, panel, rows, row, sums[0]);
     for (long g = 0; g < groups; g++) {
-        /* Compute the next group first: reading what a tile has just stored would wait. */
+        /* Compute the next group first: the processor must wait to read what a tile just stored. */
         if (g + 1 < groups)
             multiply_group(panels + (g + 1) * SCALE_GROUP * OUTPUTS, panel,
                            rows + 2 * (g + 1) * SCALE_GROUP, row, sums[(g + 1) % 2]);

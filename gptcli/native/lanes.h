@@ -31,7 +31,7 @@ static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
 /* The smallest multiple of m that is at least n. */
 static long round_up(long n, long m) { return (n + m - 1) / m * m; }
 
-/* x in every lane: gcc spreads a scalar operand over the lanes of the other. */
+/* x in every lane: gcc spreads a scalar operand over the lanes of the vector operand. */
 INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
 INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }
@@ -75,7 +75,8 @@ INLINE v16i load_ints(const void *p) {
     return x;
 }
 
-/* Sixteen pairs of bfloat16. `firsts` and `seconds` give the two halves of the pairs as float32. */
+/* Sixteen pairs of bfloat16. `firsts` gives the first number of each pair as float32, `seconds`
+ * gives the second. */
 INLINE v16i load_pairs(const bf16 *p) { return load_ints(p); }
 
 INLINE v16 firsts(v16i pairs) { return (v16)(pairs << 16); }
@@ -98,7 +99,7 @@ INLINE void store_as_bf16(bf16 *p, v16 x) {
     memcpy(p, &y, sizeof y);
 }
 
-/* One number; rounds as store_as_bf16 does. */
+/* One number, rounded as store_as_bf16 rounds. */
 INLINE bf16 round_to_bf16(float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -160,8 +161,8 @@ INLINE void store_interleaved(float *p, v16 a, v16 b) {
 #endif
 }
 
-/* e^x with a relative error of about 1e-7; 0 below -87. x = n ln 2 + r, so e^x = 2^n e^r: the
- * Taylor series gives e^r, and n is added to the exponent bits. */
+/* e^x with a relative error of about 1e-7; 0 below -87. x = n ln 2 + r, so e^x = 2^n e^r. The
+ * Taylor series gives e^r. Adding n to the exponent bits of e^r multiplies it by 2^n. */
 INLINE v16 v16_exp(v16 x) {
     const v16 bound = blend(x > broadcast(88.0f), broadcast(88.0f), x);
     const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */

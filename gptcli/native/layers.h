@@ -13,8 +13,8 @@
 #include "tiles.h"
 
 /* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
- * 2^fraction (fitted for the least relative error over [0, 1)), and the whole part becomes the
- * exponent. */
+ * 2^r for the fraction r of x; it was fitted for the least relative error over [0, 1). The whole
+ * part of x becomes the exponent. */
 INLINE __m512 vexp2(__m512 x) {
     __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(0.0135341384f);
@@ -47,7 +47,7 @@ INLINE __m512 vlog(__m512 x) {
     return _mm512_fmadd_ps(e, _mm512_set1_ps(0.69314718f), _mm512_mul_ps(y, t));
 }
 
-/* 1 / (1 + 2^-x) with an error of about 6e-5, which is a fraction of bfloat16's rounding. */
+/* 1 / (1 + 2^-x) with an error of about 6e-5: much smaller than bfloat16's rounding error. */
 INLINE __m512 sigmoid2(__m512 x) {
     __m512 e = vexp2(_mm512_sub_ps(_mm512_setzero_ps(), x));
     return _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));
@@ -64,8 +64,8 @@ INLINE __mmask16 first_lanes(long left) {
 /* ---- dropout --------------------------------------------------------------------------------- */
 
 /* A hash of (key, i) decides whether number i of a site is kept. A site is one place in the network
- * where dropout is applied. Both passes compute the same hash, so no mask is stored. Source of the
- * mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
+ * that has dropout. The forward and the backward pass compute the same hash, so no mask is stored.
+ * Source of the mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
 
 typedef struct {
     uint32_t key;
@@ -113,8 +113,8 @@ INLINE __m512 apply_dropout(const Dropout d, uint32_t i, __m512 x) {
 
 /* ---- norms ----------------------------------------------------------------------------------- */
 
-/* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat is in
- * rows, out in pieces (tiles.h). */
+/* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat is
+ * stored in rows, out in pieces (tiles.h). */
 
 typedef struct {
     const float *gain, *bias; /* bias can be NULL */
@@ -126,8 +126,8 @@ typedef struct {
 static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, float *scale,
                          bf16 *out) {
     for (int i = 0; i < rows; i++, x += C, hat += C) {
-        /* Two sums at a time, because an addition waits for the one before it. C is a multiple of
-         * 32. */
+        /* Each addition to a sum waits for the one before it. So two sums are faster than one. C is
+         * a multiple of 32. */
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, square[2] = {sum[0], sum[0]};
         float mean = 0.0f;
         if (n.centred) {
@@ -157,8 +157,9 @@ static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, flo
     }
 }
 
-/* dx = the gradient at x, given dout, the gradient at `out`; added to dx if `add`. These rows' part
- * of the gradients of gain and bias goes into dgain (C) and dbias (C; can be NULL). */
+/* Computes dx, the gradient at x, from dout, the gradient at `out`; it is added to the old dx if
+ * `add`. dgain (C) and dbias (C) get the part of these rows in the gradients of gain and bias.
+ * dbias can be NULL. */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16 *hat,
                           const float *scale, float *dx, int add, float *dgain, float *dbias) {
     memset(dgain, 0, C * sizeof(float));
@@ -187,9 +188,9 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16
 
 /* ---- QK-norm and rotary positions ------------------------------------------------------------ */
 
-/* One head of one token, D numbers: out = rotated(x * scale * gain). Number j and number j + D / 2
- * rotate together. D / 2 is a multiple of 16, or 8. Callers pass D as a constant if they can, so
- * that the compiler unrolls the loops. */
+/* For one head of one token, D numbers: out = rotated(x * scale * gain). Numbers j and j + D / 2
+ * rotate as a pair. D is a multiple of 16, so the last vector of D / 2 numbers can be half full.
+ * Callers pass D as a constant if they can, so that the compiler unrolls the loops. */
 
 INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, const float *cos,
                               const float *sin, bf16 *hat, float *scale, bf16 *out) {
@@ -215,7 +216,8 @@ INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, co
     }
 }
 
-/* dx (D) from dout (D); they can be the same array. dgain (D) is added to. */
+/* Computes dx (D) from dout (D), which can be the same array. The gradient of the gain is added to
+ * dgain (D). */
 INLINE void norm_rotate_backward_sized(const int D, const bf16 *dout, const float *gain,
                                        const float *cos, const float *sin, const bf16 *hat,
                                        float scale, bf16 *dx, float *dgain) {
@@ -276,8 +278,8 @@ INLINE void swiglu(__m512 g, __m512 u, bf16 *out) {
     store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u));
 }
 
-/* d is the gradient at silu(gate) * up. Computes the gradients at gate and up. Also computes the
- * product again, because storing it would cost more. */
+/* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
+ * Also computes this product again, into `out`: storing it in the forward pass would cost more. */
 INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *out, bf16 *dgate,
                             bf16 *dup) {
     const __m512 one = _mm512_set1_ps(1.0f);
@@ -288,15 +290,16 @@ INLINE void swiglu_backward(__m512 d, const bf16 *gate, const bf16 *up, bf16 *ou
     store_bf16(dup, _mm512_mul_ps(d, silu));
 }
 
-/* x * gelu_gate(x) is GELU in its tanh form; see constants.h. The base is 2, so LOG2_E is a factor.
- */
+/* x * gelu_gate(x) is GELU in its tanh form; see constants.h. LOG2_E is a factor, because sigmoid2
+ * has powers of 2. */
 INLINE __m512 gelu_gate(__m512 x) {
     const __m512 a = _mm512_set1_ps(GELU_CUBIC * GELU_SCALE * LOG2_E);
     const __m512 b = _mm512_set1_ps(GELU_SCALE * LOG2_E);
     return sigmoid2(_mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), a, b)));
 }
 
-/* din = the gradient at `in`, given d, the gradient at GELU's output; out = GELU(in) again. */
+/* Computes din, the gradient at `in`, from d, the gradient at GELU(in). Also computes GELU(in)
+ * again, into `out`. */
 INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     __m512 x = load_bf16(in), s = gelu_gate(x), y = _mm512_mul_ps(x, s);
     __m512 slope = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(3 * GELU_CUBIC * GELU_SCALE),
@@ -306,7 +309,7 @@ INLINE void gelu_backward(__m512 d, const bf16 *in, bf16 *out, bf16 *din) {
     store_bf16(din, _mm512_mul_ps(d, slope));
 }
 
-/* out (C) = sums of the columns of X (rows, C), which is in pieces. */
+/* out (C) = the sums of the columns of X (rows, C). X is stored in pieces. */
 static void column_sums(const bf16 *X, int rows, int C, float *out) {
     for (int c = 0; c < C; c += 16) {
         __m512 sum = _mm512_setzero_ps();

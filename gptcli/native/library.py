@@ -41,14 +41,14 @@ _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A C file that is compiled into a library, and what is known about the library."""
+    """A C file that is compiled into a library, and what its library exports and needs."""
 
     name: str
     """The file's name without `.c`."""
     functions: dict[str, tuple[Any, list[Any]]]
     """The result type and the argument types of each exported function."""
     expected: dict[str, int]
-    """What these functions must return: the sizes of structs and the numbers of parameters."""
+    """What some functions must return: the sizes of structs and the numbers of parameters."""
     required_features: frozenset[str] = frozenset()
     """Features that the processor must have, as /proc/cpuinfo calls them."""
 
@@ -193,9 +193,10 @@ class _MismatchError(Exception):
 
 
 def _load(source: Source, path: Path) -> ctypes.CDLL:
-    """The library of a file, its functions with their types.
+    """The library in a file, with the types of its functions set.
 
-    Raises OSError or AttributeError if the file is damaged."""
+    Raises OSError or AttributeError if the file is damaged, and _MismatchError if the library does
+    not match the Python code."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in source.functions.items():
         function = getattr(library, name)
@@ -243,7 +244,9 @@ def _cached_path(source: Source, features: frozenset[str]) -> Path:
 
 
 def _trusted_file(source: Source, features: frozenset[str]) -> Path | None:
-    """The compiled library in the cache if it exists and no other user can have written it."""
+    """The path of the compiled library in the cache, if no other user can have written the file.
+
+    None if there is no such file."""
     path = _cached_path(source, features)
     try:
         return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None
@@ -252,7 +255,7 @@ def _trusted_file(source: Source, features: frozenset[str]) -> Path | None:
 
 
 def _only_we_can_write(path: Path) -> bool:
-    """Whether this user or root owns the path and nobody else has permission to write it."""
+    """Whether this user or root owns the path, and nobody else has permission to write to it."""
     found = path.stat()
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
@@ -267,7 +270,7 @@ def _load_cached(source: Source, features: frozenset[str]) -> ctypes.CDLL | None
 
 
 def _build_and_load(source: Source, features: frozenset[str]) -> ctypes.CDLL:
-    """The library, compiled now or by the compiler that `start_building` has started."""
+    """The loaded library. Waits for the compiler that `start_building` started, or starts one."""
     builder = _Builder.running.pop(source, None) or _Builder(source, features)
     try:
         return _load(source, builder.wait())
@@ -276,13 +279,13 @@ def _build_and_load(source: Source, features: frozenset[str]) -> ctypes.CDLL:
 
 
 class _Builder:
-    """A running compiler. It writes a temporary file, which is renamed when it is complete.
+    """A running compiler. It writes a temporary file, which is renamed when complete.
 
-    If the cache cannot be used, the library is compiled into a private temporary folder, again in
-    each process. Raises _BuildError if the compiler cannot be started."""
+    If the cache cannot be used, each process compiles the library into a private temporary folder.
+    Raises _BuildError if the compiler cannot be started."""
 
     running: ClassVar[dict[Source, _Builder]] = {}
-    """Compilers that `start_building` has started and `find` has not waited for yet."""
+    """Compilers that `start_building` has started, and for which `find` has not waited yet."""
 
     def __init__(self, source: Source, features: frozenset[str]) -> None:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
@@ -311,7 +314,7 @@ class _Builder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # a separate process group: stop_compiler stops all of it
+                start_new_session=True,  # makes a process group, which stop_compiler can stop
             )
         except OSError as error:
             self.remove_temporary_files()
@@ -323,7 +326,7 @@ class _Builder:
         if self.process.poll() is None:
             self.stop_compiler()
         elif self.process.returncode == 0 and self.private is None and self.temporary.exists():
-            self.temporary.chmod(0o700)  # it is complete: the next process can load it
+            self.temporary.chmod(0o700)  # the library is complete: the next process can load it
             self.temporary.replace(self.target)
         self.remove_temporary_files()
 
@@ -349,9 +352,9 @@ class _Builder:
             shutil.rmtree(self.private, ignore_errors=True)
 
     def wait(self) -> Path:
-        """The compiled library, as soon as the compiler has ended.
+        """The path of the compiled library. Waits until the compiler has ended.
 
-        Raises _BuildError if it fails or takes too long."""
+        Raises _BuildError if the compiler fails or takes too long."""
         try:
             _, errors = self.process.communicate(timeout=_SECONDS_TO_BUILD)
         except subprocess.TimeoutExpired:
@@ -374,13 +377,15 @@ before_leaving.append(_abandon_all)
 
 
 def _first_error(errors: bytes) -> str:
-    """The first error in a compiler's output, without the list of included files before it."""
+    """The first line with "error" in a compiler's output; without one, the first line of all.
+
+    gcc writes a list of the including files before an error in a header."""
     lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a message"]
     return next((line for line in lines if "error" in line), lines[0]).strip()
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files of builders that were killed."""
+    """Remove the temporary files that were left when a compiling process was killed."""
     for path in folder.glob(".building-*"):
         with suppress(OSError):  # another process can remove the same file
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:

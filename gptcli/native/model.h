@@ -27,18 +27,20 @@ typedef struct {
 /* library.py compares this size with that of Shape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
-/* One linear layer's weights as B tiles: forward (K, N) for the outputs, backward (N, K) for the
- * gradient at the inputs. */
+/* One linear layer's weights as B tiles, packed twice: forward (K, N) to compute the outputs,
+ * backward (N, K) to compute the gradient at the inputs. */
 typedef struct {
     long N, K; /* outputs, rounded up to 32; inputs */
     bf16 *forward, *backward;
 } Packed;
 
-/* The packed matrices of a layer: query, key and value together; attention's output projection; the
- * feed-forward's first product, with the gate if there is one; its second product. */
+/* The packed matrices of a layer. QKV: query, key and value together. OUT: the output projection of
+ * attention. UP: the first product of the feed-forward, with the gate if there is one. DOWN: its
+ * second product. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
-/* Arrays that a layer keeps for the backward pass, in rows unless pieces (tiles.h) are named. */
+/* Arrays that a layer keeps for the backward pass. They are stored in rows, except those marked "in
+ * pieces" (tiles.h) or "B tiles". */
 typedef struct {
     bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
@@ -78,7 +80,7 @@ typedef struct {
     bf16 *d_qkv, *d_out, *d_up, *d_down,
         *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
     bf16 *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
-    long head_blocks; /* row blocks whose logits are computed before their gradients are used */
+    long head_blocks; /* row blocks whose gradients at the logits fit into d_head at once */
     float *partials;  /* each group's part of the gradients of vectors (passes.h) */
     long partial_width;
     ThreadScratch *scratch;
@@ -89,8 +91,8 @@ typedef struct {
 /* The offsets of layer l's parameters. */
 static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
-/* Returns the bytes of all arrays. Also sets the arrays' addresses, from `start` on, if it is not
- * NULL. */
+/* Returns the bytes of all arrays. If `start` is not NULL, also sets the addresses of the arrays,
+ * from `start` on. */
 static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
     const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
@@ -161,8 +163,8 @@ static size_t lay_out(Model *g, char *start) {
 
 /* ---- packing weights ------------------------------------------------------------------------- */
 
-/* Packs rows n to n + 31 of W (N, K). Several matrices below each other can share `backward`;
- * together they have `steps` row blocks, of which W's begin at number `from`. */
+/* Packs rows n to n + 31 of W (N, K). Several matrices can share `backward`, one below the other.
+ * Together they have `steps` row blocks; those of W begin at number `from`. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
                              long steps, long from) {
     bf16 piece[32 * 32] __attribute__((aligned(64)));
@@ -185,7 +187,8 @@ typedef struct {
     Packed *packed;
 } WeightBlock;
 
-/* All matrices of the network, 7 per layer at most and the head; returns their number. */
+/* Lists all matrices of the network in `out`: at most 7 per layer, and the head. Returns their
+ * number. */
 static int weight_blocks(Model *g, WeightBlock *out) {
     const long C = g->s.C, F = g->s.F;
     int n = 0;
@@ -203,8 +206,8 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     return n;
 }
 
-/* Rounds the float32 weights to bfloat16 and packs them into tiles. Call after every change of
- * them. */
+/* Rounds the float32 weights to bfloat16 and packs them into tiles. Call this after every change of
+ * the weights. */
 void gpt_pack(Model *g, const float *weights) {
     WeightBlock blocks[7 * g->s.L + 1];
     const int n = weight_blocks(g, blocks);
@@ -237,8 +240,8 @@ static Model *new_without_memory(const Shape *shape) {
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
-    /* If a layer's weights do not fit into the second-level cache, each reading of them should
-     * serve more rows. */
+    /* If a layer's weights are too large for the second-level cache, they are read from memory for
+     * each group. So groups are then larger. */
     const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
     g->group = weights > 1L << 20 ? 4 : 1;
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
@@ -265,8 +268,8 @@ size_t gpt_bytes(const Shape *shape) {
 }
 
 /* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough.
- * offsets: where each parameter begins (parameters.h); copied. The caller has checked the sizes: C
- * and F are multiples of 32, and D is a multiple of 16 up to 512. */
+ * offsets: where each parameter begins (parameters.h); they are copied. The caller has checked the
+ * sizes: C and F are multiples of 32, and D is a multiple of 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     Model *g = new_without_memory(shape);
     if (g) {
@@ -274,7 +277,8 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
         memcpy(g->offset, offsets, (GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
         g->memory = aligned_alloc(HUGE_PAGE, round_up(g->bytes, HUGE_PAGE));
 #ifdef MADV_HUGEPAGE
-        /* Tiles lie far apart: with small pages, most of the time goes into finding pages. */
+        /* Tiles lie far apart. With small pages, the processor would spend most of its time on
+         * translating addresses. */
         if (g->memory) madvise(g->memory, round_up(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }

@@ -54,14 +54,14 @@ static float kth_largest(float *x, long n, long k) {
     return x[target];
 }
 
-/* qsort's order: larger logits first, then smaller tokens. */
+/* The order for qsort: larger logits first; among equal logits, smaller tokens first. */
 static int by_falling_logit(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
     if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
     return x->token - y->token;
 }
 
-/* weights = e^(logits - top), the probabilities before division by their sum. Returns the sum. */
+/* weights = e^(logits - top): the probabilities before division by their sum. Returns this sum. */
 static double exp_weights(const float *logits, int V, float top, float *weights) {
     const v16 shift = broadcast(top);
     double total = 0.0;
@@ -83,7 +83,8 @@ static float largest_logit(const float *logits, int V) {
     return max_lane(largest);
 }
 
-/* Cuts at top-p: sets all logits to -infinity except the fewest whose probabilities reach p. */
+/* Cuts at top-p: keeps the fewest logits whose probabilities add up to p, and sets all others to
+ * -infinity. */
 static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
     const double target = p * exp_weights(logits, V, top, c->weights);
     /* A few tokens are usually enough, so only the `limit` largest are sorted at first. */
@@ -111,9 +112,9 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
     }
 }
 
-/* A token, 0 to V - 1. `uniform`, from 0 to below 1, decides by the inverse of the cumulative
- * distribution. seen: V bytes, not 0 for tokens that the penalty applies to; NULL without penalty.
- */
+/* The chosen token, 0 to V - 1. This is the first token whose cumulative probability exceeds
+ * `uniform`, a number in [0, 1). seen: V bytes, not 0 for tokens that the penalty applies to; NULL
+ * without penalty. */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
                         double uniform, const uint8_t *seen, const ChoiceScratch *c) {
     float *logits = c->logits;

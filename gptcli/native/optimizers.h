@@ -27,14 +27,14 @@ void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean,
 
 /* ---- Muon ------------------------------------------------------------------------------------ */
 
-/* x (r, c) and gram (r, r) with their tiles; wide (32, c) and square (r, r) take sums. */
+/* x (r, c) and gram (r, r), each also as tiles. wide (32, c) and square (r, r) hold sums. */
 typedef struct {
     bf16 *x, *tiles, *gram, *gram_tiles;
     float *wide, *square;
 } MuonScratch;
 
-/* Bytes of the scratch for an (R, C) matrix, R at most C. Also sets its pointers if `start` is not
- * NULL. */
+/* Returns the bytes of the scratch for an (R, C) matrix, R at most C. If `start` is not NULL, also
+ * sets the pointers in s. */
 static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     const long r = round_up(R, 32), c = round_up(C, 32);
     size_t used = 0;
@@ -50,8 +50,8 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* X (r, c) becomes almost the nearest orthogonal matrix, by Newton-Schulz iterations (constants.h).
- * r and c are multiples of 32. Source: Jordan et al. 2024, "Muon". */
+/* Makes X (r, c) almost the orthogonal matrix nearest to it, by Newton-Schulz iterations
+ * (constants.h). r and c are multiples of 32. Source: Jordan et al. 2024, "Muon". */
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     bf16 *X = s->x;
     for (int it = 0; it < iterations; it++) {
@@ -87,8 +87,8 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     }
 }
 
-/* One step for one matrix w (R, C), its gradient g and its momentum m: Nesterov momentum,
- * orthogonalised. A tall matrix is transposed first, because X X^T is then the smaller product. */
+/* One step of Muon for a matrix w (R, C) with gradient g and momentum m: updates w by the Nesterov
+ * momentum, orthogonalised. A tall matrix is transposed first, because this makes X X^T smaller. */
 static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
                         float rate, float beta, float decay, int iterations) {
     const int tall = R > C;

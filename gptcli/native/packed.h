@@ -1,11 +1,12 @@
 /* Packed weights of linear layers for sampling, and their products with a few rows.
  *
- * N outputs and K inputs, both padded with zeros to multiples of 32. A panel holds the weights of
- * 16 outputs: for each input 16 float32, or for each two inputs 16 pairs of bfloat16, which is also
- * the layout of AMX's B tiles. int8.h describes panels of int8 weights, README.md has drawings.
+ * N outputs and K inputs; N and K are padded with zeros to multiples of 32. A panel holds the
+ * weights of 16 outputs. In float32 it has 16 numbers for each input. In bfloat16 it has 16 pairs
+ * for each two inputs; this is also the layout of AMX's B tiles. int8.h describes panels of int8
+ * weights. README.md has drawings.
  *
- * A row's sums run in the same order for any number of rows. So a stream's text does not depend on
- * the other streams. */
+ * The sums of a row run in the same order for any number of rows. So a stream's text does not
+ * depend on the other streams. */
 
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
@@ -52,8 +53,9 @@ static long row_bytes(const Packed *p) {
                            : p->K * (p->kind == BFLOAT16 && BF16_ROWS ? 2 : 4);
 }
 
-/* Packs outputs n to n + 15. rows: the 16 outputs' weights; NULL for zeros. Input k comes from
- * column columns[k] (-1: zero); without `columns` from column k if k < count. */
+/* Packs outputs n to n + 15. rows: the weights of the 16 outputs; NULL for zeros. Input k comes
+ * from column columns[k], or is zero if that is -1. If `columns` is NULL, it comes from column k,
+ * or is zero if k >= count. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
     char *to = p->weights + n / PANEL * panel_bytes(p);
@@ -77,7 +79,7 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
 
 /* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
 
-/* out (nr, 16 nb) = nr rows (nr, K) times nb panels, all sums in registers. */
+/* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
 
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
                      float *out, long out_row) {
@@ -124,7 +126,7 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
         for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
 }
 
-/* The same for any number n of rows. */
+/* few_rows for any number n of rows. */
 INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
                      long out_row) {
     const long row = row_bytes(p);
@@ -140,8 +142,9 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
 
-/* out (n, 16 panels) = rows (n, K) times `panels` panels, an even number, from panel `panel` on. n
- * is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need room for them. */
+/* out (n, 16 panels) = rows (n, K) times `panels` panels, from number `panel` on. `panels` is even,
+ * n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need room for so many.
+ */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {

@@ -1,8 +1,8 @@
 /* The parameters of a GPT, in the order of the tables in gptcli/model/parameters.py.
  *
- * Python passes an address or an offset for each: first GLOBALS parameters outside the blocks, then
- * PER_LAYER parameters of each block. If an arch does not have a parameter, its offset is -1 and
- * its address NULL. */
+ * Python passes an address or an offset for each parameter: first for GLOBALS parameters outside
+ * the blocks, then for PER_LAYER parameters of each block. If an arch does not have a parameter,
+ * the parameter's offset is -1 and its address is NULL. */
 
 #ifndef GPTCLI_PARAMETERS_H
 #define GPTCLI_PARAMETERS_H

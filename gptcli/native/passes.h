@@ -1,13 +1,13 @@
 /* The forward and the backward pass of a GPT, by groups of rows, heads and layers.
  *
- * Dimensions as in model.h. A group is one or four blocks of 32 rows. What happens to a group
- * between two products stays in the cache, and weights too large for the cache are read once for
- * the whole group. Threads share groups, heads and rows of gradients. No sum is divided between
- * threads, so their number does not change a bit of the result.
+ * Dimensions as in model.h. A group is one or four blocks of 32 rows. A group's rows stay in the
+ * cache between two products. Weights too large for the cache are read once for the whole group.
+ * Threads divide groups, heads and rows of gradients between them. No sum is divided, so the number
+ * of threads does not change a bit of the result.
  *
  * A block of the network is computed in three parts, because attention needs all rows of a
  * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
- * (output projection, feed-forward). x is the residual stream; A is the input of a product. */
+ * (output projection, feed-forward). x is the residual stream, A the left factor of a product. */
 
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
@@ -37,7 +37,7 @@ static int group_rows(const Pass *p, long k) {
 /* Sites of dropout: two in each layer, the embedding, and each head's weights. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
-/* The dropout of a site; none if no backward pass follows. */
+/* The dropout of a site. Drops nothing if no backward pass follows. */
 static Dropout dropout_for(const Pass *p, uint32_t site) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
@@ -59,8 +59,8 @@ static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->trai
 /* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
-/* A linear layer's outputs c to c + width - 1 for 32 rows of A: out (32, width). Small enough to be
- * used at once from the first-level cache. width is a multiple of 32. */
+/* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
+ * multiple of 32, so small that the caller can use `out` from the first-level cache. */
 INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
@@ -68,8 +68,8 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
             out, width);
 }
 
-/* The gradient at a linear layer's inputs c to c + width - 1, from A, the gradient at its outputs:
- * out (32, width). */
+/* out (32, width) = the gradient at a linear layer's inputs c to c + width - 1. A is the gradient
+ * at its outputs. */
 INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
@@ -77,7 +77,7 @@ INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, i
             out, width);
 }
 
-/* out (rows, K) = the gradient at a linear layer's inputs, from A, the gradient at its outputs. */
+/* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
 static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
@@ -86,7 +86,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
-/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch, for dropout. */
+/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch; dropout needs this. */
 static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
@@ -105,7 +105,7 @@ static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, con
         }
 }
 
-/* x = dropout(token embedding + position embedding), for rows r0 on. Padded rows become 0. */
+/* x = dropout(token embedding + position embedding), for rows r0 on. Padding rows become 0. */
 static void embed(const Pass *p, long r0, int rows) {
     Model *g = p->g;
     const int C = g->s.C;
@@ -126,7 +126,7 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
-/* Rows r0 on of x -> norm -> queries, keys and values in layer->qkv. */
+/* Computes queries, keys and values from norm(x), into layer->qkv. For rows r0 on. */
 static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -169,7 +169,7 @@ static Dropout dropout_for_weights(const Pass *p, int l, long head) {
     return dropout_for(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
 }
 
-/* layer->qkv -> layer->mixed, for one head of one sequence (head = b H + h). */
+/* Computes layer->mixed from layer->qkv, for one head of one sequence (head = b H + h). */
 static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -181,7 +181,7 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
                       &s->attention);
 }
 
-/* x += out projection of layer->mixed; x += feed-forward(norm(x)). Rows r0 on. */
+/* x += output projection of layer->mixed; then x += feed-forward(norm(x)). For rows r0 on. */
 static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -223,9 +223,10 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
-/* The last norm, the logits, and each row's loss into losses. In training also `scale` times the
- * gradients: at the logits, transposed, into d_head, whose first row is row `from`; and at the
- * residual stream into dx. `partial` (2 C) gets the last norm's. */
+/* Computes the last norm, the logits, and each row's loss (into g->losses). In training also
+ * computes these gradients, times `scale`: at the logits, transposed, into g->d_head, whose first
+ * row is row `from`; at the residual stream, into g->dx; of the last norm's parameters, into
+ * `partial` (2 C). */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s, float *partial) {
     Model *g = p->g;
@@ -279,8 +280,8 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* The gradient at the output of a branch, from dx, through dropout: as bfloat16 in pieces (out),
- * and transposed as A tiles. */
+/* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets it as
+ * bfloat16 in pieces; `transposed` gets its transpose as A tiles. */
 static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
                             bf16 *transposed) {
     const int C = p->g->s.C;
@@ -307,7 +308,8 @@ static Partials group_partials(const Model *g, long group) {
     return a;
 }
 
-/* The backward pass of after_attention: dx -> dmixed, and tiles for the gradients of weights. */
+/* The backward pass of after_attention: computes dmixed from dx, adds the feed-forward's gradient
+ * to dx, and packs tiles for the gradients of weights. */
 static void after_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
                                      ThreadScratch *s) {
     Model *g = p->g;
@@ -360,7 +362,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
         }
 }
 
-/* The backward pass of attend_head: dmixed -> dqkv. */
+/* The backward pass of attend_head: computes dqkv from dmixed. */
 static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -373,8 +375,8 @@ static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch 
                        dq + C, dq + 2 * C, &s->attention);
 }
 
-/* The backward pass of before_attention: dqkv is added to dx; tiles for the gradients of weights.
- */
+/* The backward pass of before_attention: adds the gradient that comes from dqkv to dx, and packs
+ * tiles for the gradients of weights. */
 static void before_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
                                       ThreadScratch *s) {
     Model *g = p->g;

@@ -1,7 +1,7 @@
 """The number of threads for sampling one stream: all of them, or one if another process disturbs.
 
 Threads that share a step wait for each other at every layer. If another process occupies a core,
-they are far slower than a single thread. The text does not depend on the number of threads.
+the threads together are far slower than a single one. The text does not depend on their number.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ except ImportError:  # Windows has no such count: threads never look disturbed
     resource = None  # type: ignore[assignment]
 
 _LEAST_STEPS = 16  # shorter runs are not measured
-_LAST_RUNS = 3  # the fastest of these is a number of threads' speed
+_LAST_RUNS = 3  # the fastest of these runs counts as the speed of a number of threads
 _TRY_ONE_EVERY = 64  # disturbed runs of all threads before one thread is tried again
-_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried again: first, at most
+_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried: the first time, at most
 _MUCH_FASTER = 0.8  # one thread must need less than this share of the time of all
-# All threads are disturbed if the system has taken the processor from them more often in their last
-# runs than this. Measured on two cores: 32 a second on an idle machine, 150 to 94,000 next to
-# another process.
+# Context switches: in these, the system takes the processor from a thread. The threads count as
+# disturbed if there were more than _SWITCHES, plus _SWITCHES_PER_SECOND for each second, in their
+# last _SWITCHED_RUNS runs. Measured on two cores: 32 switches a second on an idle machine, 150 to
+# 94,000 next to another process.
 _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
 
 class ThreadCount:
     """Chooses between one thread and `usual` threads by how long recent runs took.
 
-    It tries one thread only if the runs of all threads are disturbed: on an idle machine, a trial
-    would cost a short text too much time."""
+    Tries one thread only if the runs of all threads are disturbed. On an idle machine, a trial
+    would cost too much of the time of a short text."""
 
     def __init__(self, usual: int) -> None:
         self._usual = usual
@@ -70,5 +71,5 @@ class ThreadCount:
 
 
 def context_switches() -> int:
-    """How often the system has taken the processor from a thread of this process so far."""
+    """How often the system has taken the processor from this process's threads so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0

@@ -41,19 +41,20 @@ INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-/* Stores the lanes of a mask; the other numbers in memory stay as they are. */
+/* Stores the lanes of a mask; the numbers in memory for the other lanes do not change. */
 INLINE void mask_store_bf16(bf16 *p, __mmask16 mask, __m512 x) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 /* ---- products of tiles ----------------------------------------------------------------------- */
 
-/* C (+)= A B for na x nb tiles of C, na and nb 1 or 2, over `steps` tiles of A and B each.
+/* C (+)= A B for na x nb tiles of C, with na and nb 1 or 2. The sum runs over `steps` tiles of A
+ * and as many of B.
  *
- * The A tile of row block i is at A + i * a_tile and has rows a_row apart; step s is s * a_step
- * further. The B tile of column block j is at B + j * b_tile; step s is s * b_step further. C has
- * rows c_row apart; its old values are added if `add`. Four tiles of C at once use each loaded tile
- * of A and B twice. */
+ * The A tile of row block i for step s is at A + i * a_tile + s * a_step; its rows are a_row apart.
+ * The B tile of column block j for step s is at B + j * b_tile + s * b_step. Rows of C are c_row
+ * apart; its old values are added if `add`. With four tiles of C, each loaded tile of A and B is
+ * used twice. */
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
@@ -65,7 +66,7 @@ typedef struct {
 } __attribute__((packed, aligned(64))) TileConfig;
 
 /* Each thread calls tiles_begin or tiles_begin_rows before its products, and tiles_end after them.
- * Rows of A and C can be fewer than 16: tiles 0 to 3 are C, 4 and 5 are A, 6 and 7 are B. */
+ * Tiles 0 to 3 are C, 4 and 5 are A, 6 and 7 are B. A and C have `rows` rows, at most 16. */
 static void tiles_begin_rows(int rows) {
     TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -210,8 +211,8 @@ INLINE void transpose16(__m512i r[16]) {
     }
 }
 
-/* X (32, columns) as B tiles: one for 16 columns, `tile` apart. The product then sums over the 32
- * rows of X. */
+/* Packs X (32, columns) as B tiles: one for each 16 columns, `tile` apart. A product with them sums
+ * over the 32 rows of X. */
 static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
@@ -219,8 +220,8 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
                                 interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* The transpose of X (32, columns) as A tiles: one for 16 columns, `tile` apart. The product then
- * sums over the 32 rows of X. */
+/* Packs the transpose of X (32, columns) as A tiles: one for each 16 columns, `tile` apart. A
+ * product with them sums over the 32 rows of X. */
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
@@ -235,8 +236,8 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
 
 /* ---- arrays in pieces ------------------------------------------------------------------------ */
 
-/* An array (rows, C) in pieces consists of 32 x 32 blocks of 2 KiB, those of the same 32 rows side
- * by side. Code that makes and uses an array block by block then reads memory in order. */
+/* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers, 2 KiB each. The blocks of the
+ * same 32 rows are side by side. So code that goes block by block reads memory in order. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
@@ -245,12 +246,12 @@ INLINE long in_pieces(long r, long c, long C) {
     return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
 }
 
-/* An array in pieces as B tiles, each piece as two. `numbers` is the length of the array. */
+/* Packs an array in pieces as B tiles, two for each piece. The array has `numbers` numbers. */
 static void pack_b_pieces(const bf16 *X, long numbers, bf16 *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
 }
 
-/* The transpose of an array in pieces as A tiles, each piece as two. */
+/* Packs the transpose of an array in pieces as A tiles, two for each piece. */
 static void pack_a_pieces_transposed(const bf16 *X, long numbers, bf16 *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
 }
@@ -260,8 +261,8 @@ static void prefetch_l2(const void *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
-/* The transpose of X (16, columns) as B tiles: one for 32 columns, side by side. The product then
- * sums over the columns of X. Columns that the last tile lacks are 0. */
+/* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
+ * product with them sums over the columns of X. The last tile is filled up with zeros. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);

@@ -21,7 +21,7 @@ from gptcli.sampling.torch_streams import TorchStreams
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # of the free memory
-_CHOICE_BYTES = 64  # choose_token, per stream and token of the vocabulary: sorted, in float64
+_CHOICE_BYTES = 64  # that choose_token needs per stream and token: it sorts, and uses float64
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -
     """The engine and the dtype for sampling on this device, if the user wants the dtype `wanted`.
 
     `auto` is bfloat16 if the C library works here and the processor multiplies bfloat16, else
-    float32. In float32, greedy output equals that of recomputing the whole text for each token.
-    `int8` (eight-bit weights) needs the C library. Raises GptcliError if it cannot be used."""
+    float32. In float32, greedy sampling with the KV cache gives the same text as computing the
+    whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
+    GptcliError if the dtype cannot be used."""
     found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
     if device.type == "cpu" and not has_user_parts and wanted != "float16":
         search = library.find(library.SAMPLING)
@@ -71,8 +72,8 @@ def open_streams(
 ) -> Streams:
     """`wanted` streams, or as many as the memory holds.
 
-    The model must be in float32 for the C library; else its branches are in the backend's dtype.
-    Raises GptcliError (exit code 1) if the memory does not hold one stream."""
+    For the C library, the model must be in float32. For PyTorch, its branches must be in the
+    backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
     count = min(wanted, MOST_STREAMS)
     if not backend.native:
         each = _stream_bytes(model)
@@ -112,7 +113,7 @@ def open_streams(
 
 
 def open_decoder(model: GPT, backend: Backend, threads: int) -> Decoder:
-    """The C library's decoder with one stream, for scoring a text; needs a native backend.
+    """The C library's decoder with one stream, for scoring a text. The backend must be native.
 
     Raises MemoryError."""
     found = library.find(library.SAMPLING).library
@@ -121,8 +122,10 @@ def open_decoder(model: GPT, backend: Backend, threads: int) -> Decoder:
 
 
 def _stream_bytes(model: GPT) -> int:
-    """Bytes that PyTorch needs for a stream: its KV cache (or, without a cache, the tensors of a
-    pass over the window) and the tensors that choose_token makes of the logits."""
+    """Bytes that PyTorch needs for a stream.
+
+    These are its KV cache and the tensors that choose_token makes from the logits. Without a cache,
+    the tensors of a forward pass over the window take the place of the KV cache."""
     config, each = model.config, model.cache_dtype.itemsize
     choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:

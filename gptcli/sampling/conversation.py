@@ -33,14 +33,14 @@ class Conversation:
     def say(
         self, text: str, max_new_tokens: int, should_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[str]:
-        """Add the user's text on a new line and continue it: yields pieces of text as they come,
-        some of them empty.
+        """Add the user's text on a new line, and continue the stream.
 
-        With an empty text the model continues where it stopped. The answer ends after
-        `max_new_tokens`, at a stop string, at end-of-text, or if `should_stop` returns true between
-        two tokens. Raises GptcliError, and changes nothing, if the tokenizer does not know a
-        character of the text."""
-        # Encoded without the newline first, so that an error counts positions in the user's text.
+        Yields the pieces of the answer as they come; some are empty. With an empty text the model
+        continues where it stopped. The answer ends after `max_new_tokens`, at a stop string, at
+        end-of-text, or if `should_stop` returns true between two tokens. Raises GptcliError, and
+        changes nothing, if the tokenizer does not know a character of the text."""
+        # First encode the text without the newline, so that an error names positions in the user's
+        # text.
         ids = self._tokenizer.encode(text)
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
@@ -55,7 +55,7 @@ class Conversation:
                 self._line_is_open = not text.endswith("\n")
             yield from self._answer(max_new_tokens, should_stop)
         except BaseException:
-            self.new()  # nobody knows which tokens the interrupted stream has read
+            self.new()  # it is unknown which tokens the interrupted stream has read
             raise
 
     def _answer(self, max_new_tokens: int, should_stop: Callable[[], bool]) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The generation loop: prompts in, new tokens out, as many texts at once as there are streams.
 
 A stream's text is a function of its prompt, the seed and its sample number. It does not depend on
-the texts generated with it. The C library keeps this promise to the bit; PyTorch's matrix products
-can round differently in batches of other sizes.
+the other streams. The C library keeps this promise to the bit. PyTorch's matrix products can round
+differently in batches of other sizes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gptcli.sampling.streams import Streams
 
 _BLOCK = 64  # random numbers drawn at once
 _MOST_STEPS = 64  # tokens of each stream per call, at most
-_SECONDS_UNSEEN = 0.015  # calls get longer until one takes about this long: text appears at once
+_SECONDS_UNSEEN = 0.015  # a faster call doubles the next one's steps; nobody sees so short a delay
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A prompt (token ids, at least one) to continue, and the number of this sample of it."""
+    """A prompt to continue (at least one token id), and the number of this sample of the prompt."""
 
     prompt: Sequence[int]
     sample: int = 0
@@ -50,8 +50,8 @@ class UniformNumbers:
 class GenerationLoop:
     """Continues each prompt by at most `max_new_tokens` tokens.
 
-    Each iteration yields a list of pairs (index of the request, its next tokens). Call `end` for a
-    request that needs no more tokens. A stream that is free takes the next request."""
+    Each iteration yields a list of pairs: the index of a request, and its next tokens. Call `end`
+    for a request that needs no more tokens. A free stream takes the next request."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from gptcli.sampling.next_token import SamplingParams, choose_token
 from gptcli.sampling.streams import StreamTokens, window_start
 
 _MOST_STEPS = 64  # steps between two transfers to the host
-_PREFILL_SLOTS = 4096  # cache slots computed at once, over several texts: bounds the extra memory
+_PREFILL_SLOTS = 4096  # cache slots, over several texts, that prefill computes at once: memory
 _LEAST_SPAN = 64  # cache slots that attention reads, at least
 
 
@@ -34,9 +34,10 @@ class GraphStreams:
         self._model, self._params = model, params
         self._device = device = model.wte.weight.device
         self._width = model.config.block_size
-        self._texts: dict[int, StreamTokens] = {}  # the last token is never fed in advance
+        self._texts: dict[int, StreamTokens] = {}  # _prefill feeds all but the last token
         self._cache = model.new_cache(count)
-        for layer in self._cache.layers:  # unused slots get weight 0; 0 * NaN would be NaN
+        # Attention also reads unused slots, with weight 0. A NaN in one would give NaN: 0 * NaN.
+        for layer in self._cache.layers:
             layer.keys.zero_()
             layer.values.zero_()
         # The tensors that a step reads and writes.
@@ -66,8 +67,9 @@ class GraphStreams:
 
     @torch.no_grad()
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed each stream's tokens except the last one; if the window was full, the whole new
-        window."""
+        """Feed each stream's waiting tokens, except the last one.
+
+        If the window was full, feed the whole new window except its last token."""
         groups: dict[tuple[int, int], dict[tuple[int, ...], list[int]]] = {}
         for stream in streams:
             text = self._texts[stream]
@@ -91,7 +93,9 @@ class GraphStreams:
     def _prefill_group(
         self, before: int, length: int, texts: Sequence[tuple[tuple[int, ...], list[int]]]
     ) -> None:
-        """Put `length` tokens of each text into its streams' caches, after `before` others."""
+        """Feed `length` tokens of each text, and store their keys and values for its streams.
+
+        The caches of these streams already hold `before` tokens."""
         filled = min(before + length, self._width)
         first = torch.tensor([streams[0] for _, streams in texts], device=self._device)
         cache = self._model.new_cache(len(texts), filled)
@@ -174,17 +178,17 @@ class GraphStreams:
 
 
 def _can_record(device: torch.device) -> bool:
-    """Whether steps can be recorded: on NVIDIA's GPUs (on AMD's, top-k fails in a graph)."""
+    """Whether steps can be recorded: on NVIDIA's GPUs, but not on AMD's, whose top-k fails."""
     return device.type == "cuda" and torch.version.hip is None
 
 
 class _GraphRecorder:
     """Records steps as CUDA graphs.
 
-    All graphs are recorded on one CUDA stream and share one memory pool, because a step leaves its
-    results in tensors outside the pool. Graphs are kept as long as this object, even those whose
-    recording failed: when a graph is freed, PyTorch frees the workspace of the stream on which it
-    was recorded, and the other graphs still use that workspace."""
+    All graphs are recorded on one CUDA stream. They can share one memory pool, because a step
+    leaves its results in tensors outside the pool. This object keeps all graphs, even those whose
+    recording failed. For if a graph is freed, PyTorch frees the workspace of the CUDA stream, and
+    the other graphs still use that workspace."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -195,8 +199,8 @@ class _GraphRecorder:
     def record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """A CUDA graph of the step, or None if recording fails.
 
-        The step runs three times before, for what PyTorch sets up only once. These runs must not
-        change any stream: call this while no stream is active."""
+        Runs the step three times first, because PyTorch sets some things up only once. Call this
+        while no text stream is active, because these runs would add tokens to it."""
         if not self._works:
             return None
         pool = self._graphs[0].pool() if self._graphs else None

@@ -34,7 +34,7 @@ class NativeStreams:
         self._texts: dict[int, StreamTokens] = {}
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Streams. Equal texts are read once; the KV cache is copied to the other streams."""
+        """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
         reader: dict[tuple[int, ...], int] = {}  # text -> the stream that reads it
         copied_from: dict[int, int] = {}
         for stream, ids in texts.items():
@@ -54,7 +54,7 @@ class NativeStreams:
                 text.fed, text.start = read.fed, read.start
 
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that the KV cache lacks; if the window was full, the whole new window."""
+        """Feed all tokens that the KV cache lacks: the whole new window if the old one was full."""
         rows = []
         for stream in streams:
             text = self._texts[stream]
@@ -77,7 +77,7 @@ class NativeStreams:
             self._prefill(streams)
             positions = [len(text.tokens) - text.start for text in texts]
             count = steps - done
-            if self._width is not None:  # the last token that the decoder chooses is not fed
+            if self._width is not None:  # + 1, because the last chosen token is not fed
                 count = min(count, self._width - max(positions) + 1)
             tokens = self._decoder.run(
                 streams, positions, uniform[:, done : done + count], self._params

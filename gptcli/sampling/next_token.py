@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_GREEDY_BELOW = 1e-6  # temperature: below it, dividing logits by it could overflow float32
+_GREEDY_BELOW = 1e-6  # temperature; dividing logits by a smaller one could overflow float32
 _NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: the C library's float32 weights are 0 from here on
 
 
@@ -30,17 +30,18 @@ class SamplingParams:
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits in which tokens seen before are less likely: positive ones / penalty, negative ones
-    * penalty.
+    """Logits in which tokens already in the text are less likely.
 
-    logits (B, V); seen bool (B, V). Source: Keskar et al. 2019, CTRL, section 4.1."""
+    A positive logit of such a token is divided by the penalty; a negative one is multiplied by it.
+    logits (B, V), seen bool (B, V) -> (B, V). Source: Keskar et al. 2019, CTRL, section 4.1."""
     changed = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, changed, logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits with -inf for all but the k largest of each row; ties with the k-th stay.
-    (B, V) -> (B, V)."""
+    """Logits with -inf for all but the k largest of each row. (B, V) -> (B, V).
+
+    Logits that equal the k-th largest stay too."""
     if k >= logits.shape[-1]:
         return logits
     smallest = torch.topk(logits, k, dim=-1).values[:, -1:]
@@ -76,9 +77,9 @@ def choose_token(
 ) -> Tensor:
     """The next token of each stream: logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,).
 
-    Each stream brings its own uniform number, so a stream's text does not depend on which other
-    streams are drawn in the same batch. `seen`, bool (B, V), marks the tokens already in the text;
-    it is needed if params.repetition_penalty is not 1."""
+    Each stream has its own uniform number, so its text does not depend on the other streams of the
+    batch. `seen`, bool (B, V), marks the tokens already in the text; it is needed if
+    params.repetition_penalty is not 1."""
     logits = logits.float()
     if params.repetition_penalty != 1.0:
         assert seen is not None
@@ -99,13 +100,13 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the uniform number.
 
     Logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,). A token's cumulative probability
-    is the sum of the probabilities of all ids up to its own. A token is never drawn if it was cut
-    or if it is less than e^-87 times as likely as the likeliest.
+    is the sum of the probabilities of all ids up to its own. A token is never drawn if top-k, top-p
+    or min-p has cut it, or if it is less than e^-87 times as likely as the likeliest.
 
-    Such a token always exists. Rounding can leave the largest cumulative probability below 1, so
-    the uniform number is multiplied by it; for every number below 1 the product is smaller than
-    that largest one. The C library draws by the same rule. Logits that are not numbers give
-    token 0."""
+    A token that exceeds the number always exists. Rounding can leave the largest cumulative
+    probability below 1, so the uniform number is first multiplied by that largest probability. The
+    product is smaller than it, because the uniform number is below 1. The C library draws by the
+    same rule. Logits that are NaN give token 0."""
     assert uniform.dtype == torch.float64, "float32 rounds a number just below 1 up to 1"
     never = logits - logits.amax(dim=-1, keepdim=True) <= _NEVER_DRAWN
     cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum_(dim=-1)

@@ -17,7 +17,7 @@ from gptcli.native.decoder import Decoder
 from gptcli.sampling.streams import window_start
 
 _TOKENS_AT_ONCE = 4096
-_LONGEST_PIECE = 1024  # tokens; the memory of the attention scores grows with the square
+_LONGEST_PIECE = 1024  # tokens; the memory of the attention scores grows with their square
 _LARGE_VOCABULARY = 8192  # above it, logits take more memory: compute a quarter of the tokens
 
 
@@ -44,8 +44,10 @@ def _ring_buffer(model: GPT, text: Tensor) -> Iterator[Tensor]:
 
 
 def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
-    """ln p of the tokens in windows of learned positions. Each window is computed once, in a batch
-    of several, and scores the tokens that no earlier window has scored."""
+    """ln p of all tokens but the first, for a model with learned positions: yields float32 (n,).
+
+    Computes each window once, several in a batch. A window gives ln p of the tokens that no earlier
+    window has scored."""
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
     yield _of_targets(model(text[None, :first])[0], text[1 : first + 1])
@@ -53,7 +55,8 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
-        # The last window can reach past the text; the padding changes nothing before it (causal).
+        # The last window can reach past the text. Padding there does not change the logits of
+        # earlier tokens, because attention is causal.
         idx = torch.stack(
             [F.pad(text[at : at + width], (0, max(0, at + width - len(text)))) for at in some]
         )
@@ -64,8 +67,10 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
 
 
 def _later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """Starts of the windows after the first in a text of `last` tokens that are fed, and the number
-    of tokens at the end of each window that no earlier window has scored."""
+    """The starts of all windows but the first, and how many tokens each of them scores.
+
+    `last` tokens of the text are fed. A window scores the tokens at its end that no earlier window
+    has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
     return sorted(starts), max(1, width // 4)
 

@@ -15,9 +15,9 @@ If a text is longer than its window of W tokens, the model looks at:
 
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
   layer. This is what recomputing the whole text under a banded causal mask of width W gives.
-- gpt2 (learned positions): a token's vector depends on its position in the window, so a full window
-  has to be recomputed. That is done once for every W / 4 tokens: the window starts at a multiple of
-  W / 4 (at least 1) tokens, the smallest at which the text still fits.
+- gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
+  moves, all its tokens have to be recomputed. To do this only once for every W / 4 tokens, the
+  window starts at a multiple of W / 4 tokens (at least 1): the smallest at which the text fits.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from torch import Tensor
 
 
 def window_start(length: int, width: int) -> int:
-    """Position at which the window of a learned-position model starts in a text of `length` tokens.
+    """The position at which the window starts in a text of `length` tokens (learned positions).
 
-    0 up to `width` tokens, then the next multiple of max(1, width // 4) that leaves at most
-    `width`."""
+    0 if the text has at most `width` tokens. Otherwise the smallest multiple of max(1, width // 4)
+    that leaves at most `width` tokens."""
     stride = max(1, width // 4)
     return 0 if length <= width else -(-(length - width) // stride) * stride
 
 
 @dataclass
 class StreamTokens:
-    """The tokens of one stream. The KV cache holds those of tokens[start:fed]."""
+    """The tokens of one stream. The KV cache holds the keys and values of tokens[start:fed]."""
 
     tokens: list[int]
     fed: int = 0
@@ -48,7 +48,7 @@ class StreamTokens:
 
 
 class Streams(Protocol):
-    """Texts that grow together, numbered from 0. None of them looks at another."""
+    """Texts that grow together, numbered from 0. No text depends on another."""
 
     count: int
     """The largest number of streams."""
@@ -62,5 +62,6 @@ class Streams(Protocol):
         With `restart` the streams forget their text and begin with these tokens."""
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
-        """Generate the next tokens of n streams: uniform numbers, float64 (n, steps) -> integers
-        (steps, n)."""
+        """Generate the next `steps` tokens of n streams: returns integers (steps, n).
+
+        `uniform`, float64 (n, steps), holds the random numbers in [0, 1)."""

@@ -36,7 +36,7 @@ class NewText:
 
 
 class StopFilter:
-    """Passes text on, but holds back an end that could be the beginning of a stop string."""
+    """Returns text as it comes, but holds back an end that could begin a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -44,7 +44,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown after `text` was added; nothing after a stop string."""
+        """The text that can be shown now that `text` is added; nothing after a stop string."""
         if self.stopped:
             return ""
         self._held += text
@@ -90,10 +90,10 @@ def generate_text(
     seed: int,
     stops: Sequence[str] = (),
 ) -> Iterator[NewText | Sample]:
-    """Continue prompts: yields each NewText as soon as it is ready, and the complete Sample when it
-    ends.
+    """Continue prompts: yields each NewText as soon as it is ready, and a Sample after each text.
 
-    Both carry the index of their request. End-of-text ends a text and is not part of it."""
+    NewText and Sample have the index of their request. End-of-text ends a text and is not part of
+    it."""
     continuations = [
         _Continuation(Sample(i), tokenizer.stream(), StopFilter(stops))
         for i in range(len(requests))
@@ -115,7 +115,7 @@ def generate_text(
 def _take(
     continuation: _Continuation, tokens: list[int], eot: int | None, *, at_once: bool
 ) -> Iterator[NewText | Sample]:
-    """Show tokens, all `at_once` or one by one. End the text at end-of-text or at a stop string."""
+    """Show tokens, `at_once` or one by one. End the text at end-of-text or at a stop string."""
     sample = continuation.sample
     end = tokens.index(eot) if eot is not None and eot in tokens else None
     kept = tokens[:end]
@@ -161,8 +161,8 @@ def generate_one(
 ) -> str | None:
     """One complete continuation: the sample that training shows.
 
-    Returns None if `should_stop`, which is called after each piece of text, returned true. The
-    model is in evaluation mode meanwhile; its mode is restored."""
+    Calls `should_stop` after each piece of text, and returns None if it is true. Puts the model
+    into evaluation mode, and restores its mode at the end."""
     ids = tokenizer.encode(prompt) or tokenizer.start_ids()
     was_training = model.training
     model.eval()

@@ -19,8 +19,8 @@ from gptcli.sampling.streams import window_start
 class Decoder:
     """Next-token logits for a batch of texts of equal length, which grow together.
 
-    `feed(idx)` takes new tokens, int64 (B, T), and returns the logits of the token that follows
-    them, float (B, V)."""
+    `feed(idx)` takes new tokens, int64 (B, T). It returns the logits of the next token of each
+    text, float (B, V)."""
 
     def __init__(self, model: GPT, batch: int) -> None:
         self._model = model
@@ -54,7 +54,7 @@ class Decoder:
 
 @dataclass
 class _Group:
-    """Streams that started together with texts of one length: one batch."""
+    """Streams that started together with texts of equal length: one batch."""
 
     streams: list[int]
     decoder: Decoder
@@ -104,8 +104,8 @@ class TorchStreams:
         out = torch.zeros(uniform.shape[1], len(streams), dtype=torch.int64)
         self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
-            # A stream that has ended stays in its batch. Its tokens are chosen with the numbers of
-            # the first stream and thrown away.
+            # A stream that has ended stays in its batch. It uses the random numbers of the first
+            # stream, and its tokens are thrown away.
             rows = [column.get(stream, 0) for stream in group.streams]
             for step, numbers in enumerate(uniform[rows].unbind(1)):
                 # The token is chosen on the CPU: the draw needs float64, which MPS lacks.

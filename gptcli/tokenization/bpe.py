@@ -3,7 +3,7 @@
 A token is a sequence of bytes, and its id is its rank. Encoding splits the text by the pattern and
 starts from the bytes of each part. It then merges the two neighbours whose merged bytes have the
 lowest rank, until no two neighbours can be merged (Sennrich et al. 2016; Radford et al. 2019,
-section 2.2). tiktoken does this.
+section 2.2). tiktoken does the splitting and the merging.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` backtracks by one character, and tiktoken's stack for that overflows below a million
-# white-space characters. So long runs are cut where the pattern would cut them. Looking at every
-# thousandth character is a quick test for whether a text can have such a run.
+# `\s+(?!\S)` backtracks by one character. If a run of white space has almost a million characters,
+# tiktoken's stack for backtracking overflows. So long runs are cut where the pattern would cut
+# them. A quick test for such runs looks at every thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
@@ -40,8 +40,8 @@ _ENCODED_AT_ONCE = 2**20  # characters: bounds the memory of tiktoken
 class RankedTokenizer(Tokenizer):
     """A BPE whose ids are the ranks, with end-of-text as the last id.
 
-    `ranked` has the bytes of each token by id, without end-of-text; it must contain all 256 single
-    bytes.
+    `ranked` has the bytes of each token by id, without end-of-text. All 256 single bytes must be
+    among them.
     """
 
     def __init__(self, kind: str, ranked: Sequence[bytes]) -> None:
@@ -91,7 +91,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """The two tokens that are merged into each token of several bytes, in order of rank.
+        """For each token of several bytes, the two tokens that merge into it, in order of rank.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """
@@ -120,13 +120,15 @@ class BpeTokenizer(RankedTokenizer):
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cut `text` where this changes no token, so that tiktoken can encode any length."""
+    """Pieces of `text`, cut where this changes no token, so that tiktoken can encode any length."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """Cut before the last character of every long run of white space, except at the end."""
+    """Pieces of `text`, cut before the last character of every long run of white space.
+
+    A run at the end of the text is not cut."""
     start = 0
     for run in _LONG_RUN.finditer(text) if _LONG_RUN_BY_THOUSANDS.search(text[::1000]) else ():
         if run.end() < len(text):

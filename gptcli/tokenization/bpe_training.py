@@ -26,8 +26,9 @@ DISTINCT_BYTES = 3 * 2**20
 
 _BLOCK = 2**16  # characters in a block of the sample
 
-# Training takes time in proportion to the length of the words times the length of the text. So long
-# stretches without white space (base64, for example) are cut; no word of a language is this long.
+# The time for training is proportional to the length of the text times the length of its words. So
+# stretches of over 64 characters without white space (base64, for example) are cut. No word of a
+# language is this long.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
@@ -35,9 +36,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
     It has fewer tokens if too few pairs occur twice: see `vocab_size` of the result. The same text
-    always gives the same tokens. Training reads a sample spread evenly over the text, so memory
-    does not grow with the text: at most SAMPLE_BYTES, with at most DISTINCT_BYTES of different
-    words, for which the trainer needs up to 100 times as much memory.
+    always gives the same tokens.
+
+    Training reads a sample spread evenly over the text, so memory does not grow with the text. The
+    sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES, because the
+    trainer needs up to 100 times as much memory for them.
 
     Raises GptcliError if `vocab_size` is out of bounds or the text has a lone surrogate.
     """
@@ -60,18 +63,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     )
     with _one_thread():
         model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Only the order of the merges is used: our ids are the ranks, after the bytes. Two merges with
-    # the same bytes are one token.
+    # Only the order of the merges is used, because our ids are the ranks; those of the single bytes
+    # come first. If two merges give the same bytes, they are one token.
     merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
 
 def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _BLOCK) -> list[str]:
-    """Blocks of about `block` characters, spread evenly over a text, of at most `limit` bytes.
+    """Blocks of about `block` characters, spread evenly over a text; at most `limit` bytes in all.
 
-    Reads the text once and holds little more than `limit`. Whenever the blocks exceed the limit, it
-    drops every second block, and from then on keeps half as many of the following ones. A text
-    within the limit is returned completely.
+    Reads the text once and holds little more than `limit` bytes. Whenever the blocks exceed the
+    limit, every second one is dropped, and from then on half as many of the following blocks are
+    kept. A text within the limit is returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1
@@ -89,12 +92,11 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """All `blocks`, or every second, fourth, ... block, so that their different words have at most
-    `limit` bytes.
+    """Some of the `blocks`, so few that their different words have at most `limit` bytes.
 
-    Only different words cost the trainer memory. English repeats most of its words, so all blocks
-    stay. In a script without spaces, nearly every stretch between two punctuation marks is a new
-    word.
+    Returns all blocks if possible, else every second, fourth, ... block. Only different words cost
+    the trainer memory. English repeats most of its words, so all blocks of an English text stay. In
+    a script without spaces, nearly every stretch between two punctuation marks is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):
@@ -127,8 +129,8 @@ def _without_long_words(blocks: Iterable[str]) -> Iterator[str]:
 def _one_thread() -> Iterator[None]:
     """Keep `tokenizers` in one thread.
 
-    Its threads save little time here. After they have run, it prints a warning in every process
-    that is forked later, for example by a data loader.
+    Its threads save little time here. After they have run, `tokenizers` prints a warning in every
+    process that is forked later, for example by a data loader.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

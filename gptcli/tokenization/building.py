@@ -12,7 +12,8 @@ from gptcli.tokenization.tokenizer import Tokenizer
 MOST_BYTES = 1 << 24
 """Bytes of the largest tokenizer.json that can be read: about 300,000 tokens."""
 
-# Commas and brackets in tokenizer.json: each parsed value takes up to 200 bytes of memory.
+# The most commas and brackets in tokenizer.json. Each starts a value, and a parsed value takes up
+# to 200 bytes of memory.
 _MOST_PARTS = 700_000
 
 _SURELY_SMALL = 20_000  # tokens; none has more than a few hundred bytes
@@ -22,8 +23,8 @@ KINDS = ("char", "byte", "bpe", "gpt2")
 def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     """A tokenizer of `kind`; char and bpe are trained on `texts()`.
 
-    `texts()` yields the training text in pieces, cut anywhere. It is called at most once; byte and
-    gpt2 do not call it. `vocab_size`, end-of-text included, is only for bpe; a short text gives
+    `texts()` yields the training text in pieces, cut anywhere. It is called once, or never if the
+    kind is byte or gpt2. `vocab_size`, end-of-text included, is only for bpe; a short text gives
     fewer tokens. Raises GptcliError if the kind is unknown, `vocab_size` is out of bounds, or the
     text cannot train a tokenizer.
     """
@@ -48,7 +49,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
 
 
 def _check_readable(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer. Raises GptcliError if its file would be too large for `load_tokenizer`."""
+    """The tokenizer. Raises GptcliError if its file is too large for `load_tokenizer`."""
     if tokenizer.vocab_size > _SURELY_SMALL and _is_too_large(tokenizer):
         raise GptcliError(
             f"a tokenizer.json of {tokenizer.vocab_size:,} tokens is too large to be read again",

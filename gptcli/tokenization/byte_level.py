@@ -1,8 +1,8 @@
 """Writes a byte-level BPE as a tokenizer.json for Hugging Face: bytes as printable characters.
 
-The byte-level format gives each of the 256 byte values a printable character: the byte's Latin-1
-character if that is visible, else the next unused one from U+0100 on (a space becomes `Ġ`). This is
-GPT-2's table (encoder.py, `bytes_to_unicode`).
+The byte-level format gives each of the 256 byte values a printable character. This is the byte's
+Latin-1 character if that is visible, else the next unused character from U+0100 on. So a space
+becomes `Ġ`. The table is GPT-2's (encoder.py, `bytes_to_unicode`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Char tokenizer: one token per character; the vocabulary is the training text's characters.
 
-First reading: `from_texts` and `encode`. encode_array does the same for long texts, faster.
+First reading: `from_texts` and `encode`. `encode_array` is a faster `encode` for long texts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CharTokenizer(Tokenizer):
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
         """The tokenizer of the characters that occur in `texts`, in order of code points.
 
-        Raises GptcliError if there are none, or if one is a lone surrogate.
+        Raises GptcliError if the texts have no characters, or if one is a lone surrogate.
         """
         seen: set[str] = set()
         for text in texts:
@@ -78,7 +78,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """Two arrays by code point: the id, and whether there is one."""
+        """Two arrays by code point: the id of the character, and whether it has one."""
         import numpy as np
 
         size = max(256, ord(max(self.chars)) + 1)
@@ -127,8 +127,8 @@ class CharTokenizer(Tokenizer):
                 },
                 "post_processor": None,
                 "decoder": {"type": "Fuse"},
-                # The name is longer than one character, so it is never in the vocabulary. Then the
-                # Hugging Face library refuses an unknown character, as this class does.
+                # "<unk>" is never in the vocabulary, because it is longer than one character. So
+                # the Hugging Face library refuses an unknown character, as this class does.
                 "model": {
                     "type": "WordLevel",
                     "kind": self.kind,

@@ -17,13 +17,14 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes none longer than a third of this
-# Limits for the sum of the squared token lengths, to which the time for finding the merges is
-# proportional: a fixed part for a few long tokens (rules, blanks), and a part for each token.
+# The time for finding the merges is proportional to the sum of the squared token lengths. The limit
+# for this sum has a fixed part, for a few long tokens (rows of dashes or blanks), and a part for
+# each token.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
 
 class _DamagedError(Exception):
-    """What is wrong with the file. The message follows the path and a colon."""
+    """The file is damaged. The message says how; the caller puts the path and a colon before it."""
 
 
 def load_tokenizer(
@@ -31,10 +32,11 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
-    It is rebuilt from the kind and the vocabulary. Its own JSON must then equal the file, so that
-    Hugging Face `tokenizers` encodes text in the same way. The file of a user's tokenizer needs
-    their class as `user_class`. With `inside`, the file must be in that folder after following
-    links. Raises GptcliError if the file cannot be read, is damaged, or was not written by gptcli.
+    The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
+    must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
+    load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
+    be in that folder after following links. Raises GptcliError if the file cannot be read, is
+    damaged, or was not written by gptcli.
     """
     try:
         content = read_bounded(path, MOST_BYTES, inside)

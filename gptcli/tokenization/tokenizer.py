@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    # The smallest unsigned type that holds every id of the vocabulary.
+    # Ids have the smallest of these two types that holds every id of the vocabulary.
     IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The name of the end-of-text token. Within a text these are thirteen ordinary characters."""
+"""The name of the end-of-text token. In a text, the name is thirteen ordinary characters."""
 
 
 class Tokenizer(ABC):
@@ -47,7 +47,7 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
         """The ids of `text`.
 
-        `<|endoftext|>` within the text is plain text; with `allow_eot` it is the end-of-text token,
+        `<|endoftext|>` within the text is plain text. With `allow_eot`, it is the end-of-text token
         if the kind has one. Raises GptcliError if this kind cannot represent the text.
         """
 
@@ -93,7 +93,8 @@ class Tokenizer(ABC):
     def start_ids(self) -> list[int]:
         """The ids that a sample without a prompt starts from.
 
-        End-of-text; without it, the newline; without that, the first token of the vocabulary.
+        This is end-of-text. If the kind has none, it is the newline. If the vocabulary has no
+        newline, it is the first token.
         """
         if self.eot is not None:
             return [self.eot]
@@ -115,7 +116,7 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """Turns ids into text one by one, and holds incomplete characters back.
 
-    The texts that `push` and then `flush` return, joined, equal `decode` of all ids.
+    Call `push` for each id, then `flush`. The joined texts equal `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

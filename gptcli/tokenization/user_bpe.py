@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 LEARNS_FROM = 100_000
-"""Characters that `train` reads. In plain Python, counting all pairs of so long a text for each
-merge takes about ten seconds."""
+"""Characters that `train` reads. A plain Python `train` counts all pairs again for each merge: for
+a text of this length, this takes about ten seconds."""
 
 LONGEST_LINE = 1_000
 """Characters. Longer lines are cut, because merging in plain Python takes quadratic time."""
@@ -37,8 +37,10 @@ _MOST_CACHED_LINES = 50_000  # many lines repeat, for example the names of speak
 
 
 class UserTokenizer(Tokenizer):
-    """The user's tokenizer: `user_object` is a trained object of the user's class, `merges` are its
-    merges, and `saved` is the content of the file that its `save` wrote."""
+    """The user's tokenizer.
+
+    `user_object` is a trained object of the user's class, `merges` are the merges of this object,
+    and `saved` is the content of the file that its `save` wrote."""
 
     kind = "own"
 
@@ -83,10 +85,10 @@ class UserTokenizer(Tokenizer):
         return array
 
     def to_json(self) -> str:
-        """The merges and the file of the user's `save`.
+        """The text of tokenizer.json: the merges, and the file of the user's `save` in base64.
 
-        This is not Hugging Face's format: there, two tokens cannot have the same bytes, but here
-        they can, because words are not split first."""
+        This is not Hugging Face's format. In that format, two tokens cannot have the same bytes.
+        Here they can, because the text is not split into words before the merges."""
         model = {
             "type": "BPE",
             "kind": self.kind,
@@ -96,7 +98,7 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """The fingerprint and the hash of the user's file, whose `encode` can change."""
+        """The fingerprint, and the hash of the user's file, because its `encode` can change."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -105,10 +107,10 @@ class UserTokenizer(Tokenizer):
 def train_user_bpe(
     cls: type[Any], texts: Iterable[str], vocab_size: int
 ) -> tuple[UserTokenizer, int]:
-    """Train the user's tokenizer; returns it and the number of characters that it read.
+    """Train the user's tokenizer; returns it and the number of characters that `train` read.
 
-    `cls` is the user's class. `texts` is the text in pieces, of which the first LEARNS_FROM
-    characters are used. `vocab_size` (end-of-text included) limits the merges. Raises GptcliError
+    `cls` is the user's class. `texts` is the text in pieces; `train` reads its first LEARNS_FROM
+    characters. `vocab_size`, end-of-text included, limits the number of merges. Raises GptcliError
     if the user's code raises an exception or does not give a valid tokenizer."""
     held, size = [], 0
     for piece in texts:
@@ -137,7 +139,7 @@ def restore_user_bpe(
 ) -> UserTokenizer:
     """The tokenizer whose `save` wrote `saved`, restored by the user's `load`.
 
-    Raises GptcliError if it does not have the same `merges` again."""
+    Raises GptcliError if the restored object does not have the same `merges`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")
         path.write_bytes(saved)
@@ -164,7 +166,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # can double each time
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # can be twice the longest before
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -211,8 +213,8 @@ def _token_bytes(merges: Iterable[tuple[int, int]]) -> list[bytes]:
 def _load(cls: type[Any], path: str) -> Any:
     """The object that the user's `load` restores.
 
-    `load` can be a class method, a static method, or a method that fills its object or returns
-    another."""
+    `load` can be a class method, a static method or an ordinary method. An ordinary method can fill
+    its object or return another one."""
     if isinstance(inspect.getattr_static(cls, "load"), classmethod | staticmethod):
         return cls.load(path)
     user_object = cls()
@@ -221,7 +223,9 @@ def _load(cls: type[Any], path: str) -> Any:
 
 
 def _merges_of(user_object: Any) -> list[tuple[int, int]]:
-    """The merged pairs in order of their ids. `merges` can be a dict of pair -> id or a list."""
+    """The merged pairs of `user_object`, in order of the new ids.
+
+    Its attribute `merges` can be a dict of pair -> id, or a list of pairs."""
     found = getattr(user_object, "merges", None)
     try:
         if isinstance(found, dict):
@@ -238,9 +242,9 @@ def _merges_of(user_object: Any) -> list[tuple[int, int]]:
 
 
 def _call(what: str, call: Callable[[], Any]) -> Any:
-    """The result of the user's code; its prints go to stderr.
+    """The result of `call`, which runs the user's code; what this code prints goes to stderr.
 
-    Raises GptcliError if it raises an exception."""
+    Raises GptcliError if the user's code raises an exception."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return call()
