@@ -23,7 +23,12 @@ from gptcli.model.cache import LayerCache
 from gptcli.model.rotary import THETA, RotaryCausalSelfAttention
 
 # Three to ten times the measured errors. bfloat16 keeps 8 bits and rounds about five times.
-DTYPE_TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+DTYPE_TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 6e-2,
+}
 EXPLICIT, FUSED, PRODUCTS = "explicit, eight steps", "fast, fused kernel", "fast, matrix products"
 CACHED, CHUNKS = "cached, token by token", "cached, in chunks"
 ROTARY, ROTARY_CACHED = "rotary", "rotary, token by token"
