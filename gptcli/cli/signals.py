@@ -21,8 +21,8 @@ class Stop:
     """The first Ctrl-C or SIGTERM asks the loop to finish its step and save; a second one ends at
     once.
 
-    A second signal within a second is ignored, because a terminal and a wrapper around gptcli can
-    both pass on the first one. A closed terminal never counts as the second signal: nobody is
+    A second signal within a second is ignored: a terminal and a wrapper around gptcli can both
+    pass on the same Ctrl-C. A closed terminal never counts as the second signal: nobody is
     waiting any more, and the save that is running must finish."""
 
     def __init__(self) -> None:

@@ -22,8 +22,8 @@ from gptcli.training.setup import resolve
 def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
-    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine,
-    and is None if the run does not fit into memory."""
+    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
+    It is None if the run does not fit into memory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
             config.data.source,

@@ -41,9 +41,10 @@ def load_trained(
     """The model of a run's checkpoint `which`: "best", "last" or a step.
 
     None means the best checkpoint, or the newest if none is the best. If that checkpoint is
-    damaged, None means the newest valid one. Raises GptcliError if a file is damaged, if
-    config.yaml or tokenizer.json does not belong to the checkpoint, or if the user's parts are
-    missing or not needed."""
+    damaged, None means the newest valid one.
+
+    Raises GptcliError if a file is damaged or does not belong to the checkpoint. Also raises
+    GptcliError if the user's parts are missing or not needed."""
     config = run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run)

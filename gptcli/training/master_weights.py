@@ -21,8 +21,8 @@ _ALIGNED = 64  # numbers; every tensor begins on a cache line, where matrix prod
 class MasterWeights:
     """A model's master weights and their gradients; converts them from and to working weights.
 
-    If the passes use a shorter dtype, all master weights lie in one tensor, all gradients in
-    another and all working weights in a third. An operation on all of them is then one operation.
+    If the passes use a shorter dtype, there are three large tensors: one of all master weights, one
+    of all gradients, one of all working weights. So one operation reaches all weights.
     `same` says that the dtype is float32, so that working weights and master weights are one."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:

@@ -236,8 +236,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that gptcli asks about an optimizer. No field has a default, so that a new
-    optimizer cannot inherit a value by accident."""
+    """Everything that gptcli asks about an optimizer.
+
+    No field has a default, so that a new optimizer cannot get a value by accident."""
 
     groups: tuple[Group, ...]
     """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""

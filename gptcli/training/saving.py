@@ -40,8 +40,10 @@ class _Writing:
 
 
 class Saver:
-    """Saves a run's checkpoints. A save that fails in the middle of a run becomes a Notice, and the
-    next due save tries again. `save_or_raise` raises instead."""
+    """Saves a run's checkpoints.
+
+    If `save` fails in the middle of a run, it yields a Notice, and the next due save tries again.
+    If `save_or_raise` fails, it raises the error."""
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at

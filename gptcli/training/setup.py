@@ -270,8 +270,7 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
     """Whether a run is finished: by `max_steps`, `stop_at_val_loss` or `patience`.
 
-    A run that made all its steps is unfinished if the evaluation or the sample of the last step is
-    missing."""
+    A run with all its steps is unfinished if the last step's evaluation or sample is missing."""
     if config.train.max_steps > stored.train.max_steps:
         return False
     if saved.step >= config.train.max_steps:

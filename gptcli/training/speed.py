@@ -116,8 +116,8 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
 def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[float, float, int]:
     """Measure sampling with full windows. Returns (speed, share, streams).
 
-    `speed` is tokens per second of all streams together, `share` is that speed divided by the
-    machine's limit, and `streams` is the number of streams that fit in memory."""
+    `speed` is tokens per second of all streams together. `share` is that speed divided by the
+    machine's limit. `streams` is the number of streams, at most as many as fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as fit in memory

@@ -30,9 +30,8 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8"
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, on the CPU.
 
-    Raises ValueError that says what is wrong, if the file does not have this `size` and `sha256` or
-    its header is invalid. Raises OSError if the file cannot be read or lies outside the folder
-    `inside`."""
+    Raises ValueError if the file has another size or SHA-256, or an invalid header. The error says
+    what is wrong. Raises OSError if the file cannot be read or lies outside the folder `inside`."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 

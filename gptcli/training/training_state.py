@@ -1,7 +1,7 @@
 """The state of a run between two steps: model, master weights, optimizers, counters.
 
-The order of the text and the dropout masks are functions of (seed, step), so there is no state of a
-random generator to save: weights, optimizer state, counters and the loss scale are everything.
+The order of the text and the dropout masks are functions of (seed, step). So a checkpoint needs no
+state of a random generator. It saves weights, optimizer state, counters and the loss scale.
 
 First reading: Progress and TrainingState. Skip the checks of weights below build_model.
 """
@@ -121,8 +121,9 @@ def build_model(
 ) -> GPT:
     """A float32 model on the CPU with the given weights, or with newly drawn ones.
 
-    Raises GptcliError, before it allocates anything, if the weights have other names or shapes
-    than the config (exit code 1), or if the model is larger than this machine's memory."""
+    Raises GptcliError if the weights have other names or shapes than the config asks for (exit
+    code 1), or if the model is larger than this machine's memory. It
+    allocates nothing before these checks, except to check the shapes of the user's parts."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     if given is not None:

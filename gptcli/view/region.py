@@ -1,9 +1,10 @@
 """The lines at the bottom of the terminal that the live view repaints in place.
 
-rich.live does not fit here: it erases all lines before it draws them, hides the cursor for the
-whole run, and loses its position if the window becomes narrower. A Region overwrites its lines, so
-nothing flickers. If a narrower window has wrapped these lines, the Region still finds their rows.
-If the process is killed, the terminal stays in order.
+rich.live does not fit here, for three reasons. It erases all lines before it draws them. It hides
+the cursor for the whole run. It draws at the wrong rows after the window has become narrower.
+
+A Region overwrites its lines, so nothing flickers. If a narrower window has wrapped these lines,
+the Region still finds their rows. If the process is killed, the terminal stays in order.
 """
 
 from __future__ import annotations
