@@ -271,7 +271,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError unless the tag is a plain value's: other tags can name code to run."""
+    """Raise GptcliError if the tag is not that of a plain value: it could name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(

@@ -45,7 +45,7 @@ def has_quick_bfloat16(device: torch.device) -> bool:
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of the forward and backward passes.
 
-    Raises GptcliError for float16 on a CPU: it is slow there and saves little memory."""
+    Raises GptcliError for float16 on a CPU: float16 is slow there and saves little memory."""
     if wanted == "auto":
         return torch.bfloat16 if has_quick_bfloat16(device) else torch.float32
     if wanted == "float16" and device.type == "cpu":
@@ -93,8 +93,8 @@ def describe_device(device: torch.device, threads: int) -> str:
 def keep_freed_memory() -> None:
     """Tell malloc to keep the memory that tensors free, instead of returning it to the system.
 
-    Otherwise each training step gets the same memory again, page by page, which costs a sixth of
-    the step's time on a CPU. Without glibc this does nothing."""
+    Otherwise each training step gets the same memory from the system again, page by page. On a CPU
+    that costs a sixth of the step's time. If the C library is not glibc, this does nothing."""
     import ctypes
 
     try:

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 class GptcliError(Exception):
     """A mistake of the user, or a failure that the user can fix.
 
-    `message` is one line that says what is wrong and where. `hint` says what to do. Only
-    `gptcli.cli.main` catches it, and prints both. `exit_code` is 2 if the command line, the config
-    or the input is wrong, and 1 if a check or a run failed.
+    `message` is one line that says what is wrong and where. `hint` says what to do. `exit_code` is
+    2 if the command line, the config or the input is wrong, and 1 if a check or a run failed. Only
+    `gptcli.cli.main` catches this error; it prints message and hint.
     """
 
     def __init__(self, message: str, hint: str, *, exit_code: int = 2) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C during an import ends the process at once.
 
-An exception during an import is lost, leaves half a module behind, or makes PyTorch's C++ abort.
+If Ctrl-C raised an exception during an import, that exception would be lost, leave half a module
+behind, or make PyTorch's C++ abort.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""Functions to call before such an end: os._exit skips the interpreter's exit functions."""
+"""Functions to call before the process ends so, because os._exit skips functions of atexit."""
 
 
 def leave_imports_at_once() -> None:
@@ -31,7 +32,7 @@ def leave_imports_at_once() -> None:
 def _interrupted(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         signal.default_int_handler(number, frame)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends this handler
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(OSError):

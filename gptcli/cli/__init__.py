@@ -91,11 +91,11 @@ app.add_typer(tokenizer.app, name="tokenizer")
 def main() -> None:
     """Run the command line and exit with 0, 1, 2 or 130, as README.md defines them.
 
-    A user's mistake prints an error and a hint. It shows a traceback only with `--debug`."""
+    After a user's mistake, prints an error and a hint. Only `--debug` adds the traceback."""
     # How long OpenMP threads spin while they wait for each other. PyTorch on Linux reads this when
-    # torch is imported. At the default, two trainings on two cores slow each other to over 1.5 s a
-    # step. At this value a step takes 0.25 s in each, and a single training is as fast as at the
-    # default.
+    # torch is imported. With the default, two trainings on two cores slow each other down: a step
+    # takes over 1.5 s. With this value a step of each takes 0.25 s. A single training is as fast as
+    # with the default.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)

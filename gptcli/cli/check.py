@@ -97,7 +97,7 @@ def check_attention(
 
 
 def check_command(exercise: str, what: str, interface: str) -> Callable[..., None]:
-    """The function of one of the other check-* commands."""
+    """The function of a check-* command other than check-attention."""
 
     def command(
         files: Annotated[
@@ -122,8 +122,8 @@ def check_command(exercise: str, what: str, interface: str) -> Callable[..., Non
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
     """Check the files and print each report as it comes.
 
-    Raises typer.Exit(1) if a file is wrong. Files that cannot be used come last, as errors. The
-    last error is raised, and the others are printed."""
+    Raises typer.Exit(1) if a file is wrong. A file that cannot be used gives an error instead of a
+    report. These errors come last: all but the last one are printed, and the last one is raised."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []
@@ -147,7 +147,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object of a file that cannot be checked, so that each file has one line."""
+    """The JSON object for a file that cannot be checked. It gives each file one line of output."""
     return {
         "file": spec,
         "ok": False,
@@ -190,7 +190,7 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
 
 def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
-    """One line per step, then the notes."""
+    """Print one line per step, then the notes."""
     from rich.text import Text
 
     from gptcli.course.catalogue import exercise_named
@@ -220,7 +220,7 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """The steps of a wrong attention with their lines, and its weights next to the right ones."""
+    """Print the steps of a wrong attention with their lines, and its weights and the right ones."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps
@@ -234,7 +234,7 @@ def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
 
 
 def _show_checks(report: FileReport, console: Console) -> None:
-    """One line per check of an attention."""
+    """Print one line per check of an attention."""
     from rich.table import Table
     from rich.text import Text
 
@@ -244,7 +244,7 @@ def _show_checks(report: FileReport, console: Console) -> None:
     table.add_column(overflow="fold")
     for check in report.checks:
         word, style = ("note", "yellow") if check.note else ("ok", "green")
-        # The verdict below says what is wrong.
+        # A failed check has no detail here, because the verdict below says what is wrong.
         detail = check.detail if check.ok else ""
         if not check.ok:
             word, style = "wrong", "bold red"
@@ -255,7 +255,7 @@ def _show_checks(report: FileReport, console: Console) -> None:
 def _show_verdict(
     console: Console, ok: bool, message: str, hints: Iterable[str] = (), level: int = 1
 ) -> None:
-    """The last lines of a report: right or wrong, and the hint of that level."""
+    """Print the last lines of a report: right or wrong, and the hint of level `level`."""
     from rich.text import Text
 
     console.print()

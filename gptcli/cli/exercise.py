@@ -122,7 +122,7 @@ def _check_round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all files, because one can import another. Print the full report of `changed` ones."""
+    """Check all files, because one can import another. Print full reports of files in `changed`."""
     from gptcli.cli.check import show_file
     from gptcli.course.folder import progress_of
 

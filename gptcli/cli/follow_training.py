@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None:
     """Train until the run ends, and report how it ended.
 
-    Exits with 130 if the user interrupted it. Raises GptcliError if it diverged or failed.
+    Exits with 130 if the user interrupted the run. Raises GptcliError if the run diverged or
+    failed.
     """
     from gptcli.training import run_folder
     from gptcli.training.run_summary import RunSummary
@@ -54,7 +55,9 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
 
 
 def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | None:
-    """Run the training loop and pass each event on. Returns None if a second Ctrl-C ended it."""
+    """Run the training loop and pass each event on.
+
+    Returns the last event, or None if a second Ctrl-C ended the loop."""
     from gptcli.events import CheckpointSaved, Finished, Notice
     from gptcli.training import run_folder
     from gptcli.training.loop import train
@@ -120,7 +123,7 @@ def _journal(run: Path, summary: RunSummary) -> Iterator[Journal]:
 
 
 def _explained(error: Exception, prepared: Prepared, files: UserFiles) -> GptcliError | None:
-    """A clearer error for an error that ended the training loop; None if it is clear already."""
+    """A clearer error to show instead of `error`, which ended the loop; None if there is none."""
     if is_out_of_memory(error):
         from gptcli.training.out_of_memory import out_of_memory
 

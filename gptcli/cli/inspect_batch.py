@@ -71,8 +71,8 @@ def inspect_batch(
 def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     """The text that the run was trained on, encoded by the run's tokenizer.
 
-    Raises GptcliError if the text has changed, or if the run needs the user's tokenizer and the
-    command line does not name its file."""
+    Raises GptcliError if the text has changed. Also raises GptcliError if the run needs the user's
+    tokenizer but the command line does not name the tokenizer's file."""
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer

@@ -82,7 +82,7 @@ def _answer(
 
 @contextmanager
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a request to stop: yields a function that says whether it was pressed.
+    """Turn Ctrl-C into a request to stop. Yields a function that says whether Ctrl-C was pressed.
 
     A second Ctrl-C leaves the block at once."""
     pressed = False

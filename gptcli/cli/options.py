@@ -76,7 +76,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingModelOptions(ModelOptions):
-    """The same options, with the dtypes that sampling can compute in."""
+    """The options of ModelOptions, with the dtypes that sampling can compute in."""
 
     dtype: SamplingDTypeOption = "auto"
 
@@ -84,8 +84,8 @@ class SamplingModelOptions(ModelOptions):
 def load_model(run: str | None, options: ModelOptions, *, dtype_of_run: bool) -> Trained:
     """The model of a run.
 
-    With `dtype_of_run`, `--dtype auto` is the dtype of the training if this machine has it, so that
-    figures can be repeated; otherwise it is float32."""
+    With `dtype_of_run`, `--dtype auto` means the dtype of the training if this machine has it, so
+    that figures can be repeated. In all other cases `--dtype auto` means float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import find_run, read_config

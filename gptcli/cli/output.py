@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""The file name in an OSError of stdout."""
+"""The `filename` of the OSError that `checked_stdout` raises when a write fails."""
 
 
 class _Wrapped(io.RawIOBase):
-    """A standard stream whose subclass replaces `write`."""
+    """A raw stream that stands for a standard stream. Each subclass defines `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
         self._stream = stream  # kept, because a deleted stream closes `raw`
@@ -44,13 +44,13 @@ class _NeverFailing(_Wrapped):
             written = self._raw.write(data)
         except OSError:
             written = None
-        # A full non-blocking pipe returns None, too.
+        # `write` also returns None if a non-blocking pipe is full.
         return memoryview(data).nbytes if written is None else written
 
 
 class _Checked(_Wrapped):
-    """A stream whose first error names STDOUT. It writes nothing after that error, so that the
-    flush at the end of the process does not raise a second one."""
+    """A stream whose first error names STDOUT. After that error the stream drops what is written,
+    so that the flush at the end of the process raises no second error."""
 
     _failed = False
 
@@ -67,8 +67,8 @@ class _Checked(_Wrapped):
 def open_closed_streams() -> None:
     """Open /dev/null in place of stdout or stderr if the caller closed it.
 
-    It takes the file number of the closed stream. Otherwise the next file that is opened would get
-    that number, and the output of libraries would end up in that file."""
+    /dev/null takes the file number of the closed stream. Otherwise the next file that is opened
+    would get that number, and the output of libraries would end up in that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue
@@ -87,7 +87,8 @@ def checked_stdout(stream: TextIO) -> TextIO:
     """stdout as a stream that writes everything or raises an OSError that names STDOUT.
 
     Under -u or PYTHONUNBUFFERED, Python's own stdout silently drops the rest of a long text if a
-    pipe or a disk takes only its beginning. A stream without a file below is returned unchanged."""
+    pipe or a disk takes only the beginning. A stream that writes to no file is returned unchanged.
+    """
     return _wrap(stream, _Checked)
 
 
@@ -95,14 +96,14 @@ def never_failing(stream: TextIO) -> TextIO:
     """stderr as a stream whose writes never fail. Text that cannot be written is dropped.
 
     Training must not end because a terminal was closed, a reader ended (`2>&1 | head`) or the disk
-    of a log file is full. It is a stream, so that it also covers what libraries and the user's
-    modules print. A stream without a file below is returned unchanged."""
+    of a log file is full. The stream itself is replaced, because libraries and the user's modules
+    print to it too. A stream that writes to no file is returned unchanged."""
     return _wrap(stream, _NeverFailing, line_buffering=True)
 
 
 def _wrap(stream: TextIO, wrapper: type[_Wrapped], *, line_buffering: bool = False) -> TextIO:
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # python -u has no buffer
+    raw = getattr(buffer, "raw", buffer)  # with python -u, stream.buffer is the raw file itself
     if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Wrapped):
         return stream
     return io.TextIOWrapper(

@@ -12,8 +12,8 @@ _MOST_BYTES = 1 << 26
 def read_text(file: Path, command: str) -> str:
     """The text of a UTF-8 file without its byte-order mark.
 
-    Raises GptcliError, which names the `command` or option that reads it, if the file cannot be
-    read, is not UTF-8 or is too long."""
+    Raises GptcliError if the file cannot be read, is not UTF-8 or is too long. The hint can name
+    `command`: the command or option that reads the file."""
     try:
         with file.open("rb") as opened:  # a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)
@@ -36,8 +36,8 @@ def read_text(file: Path, command: str) -> str:
 def read_prompts(prompt: str | None, file: Path | None, lines: bool) -> list[str]:
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
-    With `lines`, each line of the file is a prompt. Raises GptcliError if both are given, or if the
-    file cannot be used."""
+    With `lines`, each line of the file is a prompt. Raises GptcliError if both `prompt` and `file`
+    are given, if `lines` is given without a file, or if the file cannot be used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")

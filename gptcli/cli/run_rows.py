@@ -35,7 +35,7 @@ def _row(run: Path) -> RunRow:
     if running:
         state = "running"
     else:
-        # Without run.json the process was killed.
+        # If run.json is missing, the process was killed.
         state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
     max_steps = None
     try:

@@ -21,8 +21,8 @@ class Stop:
     """The first Ctrl-C or SIGTERM asks the loop to finish its step and save; a second one ends at
     once.
 
-    A second signal within a second is ignored, because a terminal and a wrapper around gptcli can
-    both pass on the first one. A closed terminal never counts as the second signal: nobody is
+    A second signal within a second is ignored: a terminal and a wrapper around gptcli can both
+    pass on the same Ctrl-C. A closed terminal never counts as the second signal: nobody is
     waiting any more, and the save that is running must finish."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Use while steps are made: the first signal sets Stop, so that the loop saves and ends."""
+    """Use while steps are made. Yields a Stop that the first signal sets, so that the loop ends."""
     stop = Stop()
     with _handled_by(stop.handle):
         yield stop
@@ -61,7 +61,8 @@ def _leave(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """Use while the files of a run are moved: signals are only collected in the list."""
+    """Use while the files of a run are moved. Yields a list that collects signals; nothing else
+    happens when they arrive."""
     received: list[int] = []
     with _handled_by(lambda number, frame: received.append(number)):
         yield received

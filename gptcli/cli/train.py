@@ -150,7 +150,7 @@ class _NewRun:
 
 
 def _plan_run(request: _Request, minutes: float | None, command_started: float) -> _NewRun:
-    """The config of a new run. --minutes measures the machine and chooses what is left open."""
+    """A new run from the user's arguments. --minutes measures the machine and chooses the rest."""
     target, overrides = request.target, request.overrides
     config, name = config_for(target, overrides, request.from_run)
     user_parts = check_and_load(request.files, config, request.force)
@@ -202,7 +202,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
     refuse(run)
     with leave_on_signals(), _locked_run_folder(run, create=True):
         refuse(run)  # again: another training can have held the lock and ended meanwhile
-        prepared = None  # until it is set, the folder may hold only the old run's files
+        prepared = None  # while it is None, the folder may hold only the old run
         try:
             prepared = setup.prepare_new(
                 new.config,

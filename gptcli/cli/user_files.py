@@ -53,8 +53,8 @@ class UserFiles:
 def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts | None:
     """The user's classes after each has passed its check; None if no file is named.
 
-    Raises GptcliError if a part fails its check, unless `force` is set, or if it cannot work with
-    the config's arch.
+    Raises GptcliError if a part cannot work with the config's arch. Unless `force` is set, also
+    raises GptcliError if a part fails its check.
     """
     given = files.given()
     if not given:
@@ -96,7 +96,8 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
 def load_user_parts(files: UserFiles) -> UserParts | None:
     """The user's classes; None if no file is named. This runs the files in this process.
 
-    Raises GptcliError if a file is missing or its block cannot use another part that is named.
+    Raises GptcliError if a file is missing. Also raises GptcliError if the user's block has no
+    argument for another part that is named.
     """
     given = files.given()
     if not given:

@@ -1,7 +1,7 @@
 """Opens run-folder files safely: type and size are checked before anything is read or written.
 
-A run folder can come from anybody. A link that leads out of the folder, a pipe that never ends and
-a file of absurd size raise OSError, like a file that the system refuses to open.
+A run folder can come from anybody. It can hold a link out of the folder, a pipe that never ends or
+a file of absurd size. These raise OSError, like a file that the system refuses to open.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_LINE_BYTES = 1 << 20
 def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
     """The content of a regular file of at most `at_most` bytes.
 
-    With `inside`, the file must lie in that folder after all links are resolved. Raises OSError,
+    With `inside`, the file must lie in that folder after all links are resolved. Raises an OSError
     whose `strerror` says what is wrong."""
     if inside is not None:
         refuse_link_out(path, inside)
@@ -38,8 +38,8 @@ def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
 def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
     """Iterate over the lines of a file in the folder `inside`, with their line ends.
 
-    A line of more than 1 MiB comes in parts; gptcli never writes one. The first line raises OSError
-    as `read_bounded` does."""
+    A line of more than 1 MiB comes in parts; gptcli never writes such a line. Raises OSError as
+    `read_bounded` does, when the first line is asked for."""
     refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
         _bounded_size(file.fileno(), path, MAX_LINES_BYTES)
@@ -48,10 +48,10 @@ def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
 
 
 def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
-    """An `opener` for open(): a descriptor of a regular file, without following any link.
+    """A descriptor of a regular file, opened without following links. Use it as open()'s `opener`.
 
-    Use it for files that are written in place. Raises OSError if `name` is a link, or if its folder
-    leads elsewhere."""
+    It is for files that are written in place. Raises OSError if `name` is a link or resolves to a
+    place outside its folder."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():

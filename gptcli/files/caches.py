@@ -11,7 +11,7 @@ from pathlib import Path
 def cache_folder() -> Path:
     """$GPTCLI_CACHE, or `gptcli` in the system's folder for the user's caches.
 
-    gptcli can rebuild everything in it."""
+    gptcli can rebuild everything in this folder."""
     if chosen := os.environ.get("GPTCLI_CACHE"):
         return Path(chosen).expanduser()
     try:

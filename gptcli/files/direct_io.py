@@ -54,7 +54,7 @@ def write_direct(
             if filled == _BUFFER:
                 flush(buffer)
                 filled = 0
-    direct = direct and _set_direct(file, False)  # the rest is not a whole block
+    direct = direct and _set_direct(file, False)  # the rest is less than a block
     if filled:
         write(buffer[:filled])
 

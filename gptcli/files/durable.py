@@ -132,7 +132,8 @@ def fsync_folder(path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents, and fsync the names.
 
-    fsyncs also the name of an existing folder: its maker can have been killed before the fsync."""
+    If the folder exists, fsyncs its name too: the process that made the folder can have been killed
+    before the fsync."""
     try:
         disk.mkdir(path)
     except FileExistsError:
@@ -178,12 +179,12 @@ def replace_folder(temporary: Path, goal: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Delete a folder: rename it first, so that nobody sees half a folder under its name.
 
-    Raises OSError if it cannot be renamed. Files that cannot be deleted stay under the temporary
-    name, for `delete_temporaries`."""
+    Raises OSError if the folder cannot be renamed. Files that cannot be deleted stay under the
+    temporary name, until `delete_temporaries` is called."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
     remove_tree(doomed)
     disk.rename(path, doomed)
-    disk.fsync_folder(path.parent)  # or a crash could restore the name of a half-deleted folder
+    disk.fsync_folder(path.parent)  # else a crash could bring back the old name
     remove_tree(doomed)
 
 
@@ -201,10 +202,10 @@ def remove_tree(path: Path) -> None:
 
 
 def delete_temporaries(folder: Path, goals: str) -> None:
-    """Delete the temporary files and folders that killed writers left in a folder.
+    """Delete temporary files and folders left in a folder when a writing process was killed.
 
-    `goals` is a regular expression for the final names. Ignores what cannot be deleted. Only for a
-    process that holds the folder's lock: it deletes the files of all writers."""
+    `goals` is a regular expression for the final names. Ignores what cannot be deleted. The caller
+    must hold the folder's lock, because this deletes the temporary files of every process."""
     temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
     with suppress(OSError):
         for path in folder.iterdir():
@@ -212,7 +213,7 @@ def delete_temporaries(folder: Path, goals: str) -> None:
                 remove_tree(path)
 
 
-# Errors of the path, not of the disk: the user can choose another path.
+# These errors come from the path, not from the disk: the user can choose another path.
 _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
@@ -260,7 +261,7 @@ def sha256_file(path: Path) -> str:
 
 
 class LineWriter:
-    """Appends whole pieces of text to a file, without fsync: a kill never tears a piece.
+    """Appends pieces of text to a file, without fsync. A kill leaves a piece whole or absent.
 
     A piece that the disk refuses waits in memory, and is written before later pieces.
     Raises OSError if the path is a link or not a regular file."""
@@ -308,15 +309,15 @@ class LineWriter:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
-    Raises GptcliError (exit code 1) if another process holds it. Tries a few times, because
-    `is_locked` holds it for a moment."""
+    Raises GptcliError (exit code 1) if another process holds the lock. Tries a few times, because
+    a call of `is_locked` holds the lock for a moment."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
             opened = io.FileIO(path, "a", opener=open_without_links)
         except OSError as error:
             if tries and isinstance(error, FileNotFoundError):
-                break  # its holder has just deleted the empty run folder
+                break  # the holder of the lock has just deleted the run folder
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
@@ -337,7 +338,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether `path` is still this open file: a lock on a deleted file locks nothing."""
+    """Whether `path` still names this open file. A lock on a deleted file would lock nothing."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
     from torch import Tensor
 
 _FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
-_MAX_BEST_BYTES = 100  # of the file `checkpoints/best`
+_MAX_BEST_BYTES = 100  # size limit of the file `checkpoints/best`
 _WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
 
 
@@ -73,9 +73,9 @@ def save(
     meta: dict[str, Any],
     still_wanted: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the checkpoint of a step and return its folder. The checkpoint is then on the disk.
+    """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
-    If the step already has a valid checkpoint, only meta.json is replaced: the tensors are equal.
+    If the step has a valid checkpoint, replaces only meta.json, because the tensors are equal.
     `still_wanted` is called once, before anything is renamed. If it raises, nothing is saved.
     Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints are not touched."""
     goal = folder_of(run, step)
@@ -83,12 +83,14 @@ def save(
         raise run_gone_error(run)
     with _disk_errors(goal):
         durable.make_folder(goal.parent)
-        durable.delete_temporaries(goal.parent, _WRITTEN_NAMES)  # or they fill the disk
+        durable.delete_temporaries(
+            goal.parent, _WRITTEN_NAMES
+        )  # of killed saves: they fill the disk
         files = _valid_files(run, step)
         if files is not None:
             still_wanted()
             durable.write_atomically(goal / "meta.json", dump_meta(step, meta, files))
-            durable.fsync_folder(goal.parent)  # the first fsync may have failed
+            durable.fsync_folder(goal.parent)  # the fsync of the first save may have failed
         else:
             _write_folder(goal, step, model, state, meta, still_wanted)
     return goal
@@ -104,7 +106,7 @@ def _write_folder(
 ) -> None:
     """Write all files to a temporary folder, then rename it to `goal`: an atomic rename.
 
-    Replaces a damaged checkpoint of that name. After an exception nothing is left."""
+    Replaces a damaged checkpoint of that name. Leaves no temporary folder after an exception."""
     temporary = durable.temporary_path(goal)
     try:
         durable.disk.mkdir(temporary)
@@ -125,7 +127,7 @@ def _write_folder(
 
 
 def _valid_files(run: Path, step: int) -> dict[str, Any] | None:
-    """Sizes and hashes of a checkpoint's files; None if there is none or meta.json is damaged."""
+    """Sizes and hashes of a checkpoint's files; None if meta.json is missing or damaged."""
     try:
         return dict(read_meta(run, step)["files"])
     except GptcliError:
@@ -158,8 +160,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def mark_best(run: Path, step: int) -> None:
     """Write the name of this step's checkpoint to `checkpoints/best`.
 
-    Raises GptcliError (exit code 1) if the disk refuses. The file then names the old or the new
-    step."""
+    Raises GptcliError (exit code 1) if the disk refuses. In that case the file names the old or
+    the new step."""
     path = run / "checkpoints" / "best"
     with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
@@ -171,8 +173,8 @@ def mark_best(run: Path, step: int) -> None:
 def prune(run: Path, keep: int) -> None:
     """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
 
-    A checkpoint that cannot be deleted now stays until the next call (on Windows, if a file is
-    open). Deletes nothing if it is unknown which checkpoint is the best."""
+    If a checkpoint cannot be deleted (on Windows, because a file is open), it stays until the next
+    call. Deletes nothing if it is unknown which checkpoint is the best."""
     assert keep >= 2, "the newest can turn out to be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)
@@ -184,13 +186,13 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The best step in the newest meta.json, and the one in `checkpoints/best` if it differs.
+    """The steps that can be the best one: according to meta.json, and to `checkpoints/best`.
 
-    Raises OSError, ValueError or GptcliError if neither can be read."""
+    Raises OSError, ValueError or GptcliError if an unreadable file may name another step."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
-    except ValueError:  # the file is damaged, but a meta.json may name the step
+    except ValueError:  # `checkpoints/best` is damaged, but meta.json may be right
         if known in steps:
             return {known}
         raise
@@ -199,7 +201,7 @@ def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
 def _best_by_meta(run: Path, steps: list[int]) -> int | None:
     """The best step according to the newest valid meta.json.
 
-    Raises GptcliError if no meta.json is valid, or one cannot be read now."""
+    Raises GptcliError if no meta.json is valid, or if the system refuses to read one."""
     for step in reversed(steps):
         try:
             found: int | None = read_meta(run, step)["progress"].get("best_step")
@@ -212,11 +214,11 @@ def _best_by_meta(run: Path, steps: list[int]) -> int | None:
 
 
 def delete_leftovers(run: Path, newest: int) -> None:
-    """Prepare a resume from the checkpoint `newest` (-1: from none): delete what must not stay.
+    """Delete what must not stay if a run resumes from the checkpoint `newest` (-1: from none).
 
-    Deletes temporary files of killed saves. Also deletes the checkpoints after `newest`: they are
-    damaged, and `prune` would count them. Raises GptcliError (exit code 1) if one cannot be
-    deleted."""
+    Deletes the temporary files of killed saves, and the checkpoints after `newest`. Those
+    checkpoints are damaged, but `prune` would count them.
+    Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
         durable.delete_temporaries(folder, _WRITTEN_NAMES)
     for step in steps_of(run):
@@ -242,9 +244,10 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
 
 
 def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
-    """Read a checkpoint and verify sizes and hashes. `state` is empty unless `with_state`.
+    """The checkpoint of a step, after its sizes and hashes were verified.
 
-    Raises GptcliError (exit code 1) that names the damaged file."""
+    Its `state` is empty unless `with_state`.
+    Raises GptcliError (exit code 1) if a file is damaged. The error names the file."""
     meta = read_meta(run, step)
     tensors: list[dict[str, Tensor]] = []
     for name in TENSOR_FILES if with_state else TENSOR_FILES[:1]:
@@ -262,16 +265,17 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint with its state, and a note for each damaged one after it.
+    """The newest valid checkpoint with its state, and a note for each newer, damaged checkpoint.
 
-    None if the run has no checkpoint yet. Raises GptcliError if all checkpoints are damaged."""
+    The checkpoint is None if the run has none yet. Raises GptcliError if all are damaged."""
     steps = steps_of(run)
     return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
 
 def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The best checkpoint without its state, or the newest valid one if it is damaged; and notes.
+    """The best checkpoint without its state, and notes for the user.
 
+    If the best one is damaged, returns the newest valid one.
     Raises GptcliError if there is no checkpoint, or all are damaged."""
     first = choose_step(run, "best")
     _, notes = find_best_step(run)
@@ -283,7 +287,7 @@ def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def _first_valid(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpoint, list[str]]:
-    """The first of `steps` that loads, and the error messages of those before it."""
+    """The first checkpoint of `steps` that loads, and the error messages of the steps before it."""
     notes: list[str] = []
     for step in steps:
         try:
@@ -313,7 +317,7 @@ def best_step(run: Path) -> int | None:
 def _read_best(run: Path) -> int | None:
     """The step that `checkpoints/best` names; None if there is no such file.
 
-    Raises OSError if it cannot be read, ValueError if it is damaged."""
+    Raises OSError if the file cannot be read, ValueError if its content is damaged."""
     try:
         path = run / "checkpoints" / "best"
         text = read_bounded(path, _MAX_BEST_BYTES, run).decode("utf-8").strip()
@@ -328,7 +332,7 @@ def _read_best(run: Path) -> int | None:
 def find_best_step(run: Path) -> tuple[int | None, list[str]]:
     """The best step (None if there is none), and a note if `checkpoints/best` is wrong about it.
 
-    The newest valid meta.json records the best step too, and wins."""
+    The newest valid meta.json records the best step too. If the two differ, meta.json counts."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
     with suppress(GptcliError):
@@ -366,10 +370,10 @@ def choose_step(run: Path, which: str) -> int:
 
 
 class _UnreadableError(GptcliError):
-    """The system refused to read a file, which may be valid."""
+    """The system refused to read a file. The file itself may be valid."""
 
 
-# Errors of the process or the machine, not of the file: no reason to skip a checkpoint.
+# Errors of the process or the machine. They do not mean that a checkpoint is damaged.
 _NOT_OF_THE_FILE = {
     errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
     errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN),

@@ -1,7 +1,7 @@
 """Checks that config.yaml and tokenizer.json of a run folder belong to the checkpoint's weights.
 
-Each file can be valid by itself and still be the wrong one: edited, exchanged, or with a
-flipped bit in a number. The checkpoint's meta.json records what the files were.
+A file can be valid by itself and still be the wrong one: the user edited or exchanged it, or a bit
+of a number flipped. The checkpoint's meta.json records what the run's files contained.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Non
 
 
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
-    """Notes about keys of config.yaml that differ from the checkpoint's without changing weights.
+    """Notes about keys of config.yaml that differ from the checkpoint's and change no weight.
 
-    Raises GptcliError if a key differs that changes the weights. Three differences are allowed: the
+    Raises GptcliError if a key that changes the weights differs. Three differences are allowed: the
     text can have moved, `--extend` adds steps, and a checkpoint of an old version records only the
     network."""
     odd, notes = [], []
@@ -54,7 +54,9 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """The keys of `model`, except dropout, that differ from a checkpoint's, with both values."""
+    """One text for each key of `model` that differs from a checkpoint's: the key and both values.
+
+    A different dropout does not count."""
     there, now = meta.get("model", {}), config.model.model_dump()
     return [
         f"model.{key} {now[key]} (checkpoint: {there.get(key)})"

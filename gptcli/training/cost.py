@@ -9,7 +9,8 @@ from gptcli.config import Config
 from gptcli.training.optimizers import RECIPES
 
 # Seconds per unit of work, fitted by benchmarks/cost.py on the machine of benchmarks/RESULTS.md.
-# On another machine, one factor multiplies them all; gptcli.training.estimate measures it.
+# On another machine, all of them are multiplied by one factor, which gptcli.training.estimate
+# measures.
 SECONDS = {
     "products": 2.805e-12,
     "attention": 9.079e-12,
@@ -19,14 +20,14 @@ SECONDS = {
 
 
 def matrix_parameters(config: Config, vocab_size: int) -> int:
-    """Weights of the matrices that every token is multiplied with, the head included."""
+    """The number of weights in the matrices that multiply every token, the head included."""
     m, arch = config.model, config.model.traits
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
     return m.n_layer * (4 * m.n_embd**2 + hidden * m.n_embd) + vocab_size * m.n_embd
 
 
 def counts(config: Config, vocab_size: int) -> dict[str, float]:
-    """Units of each kind of work in a step, by the keys of `SECONDS`."""
+    """The units of work in a step, for each kind of work in `SECONDS`."""
     m, tokens = config.model, config.tokens_per_step
     parameters = matrix_parameters(config, vocab_size)
     blocks = parameters - vocab_size * m.n_embd
@@ -40,5 +41,5 @@ def counts(config: Config, vocab_size: int) -> dict[str, float]:
 
 
 def relative_seconds(config: Config, vocab_size: int) -> float:
-    """Seconds of a step on the machine of `SECONDS`."""
+    """Seconds that a step takes on the machine on which `SECONDS` was measured."""
     return sum(SECONDS[kind] * count for kind, count in counts(config, vocab_size).items())

@@ -20,10 +20,10 @@ from gptcli.training.setup import resolve
 
 
 def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
-    """The keys of `train --dry-run --json`. Writes only to a temporary folder.
+    """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
-    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine,
-    and is None if the run does not fit into memory."""
+    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
+    It is None if the run does not fit into memory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
             config.data.source,
@@ -76,7 +76,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
 
 
 def _memory_of(device: torch.device) -> float:
-    """Bytes of memory of the device, used or free; infinite if the system does not say."""
+    """Bytes of memory that the device has, used or free; infinite if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return total_memory() or math.inf

@@ -20,7 +20,7 @@ _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """Bytes that the backward pass of one batch needs from the forward pass, by the layers' shapes.
+    """Bytes that the forward pass of one batch keeps for its backward pass, by the layers' shapes.
 
     | kept | numbers |
     |---|---|
@@ -42,8 +42,9 @@ def memory_bytes(
 ) -> int:
     """Peak memory of a step in bytes, without what the libraries themselves take.
 
-    It is the sum of float32 master weights and gradients, working weights and their gradients if
-    they are shorter (`bytes_each`), the optimizer's state, and the activations of one batch."""
+    It is the sum of four parts: the float32 master weights and their gradients; the working weights
+    and their gradients, if these are shorter than float32 (`bytes_each`); the optimizer's state;
+    the activations of one batch."""
     slots = RECIPES[config.train.optimizer].slots
     library = library_for(engine)
     if library is not None:
@@ -64,7 +65,8 @@ def training_bytes(
 ) -> int:
     """Peak memory of training in bytes, without what the libraries themselves take.
 
-    On a CPU, a large checkpoint is copied and written during the next steps; the copy counts."""
+    On a CPU, a large checkpoint is copied, and a thread writes the copy during the next steps. The
+    result includes this copy."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
     copy = parameters * 4 * (1 + RECIPES[config.train.optimizer].slots)
     copied = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
@@ -83,7 +85,8 @@ def seconds_per_step(
     """Time of one optimizer step in seconds, measured here with random tokens.
 
     The measurement takes about two seconds, or `seconds`. It runs complete batches if these are
-    fast enough, otherwise single sequences. gptcli.training.cost scales the result to the step."""
+    fast enough, otherwise single sequences. gptcli.training.cost scales their time to a whole step.
+    """
     train = config.train
     state = TrainingState(
         config.model,
@@ -104,14 +107,14 @@ def seconds_per_step(
         start = now(device)
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.weights.norm())
-        # Without a real learning rate, gradients stay subnormal, and computing with those is slow.
+        # If the learning rate were near 0, gradients would stay subnormal numbers. These are slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.weights.clear_grads()
         return now(device) - start
 
     most = _MEASURE_SECONDS if seconds is None else seconds
-    once(1)  # the first pass starts libraries and threads
+    once(1)  # not timed, because the first pass also starts libraries and threads
     small = config.model_copy(
         update={"train": train.model_copy(update={"batch_size": 1, "grad_accum": 1})}
     )

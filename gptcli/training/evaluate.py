@@ -14,10 +14,11 @@ from torch import Tensor
 from gptcli.corpus import TokenStore, windows
 from gptcli.model.gpt import GPT
 
-# Tokens in one forward pass: enough to keep the matrix products busy. With a large vocabulary,
-# a quarter as many, because of the logits (2,048 x 50,257 float32 is 0.4 GB).
+# Tokens in one forward pass: enough to keep the matrix products busy. If the vocabulary is large,
+# a quarter of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
-# A slow CPU's forward passes in about a second: parameters times tokens, two operations each.
+# Parameters times tokens that a slow CPU gets through in a second of forward passes (two operations
+# for each parameter and token).
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 
@@ -30,20 +31,22 @@ def evaluate(
     native_loss: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
     step_tokens: int | None = None,
 ) -> float | None:
-    """Mean loss in nats per token, or None if `should_stop` interrupted it between two batches.
+    """Mean loss in nats per token, or None if `should_stop` returned True between two batches.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
     predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.
 
-    `native_loss` is the C library's loss: a function from inputs and targets to the sum of losses,
-    and the most tokens that it takes at once. `step_tokens`, the tokens of a training step, keeps
-    a batch as short as a step or a second, so that `should_stop` is asked often enough."""
+    `native_loss` is a pair from the C library: a function from inputs and targets to the sum of
+    losses, and the most tokens that this function takes at once.
+
+    `step_tokens` is the number of tokens in a training step. It limits a batch to the time of a
+    step or to a second, whichever is longer, so that `should_stop` is asked often enough."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
     total, count = 0.0, 0
     at_once = _TOKENS_AT_ONCE if model.vocab_size <= 8192 else _TOKENS_AT_ONCE // 4
-    if step_tokens is not None:  # a step takes three times as long per token: forward, backward
+    if step_tokens is not None:  # a step's backward pass makes a token cost three times as much
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     if native_loss is not None:

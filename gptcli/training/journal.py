@@ -24,9 +24,9 @@ class Journal:
     A line is never torn, and never repeated after a resume. If the disk refuses a line, the line
     waits in memory and is written before the next one.
 
-    `resumed_from` is the step of a resume, None for a new run. `evaluated_at` and `sampled_at` are
-    the last evaluation and sample that the checkpoint knows; later ones are deleted here, because
-    the run repeats them.
+    `resumed_from` is the step from which a run resumes, None for a new run. `evaluated_at` and
+    `sampled_at` are the steps of the last evaluation and the last sample in the checkpoint. The
+    constructor deletes later evaluations and samples, because the run repeats them.
 
     Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
 
@@ -86,8 +86,9 @@ class Journal:
 
 
 class _LinesToKeep:
-    """Decides for each line of metrics.jsonl whether a resumed run keeps it; then notes what is
-    missing. Steps are logged at step 1 and then at equal distances."""
+    """Decides for each line of metrics.jsonl whether a resumed run keeps it.
+
+    `notes` then says what is missing: step 1 is logged, and then steps at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at
@@ -156,7 +157,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
     """Delete the samples after step `sampled_at` from samples.txt."""
     if not _is_there(path):
         return
-    kept_bytes, begins = 0, True  # `begins`: this part is the beginning of a line
+    kept_bytes, begins = 0, True  # `begins`: the next part begins a line
     for line in read_lines(path, path.parent):
         heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
         if heading is not None and int(heading[1]) > sampled_at:

@@ -40,9 +40,11 @@ def load_trained(
 ) -> Trained:
     """The model of a run's checkpoint `which`: "best", "last" or a step.
 
-    None means the best checkpoint, else the newest; if that one is damaged, the newest valid one.
-    Raises GptcliError if a file is damaged, config.yaml or tokenizer.json do not belong to the
-    checkpoint, or the user's parts are missing or not needed."""
+    None means the best checkpoint, or the newest if none is the best. If that checkpoint is
+    damaged, None means the newest valid one.
+
+    Raises GptcliError if a file is damaged or does not belong to the checkpoint. Also raises
+    GptcliError if the user's parts are missing or not needed."""
     config = run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run)

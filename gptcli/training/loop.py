@@ -103,14 +103,14 @@ class _Loop:
         )
         if setup.resume:
             self.state.restore(setup.resume)
-            # A kill can come after the best checkpoint was saved and before it was marked.
+            # If a kill came between saving and marking the best checkpoint, the mark is missing.
             best = self.state.progress.best_step
             if best in checkpoint.steps_of(setup.run):
                 checkpoint.mark_best(setup.run, best)
         for read in (setup.start_from, setup.resume and setup.resume.model,
                      setup.resume and setup.resume.state):  # fmt: skip
             if read:
-                read.clear()  # its tensors were copied, and would stay in memory during the run
+                read.clear()  # the model has copies; without this, the tensors would stay in memory
         self.progress = self.state.progress
         self.fine_tune = setup.start_from is not None
         self.batches = Batches(
@@ -167,7 +167,7 @@ class _Loop:
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
         """Step until the end; returns why the run stopped."""
         p, config = self.progress, self.config
-        # An interruption can come during the evaluation or the sample of the last step.
+        # The run can have been interrupted during the evaluation or the sample of this step.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()
@@ -194,7 +194,7 @@ class _Loop:
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate, sample and save if this step is due; returns why to stop, or None."""
+        """Evaluate, sample and save, each if it is due now; returns why to stop, or None."""
         if self.should_stop():
             return "interrupted"
         yield from self.saver.collect(wait=False)
@@ -234,7 +234,7 @@ class _Loop:
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate if this step is due and was not evaluated; returns why to stop, or None."""
+        """Evaluate if an evaluation is due now and is missing; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
         if val is None or not due:
@@ -272,7 +272,7 @@ class _Loop:
         return None
 
     def sample_if_due(self) -> Iterator[Event]:
-        """Draw a sample if this step is due and has no sample yet."""
+        """Draw a sample if one is due now and is missing."""
         p, every = self.progress, self.config.sample_every
         if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
             return

@@ -16,7 +16,7 @@ class SpikeDetector:
 
     A spike is above each of the last 50 losses, and above their median by more than 8 deviations
     and 0.2 nats. The deviation is 1.4826 times the median distance from the median. For
-    normal noise it equals the standard deviation, but a few odd losses do not change it.
+    normal noise this is the standard deviation, but a few odd losses hardly change it.
     The first 20 losses are never spikes. While the loss falls steeply the deviation is large, so
     only a real jump is reported. A loss that jumps and stays high is reported once."""
 
@@ -25,7 +25,7 @@ class SpikeDetector:
         self._quiet = 0
 
     def excess(self, loss: float) -> float | None:
-        """The median of the recent losses if the loss of the next step is a spike, else None."""
+        """The median of the recent losses if `loss` is a spike, else None. Call it each step."""
         recent = list(self._recent)
         self._recent.append(loss)
         self._quiet -= 1

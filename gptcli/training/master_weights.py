@@ -1,8 +1,8 @@
 """Master weights: float32 weights for the optimizer, and the model's rounded working weights.
 
 A step changes a weight by less than bfloat16 can represent. So the optimizer updates float32 master
-weights, and the model computes with rounded copies of them, the working weights. In a float32 run
-both are the same tensors.
+weights, and the model computes with rounded copies of them, the working weights. In a float32 run,
+master weights and working weights are the same tensors.
 
 First reading: `collect`, `clip` and `publish`. Skip _lay_out and flat, which place all weights in
 one tensor.
@@ -19,10 +19,10 @@ _ALIGNED = 64  # numbers; every tensor begins on a cache line, where matrix prod
 
 
 class MasterWeights:
-    """A model's master weights and their gradients; converts between these and the working weights.
+    """A model's master weights and their gradients; converts them from and to working weights.
 
-    If the passes use a shorter dtype, all master weights lie in one tensor, all gradients in
-    another and all working weights in a third. An operation on all of them is then one operation.
+    If the passes use a shorter dtype, there are three large tensors: one of all master weights, one
+    of all gradients, one of all working weights. So one operation reaches all weights.
     `same` says that the dtype is float32, so that working weights and master weights are one."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
@@ -58,8 +58,9 @@ class MasterWeights:
         self.publish()
 
     def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
-        """All master weights in one float32 tensor, all gradients in another, and the index in both
-        at which each parameter begins, by name. The dtype must not be float32."""
+        """All master weights in one float32 tensor, all gradients in another, and offsets by name.
+
+        A parameter begins at the same offset in each tensor. The dtype must not be float32."""
         assert not self.same
         start = self._all.data_ptr()
         offsets = {
@@ -76,7 +77,7 @@ class MasterWeights:
     @torch.no_grad()
     def collect(self, scale: float) -> None:
         """Add the working weights' gradients, times `scale`, to the master weights' gradients."""
-        if self.same:  # backward has added them already
+        if self.same:  # the backward pass has added the gradients already
             assert scale == 1.0
             return
         found: list[Tensor] = []
@@ -110,7 +111,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients, whose global norm is `norm`, down to the norm `longest`."""
+        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
         if norm > longest:
             gradients = self.grads() if self.same else [self._all_gradients]
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))

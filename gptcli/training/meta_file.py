@@ -1,7 +1,7 @@
 """meta.json of a checkpoint: its counters and config, protected by a SHA-256 of its own content.
 
-Format 2 stores under `sha256` the hash of all other keys. Format 1 is older, has no hash, and is
-still read.
+The key `sha256` of format 2 is the hash of all other keys. Format 1 is older and has no hash, but
+gptcli still reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_COUNT = 2**63
 
 
 def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
-    """The bytes of meta.json for a step: `meta`, the tensor files' hashes, and its own hash."""
+    """The bytes of meta.json for a step: `meta`, `files` (sizes, hashes), and its own hash."""
     whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
     whole.pop("sha256", None)
     # Hash what a reader will see: JSON turns tuples into lists and keys into strings.
@@ -33,7 +33,7 @@ def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
 
 
 def parse_meta(content: bytes, step: int) -> dict[str, Any]:
-    """The content of meta.json for this step. Raises ValueError, which says what is wrong."""
+    """The content of meta.json for this step. Raises ValueError that says what is wrong."""
     try:
         return _parsed(content, step)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):

@@ -39,8 +39,11 @@ _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _TOKENS_PER_STEP = 2048  # for a training of 3 million tokens
 _MAX_CHAR_VOCABULARY = 256  # a text with more different characters gets a bpe tokenizer
 _CHARACTERS_PER_SUBWORD = 2.5
-_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text that is read less often gets a bpe tokenizer
-_SAMPLED_CHARACTERS = 500_000  # of the text's beginning
+_LONG_TEXT, _MIN_EPOCHS = (
+    4e6,
+    0.6,
+)  # a longer text with fewer epochs gets a bpe tokenizer
+_SAMPLED_CHARACTERS = 500_000  # from the beginning of the text
 
 _SECONDS_AT_END = 0.5  # to save and exit
 _SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
@@ -72,7 +75,7 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
 
 
 def network_of_size(parameters: float) -> tuple[int, int]:
-    """(n_layer, n_embd) from NETWORKS whose N is nearest to `parameters`, as a ratio."""
+    """(n_layer, n_embd) of the network in NETWORKS whose N / `parameters` is nearest to 1."""
     return min(NETWORKS, key=lambda s: abs(math.log(block_parameters(*s) / parameters)))
 
 
@@ -194,7 +197,7 @@ def fit_to_minutes(
 
 
 def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Config, list[str]]:
-    """The config with settings for this machine and text, except in the keys in `asked`."""
+    """The config with settings for this machine and text. The keys in `asked` keep their values."""
     source = find_source(config.data.source)
     start = "".join(_first_characters(source, _SAMPLED_CHARACTERS))
     bytes_each = len(start.encode("utf-8", "replace")) / max(1, len(start))
@@ -219,7 +222,7 @@ def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Confi
 
 
 def _first_characters(source: Source, count: int) -> Iterator[str]:
-    """The beginning of the text, in pieces: at least `count` characters if it has them."""
+    """The beginning of the text, in pieces: at least `count` characters if it is that long."""
     for piece in source.pieces():
         yield piece.text
         count -= len(piece.text)
@@ -244,7 +247,7 @@ def _measure(
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The config with other values, by dotted key. Raises ValidationError if they do not fit."""
+    """The config with `values`, by dotted key. Raises ValidationError if they do not fit."""
     tree = config.model_dump()
     for key, value in values.items():
         section, _, name = key.partition(".")

@@ -14,8 +14,8 @@ from gptcli.model.gpt import GPT
 def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
     """The name of the place where NaN or infinity first appears, such as "the output of h.1.attn".
 
-    Checks the weights first. Then repeats a step's batches, and checks the outputs of the layers in
-    the forward pass and the gradients from the last parameter to the first."""
+    Checks the weights first. Then computes a step's batches again. In the forward pass, checks the
+    outputs of the layers. After the backward pass, checks the gradients, last parameter first."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weight {name}"

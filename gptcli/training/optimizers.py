@@ -1,7 +1,7 @@
 """The optimizers (AdamW, Muon): their updates, defaults, memory, and which parameter gets which.
 
-A third optimizer goes here: a class with its update, and a row in RECIPES that says everything the
-rest of gptcli asks about it. Its name goes into `train.optimizer` in gptcli.config.
+To add an optimizer, write a class with its update here, and a row in RECIPES. The row answers
+everything that the rest of gptcli asks. Add the name to `train.optimizer` in gptcli.config.
 
 First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip functions with `native` in
 their name: the C library computes the same.
@@ -23,7 +23,7 @@ from torch import Tensor
 from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it drives every singular value towards 1.
+# The quintic of Jordan et al. 2024. Applied repeatedly, it moves every singular value towards 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
@@ -49,7 +49,7 @@ class Update(Protocol):
 def orthogonalise(
     update: Tensor, steps: int = NEWTON_SCHULZ_STEPS, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrix to each of a stack: (N, R, C) -> (N, R, C).
+    """For each matrix, roughly the nearest (semi-)orthogonal one: (N, R, C) -> (N, R, C).
 
     Singular values end between about 0.7 and 1.2. Computes in `dtype` and returns that dtype.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz iteration.
@@ -73,7 +73,7 @@ class Muon:
     momentum = beta * momentum + gradient; update = orthogonalise(gradient + beta * momentum);
     weight *= 1 - rate * weight_decay; weight -= rate * sqrt(max(1, R / C)) * update.
 
-    Matrices of one shape, or of its transpose, are stacked and orthogonalised together.
+    Matrices of equal or transposed shapes are stacked and orthogonalised together.
     Source: Jordan et al. 2024; decay as in Liu et al. 2025, "Muon is scalable for LLM training".
     """
 
@@ -147,8 +147,8 @@ class Muon:
 class AdamW:
     """AdamW with bias-corrected moments, by PyTorch's fused operation.
 
-    torch.optim.AdamW computes the same, but imports PyTorch's compiler, which takes most of a
-    second before the first step.
+    torch.optim.AdamW computes the same, but it imports PyTorch's compiler. That import takes most
+    of a second before the first step.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
 
     slots = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -236,19 +236,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that gptcli asks about an optimizer. No field has a default, so that a new
-    optimizer cannot inherit a value by accident."""
+    """Everything that gptcli asks about an optimizer.
+
+    No field has a default, so that a new optimizer cannot get a value by accident."""
 
     groups: tuple[Group, ...]
-    """Each role belongs to exactly one group. Checkpoints have the parameters in this order."""
+    """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""
     default_rate: Callable[[int], float]
     """Peak learning rate for `auto`, from n_embd."""
     default_warmup: Callable[[int], int]
     """Warm-up steps for `auto`, from max_steps."""
     slots: int
-    """float32 numbers of state for each weight of a block's matrix."""
+    """The float32 numbers of state that the optimizer keeps for each weight of a block's matrix."""
     orthogonalises: bool
-    """Whether a step orthogonalises the blocks' matrices, which gptcli.training.cost prices."""
+    """Whether a step orthogonalises the blocks' matrices. gptcli.training.cost adds the time."""
 
 
 def _muon(
@@ -270,8 +271,8 @@ RECIPES: dict[str, Recipe] = {
     "muon": Recipe(
         groups=(
             Group(frozenset({"matrix"}), _muon, rate_share=1.0, decays=True),
-            # Under Muon the embeddings do not decay: rows of rare tokens get almost no gradient,
-            # so almost only decay would change them.
+            # With Muon the embeddings do not decay. The row of a rare token gets almost no
+            # gradient, so almost only decay would change it.
             Group(_TABLES, _adamw(eps=1e-10), rate_share=0.2, decays=False),
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),
@@ -294,7 +295,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 class Optimizers:
-    """The updates of a run as one: each parameter gets the update of its role's group.
+    """All updates of a run in one object. Each parameter gets the update of its role's group.
 
     `parameters` are (name, float32 tensor); `kind` is a name in RECIPES."""
 
@@ -320,7 +321,7 @@ class Optimizers:
             update.step(rate * group.rate_share)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by "slot/parameter"."""
+        """All tensors of state that the next step depends on, by the name "slot/parameter"."""
         return {
             f"{slot}/{self._names[p]}": value
             for _, update in self.updates

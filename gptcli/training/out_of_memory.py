@@ -33,7 +33,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
     """The hint: a smaller batch_size, else a shorter context length, else a smaller network."""
     config = setup.config
     train, model = config.train, config.model
-    # Divisors of batch_size: with gradient accumulation the training is the same.
+    # Divisors of batch_size, because grad_accum can make up for them: the training is the same.
     parts = [n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0]
     for n in parts:
         batch, accum = train.batch_size // n, train.grad_accum * n

@@ -1,9 +1,9 @@
 """Forward and backward pass of a step, by PyTorch or the C library; choose_engine picks one.
 
-Both compute the same numbers up to rounding, and both are a `Passes` of gptcli.training.step.
+PyTorch and the C library compute the same numbers up to rounding. TorchPasses and NativePasses each
+have the methods of `Passes` in gptcli.training.step.
 
-First reading: skip choose_engine and NativePasses. forward_backward in step.py is what TorchPasses
-does.
+First reading: skip choose_engine and NativePasses. TorchPasses calls forward_backward in step.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def choose_engine(
     compiled: bool,
     has_user_parts: bool,
 ) -> tuple[EngineName, str | None]:
-    """The engine that `run.engine` resolves to here, and a note for the user or None.
+    """The engine that `run.engine` resolves to on this machine, and a note for the user or None.
 
     Raises GptcliError if the config asks for `native` and the C library cannot be used."""
     wanted = config.run.engine
@@ -71,9 +71,10 @@ def library_for(engine: EngineName) -> ctypes.CDLL | None:
 
 
 class TorchPasses:
-    """PyTorch's passes: any device, dtype and user's part, compiled or not.
+    """PyTorch's passes, compiled or not. They support every device, every dtype and user's parts.
 
-    `step_tokens` is the number of tokens in a step. An evaluation chooses its batches by it."""
+    `step_tokens` is the number of tokens in a step. It limits the size of an evaluation's batches.
+    """
 
     def __init__(
         self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
@@ -163,7 +164,7 @@ class NativePasses:
         return evaluate(self._model, tokens, context, should_stop, native_loss)
 
     def model(self) -> GPT:
-        """The model with the current weights; PyTorch's copy is updated if it is older."""
+        """The model with the current weights. Updates PyTorch's copy of them if it is older."""
         if not self._model_is_current:
             self._weights.publish()
             self._model_is_current = True

@@ -22,7 +22,7 @@ NO_EFFECT_ON_WEIGHTS = {
 """Keys that can change at a resume, because they do not change the weights."""
 
 ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
-"""Keys that can change at a resume, with a note, because they change the rounding of weights."""
+"""Keys that can change at a resume. A note tells the user that numbers will round differently."""
 
 
 def config_for_resume(
@@ -31,7 +31,8 @@ def config_for_resume(
     """The run's config with the changes that the user asks for, and a note about each change.
 
     `stored` is the run's config, `wanted` the user's (None: no changes), `step` the checkpoint's.
-    Raises GptcliError if a key changes the weights, or `extend` comes without more steps."""
+    Raises GptcliError if a changed key would change the weights, or if `extend` is set and
+    train.max_steps does not grow."""
     if extend and (wanted is None or wanted.train.max_steps <= stored.train.max_steps):
         raise GptcliError(
             f"--extend needs more steps than the {stored.train.max_steps} of this run",
@@ -46,7 +47,7 @@ def config_for_resume(
         if new != "auto" and not _same_source(key, stored, wanted)
     }
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # a short text yields fewer subwords than asked
+        changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
     for key, new in list(changes.items()):
         if key == "train.max_steps":
             if extend and new > stored.train.max_steps:

@@ -5,9 +5,9 @@ ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/, gptcli.
 writes metrics.jsonl and samples.txt.
 
 With --overwrite the old run's files move to RUN/.replaced, and stay there until the new run has a
-checkpoint. If the new run ends before that, the old run comes back. config.yaml is always the first
-file to leave and the last to arrive: a folder without it is no run, so a half-moved run is never
-used.
+checkpoint. If the new run ends before that, the old run comes back. config.yaml always leaves its
+folder first and comes back last. A folder without config.yaml is no run, so no command uses a run
+that is moved only in part.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _CHECKPOINT_NAMES = r"step-\d+|best"
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     """The run folder that RUN means: a path, a name under `runs`, or the newest run (None).
 
-    Completes an interrupted replacement first (`repair_replacement`). Raises GptcliError, with the
-    nearest name, if there is no such run."""
+    First restores the run if its replacement was interrupted (`repair_replacement`). Raises
+    GptcliError, with the nearest name, if there is no such run."""
     known = list_runs(runs)
     if name is None:
         if not known:
@@ -65,7 +65,9 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
 
 
 def list_runs(runs: Path) -> list[Path]:
-    """Every run folder directly under `runs`, by name; completes interrupted replacements."""
+    """The run folders directly under `runs`, sorted by name.
+
+    First restores each run whose replacement was interrupted (`repair_replacement`)."""
     if not runs.is_dir():
         return []
     paths = sorted(runs.iterdir())
@@ -105,7 +107,7 @@ def refuse_other_folder(run: Path) -> None:
 
 
 def _is_half_made(run: Path) -> bool:
-    """Whether a folder is a run that was killed before it had its config.yaml."""
+    """Whether a folder belongs to a run that was killed before it wrote config.yaml."""
     ours = {*_RUN_FILES, "checkpoints", ".lock", _REPLACED}
     names = {path.name for path in run.iterdir()} if run.is_dir() else set()
     temporary = re.compile(r"\.(tokenizer\.json|config\.yaml)\.\d+\.tmp")
@@ -124,8 +126,8 @@ def create(
 ) -> None:
     """Make a run folder with its config and tokenizer; an earlier run moves to RUN/.replaced.
 
-    `status` becomes run.json, written before the others. It records what no other file knows until
-    the first checkpoint: the run that a fine-tune starts from, and which parts the user wrote.
+    `status` becomes run.json, which is written before the other files. Until the first checkpoint,
+    only run.json tells which run a fine-tune starts from, and which parts the user wrote.
     Raises GptcliError if the folder cannot be written or the disk is full (exit code 1)."""
     try:
         move_to_replaced(run)
@@ -151,7 +153,7 @@ def write_config(run: Path, config: Config) -> None:
 def delete_unstarted(run: Path) -> None:
     """Delete a new run's files if an error ended the run before its first step.
 
-    The name is then free again. Keeps a run whose run.json says how it ended."""
+    Afterwards the name is free again. Deletes nothing if run.json says how the run ended."""
     metrics = run / "metrics.jsonl"
     with suppress(OSError):
         begun = metrics.exists() and metrics.stat().st_size > 0
@@ -165,9 +167,10 @@ def delete_unstarted(run: Path) -> None:
 
 
 def remove_empty(run: Path) -> None:
-    """Delete a run folder that holds only its lock and the temporary files of killed writers.
+    """Delete a run folder that holds only its lock and temporary files.
 
-    The caller must hold the lock."""
+    The temporary files are those of processes killed while writing. The caller must hold the lock.
+    """
     delete_temporaries(run)
     with suppress(OSError):
         if all(path.name == ".lock" for path in run.iterdir()):
@@ -176,7 +179,7 @@ def remove_empty(run: Path) -> None:
 
 
 def delete_temporaries(run: Path) -> None:
-    """Delete the temporary files that killed writers left in a run folder."""
+    """Delete the temporary files left in a run folder when a writing process was killed."""
     durable.delete_temporaries(run, "|".join(map(re.escape, _RUN_FILES)))
 
 
@@ -186,15 +189,15 @@ def delete_temporaries(run: Path) -> None:
 def move_to_replaced(run: Path) -> None:
     """Move an earlier run's files to RUN/.replaced. Files that gptcli did not write stay.
 
-    config.yaml moves first. A folder without it was interrupted here, and the next call completes
-    the move."""
+    config.yaml moves first. If only the other files are left in the folder, an earlier call was
+    interrupted, and this call completes its move."""
     replaced = run / _REPLACED
     old = [run / name for name in _RUN_FILES] + [
         path for path in (run / "checkpoints").glob("*") if _is_checkpoint_file(path)
     ]
     old = [path for path in old if path.exists()]
     if replaced.exists() and _has_checkpoints(run):
-        durable.remove_tree(replaced)  # the run that replaced it has checkpoints
+        durable.remove_tree(replaced)  # no longer needed: the run in its place has checkpoints
     for path in old:
         goal = replaced / path.relative_to(run)
         if not goal.exists():
@@ -204,9 +207,9 @@ def move_to_replaced(run: Path) -> None:
 
 
 def restore_replaced(run: Path) -> bool:
-    """Undo `move_to_replaced` if the new run has no checkpoint; returns whether it did.
+    """Undo `move_to_replaced` if the new run has no checkpoint; returns True if it was undone.
 
-    config.yaml comes back last. If this is interrupted, `repair_replacement` completes it."""
+    config.yaml comes back last. If the undo is interrupted, `repair_replacement` completes it."""
     replaced = run / _REPLACED
     if not replaced.is_dir() or _has_checkpoints(run):
         return False
@@ -223,7 +226,7 @@ def restore_replaced(run: Path) -> bool:
         goal = run / path.relative_to(replaced)
         if path != replaced / "checkpoints" and (path.is_file() or not goal.exists()):
             _move(path, goal)
-    durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)  # of an abandoned save
+    durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)  # left by an abandoned save
     durable.remove_tree(replaced)
     return True
 
@@ -251,7 +254,7 @@ def _is_interrupted(run: Path) -> bool:
 
 
 def _move(path: Path, goal: Path) -> None:
-    """Rename across folders, and fsync both before anything else happens."""
+    """Move a file to another folder, and fsync both folders before anything else happens."""
     durable.make_folder(goal.parent)
     durable.disk.rename(path, goal)
     durable.fsync_folder(goal.parent)
@@ -259,7 +262,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. Without config.yaml they are an earlier run's."""
+    """Whether the run has checkpoints. If config.yaml is missing, they belong to an earlier run."""
     return (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
 
 

@@ -11,7 +11,7 @@ from gptcli.training.training_state import Progress, progress_of
 
 
 class RunSummary:
-    """Collects a run's events. run.json holds `begun` before the first step, `ended` at the end."""
+    """Collects a run's events for run.json, which holds `begun` at first and `ended` at the end."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -40,7 +40,7 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys known before the first step: the user's parts and the fine-tune's origin."""
+        """The keys known before the first step: user's parts, and where a fine-tune starts from."""
         user_parts = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
         }

@@ -1,7 +1,7 @@
 """Saves checkpoints when they are due (once a minute); writes large ones in the background.
 
 A large checkpoint is copied in memory, and a thread writes the copy while training continues.
-`checkpoint.save` writes it in both cases, so the guarantees after a crash are the same.
+`checkpoint.save` writes small and large checkpoints, so the guarantees after a crash are the same.
 On a first reading, read `Saver.due` and `Saver.save`. Skip the rest: threads, failures, Ctrl-C.
 """
 
@@ -40,8 +40,10 @@ class _Writing:
 
 
 class Saver:
-    """Saves a run's checkpoints. A save that fails in the middle of a run becomes a Notice, and the
-    next due save tries again. `save_or_raise` raises instead."""
+    """Saves a run's checkpoints.
+
+    If `save` fails in the middle of a run, it yields a Notice, and the next due save tries again.
+    If `save_or_raise` fails, it raises the error."""
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at
@@ -57,9 +59,9 @@ class Saver:
         self._abandoned = False
 
     def due(self, step: int) -> bool:
-        """Whether to write a checkpoint of this step: by `checkpoint_every`.
+        """Whether `checkpoint_every` asks for a checkpoint of this step.
 
-        `auto` means once a minute, but at most 1 % of the time."""
+        `auto` asks for one each minute, but for fewer if saving takes over 1 % of the time."""
         if step in (self.saved_at, self._tried_at):
             return False
         if self._every != "auto":
@@ -70,7 +72,7 @@ class Saver:
     def save(
         self, state: TrainingState, meta: dict[str, Any], *, background: bool = True
     ) -> Iterator[Event]:
-        """Write a checkpoint of the current state; a large one in the background, if allowed.
+        """Write a checkpoint of the current state; a large one in the background, if `background`.
 
         First waits for a checkpoint that is still being written. Yields CheckpointSaved or Notice
         for each checkpoint that is finished."""
@@ -133,8 +135,8 @@ class Saver:
     def abandon(self) -> None:
         """Give up the checkpoint that is being written, without waiting for it.
 
-        From now on it is not renamed or marked as best, and deletes no other checkpoint: the run
-        folder can become another run's. If it is being renamed just now, waits for a moment."""
+        From now on its thread does not rename it, mark it as best or delete other checkpoints,
+        because the folder can become another run's. If the thread is just renaming it, waits."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
             self._renaming.release()
@@ -152,7 +154,7 @@ class Saver:
         optimizer = {
             name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
         }
-        # daemon: the end of the process can kill it, because the checkpoint before it is intact.
+        # daemon: the end of the process can kill the thread. The checkpoint before stays intact.
         thread = threading.Thread(
             target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
         )
@@ -204,8 +206,9 @@ class _AbandonedError(Exception):
 
 
 def _identity(run: Path) -> os.stat_result:
-    """The stat of RUN/.lock, which distinguishes this run folder from a later one at its path.
+    """The stat of RUN/.lock. It tells this run folder from a later one at the same path.
 
-    The lock is open, so no other file can get its inode. Without a lock: the stat of the folder."""
+    This process holds .lock open, so no other file can get its inode. If there is no .lock, returns
+    the stat of the folder."""
     lock = run / ".lock"
     return (lock if lock.exists() else run).stat()

@@ -14,10 +14,10 @@ from gptcli.training.optimizers import RECIPES
 def lr_at(
     step: int, *, peak: float, max_steps: int, warmup_steps: int, decay_fraction: float
 ) -> float:
-    """The learning rate of step `step`; the first step is 0.
+    """The learning rate of step `step`, counted from 0.
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
-    `decay_fraction` of the steps. The step after the last would have 0.
+    `decay_fraction` of the steps. It would reach 0 one step after the last.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     decay_steps = decay_fraction * max_steps
@@ -26,31 +26,33 @@ def lr_at(
 
 
 def resolve_rate(train: TrainConfig, n_embd: int) -> float:
-    """The peak learning rate; the optimizer's default for `auto`."""
+    """The peak learning rate. `auto` means the optimizer's default."""
     if train.learning_rate != "auto":
         return train.learning_rate
     return RECIPES[train.optimizer].default_rate(n_embd)
 
 
 def resolve_warmup(train: TrainConfig) -> int:
-    """The number of warm-up steps; the optimizer's default for `auto`."""
+    """The number of warm-up steps. `auto` means the optimizer's default."""
     if train.warmup_steps != "auto":
         return train.warmup_steps
     return RECIPES[train.optimizer].default_warmup(train.max_steps)
 
 
 def resolve_log_every(train: TrainConfig) -> int:
-    """Steps between logged steps; a hundredth of max_steps for `auto`."""
+    """The number of steps from one logged step to the next. `auto` is a hundredth of max_steps."""
     return max(1, train.max_steps // 100) if train.log_every == "auto" else train.log_every
 
 
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
-    """Steps between evaluations. `auto` spends at most 2 % of the time and evaluates at most twenty
-    times; the last step is always evaluated in addition.
+    """The number of steps from one evaluation to the next.
 
-    A token costs a third as much in evaluation as in training, since there is no backward pass,
-    which takes twice as long as the forward pass. The result depends on sizes and not on a clock,
-    so the same config always evaluates at the same steps."""
+    With `auto`, evaluations take at most 2 % of the time, and there are at most twenty. The last
+    step is always evaluated in addition.
+
+    A token costs a third as much in evaluation as in training, because a backward pass takes twice
+    as long as a forward pass. The result depends on sizes and not on a clock, so the same config
+    always evaluates at the same steps."""
     if train.eval_every != "auto":
         return train.eval_every
     cost_in_steps = val_tokens / 3 / tokens_per_step

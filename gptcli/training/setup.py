@@ -120,7 +120,9 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 
 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
-    """Why the C library cannot be used here, as a note for the user. Call it before `resolve`."""
+    """A note for the user that says why the C library cannot be used here; [] if it can be used.
+
+    Call it before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
         config,
@@ -201,7 +203,7 @@ def prepare_resume(
     refuse_other_parts(run, parts, user_parts)
     finished = saved is not None and _is_finished(run, saved, config, stored)
     if saved is not None and finished and config.data.source == stored.data.source:
-        checkpoint.delete_leftovers(run, saved.step)  # a kill can have come after the last step
+        checkpoint.delete_leftovers(run, saved.step)  # left if a kill came after the last step
         return FinishedRun(_status_of_finished(run, saved), notes)
     tokenizer = run_folder.read_tokenizer(
         run, user_parts.tokenizer if user_parts is not None else None
@@ -241,7 +243,7 @@ def prepare_resume(
 
 
 def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How a finished run ended: from run.json, or from the checkpoint if a kill came earlier."""
+    """How a finished run ended: from run.json, or from the checkpoint if run.json does not say."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
         status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}
@@ -268,8 +270,7 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
 def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
     """Whether a run is finished: by `max_steps`, `stop_at_val_loss` or `patience`.
 
-    A run that made all its steps is unfinished if the evaluation or the sample of the last step is
-    missing."""
+    A run with all its steps is unfinished if the last step's evaluation or sample is missing."""
     if config.train.max_steps > stored.train.max_steps:
         return False
     if saved.step >= config.train.max_steps:
@@ -297,7 +298,7 @@ def _refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> No
 
 
 def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
-    """The weights that a fine-tune without a checkpoint starts from; None if it is no fine-tune."""
+    """The weights that a fine-tune without a checkpoint starts from; None if the run is none."""
     origin = run_folder.read_status(run).get("started_from")
     if origin is None:
         return None

@@ -43,12 +43,12 @@ class Speed:
 
     @property
     def train_flops_fraction_of_peak(self) -> float:
-        """FLOP per second of training over the peak of matrix products."""
+        """FLOP per second of training, divided by the peak of matrix products."""
         return self.train_flops / self.peak_flops
 
 
 def multiplied_weights(model: GPT) -> int:
-    """Weights of the matrices that every token is multiplied with, the head included.
+    """The number of weights in the matrices that multiply every token, the head included.
 
     An embedding is looked up and does not count, unless it is also the head."""
     weights = sum(
@@ -62,8 +62,8 @@ def multiplied_weights(model: GPT) -> int:
 def flops_per_token(model: GPT) -> float:
     """Floating-point operations per token of a training step's matrix products.
 
-    Each of multiplied_weights takes 6 (2 forward, 4 backward). Each layer's attention takes 12 C
-    for each earlier token that it looks at, on average T / 2.
+    Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). The
+    attention of a layer takes 12 C operations for each earlier token: T / 2 tokens on average.
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
@@ -114,8 +114,10 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
 
 
 def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[float, float, int]:
-    """Sample with full windows; returns tokens per second of all streams together, this speed over
-    the machine's limit, and the number of streams that fit in memory."""
+    """Measure sampling with full windows. Returns (speed, share, streams).
+
+    `speed` is tokens per second of all streams together. `share` is that speed divided by the
+    machine's limit. `streams` is the number of streams, at most as many as fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as fit in memory
@@ -127,7 +129,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
         before = time.perf_counter()
         writer.run(range(streams), torch.stack([one.take(steps) for one in numbers]))
         took = time.perf_counter() - before
-        if count < 0:  # the first call reads the prompt
+        if count < 0:  # the first call reads the prompt: not timed
             count, begin = 0, time.perf_counter()
             continue
         count += steps
@@ -145,8 +147,8 @@ def least_seconds(
 ) -> float:
     """The least time in seconds for one token of each of `streams` streams.
 
-    It is the longer of two times: to read all weights once and the keys and values of every
-    stream's window, and to multiply them."""
+    It is the longer of two times. One is the time to read all weights once, and the keys and values
+    of every stream's window. The other is the time to multiply them."""
     config = model.config
     weights = multiplied_weights(model)
     cached = 2 * config.n_layer * config.n_embd * config.block_size * streams

@@ -1,7 +1,7 @@
 """One optimizer step: forward, backward, clip, update; dropout's seed, loss scale, divergence.
 
 gptcli.training.loop calls take_step again and again. nanoGPT's train.py writes the same step in 25
-lines. Each of its lines is here; this table says why some need more code.
+lines. This table shows where each of those lines is here, and why some need more code.
 
 | nanoGPT | here | why |
 |---|---|---|
@@ -12,8 +12,8 @@ lines. Each of its lines is here; this table says why some need more code.
 | with ctx (autocast) | MasterWeights | the model is bfloat16; its float32 weights are kept apart |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
-| clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm, and divergence reads it |
-| - | Diverged | nothing is updated by numbers that are not finite, and a layer is named |
+| clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm; `Diverged` reads it |
+| - | Diverged | numbers that are not finite update nothing; the diagnosis names a layer |
 | scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
 | zero_grad | weights.clear_grads | the same |
 
@@ -86,7 +86,7 @@ def take_step(
     dtype: torch.dtype,
     loss_scale: float,
 ) -> Updated | Diverged:
-    """Do the step after `step` steps, or return why the weights did not change.
+    """Do the step that follows `step` steps, or return why the weights did not change.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
     model is in training mode; `dtype` is that of the passes."""
@@ -134,8 +134,8 @@ def forward_backward(
 ) -> float:
     """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
 
-    `loss_of` is the model's loss, compiled or not. The loss is multiplied by `scale` so that
-    float16 gradients do not vanish; the master weights' gradients are divided by it."""
+    `loss_of` is the model's loss, compiled or not. The loss is multiplied by `scale`, so that
+    float16 gradients do not vanish. The gradients of the master weights are divided by `scale`."""
     torch.manual_seed(seed)
     weights.clear_grads()
     total: Tensor | None = None
@@ -145,7 +145,7 @@ def forward_backward(
         weights.collect(1.0 / scale)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return float(total) / count  # besides the norm, the only wait for the device
+    return float(total) / count  # waits for the device, as only the norm does too
 
 
 def dropout_seed(seed: int, step: int) -> int:
@@ -156,5 +156,5 @@ def dropout_seed(seed: int, step: int) -> int:
 
 
 def first_loss_scale(dtype: torch.dtype) -> float:
-    """The loss scale of step 0: float16's, 1 for dtypes with float32's range."""
+    """The loss scale of step 0: 2**15 for float16, 1 for dtypes with float32's range."""
     return _FIRST_LOSS_SCALE if dtype == torch.float16 else 1.0

@@ -30,8 +30,8 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8"
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, on the CPU.
 
-    Raises ValueError, which says what is wrong, if `size` or `sha256` is wrong or the header is
-    invalid. Raises OSError if the file cannot be read or lies outside the folder `inside`."""
+    Raises ValueError if the file has another size or SHA-256, or an invalid header. The error says
+    what is wrong. Raises OSError if the file cannot be read or lies outside the folder `inside`."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -53,7 +53,7 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
 
 
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of safetensors.torch.save, in pieces: the header, then each tensor.
+    """The bytes that safetensors.torch.save returns, in pieces: the header, then each tensor.
 
     Float32 tensors on the CPU are not copied."""
     import torch
@@ -115,7 +115,7 @@ def check_header(data: bytes) -> None:
 
 
 def _fits(entry: Any, room: int) -> bool:
-    """Whether a tensor's dtype, shape and offsets agree, within `room` bytes."""
+    """Whether the dtype, shape and offsets of a tensor agree, and lie within `room` bytes."""
     if not isinstance(entry, dict):
         return False
     bits = _BITS.get(str(entry.get("dtype")))

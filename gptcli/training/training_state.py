@@ -1,7 +1,7 @@
 """The state of a run between two steps: model, master weights, optimizers, counters.
 
-The order of the text and the dropout masks are functions of (seed, step), so there is no state of a
-random generator to save: weights, optimizer state, counters and the loss scale are everything.
+The order of the text and the dropout masks are functions of (seed, step). So a checkpoint needs no
+state of a random generator. It saves weights, optimizer state, counters and the loss scale.
 
 First reading: Progress and TrainingState. Skip the checks of weights below build_model.
 """
@@ -68,7 +68,8 @@ class TrainingState:
         self.model = build_model(model, vocab_size, user_parts, weights, seed=train.seed)
         self.model.to(device)
         self.weights = MasterWeights(self.model, dtype)
-        # Newton-Schulz needs few digits, but bfloat16 is fast only if the passes use it too.
+        # Newton-Schulz needs few digits, so bfloat16 is enough. But it is slow on some machines:
+        # those resolve the dtype of the passes to float32.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine)
         self.optimizers = Optimizers(
@@ -120,8 +121,9 @@ def build_model(
 ) -> GPT:
     """A float32 model on the CPU with the given weights, or with newly drawn ones.
 
-    Raises GptcliError, before it allocates anything, if the weights have other names or shapes
-    than the config (exit code 1), or if the model is larger than this machine's memory."""
+    Raises GptcliError if the weights have other names or shapes than the config asks for (exit
+    code 1), or if the model is larger than this machine's memory. It
+    allocates nothing before these checks, except to check the shapes of the user's parts."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     if given is not None:
@@ -151,8 +153,8 @@ Shapes = dict[str, tuple[int, ...]]
 class _NothingDrawn(TorchFunctionMode):
     """Inside this context, modules do not draw their initial weights.
 
-    On the meta device there is nothing to draw, but PyTorch's functions for drawing take a second
-    to import."""
+    On the meta device there is nothing to draw. But PyTorch's functions for drawing would still be
+    imported, which takes a second."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -179,7 +181,9 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
 
 
 def _outer_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """The parameters that every model of this config has, also with a user's parts."""
+    """Names and shapes of the parameters that each model of this config has.
+
+    A model with the user's parts has them too."""
     shapes: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
     if config.traits.positions == "learned":
         shapes["wpe.weight"] = (config.block_size, config.n_embd)

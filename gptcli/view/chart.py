@@ -65,10 +65,10 @@ def markers(
     up: tuple[float, float],
     ascii_only: bool,
 ) -> dict[int, int]:
-    """Column -> row (counted from the top) of the newest point in that column.
+    """A dict from each column to the row of its newest point. Rows are counted from the top.
 
-    The cell is the one in which `curve` draws the same value at the same step. Points outside the
-    chart are left out.
+    `curve` draws the same value at the same step in the same cell. Points outside the chart are
+    left out.
     """
     (first, last), (low, high) = across, up
     rows_of = {}

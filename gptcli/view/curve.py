@@ -81,9 +81,9 @@ def resample(points: Points, columns: int, first: float, last: float) -> list[fl
 def bounds(*curves: Sequence[float]) -> tuple[float, float]:
     """(lowest, highest) value of the vertical axis for curves over the same steps.
 
-    The first tenth of a curve does not raise the top. Otherwise the fall from ln V would press
-    the rest of the curve into the bottom rows. The range is never empty; it is (0, 1) if no value
-    is finite.
+    The first tenth of a curve does not raise the top. A new model's loss falls from ln V, and this
+    fall would press the rest of the curve into the bottom rows. The range is never empty; it is
+    (0, 1) if no value is finite.
     """
     everything = [v for values in curves for v in values if math.isfinite(v)]
     if not everything:
@@ -107,8 +107,8 @@ def dots_per_cell(ascii_only: bool) -> tuple[int, int]:
 def dot_row(value: float, low: float, high: float, rows: int) -> int:
     """The row in which a value is drawn, counted from the top.
 
-    -1 if the value is above `high`, `rows` if it is below `low`, the middle row if the range is
-    empty.
+    Returns -1 if the value is above `high`, and `rows` if it is below `low`. If the range is empty,
+    returns the middle row.
     """
     share = (value - low) / (high - low) if high > low else 0.5
     return -1 if share > 1 else rows if share < 0 else rows - 1 - round(share * (rows - 1))
@@ -146,7 +146,7 @@ def curve(
         row = dot_row(value, low, high, rows)
         start, stop = row, row
         if previous is not None and abs(previous - row) > 1:
-            # Join the previous value, without drawing its dot again.
+            # Draw a line to the previous value. The dot of that value is there already.
             start, stop = (previous + 1, row) if previous < row else (row, previous - 1)
         for y in range(max(start, 0), min(stop, rows - 1) + 1):
             if ascii_only:

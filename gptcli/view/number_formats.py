@@ -56,7 +56,7 @@ def rate(count: float, seconds: float) -> float | None:
 
 
 def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
-    """Seconds for `steps_left` steps at the speed of `steps` steps in `seconds`.
+    """Seconds that `steps_left` steps take if `steps` steps took `seconds`.
 
     None if no step has been timed yet.
     """
@@ -70,11 +70,11 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 class StepRate:
     """Steps per second of wall time over about the last minute, evaluations included.
 
-    The first step only starts the clock. It can include a compilation, and in a resumed run the
-    steps before it were made by another process.
+    The first step of this process only starts the clock, because its time can include a
+    compilation. If the run was resumed, another process made the steps before it.
     """
 
-    APART = 1.0  # seconds between two marks, so that fast steps cost nothing
+    APART = 1.0  # least seconds between two marks: to mark each fast step would take time
     MARKS = 64
 
     def __init__(self) -> None:
@@ -111,5 +111,5 @@ def rate_text(tokens_per_second: float | None, *, short: bool = False) -> str:
     """A speed such as "61,234 tok/s", or "1.23M tok/s"; "- tok/s" if unknown."""
     if tokens_per_second is None or not math.isfinite(tokens_per_second):
         return f"{UNKNOWN} tok/s"
-    # No blank before the unit: scripts split lines at blanks.
+    # "1.23M", not "1.23 M": scripts split lines at spaces.
     return f"{human_count(round(tokens_per_second), short=short).replace(' ', '')} tok/s"

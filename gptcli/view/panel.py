@@ -153,7 +153,7 @@ def _curve_and_sample(
     if status.sample is not None:
         rows = min(SAMPLE_ROWS, room // 2 - len(gap) - 1)
         text = sample_lines(status.sample.prompt, status.sample.text, width - 3, rows, console)
-        if text and rows >= 2:  # a single line is worth more to the curve
+        if text and rows >= 2:  # one row of text says less than one more row of curve
             title = Text(f" sample at step {human_count(status.sample.step)}", style=LABEL)
             sample = [*gap, title, *(Text.assemble("   ", line) for line in text)]
     rows = min(CHART_ROWS, room - len(sample) - len(gap) - 1)

@@ -55,7 +55,7 @@ class PlainView:
 
 
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
-    """The lines of a log for one event, which `status` has already absorbed. There can be none.
+    """The log lines of one event, [] for some events. `status` must have absorbed the event.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
     fields. A field begins with its name and ends with its unit.
@@ -83,8 +83,8 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
 def step_line(event: StepDone, status: RunStatus) -> str:
     """`step 100/3000  loss 2.3456  lr 2.00e-02  norm 0.71  61,234 tok/s  eta 0:42`.
 
-    If this reaches 80 columns, the speed is shortened to three digits, then the norm is left out,
-    then the time left.
+    If the line reaches 80 columns, the speed is shortened to three digits. If it is still too long,
+    the norm is left out, and then the time left.
     """
     step = _step_of(event.step, status)
     loss, lr = f"loss {loss_text(event.loss)}", f"lr {event.learning_rate:.2e}"

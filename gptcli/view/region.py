@@ -1,9 +1,10 @@
 """The lines at the bottom of the terminal that the live view repaints in place.
 
-rich.live does not do here: it erases all lines before it draws them, hides the cursor for the
-whole run, and loses its position if the window becomes narrower. A Region overwrites its lines, so
-nothing flickers. It finds the rows again that a narrower window has wrapped. A killed process
-leaves the terminal in order.
+rich.live does not fit here, for three reasons. It erases all lines before it draws them. It hides
+the cursor for the whole run. It draws at the wrong rows after the window has become narrower.
+
+A Region overwrites its lines, so nothing flickers. If a narrower window has wrapped these lines,
+the Region still finds their rows. If the process is killed, the terminal stays in order.
 """
 
 from __future__ import annotations
@@ -105,8 +106,9 @@ class Region(RenderHook):
         """Put the region below the output that rich is about to print. rich calls this method."""
         size = self._console.size
         lines = self._draw(size.width - 1, size.height - 1)
-        # A refresh changes nothing above the region, so nothing has to be erased first. After a
-        # change of the window's size it has to be: terminals remember which rows they wrapped.
+        # A refresh changes nothing above the region, so nothing has to be erased first. If the
+        # window's size has changed, the old lines must be erased, because terminals remember which
+        # rows they wrapped.
         overwrite = self._refreshing and size == self._painted_size
         begin = self._to_top() + ("" if overwrite else ERASE_BELOW)
         self._painted_size = size

@@ -53,7 +53,7 @@ def ellipsis_for(encoding: str) -> str:
 def crop(text: str, width: int, *, ellipsis: str = "…", keep_end: bool = False) -> str:
     """The text cut to at most `width` cells, with an ellipsis if something was cut.
 
-    `keep_end` keeps the end instead of the beginning. The end of a path says more.
+    `keep_end` keeps the end instead of the beginning: for a path, whose end says more.
     """
     if cell_len(text) <= width:
         return text

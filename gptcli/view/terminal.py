@@ -65,7 +65,10 @@ class LiveView:
             self._draw()
 
     def render(self, width: int | None = None, height: int | None = None) -> RenderableType:
-        """The current panel, by default in the console's size. Captures and tests use it."""
+        """The current panel, by default in the console's size.
+
+        Tests and docs/captures.py (the README's pictures) use it.
+        """
         size = self._console.size
         lines = panel(
             self._status, self._console, width or size.width - 1, height or size.height - 1
@@ -98,6 +101,6 @@ def open_view(console: Console) -> LiveView | PlainView:
     A terminal without cursor control (TERM=dumb, an old Windows console) gets plain lines. So does
     a pipe, even if FORCE_COLOR asks for colours.
     """
-    # rich's is_terminal is also true if FORCE_COLOR is set.
+    # Ask the file: rich's is_terminal is also true for a pipe if FORCE_COLOR is set.
     on_terminal = console.file.isatty() and console.is_interactive
     return LiveView(console) if on_terminal and not console.legacy_windows else PlainView(console)
