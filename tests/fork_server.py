@@ -1,4 +1,4 @@
-"""Runs `gptcli` in forks of a process that has imported PyTorch: a start takes no time.
+"""Runs `gptcli` in forks of a process that has imported PyTorch, so that each start is fast.
 
 Tests that try how gptcli treats its streams need a process for each case. Each import of PyTorch
 would take a second or more. `python -m tests.fork_server SOCKET` listens there; fork_client.py is

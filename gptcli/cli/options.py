@@ -121,7 +121,7 @@ class SamplingModel:
 
 
 def load_for_sampling(run: str | None, options: ModelOptions) -> SamplingModel:
-    """The model of a run for sampling. `--dtype auto` is the fastest dtype on this machine."""
+    """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here."""
     from gptcli.native import library
 
     if options.device in ("auto", "cpu"):

@@ -68,7 +68,7 @@ def open_corpus(
     int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
 
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
-    not grow with the text. Raises GptcliError if the text cannot be read, is not text, or is too
+    not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
     short for `block_size` or for its validation split."""
     bar = Progress(progress)
     found = find_source(source, bar)

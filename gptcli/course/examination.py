@@ -32,7 +32,8 @@ LESSONS: dict[str, Lesson[Any]] = {
 def examine(file: LearnerFile, say: Say) -> FileReport:
     """Check `file` against its exercise; stop at the first mistake.
 
-    Calls `say` with what is being done. Raises GptcliError if the file cannot be used at all."""
+    Calls `say` with the name of each stage as it begins, such as "loading the file". Raises
+    GptcliError if the file cannot be used at all."""
     say("loading the file")
     lesson = LESSONS[file.exercise]
     done: list[Check] = []

@@ -32,8 +32,8 @@ class StepMark:
 class Picture:
     """What a terminal draws of a wrong attention.
 
-    The learner's and the right attention weights are (T, T), of one head. Both are None if weights
-    do not show the mistake. A learner's weight that is not finite is written as -1."""
+    Both arrays of attention weights are (T, T), for one head. Both are None if the mistake cannot
+    be seen in the weights. A learner's weight that is not finite is written as -1."""
 
     steps: tuple[StepMark, ...]
     learner_weights: list[list[float]] | None = None
@@ -161,7 +161,7 @@ class BuiltinReport:
             return f"every path agrees with the reference in {cases} cases"
         worst = over[0]
         return (
-            f"{len(over)} of {len(self.results)} paths stray from the reference, first "
+            f"{len(over)} of {len(self.results)} paths differ from the reference; the first is "
             f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
             f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}"
         )

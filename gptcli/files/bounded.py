@@ -16,7 +16,7 @@ from pathlib import Path
 MAX_JSON_BYTES = 1 << 20
 """Size limit of a small JSON file (meta.json, run.json): 100 times what gptcli writes."""
 MAX_LINES_BYTES = 1 << 30
-"""Size limit of a file of lines (metrics.jsonl, samples.txt): five million logged steps."""
+"""Size limit of metrics.jsonl and of samples.txt. Five million logged steps fit into it."""
 _MAX_LINE_BYTES = 1 << 20
 
 

@@ -25,7 +25,7 @@ class UserParts:
     """For each part, the function that makes it from a ModelConfig; None for a builtin part.
 
     `layernorm` makes the two norms of each block and the last norm. `block` makes complete blocks.
-    `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is no part of the network.
+    `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part of the network.
 
     `matrices` finds the weights of query, key, value and output in a user's attention of any
     layout. It returns them in this order, each (C, C), or None if it cannot find them."""

@@ -24,8 +24,8 @@ typedef struct {
     float *out;          /* (32, D) */
 } AttentionScratch;
 
-/* Returns the bytes of the scratch. If `start` is not NULL, also sets the pointers in s, from
- * `start` on. */
+/* Returns the bytes of the scratch. If `start` is not NULL, also places the arrays of s in the
+ * memory that begins there. */
 static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
     const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);

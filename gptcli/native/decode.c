@@ -4,9 +4,9 @@
  *
  * A step takes rows. Each row is a token of a stream at a position. While texts are generated, a
  * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads divide
- * the streams between them, and each thread computes the whole network; or they divide the outputs
- * of each product. No sum is divided, so the number of threads does not change a bit of the result.
- */
+ * either the streams or the outputs of each product. If they divide the streams, each thread
+ * computes the whole network. No sum is divided, so the number of threads does not change a bit of
+ * the result. */
 
 #include "amx_permission.h"
 #include "constants.h"
@@ -16,10 +16,9 @@
 typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
-    int part,
-        parts; /* number of this part of the outputs, of how many; 0 of 1 if streams are divided */
-    int n;     /* rows */
-    long first_row; /* number of the first row in the decoder's arrays */
+    int part, parts; /* this part's number and how many; 0 and 1 if threads divide the streams */
+    int n;           /* rows */
+    long first_row;  /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
     const uint8_t *wants_logits; /* per row; NULL: all rows do */
     const int32_t *logits_rows;  /* where a row's logits go; NULL: to its stream */
@@ -193,9 +192,9 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Meanwhile it prefetches what is
- * read next: as many keys at next_keys and as many values at next_values. If next_keys is NULL, it
- * prefetches nothing. */
+/* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Meanwhile it prefetches the
+ * same number of keys at next_keys and of values at next_values, which are read next. If next_keys
+ * is NULL, it prefetches nothing. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -445,8 +444,8 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Moves the rows that want logits side by side and forgets the others. Writes the streams of the
- * rows that are kept into `stream`. */
+/* Moves the rows that want logits side by side and forgets the others. stream[i] becomes the stream
+ * of the i-th row that is left. */
 static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
@@ -491,8 +490,7 @@ static void run_step(Step s) {
     team_barrier(&s);
 }
 
-/* The first row from r on whose stream differs from that of the row before; n if there is none. 0
- * if r is 0. */
+/* The first row, from r on, that begins a stream, as row 0 does. If there is none, n. */
 static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;

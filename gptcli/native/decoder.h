@@ -79,9 +79,10 @@ typedef struct {
  * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number in the rows that products read; below, in the KV cache. */
+/* Bytes of each number in the rows that products read. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
+/* Bytes of each number in the KV cache. */
 static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
 /* The keys of a head in the cache; its values follow them. */
@@ -95,8 +96,8 @@ static char *values_of(const Decoder *d, char *keys) {
     return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Returns the bytes of all arrays. If `at` is not NULL, also sets the addresses of the arrays, from
- * `at` on. */
+/* Returns the bytes of all arrays. If `at` is not NULL, also places the arrays in the memory that
+ * begins there. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;

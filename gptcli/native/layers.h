@@ -157,8 +157,8 @@ static void norm_forward(const float *x, int rows, int C, Norm n, bf16 *hat, flo
     }
 }
 
-/* Computes dx, the gradient at x, from dout, the gradient at `out`; it is added to the old dx if
- * `add`. dgain (C) and dbias (C) get the part of these rows in the gradients of gain and bias.
+/* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add`, adds it to the old
+ * dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and bias.
  * dbias can be NULL. */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const bf16 *hat,
                           const float *scale, float *dx, int add, float *dgain, float *dbias) {
@@ -247,7 +247,7 @@ INLINE void norm_rotate_backward_sized(const int D, const bf16 *dout, const floa
     }
 }
 
-/* norm_rotate_sized, with the usual values of D as constants. */
+/* Calls norm_rotate_sized, with the usual values of D as constants. */
 static void norm_rotate(const float *x, int D, const float *gain, const float *cos,
                         const float *sin, bf16 *hat, float *scale, bf16 *out) {
     if (D == 32)

@@ -91,8 +91,8 @@ typedef struct {
 /* The offsets of layer l's parameters. */
 static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
-/* Returns the bytes of all arrays. If `start` is not NULL, also sets the addresses of the arrays,
- * from `start` on. */
+/* Returns the bytes of all arrays. If `start` is not NULL, also places the arrays in the memory
+ * that begins there. */
 static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
     const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);

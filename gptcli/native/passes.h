@@ -60,7 +60,7 @@ static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->trai
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
- * multiple of 32, so small that the caller can use `out` from the first-level cache. */
+ * multiple of 32, and small enough that `out` stays in the first-level cache. */
 INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
@@ -223,10 +223,12 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
-/* Computes the last norm, the logits, and each row's loss (into g->losses). In training also
- * computes these gradients, times `scale`: at the logits, transposed, into g->d_head, whose first
- * row is row `from`; at the residual stream, into g->dx; of the last norm's parameters, into
- * `partial` (2 C). */
+/* Computes the last norm, the logits, and each row's loss (into g->losses). In training it also
+ * computes three gradients, each times `scale`:
+ *
+ *   g->d_head       at the logits, transposed; its first row is row `from`
+ *   g->dx           at the residual stream
+ *   partial (2 C)   of the last norm's parameters */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s, float *partial) {
     Model *g = p->g;

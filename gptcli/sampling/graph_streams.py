@@ -54,7 +54,7 @@ class GraphStreams:
         self._graphs: dict[int, Any] = {}  # span -> graph; None if it could not be recorded
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Streams. The tokens wait for the next run."""
+        """As in Streams. The model computes the tokens only when `run` is called."""
         for stream, ids in texts.items():
             if restart:
                 self._texts[stream] = StreamTokens(list(ids))

@@ -152,8 +152,8 @@ def utf8(text: str) -> bytes:
         raise GptcliError(
             f"the text has a lone surrogate (U+{ord(text[error.start]):04X}) at position "
             f"{error.start + 1}: it is half of a character and cannot be encoded",
-            "remove it, or repair what produced the text; it usually comes from bytes that "
-            "were read with the wrong encoding",
+            "remove it, or repair the program that wrote the text; a lone surrogate usually comes "
+            "from bytes that were read with the wrong encoding",
         ) from None
 
 

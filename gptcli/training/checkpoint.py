@@ -7,7 +7,7 @@ checkpoints/step-00000200/ holds three files:
 
 A crash leaves the old checkpoint or the new one, never half of one. Nothing is pickled.
 On a first reading, read `save`, `_write_folder` and `load`. Skip the rest: it handles damaged
-files, disks that refuse, and the choice of the best step.
+files, disks that refuse to write, and the choice of the best step.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def save(
         durable.make_folder(goal.parent)
         durable.delete_temporaries(
             goal.parent, _WRITTEN_NAMES
-        )  # of killed saves: they fill the disk
+        )  # left by killed saves; they would fill the disk
         files = _valid_files(run, step)
         if files is not None:
             still_wanted()
@@ -330,7 +330,7 @@ def _read_best(run: Path) -> int | None:
 
 
 def find_best_step(run: Path) -> tuple[int | None, list[str]]:
-    """The best step (None if there is none), and a note if `checkpoints/best` is wrong about it.
+    """The best step, or None if there is none; and a note if `checkpoints/best` does not name it.
 
     The newest valid meta.json records the best step too. If the two differ, meta.json counts."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)

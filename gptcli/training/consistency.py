@@ -1,6 +1,6 @@
 """Checks that config.yaml and tokenizer.json of a run folder belong to the checkpoint's weights.
 
-A file can be valid by itself and still be the wrong one: the user edited or exchanged it, or a bit
+A file can be valid by itself and still be the wrong one: the user edited or replaced it, or a bit
 of a number flipped. The checkpoint's meta.json records what the run's files contained.
 """
 

@@ -84,7 +84,7 @@ def seconds_per_step(
 ) -> float:
     """Time of one optimizer step in seconds, measured here with random tokens.
 
-    The measurement takes about two seconds, or `seconds`. It runs complete batches if these are
+    The measurement takes about `seconds`, by default two. It runs complete batches if these are
     fast enough, otherwise single sequences. gptcli.training.cost scales their time to a whole step.
     """
     train = config.train

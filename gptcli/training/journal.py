@@ -141,7 +141,9 @@ def _open_errors(path: Path) -> Iterator[None]:
 
 
 def cannot_open_error(path: Path, error: OSError) -> GptcliError:
-    """The error for a file of lines that is a link, a pipe, a folder or too large (exit code 1)."""
+    """The error if metrics.jsonl or samples.txt is a link, a pipe, a folder or too large.
+
+    Its exit code is 1."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
         "gptcli did not write it: move it away; the checkpoints do not need it",
@@ -169,7 +171,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
 
 
 def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
-    """The first `count` bytes of a file, which must end at the end of a line."""
+    """The first `count` bytes of a file. The last of them must end a line."""
     for line in read_lines(path, path.parent):
         if count == 0:
             return

@@ -71,7 +71,7 @@ def train(
 ) -> Generator[Event, None, None]:
     """Train and yield events; the last event is always Finished.
 
-    `should_stop` is asked after every step and between the batches of an evaluation. If it returns
+    `should_stop` is called after every step and between the batches of an evaluation. If it returns
     True, the run saves a checkpoint and finishes as "interrupted". A loss or gradient that is not
     finite finishes the run as "diverged" before the update. Raises GptcliError if a checkpoint
     cannot be written. After the generator has ended, raised or been closed, none of its threads

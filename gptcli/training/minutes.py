@@ -51,7 +51,9 @@ _MIN_STEPS = 20
 
 
 def dropout_for(epochs: float) -> float:
-    """Dropout for a text that is read `epochs` times: 0.05 more for each doubling beyond 2.7."""
+    """Dropout for a text that is read `epochs` times.
+
+    It is 0 up to 2.7 epochs. Each doubling of the epochs then adds 0.05, up to 0.4."""
     doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_DROPOUT))
     return min(_MAX_DROPOUT, round(_DROPOUT_PER_DOUBLING * doublings, 2))
 

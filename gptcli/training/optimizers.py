@@ -243,9 +243,9 @@ class Recipe:
     groups: tuple[Group, ...]
     """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""
     default_rate: Callable[[int], float]
-    """Peak learning rate for `auto`, from n_embd."""
+    """The peak learning rate that `auto` stands for, as a function of n_embd."""
     default_warmup: Callable[[int], int]
-    """Warm-up steps for `auto`, from max_steps."""
+    """The warm-up steps that `auto` stands for, as a function of max_steps."""
     slots: int
     """The float32 numbers of state that the optimizer keeps for each weight of a block's matrix."""
     orthogonalises: bool

@@ -86,7 +86,7 @@ def take_step(
     dtype: torch.dtype,
     loss_scale: float,
 ) -> Updated | Diverged:
-    """Do the step that follows `step` steps, or return why the weights did not change.
+    """Do step `step`, counted from 0, or return why the weights did not change.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
     model is in training mode; `dtype` is that of the passes."""
@@ -145,7 +145,7 @@ def forward_backward(
         weights.collect(1.0 / scale)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return float(total) / count  # waits for the device, as only the norm does too
+    return float(total) / count  # waits for the device; elsewhere in a step only float(norm) does
 
 
 def dropout_seed(seed: int, step: int) -> int:

@@ -17,9 +17,9 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST = 100  # cells; wider lines are harder to read
-CHART_ROWS = 10  # at most, without the axis
-SAMPLE_ROWS = 8  # at most, without the title
-GAPS_FROM = 17  # rows; a lower window has no room for blank lines
+CHART_ROWS = 10  # the most rows of the curve; the axis is not counted
+SAMPLE_ROWS = 8  # the most rows of the sample; the title is not counted
+GAPS_FROM = 17  # rows; a window with fewer has no room for blank lines
 
 
 def panel(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:

@@ -81,7 +81,7 @@ def test_wrong_builtin_paths_are_found(
         }
     )
     assert wrong == expected
-    assert "stray from the reference" in report.message
+    assert "differ from the reference" in report.message
 
 
 def test_an_empty_report_is_not_ok() -> None:

@@ -17,7 +17,7 @@ from gptcli.model.rotary import rotary_table, rotate
 W = 8
 V = 13
 
-# ---- the draw at its extreme ends ----------------------------------------------------------------
+# ---- draws with known tokens ---------------------------------------------------------------------
 
 NEARLY_ONE = 1 - 2**-53
 """The largest uniform number that PyTorch draws in float64."""
@@ -26,20 +26,20 @@ PEAKED = [
     -3, -3, -1, -1, 3, 2, -1, -6, 1, -4, 1, 1, 0, 4, 3, -1,
     -4, -5, 2, 2, 2, -5, -1, 6, 2, -2, -1, 1, 4, 5, 3, -3,
 ]  # fmt: skip
-"""Logits with ties. At temperature 0.1 the likeliest (23) has 0.99995 of the probability, the last
-but one 9.4e-14, and tokens 0, 1 and 31 less than e^-87 times the likeliest's: they are never drawn.
+"""Logits with ties. At temperature 0.1, token 23 has probability 0.99995, and token 30 has 9.4e-14.
+Tokens 0, 1 and 31 have less than e^-87 times the probability of token 23: they are never drawn.
 """
 
 _INF = float("inf")
 DRAWS: list[tuple[list[float], float, float, int]] = [
-    # The point is 1.1e-16 before the end; token 30 covers the last 9.4e-14 (exact arithmetic).
+    # The draw is 1.1e-16 below 1. Token 30 covers the last 9.4e-14 (exact arithmetic).
     (PEAKED, 0.1, NEARLY_ONE, 30),
     (PEAKED, 0.1, 1 - 2**-52, 30),
     (PEAKED, 0.1, 1 - 2**-40, 29),
     (PEAKED, 0.1, 0.5, 23),
     (PEAKED, 0.1, 2**-53, 4),
     (PEAKED, 0.1, 0.0, 2),
-    # Equal logits: the cumulative sums are exact. A number equal to one draws the next token.
+    # Equal logits: the cumulative sums are exact. A draw equal to a sum takes the next token.
     ([1, 1, 1, 1], 0.8, 0.0, 0),
     ([1, 1, 1, 1], 0.8, math.nextafter(0.25, 0), 0),
     ([1, 1, 1, 1], 0.8, 0.25, 1),
@@ -53,7 +53,7 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, math.nextafter(0.5, 0), 1),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.5, 3),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, NEARLY_ONE, 3),
-    # The limit is a logit of 87 below the largest, which is excluded.
+    # A token can be drawn only if its logit is less than 87 below the largest.
     ([-87, 0, -87], 1.0, 0.0, 1),
     ([-86, 0, -86], 1.0, 0.0, 0),
     ([-86, 0, -86], 1.0, NEARLY_ONE, 1),

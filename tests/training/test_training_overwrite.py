@@ -43,7 +43,7 @@ def create(run: Path, seed: int) -> None:
 
 
 def overwrite(run: Path) -> None:
-    """Replace a run by a new one with a checkpoint; then the old run is deleted."""
+    """Replace a run by a new one that has a checkpoint, then delete the old run."""
     create(run, 2)
     write(run, *NEW)
     run_folder.delete_replaced(run)

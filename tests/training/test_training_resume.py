@@ -271,7 +271,7 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    no_evaluation = ("data.val_fraction=0",)  # compiling it takes half a minute
+    no_evaluation = ("data.val_fraction=0",)  # compiling an evaluation takes half a minute
     losses = [
         [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4", *no_evaluation))
          if type(e).__name__ == "StepDone"]

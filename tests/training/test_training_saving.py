@@ -1,4 +1,4 @@
-"""Saves in the middle of a run: in the background, and on a disk that refuses."""
+"""Saving in the middle of a run: in the background, and on a disk that refuses to write."""
 
 from __future__ import annotations
 

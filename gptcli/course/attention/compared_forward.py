@@ -69,8 +69,8 @@ class ComparedForward:
     def first_wrong_operation(self, step: int) -> int:
         """The index of the first operation that turns right values into others.
 
-        Looks only after the last right value before `step`. If there is none, this is the index of
-        the next operation after that value."""
+        The search begins after the operation that made the last right value before `step`. If it
+        finds nothing, returns the index where it began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:

@@ -75,7 +75,7 @@ from gptcli.course.attention.stages import Values
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
-# The message quotes the number in the hidden scores if its absolute value is below this.
+# If the absolute value of a hidden score is below this, the message quotes the score.
 LARGE_FILL = 1e6
 
 
@@ -262,8 +262,8 @@ def _changed_value(
         change = f"the rows of the first head now sum to {describe_range(sums)}"
     else:
         change = (
-            f"they range {describe_range(before, both_ends=True)} before and "
-            f"{describe_range(after, both_ends=True)} after"
+            f"before it, they range {describe_range(before, both_ends=True)}; "
+            f"after it, {describe_range(after, both_ends=True)}"
         )
     line = line_to_quote(forward, changing.index, search=False)
     why = f"{name} are right until this line changes them; {change}"
@@ -339,8 +339,8 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
 def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that raises or returns no tensor of the right shape.
 
-    A mistake before the stop comes first. Otherwise the message has the learner's error and the
-    shapes that meet there."""
+    If there is a mistake before the stop, the finding is about that mistake. Otherwise the message
+    has the learner's error, and the shapes of the inputs of the operation that failed."""
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
@@ -353,10 +353,10 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
         message = forward.learner.failure_from(trace.error, doing).message
         tensors = [describe_tensor(x, forward) for x in last.inputs[:3]]
         if tensors:
-            message += f"; what meets there: {' and '.join(tensors)}"
+            message += f"; inputs of this operation: {' and '.join(tensors)}"
         line = line_to_quote(forward, last.index, search=False)
     elif trace.error is None and line is not None:
-        message += f"; the last right numbers are made before {forward.quote(line).rstrip(': ')}"
+        message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
     if failed.mistake == "not-implemented":
         number = step_named_in_source(trace.error, forward.learner.file.path)
         state = "is still to be written"
@@ -390,7 +390,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
     words = "forward returns nothing of the right shape"
     if trace.error is not None:
         words = in_words(trace.error)
-    later = CheckFailed(f"step-{step}", f"further on the file stops: {words}", "")
+    later = CheckFailed(f"step-{step}", f"further on, the file stops: {words}", "")
     if fit is None:
         return _unknown_mistake(forward, step, later)
     finding = _known_mistake(forward, *fit)

@@ -158,7 +158,7 @@ def queries_meet_keys(forward: ComparedForward) -> bool:
 
 
 def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
-    """Whether more than half of the numbers of x belong to the value `name`."""
+    """Whether more than half of the numbers in x occur in the reference's value `name`."""
     if not x.dtype.is_floating_point or x.numel() == 0:
         return False
     return float((forward.found.tables[name].locate(x.double()) >= 0).double().mean()) > 0.5
@@ -278,7 +278,7 @@ def lowers_precision(operation: Operation) -> bool:
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """A guess of the wrong step if nothing was traced: the tokens with right output show it.
+    """The wrong step, guessed from the tokens whose output is right. It needs no trace.
 
     A wrong mask (5) leaves the last token right, and wrong scores (4) leave token 0 right."""
     assert forward.y is not None

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MAX_NUMBERS = 100_000  # larger tensors are not part of an attention of these sizes
+MAX_NUMBERS = 100_000  # of a recorded tensor; with these sizes, attention needs no larger one
 MAX_OPERATIONS = 5_000
 TRACE_LIMIT_S = 2.0  # enough: the pass that is traced has already failed a check
 
@@ -222,7 +222,7 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the current numbers. Inside vmap: of the complete tensor, not of one slice."""
+    """A copy of the current numbers. Inside vmap, it is the complete tensor, not one slice."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()

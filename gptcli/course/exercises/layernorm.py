@@ -85,7 +85,7 @@ def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
 
 
 def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
-    """Forms with the mean over `dim`, and the variance over `dim` or over the last dimension."""
+    """Layer norms with the mean over `dim`, and the variance over `dim` or the last dimension."""
 
     def form(w: Weights, x: Tensor, same: bool, var_dim: Any) -> Tensor:
         m = mean(x, dim)
@@ -98,7 +98,7 @@ def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
 
 
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A form with another step 2 or 3: change(x, mean, variance) gives the normalised channels."""
+    """A layer norm with a different step 2 or 3: change(x, mean, variance) normalises x."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         m = mean(x)
@@ -108,7 +108,7 @@ def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ..
 
 
 def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A form with another step 4: change(w, normalised channels) gives the output."""
+    """A layer norm with a different step 4: change(w, normalised channels) computes the output."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         return change(w, steps(w, x)[2][0])

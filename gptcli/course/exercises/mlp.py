@@ -70,7 +70,7 @@ def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """A form with another activation function in step 2."""
+    """An MLP with another activation function in step 2."""
     return (lambda w, x: w.down(function(w.up(x))),)
 
 

@@ -23,7 +23,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 START_S = 180.0  # to import torch from a cold, slow disk
-GRACE_S = 10.0  # added to a file's limit, because the worker enforces that limit itself
+GRACE_S = 10.0  # wait this much longer than a file's limit: the worker enforces the limit itself
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -33,8 +33,8 @@ _BOOT = (
 class Unfinished(Exception):
     """The check of a file did not finish.
 
-    `reason` is "time-limit" or "crash". `doing` is what was being done, `line` the line of the file
-    that was running (or None), and `detail` how the process ended."""
+    `reason` is "time-limit" or "crash". `doing` is what was being done. `line` is the line of the
+    file that was running, or None. `detail` says how the process ended."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""Time limit for one call of a learner's code, so that an endless loop gets its line and step."""
+"""Time limit for one call of a learner's code, so that a report can name an endless loop's line."""
 
 from __future__ import annotations
 
