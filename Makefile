@@ -42,9 +42,9 @@ fuzz: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=random
 	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
 
-# The full versions of tests that `make test` shortens: every moment at which a save can be killed
-# or fail, and every wrong file of every style. gptcli starts as a fresh process; `make test` forks
-# one.
+# The tests that `make test` leaves out or shortens: those that take seconds each, every moment at
+# which a save can be killed or fail, and every wrong file of every style. gptcli starts as a fresh
+# process; `make test` forks one.
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 

@@ -75,7 +75,7 @@ def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcom
         outcome = Outcome(about=name)
         source = hostile_attempts.one_checkpoint(run, folder / "source")
         text = run.with_name("text.txt")
-        for ending in hostile_attempts.tried(source, text, folder, [name]):
+        for ending in hostile_attempts.tried(source, text, folder, [name], every_command=True):
             outcome.count("attempts")
             try:
                 hostile_attempts.check(ending)

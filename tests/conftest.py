@@ -186,16 +186,22 @@ class Outcome:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--slow", action="store_true", help="only the tests with long series, and all of each"
+        "--slow", action="store_true", help="only the slow tests, and all of each long series"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --slow, keep only the tests that use the fixture `slow`."""
-    if config.getoption("--slow"):
-        kept = [item for item in items if "slow" in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+    """Without --slow, leave out tests marked `slow`.
+
+    With it, keep only those and the tests that use the fixture `slow`."""
+    slow = config.getoption("--slow")
+
+    def wanted(item: pytest.Item) -> bool:
+        marked = item.get_closest_marker("slow") is not None
+        return marked or "slow" in getattr(item, "fixturenames", ()) if slow else not marked
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
 
 
 @pytest.fixture(scope="session")

@@ -69,8 +69,15 @@ def status(run: Path) -> tuple[str, int]:
     return json.loads((run / "run.json").read_bytes())["stopped"], int(newest.name[5:])
 
 
-@pytest.mark.parametrize("term", ["xterm", "dumb"], ids=["live view", "plain lines"])
-@pytest.mark.parametrize("controls", [True, False], ids=["hang-up", "disowned"])
+@pytest.mark.parametrize(
+    ("controls", "term"),
+    [
+        pytest.param(True, "xterm", id="hang-up-live view"),
+        pytest.param(True, "dumb", id="hang-up-plain lines", marks=pytest.mark.slow),
+        pytest.param(False, "xterm", id="disowned-live view", marks=pytest.mark.slow),
+        pytest.param(False, "dumb", id="disowned-plain lines"),
+    ],
+)
 def test_a_closed_terminal_does_not_lose_the_run(
     controls: bool, term: str, text_file: Path, tmp_path: Path
 ) -> None:

@@ -200,6 +200,7 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
     )  # finished: the checkpoint records the evaluation
 
 
+@pytest.mark.slow
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
     """Otherwise a signal would wait long: a large network with a small training batch."""
     import numpy as np

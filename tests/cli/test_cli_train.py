@@ -411,7 +411,9 @@ main()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
     number: signal.Signals, text_file: Path, tmp_path: Path, cli: Any
 ) -> None:

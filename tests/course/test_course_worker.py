@@ -53,6 +53,7 @@ def test_output_that_bypasses_python_goes_to_stderr(
     assert "straight to 1" in captured.err
 
 
+@pytest.mark.slow
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
     """On macOS and Windows each file runs in the worker itself."""
     with Worker(fork=False) as worker:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and for
 
 
 @pytest.fixture(scope="module")
-def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str], dict[str, Any]]:
+def endings(
+    small_run: Path, text_file: Path, once: Once, slow: bool
+) -> dict[tuple[str, str], dict[str, Any]]:
     """(case, command) -> how it ended. One process, which has imported PyTorch, forks for each."""
 
     def attempt(folder: Path) -> None:
@@ -27,6 +30,7 @@ def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str
             [
                 *(sys.executable, "-m", hostile_attempts.__name__),
                 *map(str, (only_one, text_file, folder)),
+                *(["--all"] if slow else []),
             ],
             cwd=Path(__file__).parents[2],
             capture_output=True,
@@ -43,16 +47,29 @@ def endings(small_run: Path, text_file: Path, once: Once) -> dict[tuple[str, str
     return found
 
 
-@pytest.mark.parametrize("command", hostile_attempts.COMMANDS)
-@pytest.mark.parametrize("case", sorted(hostile.CASES))
+def attempts(cases: Iterable[str], commands: Iterable[str]) -> list[Any]:
+    """(case, command), marked slow unless `make test` tries it, too."""
+    return [
+        pytest.param(
+            case,
+            command,
+            marks=[] if command in hostile_attempts.commands_for(case) else pytest.mark.slow,
+        )
+        for case in sorted(cases)
+        for command in commands
+    ]
+
+
+@pytest.mark.parametrize(("case", "command"), attempts(hostile.CASES, hostile_attempts.COMMANDS))
 def test_a_malicious_run_folder_ends_in_a_quick_error(
     case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     hostile_attempts.check(endings[case, command])
 
 
-@pytest.mark.parametrize("command", hostile_attempts.ALL_COMMANDS)
-@pytest.mark.parametrize("case", sorted(hostile.FILES_OF_LINES))
+@pytest.mark.parametrize(
+    ("case", "command"), attempts(hostile.FILES_OF_LINES, hostile_attempts.ALL_COMMANDS)
+)
 def test_a_malicious_journal_or_lock_is_refused_by_commands_that_open_it(
     case: str, command: str, endings: dict[tuple[str, str], dict[str, Any]]
 ) -> None:

@@ -233,6 +233,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_a_save_that_hangs(
     begin: Callable[[str], Setup], tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ print(rule / (resident() - before))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_memory_rule_is_close_to_a_measured_step() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
@@ -132,6 +133,7 @@ print(dry_run_figures(large.config)["memory_bytes"] / took)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_estimate_counts_the_copy_of_a_checkpoint(text_file: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, str(tmp_path), str(text_file)],

@@ -147,6 +147,7 @@ def test_abandoning_waits_for_a_rename_but_not_long(
     list(saver.collect(wait=True))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_restores_the_old_run_while_a_save_hangs(
     old: Path, text_file: Path
 ) -> None:

@@ -268,6 +268,7 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about itself
+@pytest.mark.slow
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")

@@ -43,7 +43,10 @@ def records(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "more",
     [
-        ("run.dtype=float32", "train.optimizer=adamw", "tokenizer.kind=char"),
+        pytest.param(
+            ("run.dtype=float32", "train.optimizer=adamw", "tokenizer.kind=char"),
+            marks=pytest.mark.slow,
+        ),
         ("run.dtype=bfloat16", "train.optimizer=muon", "tokenizer.kind=bpe",
          "tokenizer.vocab_size=280"),
     ],
