@@ -1,8 +1,8 @@
 """Runs `score`, `train --resume` and other commands on each hostile run folder of hostile.py.
 
-`python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a JSON line for
-each case and command: the exit code, seconds of processor time, and the bytes of memory beyond PyTorch
-and gptcli. With --all it tries every command, else those of `commands_for`.
+`python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a line of JSON for
+each case and command. A line has the exit code, the seconds of processor time, and the bytes of
+memory beyond PyTorch and gptcli. With --all it tries every command, else those of `commands_for`.
 """
 
 from __future__ import annotations
