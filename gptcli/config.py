@@ -117,7 +117,10 @@ class TrainConfig(_Section):
     """The training loop."""
 
     max_steps: Count = 1000
-    """Number of optimizer steps."""
+    """Number of optimizer steps. With `minutes`, the number that was planned at the start."""
+    minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
+    """Time limit, start-up included. The number of steps is planned for it, and planned again
+    during the run as the speed changes. null: exactly max_steps."""
     batch_size: Count = 16
     """Sequences in one forward pass; a step uses batch_size * grad_accum of them."""
     grad_accum: Count = 1

@@ -37,6 +37,7 @@ from gptcli.native import library
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.model.user_parts import UserParts
+    from gptcli.training.planner import TimeLimit
 
 
 def train(
@@ -146,30 +147,48 @@ class _NewRun:
     config: Config
     name: str
     user_parts: UserParts | None
-    notes: list[str]  # why --minutes chose these settings
+    notes: list[str]  # the settings that gptcli chose
+    time_limit: TimeLimit | None = None
 
 
 def _plan_run(request: _Request, minutes: float | None, command_started: float) -> _NewRun:
-    """A new run from the user's arguments. --minutes measures the machine and chooses the rest."""
+    """A new run from the user's arguments.
+
+    A config or --from is used as it is. For a text, or for nothing, gptcli chooses every setting.
+    With a time limit, it also plans the number of steps."""
     target, overrides = request.target, request.overrides
     config, name = config_for(target, overrides, request.from_run)
-    user_parts = check_and_load(request.files, config, request.force)
-    if minutes is None:
-        return _NewRun(config, name, user_parts, [])
-    from gptcli.training.minutes import fit_to_minutes
-
     keep_config = request.from_run is not None or is_config(target)
+    asked = {override.partition("=")[0] for override in overrides}
+    steps_asked = "train.max_steps" in asked
     if not keep_config:
         config = defaults_with_overrides(target, overrides)
-    config, notes = fit_to_minutes(
-        config,
-        {override.partition("=")[0] for override in overrides},
-        keep=keep_config,
-        minutes=minutes,
-        begun=command_started,
-        user_parts=user_parts,
-    )
-    return _NewRun(config, name, user_parts, notes)
+    minutes = minutes if minutes is not None else config.train.minutes
+    if steps_asked and minutes is not None:
+        raise GptcliError(
+            "a time limit (--minutes) and train.max_steps cannot both be given",
+            "leave one of them out",
+        )
+    user_parts = check_and_load(request.files, config, request.force)
+    if keep_config and minutes is None:
+        return _NewRun(config, name, user_parts, [])
+    from gptcli.training import minutes as planning
+
+    reasons: dict[str, str] = {}
+    limit = None
+    if not keep_config:
+        config, reasons = planning.choose_for_text(config, asked, minutes or 1.0, user_parts)
+    if not steps_asked:
+        free = set() if keep_config else {"model.dropout", "train.sample_every"} - asked
+        config, limit, reasons["train"] = planning.fit_to_minutes(
+            config,
+            minutes or 1.0,
+            command_started,
+            user_parts,
+            free,
+            is_strict=minutes is not None,
+        )
+    return _NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
 
 
 def _print_dry_run(new: _NewRun, as_json: bool) -> None:
@@ -209,6 +228,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
                 run,
                 user_parts=new.user_parts,
                 from_run=run_folder.find_run(from_run) if from_run else None,
+                time_limit=new.time_limit,
             )
             prepared.notes[:0] = new.notes
             follow_training(prepared, request.files, request.as_json)

@@ -33,13 +33,19 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     text can have moved, `--extend` adds steps, and a checkpoint of an old version records only the
     network."""
     odd, notes = [], []
-    then = flatten(meta["config"] if "config" in meta else {"model": meta.get("model", {})})
+    then: dict[tuple[str, ...], Any] = flatten(
+        meta["config"] if "config" in meta else {"model": meta.get("model", {})}
+    )
+    # --extend ends the time limit of a run, and its max_steps need only exceed the newest plan.
+    unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
         if added_later or now == was or name == "data.source":
             continue
-        longer = name == "train.max_steps" and type(was) is int and now > was
+        longer = name == "train.max_steps" and type(was) is int and (now > was or unlimited)
+        if unlimited and name == "train.minutes":
+            continue
         if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:
             notes.append(f"{run / 'config.yaml'}: {name} is {now}; the checkpoint has {was}")
         else:

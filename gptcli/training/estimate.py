@@ -17,6 +17,7 @@ from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
+_IDLE = 1.1  # the time of a step, divided by the processor time of each thread
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
@@ -81,11 +82,13 @@ def seconds_per_step(
     engine: EngineName,
     user_parts: UserParts | None = None,
     seconds: float | None = None,
+    quiet: bool = False,
 ) -> float:
     """Time of one optimizer step in seconds, measured here with random tokens.
 
     The measurement takes about `seconds`, by default two. It runs complete batches if these are
     fast enough, otherwise single sequences. gptcli.training.cost scales their time to a whole step.
+    With `quiet`, the result is the time that a step would take on a CPU without other programs.
     """
     train = config.train
     state = TrainingState(
@@ -125,7 +128,11 @@ def seconds_per_step(
     begin = time.perf_counter()
     times: list[float] = []
     while not times or (time.perf_counter() - begin < most and len(times) < 200):
-        times.append(once(batch))
+        cpu = time.process_time()
+        took = once(batch)
+        if quiet and device.type == "cpu":  # the processor time of each thread
+            took = min(took, _IDLE * (time.process_time() - cpu) / torch.get_num_threads())
+        times.append(took)
     return sorted(times)[len(times) // 2] * rule / relative_seconds(measured, vocab_size)
 
 

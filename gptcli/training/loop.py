@@ -29,6 +29,7 @@ from gptcli.events import (
     Event,
     Finished,
     Notice,
+    Replanned,
     RunStarted,
     SampleDrawn,
     StepDone,
@@ -42,7 +43,9 @@ from gptcli.training import checkpoint
 from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
+from gptcli.training.planner import Planner, TimeLimit, why
 from gptcli.training.saving import Saver
+from gptcli.training.schedule import Plan
 from gptcli.training.step import Batch, Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
 
@@ -64,6 +67,11 @@ class Setup:
     user_parts: UserParts | None = None
     resume: checkpoint.Checkpoint | None = None
     start_from: dict[str, Tensor] | None = None
+    time_limit: TimeLimit | None = None
+    plans: tuple[Plan, ...] = ()
+    """The plans of max_steps that the run recorded before, also those after the checkpoint."""
+    replay_until: int = 0
+    """The last recorded step of the run. Until then, a resumed run makes no new plan."""
 
 
 def train(
@@ -123,6 +131,12 @@ class _Loop:
             setup.resume.step if setup.resume else None,
         )
         self.spikes = SpikeDetector()
+        self.plans = [plan for plan in setup.plans if plan[0] <= self.progress.step]
+        self.planner = (
+            Planner(setup.time_limit, setup.config, len(corpus.val) if corpus.val else 0)
+            if setup.time_limit is not None
+            else None
+        )
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
@@ -172,12 +186,15 @@ class _Loop:
         if stopped is None:
             yield from self.sample_if_due()
         window_start, window_tokens = time.perf_counter(), p.tokens
-        while stopped is None and p.step < config.max_steps:
+        while stopped is None and p.step < self.max_steps:
+            begun = time.perf_counter()
             done = self.one_step()
             if isinstance(done, Diverged):
                 return done
-            logged = p.step % int(config.log_every) == 0 or p.step in (1, config.max_steps)
+            logged = p.step % int(config.log_every) == 0 or p.step in (1, self.max_steps)
             now = time.perf_counter()
+            if self.planner is not None:
+                self.planner.stepped(now - begun)
             passed = now - window_start
             speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
             yield StepDone(
@@ -197,13 +214,27 @@ class _Loop:
         """Evaluate, sample and save, each if it is due now; returns why to stop, or None."""
         if self.should_stop():
             return "interrupted"
+        yield from self.replan()
         yield from self.saver.collect(wait=False)
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
+        begun = time.perf_counter()
         if stopped is None:
             yield from self.sample_if_due()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
+        if self.planner is not None:
+            self.planner.paused(time.perf_counter() - begun)
         return stopped or ("interrupted" if self.should_stop() else None)
+
+    def replan(self) -> Iterator[Event]:
+        """Plan the number of steps again, if the run did so before or if the clock asks for it."""
+        step, planned = self.progress.step, self.max_steps
+        steps = next((steps for at, steps in self.setup.plans if at == step), None)
+        if steps is None and self.planner is not None and step >= self.setup.replay_until:
+            steps = self.planner.max_steps(step, planned, time.perf_counter())
+        if steps is not None:
+            self.plans.append((step, steps))
+            yield Replanned(step, steps, why(planned, steps, step))
 
     def one_step(self) -> Updated | Diverged:
         """Do the next step and count it, or return why no update was made."""
@@ -218,6 +249,7 @@ class _Loop:
             self.config,
             self.setup.dtype,
             p.loss_scale,
+            self.plans,
         )
         if isinstance(done, Updated):
             p.step += 1
@@ -236,12 +268,17 @@ class _Loop:
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
         """Evaluate if an evaluation is due now and is missing; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
-        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == config.max_steps)
+        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == self.max_steps)
         if val is None or not due:
             return None
         if p.evaluated_at == p.step:
             return self.reason_to_stop()
-        loss = self.state.passes.evaluate(val, self.setup.config.model.block_size, self.should_stop)
+        begun = time.perf_counter()
+        block_size = self.setup.config.model.block_size
+        loss = self.state.passes.evaluate(val, block_size, self.give_up_evaluation)
+        if loss is None and not self.should_stop():
+            yield Notice(f"step {p.step}: the time is over, so this step is not evaluated")
+            return None
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
@@ -259,7 +296,14 @@ class _Loop:
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
+        if self.planner is not None:
+            self.planner.evaluated(time.perf_counter() - begun)
         return self.reason_to_stop()
+
+    def give_up_evaluation(self) -> bool:
+        """Whether an evaluation should end without a result: interrupted, or far too late."""
+        limit = self.setup.time_limit
+        return self.should_stop() or (limit is not None and time.perf_counter() > limit.give_up)
 
     def reason_to_stop(self) -> Stopped | None:
         """Why this step's evaluation ends the run, or None."""
@@ -310,9 +354,15 @@ class _Loop:
             "config": self.setup.config.model_dump(),
             "own_attention": "attention" in user_parts,
             "own_parts": list(user_parts),
+            "plans": [list(plan) for plan in self.plans],
         }
 
     # ---- small things --------------------------------------------------------------------
+
+    @property
+    def max_steps(self) -> int:
+        """The number of steps of the run, by the newest plan."""
+        return self.plans[-1][1] if self.plans else self.config.max_steps
 
     def spike(self, loss: float, usual: float) -> Event:
         """The notice of a loss far above the recent ones."""
@@ -340,7 +390,7 @@ class _Loop:
             parameters_without_embeddings=count.without_embeddings,
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val) if corpus.val else 0,
-            max_steps=self.config.max_steps,
+            max_steps=self.max_steps,
             tokens_per_step=setup.config.tokens_per_step,
             device=describe_device(setup.device, setup.threads),
             dtype=dtype_name(setup.dtype),

@@ -86,7 +86,19 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
         return "own_parts"
     if any(isinstance(value, list) for value in flatten(meta.get("config", {})).values()):
         return "config"
+    plans = meta.get("plans", [])
+    if not isinstance(plans, list) or not all(_is_plan(plan) for plan in plans):
+        return "plans"
     return None
+
+
+def _is_plan(value: Any) -> bool:
+    """Whether a value of JSON is a plan: [step, max_steps]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(number) is int and 0 <= number < _MAX_COUNT for number in value)
+    )
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -26,17 +26,20 @@ ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.th
 
 
 def config_for_resume(
-    stored: Config, wanted: Config | None, extend: bool, step: int
+    stored: Config, wanted: Config | None, extend: bool, step: int, planned: int | None = None
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that the user asks for, and a note about each change.
 
     `stored` is the run's config, `wanted` the user's (None: no changes), `step` the checkpoint's.
+    `planned` is the newest plan of train.max_steps, if a run with a time limit made one.
     Raises GptcliError if a changed key would change the weights, or if `extend` is set and
     train.max_steps does not grow."""
-    if extend and (wanted is None or wanted.train.max_steps <= stored.train.max_steps):
+    steps = planned or stored.train.max_steps
+    wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
+    if extend and (wanted_steps == stored.train.max_steps or wanted_steps <= steps):
         raise GptcliError(
-            f"--extend needs more steps than the {stored.train.max_steps} of this run",
-            f"for example train.max_steps={2 * stored.train.max_steps} --resume --extend",
+            f"--extend needs more steps than the {steps} of this run",
+            f"for example train.max_steps={2 * steps} --resume --extend",
         )
     if wanted is None:
         return stored, []
@@ -50,7 +53,8 @@ def config_for_resume(
         changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
     for key, new in list(changes.items()):
         if key == "train.max_steps":
-            if extend and new > stored.train.max_steps:
+            if extend and new > steps:
+                changes["train.minutes"] = None  # the number of steps is fixed from now on
                 notes.append(_extension_note(stored, new, step))
             else:
                 refused.append(
@@ -59,6 +63,8 @@ def config_for_resume(
                 )
         elif key == "data.source":
             pass  # the text can have moved: prepare_resume compares the content
+        elif key == "train.minutes" and new is None and extend:
+            pass  # --extend ends the time limit
         elif key in ROUNDING_ONLY:
             notes.append(f"{key} is now {new}: numbers will round differently from now on")
         elif key in NO_EFFECT_ON_WEIGHTS:

@@ -1,28 +1,58 @@
 """The learning rate schedule (warm-up, flat, decay to 0), and the values that `auto` resolves to.
 
-First reading: lr_at.
+First reading: lr_at. Skip `decay_at` below its first line: it matters only if the number of steps
+was planned again during the run.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gptcli.config import TrainConfig
 from gptcli.training.optimizers import RECIPES
 
+Plan = tuple[int, int]
+"""(step, max_steps): after `step` steps, the number of steps of the run became `max_steps`."""
+
 
 def lr_at(
-    step: int, *, peak: float, max_steps: int, warmup_steps: int, decay_fraction: float
+    step: int,
+    *,
+    peak: float,
+    max_steps: int,
+    warmup_steps: int,
+    decay_fraction: float,
+    plans: Sequence[Plan] = (),
 ) -> float:
     """The learning rate of step `step`, counted from 0.
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
-    `decay_fraction` of the steps. It would reach 0 one step after the last.
+    `decay_fraction` of the steps. It would reach 0 one step after the last. `plans` are later plans
+    of the number of steps, in order.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
-    decay_steps = decay_fraction * max_steps
-    falling = (max_steps - step) / decay_steps if decay_steps > 0 else 1.0
+    falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)
     return peak * max(0.0, min(1.0, rising, falling))
+
+
+def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
+    """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 after it.
+
+    Each plan goes on from the share at its step and reaches 0 at its max_steps. The share never
+    rises: if a plan adds steps during the decay, the rate stays the same until the new line meets
+    it, or falls more slowly."""
+    share = 1.0
+    for i, (start, end) in enumerate(plans):
+        if start > step:
+            break
+        until = min(step, plans[i + 1][0]) if i + 1 < len(plans) else step
+        decay_steps = decay_fraction * end
+        if share <= 0.0 or end <= start:
+            share = 0.0
+        elif decay_steps > 0:
+            share = min(share, (end - until) / min(decay_steps, (end - start) / share))
+    return share
 
 
 def resolve_rate(train: TrainConfig, n_embd: int) -> float:

@@ -21,6 +21,7 @@ from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
+from gptcli.training.planner import PlanHistory, TimeLimit, time_left
 from gptcli.training.resume_rules import absolute_source, config_for_resume
 from gptcli.training.run_summary import progress_summary
 from gptcli.training.schedule import (
@@ -140,6 +141,7 @@ def prepare_new(
     *,
     from_run: Path | None = None,
     user_parts: UserParts | None = None,
+    time_limit: TimeLimit | None = None,
 ) -> Prepared:
     """Create the run folder `run` and return the Setup of the new run.
 
@@ -170,7 +172,9 @@ def prepare_new(
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer, status)
-    setup = _build_setup(run, config, corpus, user_parts=user_parts, start_from=weights)
+    setup = _build_setup(
+        run, config, corpus, user_parts=user_parts, start_from=weights, time_limit=time_limit
+    )
     return Prepared(setup, [*corpus.notes, *notes])
 
 
@@ -190,7 +194,8 @@ def prepare_resume(
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was skipped" for note in notes]
     step = saved.step if saved else 0
-    config, more = config_for_resume(stored, wanted, extend, step)
+    history = PlanHistory.of(run, stored, saved.meta if saved else {}, step)
+    config, more = config_for_resume(stored, wanted, extend, step, history.max_steps)
     notes += more
     parts = parts_of(run_folder.read_status(run))
     weights = None
@@ -201,7 +206,10 @@ def prepare_resume(
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, user_parts)
-    finished = saved is not None and _is_finished(run, saved, config, stored)
+    if config.train.minutes is None:  # extended: the number of steps is fixed from now on
+        history = PlanHistory()
+    max_steps = history.max_steps or config.train.max_steps
+    finished = saved is not None and _is_finished(run, saved, config, stored, max_steps)
     if saved is not None and finished and config.data.source == stored.data.source:
         checkpoint.delete_leftovers(run, saved.step)  # left if a kill came after the last step
         return FinishedRun(_status_of_finished(run, saved), notes)
@@ -237,7 +245,15 @@ def prepare_resume(
     run_folder.delete_temporaries(run)
     run_folder.write_config(run, config)
     setup = _build_setup(
-        run, config, corpus, user_parts=user_parts, resume=saved, start_from=weights
+        run,
+        config,
+        corpus,
+        user_parts=user_parts,
+        resume=saved,
+        start_from=weights,
+        time_limit=time_left(config, progress_of(saved.meta).seconds if saved else 0.0),
+        plans=history.plans,
+        replay_until=history.replay_until,
     )
     return Prepared(setup, [*corpus.notes, *notes])
 
@@ -267,13 +283,20 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
     )
 
 
-def _is_finished(run: Path, saved: checkpoint.Checkpoint, config: Config, stored: Config) -> bool:
+def _is_finished(
+    run: Path,
+    saved: checkpoint.Checkpoint,
+    config: Config,
+    stored: Config,
+    max_steps: int,
+) -> bool:
     """Whether a run is finished: by `max_steps`, `stop_at_val_loss` or `patience`.
 
-    A run with all its steps is unfinished if the last step's evaluation or sample is missing."""
+    `max_steps` follows the newest plan. A run with all its steps is unfinished if the last step's
+    evaluation or sample is missing."""
     if config.train.max_steps > stored.train.max_steps:
         return False
-    if saved.step >= config.train.max_steps:
+    if saved.step >= max_steps:
         progress, every = saved.meta.get("progress", {}), config.train.sample_every
         evaluated = progress.get("evaluated_at") == saved.step or config.data.val_fraction == 0
         sampled = not every or saved.step % every or progress.get("sampled_at") == saved.step

@@ -23,7 +23,7 @@ First reading: `take_step`. Skip the branch for float16 and the one for Diverged
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +35,7 @@ from gptcli.model.gpt import GPT
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.optimizers import Optimizers
-from gptcli.training.schedule import lr_at
+from gptcli.training.schedule import Plan, lr_at
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64 (B, T) each."""
@@ -85,17 +85,20 @@ def take_step(
     config: TrainConfig,
     dtype: torch.dtype,
     loss_scale: float,
+    plans: Sequence[Plan] = (),
 ) -> Updated | Diverged:
     """Do step `step`, counted from 0, or return why the weights did not change.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
-    model is in training mode; `dtype` is that of the passes."""
+    model is in training mode; `dtype` is that of the passes. `plans` are the later plans of
+    max_steps, for the learning rate."""
     rate = lr_at(
         step,
         peak=float(config.learning_rate),
         max_steps=config.max_steps,
         warmup_steps=int(config.warmup_steps),
         decay_fraction=config.decay_fraction,
+        plans=plans,
     )
     seed = dropout_seed(config.seed, step)
     while True:

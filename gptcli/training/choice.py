@@ -1,0 +1,164 @@
+"""Chooses network, tokenizer, batch and dropout for a text and for what the machine can compute.
+
+The choice is a function of two things: how many operations the machine does in the time, and the
+text. The rules were fitted on our runs: benchmarks/DIAL.md has the runs and the plot.
+Dimensions: N parameters of the blocks, B batch, T context length, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+NETWORKS = (
+    (2, 64), (2, 96), (2, 128), (3, 128), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384),
+    (8, 512), (10, 640), (12, 768),
+)  # fmt: skip
+"""(n_layer, n_embd) of the networks that can be chosen."""
+
+# Fitted in benchmarks/DIAL.md.
+_BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.55
+_MAX_PARAMETERS_PER_CHARACTER = 6.0
+_EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
+_TOKENS_PER_STEP = 2048  # for a training of 3 million tokens
+_CHARACTERS_PER_SUBWORD = 2.5
+_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text with fewer epochs gets subwords
+_MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
+_ALPHABET_BYTES = 1.5  # a text with more bytes per character has characters like Chinese
+_SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
+_MOST_PREPARATION = 0.2  # share of the time that encoding may take
+_VAL_TOKENS = 0.24  # at most this share of the training tokens: an evaluation costs a third of them
+VAL_FRACTION = 0.1
+PATIENCE = 5
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the choice needs to know about a text."""
+
+    characters: int
+    bytes: int
+    different: int
+    """The number of different characters."""
+
+
+@dataclass(frozen=True)
+class ChosenSettings:
+    """The chosen values by dotted key, and the reason for the choice in each section."""
+
+    values: dict[str, Any]
+    reasons: dict[str, str]
+
+
+def dropout_for(epochs: float) -> float:
+    """Dropout for a text that is read `epochs` times.
+
+    It is 0 up to 2.7 epochs. Each doubling of the epochs then adds 0.05, up to 0.4."""
+    doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_DROPOUT))
+    return min(_MAX_DROPOUT, round(_DROPOUT_PER_DOUBLING * doublings, 2))
+
+
+def best_size(operations: float) -> float:
+    """The best N for a budget of operations (6 per parameter and token)."""
+    return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
+
+
+def block_parameters(n_layer: int, n_embd: int) -> float:
+    """The approximate number of parameters in the blocks of an `arch: modern` network."""
+    return 12.0 * n_layer * n_embd**2
+
+
+def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
+    """(n_layer, n_embd) whose N / `parameters` is nearest to 1, from NETWORKS.
+
+    `given` holds n_layer or n_embd if the user has set it; then only the other one is chosen."""
+    candidates = {
+        (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in NETWORKS
+    }
+    ratio = {c: abs(math.log(block_parameters(*c) / parameters)) for c in candidates}
+    return min(sorted(candidates), key=lambda c: ratio[c])
+
+
+def heads_for(n_embd: int) -> int:
+    """The number of heads: of 64 channels, of 32 in a narrow network, or the nearest that fits."""
+    wanted = 64 if n_embd % 64 == 0 and n_embd > 64 else 32
+    sizes = [size for size in range(2, n_embd + 1, 2) if n_embd % size == 0] or [n_embd]
+    return n_embd // min(sizes, key=lambda size: (abs(size - wanted), size))
+
+
+def choose_settings(
+    operations: float, text: Text, given: dict[str, Any], seconds: float
+) -> ChosenSettings:
+    """Settings for a budget of operations and a text. `given` are the values that the user set.
+
+    The rules:
+    - The network grows with the operations, up to 6 parameters per character of the text.
+    - The more often the text is repeated, the higher the dropout.
+    - The longer the training, the larger the batch.
+    - A text that is too long to be read once as characters gets subwords, if it can be encoded in a
+      fifth of the `seconds` of the run.
+    - A validation split that would take too long becomes smaller."""
+    characters = max(1.0, text.characters * (1 - float(given.get("data.val_fraction", 0.1))))
+    wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
+    fixed = {
+        key: int(given[f"model.{key}"]) for key in ("n_layer", "n_embd") if f"model.{key}" in given
+    }
+    n_head = given.get("model.n_head")
+    n_layer, n_embd = network_of_size(min(wanted, most), **fixed)
+    if n_head is not None and "n_embd" not in fixed:
+        pair = 2 * int(n_head)  # an even number of channels per head, for rotary positions
+        n_embd = max(pair, pair * round(n_embd / pair))
+    tokens = operations / (6 * block_parameters(n_layer, n_embd))
+    kind, why = _tokenizer_for(text, tokens, characters, seconds)
+    kind = given.get("tokenizer.kind", kind)
+    characters_per_token = _characters_per_token(kind, text)
+    epochs = tokens * characters_per_token / characters
+    block_size = 256 if tokens > 256 * 4000 else 128
+    block_size = min(
+        block_size, max(4, 2 ** int(math.log2(max(4.0, characters / characters_per_token / 4))))
+    )
+    block_size = int(given.get("model.block_size", block_size))
+    tokens_per_step = _TOKENS_PER_STEP * (tokens / 3e6) ** 0.25
+    batch_size = max(4, 2 ** round(math.log2(max(1.0, tokens_per_step / block_size))))
+    values: dict[str, Any] = {
+        "tokenizer.kind": kind,
+        "model.n_layer": n_layer,
+        "model.n_head": n_head if n_head is not None else heads_for(n_embd),
+        "model.n_embd": n_embd,
+        "model.block_size": block_size,
+        "model.dropout": dropout_for(epochs),
+        "train.batch_size": batch_size,
+    }
+    if kind == "bpe":
+        values["tokenizer.vocab_size"] = 2048
+    share = _VAL_TOKENS * tokens * characters_per_token / max(1, text.characters)
+    if share < VAL_FRACTION:
+        values["data.val_fraction"] = float(f"{share:.1g}")
+    fits = "the size that fits the time" if wanted <= most else "not larger: the text is short"
+    reasons = {"tokenizer": why, "model": fits}
+    if "data.val_fraction" in values:
+        reasons["data"] = "a larger validation split would take too much of the time"
+    chosen = {key: value for key, value in values.items() if key not in given}
+    touched = {key.partition(".")[0] for key in chosen if key != "model.dropout"}
+    return ChosenSettings(chosen, {key: why for key, why in reasons.items() if key in touched})
+
+
+def _characters_per_token(kind: str, text: Text) -> float:
+    if kind in ("bpe", "gpt2"):
+        return _CHARACTERS_PER_SUBWORD
+    return text.characters / max(1, text.bytes) if kind == "byte" else 1.0
+
+
+def _tokenizer_for(text: Text, tokens: float, characters: float, seconds: float) -> tuple[str, str]:
+    """The kind of tokenizer, and the reason."""
+    too_long = characters > _LONG_TEXT and tokens < _MIN_EPOCHS * characters
+    alphabet = text.bytes < _ALPHABET_BYTES * max(1, text.characters)
+    quick = text.bytes / _SUBWORD_BYTES_PER_SECOND < _MOST_PREPARATION * seconds
+    if too_long and alphabet and quick:
+        return "bpe", "the text is too long to be read as characters"
+    if text.different > _MAX_CHAR_VOCABULARY:
+        return "byte", f"{text.different:,} different characters are too many"
+    if too_long and alphabet:
+        return "char", "subwords of so long a text would take too much of the time"
+    return "char", f"{text.different:,} different characters"

@@ -1,0 +1,175 @@
+"""Plans the number of steps of a run with a time limit (`train.minutes`), again and again.
+
+The machine's speed changes while other programs run. So the loop asks the planner after every step
+whether the run needs another number of steps to end at its time limit. metrics.jsonl and the
+checkpoints record every plan. A resumed run replays the recorded plans, so that it gets the same
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.config import Config
+from gptcli.files.bounded import read_lines
+from gptcli.training.schedule import Plan
+
+SECONDS_AT_END = 0.8
+"""Kept free for the start of Python before the command, for the last messages and for the exit."""
+_SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
+_CONSIDER_SHARE, _CONSIDER_LEAST = (
+    0.08,
+    0.2,
+)  # a plan lasts for this share of the time left, seconds
+_TOLERANCE = 0.02  # a difference of fewer steps than this share of those left changes nothing
+_SAVE_SECONDS = 0.1  # until a save has been timed
+_MOST_LATE = 0.06  # an evaluation is given up when the run is this share of its time late
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """When a run must end, as values of time.perf_counter()."""
+
+    end: float
+    seconds: float
+    """The whole time of the run, start-up included."""
+
+    @property
+    def give_up(self) -> float:
+        """From this moment on, an evaluation is not worth the delay."""
+        return self.end + _MOST_LATE * self.seconds
+
+
+class Planner:
+    """Decides when the number of steps changes. All times are values of time.perf_counter()."""
+
+    def __init__(self, limit: TimeLimit, config: Config, val_tokens: int) -> None:
+        self.limit = limit
+        self._eval_every = int(config.train.eval_every)
+        # A token costs a third as much in evaluation as in training.
+        self._val_steps = val_tokens / 3 / config.tokens_per_step
+        self._evaluation_seconds: float | None = None
+        self._pause_seconds = _SAVE_SECONDS  # of the longest save or sample
+        self._speed = 0.0  # steps per second
+        self._timed = 0.0  # seconds of steps so far
+        now = time.perf_counter()
+        self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
+
+    def stepped(self, seconds: float) -> None:
+        """Take in the time of a step."""
+        seconds = max(seconds, 1e-9)
+        self._timed += seconds
+        window = min(self._timed, max(0.5, _SPEED_SHARE * self.limit.seconds))
+        weight = min(1.0, seconds / window)
+        self._speed += weight * (1.0 / seconds - self._speed)
+
+    def evaluated(self, seconds: float) -> None:
+        """Take in the time of an evaluation, with the save after it."""
+        self._evaluation_seconds = seconds
+
+    def paused(self, seconds: float) -> None:
+        """Take in the time of a save or a sample between two steps."""
+        self._pause_seconds = max(self._pause_seconds, seconds)
+
+    def max_steps(self, step: int, planned: int, now: float) -> int | None:
+        """The new number of steps of the run after `step` steps; None if `planned` stays."""
+        if now >= self.limit.end:
+            return step if planned > step else None
+        if now < self._next or self._speed <= 0.0:
+            return None
+        left = self.limit.end - now
+        self._next = now + max(_CONSIDER_LEAST, _CONSIDER_SHARE * left)
+        evaluation = (
+            self._val_steps / self._speed
+            if self._evaluation_seconds is None
+            else self._evaluation_seconds
+        )
+        each = 1.0 / self._speed + evaluation / self._eval_every
+        steps = step + max(0, math.floor((left - evaluation - self._pause_seconds) / each))
+        if abs(steps - planned) <= _TOLERANCE * max(0, planned - step):
+            return None
+        return steps
+
+
+@dataclass(frozen=True)
+class PlanHistory:
+    """The plans that a run recorded, for a resume."""
+
+    plans: tuple[Plan, ...] = ()
+    replay_until: int = 0
+    """The last step that metrics.jsonl records."""
+
+    @property
+    def max_steps(self) -> int | None:
+        """The number of steps by the newest plan; None if there is no plan."""
+        return self.plans[-1][1] if self.plans else None
+
+    @staticmethod
+    def of(run: Path, config: Config, meta: dict[str, Any], step: int) -> PlanHistory:
+        """The history of a run with the config `config` and the checkpoint `meta` of `step`.
+
+        Plans up to the checkpoint are in its meta.json; later ones are in metrics.jsonl."""
+        if config.train.minutes is None:
+            return PlanHistory()
+        recorded, last = recorded_plans(run)
+        saved = [(at, steps) for at, steps in meta.get("plans", []) if at <= step]
+        later = [plan for plan in recorded if plan[0] > step]
+        return PlanHistory(tuple(_in_order([*saved, *later])), last)
+
+
+def recorded_plans(run: Path) -> tuple[list[Plan], int]:
+    """The plans in a run's metrics.jsonl, and the last step that the file records.
+
+    ([], 0) if the file does not exist or cannot be read."""
+    metrics = run / "metrics.jsonl"
+    try:
+        return _plans(read_lines(metrics, run)) if metrics.is_file() else ([], 0)
+    except OSError:
+        return [], 0
+
+
+def _plans(lines: Iterable[bytes]) -> tuple[list[Plan], int]:
+    plans: list[Plan] = []
+    last = 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+            kind, step = record["kind"], record["step"]
+            if type(step) is not int:
+                continue
+            last = max(last, step)
+            if kind == "plan" and type(record["max_steps"]) is int:
+                plans.append((step, record["max_steps"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return plans, last
+
+
+def _in_order(plans: Iterable[Plan]) -> list[Plan]:
+    """The plans whose steps grow and whose max_steps are not below their steps."""
+    found: list[Plan] = []
+    for step, max_steps in plans:
+        if max_steps >= step and (not found or step > found[-1][0]):
+            found.append((step, max_steps))
+    return found
+
+
+def time_left(config: Config, used: float) -> TimeLimit | None:
+    """The limit of a run that is resumed now after `used` seconds; None if the run has no limit."""
+    if config.train.minutes is None:
+        return None
+    seconds = 60.0 * config.train.minutes
+    return TimeLimit(time.perf_counter() + max(0.0, seconds - used - SECONDS_AT_END), seconds)
+
+
+def why(planned: int, steps: int, step: int) -> str:
+    """The reason of a new plan, for the user."""
+    if steps <= step:
+        return "the time is over"
+    return "the machine is faster than planned" if steps > planned else "the machine is slower"
