@@ -68,8 +68,8 @@ def fit_to_minutes(
     """The config whose training ends `minutes` after `begun`, its time limit, and the reason.
 
     `begun` is a value of time.perf_counter(). Of dropout and samples, the keys in `choose` are set
-    for the number of epochs and steps. Raises GptcliError if `is_strict` and the time is too short for
-    20 steps."""
+    for the number of epochs and steps. Raises GptcliError if `is_strict` and the time is too short
+    for 20 steps."""
     seconds = 60.0 * minutes
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
     config = with_values(config, {"train.minutes": minutes})

@@ -60,6 +60,7 @@ class Planner:
         self._timed = 0.0  # seconds of steps so far
         now = time.perf_counter()
         self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
+        self._next_step = 0  # an eighth of the steps that are left, in case these are far too few
 
     def stepped(self, seconds: float) -> None:
         """Take in the time of a step."""
@@ -81,7 +82,8 @@ class Planner:
         """The new number of steps of the run after `step` steps; None if `planned` stays."""
         if now >= self.limit.end:
             return step if planned > step else None
-        if now < self._next or self._speed <= 0.0:
+        self._next_step = self._next_step or max(1, planned // 8)
+        if (now < self._next and step < self._next_step) or self._speed <= 0.0:
             return None
         left = self.limit.end - now
         self._next = now + max(_CONSIDER_LEAST, _CONSIDER_SHARE * left)
@@ -92,9 +94,10 @@ class Planner:
         )
         each = 1.0 / self._speed + evaluation / self._eval_every
         steps = step + max(0, math.floor((left - evaluation - self._pause_seconds) / each))
-        if abs(steps - planned) <= _TOLERANCE * max(0, planned - step):
-            return None
-        return steps
+        is_right = abs(steps - planned) <= max(1, _TOLERANCE * (planned - step))
+        steps = planned if is_right else steps
+        self._next_step = step + max(1, (steps - step) // 8)
+        return None if is_right else steps
 
 
 @dataclass(frozen=True)
