@@ -177,7 +177,7 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     reasons: dict[str, str] = {}
     limit = None
     if not keep_config:
-        config, reasons = planning.choose_for_text(config, asked, minutes or 1.0, user_parts)
+        config, reasons = planning.choose_for_text(config, asked, minutes or 1.0)
     if not steps_asked:
         free = set() if keep_config else {"model.dropout", "train.sample_every"} - asked
         config, limit, reasons["train"] = planning.fit_to_minutes(

@@ -39,7 +39,7 @@ _SAMPLES = 5
 
 
 def choose_for_text(
-    config: Config, asked: set[str], minutes: float, user_parts: UserParts | None
+    config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
     """The config with settings for its text and this machine, and the reason in each section.
 

@@ -8,11 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.training import minutes
-from gptcli.training.minutes import block_parameters, choose_settings, fit_to_minutes, with_values
+from gptcli.training.choice import ChosenSettings, Text, block_parameters, choose_settings
+from gptcli.training.minutes import (
+    block_of_choice,
+    choose_for_text,
+    fit_to_minutes,
+    text_facts,
+    with_values,
+)
+
+
+def text(characters: float, different: int = 80, bytes_each: float = 1.0) -> Text:
+    return Text(int(characters), int(characters * bytes_each), different)
+
+
+def choose(operations: float, about: Text, seconds: float = 60.0, **given: Any) -> ChosenSettings:
+    dotted = {key.replace("__", "."): value for key, value in given.items()}
+    return choose_settings(operations, about, dotted, seconds)
 
 
 def size(values: dict[str, Any]) -> float:
@@ -20,48 +37,86 @@ def size(values: dict[str, Any]) -> float:
 
 
 def test_more_operations_never_choose_a_smaller_network() -> None:
-    sizes = [size(choose_settings(10.0**k, 1e9, 80).values) for k in range(11, 20)]
+    sizes = [size(choose(10.0**k, text(1e9)).values) for k in range(11, 20)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 5
 
 
 def test_a_short_text_gets_no_larger_network_than_it_can_fill() -> None:
-    long, short = choose_settings(1e15, 1e7, 80), choose_settings(1e15, 4e4, 80)
+    long, short = choose(1e15, text(1e7)), choose(1e15, text(4e4))
     assert size(short.values) < size(long.values)
-    assert "short" in short.reasons[0]
-    assert "short" not in long.reasons[0]
+    assert "short" in short.reasons["model"]
+    assert "short" not in long.reasons["model"]
 
 
 def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
-    texts = (1e8, 2e5, 5e4)
-    shares = [choose_settings(1e14, characters, 80).values["model.dropout"] for characters in texts]
+    shares = [choose(1e14, text(n)).values["model.dropout"] for n in (1e8, 2e5, 5e4)]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
     assert shares[-1] > 0.1
 
 
-def test_a_text_of_many_different_characters_gets_a_bpe() -> None:
-    assert choose_settings(1e14, 1e6, 90).values["tokenizer.kind"] == "char"
-    assert choose_settings(1e14, 1e6, 3000).values["tokenizer.kind"] == "bpe"
+def test_a_text_of_many_different_characters_keeps_them_as_tokens() -> None:
+    """Chinese has about three bytes per character; its subwords would be single characters."""
+    assert choose(1e14, text(6e4, 3000, 2.9)).values["tokenizer.kind"] == "char"
+    assert choose(1e14, text(2e7, 5000, 2.9)).values["tokenizer.kind"] == "char"
+    assert choose(1e14, text(2e7, 50_000, 2.9)).values["tokenizer.kind"] == "byte"
 
 
-def test_a_text_that_is_too_long_for_the_time_gets_a_bpe() -> None:
+def test_a_text_that_is_too_long_for_the_time_gets_subwords() -> None:
     kinds = [
-        choose_settings(1e14, n, 90).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7, 1e9)
+        choose(1e14, text(n), seconds=600).values["tokenizer.kind"] for n in (1e5, 1e6, 3e6, 2e7)
     ]
-    assert kinds == ["char", "char", "char", "bpe", "bpe"]
-    assert choose_settings(1e18, 2e7, 90).values["tokenizer.kind"] == "char"
+    assert kinds == ["char", "char", "char", "bpe"]
+    assert choose(1e18, text(2e7), seconds=600).values["tokenizer.kind"] == "char"
+
+
+def test_a_text_that_takes_too_long_to_encode_is_read_as_characters() -> None:
+    chosen = choose(1e14, text(2e8), seconds=60)
+    assert chosen.values["tokenizer.kind"] == "char"
+    assert "too much of the time" in chosen.reasons["tokenizer"]
+    assert choose(1e14, text(2e8), seconds=6000).values["tokenizer.kind"] == "bpe"
+
+
+def test_the_validation_split_of_a_long_text_is_short() -> None:
+    """Otherwise one evaluation would take longer than the training."""
+    chosen = choose(1e13, text(2e8)).values
+    tokens = 1e13 / 6 / size(chosen)
+    assert chosen["data.val_fraction"] * 2e8 / 3 < 0.15 * tokens
+    assert "data.val_fraction" not in choose(1e13, text(1e6)).values
+    assert "data.val_fraction" not in choose(1e13, text(2e8), data__val_fraction=0.1).values
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model__n_embd": 256},
+        {"model__n_embd": 100},
+        {"model__n_embd": 2},
+        {"model__n_embd": 6},
+        {"model__n_head": 3},
+        {"model__n_head": 5},
+        {"model__n_head": 7, "model__n_layer": 1},
+        {"model__n_layer": 9},
+        {"model__block_size": 7},
+        {"model__n_head": 4, "model__n_embd": 40},
+        {"tokenizer__kind": "bpe"},
+    ],
+)
+@pytest.mark.parametrize("operations", [1e11, 1e13, 1e16])
+def test_the_choice_fits_what_the_user_sets(operations: float, given: dict[str, Any]) -> None:
+    chosen = choose(operations, text(1e6), **given)
+    asked = {key.replace("__", "."): value for key, value in given.items()}
+    assert not set(chosen.values) & set(asked)
+    config = with_values(Config(), {**chosen.values, **asked})
+    assert config.model.n_embd % config.model.n_head == 0
 
 
 @pytest.mark.parametrize("operations", [1e11, 1e13, 1e15, 1e17])
 @pytest.mark.parametrize("characters", [3e3, 5e4, 1e6, 2e7])
 @pytest.mark.parametrize("different", [60, 5000])
 def test_every_choice_is_a_config(operations: float, characters: float, different: int) -> None:
-    tree: dict[str, dict[str, Any]] = {}
-    for key, value in choose_settings(operations, characters, different).values.items():
-        section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
-    Config.model_validate(tree)
+    with_values(Config(), choose(operations, text(characters, different)).values)
 
 
 def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
@@ -70,16 +125,16 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
     return path
 
 
-def planned(tmp_path: Path, limit: float, asked: dict[str, Any], **rest: Any) -> Any:
+def planned(
+    tmp_path: Path, limit: float, asked: dict[str, Any], keep: bool = False
+) -> tuple[Config, str]:
     config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
     config = with_values(config, asked)
-    return fit_to_minutes(
-        config,
-        set(asked),
-        minutes=limit,
-        begun=time.perf_counter(),
-        **({"keep": False, "user_parts": None} | rest),
-    )
+    if not keep:
+        config, _ = choose_for_text(config, set(asked), limit)
+    free = set() if keep else {"model.dropout", "train.sample_every"} - set(asked)
+    config, _, why = fit_to_minutes(config, limit, time.perf_counter(), None, free, is_strict=True)
+    return config, why
 
 
 def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,26 +147,42 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
-    asked = {"model.n_layer": 7, "model.dropout": 0.05}
+    asked = {"model.n_layer": 7, "model.dropout": 0.05, "train.patience": 3}
     config, _ = planned(tmp_path, 1, asked)
-    assert (config.model.n_layer, config.model.dropout) == (7, 0.05)
-    config, reasons = planned(tmp_path, 1, {"model.n_layer": 7}, keep=True)
+    assert (config.model.n_layer, config.model.dropout, config.train.patience) == (7, 0.05, 3)
+    config, _ = planned(tmp_path, 1, {"model.n_layer": 7}, keep=True)
     assert config.model.n_layer == 7
     assert config.model.n_embd == Config().model.n_embd
-    assert len(reasons) == 1 or "small" in reasons[1]
+    assert (config.train.patience, config.train.sample_every) == (None, 0)
 
 
-def test_a_note_says_that_a_small_text_is_overfitted(
+def test_a_config_that_gptcli_fits_to_a_time_says_how_often_the_text_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
-    _, reasons = planned(tmp_path, 5, {})
-    assert any("overfit" in reason for reason in reasons)
+    _, why = planned(tmp_path, 5, {}, keep=True)
+    assert "overfit" in why
+    assert "overfit" not in planned(tmp_path, 5, {})[1]  # patience ends that run
 
 
-def test_steps_and_minutes_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(GptcliError, match=r"train\.max_steps"):
-        planned(tmp_path, 1, {"train.max_steps": 100})
+def test_the_choice_is_shown_as_yaml(tmp_path: Path) -> None:
+    config, reasons = choose_for_text(
+        Config.model_validate({"data": {"source": str(a_text(tmp_path))}}),
+        {"train.max_steps", "model.n_layer", "model.n_embd"},
+        1.0,
+    )
+    shown = block_of_choice(config, reasons)
+    assert [line.partition(":")[0] for line in shown] == ["tokenizer", "model"]
+    sections = yaml.safe_load("\n".join(shown))
+    assert sections["model"]["n_embd"] == config.model.n_embd
+    assert all("#" in line for line in shown)
+
+
+def test_the_facts_of_a_text_are_those_of_all_of_it(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "ab" * 9), ("b.txt", "日本")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    facts = text_facts(Config.model_validate({"data": {"source": str(tmp_path)}}))
+    assert (facts.characters, facts.bytes, facts.different) == (20, 24, 4)
 
 
 def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +203,10 @@ def test_minutes_on_the_command_line(
     assert done.code == 0
     result = json.loads(done.out)
     assert result["stopped"] == "done"
-    assert "--minutes 1: " in done.err
-    assert f"max_steps: {result['steps']}" in Path("r/config.yaml").read_text()
+    assert "\ntrain: {" in done.err
+    stored = yaml.safe_load(Path("r/config.yaml").read_text())
+    assert stored["train"]["minutes"] == 1
+    assert stored["train"]["max_steps"] > 40
 
 
 def test_minutes_with_a_config_choose_only_the_steps(

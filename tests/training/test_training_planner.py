@@ -1,10 +1,11 @@
-"""A run with a time limit: its number of steps follows the clock, and a resume replays the plans."""
+"""A run with a time limit: the number of steps follows the clock; a resume replays the plans."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,28 @@ def test_the_rate_never_rises_in_the_decay_and_ends_at_zero() -> None:
             plans.append((step, draw.randint(step + 1, 300)))
         end = plans[-1][1]
         shares = [decay_at(s, plans, 0.6) for s in range(end + 1)]
-        assert all(a >= b for a, b in zip(shares, shares[1:], strict=False))
+        assert all(a >= b for a, b in pairwise(shares))
         assert shares[-1] == 0.0
         assert shares[-2] > 0.0
-        jumps = [a - b for a, b in zip(shares, shares[1:], strict=False)]
+        jumps = [a - b for a, b in pairwise(shares)]
         left = end - plans[-1][0]
         assert max(jumps[plans[-1][0] :]) <= 1.0 / min(left, 0.6 * end) + 1e-9
 
 
-SMALL = ("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=16",
-         "train.batch_size=4", "train.checkpoint_every=3", "train.eval_every=5", "train.log_every=1",
-         "train.sample_every=4", "run.threads=1", "run.device=cpu", "train.keep_checkpoints=9")  # fmt: skip
+SMALL = (
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=16",
+    "train.batch_size=4",
+    "train.checkpoint_every=3",
+    "train.eval_every=5",
+    "train.log_every=1",
+    "train.sample_every=4",
+    "train.keep_checkpoints=9",
+    "run.threads=1",
+    "run.device=cpu",
+)
 
 
 @pytest.fixture
