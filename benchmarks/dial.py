@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptcli.config import Config
 from gptcli.training.cost import relative_seconds
-from gptcli.training.minutes import block_parameters
+from gptcli.training.choice import block_parameters
 
 RUNS = [
     # n_layer, n_embd, T, B, steps, dropout, loss
