@@ -29,6 +29,7 @@ _ALPHABET_BYTES = 1.5  # a text with more bytes per character has characters lik
 _SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
 _MOST_PREPARATION = 0.2  # share of the time that encoding may take
 _VAL_TOKENS = 0.24  # at most this share of the training tokens: an evaluation costs a third of them
+_LEAST_VAL_WINDOWS = 32
 VAL_FRACTION = 0.1
 PATIENCE = 5
 
@@ -98,7 +99,8 @@ def choose_settings(
     - The longer the training, the larger the batch.
     - A text that is too long to be read once as characters gets subwords, if it can be encoded in a
       fifth of the `seconds` of the run.
-    - A validation split that would take too long becomes smaller."""
+    - A validation split that would take too long becomes smaller, unless the number of steps is
+      given: then no time is promised."""
     characters = max(1.0, text.characters * (1 - float(given.get("data.val_fraction", 0.1))))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {
@@ -132,8 +134,9 @@ def choose_settings(
     }
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048
-    share = _VAL_TOKENS * tokens * characters_per_token / max(1, text.characters)
-    if share < VAL_FRACTION:
+    val_tokens = max(_LEAST_VAL_WINDOWS * block_size, _VAL_TOKENS * tokens)
+    share = val_tokens * characters_per_token / max(1, text.characters)
+    if share < VAL_FRACTION and "train.max_steps" not in given:
         values["data.val_fraction"] = float(f"{share:.1g}")
     fits = "the size that fits the time" if wanted <= most else "not larger: the text is short"
     reasons = {"tokenizer": why, "model": fits}

@@ -85,6 +85,9 @@ def test_the_validation_split_of_a_long_text_is_short() -> None:
     assert chosen["data.val_fraction"] * 2e8 / 3 < 0.15 * tokens
     assert "data.val_fraction" not in choose(1e13, text(1e6)).values
     assert "data.val_fraction" not in choose(1e13, text(2e8), data__val_fraction=0.1).values
+    assert "data.val_fraction" not in choose(1e13, text(2e8), train__max_steps=10).values
+    tiny = choose(1e9, text(2e8)).values
+    assert tiny["data.val_fraction"] * 2e8 > 16 * tiny["model.block_size"]
 
 
 @pytest.mark.parametrize(
