@@ -75,13 +75,18 @@ def fit_to_minutes(
     config = with_values(config, {"train.minutes": minutes})
     corpus = open_text(config, user_parts=user_parts)
     has_user_parts = user_parts is not None and user_parts.in_network()
-    step_seconds = _measure(
-        resolve(config, corpus, has_user_parts=has_user_parts),
-        corpus.tokenizer.vocab_size,
-        user_parts,
-        min(2.0, 0.04 * (limit.end - begun)),
-        False,
-    )
+    try:
+        step_seconds = _measure(
+            resolve(config, corpus, has_user_parts=has_user_parts),
+            corpus.tokenizer.vocab_size,
+            user_parts,
+            min(2.0, 0.04 * (limit.end - begun)),
+            False,
+        )
+    except GptcliError as error:  # the model does not fit in memory: a dry run says how large it is
+        if is_strict:
+            raise
+        return config, limit, error.message
     tokens_per_step = config.tokens_per_step
     val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
     evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS
