@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 
 from gptcli.config import Config
-from gptcli.training.cost import relative_seconds
 from gptcli.training.choice import block_parameters
+from gptcli.training.cost import relative_seconds
 
 RUNS = [
     # n_layer, n_embd, T, B, steps, dropout, loss
