@@ -31,6 +31,7 @@ settings.load_profile("fixed")
 
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
+KEPT_LIBRARIES = HERE.parent / ".pytest_cache" / "native-libraries"
 TEXT = "".join(
     f"{who}:\nWhat {thing} is this, that {deed} by night?\n\n"
     for who in ("KING", "QUEEN", "FOOL")
@@ -87,8 +88,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
     """Sets GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
 
-    Each worker has its own. The C libraries are compiled once for all workers."""
+    Each worker has its own. The C libraries are compiled once for all workers, and kept in
+    .pytest_cache for the next run: their names contain a hash of source and compiler."""
     cache = tmp_path_factory.mktemp("cache")
+    _copy_libraries(KEPT_LIBRARIES, cache / "native")
     patch = pytest.MonkeyPatch()
     patch.setenv("GPTCLI_CACHE", str(cache))
     patch.delenv("NO_COLOR", raising=False)
@@ -97,6 +100,17 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
         _share_libraries(cache / "native", once)
     yield
     patch.undo()
+    _copy_libraries(cache / "native", KEPT_LIBRARIES)
+
+
+def _copy_libraries(source: Path, goal: Path) -> None:
+    """Copy the C libraries that `goal` lacks. Another worker can do the same meanwhile."""
+    for path in source.glob("*.so"):
+        if not (goal / path.name).exists():
+            goal.mkdir(mode=0o700, parents=True, exist_ok=True)
+            copy = goal / f".{path.name}.{os.getpid()}"
+            shutil.copy2(path, copy)
+            copy.replace(goal / path.name)
 
 
 def _share_libraries(native: Path, once: Once) -> None:
