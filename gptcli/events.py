@@ -26,7 +26,7 @@ class RunStarted:
     parameters_without_embeddings: int
     train_tokens: int
     val_tokens: int
-    max_steps: int
+    max_steps: int  # as planned at the start; a Replanned can change it
     tokens_per_step: int
     device: str  # "cpu (2 threads)", "cuda (NVIDIA H200)"
     dtype: str
@@ -57,6 +57,15 @@ class Evaluated:
     seconds: float
     val_loss: float  # nats per token
     best: bool  # the lowest validation loss so far
+
+
+@dataclass(frozen=True)
+class Replanned:
+    """After the number of steps was planned again, so that the run ends at the promised time."""
+
+    step: int  # done when the plan was made
+    max_steps: int  # the new number of steps of the run
+    why: str  # "the machine is slower than measured"
 
 
 @dataclass(frozen=True)
@@ -100,5 +109,12 @@ class Finished:
 
 
 Event: TypeAlias = (
-    RunStarted | StepDone | Evaluated | CheckpointSaved | SampleDrawn | Notice | Finished
+    RunStarted
+    | StepDone
+    | Evaluated
+    | Replanned
+    | CheckpointSaved
+    | SampleDrawn
+    | Notice
+    | Finished
 )

@@ -39,7 +39,8 @@ def _row(run: Path) -> RunRow:
         state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
     max_steps = None
     try:
-        max_steps = run_folder.read_config(run).train.max_steps
+        planned = run_folder.read_config(run).train.max_steps
+        max_steps = _integer(last.get("plan", {}).get("max_steps")) or planned
     except GptcliError:
         damaged = True
     if damaged:
@@ -97,7 +98,7 @@ def _keep_record(line: bytes, found: dict[str, dict[str, Any]]) -> None:
     if not isinstance(record, dict):
         return
     kind, loss = record.get("kind"), _number(record.get("val_loss"))
-    if kind not in ("step", "eval"):
+    if kind not in ("step", "eval", "plan"):
         return
     found[kind] = record
     if kind == "eval" and loss is not None:

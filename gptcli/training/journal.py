@@ -100,12 +100,13 @@ class _LinesToKeep:
             return False
         try:
             record = json.loads(line)
-            is_step, step = record["kind"] == "step", float(record["step"])
-            kept = step <= (self._resumed_from if is_step else self._evaluated_at)
+            kind, step = record["kind"], float(record["step"])
+            # A plan is made after its step was done, and it is saved with the weights.
+            kept = step <= (self._evaluated_at if kind == "eval" else self._resumed_from)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self._unreadable += 1
             return False
-        if kept and is_step:
+        if kept and kind == "step":
             self._steps.append(int(step))
         return kept
 

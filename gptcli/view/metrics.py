@@ -1,16 +1,16 @@
-"""The records of metrics.jsonl, one for each logged step and each evaluation."""
+"""The records of metrics.jsonl, one for each logged step, each evaluation and each new plan."""
 
 from __future__ import annotations
 
 import math
 
-from gptcli.events import Evaluated, Event, StepDone
+from gptcli.events import Evaluated, Event, Replanned, StepDone
 
 Record = dict[str, str | int | float | None]
 
 
 def metrics_record(event: Event) -> Record | None:
-    """The record of a logged step or of an evaluation; None for every other event.
+    """The record of a logged step, an evaluation or a new plan; None for every other event.
 
     Losses are in nats per token, in full precision. Seconds are counted from step 0 and rounded to
     milliseconds. A value that is not finite becomes None, because JSON has neither nan nor
@@ -37,6 +37,8 @@ def metrics_record(event: Event) -> Record | None:
             "seconds": _rounded(event.seconds, 3),
             "val_loss": _finite(event.val_loss),
         }
+    if isinstance(event, Replanned):
+        return {"kind": "plan", "step": event.step, "max_steps": event.max_steps}
     return None
 
 

@@ -81,11 +81,9 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
 
 def progress_line(status: RunStatus, width: int, glyphs: Glyphs) -> Text:
     """The progress bar, the steps done, percent, the time elapsed and the time left."""
-    started = status.started
-    assert started is not None
-    step, steps = status.current_step, max(1, started.max_steps)
+    step, steps = status.current_step, max(1, status.max_steps)
     share = min(1.0, step / steps)
-    total = human_count(started.max_steps)
+    total = human_count(status.max_steps)
     done = f"{human_count(step):>{len(total)}}/{total}"
     # Rounded down, so that 100 % appears only when all steps are done.
     words = f"{done}  {math.floor(100 * share):3d}%"

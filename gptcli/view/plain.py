@@ -12,6 +12,7 @@ from gptcli.events import (
     Event,
     Finished,
     Notice,
+    Replanned,
     RunStarted,
     SampleDrawn,
     StepDone,
@@ -65,6 +66,8 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     if isinstance(event, Evaluated):
         best = "  best" if event.best else ""
         return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}{best}"]
+    if isinstance(event, Replanned):
+        return [f"{_step_of(event.step, status)}  planned again: {event.why}"]
     if isinstance(event, CheckpointSaved):
         return [f"{_step_of(event.step, status)}  saved"]
     if isinstance(event, SampleDrawn):
@@ -76,7 +79,7 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     if isinstance(event, RunStarted):
         return _opening_lines(event)
     assert isinstance(event, Finished)
-    max_steps = status.started.max_steps if status.started is not None else None
+    max_steps = status.max_steps or None
     return [line.plain for line in run_end_lines(event, max_steps, encoding=encoding)]
 
 
@@ -103,7 +106,7 @@ def step_line(event: StepDone, status: RunStatus) -> str:
 
 def _step_of(step: int, status: RunStatus) -> str:
     # No commas in the numbers, because scripts read them.
-    of = f"/{status.started.max_steps}" if status.started is not None else ""
+    of = f"/{status.max_steps}" if status.started is not None else ""
     return f"step {step}{of}"
 
 

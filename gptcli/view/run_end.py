@@ -55,7 +55,7 @@ def unfinished_line(status: RunStatus) -> Text | None:
     """The last step of a run that ended by an error or a second Ctrl-C; None if it made no step."""
     if status.step is None or status.started is None:
         return None
-    step, max_steps = human_count(status.step.step), human_count(status.started.max_steps)
+    step, max_steps = human_count(status.step.step), human_count(status.max_steps)
     return Text(
         f"stopped at step {step} of {max_steps}"
         f" after {time_taken(status.step.seconds)}, loss {loss_text(status.step.loss)}"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from gptcli.events import Evaluated, Event, Finished, RunStarted, SampleDrawn, StepDone
+from gptcli.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Replanned,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+)
 from gptcli.view.curve import LossHistory
 from gptcli.view.number_formats import StepRate
 
@@ -12,6 +20,7 @@ class RunStatus:
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
+        self.max_steps = 0  # of the newest plan
         self.first_step: int | None = None  # where the curve begins: the first step of this process
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
@@ -41,6 +50,9 @@ class RunStatus:
             self.sample = event
         elif isinstance(event, RunStarted):
             self.started = event
+            self.max_steps = event.max_steps
+        elif isinstance(event, Replanned):
+            self.max_steps = event.max_steps
         elif isinstance(event, Finished):
             self.finished = event
 
@@ -53,4 +65,4 @@ class RunStatus:
 
     def eta(self) -> float | None:
         """Seconds until the last step is done; None if too few steps have been timed."""
-        return self.step_rate.eta(self.started.max_steps) if self.started is not None else None
+        return self.step_rate.eta(self.max_steps) if self.started is not None else None

@@ -58,8 +58,7 @@ class LiveView:
         elif isinstance(event, Notice):
             self._console.print(Text(clean(event.message, self._console.encoding)))
         elif isinstance(event, Finished):
-            started = self._status.started
-            max_steps = started.max_steps if started is not None else None
+            max_steps = self._status.max_steps or None
             self._close(run_end_lines(event, max_steps, encoding=self._console.encoding))
         elif isinstance(event, RunStarted) or time.monotonic() >= self._next_draw:
             self._draw()

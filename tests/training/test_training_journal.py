@@ -15,6 +15,7 @@ import pytest
 
 from gptcli.files import durable
 from gptcli.training import checkpoint
+from gptcli.training.journal import Journal
 
 SMALL = (
     "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
@@ -156,3 +157,16 @@ def test_a_resume_reports_missing_lines_of_the_metrics(
     assert "metrics.jsonl lacks the steps from 6 to 12" in resumed(b"".join(lines[:6]))
     damaged = b"".join([*lines[:3], b"\xff\xfe\n", b"[]\n", *lines[3:]])
     assert "metrics.jsonl was damaged: 2 unreadable lines removed" in resumed(damaged)
+
+
+def test_a_resume_keeps_the_plans_up_to_its_step(tmp_path: Path) -> None:
+    lines = [
+        '{"kind": "step", "step": 1}\n', '{"kind": "plan", "step": 10, "max_steps": 30}\n',
+        '{"kind": "plan", "step": 12, "max_steps": 28}\n', '{"kind": "step", "step": 20}\n',
+    ]  # fmt: skip
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(lines))
+    journal = Journal(tmp_path, resumed_from=11, evaluated_at=0, sampled_at=0)
+    journal.close()
+    assert path.read_text() == "".join(lines[:2])
+    assert journal.notes == []

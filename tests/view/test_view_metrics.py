@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.events import CheckpointSaved, Evaluated, Finished, Notice, SampleDrawn
+from gptcli.events import CheckpointSaved, Evaluated, Finished, Notice, Replanned, SampleDrawn
 from gptcli.view.metrics import metrics_record
 from tests.view.view_screen import started, step_done
 
@@ -29,6 +29,11 @@ def test_an_evaluation() -> None:
     assert record == {
         "kind": "eval", "step": 200, "tokens": 409_600, "seconds": 7.0, "val_loss": 1.98765,
     }  # fmt: skip
+
+
+def test_a_new_plan() -> None:
+    record = metrics_record(Replanned(120, 310, "the machine is slower than measured"))
+    assert record == {"kind": "plan", "step": 120, "max_steps": 310}
 
 
 def test_other_events_are_not_recorded() -> None:

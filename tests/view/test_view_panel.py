@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from gptcli.events import Evaluated, Event, Finished, SampleDrawn
+from gptcli.events import Evaluated, Event, Finished, Replanned, SampleDrawn
 from gptcli.view.panel import panel
 from gptcli.view.run_status import RunStatus
 from tests.view.view_screen import a_run, memory_console, started, step_done
@@ -157,3 +157,12 @@ def test_a_new_sample_replaces_the_old_one() -> None:
     text = "\n".join(drawn(status, 79, 23))
     assert "ROMEO: hello" in text
     assert "KING" not in text
+
+
+def test_a_new_plan_changes_the_total_and_the_time_left() -> None:
+    planned = status_of(*a_run(1000), Replanned(1000, 2000, "slower"))
+    text = "\n".join(drawn(planned, 79, 23))
+    assert "1,000/2,000" in text
+    assert "50%" in text
+    assert "eta 0:33" in text
+    assert "3,000" not in text

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptcli.events import CheckpointSaved, Evaluated, Event, Finished, Notice, SampleDrawn
+from gptcli.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Finished,
+    Notice,
+    Replanned,
+    SampleDrawn,
+)
 from gptcli.view.plain import PlainView
 from tests.view.view_screen import a_run, started, step_done
 
@@ -137,3 +145,13 @@ def test_an_ascii_stream_gets_ascii() -> None:
 
 def test_a_pipe_gets_no_terminal_codes() -> None:
     assert not any("\x1b" in line for line in shown(*a_run(200)))
+
+
+def test_lines_after_a_new_plan_have_the_new_total() -> None:
+    lines = shown(
+        started(max_steps=500), Replanned(100, 400, "the machine is slower than measured"),
+        step_done(200, logged=True), Finished(400, 1, 1.0, "done", 1.5, None, None, None),
+    )  # fmt: skip
+    assert lines[5] == "step 100/400  planned again: the machine is slower than measured"
+    assert lines[6].startswith("step 200/400  loss ")
+    assert "done at step 400 of 400" in lines
