@@ -127,7 +127,7 @@ def _round_units(at_most: float) -> Iterator[float]:
 
 def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
     """The multiples of `unit` from `low` to `high`, as text by row."""
-    decimals = max(1, -math.floor(math.log10(unit) + 1e-9))
+    decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
     counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
     labels = {}
     for count in counts:

@@ -1,4 +1,4 @@
-"""The sample at the end of a run: from the best checkpoint, quickly, and never at the run's cost."""
+"""The sample at the end of a run: from the best checkpoint, quickly, never at the run's cost."""
 
 from __future__ import annotations
 
