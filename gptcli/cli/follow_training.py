@@ -162,7 +162,7 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
     from gptcli.view.run_end import next_lines
 
     console = stderr_console()
-    for line in ["", *next_lines(run, options, console.width if sys.stderr.isatty() else None)]:
+    for line in ["", *next_lines(run, options, console.width if sys.stderr.isatty() else 100)]:
         note(line)
 
 

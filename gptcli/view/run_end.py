@@ -85,7 +85,7 @@ def last_lines(
     return [*picture, *([Text()] if picture else []), *summary]
 
 
-def next_lines(run: Path, options: Sequence[str] = (), width: int | None = None) -> list[str]:
+def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list[str]:
     """`Next: gptcli sample runs/de --prompt "..." · gptcli sample runs/de -i`.
 
     Two lines if one is too long for `width` cells. `options` are those that every use of the run
@@ -93,7 +93,7 @@ def next_lines(run: Path, options: Sequence[str] = (), width: int | None = None)
     command = shlex.join(["gptcli", "sample", str(run), *options])
     commands = [f'{command} --prompt "..."', f"{command} -i"]
     line = "Next: " + " · ".join(commands)
-    if width is None or cell_len(line) < width:
+    if cell_len(line) < width:
         return [line]
     return [f"Next: {commands[0]}", f"      {commands[1]}"]
 

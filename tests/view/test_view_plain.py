@@ -22,6 +22,7 @@ from gptcli.events import (
     SampleDrawn,
 )
 from gptcli.view.plain import PlainView
+from gptcli.view.run_end import next_lines
 from tests.view.view_screen import a_run, started, step_done
 
 
@@ -272,3 +273,13 @@ def test_a_path_is_written_from_the_current_folder(
     monkeypatch.chdir(tmp_path)
     (first, *_) = shown(started(source=f"{tmp_path}/w/../texts/x.txt", run=Path("runs/x")))
     assert first == "training on texts/x.txt, to runs/x"
+
+
+def test_the_next_commands() -> None:
+    assert next_lines(Path("runs/de")) == [
+        'Next: gptcli sample runs/de --prompt "..." · gptcli sample runs/de -i'
+    ]
+    assert next_lines(Path("my runs/de"), ["--attention", "a b.py"], width=60) == [
+        "Next: gptcli sample 'my runs/de' --attention 'a b.py' --prompt \"...\"",
+        "      gptcli sample 'my runs/de' --attention 'a b.py' -i",
+    ]
