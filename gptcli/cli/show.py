@@ -107,7 +107,8 @@ def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) 
     """The event RunStarted of a run, as far as its files tell."""
     from gptcli.events import RunStarted
 
-    device, threads = config.run.device, config.run.threads
+    device: str = config.run.device
+    threads = config.run.threads
     if device == "cpu" and isinstance(threads, int):
         device += f" ({threads} thread{'s' if threads > 1 else ''})"
     return RunStarted(
