@@ -38,6 +38,7 @@ PARTS: dict[type[Event], int] = {
     Replanned: 2,
     CheckpointSaved: 1,
 }
+MOST_NOTICES = 5  # while the run trains, warnings apart
 SECONDS_APART = 60.0  # the longest time without a line
 
 
@@ -45,14 +46,15 @@ class PlainView:
     """Prints about thirty lines in a run, and at least one a minute.
 
     Each kind of line has its share, spread over the steps of the run. The first line of each kind
-    is always printed, and so are those of the last step and each notice. metrics.jsonl
-    and samples.txt have all of them.
+    is always printed, and so are those of the last step, each warning and the first notices.
+    metrics.jsonl and samples.txt have all of them.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._status = RunStatus()
         self._memorising = MemorisingNote()
+        self._notices = 0
         self._part: dict[type[Event], int] = {}  # the part of the run of the last line of a kind
         self._last_line = self._last_event = time.monotonic()
 
@@ -84,6 +86,8 @@ class PlainView:
             self._print(note)
 
     def _is_turn(self, event: Event) -> bool:
+        if isinstance(event, Notice):
+            return self._is_turn_of_notice(event)
         now = time.monotonic()
         before, self._last_event = self._last_event, now
         parts = PARTS.get(type(event))
@@ -103,6 +107,17 @@ class PlainView:
             return False
         self._part[type(event)] = part
         return True
+
+    def _is_turn_of_notice(self, event: Notice) -> bool:
+        """Whether to print a notice. A long run can have hundreds that say that the loss jumped."""
+        status = self._status
+        trains = status.step is not None and status.current_step < status.max_steps
+        if not trains or event.message.startswith("WARNING"):
+            return True
+        self._notices += 1
+        if self._notices == MOST_NOTICES + 1:
+            self._print("further notes of this kind are left out; metrics.jsonl has each loss")
+        return self._notices <= MOST_NOTICES
 
     def _print(self, line: str) -> None:
         self._console.out(clean(line, self._console.encoding), highlight=False)

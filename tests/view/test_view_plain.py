@@ -283,3 +283,20 @@ def test_the_next_commands() -> None:
         "Next: gptcli sample 'my runs/de' --attention 'a b.py' --prompt \"...\"",
         "      gptcli sample 'my runs/de' --attention 'a b.py' -i",
     ]
+
+
+def test_a_run_with_many_jumps_of_the_loss_stays_short() -> None:
+    lines = shown(
+        started(max_steps=5000),
+        Notice("before the first step"),
+        *(event for step in range(1, 5000, 50)
+          for event in (step_done(step), Notice(f"step {step}: loss 9, far above the recent 2"))),
+        Notice("WARNING: the disk is full"),
+        step_done(5000, logged=True),
+        Notice("your module changed its buffer"),
+    )  # fmt: skip
+    assert sum("far above" in line for line in lines) == 5
+    assert sum("further notes" in line for line in lines) == 1
+    for always in ("before the first step", "WARNING: the disk is full",
+                   "your module changed its buffer"):  # fmt: skip
+        assert always in lines
