@@ -23,6 +23,7 @@ from gptcli.cli import (
     runs,
     sample,
     score,
+    show,
     tokenizer,
     train,
 )
@@ -82,6 +83,7 @@ for _exercise, _what, _interface in check.COMMANDS:
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
+_add("show", show.show, "gptcli show mine deeper")
 _add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")

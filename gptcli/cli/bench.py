@@ -8,6 +8,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import print_json
+from gptcli.view.waiting import waiting
 
 
 def bench(
@@ -30,14 +31,15 @@ def bench(
 
     config = config_of_arguments(arguments or [])
 
-    from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
-    from gptcli.training.setup import open_text
-    from gptcli.training.speed import measure
+    with waiting("measuring this machine; it takes about ten seconds"):
+        from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
+        from gptcli.training.setup import open_text
+        from gptcli.training.speed import measure
 
-    device = choose_device(config.run.device)
-    dtype = choose_dtype(config.run.dtype, device)
-    threads = choose_threads(config.run.threads)
-    speed = measure(config, open_text(config).tokenizer.vocab_size, dtype, device)
+        device = choose_device(config.run.device)
+        dtype = choose_dtype(config.run.dtype, device)
+        threads = choose_threads(config.run.threads)
+        speed = measure(config, open_text(config).tokenizer.vocab_size, dtype, device)
     result = {
         "train_tokens_per_second": speed.train_tokens_per_second,
         "train_flops_fraction_of_peak": speed.train_flops_fraction_of_peak,

@@ -13,6 +13,7 @@ from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
 from gptcli.cli.output import print_json
 from gptcli.errors import GptcliError
+from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
     from gptcli.corpus import TokenStore
@@ -45,7 +46,8 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
-    trained = load_model(run, options, dtype_of_run=True)
+    with waiting("loading the model"):
+        trained = load_model(run, options, dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size
@@ -56,7 +58,8 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file)
-    with redirect_stdout(sys.stderr):  # the user's module can print
+    # The user's module can print.
+    with redirect_stdout(sys.stderr), waiting("evaluating"):
         loss = mean_loss(trained.model, tokens, context)
     assert loss is not None
     count = len(tokens) - 1

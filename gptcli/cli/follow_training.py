@@ -61,6 +61,7 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
     from gptcli.events import CheckpointSaved, Finished, Notice
     from gptcli.training import run_folder
     from gptcli.training.loop import train
+    from gptcli.view.history import recorded_events
     from gptcli.view.terminal import open_view
 
     run = prepared.setup.run
@@ -74,6 +75,8 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
         # Closing the loop gives up an unfinished save before an old run is restored.
         closing(train(prepared.setup, stop.wanted)) as events,
     ):
+        for earlier in recorded_events(run) if summary.resumed_from else ():
+            view.recall(earlier)
         for message in [*prepared.notes, *journal.notes]:
             view.handle(Notice(message))
         for event in events:
@@ -140,14 +143,15 @@ def _explained(error: Exception, prepared: Prepared, files: UserFiles) -> Gptcli
 
 
 def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
-    """Say how to continue an interrupted run, and exit with 130. Raises if the run diverged."""
+    """Say what to do next, or how to continue an interrupted run; in that case, exit with 130.
+
+    Raises if the run diverged."""
     if finished is None and restore_replaced_run(run):
         note(f"stopped without saving; the earlier run in {run} is restored")
         sys.exit(130)
+    options = [word for part, spec in files.given().items() for word in (f"--{part}", spec)]
     if finished is None or finished.stopped == "interrupted":
-        command = f"gptcli train --resume --out {shlex.quote(str(run))}" + "".join(
-            f" --{part} {shlex.quote(spec)}" for part, spec in files.given().items()
-        )
+        command = shlex.join(["gptcli", "train", "--resume", "--out", str(run), *options])
         saved = f"saved at step {finished.step}" if finished else "stopped without saving"
         note(f"{saved}; go on with: {command}")
         sys.exit(130)
@@ -155,6 +159,11 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
         raise GptcliError(
             finished.diagnosis or "the run diverged", finished.hint or "", exit_code=1
         )
+    from gptcli.view.run_end import next_lines
+
+    console = stderr_console()
+    for line in ["", *next_lines(run, options, console.width if sys.stderr.isatty() else 100)]:
+        note(line)
 
 
 def restore_replaced_run(run: Path) -> bool:

@@ -19,10 +19,11 @@ from gptcli.view.runs_table import RunRow
 def run_rows(folder: Path) -> list[RunRow]:
     """One row for each run under `folder`, oldest first."""
     runs = run_folder.list_runs(folder)
-    return [_row(run) for run in sorted(runs, key=lambda r: (r / "config.yaml").stat().st_mtime)]
+    return [run_row(run) for run in sorted(runs, key=lambda r: (r / "config.yaml").stat().st_mtime)]
 
 
-def _row(run: Path) -> RunRow:
+def run_row(run: Path) -> RunRow:
+    """The row of one run. A damaged file shows as the status "damaged"."""
     status = run_folder.read_status(run)
     last: dict[str, dict[str, Any]] = {}
     running = damaged = False

@@ -21,6 +21,7 @@ from gptcli.cli.options import (
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import read_prompts
 from gptcli.errors import GptcliError
+from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
@@ -180,7 +181,8 @@ def sample(
             "--interactive generates one text, on the terminal",
             "leave out --num-samples, --prompt-file and --json",
         )
-    model = load_for_sampling(run, options)
+    with waiting("loading the model"):
+        model = load_for_sampling(run, options)
     generation = replace(generation, seed=generation.seed_or_new())
     if output.interactive:
         _converse(model, prompts.prompt, generation)

@@ -21,6 +21,7 @@ from gptcli.cli.options import (
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.cli.prompts import read_text
 from gptcli.errors import GptcliError
+from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -58,7 +59,8 @@ def score(
     text = read_text(Path(file), "score")
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
-    scores = _scores(run, file, text, options)
+    with waiting("loading the model and reading the text"):
+        scores = _scores(run, file, text, options)
     if as_json:
         _print_json(scores)
         return

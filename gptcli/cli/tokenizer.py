@@ -10,6 +10,7 @@ import typer
 
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError
+from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -55,7 +56,10 @@ def train(
     from gptcli.corpus import open_corpus
     from gptcli.files.durable import write_atomically
 
-    corpus = open_corpus(source, kind=kind, vocab_size=vocab_size, val_fraction=0.0, block_size=1)
+    with waiting("reading the text and training the tokenizer"):
+        corpus = open_corpus(
+            source, kind=kind, vocab_size=vocab_size, val_fraction=0.0, block_size=1
+        )
     try:
         write_atomically(out, corpus.tokenizer.to_json().encode("utf-8"))
     except OSError as error:

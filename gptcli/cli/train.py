@@ -33,6 +33,7 @@ from gptcli.cli.user_files import (
 )
 from gptcli.errors import GptcliError
 from gptcli.native import library
+from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -120,7 +121,9 @@ def train(
     if resume:
         _resume_run(request, extend)
         return
-    new = _plan_run(request, minutes, command_started)
+    measures = "reading the text and measuring this machine"
+    with waiting(measures if minutes is not None else "reading the text"):
+        new = _plan_run(request, minutes, command_started)
     if dry_run:
         _print_dry_run(new, as_json)
     else:
@@ -163,6 +166,10 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     steps_asked = "train.max_steps" in asked
     if not keep_config:
         config = defaults_with_overrides(target, overrides)
+    if steps_asked and "train.minutes" not in asked:  # the user's steps replace the file's minutes
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"minutes": None})}
+        )
     minutes = minutes if minutes is not None else config.train.minutes
     if steps_asked and minutes is not None:
         raise GptcliError(
@@ -194,9 +201,10 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
 def _print_dry_run(new: _NewRun, as_json: bool) -> None:
     for line in new.notes:
         note(line)
-    from gptcli.training.dry_run import dry_run_figures
+    with waiting("reading the text and measuring a training step"):
+        from gptcli.training.dry_run import dry_run_figures
 
-    result = dry_run_figures(new.config, new.user_parts)
+        result = dry_run_figures(new.config, new.user_parts)
     if as_json:
         print_json(result)
         return
@@ -210,7 +218,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
     """Train in a new run folder, or with `overwrite` in place of an old run."""
     if new.config.run.engine != "torch":
         library.start_building()  # compiles while PyTorch is imported and the text is read
-    from gptcli.training import run_folder, setup
+    from gptcli.training import run_folder
 
     out, from_run = request.out, request.from_run
     run = out if out is not None else run_folder.free_name(new.name)
@@ -223,13 +231,16 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
         refuse(run)  # again: another training can have held the lock and ended meanwhile
         prepared = None  # while it is None, the folder may hold only the old run
         try:
-            prepared = setup.prepare_new(
-                new.config,
-                run,
-                user_parts=new.user_parts,
-                from_run=run_folder.find_run(from_run) if from_run else None,
-                time_limit=new.time_limit,
-            )
+            with waiting("reading the text"):
+                from gptcli.training import setup
+
+                prepared = setup.prepare_new(
+                    new.config,
+                    run,
+                    user_parts=new.user_parts,
+                    from_run=run_folder.find_run(from_run) if from_run else None,
+                    time_limit=new.time_limit,
+                )
             prepared.notes[:0] = new.notes
             follow_training(prepared, request.files, request.as_json)
         except Exception:
@@ -243,7 +254,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
 def _resume_run(request: _Request, extend: bool) -> None:
     """Continue a run from its newest checkpoint, or print that it is finished."""
     from gptcli.config_files import load_config
-    from gptcli.training import run_folder, setup
+    from gptcli.training import run_folder
 
     run = run_folder.find_run(str(request.out) if request.out is not None else None)
     stored = load_config(str(run / "config.yaml"))
@@ -254,7 +265,10 @@ def _resume_run(request: _Request, extend: bool) -> None:
         wanted = load_config(str(run / "config.yaml"), request.overrides)
     user_parts = check_and_load(request.files, stored, request.force)
     with leave_on_signals(), _locked_run_folder(run, create=False):
-        prepared = setup.prepare_resume(run, wanted, extend=extend, user_parts=user_parts)
+        with waiting("reading the text and the checkpoint"):
+            from gptcli.training import setup
+
+            prepared = setup.prepare_resume(run, wanted, extend=extend, user_parts=user_parts)
         if isinstance(prepared, setup.Prepared):
             follow_training(prepared, request.files, request.as_json)
             return

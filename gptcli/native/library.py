@@ -184,6 +184,14 @@ def start_building(source: Source = TRAINING) -> None:
             _Builder.running[source] = _Builder(source, features)
 
 
+def is_compiled(source: Source) -> bool:
+    """Whether the library is in the cache, so that `find` does not have to compile it."""
+    features = _processor_features()
+    if features is None or not features >= source.required_features:
+        return False
+    return _trusted_file(source, features) is not None
+
+
 class _BuildError(Exception):
     """The library cannot be compiled. The message says why."""
 

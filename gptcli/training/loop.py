@@ -40,6 +40,7 @@ from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
+from gptcli.training.final_sample import final_sample
 from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
@@ -158,17 +159,29 @@ class _Loop:
         else:
             self.progress.seconds = self.clock()
             yield from self.saver.save_or_raise(self.state, self.meta())
+        p, seconds = self.progress, self.clock()
         for name, buffer in self.state.model.named_buffers():
             if not torch.equal(buffer, self.buffers[name]):
                 yield Notice(
                     f"your module changed its buffer `{name}`; checkpoints do not save buffers, so "
                     "`sample` and `--resume` start from its initial value"
                 )
-        p = self.progress
+        if stopped in ("done", "target", "patience"):
+            yield from final_sample(
+                self.setup.run,
+                p,
+                config=self.setup.config.model,
+                tokenizer=self.setup.corpus.tokenizer,
+                user_parts=self.setup.user_parts,
+                device=self.setup.device,
+                threads=self.setup.threads,
+                seed=self.config.seed,
+                should_stop=self.should_stop,
+            )
         yield Finished(
             step=p.step,
             tokens=p.tokens,
-            seconds=self.clock(),
+            seconds=seconds,
             stopped="diverged" if isinstance(stopped, Diverged) else stopped,
             train_loss=p.train_loss,
             val_loss=p.val_loss,

@@ -20,7 +20,7 @@ from gptcli.config import Config
 from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
-SECONDS_AT_END = 0.8
+SECONDS_AT_END = 1.3
 """Kept free for the start of Python before the command, for the last messages and for the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 _CONSIDER_SHARE, _CONSIDER_LEAST = (

@@ -1,60 +1,139 @@
-"""The chart of the live view: a curve of the training loss and an `o` for every evaluation."""
+"""The chart of the live view: the line of the training loss, and joined marks of evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.text import Text
 
-from gptcli.view.curve import Points, bounds, curve, dot_row, dots_per_cell, resample
+from gptcli.view.curve import (
+    Points,
+    bounds,
+    curve,
+    dot_row,
+    dots_per_cell,
+    means,
+    overlay,
+    resample,
+)
 from gptcli.view.glyphs import LABEL, LOSS, VAL, Glyphs
 from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
+MOST_LABELS = 8  # on the vertical axis
+MEANS = 100  # the values of a line without marks: single batches would only show their noise
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the chart. `mark` is drawn at each point; without it, the line has no marks."""
+
+    name: str
+    points: Points
+    style: str
+    mark: str = ""
+
+
+def loss_lines(losses: Points, val_losses: Points) -> list[Line]:
+    """The two lines of a run. They differ even without colours."""
+    return [Line("loss", losses, LOSS), Line("val loss", val_losses, VAL, "o")]
 
 
 def chart(
-    losses: Points,
-    val_losses: Points,
-    steps: tuple[int, int],
-    width: int,
-    rows: int,
-    glyphs: Glyphs,
+    lines: Sequence[Line], steps: tuple[int, int], width: int, rows: int, glyphs: Glyphs
 ) -> list[Text]:
-    """Both losses over `steps` (first, last): `rows` lines of curve, then one line of axis.
+    """The lines over `steps` (first, last): `rows` lines of curve, then one line of axis.
 
-    The training loss is a line and each evaluation is an `o`, so they differ even without
-    colours. No line is wider than `width` cells if `width` is at least eight.
+    A later line lies over an earlier one. No line of text is wider than `width` cells if `width`
+    is at least eight.
     """
-    first, last = steps
     ascii_only = glyphs.ascii_only
     columns = max(1, width - LABEL_WIDTH - 1)
-    values = resample(losses, columns if ascii_only else 2 * columns, first, last)
-    low, high = bounds(values, resample(val_losses, columns, first, last))
-    drawn = curve(values, columns, rows, low=low, high=high, ascii_only=ascii_only)
-    marks = markers(val_losses, columns, rows, (first, last), (low, high), ascii_only)
-    labels = {0: high, rows - 1: low} if losses or val_losses else {}
-    lines = []
-    for row, cells in enumerate(drawn):
-        label = norm_text(labels[row]) if row in labels else ""
-        marked = [column for column, at in marks.items() if at == row]
-        line = Text(_with_marks(cells, marked), style=LOSS)
-        for column in marked:
-            line.stylize(f"bold {VAL}", column, column + 1)
-        lines.append(
-            Text.assemble(
-                (f"{label:>{LABEL_WIDTH}}{glyphs.tick if label else glyphs.axis}", LABEL), line
-            )
+    across, down = dots_per_cell(ascii_only)
+    values = [
+        resample(line.points if line.mark else means(line.points, MEANS), across * columns, *steps)
+        for line in lines
+    ]
+    low, high = bounds(*values)
+    any_points = any(line.points for line in lines)
+    labels = axis_labels(low, high, rows, down) if any_points else {}
+    drawn = [
+        curve(
+            value, columns, rows, low=low, high=high, ascii_only=ascii_only, dotted=bool(line.mark)
         )
-    left, right = human_count(first), human_count(last)
-    legend = Text.assemble((glyphs.line, LOSS), " loss   ", ("o", f"bold {VAL}"), " val loss")
+        for line, value in zip(lines, values, strict=True)
+    ]
+    marks = [
+        markers(line.points, columns, rows, steps, (low, high), ascii_only) if line.mark else {}
+        for line in lines
+    ]
+    texts = []
+    for row in range(rows):
+        text = Text()
+        cells, owners = overlay([layer[row] for layer in drawn])
+        styles = [lines[owner].style if owner is not None else "" for owner in owners]
+        characters = list(cells)
+        for line, marked in zip(lines, marks, strict=True):
+            for column in (column for column, at in marked.items() if at == row):
+                characters[column], styles[column] = line.mark, f"bold {line.style}"
+        for character, style in zip(characters, styles, strict=True):
+            text.append(character, style)
+        label = labels.get(row, "")
+        edge = f"{label:>{LABEL_WIDTH}}{glyphs.tick if label else glyphs.axis}"
+        texts.append(Text.assemble((edge, LABEL), text))
+    return [*texts, _step_axis(lines, steps, columns, glyphs)]
+
+
+def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyphs: Glyphs) -> Text:
+    """The line below the curves: the first and the last step, and between them what is what."""
+    left, right = map(human_count, steps)
+    legend = Text("   ").join(
+        Text.assemble((line.mark or glyphs.line, f"bold {line.style}" if line.mark else line.style),
+                      f" {line.name}")
+        for line in lines
+    )  # fmt: skip
     room = columns - len(left) - len(right)
     if room < legend.cell_len + 2:
         legend = Text()
     before = (room - legend.cell_len) // 2
     axis = Text(" " * (LABEL_WIDTH + 1) + left + " " * before, style=LABEL)
-    axis = Text.assemble(axis, legend, " " * (room - before - legend.cell_len), (right, LABEL))
-    return [*lines, axis]
+    return Text.assemble(axis, legend, " " * (room - before - legend.cell_len), (right, LABEL))
+
+
+def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]:
+    """The labels of the vertical axis by row: round numbers, or both ends if they do not fit."""
+    wanted = min(MOST_LABELS, max(3 if rows >= 6 else 2, rows // 4))
+    found: dict[int, str] = {}
+    for unit in _round_units(high - low):
+        labels = _multiples(unit, low, high, rows, dots)
+        if len(labels) > max(2, 2 * rows // 3):
+            break
+        found = labels
+        if len(found) >= wanted:
+            break
+    if len(found) < 2 or max(map(len, found.values())) > LABEL_WIDTH:
+        return {0: norm_text(high), rows - 1: norm_text(low)}
+    return found
+
+
+def _round_units(at_most: float) -> Iterator[float]:
+    """1, 0.5, 0.2, 0.1, 0.05 and so on, from about `at_most`, over three powers of ten."""
+    power = math.floor(math.log10(at_most))
+    for exponent in range(power, power - 3, -1):
+        yield from (digit * 10.0**exponent for digit in (5, 2, 1))
+
+
+def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
+    """The multiples of `unit` from `low` to `high`, as text by row."""
+    decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
+    counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
+    labels = {}
+    for count in counts:
+        row = dot_row(min(high, max(low, count * unit)), low, high, rows * dots) // dots
+        labels[row] = f"{count * unit:.{decimals}f}"
+    return labels
 
 
 def markers(
@@ -78,10 +157,3 @@ def markers(
         if first <= x <= last and low <= y <= high:
             rows_of[column] = dot_row(y, low, high, rows * dots) // dots
     return rows_of
-
-
-def _with_marks(cells: str, columns: Sequence[int]) -> str:
-    characters = list(cells)
-    for column in columns:
-        characters[column] = "o"
-    return "".join(characters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 Points = Sequence[tuple[float, float]]
@@ -13,6 +13,8 @@ BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # The ASCII characters for three heights within a cell.
 _MARKS = "'-."
+# The share of the range above the last three quarters of a curve that its start can take.
+ROOM_FOR_START = 0.35
 
 
 class LossHistory:
@@ -78,25 +80,62 @@ def resample(points: Points, columns: int, first: float, last: float) -> list[fl
     return values
 
 
+def means(points: Points, parts: int) -> Points:
+    """At most `parts` points: the means of so many equal parts of the range of steps."""
+    if len(points) <= parts:
+        return points
+    first, last = points[0][0], points[-1][0]
+    groups: dict[int, list[tuple[float, float]]] = {}
+    for x, y in points:
+        part = int((x - first) / (last - first) * parts) if last > first else 0
+        groups.setdefault(min(part, parts - 1), []).append((x, y))
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups.values()
+    ]
+
+
 def bounds(*curves: Sequence[float]) -> tuple[float, float]:
     """(lowest, highest) value of the vertical axis for curves over the same steps.
 
-    The first tenth of a curve does not raise the top. A new model's loss falls from ln V, and this
-    fall would press the rest of the curve into the bottom rows. The range is never empty; it is
-    (0, 1) if no value is finite.
+    The steep start of a training does not set the top: a new model's loss falls from ln V, and
+    would press the rest of the curve into the bottom rows. The top is the highest value of the last
+    three quarters, plus some room for the first quarter. The range is never empty; it is (0, 1) if
+    no value is finite.
     """
-    everything = [v for values in curves for v in values if math.isfinite(v)]
+    everything = _finite(curves, 0.0)
     if not everything:
         return 0.0, 1.0
-    later = [
-        v for values in curves for v in values[math.ceil(len(values) / 10) :] if math.isfinite(v)
-    ]
-    low, high = min(everything), max(later or everything)
+    low, high = min(everything), max(everything)
+    later = max(_finite(curves, 0.25) or everything)
+    room = ROOM_FOR_START * (later - low)
+    if later < high:
+        high = max(later, min(max(_finite(curves, 0.1) or everything), later + room))
     margin = 0.02 * max(abs(low), abs(high), 1.0)
     if high - low < margin:  # a (nearly) constant curve is drawn in the middle
         middle = (low + high) / 2
         return middle - margin, middle + margin
     return low, high
+
+
+def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
+    """The finite values of all curves after the share `begin` of each."""
+    return [v for c in curves for v in c[math.ceil(begin * len(c)) :] if math.isfinite(v)]
+
+
+def overlay(layers: Sequence[str]) -> tuple[str, list[int | None]]:
+    """One row of several curves, and for each cell the number of the last curve in it, or None.
+
+    Curves in braille share a cell. Of two ASCII characters, the one of the later curve stays."""
+    cells, owners = list(layers[0]), [0 if cell != " " else None for cell in layers[0]]
+    for number, layer in enumerate(layers[1:], 1):
+        for column, cell in enumerate(layer):
+            if cell == " ":
+                continue
+            both = min(ord(cells[column]), ord(cell)) > BRAILLE
+            cells[column] = chr(ord(cells[column]) | ord(cell)) if both else cell
+            owners[column] = number
+    return "".join(cells), owners
 
 
 def dots_per_cell(ascii_only: bool) -> tuple[int, int]:
@@ -122,12 +161,14 @@ def curve(
     low: float | None = None,
     high: float | None = None,
     ascii_only: bool = False,
+    dotted: bool = False,
 ) -> list[str]:
     """Draw equally spaced values as `height` strings of exactly `width` characters.
 
     A braille character has two columns and four rows of dots. An ASCII character has one column
     and three heights. Neighbouring values are joined. Towards values outside [low, high] (default:
     `bounds(values)`) the line runs off the edge. Values that are not finite are not drawn.
+    `dotted` draws every second column of dots, and every second ASCII character.
     """
     if width < 1 or height < 1:
         return [""] * max(0, height)
@@ -156,6 +197,15 @@ def curve(
             else:
                 cells[y // down][column // across] |= _DOTS[y % down][column % across]
         previous = row
+    if dotted:
+        cells = [[_dotted(code, column, ascii_only) for column, code in enumerate(line)]
+                 for line in cells]  # fmt: skip
     if ascii_only:
         return ["".join(chr(code or 32) for code in line) for line in cells]
     return ["".join(chr(BRAILLE + code) if code else " " for code in line) for line in cells]
+
+
+def _dotted(code: int, column: int, ascii_only: bool) -> int:
+    if ascii_only:
+        return code if column % 2 == 0 else 0
+    return code & 0x47  # the left column of dots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOSS, VAL, BEST, LABEL = "cyan", "yellow", "green", "dim"
+LOSS, VAL, BEST, SECOND, LABEL = "cyan", "yellow", "green", "magenta", "dim"
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from gptcli.view.chart import chart
+from gptcli.view.chart import chart, loss_lines
 from gptcli.view.glyphs import ASCII, BEST, LABEL, LOSS, UNICODE, VAL, Glyphs
 from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.paths import short_path
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
-WIDEST = 100  # cells; wider lines are harder to read
-CHART_ROWS = 10  # the most rows of the curve; the axis is not counted
-SAMPLE_ROWS = 8  # the most rows of the sample; the title is not counted
+WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
+CHART_SHARE = 0.6  # of the rows for chart and sample; the sample gets the others
+LEAST_SAMPLE_ROWS = 2  # one row of text says less than one more row of chart
+ROOMY = 26  # rows; a lower window shows more of the curve instead of a blank line
 GAPS_FROM = 17  # rows; a window with fewer has no room for blank lines
+FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # at most, in the picture that stays after the run
 
 
 def panel(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
@@ -30,10 +33,8 @@ def panel(status: RunStatus, console: Console, width: int, height: int) -> list[
     """
     if status.started is None or width < 1 or height < 1:
         return []
-    width = min(width, WIDEST)
-    encoding = console.encoding
     glyphs = ASCII if console.options.ascii_only else UNICODE
-    head = [headline(status, width, encoding, glyphs), model_line(status, width, encoding, glyphs)]
+    head = _head(status, console, width, glyphs)
     progress = progress_line(status, width, glyphs)
     numbers = number_lines(status, width)
     if height < len([*head, progress, *numbers]) + 1:
@@ -42,7 +43,38 @@ def panel(status: RunStatus, console: Console, width: int, height: int) -> list[
     else:
         gap = [Text()] if height >= GAPS_FROM else []
         lines = [*head, *gap, progress, *numbers]
-        lines += _curve_and_sample(status, console, width, height - len(lines), gap, glyphs)
+        room = height - len(lines)
+        sample = sample_block(status, console, width, round((1 - CHART_SHARE) * room) - len(gap))
+        rows = room - len(gap) - (len(gap) + len(sample) if sample else 0)
+        curve = chart_block(status, width, rows, glyphs)
+        lines += [*(gap if curve else []), *curve, *(gap if sample else []), *sample]
+    return _cropped(lines, width)
+
+
+def final_picture(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
+    """What stays on the screen after a run: headline, curve and the newest sample.
+
+    At most `height` lines of at most `width` cells. Without a step there is no picture.
+    """
+    if status.started is None or status.step is None:
+        return []
+    glyphs = ASCII if console.options.ascii_only else UNICODE
+    lines = [*_head(status, console, width, glyphs), *([Text()] if height >= ROOMY else [])]
+    room = height - len(lines)
+    sample = sample_block(status, console, width, min(FINAL_SAMPLE_ROWS + 1, room // 3))
+    rows = min(FINAL_CHART_ROWS + 1, room - (len(sample) + 1 if sample else 0))
+    curve = chart_block(status, width, rows, glyphs)
+    if not curve:
+        return []
+    return _cropped([*lines, *curve, *([Text(), *sample] if sample else [])], width)
+
+
+def _head(status: RunStatus, console: Console, width: int, glyphs: Glyphs) -> list[Text]:
+    encoding = console.encoding
+    return [headline(status, width, encoding, glyphs), model_line(status, width, encoding, glyphs)]
+
+
+def _cropped(lines: list[Text], width: int) -> list[Text]:
     for line in lines:
         line.end = ""
         line.no_wrap = True
@@ -55,9 +87,10 @@ def headline(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> Te
     started = status.started
     assert started is not None
     cut = ellipsis_for(encoding)
-    run = crop(clean(str(started.run), encoding), width // 2, ellipsis=cut, keep_end=True)
+    run = clean(short_path(str(started.run)), encoding)
+    run = crop(run, width // 2, ellipsis=cut, keep_end=True)
     room = width - 1 - len(glyphs.arrow) - Text(run).cell_len
-    source = crop(clean(started.source, encoding), room, ellipsis=cut, keep_end=True)
+    source = crop(clean(short_path(started.source), encoding), room, ellipsis=cut, keep_end=True)
     return Text.assemble(" ", (source, "bold"), (glyphs.arrow, LABEL), run)
 
 
@@ -65,8 +98,11 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
     """The second line: the arch, the number of parameters, the tokenizer, the device and dtype."""
     started = status.started
     assert started is not None
-    model = f"{started.arch}, {human_count(started.parameters, short=True)} parameters"
-    tokenizer = f"{started.tokenizer}, {human_count(started.vocab_size)} tokens"
+    model, tokenizer = started.arch, started.tokenizer
+    if started.parameters:
+        model += f", {human_count(started.parameters, short=True)} parameters"
+    if started.vocab_size:
+        tokenizer += f", {human_count(started.vocab_size)} tokens"
     parts = [model, tokenizer, f"{started.device}, {started.dtype}"]
     if started.compiled:
         parts.append("compiled")
@@ -143,22 +179,21 @@ def _red_if_not_finite(number: str, style: str) -> str:
     return "bold red" if number in ("nan", "inf", "-inf") else style
 
 
-def _curve_and_sample(
-    status: RunStatus, console: Console, width: int, room: int, gap: list[Text], glyphs: Glyphs
-) -> list[Text]:
-    """The loss curve and the newest sample, in at most `room` lines, blank lines included."""
-    sample: list[Text] = []
-    if status.sample is not None:
-        rows = min(SAMPLE_ROWS, room // 2 - len(gap) - 1)
-        text = sample_lines(status.sample.prompt, status.sample.text, width - 3, rows, console)
-        if text and rows >= 2:  # one row of text says less than one more row of curve
-            title = Text(f" sample at step {human_count(status.sample.step)}", style=LABEL)
-            sample = [*gap, title, *(Text.assemble("   ", line) for line in text)]
-    rows = min(CHART_ROWS, room - len(sample) - len(gap) - 1)
-    curve: list[Text] = []
-    if rows >= 2:
-        current = status.current_step
-        steps = (current if status.first_step is None else status.first_step, current)
-        losses, val_losses = status.losses.points(), status.val_losses.points()
-        curve = chart(losses, val_losses, steps, width, rows, glyphs)
-    return [*(gap if curve else []), *curve, *sample]
+def sample_block(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
+    """The newest sample under a title, in at most `height` lines; [] if there is no room for it."""
+    if status.sample is None or height - 1 < LEAST_SAMPLE_ROWS:
+        return []
+    room = min(width - 3, WIDEST_TEXT)
+    text = sample_lines(status.sample.prompt, status.sample.text, room, height - 1, console)
+    title = Text(f" sample at step {human_count(status.sample.step)}", style=LABEL)
+    return [title, *(Text.assemble("   ", line) for line in text)] if text else []
+
+
+def chart_block(status: RunStatus, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    """The curves and their axis in `height` lines; [] if there is no room for them."""
+    if height < 3:
+        return []
+    current = status.current_step
+    steps = (current if status.first_step is None else status.first_step, current)
+    lines = loss_lines(status.losses.points(), status.val_losses.points())
+    return chart(lines, steps, width, height - 1, glyphs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -17,20 +18,45 @@ from gptcli.events import (
     SampleDrawn,
     StepDone,
 )
+from gptcli.view.memorising import MemorisingNote
 from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.paths import short_path
 from gptcli.view.run_end import run_end_lines, unfinished_line
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, one_line
 
 WIDTH = 79
+ALWAYS_AT_END = (StepDone, Evaluated, SampleDrawn)
+PACED = (StepDone, Evaluated, SampleDrawn, Replanned, CheckpointSaved)
+
+
+# How often a line of each kind is printed: so many times in a run, however long its log is.
+PARTS: dict[type[Event], int] = {
+    StepDone: 6,
+    Evaluated: 5,
+    SampleDrawn: 2,
+    Replanned: 2,
+    CheckpointSaved: 1,
+}
+MOST_NOTICES = 5  # while the run trains, warnings apart
+SECONDS_APART = 60.0  # the longest time without a line
 
 
 class PlainView:
-    """Prints a short line for each logged step, evaluation, checkpoint, sample and notice."""
+    """Prints about thirty lines in a run, and at least one a minute.
+
+    Each kind of line has its share, spread over the steps of the run. The first line of each kind
+    is always printed, and so are those of the last step, each warning and the first notices.
+    metrics.jsonl and samples.txt have all of them.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._status = RunStatus()
+        self._memorising = MemorisingNote()
+        self._notices = 0
+        self._part: dict[type[Event], int] = {}  # the part of the run of the last line of a kind
+        self._last_line = self._last_event = time.monotonic()
 
     def __enter__(self) -> PlainView:
         return self
@@ -45,24 +71,67 @@ class PlainView:
         if line is not None:
             self._print(line.plain)
 
+    def recall(self, event: Event) -> None:
+        """Take in an event of an earlier part of the run, and print nothing."""
+        self._status.recall(event)
+
     def handle(self, event: Event) -> None:
-        """Take in one event and print its lines."""
+        """Take in one event and print its lines, if it is their turn."""
         self._status.absorb(event)
-        for line in plain_lines(event, self._status, self._console.encoding):
-            self._print(line)
+        if self._is_turn(event):
+            for line in plain_lines(event, self._status, self._console.encoding):
+                self._print(line)
+        note = self._memorising.line(event, self._status)
+        if note is not None:
+            self._print(note)
+
+    def _is_turn(self, event: Event) -> bool:
+        if isinstance(event, Notice):
+            return self._is_turn_of_notice(event)
+        now = time.monotonic()
+        before, self._last_event = self._last_event, now
+        parts = PARTS.get(type(event))
+        if parts is None or not isinstance(event, PACED):
+            return True
+        step, steps = event.step, max(1, self._status.max_steps)
+        # A minute would have passed before the next event, if that takes as long as this one.
+        late = (
+            isinstance(event, StepDone) and now + (now - before) - self._last_line > SECONDS_APART
+        )
+        if isinstance(event, StepDone) and not event.logged and not late:
+            return False
+        part = parts * step // steps
+        # The sample after the last step can be from an earlier one: from the best checkpoint.
+        last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
+        if part <= self._part.get(type(event), -1) and not last and not late:
+            return False
+        self._part[type(event)] = part
+        return True
+
+    def _is_turn_of_notice(self, event: Notice) -> bool:
+        """Whether to print a notice. A long run can have hundreds that say that the loss jumped."""
+        status = self._status
+        trains = status.step is not None and status.current_step < status.max_steps
+        if not trains or event.message.startswith("WARNING"):
+            return True
+        self._notices += 1
+        if self._notices == MOST_NOTICES + 1:
+            self._print("further notes of this kind are left out; metrics.jsonl has each loss")
+        return self._notices <= MOST_NOTICES
 
     def _print(self, line: str) -> None:
         self._console.out(clean(line, self._console.encoding), highlight=False)
+        self._last_line = time.monotonic()
 
 
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
-    """The log lines of one event, [] for some events. `status` must have absorbed the event.
+    """The log lines of one event. `status` must have absorbed the event.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
     fields. A field begins with its name and ends with its unit.
     """
     if isinstance(event, StepDone):
-        return [step_line(event, status)] if event.logged else []
+        return [step_line(event, status)]
     if isinstance(event, Evaluated):
         best = "  best" if event.best else ""
         return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}{best}"]
@@ -79,8 +148,7 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     if isinstance(event, RunStarted):
         return _opening_lines(event)
     assert isinstance(event, Finished)
-    max_steps = status.max_steps or None
-    return [line.plain for line in run_end_lines(event, max_steps, encoding=encoding)]
+    return [line.plain for line in run_end_lines(event, status, encoding=encoding)]
 
 
 def step_line(event: StepDone, status: RunStatus) -> str:
@@ -111,8 +179,8 @@ def _step_of(step: int, status: RunStatus) -> str:
 
 
 def _opening_lines(event: RunStarted) -> list[str]:
-    run = crop(str(event.run), WIDTH // 2, ellipsis="...", keep_end=True)
-    source = crop(event.source, WIDTH - 13 - len(run), ellipsis="...", keep_end=True)
+    run = crop(short_path(str(event.run)), WIDTH // 2, ellipsis="...", keep_end=True)
+    source = crop(short_path(event.source), WIDTH - 13 - len(run), ellipsis="...", keep_end=True)
     validation = f", {human_count(event.val_tokens)} for validation" if event.val_tokens else ""
     resumed = f", from step {event.resumed_from}" if event.resumed_from is not None else ""
     lines = [

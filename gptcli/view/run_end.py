@@ -1,14 +1,25 @@
-"""The lines that stay on the screen after training: how the run ended, speed and losses."""
+"""The lines that stay on the screen after training: the summary, and what to do next."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from gptcli.events import Finished
+from gptcli.view.glyphs import VAL
+from gptcli.view.memorising import best_step_line
 from gptcli.view.number_formats import human_count, loss_text, rate, rate_text, time_taken
+from gptcli.view.panel import final_picture
+from gptcli.view.region import rows_on_screen
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
+ROWS_BELOW = 5  # below the last picture: blank lines, the line `Next: ...` and the prompt
 _ENDINGS = {
     "done": ("done", "bold green"),
     "target": ("target reached", "bold green"),
@@ -19,13 +30,20 @@ _ENDINGS = {
 
 
 def run_end_lines(
-    finished: Finished, max_steps: int | None = None, *, encoding: str = "utf-8"
+    finished: Finished,
+    status: RunStatus | None = None,
+    *,
+    ending: str | None = None,
+    encoding: str = "utf-8",
 ) -> list[Text]:
-    """How and where the run ended, its time and speed, its losses, and a diagnosis if it diverged.
+    """How and where the run ended, its time and speed, its losses, which step `sample` uses, and a
+    diagnosis if it diverged.
 
-    The first three lines are shorter than 60 columns. Diagnosis and hint can be longer.
+    The first three lines are shorter than 60 columns. The others can be longer. `ending` replaces
+    the word for how it ended, for a run that has not ended.
     """
-    ending, style = _ENDINGS[finished.stopped]
+    ending, style = (ending, "bold cyan") if ending is not None else _ENDINGS[finished.stopped]
+    max_steps = status.max_steps if status is not None and status.started is not None else None
     of = f" of {human_count(max_steps)}" if max_steps is not None else ""
     where = f" at step {human_count(finished.step)}{of}"
     speed = rate(finished.tokens, finished.seconds)
@@ -44,11 +62,40 @@ def run_end_lines(
         losses.append(f"best {loss_text(finished.best_val_loss)}{at}")
     if losses:
         lines.append(Text("  ".join(losses)))
+    best_step = best_step_line(finished, status)
+    if best_step is not None:
+        lines.append(Text(best_step, style=VAL))
     if finished.diagnosis is not None:
         lines += [Text(), Text(clean(finished.diagnosis, encoding))]
     if finished.hint is not None:
         lines += [Text(), Text(clean(f"hint: {finished.hint}", encoding))]
     return lines
+
+
+def last_lines(
+    finished: Finished, status: RunStatus, console: Console, *, ending: str | None = None
+) -> list[Text]:
+    """The curve and a sample, then the summary. They and the next prompt fit into the window."""
+    summary = run_end_lines(finished, status, ending=ending, encoding=console.encoding)
+    size = console.size
+    rows = rows_on_screen([line.cell_len for line in summary], size.width)
+    picture = final_picture(status, console, size.width - 1, size.height - rows - ROWS_BELOW)
+    for line in picture:
+        line.end = "\n"
+    return [*picture, *([Text()] if picture else []), *summary]
+
+
+def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list[str]:
+    """`Next: gptcli sample runs/de --prompt "..." · gptcli sample runs/de -i`.
+
+    Two lines if one is too long for `width` cells. `options` are those that every use of the run
+    needs, such as --attention FILE."""
+    command = shlex.join(["gptcli", "sample", str(run), *options])
+    commands = [f'{command} --prompt "..."', f"{command} -i"]
+    line = "Next: " + " · ".join(commands)
+    if cell_len(line) < width:
+        return [line]
+    return [f"Next: {commands[0]}", f"      {commands[1]}"]
 
 
 def unfinished_line(status: RunStatus) -> Text | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gptcli.events import (
     Evaluated,
     Event,
@@ -14,6 +16,8 @@ from gptcli.events import (
 from gptcli.view.curve import LossHistory
 from gptcli.view.number_formats import StepRate
 
+SMOOTHING = 0.1  # the share of the newest loss in the smoothed loss
+
 
 class RunStatus:
     """The newest event of each kind, the two loss histories and the speed in steps."""
@@ -24,9 +28,13 @@ class RunStatus:
         self.first_step: int | None = None  # where the curve begins: the first step of this process
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
-        self.best: Evaluated | None = None  # among the evaluations of this process
+        self.best: Evaluated | None = None
+        self.rises = 0  # evaluations in a row, each with a higher loss than the one before it
+        self.recent_loss: float | None = None  # of the training text, smoothed
+        self._recent_loss_at_best: float | None = None
         self.sample: SampleDrawn | None = None
         self.finished: Finished | None = None
+        self.evaluations_since_best = 0
         self.step_rate = StepRate()
         self.losses = LossHistory()
         self.val_losses = LossHistory()
@@ -38,14 +46,22 @@ class RunStatus:
             if self.first_step is None:
                 self.first_step = event.step
             self.losses.add(event.step, event.loss)
+            if math.isfinite(event.loss):
+                recent = event.loss if self.recent_loss is None else self.recent_loss
+                self.recent_loss = recent + SMOOTHING * (event.loss - recent)
             self.step_rate.mark(event.step, event.seconds)
         elif isinstance(event, Evaluated):
-            self.evaluated = event
+            before, self.evaluated = self.evaluated, event
+            rises = before is not None and event.val_loss > before.val_loss
+            self.rises = self.rises + 1 if rises else 0
             if self.first_step is None:
                 self.first_step = event.step
             self.val_losses.add(event.step, event.val_loss)
+            self.evaluations_since_best += 1
             if event.best:
                 self.best = event
+                self.evaluations_since_best = 0
+                self._recent_loss_at_best = self.recent_loss
         elif isinstance(event, SampleDrawn):
             self.sample = event
         elif isinstance(event, RunStarted):
@@ -56,12 +72,30 @@ class RunStatus:
         elif isinstance(event, Finished):
             self.finished = event
 
+    def recall(self, event: Event) -> None:
+        """Take in an event of an earlier part of the run, which says nothing about the speed."""
+        speed, self.step_rate = self.step_rate, StepRate()
+        self.absorb(event)
+        self.step_rate = speed
+
     @property
     def current_step(self) -> int:
         """The last step done, by this process or before the resume; 0 before the first step."""
         if self.step is not None:
             return self.step.step
         return (self.started.resumed_from or 0) if self.started is not None else 0
+
+    def only_memorises(self) -> bool:
+        """Whether the run has learned the training text alone since its best evaluation.
+
+        The loss on the training text fell, and the validation loss is 2 % above the best one, or
+        was not better at two evaluations."""
+        best, last = self.best, self.evaluated
+        if best is None or last is None or self.recent_loss is None:
+            return False
+        worse = last.val_loss > 1.02 * best.val_loss or self.evaluations_since_best >= 2
+        at_best = self._recent_loss_at_best
+        return worse and at_best is not None and self.recent_loss < at_best
 
     def eta(self) -> float | None:
         """Seconds until the last step is done; None if too few steps have been timed."""

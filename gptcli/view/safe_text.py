@@ -92,6 +92,8 @@ def sample_lines(prompt: str, text: str, width: int, height: int, console: Conso
         line.end = ""
         line.rstrip()
     if shown and (len(lines) > height or len(text) > most):
+        while len(shown) > 1 and not shown[-1].plain:
+            shown.pop()
         mark = " " + ellipsis_for(encoding)
         last = shown[-1]
         last.truncate(max(0, width - len(mark)), overflow="crop")

@@ -9,10 +9,12 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
+from gptcli.view.glyphs import VAL
+from gptcli.view.memorising import MemorisingNote
 from gptcli.view.panel import panel
 from gptcli.view.plain import PlainView
 from gptcli.view.region import Region
-from gptcli.view.run_end import run_end_lines, unfinished_line
+from gptcli.view.run_end import last_lines, unfinished_line
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
@@ -34,6 +36,7 @@ class LiveView:
         self._console = console
         self._status = RunStatus()
         self._region = Region(console, self._lines)
+        self._memorising = MemorisingNote()
         self._next_draw = 0.0  # by time.monotonic
 
     def __enter__(self) -> LiveView:
@@ -58,10 +61,16 @@ class LiveView:
         elif isinstance(event, Notice):
             self._console.print(Text(clean(event.message, self._console.encoding)))
         elif isinstance(event, Finished):
-            max_steps = self._status.max_steps or None
-            self._close(run_end_lines(event, max_steps, encoding=self._console.encoding))
+            self._close(last_lines(event, self._status, self._console))
         elif isinstance(event, RunStarted) or time.monotonic() >= self._next_draw:
             self._draw()
+        note = self._memorising.line(event, self._status)
+        if note is not None:
+            self._console.print(Text(note, style=VAL))
+
+    def recall(self, event: Event) -> None:
+        """Take in an event of an earlier part of the run, without drawing."""
+        self._status.recall(event)
 
     def render(self, width: int | None = None, height: int | None = None) -> RenderableType:
         """The current panel, by default in the console's size.

@@ -23,6 +23,7 @@ COMMANDS = (
     "exercise",
     "bench",
     "runs",
+    "show",
     "inspect-batch",
     "configs",
     "schema",

@@ -99,6 +99,8 @@ def test_a_run_folder_and_its_json(cli: Any, text_file: Path, tmp_path: Path) ->
     assert config["run"]["dtype"] == "float32"
     for line in outcome.err.splitlines():
         assert len(line) <= 160
+    assert f'Next: gptcli sample {run} --prompt "..."' in outcome.err
+    assert f"gptcli sample {run} -i" in outcome.err
     assert "\x1b" not in outcome.err
 
 

@@ -99,7 +99,9 @@ def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
 ) -> None:
     """It is drawn exactly once, even if the step's checkpoint was written before the sample."""
     from gptcli.events import SampleDrawn, StepDone
-    from gptcli.training import loop
+    from gptcli.training import final_sample, loop
+
+    monkeypatch.setattr(final_sample, "_SECONDS", 60.0)
 
     words = (*BASE, "train.sample_every=3", "train.max_steps=21", "train.eval_every=10",
              "train.checkpoint_every=4")  # fmt: skip

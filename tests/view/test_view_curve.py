@@ -120,6 +120,18 @@ def test_the_first_tenth_does_not_set_the_top() -> None:
     assert high < 2.0
 
 
+def test_a_rise_at_the_end_and_a_calm_start_are_in_the_range() -> None:
+    falling, rising = [3.0 - k / 50 for k in range(50)], [2.0 + k / 100 for k in range(50)]
+    assert bounds(falling, rising) == (pytest.approx(2.02 - 0.02), pytest.approx(2.83, abs=0.2))
+    assert bounds([1.0] * 10 + [1.0 + k / 10 for k in range(30)]) == (1.0, pytest.approx(3.9))
+
+
+def test_a_start_that_is_steep_for_long_gets_a_third_of_the_range() -> None:
+    values = [*[9.0 - k for k in range(7)], *[2.0 - k / 20 for k in range(20)]]
+    low, high = bounds(values)
+    assert (low, high) == (pytest.approx(1.05), pytest.approx(2.0 + 0.35 * 0.95, abs=0.01))
+
+
 @given(st.lists(numbers, max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_bounds_are_never_empty(values: list[float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptcli.events import Finished, Notice
+from gptcli.events import Evaluated, Finished, Notice
 from gptcli.view.plain import PlainView
 from gptcli.view.region import rows_on_screen
 from gptcli.view.terminal import LiveView, open_view
+from tests.view.test_view_plain import a_run_that_memorises
 from tests.view.view_screen import Screen, a_run, memory_console, started, step_done
 
 DONE = Finished(3000, 6_144_000, 100.0, "done", 1.43, 1.58, 1.57, 2800)
@@ -48,9 +50,12 @@ def test_the_panel_is_on_the_screen_once_and_no_line_wraps(
         assert screen.wrapped == 0
         view.handle(DONE)
     assert screen.wraps
-    assert screen.rows()[0].startswith("done at step 3,000")
+    assert sum(row.startswith("done at step 3,000") for row in screen.rows()) == 1
     assert not any("tok/s" in row and "speed" in row for row in screen.rows())
     assert not any("/3,000" in row for row in screen.rows())
+    assert screen.wrapped == 0
+    # The picture, the summary, a blank line, `Next: ...` and the prompt fit into the window.
+    assert len(screen.rows()) + 2 <= size[1] or size[1] < 10
     assert screen.x == 0
 
 
@@ -62,13 +67,86 @@ def test_the_last_lines_replace_the_panel() -> None:
         for event in a_run(200):
             view.handle(event)
         view.handle(DONE)
-    assert screen.rows() == [
+    rows = screen.rows()
+    assert rows[:3] == [
         "before",
+        " shakespeare → runs/shakespeare",
+        " modern, 0.82 M parameters · char, 65 tokens · cpu (2 threads), float32",
+    ]
+    assert sum("┤" in row for row in rows) >= 2
+    assert any("o val loss" in row for row in rows)
+    assert rows.index(" sample at step 200") < rows.index("done at step 3,000 of 3,000")
+    assert rows[-5:] == [
         "done at step 3,000 of 3,000",
         "6,144,000 tokens in 1:40, 61,440 tok/s",
         "loss 1.4300  val loss 1.5800  best 1.5700 at step 2,800",
+        "`sample` uses step 2,800, the best",
         "",
     ]
+    assert not any("eta" in row for row in rows)
+
+
+@pytest.mark.parametrize("size", [(80, 10), (20, 3)], ids=str)
+def test_in_a_low_window_only_the_last_lines_stay(size: tuple[int, int]) -> None:
+    screen = Screen(*size)
+    with LiveView(screen.console()) as view:
+        for event in a_run(200):
+            view.handle(event)
+        view.handle(DONE)
+    assert screen.rows()[0].startswith("done at step 3,000")
+
+
+def test_a_run_without_a_step_leaves_no_picture() -> None:
+    screen = Screen(80, 24)
+    with LiveView(screen.console()) as view:
+        view.handle(started())
+        view.handle(Finished(0, 0, 0.0, "interrupted", None, None, None, None))
+    assert screen.rows() == ["interrupted at step 0 of 3,000", "0 tokens in 0.0 s", ""]
+
+
+def test_a_large_window_is_used(clock: list[float]) -> None:
+    screen = Screen(200, 60)
+    with LiveView(screen.console()) as view:
+        for event in a_run(1000, "word " * 800):
+            clock[0] += 0.05
+            view.handle(event)
+        clock[0] += 1
+        view.handle(step_done(1001))
+        rows = screen.rows()
+        assert 50 <= len(rows) <= 57
+        assert sum(row[6:7] in ("│", "┤") for row in rows) >= 24
+        assert max(map(len, rows)) >= 190
+        sample = rows[rows.index(" sample at step 1,000") + 1 :]
+        assert len(sample) >= 12
+        assert max(map(len, sample)) <= 103, "longer lines of text are hard to read"
+
+
+def test_the_note_of_a_run_that_memorises_stays_above_the_panel(clock: list[float]) -> None:
+    screen = Screen(120, 24)
+    with LiveView(screen.console()) as view:
+        for event in a_run_that_memorises():
+            clock[0] += 0.1
+            view.handle(event)
+        assert screen.rows()[0].startswith("step 300: the validation loss has risen for two")
+        assert sum("has risen" in row for row in screen.rows()) == 1
+
+
+def test_an_earlier_part_of_the_run_is_in_the_curve(clock: list[float]) -> None:
+    screen = Screen(80, 24)
+    with LiveView(screen.console()) as view:
+        for step in (1, 100, 200):
+            view.recall(step_done(step, logged=True, seconds=1000.0))
+        view.recall(Evaluated(200, 1, 1.0, 1.7, best=True))
+        assert screen.rows() == [""]
+        view.handle(started(resumed_from=200))
+        for step in (201, 202, 203):
+            view.handle(step_done(step))
+        clock[0] += 1
+        view.handle(step_done(204, seconds=204 / 30))
+        text = "\n".join(screen.rows())
+        assert "best  1.7000 at 200" in text
+        assert re.search(r"\n       1 .* 204$", text, re.MULTILINE)
+        assert "eta 1:3" in text  # at this part's speed: 30 steps a second
 
 
 def test_notices_and_prints_appear_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +215,12 @@ def test_a_narrower_window_is_repainted(clock: list[float]) -> None:
         console.size = (60, 60)  # type: ignore[assignment]
         clock[0] += 1
         view.handle(step_done(601))
-        text = "\n".join(screen.rows())
+        # What scrolled off while the old lines were wrapped cannot be erased.
+        text = "\n".join(screen.rows()[screen.top :])
         assert text.count("shakespeare →") == 1
         assert text.count("/3,000") == 1
         assert text.count("sample at") == 1
-        assert max(len(row) for row in screen.rows()) < 60
+        assert max(len(row) for row in screen.rows()[screen.top :]) < 60
 
 
 def test_rows_on_screen_counts_wrapped_rows() -> None:

@@ -1,0 +1,97 @@
+"""The sample at the end of a run: what `gptcli sample` would write, drawn within half a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from gptcli.config import ModelConfig
+from gptcli.events import Event, Notice, SampleDrawn
+from gptcli.model.gpt import GPT
+from gptcli.model.user_parts import UserParts
+from gptcli.native import library
+from gptcli.sampling.backend import Backend, choose_backend, open_streams
+from gptcli.sampling.generate import SampleRequest
+from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.streams import Streams
+from gptcli.sampling.text import NewText, generate_text
+from gptcli.tokenization import Tokenizer
+from gptcli.training import checkpoint
+from gptcli.training.training_state import Progress, build_model
+
+_SECONDS = 0.4  # loading included; --minutes counts on it
+_TOKENS = 200
+_MAX_PARAMETERS = 20_000_000  # a larger checkpoint takes too long to read and verify
+
+
+def final_sample(
+    run: Path,
+    progress: Progress,
+    *,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    user_parts: UserParts | None,
+    device: torch.device,
+    threads: int,
+    seed: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Event]:
+    """The sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
+
+    The checkpoint is read from the disk, so the weights of the run do not change. Yields nothing if
+    it is too large to be read in the time, or if a sample of this step was the last one. An error
+    becomes a notice, because the run itself is complete."""
+    begun = time.perf_counter()
+    step = progress.step if progress.best_step is None else progress.best_step
+    if step == 0 or progress.sampled_at == step:
+        return
+    try:
+        # The weights have four bytes each.
+        file = checkpoint.read_meta(run, step)["files"]["model.safetensors"]
+        if file["size"] > 4 * _MAX_PARAMETERS:
+            return
+        weights = checkpoint.load(run, step).model
+        model = build_model(config, tokenizer.vocab_size, user_parts, weights).to(device).eval()
+        own = user_parts is not None and user_parts.in_network()
+        text = _draw(
+            _streams(model, device, own, threads),
+            tokenizer,
+            seed,
+            lambda: should_stop() or time.perf_counter() - begun > _SECONDS,
+        )
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        yield Notice(f"no sample was drawn at the end ({what})")
+        return
+    if text:
+        yield SampleDrawn(step, "", text)
+
+
+def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
+    """One stream, of the C library if it need not be compiled first, else of PyTorch."""
+    backend = Backend("torch", torch.float32)
+    if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
+        backend = choose_backend("auto", device, has_user_parts=False)
+    return open_streams(model, 1, SamplingParams(), backend, threads)
+
+
+def _draw(
+    streams: Streams, tokenizer: Tokenizer, seed: int, should_stop: Callable[[], bool]
+) -> str:
+    """The text that the model writes until `should_stop` is true."""
+    text = ""
+    for item in generate_text(
+        streams,
+        tokenizer,
+        [SampleRequest(tokenizer.start_ids())],
+        max_new_tokens=_TOKENS,
+        seed=seed,
+    ):
+        if isinstance(item, NewText):
+            text += item.text
+        if should_stop():
+            break
+    return text

@@ -1,0 +1,85 @@
+"""Reads metrics.jsonl and samples.txt back into events, for `gptcli show` and resumed runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gptcli.events import Evaluated, Event, Replanned, SampleDrawn, StepDone
+from gptcli.files.bounded import read_lines
+
+_MAX_SAMPLE = 20_000  # bytes of a sample that are kept: no window shows more
+
+
+def recorded_events(run: Path) -> Iterator[Event]:
+    """The steps, evaluations and plans of metrics.jsonl, then the last sample of samples.txt.
+
+    Lines that gptcli did not write are left out. A file that is missing or cannot be read counts as
+    empty."""
+    best = math.inf
+    with suppress(OSError):
+        for line in read_lines(run / "metrics.jsonl", run):
+            event = _event(line, best)
+            if isinstance(event, Evaluated) and event.best:
+                best = event.val_loss
+            if event is not None:
+                yield event
+    sample = last_sample(run)
+    if sample is not None:
+        yield sample
+
+
+def _event(line: bytes, best: float) -> Event | None:
+    """The event of a line, None if it has none. `best` is the lowest validation loss before it."""
+    try:
+        record = json.loads(line)
+        kind, step = record["kind"], _integer(record["step"])
+        if kind == "plan":
+            return Replanned(step, _integer(record["max_steps"]), "")
+        tokens, seconds = _integer(record["tokens"]), _number(record["seconds"])
+        if kind == "eval":
+            val_loss = _number(record["val_loss"])
+            return Evaluated(step, tokens, seconds, val_loss, val_loss < best)
+        if kind == "step":
+            loss, rate = _number(record["loss"]), _number(record.get("learning_rate"))
+            norm, speed = (_number(record.get(key)) for key in ("grad_norm", "tokens_per_second"))
+            return StepDone(step, tokens, seconds, loss, rate, norm, speed, logged=True)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _integer(value: Any) -> int:
+    """The value if it is a plausible count. Raises TypeError if it is not."""
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise TypeError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    """The value as a float; nan for null, which stands for nan and infinity in metrics.jsonl."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, (int, float)) or abs(value) > 1e300:
+        raise TypeError(value)
+    return float(value)
+
+
+def last_sample(run: Path) -> SampleDrawn | None:
+    """The last sample of samples.txt; None if there is none."""
+    step, text = None, b""
+    with suppress(OSError):
+        for line in read_lines(run / "samples.txt", run):
+            heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\r?\n?", line)
+            if heading is not None:
+                step, text = int(heading[1]), b""
+            elif len(text) < _MAX_SAMPLE:
+                text += line
+    if step is None:
+        return None
+    return SampleDrawn(step, "", text.decode("utf-8", "replace").rstrip("\n"))

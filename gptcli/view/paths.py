@@ -1,0 +1,24 @@
+"""Paths as people write them: without `a/../`, from the current folder or from `~`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def short_path(path: str) -> str:
+    """The shortest spelling of a path: as it is, from the current folder, or from `~`.
+
+    >>> short_path("shakespeare")
+    'shakespeare'
+    """
+    whole = os.path.normpath(path) if os.sep in path else path
+    if not os.path.isabs(path):  # noqa: PTH117
+        return whole
+    spellings = [whole]
+    with suppress(ValueError, OSError):  # another drive, or the current folder is deleted
+        spellings.append(os.path.relpath(whole))
+    with suppress(ValueError, RuntimeError):  # not in the home folder, or there is none
+        spellings.append(str(Path("~", Path(whole).relative_to(Path.home()))))
+    return min(spellings, key=len)
