@@ -29,7 +29,6 @@ from gptcli.events import (
     Event,
     Finished,
     Notice,
-    Replanned,
     RunStarted,
     SampleDrawn,
     StepDone,
@@ -44,9 +43,8 @@ from gptcli.training.final_sample import final_sample
 from gptcli.training.loss_spikes import SpikeDetector
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
-from gptcli.training.planner import Planner, TimeLimit, why
+from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
-from gptcli.training.schedule import Plan
 from gptcli.training.step import Batch, Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
 
@@ -69,10 +67,7 @@ class Setup:
     resume: checkpoint.Checkpoint | None = None
     start_from: dict[str, Tensor] | None = None
     time_limit: TimeLimit | None = None
-    plans: tuple[Plan, ...] = ()
-    """The plans of max_steps that the run recorded before, also those after the checkpoint."""
-    replay_until: int = 0
-    """The last recorded step of the run. Until then, a resumed run makes no new plan."""
+    plan_history: PlanHistory = NO_PLANS
 
 
 def train(
@@ -132,11 +127,12 @@ class _Loop:
             setup.resume.step if setup.resume else None,
         )
         self.spikes = SpikeDetector()
-        self.plans = [plan for plan in setup.plans if plan[0] <= self.progress.step]
-        self.planner = (
-            Planner(setup.time_limit, setup.config, len(corpus.val) if corpus.val else 0)
-            if setup.time_limit is not None
-            else None
+        self.plan = StepPlan(
+            setup.config,
+            setup.time_limit,
+            setup.plan_history,
+            self.progress.step,
+            len(corpus.val) if corpus.val else 0,
         )
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
@@ -199,15 +195,14 @@ class _Loop:
         if stopped is None:
             yield from self.sample_if_due()
         window_start, window_tokens = time.perf_counter(), p.tokens
-        while stopped is None and p.step < self.max_steps:
+        while stopped is None and p.step < self.plan.max_steps:
             begun = time.perf_counter()
             done = self.one_step()
             if isinstance(done, Diverged):
                 return done
-            logged = p.step % int(config.log_every) == 0 or p.step in (1, self.max_steps)
+            logged = p.step % int(config.log_every) == 0 or p.step in (1, self.plan.max_steps)
             now = time.perf_counter()
-            if self.planner is not None:
-                self.planner.stepped(now - begun)
+            self.plan.stepped(now - begun)
             passed = now - window_start
             speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
             yield StepDone(
@@ -227,7 +222,9 @@ class _Loop:
         """Evaluate, sample and save, each if it is due now; returns why to stop, or None."""
         if self.should_stop():
             return "interrupted"
-        yield from self.replan()
+        replanned = self.plan.again(self.progress.step)
+        if replanned is not None:
+            yield replanned
         yield from self.saver.collect(wait=False)
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         begun = time.perf_counter()
@@ -235,19 +232,8 @@ class _Loop:
             yield from self.sample_if_due()
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
-        if self.planner is not None:
-            self.planner.paused(time.perf_counter() - begun)
+        self.plan.paused(time.perf_counter() - begun)
         return stopped or ("interrupted" if self.should_stop() else None)
-
-    def replan(self) -> Iterator[Event]:
-        """Plan the number of steps again, if the run did so before or if the clock asks for it."""
-        step, planned = self.progress.step, self.max_steps
-        steps = next((steps for at, steps in self.setup.plans if at == step), None)
-        if steps is None and self.planner is not None and step >= self.setup.replay_until:
-            steps = self.planner.max_steps(step, planned, time.perf_counter())
-        if steps is not None:
-            self.plans.append((step, steps))
-            yield Replanned(step, steps, why(planned, steps, step))
 
     def one_step(self) -> Updated | Diverged:
         """Do the next step and count it, or return why no update was made."""
@@ -262,7 +248,7 @@ class _Loop:
             self.config,
             self.setup.dtype,
             p.loss_scale,
-            self.plans,
+            self.plan.plans,
         )
         if isinstance(done, Updated):
             p.step += 1
@@ -281,7 +267,7 @@ class _Loop:
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
         """Evaluate if an evaluation is due now and is missing; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
-        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == self.max_steps)
+        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps)
         if val is None or not due:
             return None
         if p.evaluated_at == p.step:
@@ -309,14 +295,12 @@ class _Loop:
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
-        if self.planner is not None:
-            self.planner.evaluated(time.perf_counter() - begun)
+        self.plan.evaluated(time.perf_counter() - begun)
         return self.reason_to_stop()
 
     def give_up_evaluation(self) -> bool:
         """Whether an evaluation should end without a result: interrupted, or far too late."""
-        limit = self.setup.time_limit
-        return self.should_stop() or (limit is not None and time.perf_counter() > limit.give_up)
+        return self.should_stop() or self.plan.is_far_too_late()
 
     def reason_to_stop(self) -> Stopped | None:
         """Why this step's evaluation ends the run, or None."""
@@ -367,15 +351,10 @@ class _Loop:
             "config": self.setup.config.model_dump(),
             "own_attention": "attention" in user_parts,
             "own_parts": list(user_parts),
-            "plans": [list(plan) for plan in self.plans],
+            "plans": [list(plan) for plan in self.plan.plans],
         }
 
     # ---- small things --------------------------------------------------------------------
-
-    @property
-    def max_steps(self) -> int:
-        """The number of steps of the run, by the newest plan."""
-        return self.plans[-1][1] if self.plans else self.config.max_steps
 
     def spike(self, loss: float, usual: float) -> Event:
         """The notice of a loss far above the recent ones."""
@@ -403,7 +382,7 @@ class _Loop:
             parameters_without_embeddings=count.without_embeddings,
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val) if corpus.val else 0,
-            max_steps=self.max_steps,
+            max_steps=self.plan.max_steps,
             tokens_per_step=setup.config.tokens_per_step,
             device=describe_device(setup.device, setup.threads),
             dtype=dtype_name(setup.dtype),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
+from gptcli.events import Replanned
 from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
@@ -126,6 +127,9 @@ class PlanHistory:
         return PlanHistory(tuple(_in_order([*saved, *later])), last)
 
 
+NO_PLANS = PlanHistory()
+
+
 def recorded_plans(run: Path) -> tuple[list[Plan], int]:
     """The plans in a run's metrics.jsonl, and the last step that the file records.
 
@@ -171,7 +175,61 @@ def time_left(config: Config, used: float) -> TimeLimit | None:
     return TimeLimit(time.perf_counter() + max(0.0, seconds - used - SECONDS_AT_END), seconds)
 
 
-def why(planned: int, steps: int, step: int) -> str:
+class StepPlan:
+    """The number of steps of a run, which can change after every step if the run has a limit."""
+
+    def __init__(
+        self,
+        config: Config,
+        limit: TimeLimit | None,
+        history: PlanHistory,
+        step: int,
+        val_tokens: int,
+    ) -> None:
+        self.plans = [plan for plan in history.plans if plan[0] <= step]
+        """The plans after the first one, in order."""
+        self._first = config.train.max_steps
+        self._recorded = dict(history.plans)
+        self._replay_until = history.replay_until
+        self._planner = None if limit is None else Planner(limit, config, val_tokens)
+
+    @property
+    def max_steps(self) -> int:
+        """The number of steps by the newest plan."""
+        return self.plans[-1][1] if self.plans else self._first
+
+    def again(self, step: int) -> Replanned | None:
+        """Plan again after `step` steps, if the run did so before or if the clock asks for it."""
+        planned = self.max_steps
+        steps = self._recorded.get(step)
+        if steps is None and self._planner is not None and step >= self._replay_until:
+            steps = self._planner.max_steps(step, planned, time.perf_counter())
+        if steps is None:
+            return None
+        self.plans.append((step, steps))
+        return Replanned(step, steps, _why(planned, steps, step))
+
+    def stepped(self, seconds: float) -> None:
+        """Take in the time of a step."""
+        if self._planner is not None:
+            self._planner.stepped(seconds)
+
+    def evaluated(self, seconds: float) -> None:
+        """Take in the time of an evaluation, with the save after it."""
+        if self._planner is not None:
+            self._planner.evaluated(seconds)
+
+    def paused(self, seconds: float) -> None:
+        """Take in the time of a save or a sample between two steps."""
+        if self._planner is not None:
+            self._planner.paused(seconds)
+
+    def is_far_too_late(self) -> bool:
+        """Whether an evaluation is not worth the delay any more."""
+        return self._planner is not None and time.perf_counter() > self._planner.limit.give_up
+
+
+def _why(planned: int, steps: int, step: int) -> str:
     """The reason of a new plan, for the user."""
     if steps <= step:
         return "the time is over"

@@ -21,7 +21,7 @@ from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
 from gptcli.training.passes import choose_engine
-from gptcli.training.planner import PlanHistory, TimeLimit, time_left
+from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
 from gptcli.training.resume_rules import absolute_source, config_for_resume
 from gptcli.training.run_summary import progress_summary
 from gptcli.training.schedule import (
@@ -207,7 +207,7 @@ def prepare_resume(
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, user_parts)
     if config.train.minutes is None:  # extended: the number of steps is fixed from now on
-        history = PlanHistory()
+        history = NO_PLANS
     max_steps = history.max_steps or config.train.max_steps
     finished = saved is not None and _is_finished(run, saved, config, stored, max_steps)
     if saved is not None and finished and config.data.source == stored.data.source:
@@ -252,8 +252,7 @@ def prepare_resume(
         resume=saved,
         start_from=weights,
         time_limit=time_left(config, progress_of(saved.meta).seconds if saved else 0.0),
-        plans=history.plans,
-        replay_until=history.replay_until,
+        plan_history=history,
     )
     return Prepared(setup, [*corpus.notes, *notes])
 
