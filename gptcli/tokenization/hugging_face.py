@@ -1,7 +1,7 @@
 """Reads a byte-level BPE from a tokenizer.json of Hugging Face, if gptcli gives the same ids.
 
-gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). A file that asks for anything else
-is refused, and the message says what differs. The file is data: nothing in it is executed.
+gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). A file that asks for anything
+else is refused, and the message says what differs. The file is data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 
 
 def special_tokens(added: Any) -> dict[int, str]:
-    """id -> name of the tokens in `added_tokens`. Raises OtherTokenizerError for an ordinary one."""
+    """id -> name of the added tokens. Raises OtherTokenizerError if one is an ordinary token."""
     found: dict[int, str] = {}
     for token in added if isinstance(added, list) else []:
         id, name = (token.get("id"), token.get("content")) if isinstance(token, dict) else (0, 0)
@@ -75,7 +75,11 @@ def _refuse_other_rules(stored: dict[str, Any], model: dict[str, Any]) -> None:
     if stored.get("normalizer"):
         raise OtherTokenizerError(f"it changes texts ({_type(stored['normalizer'])}) before it")
     split = stored.get("pre_tokenizer")
-    if _type(split) != "ByteLevel" or split.get("use_regex") is False:
+    if (
+        not isinstance(split, dict)
+        or split.get("type") != "ByteLevel"
+        or not split.get("use_regex", True)
+    ):
         raise OtherTokenizerError(
             f"it does not split texts by GPT-2's pattern (`pre_tokenizer` is {_type(split)})"
         )
@@ -106,7 +110,7 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
 
 
 def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
-    """Raise OtherTokenizerError unless the merges are those that follow from the order of the ids."""
+    """Raise OtherTokenizerError unless the merges follow from the order of the ids."""
     derived = tokenizer.merges
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0

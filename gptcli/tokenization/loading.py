@@ -44,9 +44,9 @@ def load_tokenizer(
     The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
     must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
     load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
-    be in that folder after following links. With `other_programs`, the file can also be a byte-level
-    BPE of Hugging Face (hugging_face.py). Raises GptcliError if the file cannot be read, is damaged,
-    or holds a tokenizer that gptcli cannot use.
+    be in that folder after following links. With `other_programs`, the file can also be a
+    byte-level BPE of Hugging Face (hugging_face.py). Raises GptcliError if the file cannot be read,
+    is damaged, or holds a tokenizer that gptcli cannot use.
     """
     try:
         content = read_bounded(path, MOST_BYTES, inside)

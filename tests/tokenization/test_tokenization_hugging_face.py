@@ -1,4 +1,4 @@
-"""tokenizer.json of other programs: the same ids as Hugging Face gives, or a refusal that says why."""
+"""tokenizer.json of other programs: the ids that Hugging Face gives, or a refusal with a reason."""
 
 from __future__ import annotations
 
