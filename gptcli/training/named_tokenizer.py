@@ -55,7 +55,7 @@ def follow_tokenizer(
         ("kind", section.kind, tokenizer.kind),
         ("vocab_size", section.vocab_size, tokenizer.vocab_size),
     ):
-        is_meant = name in section.model_fields_set and (name == "kind" or section.kind == "bpe")
+        is_meant = name in section.model_fields_set and (name == "kind" or tokenizer.kind == "bpe")
         if is_meant and wanted != found:
             raise GptcliError(
                 f"tokenizer.{name} is {wanted}, but the tokenizer of {section.from_} has {found}",
@@ -80,12 +80,6 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
         if section.from_ in (None, inherited)
         else "leave it out; or leave out --from, and train a new model with this tokenizer"
     )
-    if "kind" in section.model_fields_set and section.kind != tokenizer.kind:
-        raise GptcliError(
-            f"--from takes the tokenizer of {run}, whose kind is {tokenizer.kind}; "
-            f"tokenizer.kind={section.kind} would have no effect",
-            hint,
-        )
     if section.from_ not in (None, inherited):
         other = load_named(section.from_).tokenizer
         if other.fingerprint() != tokenizer.fingerprint():
@@ -93,6 +87,12 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
                 f"--from takes the tokenizer of {run}, and that of {section.from_} is another one",
                 hint,
             )
+    if "kind" in section.model_fields_set and section.kind != tokenizer.kind:
+        raise GptcliError(
+            f"--from takes the tokenizer of {run}, whose kind is {tokenizer.kind}; "
+            f"tokenizer.kind={section.kind} would have no effect",
+            hint,
+        )
     from_ = run.absolute().as_posix() if tokenizer.kind in ("char", "bpe") else None
     followed = section.model_copy(update={"kind": tokenizer.kind, "from_": from_})
     return config.model_copy(update={"tokenizer": followed}), tokenizer

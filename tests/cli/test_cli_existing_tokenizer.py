@@ -111,7 +111,7 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         (("--tokenizer", pieces, "--from", trained), "that of"),
         (("--from", trained, "tokenizer.kind=byte"), "tokenizer.kind=byte would have no effect"),
     ):
-        outcome = cli("train", text_file, *words, "--out", tmp_path / "no")
+        outcome = cli("train", text_file, *SMALL, *words, "--out", tmp_path / "no")
         assert outcome.code == 2, words
         assert message in outcome.err
         assert not (tmp_path / "no").exists()
@@ -197,9 +197,9 @@ def test_the_message_offers_what_works_and_it_works(
     outcome = cli("train", accented, "--from", trained, "--out", tmp_path / "no")
     assert outcome.code == 2
     assert (
-        f"{accented} has 4 characters that this char tokenizer does not know: 'é' (U+00E9) 2 "
-        "times, 'Q' (U+0051) once, '☂' (U+2602) once"
-    ) in outcome.err or "has" in outcome.err
+        f"{accented} has 3 characters that this char tokenizer does not know: 'é' (U+00E9) 2 "
+        "times, '☂' (U+2602) once"
+    ) in outcome.err
     for way in ("data.unknown=drop", "data.unknown=replace", "tokenizer.kind=byte"):
         assert way in outcome.err
     assert not (tmp_path / "no").exists()
