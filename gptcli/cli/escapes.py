@@ -29,8 +29,9 @@ def unescape(text: str, where: str) -> str:
 
     def meaning(found: re.Match[str]) -> str:
         if found[1] not in _MEANINGS:
+            shown = f"`{found[0]}`" if found[0].isprintable() else "a backslash at a line end"
             raise GptcliError(
-                f"{where}: `{found[0]}` is not an escape",
+                f"{where}: {shown} is not an escape",
                 "--escape knows \\n (newline), \\t (tab), \\r (return) and \\\\ (backslash)",
             )
         return _MEANINGS[found[1]]

@@ -78,9 +78,10 @@ def test_a_run_keeps_its_own_copy(
             (run / "config.yaml").read_text("utf-8").replace("max_steps: 9", "max_steps: 5"),
             encoding="utf-8",
         )
+    copy.unlink()  # the run has remembered the place of the copy
     outcome = cli("train", run / "config.yaml", "--out", tmp_path / "again")
     assert outcome.code == 2
-    assert f"no run or file named `{pieces}`" in outcome.err
+    assert f"no run or file named `{copy}`" in outcome.err
     assert not (tmp_path / "again").exists()
     train(cli, tmp_path / "again", run / "config.yaml", f"tokenizer.from={run}")
     assert tokenizer_section(tmp_path / "again")["from"] == str(run)
