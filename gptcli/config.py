@@ -23,7 +23,9 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, frozen=True, serialize_by_alias=True
+    )
 
 
 class DataConfig(_Section):
@@ -33,6 +35,10 @@ class DataConfig(_Section):
     """A shipped text by name, or a path: a text file, a folder (read recursively), or .jsonl."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the text, taken from its end, that is kept for validation: from 0 to below 1."""
+    unknown: Literal["error", "drop", "replace"] = "error"
+    """Characters of the text that a char tokenizer of another run does not know. error: refuse the
+    text. drop: leave them out. replace: write the most similar known character (é: e), else a
+    space. Prompts of `sample` and the texts of `score` and `eval --file` follow the same rule."""
 
 
 class TokenizerConfig(_Section):
@@ -43,6 +49,9 @@ class TokenizerConfig(_Section):
     from byte-level BPE trained on the text. gpt2: GPT-2's 50,257 subwords."""
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 1024
     """Number of tokens, for bpe only. It includes the 256 bytes and end-of-text."""
+    from_: Annotated[str, Field(min_length=1)] | None = Field(None, alias="from")
+    """An existing tokenizer: a run, its folder or a tokenizer.json; it decides kind and vocab_size.
+    null: a tokenizer of the given kind, trained on the text if it is char or bpe."""
 
 
 class ModelConfig(_Section):

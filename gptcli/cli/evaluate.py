@@ -11,7 +11,7 @@ import typer
 
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
-from gptcli.cli.output import print_json
+from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -90,18 +90,28 @@ def evaluate(
 def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.corpus import open_corpus
+    from gptcli.tokenization.unknown_characters import UnknownCharactersError
     from gptcli.training.setup import open_text
 
     config = trained.config
     if file is not None:
-        corpus = open_corpus(
-            str(file),
-            kind=config.tokenizer.kind,
-            vocab_size=config.tokenizer.vocab_size,
-            val_fraction=0.0,
-            block_size=1,
-            tokenizer=trained.tokenizer,
-        )
+        try:
+            corpus = open_corpus(
+                str(file),
+                kind=config.tokenizer.kind,
+                vocab_size=config.tokenizer.vocab_size,
+                val_fraction=0.0,
+                block_size=1,
+                tokenizer=trained.tokenizer,
+                unknown=config.data.unknown,
+            )
+        except UnknownCharactersError as error:
+            raise GptcliError(
+                error.message,
+                "leave them out of the file: the model never saw them in its training text",
+            ) from None
+        for line in corpus.notes:
+            note(f"note: {line}")
         return corpus.train
     corpus = open_text(config, trained.tokenizer)
     if corpus.content_key != trained.meta.get("data"):

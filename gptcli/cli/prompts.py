@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from gptcli.cli.escapes import literal_escapes_note, unescape
+from gptcli.cli.output import note
 from gptcli.errors import GptcliError
 
 _MOST_BYTES = 1 << 26
@@ -14,6 +17,7 @@ def read_text(file: Path, command: str) -> str:
 
     Raises GptcliError if the file cannot be read, is not UTF-8 or is too long. The hint can name
     `command`: the command or option that reads the file."""
+    file = Path(os.path.expanduser(file))  # noqa: PTH111 (Path.expanduser raises for ~nobody)
     try:
         with file.open("rb") as opened:  # a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)
@@ -33,15 +37,29 @@ def read_text(file: Path, command: str) -> str:
         ) from None
 
 
-def read_prompts(prompt: str | None, file: Path | None, lines: bool) -> list[str]:
+def typed(text: str, where: str, *, escape: bool) -> str:
+    """A text that the user typed for the option `where`, with its escapes read if `escape` is set.
+
+    Prints a note if it has an escape that is taken literally."""
+    if escape:
+        return unescape(text, where)
+    if (message := literal_escapes_note(text, where)) is not None:
+        note(message)
+    return text
+
+
+def read_prompts(
+    prompt: str | None, file: Path | None, lines: bool, *, escape: bool = False
+) -> list[str]:
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
-    With `lines`, each line of the file is a prompt. Raises GptcliError if both `prompt` and `file`
-    are given, if `lines` is given without a file, or if the file cannot be used."""
+    With `lines`, each line of the file is a prompt. With `escape`, escapes in `prompt` and in these
+    lines are read. Raises GptcliError if both `prompt` and `file` are given, if `lines` is given
+    without a file, or if the file cannot be used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")
-        return [prompt or ""]
+        return [typed(prompt or "", "--prompt", escape=escape)]
     if prompt is not None:
         raise GptcliError("--prompt and --prompt-file cannot both be given", "leave one out")
     text = read_text(file, "--prompt-file")
@@ -49,4 +67,7 @@ def read_prompts(prompt: str | None, file: Path | None, lines: bool) -> list[str
         return [text.removesuffix("\n").removesuffix("\r")]
     if not text:
         raise GptcliError(f"{file}: the file has no lines", "write one prompt per line")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if not escape:
+        return prompts
+    return [unescape(line, f"{file}:{number}") for number, line in enumerate(prompts, 1)]

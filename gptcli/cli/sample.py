@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.escapes import EscapeOption
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import (
     JsonOption,
@@ -19,7 +20,7 @@ from gptcli.cli.options import (
     load_for_sampling,
 )
 from gptcli.cli.output import note, print_json
-from gptcli.cli.prompts import read_prompts
+from gptcli.cli.prompts import read_prompts, typed
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -48,6 +49,7 @@ class PromptOptions:
             "--prompt-lines", help="Each line of the prompt file is a prompt; all run together."
         ),
     ] = False
+    escape: EscapeOption = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,10 @@ def sample(
 ) -> None:
     """Generate text with a trained model."""
     generation.check()
-    texts = read_prompts(prompts.prompt, prompts.prompt_file, prompts.prompt_lines)
+    texts = read_prompts(
+        prompts.prompt, prompts.prompt_file, prompts.prompt_lines, escape=prompts.escape
+    )
+    stops = [typed(stop, "--stop", escape=prompts.escape) for stop in generation.stop or ()]
     if "" in (generation.stop or ()):
         raise GptcliError("--stop takes a text of at least one character", "leave it out")
     several = generation.num_samples > 1 or len(texts) > 1
@@ -183,10 +188,12 @@ def sample(
         )
     with waiting("loading the model"):
         model = load_for_sampling(run, options)
-    generation = replace(generation, seed=generation.seed_or_new())
+    generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
     if output.interactive:
-        _converse(model, prompts.prompt, generation)
+        first = texts[0] if prompts.prompt is not None else None
+        _converse(model, options, first, generation, escape=prompts.escape)
         return
+    texts = _readable(model, texts, prompts.prompt_file)
     requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)
     stream = sys.stdout.isatty() if output.stream is None else output.stream
     live = stream and not several and not output.as_json
@@ -207,6 +214,22 @@ def sample(
             f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {model.path}, "
             f"step {model.trained.step}; seed {generation.seed})"
         )
+
+
+def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
+    """The prompts as the model can read them (data.unknown). Prints a note for each change."""
+    from gptcli.tokenization.unknown_characters import readable
+
+    found = []
+    for number, text in enumerate(texts, 1):
+        changed, message = readable(
+            model.trained.tokenizer, model.trained.config.data.unknown, text
+        )
+        found.append(changed)
+        if message is not None:
+            where = file or "--prompt"
+            note(f"note: {where}{f':{number}' if len(texts) > 1 else ''}: {message}")
+    return found
 
 
 def _requests(
@@ -247,7 +270,7 @@ def _generate(
     samples = []
     out = sys.stdout
     with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
-        streams = _open_streams(model, len(requests), generation)
+        streams = _open_streams(model, len(requests), generation.params())
         start = time.perf_counter()
         for item in generate_text(
             streams,
@@ -266,25 +289,49 @@ def _generate(
     return sorted(samples, key=lambda one: one.index), seconds
 
 
-def _converse(model: SamplingModel, prompt: str | None, generation: GenerationOptions) -> None:
-    from gptcli.cli.interactive import converse
+def _converse(
+    model: SamplingModel,
+    options: SamplingModelOptions,
+    first: str | None,
+    generation: GenerationOptions,
+    *,
+    escape: bool,
+) -> None:
+    from gptcli.cli.interactive import Settings, Turns, converse
     from gptcli.sampling.conversation import Conversation
 
+    def load(run: str | None, settings: Settings) -> Turns:
+        loaded = model if run is None else load_for_sampling(run, options)
+
+        def open_streams(params: SamplingParams) -> Streams:
+            return _open_streams(loaded, 1, params)
+
+        conversation = Conversation(
+            open_streams(settings.params),
+            loaded.trained.tokenizer,
+            seed=settings.seed,
+            stops=generation.stop or (),
+        )
+        unknown = loaded.trained.config.data.unknown
+        name = f"{loaded.path}, step {loaded.trained.step}"
+        return Turns(conversation, open_streams, loaded.trained.tokenizer, unknown, name)
+
     assert generation.seed is not None
-    conversation = Conversation(
-        _open_streams(model, 1, generation),
-        model.trained.tokenizer,
-        seed=generation.seed,
-        stops=generation.stop or (),
-    )
-    converse(conversation, generation.max_new_tokens, _show, prompt)
+    settings = Settings(generation.params(), generation.max_new_tokens, generation.seed)
+    converse(load, settings, _show, first, escape=escape)
 
 
-def _open_streams(model: SamplingModel, count: int, generation: GenerationOptions) -> Streams:
+def _open_streams(model: SamplingModel, count: int, params: SamplingParams) -> Streams:
     from gptcli.sampling.backend import open_streams
+    from gptcli.sampling.valid_text import table_of
 
     return open_streams(
-        model.trained.model, count, generation.params(), model.backend, model.threads
+        model.trained.model,
+        count,
+        params,
+        model.backend,
+        model.threads,
+        table_of(model.trained.tokenizer),
     )
 
 

@@ -125,7 +125,12 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
         trained = sampling.trained
     from gptcli.sampling.backend import open_decoder
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
+    from gptcli.tokenization.unknown_characters import readable
 
+    rule = trained.config.data.unknown
+    text, changed = readable(trained.tokenizer, rule, text)
+    if changed is not None:
+        note(f"note: {file}: {changed}")
     try:
         ids = trained.tokenizer.encode(text)
     except GptcliError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note, print_json
+from gptcli.cli.prompts import typed
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -23,6 +24,12 @@ app = typer.Typer(
 
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help="gpt2, byte, a tokenizer.json, or a run.")
+]
+EscapeOption = Annotated[
+    bool,
+    typer.Option(
+        "--escape", "-e", help="Read \\n, \\t and \\\\ in TEXT as newline, tab and backslash."
+    ),
 ]
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="[TEXT]", help="Default: standard input.")
@@ -80,10 +87,11 @@ def encode(
     allow_eot: Annotated[
         bool, typer.Option("--allow-eot", help="Read <|endoftext|> as the special token.")
     ] = False,
+    escape: EscapeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the token ids of a text."""
-    ids = _load(tokenizer).encode(_text(text), allow_eot=allow_eot)
+    ids = _load(tokenizer).encode(_text(text, escape), allow_eot=allow_eot)
     if as_json:
         print_json({"ids": ids})
     else:
@@ -118,19 +126,22 @@ def decode(
 
 @app.command(epilog='Example: gptcli tokenizer show "Hello world" --tokenizer gpt2')
 def show(
-    text: TextArgument = None, tokenizer: TokenizerOption = "gpt2", as_json: JsonOption = False
+    text: TextArgument = None,
+    tokenizer: TokenizerOption = "gpt2",
+    escape: EscapeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the tokens of a text, one per line: id and bytes."""
-    for token, piece in _load(tokenizer).show(_text(text)):
+    for token, piece in _load(tokenizer).show(_text(text, escape)):
         if as_json:
             print_json({"id": token, "text": piece})
         else:
             sys.stdout.write(f'{token:>7}  "{piece}"\n')
 
 
-def _text(text: str | None) -> str:
+def _text(text: str | None, escape: bool) -> str:
     if text is not None:
-        return text
+        return typed(text, "TEXT", escape=escape)
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -140,21 +151,10 @@ def _text(text: str | None) -> str:
 
 
 def _load(name: str) -> Tokenizer:
-    from gptcli.tokenization import build_tokenizer, load_tokenizer
+    from gptcli.tokenization import build_tokenizer
 
     if name in ("gpt2", "byte"):
         return build_tokenizer(name, 0, lambda: iter(()))
-    if Path(name).is_file():
-        return load_tokenizer(Path(name))
-    from gptcli.training.run_folder import find_run
+    from gptcli.training.named_tokenizer import load_named
 
-    try:
-        run = find_run(name)
-        return load_tokenizer(run / "tokenizer.json", inside=run)
-    except GptcliError as error:
-        if error.message.startswith("no run named"):
-            raise GptcliError(
-                f"no tokenizer `{name}`",
-                "name gpt2, byte, the path of a tokenizer.json, or a run",
-            ) from None
-        raise
+    return load_named(name, "--tokenizer").tokenizer

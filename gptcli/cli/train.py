@@ -20,16 +20,16 @@ from gptcli.cli.train_arguments import (
     defaults_with_overrides,
     is_config,
     split_arguments,
-    with_user_tokenizer,
 )
 from gptcli.cli.user_files import (
+    AnyTokenizerOption,
     AttentionOption,
     BlockOption,
     LayerNormOption,
     MlpOption,
-    TokenizerOption,
     UserFiles,
     check_and_load,
+    split_tokenizer,
 )
 from gptcli.errors import GptcliError
 from gptcli.native import library
@@ -93,12 +93,14 @@ def train(
     layernorm: LayerNormOption = None,
     mlp: MlpOption = None,
     block: BlockOption = None,
-    tokenizer: TokenizerOption = None,
+    tokenizer: AnyTokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
     command_started = time.perf_counter()
-    files = UserFiles(attention, layernorm, mlp, block, tokenizer)
+    target, overrides = split_arguments(arguments or [])
+    tokenizer_file, overrides = split_tokenizer(tokenizer, overrides, resume=resume)
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
     for flag, is_given, needed, needed_is_given in (
         ("--extend", extend, "--resume", resume),
         ("--force", force, "--attention (or another part)", files.given()),
@@ -113,9 +115,6 @@ def train(
     ):
         if both_given:
             raise GptcliError(f"{one} and {other} cannot be used together", "leave one out")
-    target, overrides = split_arguments(arguments or [])
-    if tokenizer is not None:
-        overrides = with_user_tokenizer(overrides)
     request = _Request(target, overrides, out, from_run, files, force, as_json)
 
     if resume:
@@ -125,7 +124,7 @@ def train(
     with waiting(measures if minutes is not None else "reading the text"):
         new = _plan_run(request, minutes, command_started)
     if dry_run:
-        _print_dry_run(new, as_json)
+        _print_dry_run(request, new)
     else:
         _start_run(request, new, overwrite)
 
@@ -198,14 +197,19 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     return _NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
 
 
-def _print_dry_run(new: _NewRun, as_json: bool) -> None:
+def _print_dry_run(request: _Request, new: _NewRun) -> None:
     for line in new.notes:
         note(line)
+    config = new.config
     with waiting("reading the text and measuring a training step"):
         from gptcli.training.dry_run import dry_run_figures
+        from gptcli.training.named_tokenizer import follow_base_run
+        from gptcli.training.run_folder import find_run
 
-        result = dry_run_figures(new.config, new.user_parts)
-    if as_json:
+        if request.from_run is not None:
+            config, _ = follow_base_run(config, find_run(request.from_run))
+        result = dry_run_figures(config, new.user_parts)
+    if request.as_json:
         print_json(result)
         return
     from gptcli.view.dry_run import dry_run_lines

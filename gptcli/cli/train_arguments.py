@@ -41,20 +41,6 @@ def config_of_arguments(arguments: list[str]) -> Config:
     return config_for(target, overrides, None)[0]
 
 
-def with_user_tokenizer(overrides: list[str]) -> list[str]:
-    """The overrides plus tokenizer.kind=bpe, because a user's tokenizer counts as bpe.
-
-    Raises GptcliError if an override asks for another kind.
-    """
-    for override in overrides:
-        if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":
-            raise GptcliError(
-                f"{override} and --tokenizer cannot be used together",
-                "leave one out; tokenizer.vocab_size works with --tokenizer",
-            )
-    return [*overrides, "tokenizer.kind=bpe"]
-
-
 def config_for(
     target: str | None, overrides: list[str], from_run: str | None
 ) -> tuple[Config, str]:

@@ -1,9 +1,13 @@
-"""The options --attention, --layernorm, --mlp, --block and --tokenizer: run the user's parts."""
+"""The options --attention, --layernorm, --mlp, --block and --tokenizer: the user's parts."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +37,16 @@ LayerNormOption = Annotated[str | None, _option("layernorm", "layer norm")]
 MlpOption = Annotated[str | None, _option("mlp", "feed-forward network")]
 BlockOption = Annotated[str | None, _option("block", "block")]
 TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding")]
+AnyTokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="TOKENIZER",
+        help="Use this tokenizer: a tokenizer.json or a RUN (read as data, like "
+        "tokenizer.from=TOKENIZER); or FILE.py[:CLASS], your own byte-pair encoding (this runs the "
+        "file).",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,75 @@ class UserFiles:
         return {name: spec for name in PARTS if (spec := getattr(self, name)) is not None}
 
 
+def split_tokenizer(
+    option: str | None, overrides: list[str], *, resume: bool
+) -> tuple[str | None, list[str]]:
+    """The Python file that `--tokenizer` names (None if it names data), and the overrides.
+
+    A tokenizer.json or a run becomes the override tokenizer.from. If the command line sets
+    tokenizer.from, overrides for the kind and vocab_size of that tokenizer are added, so that they
+    win over the values of a CONFIG. With `resume` nothing is loaded, because the run keeps its own
+    copy. Raises GptcliError if the command line contradicts itself or the tokenizer cannot be
+    used."""
+    of_tokenizer = [one for one in overrides if re.match(r"tokenizer\b", one)]
+    if option is None and not of_tokenizer:
+        return None, overrides
+    from gptcli.config_files import ConfigError, parse_config
+
+    try:
+        section = parse_config("{}", of_tokenizer, name="command line").tokenizer
+    except ConfigError:  # raised again later, together with the other problems of the config
+        return None, overrides
+    if option is not None and section.from_ is not None:
+        raise GptcliError(
+            f"tokenizer.from={section.from_} and --tokenizer cannot be used together",
+            "leave one out",
+        )
+    if option is not None and _is_python(option):
+        if "kind" in section.model_fields_set and section.kind != "bpe":
+            raise GptcliError(
+                f"tokenizer.kind={section.kind} and --tokenizer cannot be used together",
+                "leave one out; tokenizer.vocab_size works with --tokenizer",
+            )
+        # A user's tokenizer counts as bpe, and a CONFIG's tokenizer.from has no effect.
+        return option, [*overrides, "tokenizer.kind=bpe", "tokenizer.from=null"]
+    key = "tokenizer.from" if option is None else "--tokenizer"
+    if option is not None:
+        section = section.model_copy(update={"from_": option})
+    if section.from_ is None:
+        return None, overrides
+    if resume:
+        return None, [*overrides, _override("from", section.from_)]
+    from gptcli.config import Config
+    from gptcli.training.named_tokenizer import follow_tokenizer
+
+    followed = follow_tokenizer(Config(tokenizer=section), key)[0].tokenizer
+    return None, [
+        *overrides,
+        _override("from", followed.from_),
+        _override("kind", followed.kind),
+        _override("vocab_size", followed.vocab_size),
+    ]
+
+
+def _override(name: str, value: Any) -> str:
+    return f"tokenizer.{name}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _is_python(spec: str) -> bool:
+    """Whether `--tokenizer` names a Python file and not a tokenizer."""
+    from gptcli.course.sandbox.learner_file import split_class
+
+    name, class_name = split_class(spec)
+    path = Path(name)
+    if class_name is not None or path.suffix == ".py":
+        return True
+    if path.suffix == ".json" or not os.path.isfile(name):  # noqa: PTH113
+        return False
+    with path.open("rb") as file:
+        return not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"["))
+
+
 def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts | None:
     """The user's classes after each has passed its check; None if no file is named.
 
@@ -59,6 +142,10 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     given = files.given()
     if not given:
         return None
+    from gptcli.course.sandbox.learner_file import find_file
+
+    for part, spec in given.items():
+        find_file(spec, part)
     first = next(iter(given))
     if first != "tokenizer" and not config.model.traits.can_have_user_parts:
         why = {
@@ -102,6 +189,11 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
     given = files.given()
     if not given:
         return None
+    if files.tokenizer is not None and not _is_python(files.tokenizer):
+        raise GptcliError(
+            f"--tokenizer {files.tokenizer}: this option names Python code that you wrote",
+            "leave --tokenizer out: a run keeps a copy of its tokenizer",
+        )
     from gptcli.course.checking import find_matrices
     from gptcli.course.exercises.building import build, takes
     from gptcli.course.exercises.tokenizer_lesson import tokenizer_class

@@ -25,6 +25,7 @@ from gptcli.corpus.token_store import ShardFile, TokenStore, dtype_for, map_shar
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_bounded
 from gptcli.files.durable import fsync_folder, sha256_file, write_file
+from gptcli.tokenization.unknown_characters import UnknownSummary
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -44,6 +45,8 @@ class Entry:
     tokenizer: Tokenizer
     tokens: TokenStore
     documents: int
+    unknown: UnknownSummary | None
+    """The characters of the text that the tokenizer does not know."""
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
@@ -55,7 +58,12 @@ def entry_key(content_key: str, tokenizer: str) -> str:
 
 
 def write_meta(
-    folder: Path, key: str, tokenizer: Tokenizer, shards: list[ShardFile], documents: int
+    folder: Path,
+    key: str,
+    tokenizer: Tokenizer,
+    shards: list[ShardFile],
+    documents: int,
+    unknown: UnknownSummary | None = None,
 ) -> None:
     """Write tokenizer.json, then meta.json, which makes the folder a valid entry."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
@@ -67,6 +75,8 @@ def write_meta(
         "documents": documents,
         "shards": [shard._asdict() for shard in shards],
     }
+    if unknown is not None:
+        meta["unknown"] = list(unknown)
     meta["sha256"] = _meta_sha256(meta)
     write_file(folder / "meta.json", json.dumps(meta, indent=2).encode("utf-8"))
 
@@ -99,6 +109,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         shards = [ShardFile(**shard) for shard in meta["shards"]]
         dtype = dtype_for(meta["vocab_size"])
         fingerprint, documents = str(meta["tokenizer"]), int(meta["documents"])
+        unknown = UnknownSummary(*meta["unknown"]) if "unknown" in meta else None
         ours = all(Path(shard.name).name == shard.name for shard in shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
@@ -120,7 +131,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         if ids is None:
             raise _DamagedError(shard.name)
         maps.append(ids)
-    return Entry(tokenizer, TokenStore(maps), documents)
+    return Entry(tokenizer, TokenStore(maps), documents, unknown)
 
 
 def open_or_build(

@@ -15,23 +15,27 @@ import numpy as np
 
 from gptcli.corpus.reading import CHUNK, Piece
 from gptcli.corpus.token_store import Tokens, dtype_for
-from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
+    from gptcli.tokenization.unknown_characters import KnownCharacters
 
 _MOST_THREADS = 8
 
 
 def encode_all(
-    pieces: Iterable[Piece], tokenizer: Tokenizer, name: str, write: Callable[[Tokens], None]
+    pieces: Iterable[Piece],
+    tokenizer: Tokenizer,
+    write: Callable[[Tokens], None],
+    known: KnownCharacters | None = None,
 ) -> int:
-    """Encode the documents of the text `name`; returns the number of documents.
+    """Encode the documents of a text; returns the number of documents.
 
     Passes their ids to `write`, in order. End-of-text precedes every document. If the tokenizer has
     no end-of-text, a newline joins two documents, unless the first ends with one. A document gets
     the same ids as if its whole text were encoded at once, but memory does not grow with the
-    text."""
+    text. `known` applies the rule of data.unknown first. If the rule is "error" and a character is
+    unknown, the rest of the text is only counted."""
     documents = 0
 
     def counted() -> Iterator[Piece]:
@@ -45,12 +49,14 @@ def encode_all(
     stream = counted()
     if tokenizer.kind == "char":
         stream = joined(stream)
+        if known is not None:
+            stream = _with_known(stream, known)
     elif tokenizer.kind == "own":
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
         stream = _regrouped(stream, safe_cuts)
     tokenizer.encode_array("")  # prepares the tokenizer once, before several threads would do it
-    encode = partial(_encode_group, tokenizer, name)
+    encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)
     # The user's code need not be thread-safe, and Python's lock would not let it run in parallel.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
@@ -119,13 +125,20 @@ def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def _encode_group(tokenizer: Tokenizer, name: str, group: list[Piece]) -> Tokens:
+def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Piece]:
+    """The pieces without characters that the tokenizer does not know."""
+    starts = False
+    for piece in pieces:
+        text = known.apply(piece.text)
+        starts = starts or piece.starts
+        if text and not (known.rule == "error" and known.counts):
+            yield Piece(text, starts)
+            starts = False
+
+
+def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> Tokens:
     if tokenizer.eot is None:
-        text = "".join(piece.text for piece in group)
-        try:
-            return tokenizer.encode_array(text)
-        except GptcliError as error:
-            raise _unknown(tokenizer, name, text, error) from error
+        return tokenizer.encode_array("".join(piece.text for piece in group))
     eot = np.array([tokenizer.eot], dtype=dtype_for(tokenizer.vocab_size))
     parts: list[Tokens] = []
     for piece in group:
@@ -133,17 +146,6 @@ def _encode_group(tokenizer: Tokenizer, name: str, group: list[Piece]) -> Tokens
             parts.append(eot)
         parts.append(tokenizer.encode_array(piece.text))
     return np.concatenate(parts)
-
-
-def _unknown(tokenizer: Tokenizer, name: str, text: str, error: GptcliError) -> GptcliError:
-    """The tokenizer's error, without positions: they would count within one piece of the text."""
-    known = {tokenizer.token_bytes(id).decode("utf-8") for id in range(tokenizer.vocab_size)}
-    unknown = sorted(set(text) - known)
-    shown = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in unknown[:5])
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return GptcliError(
-        f"{name} has characters that this char tokenizer does not know: {shown}{more}", error.hint
-    )
 
 
 def _in_threads(

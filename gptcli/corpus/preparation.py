@@ -22,6 +22,12 @@ from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dty
 from gptcli.corpus.validation_split import check_split
 from gptcli.errors import GptcliError
 from gptcli.files.caches import cache_folder
+from gptcli.tokenization.unknown_characters import (
+    KnownCharacters,
+    Rule,
+    UnknownCharactersError,
+    done,
+)
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -53,6 +59,7 @@ def open_corpus(
     block_size: int,
     tokenizer: Tokenizer | None = None,
     user_tokenizer: type[Any] | None = None,
+    unknown: Rule = "error",
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -66,6 +73,8 @@ def open_corpus(
     End-of-text precedes every document. Char has no end-of-text: instead, a newline joins two
     documents, unless the first ends with one. Of the N tokens, the first
     int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
+
+    `unknown` says what becomes of characters that a given char tokenizer does not know.
 
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
     not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
@@ -88,10 +97,13 @@ def open_corpus(
         # made after that training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
-        key = entry_key(found.content_key, tokenizer.encoding_key())
+        rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
+        key = entry_key(found.content_key, tokenizer.encoding_key() + rule)
     if entry is None:
-        build = partial(_build, found, kind, vocab_size, tokenizer, key, bar)
+        build = partial(_build, found, kind, vocab_size, tokenizer, unknown, key, bar)
         entry = open_or_build(folder, key, build, tokenizer, notes)
+    if entry.unknown is not None:
+        notes.append(f"{source}: {done(unknown)} {entry.unknown}")
     tokens = entry.tokens
     train = check_split(source, len(tokens), val_fraction, block_size)
     return Corpus(
@@ -138,6 +150,7 @@ def _build(
     kind: str,
     vocab_size: int,
     tokenizer: Tokenizer | None,
+    unknown: Rule,
     key: str,
     progress: Progress,
     folder: Path,
@@ -154,8 +167,17 @@ def _build(
         tokenizer = _train_tokenizer(source, kind, vocab_size, progress)
     writer = ShardWriter(folder, dtype_for(tokenizer.vocab_size), SHARD_TOKENS)
     with progress.phase("tokenizing", source.size) as advance:
-        documents = encode_all(source.pieces(advance), tokenizer, source.name, writer.write)
-    write_meta(folder, key, tokenizer, writer.finish(), documents)
+        known = KnownCharacters(tokenizer, unknown) if tokenizer.kind == "char" else None
+        documents = encode_all(source.pieces(advance), tokenizer, writer.write, known)
+    summary = known.summary() if known is not None else None
+    if summary is not None and unknown == "error":
+        raise UnknownCharactersError(
+            f"{source.name} has {summary}",
+            "data.unknown=drop leaves them out, data.unknown=replace writes similar ones instead "
+            "(é becomes e); or train a new model with a tokenizer that can represent any text: "
+            "tokenizer.kind=byte, without --from and tokenizer.from",
+        )
+    write_meta(folder, key, tokenizer, writer.finish(), documents, summary)
 
 
 def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progress) -> Tokenizer:

@@ -567,10 +567,13 @@ const float *dec_logits(const Decoder *d, int stream) { return d->logits + strea
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
  * chosen from its stream's logits and then fed, except the last. positions[i] is the position of
  * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). seen: V bytes for
- * each stream of the decoder, or NULL. share_streams: as in dec_feed. */
+ * each stream of the decoder, or NULL. next_states: the UTF-8 state after each token, (8, V), or
+ * NULL; states: the state of each stream of the decoder, which is updated. share_streams: as in
+ * dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
-             const double *uniform, const SamplingParams *params, uint8_t *seen, int32_t *out,
-             int threads, int share_streams) {
+             const double *uniform, const SamplingParams *params, uint8_t *seen,
+             const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,
+             int share_streams) {
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
@@ -594,9 +597,12 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
             for (int i = s.part; i < count; i += s.parts) {
                 const int stream = s.stream[i];
                 uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
-                token[i] =
-                    choose_token(dec_logits(d, stream), d->s.V, params,
-                                 uniform[(from + i) * steps + at], known, &s.scratch->choice);
+                const uint8_t *after =
+                    next_states ? next_states + (long)states[stream] * d->s.V : NULL;
+                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, params,
+                                              uniform[(from + i) * steps + at], known, after,
+                                              &s.scratch->choice);
+                if (after) states[stream] = after[token[i]] == NOT_UTF8 ? 0 : after[token[i]];
                 if (known) known[token[i]] = 1;
             }
             team_barrier(&s);
@@ -608,9 +614,9 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
     }
 }
 
-/* choose_token for tests; -1 if there is not enough memory. */
+/* choose_valid_token for tests; -1 if there is not enough memory. */
 int dec_choose(const float *logits, int V, const SamplingParams *params, double uniform,
-               const uint8_t *seen) {
+               const uint8_t *seen, const uint8_t *after) {
     const long Vp = round_up(V, 32);
     float *numbers = calloc(3 * Vp, sizeof *numbers);
     Candidate *candidates = malloc(Vp * sizeof *candidates);
@@ -618,7 +624,7 @@ int dec_choose(const float *logits, int V, const SamplingParams *params, double 
     if (numbers && candidates) {
         const ChoiceScratch c = {numbers, numbers + Vp, candidates};
         memcpy(numbers + 2 * Vp, logits, V * sizeof *logits);
-        token = choose_token(numbers + 2 * Vp, V, params, uniform, seen, &c);
+        token = choose_valid_token(numbers + 2 * Vp, V, params, uniform, seen, after, &c);
     }
     free(numbers), free(candidates);
     return token;

@@ -181,17 +181,29 @@ class Decoder:
         positions: Sequence[int],
         uniform: Tensor,
         how: SamplingParamsStruct,
+        utf8: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
 
         `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
-        the first token chosen for `streams[i]`. Every chosen token but the last is fed."""
+        the first token chosen for `streams[i]`. Every chosen token but the last is fed.
+
+        `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
+        state of every stream of the decoder, uint8, which is updated. Then only tokens are chosen
+        that keep the text valid UTF-8."""
         n, steps = uniform.shape
         assert len({*streams}) == len(streams) == len(positions) == n
         assert min(streams) >= 0
         assert max(streams) < self.streams
         assert max(positions) + steps - 1 <= self._last_position
         uniform = uniform.contiguous()
+        if utf8 is not None:
+            table, states = utf8
+            assert table.shape == (8, self._vocab_size)
+            assert states.shape == (self.streams,)
+            assert table.dtype == states.dtype == torch.uint8
+            assert table.is_contiguous()
+            assert states.is_contiguous()
         out = torch.empty(steps, n, dtype=torch.int32)
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
@@ -207,6 +219,8 @@ class Decoder:
             uniform.data_ptr(),
             ctypes.byref(how),
             None if how.penalty == 1.0 else self._seen.data_ptr(),
+            None if utf8 is None else utf8[0].data_ptr(),
+            None if utf8 is None else utf8[1].data_ptr(),
             out.data_ptr(),
             threads,
             int(by_stream),

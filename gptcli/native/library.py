@@ -127,7 +127,7 @@ SAMPLING = Source(
         "dec_logits": (ctypes.POINTER(_F), [_P, _I]),
         "dec_run": (
             None,
-            [_P, _I, _P, _P, _I, _P, ctypes.POINTER(SamplingParamsStruct), _P, _P, _I, _I],
+            [_P, _I, _P, _P, _I, _P, ctypes.POINTER(SamplingParamsStruct), _P, _P, _P, _P, _I, _I],
         ),
     },
     {

@@ -112,11 +112,15 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
     }
 }
 
+/* In a table of UTF-8 states: the token would make the text invalid. Python's INVALID. */
+enum { NOT_UTF8 = 255 };
+
 /* The chosen token, 0 to V - 1. This is the first token whose cumulative probability exceeds
  * `uniform`, a number in [0, 1). seen: V bytes, not 0 for tokens that the penalty applies to; NULL
- * without penalty. */
+ * without penalty. after: V bytes, NOT_UTF8 for tokens that must not be chosen; NULL for none. */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
-                        double uniform, const uint8_t *seen, const ChoiceScratch *c) {
+                        double uniform, const uint8_t *seen, const uint8_t *after,
+                        const ChoiceScratch *c) {
     float *logits = c->logits;
     memcpy(logits, raw_logits, V * sizeof(float));
     if (params->penalty != 1.0) {
@@ -124,6 +128,9 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
         for (int v = 0; v < V; v++)
             if (seen[v]) logits[v] = logits[v] > 0 ? logits[v] / penalty : logits[v] * penalty;
     }
+    if (after)
+        for (int v = 0; v < V; v++)
+            if (after[v] == NOT_UTF8) logits[v] = -INFINITY;
     if (params->temperature < 1e-6) {
         const float top = largest_logit(logits, V);
         for (int v = 0; v < V; v++)
@@ -158,6 +165,18 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
         if (cumulative > target) break;
     }
     return last;
+}
+
+/* The chosen token, never one that `after` forbids. A forbidden token can be chosen first, so that
+ * a seed gives another text only there; then another token is chosen, by the lower 27 of the 53
+ * bits of `uniform`. */
+static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
+                              double uniform, const uint8_t *seen, const uint8_t *after,
+                              const ChoiceScratch *c) {
+    const int token = choose_token(raw_logits, V, params, uniform, seen, NULL, c);
+    if (!after || after[token] != NOT_UTF8) return token;
+    const double shifted = uniform * (1 << 26);
+    return choose_token(raw_logits, V, params, shifted - floor(shifted), seen, after, c);
 }
 
 #endif

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from gptcli.devices import choose_dtype
 from gptcli.errors import GptcliError
@@ -21,7 +22,9 @@ from gptcli.sampling.torch_streams import TorchStreams
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # of the free memory
-_CHOICE_BYTES = 64  # that choose_token needs per stream and token: it sorts, and uses float64
+_CHOICE_BYTES = (
+    128  # that choose_valid_token needs per stream and token: it sorts, and uses float64
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,15 @@ def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -
 
 
 def open_streams(
-    model: GPT, wanted: int, params: SamplingParams, backend: Backend, threads: int
+    model: GPT,
+    wanted: int,
+    params: SamplingParams,
+    backend: Backend,
+    threads: int,
+    table: Tensor | None = None,
 ) -> Streams:
-    """`wanted` streams, or as many as the memory holds.
+    """`wanted` streams, or as many as the memory holds. `table` keeps texts valid UTF-8
+    (valid_text.py).
 
     For the C library, the model must be in float32. For PyTorch, its branches must be in the
     backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
@@ -79,7 +88,8 @@ def open_streams(
         each = _stream_bytes(model)
         fitting = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
         fitting = max(1, min(count, fitting))
-        return (GraphStreams if backend.engine == "graph" else TorchStreams)(model, fitting, params)
+        streams = GraphStreams if backend.engine == "graph" else TorchStreams
+        return streams(model, fitting, params, table)
     found = library.find(library.SAMPLING).library
     assert found is not None
 
@@ -99,7 +109,7 @@ def open_streams(
     while needed(count) <= free:
         try:
             decoder = Decoder(found, model, dtype=backend.dtype, streams=count, threads=threads)
-            return NativeStreams(decoder, model, params)
+            return NativeStreams(decoder, model, params, table)
         except MemoryError:
             if count == 1:
                 break

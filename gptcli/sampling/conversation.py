@@ -10,6 +10,10 @@ from gptcli.sampling.streams import Streams
 from gptcli.sampling.text import StopFilter
 from gptcli.tokenization import Tokenizer
 
+_OVERTIME = 200
+"""Tokens past the limit in which an answer may reach the end of its line. After them it may reach
+the end of a word, for as many tokens again."""
+
 
 class Conversation:
     """One stream that the user and the model extend in turns. `new` starts an empty text."""
@@ -28,48 +32,76 @@ class Conversation:
     def new(self) -> None:
         """Start an empty text. The sequence of random numbers continues."""
         self._restart = True
+        self._text: list[int] = []
         self._line_is_open = False
 
+    def reseed(self, seed: int) -> None:
+        """Start the sequence of random numbers that this seed gives."""
+        self._uniforms = UniformNumbers(seed, 0)
+
+    def continue_with(self, streams: Streams) -> None:
+        """Continue the text in other streams of the same model, with other sampling parameters."""
+        self._streams, self._restart = streams, True
+
     def say(
-        self, text: str, max_new_tokens: int, should_stop: Callable[[], bool] = lambda: False
+        self,
+        text: str,
+        max_new_tokens: int,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        to_line_end: bool = False,
     ) -> Iterator[str]:
         """Add the user's text on a new line, and continue the stream.
 
         Yields the pieces of the answer as they come; some are empty. With an empty text the model
         continues where it stopped. The answer ends after `max_new_tokens`, at a stop string, at
-        end-of-text, or if `should_stop` returns true between two tokens. Raises GptcliError, and
-        changes nothing, if the tokenizer does not know a character of the text."""
+        end-of-text, or if `should_stop` returns true between two tokens. With `to_line_end` it goes
+        on after `max_new_tokens` until a line ends, or at least a word, but not much longer. Raises
+        GptcliError, and changes nothing, if the tokenizer does not know a character of the text."""
         # First encode the text without the newline, so that an error names positions in the user's
         # text.
         ids = self._tokenizer.encode(text)
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
             ids = self._tokenizer.encode(text)
-        if not ids and self._restart:
+        if not ids and not self._text:
             ids = self._tokenizer.start_ids()
         try:
+            if self._restart:
+                ids = self._text + ids
+                self._text = []
             if ids:
                 self._streams.feed({0: ids}, restart=self._restart)
+                self._text += ids
                 self._restart = False
             if text:
                 self._line_is_open = not text.endswith("\n")
-            yield from self._answer(max_new_tokens, should_stop)
+            yield from self._answer(max_new_tokens, should_stop, to_line_end)
         except BaseException:
             self.new()  # it is unknown which tokens the interrupted stream has read
             raise
 
-    def _answer(self, max_new_tokens: int, should_stop: Callable[[], bool]) -> Iterator[str]:
+    def _answer(
+        self, max_new_tokens: int, should_stop: Callable[[], bool], to_line_end: bool
+    ) -> Iterator[str]:
         decoder, stops = self._tokenizer.stream(), StopFilter(self._stops)
-        for _ in range(max_new_tokens):
-            if should_stop() or stops.stopped:
-                break
+        count, end = 0, max_new_tokens == 0
+        while not (end or should_stop() or stops.stopped):
             token = int(self._streams.run([0], self._uniforms.take(1)[None])[0, 0])
+            self._text.append(token)
+            count += 1
             if token == self._tokenizer.eot:
                 self._line_is_open = False
-                yield stops.push(decoder.flush()) + stops.flush()
-                return
+                break
             text = decoder.push(token)
             if text:  # text that the stop filter holds back is part of the stream too
                 self._line_is_open = not text.endswith("\n")
             yield stops.push(text)
+            over = count - max_new_tokens
+            end = over >= 0 and (
+                not to_line_end
+                or not self._line_is_open
+                or (over >= _OVERTIME and text[-1:].isspace())
+                or over >= 2 * _OVERTIME
+            )
         yield stops.push(decoder.flush()) + stops.flush()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gptcli.model.cache import StaticCache
 from gptcli.model.gpt import GPT
-from gptcli.sampling.next_token import SamplingParams, choose_token
+from gptcli.sampling import valid_text
+from gptcli.sampling.next_token import SamplingParams, choose_token, choose_valid_token
 from gptcli.sampling.streams import StreamTokens, window_start
 
 _MOST_STEPS = 64  # steps between two transfers to the host
@@ -28,7 +29,10 @@ class GraphStreams:
 
     refills = True
 
-    def __init__(self, model: GPT, count: int, params: SamplingParams) -> None:
+    def __init__(
+        self, model: GPT, count: int, params: SamplingParams, table: Tensor | None = None
+    ) -> None:
+        """`table`: see valid_text.py. Without it, any token can be chosen."""
         assert model.has_cache
         self.count = count
         self._model, self._params = model, params
@@ -47,6 +51,9 @@ class GraphStreams:
         self._uniform = torch.zeros(_MOST_STEPS, count, dtype=torch.float64, device=device)
         self._out = torch.zeros(_MOST_STEPS, count, dtype=torch.int64, device=device)
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._table = None if table is None else table.to(device)
+        self._table_here = table  # on the host
+        self._state = torch.zeros(count, dtype=torch.int64, device=device)
         self._seen = None
         if params.repetition_penalty != 1.0:
             self._seen = torch.zeros(count, model.vocab_size, dtype=torch.bool, device=device)
@@ -141,6 +148,9 @@ class GraphStreams:
         given = [streams, [t.tokens[-1] for t in texts], [t.fed - t.start for t in texts]]
         rows, last, positions = torch.tensor(given).to(self._device)
         self._token[rows], self._position[rows] = last, positions
+        if self._table_here is not None:
+            states = [valid_text.state_after(self._table_here, t.tokens) for t in texts]
+            self._state[rows] = torch.tensor(states).to(self._device)
         if self._model.wpe is not None:  # an idle stream can be past the end of its full window
             self._position.clamp_(max=self._width - 1)
         self._active.zero_()
@@ -165,7 +175,12 @@ class GraphStreams:
         cache = StaticCache(self._cache, self._position, span)
         logits = self._model(self._token[:, None], cache=cache, last_only=True)[:, -1]
         uniform = self._uniform.index_select(0, self._step_index)[0]
-        chosen = choose_token(logits, self._params, uniform, self._seen)
+        if self._table is None:
+            chosen = choose_token(logits, self._params, uniform, self._seen)
+        else:
+            allowed = valid_text.allowed(self._table, self._state)
+            chosen = choose_valid_token(logits, self._params, uniform, allowed, self._seen)
+            self._state.copy_(valid_text.advance(self._table, self._state, chosen))
         chosen = torch.where(self._active, chosen, self._token)
         if self._seen is not None:
             column = chosen[:, None]

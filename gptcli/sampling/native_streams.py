@@ -12,6 +12,7 @@ from gptcli.native.decoder import Decoder
 from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import StreamTokens, window_start
+from gptcli.sampling.valid_text import state_after
 
 
 class NativeStreams:
@@ -19,7 +20,10 @@ class NativeStreams:
 
     refills = True
 
-    def __init__(self, decoder: Decoder, model: GPT, params: SamplingParams) -> None:
+    def __init__(
+        self, decoder: Decoder, model: GPT, params: SamplingParams, table: Tensor | None = None
+    ) -> None:
+        """`table`: see valid_text.py. Without it, any token can be chosen."""
         self.count = decoder.streams
         self._decoder = decoder
         self._width = None if model.wpe is None else model.config.block_size  # None: never full
@@ -32,6 +36,8 @@ class NativeStreams:
             top_k=min(params.top_k or 0, 2**31 - 1),
         )
         self._texts: dict[int, StreamTokens] = {}
+        self._table = table
+        self._states = torch.zeros(self.count, dtype=torch.uint8)
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
@@ -44,6 +50,8 @@ class NativeStreams:
             else:
                 self._texts[stream].tokens.extend(ids)
                 copied_from[stream] = stream
+            if self._table is not None:
+                self._states[stream] = state_after(self._table, self._texts[stream].tokens)
             if self._penalty:
                 self._decoder.saw(stream, ids, restart=restart)
         self._prefill([stream for stream in texts if copied_from[stream] == stream])
@@ -80,7 +88,11 @@ class NativeStreams:
             if self._width is not None:  # + 1, because the last chosen token is not fed
                 count = min(count, self._width - max(positions) + 1)
             tokens = self._decoder.run(
-                streams, positions, uniform[:, done : done + count], self._params
+                streams,
+                positions,
+                uniform[:, done : done + count],
+                self._params,
+                None if self._table is None else (self._table, self._states),
             )
             for text, column in zip(texts, tokens.t().tolist(), strict=True):
                 text.tokens.extend(column)

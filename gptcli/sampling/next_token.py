@@ -96,6 +96,35 @@ def choose_token(
     return draw(logits, uniform)
 
 
+def choose_valid_token(
+    logits: Tensor,
+    params: SamplingParams,
+    uniform: Tensor,
+    allowed: Tensor,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """The next token of each stream, always one of `allowed`, bool (B, V).
+
+    A token is chosen as if all were allowed. Only if it is not, another is chosen among the allowed
+    ones. So a seed gives another text only where a token that is not allowed would have been drawn.
+    Reads nothing back from the device: both choices are made in one batch."""
+    logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
+    uniform = torch.cat((uniform, second_number(uniform)))
+    first, second = choose_token(
+        logits, params, uniform, None if seen is None else torch.cat((seen, seen))
+    ).chunk(2)
+    is_allowed = allowed.gather(1, first[:, None])[:, 0]
+    return torch.where(is_allowed, first, second)
+
+
+def second_number(uniform: Tensor) -> Tensor:
+    """Another number in [0, 1) for each uniform number: its lower 27 of 53 bits.
+
+    Whether the first choice was allowed depends on the upper bits, so these are still uniform."""
+    shifted = uniform * 2.0**26
+    return shifted - shifted.floor()
+
+
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the uniform number.
 

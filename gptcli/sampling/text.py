@@ -11,6 +11,7 @@ from gptcli.sampling.generate import GenerationLoop, SampleRequest
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
+from gptcli.sampling.valid_text import table_of
 from gptcli.tokenization import StreamDecoder, Tokenizer
 
 StoppedBy = Literal["length", "stop", "end"]
@@ -167,7 +168,7 @@ def generate_one(
     was_training = model.training
     model.eval()
     try:
-        streams = TorchStreams(model, 1, params)
+        streams = TorchStreams(model, 1, params, table_of(tokenizer))
         requests = [SampleRequest(ids)]
         for item in generate_text(
             streams, tokenizer, requests, max_new_tokens=max_new_tokens, seed=seed

@@ -5,14 +5,15 @@ Dimensions: B streams, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gptcli.model.gpt import GPT
-from gptcli.sampling.next_token import SamplingParams, choose_token
+from gptcli.sampling import valid_text
+from gptcli.sampling.next_token import SamplingParams, choose_token, second_number
 from gptcli.sampling.streams import window_start
 
 
@@ -60,6 +61,7 @@ class _Group:
     decoder: Decoder
     idx: Tensor  # tokens that the decoder has not read yet
     seen: Tensor | None  # for the repetition penalty
+    states: Tensor  # of UTF-8, int64 (B,)
 
 
 class TorchStreams:
@@ -67,9 +69,12 @@ class TorchStreams:
 
     refills = False
 
-    def __init__(self, model: GPT, count: int, params: SamplingParams) -> None:
+    def __init__(
+        self, model: GPT, count: int, params: SamplingParams, table: Tensor | None = None
+    ) -> None:
+        """`table`: see valid_text.py. Without it, any token can be chosen."""
         self.count = count
-        self._model, self._params = model, params
+        self._model, self._params, self._table = model, params, table
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
@@ -79,6 +84,7 @@ class TorchStreams:
             for group in self._groups:
                 more = torch.tensor([list(texts[i]) for i in group.streams], device=device)
                 group.idx = torch.cat((group.idx, more), dim=1)
+                group.states = self._states(texts[i] for i in group.streams)
                 self._mark_seen(group, more)
             return
         self._groups = [g for g in self._groups if not set(g.streams) & set(texts)]
@@ -87,11 +93,31 @@ class TorchStreams:
             by_length.setdefault(len(text), []).append(stream)
         for streams in by_length.values():
             idx = torch.tensor([list(texts[i]) for i in streams], device=device)
-            group = _Group(streams, Decoder(self._model, len(streams)), idx, None)
+            states = self._states(texts[i] for i in streams)
+            group = _Group(streams, Decoder(self._model, len(streams)), idx, None, states)
             if self._params.repetition_penalty != 1.0:
                 group.seen = torch.zeros(len(streams), self._model.vocab_size, dtype=torch.bool)
             self._mark_seen(group, idx)
             self._groups.append(group)
+
+    def _states(self, texts: Iterable[Sequence[int]]) -> Tensor:
+        table = self._table
+        return torch.tensor(
+            [0 if table is None else valid_text.state_after(table, text) for text in texts]
+        )
+
+    def _choose(self, group: _Group, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The next token of each stream; the same as choose_valid_token, but usually faster."""
+        token = choose_token(logits, self._params, uniform, group.seen)
+        if self._table is None:
+            return token
+        allowed = valid_text.allowed(self._table, group.states)
+        if not allowed.gather(1, token[:, None]).all():
+            valid = logits.masked_fill(~allowed, float("-inf"))
+            second = choose_token(valid, self._params, second_number(uniform), group.seen)
+            token = torch.where(allowed.gather(1, token[:, None])[:, 0], token, second)
+        group.states = valid_text.advance(self._table, group.states, token)
+        return token
 
     @staticmethod
     def _mark_seen(group: _Group, idx: Tensor) -> None:
@@ -110,7 +136,7 @@ class TorchStreams:
             for step, numbers in enumerate(uniform[rows].unbind(1)):
                 # The token is chosen on the CPU: the draw needs float64, which MPS lacks.
                 logits = group.decoder.feed(group.idx).float().cpu()
-                token = choose_token(logits, self._params, numbers, group.seen)
+                token = self._choose(group, logits, numbers)
                 group.idx = token[:, None].to(group.idx.device)
                 self._mark_seen(group, group.idx)
                 for stream, one in zip(group.streams, token, strict=True):

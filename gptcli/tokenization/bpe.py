@@ -9,7 +9,7 @@ section 2.2). tiktoken does the splitting and the merging.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -34,21 +34,40 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
+END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+"""Names of the end-of-text token in files of other programs; the first that a file has is used."""
+
 _ENCODED_AT_ONCE = 2**20  # characters: bounds the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ids are the ranks, with end-of-text as the last id.
+    """A BPE whose ids are in the order of the ranks, with special tokens between them.
 
-    `ranked` has the bytes of each token by id, without end-of-text. All 256 single bytes must be
-    among them.
+    `ranked` has the bytes of the ordinary tokens by rank. All 256 single bytes must be among them.
+    `special` maps ids to names: tokens that no text becomes. Without it, the last id is end-of-text
+    and no other token is special. A file of another program can have several, at any id.
     """
 
-    def __init__(self, kind: str, ranked: Sequence[bytes]) -> None:
+    eot: int
+
+    def __init__(
+        self, kind: str, ranked: Sequence[bytes], special: Mapping[int, str] | None = None
+    ) -> None:
         assert len(ranked) >= 256, "the single bytes are missing"
         self.kind = kind
-        self.eot = len(ranked)
-        self._pieces = [*ranked, END_OF_TEXT.encode()]
+        self.special = {len(ranked): END_OF_TEXT} if special is None else dict(special)
+        ordinary = iter(ranked)
+        self._pieces = [
+            self.special[id].encode() if id in self.special else next(ordinary)
+            for id in range(len(ranked) + len(self.special))
+        ]
+        ids = {name: id for id, name in self.special.items()}
+        self.eot = next(ids[name] for name in END_NAMES if name in ids)
+
+    @cached_property
+    def _ranks(self) -> dict[bytes, int]:
+        """The id of each ordinary token."""
+        return {piece: id for id, piece in enumerate(self._pieces) if id not in self.special}
 
     @property
     def pieces(self) -> Sequence[bytes]:
@@ -61,8 +80,8 @@ class RankedTokenizer(Tokenizer):
         return tiktoken.Encoding(
             name=f"gptcli-{self.kind}",
             pat_str=SPLIT_PATTERN,
-            mergeable_ranks={piece: id for id, piece in enumerate(self._pieces[:-1])},
-            special_tokens={END_OF_TEXT: self.vocab_size - 1},
+            mergeable_ranks=self._ranks,
+            special_tokens={name: id for id, name in self.special.items()},
             explicit_n_vocab=self.vocab_size,
         )
 
@@ -72,7 +91,7 @@ class RankedTokenizer(Tokenizer):
         ids: list[int] = []
         for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
             if number:
-                ids.append(self.vocab_size - 1)
+                ids.append(self.eot)
             for part in _parts(segment):
                 ids += encoding.encode_ordinary(part)
         return ids
@@ -95,11 +114,10 @@ class RankedTokenizer(Tokenizer):
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """
-        ranks = {piece: id for id, piece in enumerate(self._pieces[:-1])}
         found = []
-        for rank, piece in enumerate(self._pieces[:-1]):
+        for piece, rank in self._ranks.items():
             if len(piece) > 1:
-                parts = _merge(piece, ranks, below=rank)
+                parts = _merge(piece, self._ranks, below=rank)
                 if len(parts) != 2:
                     raise GptcliError(
                         f"token {rank} ({piece!r}) is not a merge of two earlier tokens",
@@ -109,7 +127,9 @@ class RankedTokenizer(Tokenizer):
         return found
 
     def to_json(self) -> str:
-        return byte_level_json(self.kind, self._pieces, self.merges, split_words=True)
+        return byte_level_json(
+            self.kind, self._pieces, self.merges, split_words=True, special=self.special
+        )
 
 
 class BpeTokenizer(RankedTokenizer):

@@ -8,7 +8,7 @@ becomes `Ġ`. The table is GPT-2's (encoder.py, `bytes_to_unicode`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gptcli.tokenization.tokenizer import END_OF_TEXT
 
@@ -39,15 +39,21 @@ def byte_level_json(
     merges: Sequence[tuple[bytes, bytes]],
     *,
     split_words: bool,
+    special: Mapping[int, str] | None = None,
 ) -> str:
     """The text of tokenizer.json for a byte-level BPE.
 
-    `pieces` are the bytes of the tokens by id, with end-of-text last. `merges` are in order of
-    rank. With `split_words`, GPT-2's pattern splits the text before the merges.
+    `pieces` are the bytes of the tokens by id. `merges` are in order of rank. With `split_words`,
+    GPT-2's pattern splits the text before the merges. `special` maps ids to names of special
+    tokens; without it, the last token is end-of-text.
     """
-    eot = len(pieces) - 1
-    vocab = {to_characters(piece): id for id, piece in enumerate(pieces[:-1])}
-    assert len(vocab) == eot, "no two tokens have the same bytes"
+    if special is None:
+        special = {len(pieces) - 1: END_OF_TEXT}
+    vocab = {
+        special[id] if id in special else to_characters(piece): id
+        for id, piece in enumerate(pieces)
+    }
+    assert len(vocab) == len(pieces), "no two tokens have the same bytes"
     return json.dumps(
         {
             "version": "1.0",
@@ -55,14 +61,15 @@ def byte_level_json(
             "padding": None,
             "added_tokens": [
                 {
-                    "id": eot,
-                    "content": END_OF_TEXT,
+                    "id": id,
+                    "content": name,
                     "single_word": False,
                     "lstrip": False,
                     "rstrip": False,
                     "normalized": False,
                     "special": True,
                 }
+                for id, name in sorted(special.items())
             ],
             "normalizer": None,
             "pre_tokenizer": {
@@ -88,7 +95,7 @@ def byte_level_json(
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": False,
-                "vocab": {**vocab, END_OF_TEXT: eot},
+                "vocab": vocab,
                 "merges": [
                     f"{to_characters(left)} {to_characters(right)}" for left, right in merges
                 ],

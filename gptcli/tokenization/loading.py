@@ -8,12 +8,17 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_bounded
-from gptcli.tokenization.bpe import BpeTokenizer
+from gptcli.tokenization.bpe import END_NAMES, RankedTokenizer
 from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
-from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+from gptcli.tokenization.hugging_face import (
+    OtherTokenizerError,
+    from_hugging_face,
+    special_tokens,
+)
+from gptcli.tokenization.tokenizer import Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes none longer than a third of this
@@ -28,15 +33,20 @@ class _DamagedError(Exception):
 
 
 def load_tokenizer(
-    path: Path, user_class: type[Any] | None = None, inside: Path | None = None
+    path: Path,
+    user_class: type[Any] | None = None,
+    inside: Path | None = None,
+    *,
+    other_programs: bool = False,
 ) -> Tokenizer:
     """The tokenizer that `to_json` wrote to `path`.
 
     The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
     must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
     load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
-    be in that folder after following links. Raises GptcliError if the file cannot be read, is
-    damaged, or was not written by gptcli.
+    be in that folder after following links. With `other_programs`, the file can also be a
+    byte-level BPE of Hugging Face (hugging_face.py). Raises GptcliError if the file cannot be read,
+    is damaged, or holds a tokenizer that gptcli cannot use.
     """
     try:
         content = read_bounded(path, MOST_BYTES, inside)
@@ -46,7 +56,15 @@ def load_tokenizer(
             "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
-        return _rebuild(content, path, user_class)
+        stored = _parsed(content)
+        if other_programs and "kind" not in (stored.get("model") or {}):
+            return _from_hugging_face(stored)
+        return _rebuild(stored, path, user_class)
+    except OtherTokenizerError as error:
+        raise GptcliError(
+            f"{path}: gptcli cannot use this tokenizer: {error}",
+            "a byte-level BPE with GPT-2's pattern works; train one: gptcli tokenizer train",
+        ) from None
     except _DamagedError as error:
         raise GptcliError(
             f"{path}: {error}",
@@ -54,7 +72,7 @@ def load_tokenizer(
         ) from None
 
 
-def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokenizer:
+def _parsed(content: bytes) -> dict[str, Any]:
     if has_too_many_parts(content):
         raise _DamagedError("JSON with too many values")
     try:
@@ -65,7 +83,26 @@ def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokeni
         raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # a number is too long, or the nesting too deep
         raise _DamagedError(f"JSON that cannot be read: {error}") from None
-    model = stored.get("model") if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict | None):
+        raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
+    return stored
+
+
+def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of another program; GPT-2's own if it has the same tokens."""
+    from gptcli.tokenization.gpt2 import gpt2_tokenizer
+
+    vocab = stored["model"].get("vocab") if stored.get("model") else None
+    if isinstance(vocab, dict):
+        _refuse_long_tokens([token.encode("utf-8", "replace") for token in vocab])
+    tokenizer = from_hugging_face(stored)
+    if tokenizer.vocab_size == 50257 and tokenizer.pieces == gpt2_tokenizer().pieces:
+        return gpt2_tokenizer()
+    return tokenizer
+
+
+def _rebuild(stored: dict[str, Any], path: Path, user_class: type[Any] | None) -> Tokenizer:
+    model = stored.get("model")
     if not isinstance(model, dict) or "kind" not in model:
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
     kind = model["kind"]
@@ -77,7 +114,7 @@ def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokeni
             )
         tokenizer = _user_bpe(model, user_class)
     elif kind in KINDS:
-        tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")))
+        tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")), stored)
     else:
         raise _DamagedError(f"model.kind is {_short(kind)}, not one of {', '.join(KINDS)}")
     try:
@@ -112,7 +149,7 @@ def _tokens_by_id(vocab: Any) -> list[str]:
     return [by_id[id] for id in range(len(by_id))]
 
 
-def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
+def _from_vocabulary(kind: str, tokens: list[str], stored: dict[str, Any]) -> Tokenizer:
     if kind == "char":
         for token in tokens:
             if len(token) != 1 or "\ud800" <= token <= "\udfff":
@@ -124,21 +161,31 @@ def _from_vocabulary(kind: str, tokens: list[str]) -> Tokenizer:
         from gptcli.tokenization.gpt2 import gpt2_tokenizer
 
         return gpt2_tokenizer()
-    if len(tokens) < 257 or tokens[-1] != END_OF_TEXT:
-        raise _DamagedError("the vocabulary lacks the single bytes or end-of-text at its end")
     try:
-        pieces = [from_characters(token) for token in tokens[:-1]]
+        special = special_tokens(stored.get("added_tokens"))
+    except OtherTokenizerError as error:
+        raise _DamagedError(str(error)) from None
+    if not any(name in special.values() for name in END_NAMES):
+        raise _DamagedError("the vocabulary lacks the single bytes or end-of-text")
+    if any(not 0 <= id < len(tokens) or tokens[id] != name for id, name in special.items()):
+        raise _DamagedError("the special tokens are not in the vocabulary")
+    try:
+        ranked = [from_characters(token) for id, token in enumerate(tokens) if id not in special]
     except KeyError as error:
         raise _DamagedError(f"the vocabulary has the character {error.args[0]!r}") from None
-    if pieces[:256] != [bytes([value]) for value in range(256)]:
-        raise _DamagedError("ids 0 to 255 are not the single bytes")
-    if not all(pieces):
+    if sorted(ranked[:256]) != [bytes([value]) for value in range(256)]:
+        raise _DamagedError("the first 256 tokens are not the single bytes")
+    if not all(ranked):
         raise _DamagedError("the vocabulary has an empty token")
-    longest = max(map(len, pieces))
+    _refuse_long_tokens(ranked)
+    return RankedTokenizer("bpe", ranked, special)
+
+
+def _refuse_long_tokens(pieces: list[bytes]) -> None:
+    longest = max(map(len, pieces), default=0)
     most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
     if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
         raise _DamagedError(f"the vocabulary has tokens of up to {longest:,} bytes, or too many")
-    return BpeTokenizer(pieces[256:])
 
 
 def _short(value: Any) -> str:

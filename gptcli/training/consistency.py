@@ -30,8 +30,8 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     """Notes about keys of config.yaml that differ from the checkpoint's and change no weight.
 
     Raises GptcliError if a key that changes the weights differs. Three differences are allowed: the
-    text can have moved, `--extend` adds steps, and a checkpoint of an old version records only the
-    network."""
+    text and the tokenizer's source can have moved (`same_tokenizer` compares the tokenizer itself),
+    `--extend` adds steps, and a checkpoint of an old version records only the network."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = flatten(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
@@ -41,7 +41,7 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
-        if added_later or now == was or name == "data.source":
+        if added_later or now == was or name in ("data.source", "tokenizer.from"):
             continue
         longer = name == "train.max_steps" and type(was) is int and (now > was or unlimited)
         if unlimited and name == "train.minutes":

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from gptcli.config import Config
-from gptcli.corpus import open_corpus
 from gptcli.devices import choose_device, choose_dtype
 from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
-from gptcli.training.setup import resolve
+from gptcli.training.setup import open_text, resolve
 
 
 def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
@@ -25,15 +24,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
     It is None if the run does not fit into memory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        corpus = open_corpus(
-            config.data.source,
-            kind=config.tokenizer.kind,
-            vocab_size=config.tokenizer.vocab_size,
-            val_fraction=config.data.val_fraction,
-            block_size=config.model.block_size,
-            user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
-            cache=Path(folder),
-        )
+        corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size

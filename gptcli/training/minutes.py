@@ -27,6 +27,7 @@ from gptcli.training.choice import (
 )
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import seconds_per_step
+from gptcli.training.named_tokenizer import follow_tokenizer
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import SECONDS_AT_END, TimeLimit
 from gptcli.training.setup import open_text, resolve
@@ -45,6 +46,9 @@ def choose_for_text(
 
     `config` has the defaults and the values that the user set, whose dotted keys are `asked`.
     Patience and samples are chosen only if the number of steps is planned, not asked for."""
+    config, named = follow_tokenizer(config)
+    if named is not None:
+        asked = asked | {"tokenizer.kind", "tokenizer.vocab_size"}
     given = {key: value for key, value in _flat(config).items() if key in asked}
     text = text_facts(config)
     seconds = 60.0 * minutes
@@ -73,6 +77,7 @@ def fit_to_minutes(
     seconds = 60.0 * minutes
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
     config = with_values(config, {"train.minutes": minutes})
+    config, _ = follow_tokenizer(config)
     corpus = open_text(config, user_parts=user_parts)
     has_user_parts = user_parts is not None and user_parts.in_network()
     try:
@@ -209,9 +214,20 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The config with `values`, by dotted key. Raises ValidationError if they do not fit."""
-    tree = config.model_dump()
+    """The config with `values`, by dotted key. Raises ValidationError if they do not fit.
+
+    Keys that were not set before and are not in `values` still count as not set."""
+    tree, sections = config.model_dump(), {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
-    return Config.model_validate(tree)
+        sections.setdefault(section, set()).add(name)
+    valid = Config.model_validate(tree)
+    return config.model_copy(
+        update={
+            section: getattr(config, section).model_copy(
+                update={name: getattr(getattr(valid, section), name) for name in names}
+            )
+            for section, names in sections.items()
+        }
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gptcli.config import Config
@@ -49,6 +50,11 @@ def config_for_resume(
         for key, (_, new) in differences(stored, wanted).items()
         if new != "auto" and not _same_source(key, stored, wanted)
     }
+    if _keeps_tokenizer(stored, wanted):
+        changes.pop("tokenizer.from", None)
+    if wanted.tokenizer.from_ is not None:  # then kind and vocab_size follow the tokenizer
+        changes.pop("tokenizer.kind", None)
+        changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
         changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
     for key, new in list(changes.items()):
@@ -65,6 +71,8 @@ def config_for_resume(
             pass  # the text can have moved: prepare_resume compares the content
         elif key == "train.minutes" and new is None and extend:
             pass  # --extend ends the time limit
+        elif key == "tokenizer.from":
+            pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:
             notes.append(f"{key} is now {new}: numbers will round differently from now on")
         elif key in NO_EFFECT_ON_WEIGHTS:
@@ -110,6 +118,16 @@ def absolute_source(source: str) -> str:
 
     The name of a shipped text stays as it is."""
     return source if source in shipped_texts() else Path(source).absolute().as_posix()
+
+
+def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
+    """Whether the user names no tokenizer, or the one that the run began with."""
+    name = wanted.tokenizer.from_
+    if name is None:
+        return True
+    path = os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for ~nobody)
+    places = (Path(path), Path("runs", path))
+    return stored.tokenizer.from_ in [place.absolute().as_posix() for place in places]
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:

@@ -20,6 +20,11 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.loop import Setup
+from gptcli.training.named_tokenizer import (
+    follow_base_run,
+    follow_tokenizer,
+    refuse_other_tokenizer,
+)
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
 from gptcli.training.resume_rules import absolute_source, config_for_resume
@@ -53,11 +58,18 @@ class FinishedRun:
 
 
 def open_text(
-    config: Config, tokenizer: Tokenizer | None = None, user_parts: UserParts | None = None
+    config: Config,
+    tokenizer: Tokenizer | None = None,
+    user_parts: UserParts | None = None,
+    *,
+    cache: Path | None = None,
 ) -> Corpus:
-    """The corpus of a config.
+    """The corpus of a config. `cache` replaces the cache folder.
 
-    The tokenizer is `tokenizer` if given, else the user's, else one of the config's kind."""
+    The tokenizer is `tokenizer` if given, else the user's, else the one that tokenizer.from names,
+    else one of the config's kind."""
+    if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
+        config, tokenizer = follow_tokenizer(config)
     return open_corpus(
         config.data.source,
         kind=config.tokenizer.kind,
@@ -66,6 +78,8 @@ def open_text(
         block_size=config.model.block_size,
         tokenizer=tokenizer,
         user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
+        unknown=config.data.unknown,
+        cache=cache,
     )
 
 
@@ -157,12 +171,19 @@ def prepare_new(
         loaded, notes = checkpoint.best_valid(from_run)
         status["started_from"] = {"run": str(from_run.absolute()), "step": loaded.step}
         _refuse_from_with_user_parts(from_run, loaded.meta, user_parts)
-        tokenizer = run_folder.read_tokenizer(from_run)
+        config, tokenizer = follow_base_run(config, from_run)
         same_tokenizer(from_run, tokenizer, loaded.meta)
         _refuse_other_network(config, from_run, loaded.meta)
         weights = loaded.model
         notes.append(
             f"starting from the weights of {from_run}, step {loaded.step}, with its tokenizer"
+        )
+    elif user_parts is None or user_parts.tokenizer is None:
+        config, tokenizer = follow_tokenizer(config)
+    elif config.tokenizer.from_ is not None:
+        raise GptcliError(
+            f"tokenizer.from is {config.tokenizer.from_}, so --tokenizer would have no effect",
+            "leave one of the two out",
         )
     corpus = open_text(config, tokenizer, user_parts)
     notes += engine_notes(config, user_parts)
@@ -218,6 +239,8 @@ def prepare_resume(
     )
     if saved is not None:
         same_tokenizer(run, tokenizer, saved.meta)
+    if config.tokenizer.from_ not in (None, stored.tokenizer.from_):
+        refuse_other_tokenizer(run, tokenizer, config.tokenizer.from_)
     corpus = open_text(config, tokenizer)
     if saved is not None and saved.meta.get("data") != corpus.content_key:
         raise GptcliError(

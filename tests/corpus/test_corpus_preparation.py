@@ -16,12 +16,16 @@ from gptcli.corpus.encoding import characters, encode_all
 from gptcli.corpus.reading import Piece
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer, build_tokenizer
+from gptcli.tokenization.unknown_characters import Rule
 
 SENTENCE = "A sentence, or  two\n\n; naïve 🙂 words\tmake   documents of 1234 characters.\n"
 TOKENIZERS = {
     kind: build_tokenizer(kind, 300, lambda: iter([SENTENCE] * 20))
     for kind in ("char", "byte", "bpe", "gpt2")
 }
+
+
+RULES: tuple[Rule, ...] = ("drop", "replace")
 
 
 def corpus_of(
@@ -32,6 +36,7 @@ def corpus_of(
     block_size: int = 4,
     tokenizer: Tokenizer | None = None,
     vocab_size: int = 300,
+    unknown: Rule = "error",
 ) -> Corpus:
     return open_corpus(
         str(source),
@@ -40,6 +45,7 @@ def corpus_of(
         val_fraction=val_fraction,
         block_size=block_size,
         tokenizer=tokenizer,
+        unknown=unknown,
     )
 
 
@@ -83,7 +89,7 @@ def test_streaming_gives_the_ids_of_each_complete_document(
         ]
         pieces += [Piece(part, index == 0) for index, part in enumerate(parts)]
     found: list[int] = []
-    count = encode_all(iter(pieces), tokenizer, "a.txt", lambda ids: found.extend(ids.tolist()))
+    count = encode_all(iter(pieces), tokenizer, lambda ids: found.extend(ids.tolist()))
     assert count == len(documents)
     assert found == one_shot(documents, tokenizer)
     assert set("".join(characters(iter(pieces)))) == set("".join(documents))
@@ -174,16 +180,54 @@ def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint.startswith("raise data.val_fraction to 0.2, or ")
 
 
-def test_characters_that_a_given_tokenizer_lacks_are_named(tmp_path: Path) -> None:
+def test_characters_that_a_given_tokenizer_lacks_are_counted_and_named(tmp_path: Path) -> None:
     tokenizer = build_tokenizer("char", 0, lambda: iter(["abc"]))
-    (tmp_path / "a.txt").write_text("abc" * 500_000 + "éxyz🙂q", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("abé" + "abc" * 500_000 + "éxyz🙂qé", encoding="utf-8")
     with pytest.raises(GptcliError) as caught:
         corpus_of(tmp_path / "a.txt", tokenizer=tokenizer)
     assert caught.value.message == (
-        f"{tmp_path / 'a.txt'} has characters that this char tokenizer does not know: 'q' (U+0071),"
-        " 'x' (U+0078), 'y' (U+0079), 'z' (U+007A), 'é' (U+00E9) and 1 more"
+        f"{tmp_path / 'a.txt'} has 8 characters that this char tokenizer does not know: "
+        "'é' (U+00E9) 3 times, 'q' (U+0071) once, 'x' (U+0078) once, 'y' (U+0079) once, "
+        "'z' (U+007A) once and 1 more"
     )
-    assert "tokenizer.kind=byte" in (caught.value.hint or "")
+    for way in ("data.unknown=drop", "data.unknown=replace", "tokenizer.kind=byte"):
+        assert way in caught.value.hint
+
+
+@pytest.mark.parametrize("chunk", [1 << 18, 2])
+@pytest.mark.parametrize(
+    ("rule", "text", "verb"),
+    [("drop", "abc b\n\nabc", "left out"), ("replace", "abac b\n a\nabc", "replaced")],
+)
+def test_unknown_characters_are_dropped_or_replaced_with_a_note(
+    rule: Rule, text: str, verb: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.corpus.reading.CHUNK", chunk)
+    monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    tokenizer = build_tokenizer("char", 0, lambda: iter(["abc \n"]))
+    for name, document in (("1", "abác b"), ("2", "漢á"), ("3", "abc")):
+        (folder / f"{name}.txt").write_text(document, encoding="utf-8")
+    for _ in range(2):  # the second time from the cache, with the same note
+        corpus = corpus_of(folder, tokenizer=tokenizer, unknown=rule)
+        assert tokenizer.decode(ids_of(corpus)) == text
+        assert [note for note in corpus.notes if verb in note] == [
+            f"{folder}: {verb} 3 characters that this char tokenizer does not know: "
+            "'á' (U+00E1) 2 times, '漢' (U+6F22) once"
+        ]
+
+
+def test_each_rule_has_its_own_entry_in_the_cache(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer("char", 0, lambda: iter(["abce"]))
+    (tmp_path / "a.txt").write_text("abé" * 10, encoding="utf-8")
+    sizes = [
+        len(corpus_of(tmp_path / "a.txt", tokenizer=tokenizer, unknown=rule).train)
+        for rule in RULES
+    ]
+    assert sizes == [20, 30]
+    with pytest.raises(GptcliError, match="10 characters"):
+        corpus_of(tmp_path / "a.txt", tokenizer=tokenizer)
 
 
 def test_a_corpus_from_the_cache_has_its_notes(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def _texts(folder: Path) -> list[Target]:
     kinds = [bytewise] + [build_tokenizer(k, 262, lambda: iter([TEXT])) for k in ("char", "bpe")]
 
     def encoded(pieces: Any) -> None:
-        encode_all(pieces, bytewise, "a", lambda ids: None)
+        encode_all(pieces, bytewise, lambda ids: None)
 
     def feed_jsonl(data: bytes) -> None:
         jsonl.write_bytes(data)

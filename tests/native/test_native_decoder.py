@@ -17,6 +17,7 @@ from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.next_token import (
     SamplingParams,
     choose_token,
+    choose_valid_token,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -259,8 +260,9 @@ def test_bytes_needed_grows_with_streams_and_dtype(decoding: ctypes.CDLL) -> Non
 
 
 def chosen(
-    found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any
-) -> int:
+    found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any,
+    after: Any = None,
+) -> int:  # fmt: skip
     """The token that the C library chooses from these logits."""
     function = found.dec_choose
     function.restype = ctypes.c_int
@@ -269,6 +271,7 @@ def chosen(
         function(
             ctypes.c_void_p(logits.data_ptr()), len(logits), ctypes.byref(how),
             ctypes.c_double(uniform), ctypes.c_void_p(place),
+            ctypes.c_void_p(None if after is None else after.data_ptr()),
         )
     )  # fmt: skip
 
@@ -354,6 +357,25 @@ def share_of(
     probabilities = torch.softmax(kept[0], -1, dtype=torch.float64)
     after = float(probabilities[: token + 1].sum())
     return float(probabilities[token]), after - float(probabilities[token]), after
+
+
+def test_tokens_that_would_not_be_utf8_are_chosen_as_pytorch_does(decoding: ctypes.CDLL) -> None:
+    generator = torch.Generator().manual_seed(4)
+    others = 0
+    for number in range(200):
+        logits = torch.randn(70, generator=generator)
+        valid = torch.rand(70, generator=generator) < 0.5
+        after = torch.where(valid, 0, 255).to(torch.uint8)
+        uniform = torch.rand(1, generator=generator, dtype=torch.float64)
+        params = SamplingParams(0.0 if number % 5 == 0 else 1.0, 40 if number % 2 else None)
+        native = SamplingParamsStruct(
+            temperature=params.temperature, top_p=1.0, penalty=1.0, top_k=params.top_k or 0
+        )
+        token = chosen(decoding, logits, native, float(uniform), None, after)
+        assert valid[token]
+        assert token == int(choose_valid_token(logits[None], params, uniform, valid[None]))
+        others += token != chosen(decoding, logits, native, float(uniform), None)
+    assert 50 < others < 150
 
 
 def test_nan_logits_still_choose_a_token(decoding: ctypes.CDLL) -> None:

@@ -152,3 +152,46 @@ def test_after_an_interruption_a_new_text_begins(
     with pytest.raises(KeyboardInterrupt):
         list(conversation.say("de", 4, interrupted))
     assert "".join(conversation.say("fg", 6)) == continued(m, backend, tokenizer, "fg", 6)
+
+
+def test_other_streams_continue_the_same_text(
+    m: GPT, backend: Backend, tokenizer: Tokenizer
+) -> None:
+    conversation = talk(m, backend, tokenizer)
+    first = "".join(conversation.say("ab", 20))
+    conversation.continue_with(open_streams(m, 1, GREEDY, backend, 1))
+    assert "".join(conversation.say("", 9)) == continued(m, backend, tokenizer, "ab" + first, 9)
+
+
+def test_a_seed_repeats_its_answer(m: GPT, backend: Backend, tokenizer: Tokenizer) -> None:
+    streams = open_streams(m, 1, SamplingParams(1.0), backend, 1)
+    conversation = Conversation(streams, tokenizer, seed=1)
+    answers = []
+    for _ in range(2):
+        conversation.new()
+        conversation.reseed(7)
+        answers.append("".join(conversation.say("ab", 30)))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "limit", "length"),
+    [
+        ("a" * 30 + "\n" + "b" * 50, 20, 31),  # to the end of the line
+        ("a\nb\n" + "c" * 90, 4, 4),  # the line ends exactly at the limit
+        ("a" * 210 + " " + "b" * 900, 5, 211),  # no line end in sight: to the end of a word
+        ("a" * 900, 5, 405),  # one endless word
+        ("a" * 900, 0, 0),
+    ],
+)
+def test_an_answer_ends_with_its_line(
+    written: str, limit: int, length: int, m: GPT, backend: Backend
+) -> None:
+    tokenizer = build_tokenizer("char", 0, lambda: iter(["\n abcdefghijk"]))
+    conversation = talk(m, backend, tokenizer)
+    tokens = iter(tokenizer.encode(written))
+    conversation._streams.run = lambda streams, uniform: (  # type: ignore[method-assign]
+        torch.tensor([[next(tokens)]])
+    )
+    answer = "".join(conversation.say("k", limit, to_line_end=True))
+    assert answer == written[:length]

@@ -38,16 +38,22 @@ class LearnerFile:
     exercise: str = "attention"
 
 
-def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
-    """The file that `FILE` or `FILE:CLASS` names. It exists and parses; nothing of it was run.
-
-    A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError if there is no such
-    file, or if the file is not Python."""
-    name, class_name = spec, exercise_named(exercise).target or "module"
+def split_class(spec: str) -> tuple[str, str | None]:
+    """FILE and CLASS of `FILE[:CLASS]`. A drive letter (`C:\\x.py`) is part of the file."""
+    spec = os.path.expanduser(spec)  # noqa: PTH111 (Path.expanduser raises for ~nobody)
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113
-            name, class_name = left, right
+            return left, right
+    return spec, None
+
+
+def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
+    """The file that `FILE` or `FILE:CLASS` names. It exists and parses; nothing of it was run.
+
+    Raises GptcliError if there is no such file, or if the file is not Python."""
+    name, named_class = split_class(spec)
+    class_name = named_class or exercise_named(exercise).target or "module"
     if not class_name.isidentifier():
         raise GptcliError(
             f"{name}: `{class_name}` is not the name of a class",
@@ -127,26 +133,62 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+_OTHER_FORMATS = {
+    ".json": "JSON", ".jsonl": "JSON", ".yaml": "YAML", ".yml": "YAML", ".toml": "TOML",
+    ".txt": "a text", ".md": "a text", ".csv": "a table", ".tsv": "a table", ".html": "HTML",
+    ".safetensors": "a file of weights", ".pt": "a file of weights", ".pth": "a file of weights",
+    ".bin": "a binary file", ".gguf": "a file of weights", ".npz": "a file of arrays",
+    ".npy": "a file of arrays", ".pyc": "compiled Python", ".model": "a SentencePiece model",
+    ".zip": "an archive", ".gz": "an archive",
+}  # fmt: skip
+"""What a file of this suffix usually holds, if it holds no Python."""
+
+_MOST_BYTES = 1 << 22
+
+
 def _parse(name: str, path: Path) -> None:
+    """Raise GptcliError unless the file is Python that defines something."""
+    other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
+        if path.stat().st_size > _MOST_BYTES:  # parsing takes a hundred times as much memory
+            raise _not_python(name, f"it has {path.stat().st_size:,} bytes")
         with tokenize.open(path) as source:  # honours a coding line, as Python does
-            ast.parse(source.read(), filename=name)
-    except SyntaxError as error:
-        where = f"{name}:{error.lineno}" if error.lineno else name
-        line = (error.text or "").strip()
-        line = line if len(line) <= 200 else line[:197] + "..."
-        raise GptcliError(
-            f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
-            "Python cannot read this file; fix that line first",
-        ) from None
-    except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise GptcliError(
-            f"{name} is not Python: {in_words(error)}", "name a .py file with your class in it"
-        ) from None
+            tree = ast.parse(source.read(), filename=name)
+        only_values = tree.body and all(isinstance(part, ast.Expr) for part in tree.body)
+        if only_values and path.suffix != ".py":  # JSON is also a Python expression
+            raise _not_python(name, f"it is {other or 'data'}")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if other is not None:
+            raise _not_python(name, f"it is {other}") from None
+        raise _unreadable_python(name, error) from None
     except OSError as error:
         raise GptcliError(
             f"{name} cannot be read: {error.strerror}", "check the file's permissions"
         ) from None
+
+
+def _not_python(name: str, what: str) -> GptcliError:
+    hint = "name the .py file with the code that you wrote"
+    if name.lower().endswith(".json"):
+        hint += (
+            "; a tokenizer.json is for `gptcli train --tokenizer` and `gptcli tokenizer`, which "
+            "read it as data"
+        )
+    return GptcliError(f"{name} is not a Python file: {what}", hint)
+
+
+def _unreadable_python(name: str, error: Exception) -> GptcliError:
+    if isinstance(error, SyntaxError):
+        where = f"{name}:{error.lineno}" if error.lineno else name
+        line = (error.text or "").strip()
+        line = line if len(line) <= 200 else line[:197] + "..."
+        return GptcliError(
+            f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
+            "Python cannot read this file; fix that line first",
+        )
+    return GptcliError(
+        f"{name} is not Python: {in_words(error)}", "name a .py file with your class in it"
+    )
 
 
 def _such_as(folder: Path) -> str:

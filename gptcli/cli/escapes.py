@@ -1,0 +1,51 @@
+"""--escape: reads `\\n`, `\\t`, `\\r` and `\\\\` in a prompt that is typed, as printf does."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from gptcli.errors import GptcliError
+
+EscapeOption = Annotated[
+    bool,
+    typer.Option(
+        "--escape",
+        "-e",
+        help="Read \\n as a newline, \\t as a tab and \\\\ as a backslash in the texts that you "
+        "type (here, --stop, lines of --prompt-lines and -i). Without it they are taken literally.",
+    ),
+]
+
+_MEANINGS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def unescape(text: str, where: str) -> str:
+    """The text with its escapes replaced. `where` names the option, for the message.
+
+    Raises GptcliError for a backslash before any other character."""
+
+    def meaning(found: re.Match[str]) -> str:
+        if found[1] not in _MEANINGS:
+            shown = f"`{found[0]}`" if found[0].isprintable() else "a backslash at a line end"
+            raise GptcliError(
+                f"{where}: {shown} is not an escape",
+                "--escape knows \\n (newline), \\t (tab), \\r (return) and \\\\ (backslash)",
+            )
+        return _MEANINGS[found[1]]
+
+    return re.sub(r"\\(.?)", meaning, text, flags=re.DOTALL)
+
+
+def literal_escapes_note(text: str, where: str) -> str | None:
+    """A note if a text has `\\n` or `\\t` in it that --escape would read; None if it has none."""
+    found = re.search(r"(?<!\\)(?:\\\\)*\\([nt])", text)
+    if found is None:
+        return None
+    what = "newline" if found[1] == "n" else "tab"
+    return (
+        f"note: {where}: `\\{found[1]}` is taken literally, as two characters; with --escape it "
+        f"is a {what}"
+    )

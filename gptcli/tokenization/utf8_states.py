@@ -1,0 +1,78 @@
+"""Which tokens can follow a text so that its bytes stay valid UTF-8: a table of states and tokens.
+
+A state says what the next byte can be (The Unicode Standard, table 3-7):
+
+| state | the next byte |
+|---|---|
+| 0 | begins a character |
+| 1, 2, 3 | is the first of 1, 2, 3 more bytes, 80 to BF |
+| 4 (after E0), 5 (after ED) | is the first of 2 more bytes: A0 to BF, 80 to 9F |
+| 6 (after F0), 7 (after F4) | is the first of 3 more bytes: 90 to BF, 80 to 8F |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+STATES = 8
+INVALID = 255
+"""In the table: a text in this state cannot continue with this token."""
+
+_CONTINUED = {  # state: lowest byte, highest byte, next state
+    1: (0x80, 0xBF, 0),
+    2: (0x80, 0xBF, 1),
+    3: (0x80, 0xBF, 2),
+    4: (0xA0, 0xBF, 1),
+    5: (0x80, 0x9F, 1),
+    6: (0x90, 0xBF, 2),
+    7: (0x80, 0x8F, 2),
+}
+_ONLY_AT_START = bytes([0]) + bytes([INVALID]) * (STATES - 1)
+
+
+def next_states(pieces: Sequence[bytes]) -> npt.NDArray[np.uint8] | None:
+    """The state after each token, uint8 (STATES, tokens), or INVALID. `pieces` are tokens' bytes.
+
+    None if every token is made of complete characters, as in a char tokenizer. Then a text cannot
+    become invalid."""
+    import numpy as np
+
+    rows = [_states_after(piece) for piece in pieces]
+    if all(row == _ONLY_AT_START for row in rows):
+        return None
+    table: Any = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, STATES)
+    return np.ascontiguousarray(table.T)
+
+
+def _states_after(piece: bytes) -> bytes:
+    if piece.isascii():
+        return _ONLY_AT_START
+    return bytes(_after(state, piece) for state in range(STATES))
+
+
+def _after(state: int, piece: bytes) -> int:
+    for byte in piece:
+        state = _after_byte(state, byte)
+        if state == INVALID:
+            break
+    return state
+
+
+def _after_byte(state: int, byte: int) -> int:
+    if state:
+        low, high, after = _CONTINUED[state]
+        return after if low <= byte <= high else INVALID
+    if byte < 0x80:
+        return 0
+    if byte in (0xE0, 0xED, 0xF0, 0xF4):
+        return {0xE0: 4, 0xED: 5, 0xF0: 6, 0xF4: 7}[byte]
+    if 0xC2 <= byte <= 0xDF:
+        return 1
+    if 0xE1 <= byte <= 0xEF:
+        return 2
+    return 3 if 0xF1 <= byte <= 0xF3 else INVALID
