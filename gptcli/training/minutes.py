@@ -217,7 +217,8 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with `values`, by dotted key. Raises ValidationError if they do not fit.
 
     Keys that were not set before and are not in `values` still count as not set."""
-    tree, sections = config.model_dump(), {}
+    tree = config.model_dump()
+    sections: dict[str, set[str]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
