@@ -146,16 +146,18 @@ class _NewRun:
     config: Config
     name: str
     user_parts: UserParts | None
-    notes: list[str]  # why --minutes chose these settings
+    notes: list[str]  # which settings gptcli chose, and why
 
 
 def _plan_run(request: _Request, minutes: float | None, command_started: float) -> _NewRun:
     """A new run from the user's arguments. --minutes measures the machine and chooses the rest."""
     target, overrides = request.target, request.overrides
-    config, name = config_for(target, overrides, request.from_run)
+    notes: list[str] = []
+    config, name = config_for(target, overrides, request.from_run, notes)
     user_parts = check_and_load(request.files, config, request.force)
     if minutes is None:
-        return _NewRun(config, name, user_parts, [])
+        return _NewRun(config, name, user_parts, notes)
+    from gptcli.config_files import values_set
     from gptcli.training.minutes import fit_to_minutes
 
     keep_config = request.from_run is not None or is_config(target)
@@ -163,7 +165,7 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
         config = defaults_with_overrides(target, overrides)
     config, notes = fit_to_minutes(
         config,
-        {override.partition("=")[0] for override in overrides},
+        set(values_set(overrides)),
         keep=keep_config,
         minutes=minutes,
         begun=command_started,

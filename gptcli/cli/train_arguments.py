@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptcli.cli.output import note
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
 def config_of_arguments(arguments: list[str]) -> Config:
     """The config that the arguments of a command line ask for."""
     target, overrides = split_arguments(arguments)
-    return config_for(target, overrides, None)[0]
+    notes: list[str] = []
+    config, _ = config_for(target, overrides, None, notes)
+    for line in notes:
+        note(line)
+    return config
 
 
 def with_user_tokenizer(overrides: list[str]) -> list[str]:
@@ -46,22 +51,28 @@ def with_user_tokenizer(overrides: list[str]) -> list[str]:
 
     Raises GptcliError if an override asks for another kind.
     """
-    for override in overrides:
-        if override.startswith("tokenizer.kind=") and override != "tokenizer.kind=bpe":
-            raise GptcliError(
-                f"{override} and --tokenizer cannot be used together",
-                "leave one out; tokenizer.vocab_size works with --tokenizer",
-            )
+    from gptcli.config_files import values_set
+
+    kind = values_set(overrides).get("tokenizer.kind", "bpe")
+    if kind != "bpe":
+        raise GptcliError(
+            f"tokenizer.kind={kind} and --tokenizer cannot be used together",
+            "leave one out; tokenizer.vocab_size works with --tokenizer",
+        )
     return [*overrides, "tokenizer.kind=bpe"]
 
 
 def config_for(
-    target: str | None, overrides: list[str], from_run: str | None
+    target: str | None,
+    overrides: list[str],
+    from_run: str | None,
+    notes: list[str] | None = None,
 ) -> tuple[Config, str]:
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
-    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate.
-    Raises GptcliError if `target` is no config and no text.
+    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate. If the
+    user names no config, values of the default config change if they do not fit the user's; `notes`
+    gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import load_config
     from gptcli.files.shipped import shipped_configs, shipped_texts
@@ -86,9 +97,23 @@ def config_for(
         name = Path(target).stem if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
-    return load_config(_default_config(), overrides), (
-        Path(target).stem or "text" if target is not None else _default_config()
-    )
+    default = _default_config()
+    name = Path(target).stem or "text" if target is not None else default
+    fitting = _fitting_overrides(load_config(default), overrides)
+    if notes is not None:
+        notes += [f"{override}, so that it fits what you set" for override in fitting]
+    return load_config(default, [*fitting, *overrides]), name
+
+
+def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
+    """Overrides of the keys that the user did not set, so that they fit those that the user set."""
+    from gptcli.config_files import values_set
+    from gptcli.config_problems import flatten
+    from gptcli.fitting_values import fitting_values
+
+    asked = values_set(overrides)
+    stored = {".".join(key): value for key, value in flatten(base.model_dump()).items()}
+    return [f"{key}={value}" for key, value in fitting_values(stored | asked, asked).items()]
 
 
 def is_config(target: str | None) -> bool:
@@ -100,10 +125,12 @@ def is_config(target: str | None) -> bool:
 
 def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
     """The default values with the user's text and overrides, for --minutes to choose the rest."""
+    from gptcli.config import Config
     from gptcli.config_files import parse_config
 
     if target is not None:
         overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+    overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
 
@@ -114,9 +141,10 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
     tenth of the run's. Overrides of the user stay as they are.
     """
     from gptcli.config import Config, RunConfig
+    from gptcli.config_files import values_set
 
     values = stored.model_dump()
-    overridden = {override.partition("=")[0] for override in overrides}
+    overridden = values_set(overrides)
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             values["train"][key] = "auto"

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config import Config
+from gptcli.config_problems import flatten
 from gptcli.corpus.sources import Source, find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError
+from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import seconds_per_step
@@ -220,7 +222,8 @@ def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Confi
     operations = operations_per_second * max(1.0, end - time.perf_counter())
     chosen = choose_settings(operations, characters, len(set(start)))
     values = {key: value for key, value in chosen.values.items() if key not in asked}
-    return with_values(config, values), chosen.reasons
+    stored = {".".join(key): value for key, value in flatten(config.model_dump()).items()}
+    return with_values(config, values | fitting_values(stored | values, asked)), chosen.reasons
 
 
 def _first_characters(source: Source, count: int) -> Iterator[str]:
