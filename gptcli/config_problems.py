@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gptcli.config import Config
 from gptcli.errors import nearest
+from gptcli.other_spellings import KEY_OF, SENTENCE_OF, normalised
 
 Key = tuple[str, ...]
 Problem = tuple[str, str | None]
@@ -90,6 +91,11 @@ def _did_you_mean(key: Key) -> str | None:
     known = dotted_keys()
     if len(key) > 2 and ".".join(key[:2]) in known:
         return f"`{'.'.join(key[:2])}` takes a plain value"
+    name = normalised(key[-1])
+    if name in SENTENCE_OF:
+        return SENTENCE_OF[name]
+    if name in KEY_OF and ".".join(key) not in known:
+        return f"did you mean `{KEY_OF[name]}`?"
     inside = nearest(".".join(key), [k for k in known if k.split(".")[0] == key[0]])
     if inside:
         return f"did you mean `{inside}`?"

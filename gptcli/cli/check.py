@@ -58,6 +58,7 @@ Hint = Annotated[
     int,
     typer.Option(
         "--hint",
+        metavar="1|2|3",
         min=1,
         max=3,
         help="How much the hint gives away: 1 asks a question, 2 names what to compare, 3 nearly "

@@ -10,7 +10,8 @@ import typer
 
 def configs(
     name: Annotated[
-        str | None, typer.Argument(help="The shipped config to print (default: list all).")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The shipped config to print (default: list all)."),
     ] = None,
 ) -> None:
     """List the shipped configs, or print one to start from."""

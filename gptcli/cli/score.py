@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -53,8 +54,12 @@ def score(
     a line: its log-probability in nats, its id, its text. A token is predicted from the tokens that
     `sample` would look at."""
     if len(words) > 2:
-        raise GptcliError(f"score takes a run and a file; got {len(words)} words", "RUN FILE")
+        raise GptcliError(
+            f"score takes a run and a file; got {len(words)} words",
+            "write gptcli score RUN FILE; put a name with blanks into quotes",
+        )
     run, file = (None, words[0]) if len(words) == 1 else words
+    _refuse_run_without_file(words)
     text = read_text(Path(file), "score")
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
@@ -74,6 +79,30 @@ def score(
         f"{count:,} token{'s' if count != 1 else ''}: {scores.loss:.4f} nats per token, "
         f"perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
     )
+
+
+def _refuse_run_without_file(words: list[str]) -> None:
+    """Raise GptcliError if the only word is a run, or names no file."""
+    from gptcli.training.run_folder import list_runs
+
+    if len(words) == 1 and not os.path.exists(words[0]):  # noqa: PTH110
+        runs = [run.name for run in list_runs(Path("runs"))]
+        hint = (
+            f"give a file, too: gptcli score {shlex.quote(words[0])} FILE"
+            if words[0] in runs
+            else "score reads the text from a UTF-8 file"
+        )
+        raise GptcliError(f"no file named `{_short(words[0])}`", hint)
+    if len(words) == 1 and Path(words[0]).is_dir():
+        raise GptcliError(
+            f"{words[0]} is a folder, not a text",
+            f"give a file, too: gptcli score {shlex.quote(words[0])} FILE",
+        )
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)
@@ -117,9 +146,9 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     """Load the model and score the text. Raises GptcliError if the text has no tokens."""
     sampling = None
     if options.dtype in ("auto", "float32"):
-        trained = load_model(run, options, dtype_of_run=False)
+        trained = load_model(run, options, "score", dtype_of_run=False)
     else:  # with the engine of `sample`, because engines round differently
-        sampling = load_for_sampling(run, options)
+        sampling = load_for_sampling(run, options, "score")
         trained = sampling.trained
     from gptcli.sampling.backend import open_decoder
     from gptcli.sampling.score import log_probabilities, native_log_probabilities

@@ -49,7 +49,8 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder (default: runs/NAME).")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run folder (default: runs/NAME)."),
     ] = None,
     from_run: Annotated[
         str | None,

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptcli.cli.missing_text import no_such_text, refuse_run
 from gptcli.cli.output import note
-from gptcli.errors import GptcliError, nearest
+from gptcli.cli.run_argument import named_run
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -29,6 +31,9 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     ]
     overrides = [argument for argument in arguments if argument not in targets]
     if len(targets) > 1:
+        for target in targets:
+            if not is_config(target) and not os.path.exists(target):  # noqa: PTH110
+                raise no_such_text(target)
         raise GptcliError(
             f"`{targets[1]}`: give only one CONFIG or TEXT; `{targets[0]}` is already one",
             "write changes as KEY=VALUE; put several texts into one folder",
@@ -75,25 +80,18 @@ def config_for(
     gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import load_config
-    from gptcli.files.shipped import shipped_configs, shipped_texts
+    from gptcli.files.shipped import shipped_texts
 
     if target is not None and is_config(target):
         return load_config(target, overrides), Path(target).stem
-    if target is not None and not Path(target).exists() and target not in shipped_texts():
-        known = [*shipped_configs(), *_files_in_same_folder(target)]
-        close = nearest(target, known)
-        raise GptcliError(
-            f"no config or text file named `{target}`",
-            (f"did you mean `{close}`? " if close else "")
-            + "shipped configs: "
-            + ", ".join(shipped_configs()),
-        )
+    if target is not None and target not in shipped_texts():
+        refuse_run(target)
+        if not os.path.exists(target):  # noqa: PTH110 (False for a name that no file can have)
+            raise no_such_text(target)
     if target is not None:
         overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
     if from_run is not None:
-        from gptcli.training.run_folder import find_run
-
-        source = find_run(from_run)
+        source = named_run(from_run, "train --from")
         name = Path(target).stem if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
@@ -158,20 +156,6 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
 
 def _looks_like_yaml(target: str) -> bool:
     return target.lower().endswith((".yaml", ".yml"))
-
-
-def _files_in_same_folder(target: str) -> list[str]:
-    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
-    folder = Path(target).parent
-    return (
-        [
-            str(p)
-            for p in sorted(folder.iterdir())
-            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")
-        ]
-        if folder.is_dir()
-        else []
-    )
 
 
 def _default_config() -> str:
