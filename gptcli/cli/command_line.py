@@ -47,7 +47,7 @@ def same_option(name: str) -> str:
 class Command(TyperCommand):
     """A command whose errors name the right form, and whose --help has no types of Python."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises CommandLineError with all options that do not exist."""
         if not ctx.resilient_parsing:
             problems = list(_problems(ctx, args))
@@ -61,11 +61,11 @@ class Command(TyperCommand):
         except TyperException as error:
             raise _bad_value(ctx, typed, error) or error from None
 
-    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words of the usage line: the options, then each argument as its help names it."""
         return ["[OPTIONS]", *(metavar(p) for p in self.params if _is_argument(p))]
 
-    def format_options(self, ctx: Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options, with their bounds in words."""
         _write_parameters(self, ctx, formatter)
 
@@ -73,7 +73,7 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands. An unknown command gets a hint."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the command. Raises CommandLineError if one does not exist."""
         begin = []
         for word in args:
@@ -85,7 +85,7 @@ class Group(TyperGroup):
             raise CommandLineError(problems[:1])
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the words name, and its arguments.
 
         `chat` is `sample --interactive`, and `help COMMAND` is `COMMAND --help`. Raises
@@ -115,7 +115,7 @@ class Group(TyperGroup):
             return f"to train on it: gptcli train {shlex.quote(word)}"
         return f"the commands are: {', '.join(self.commands)}"
 
-    def format_options(self, ctx: Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options and the commands."""
         _write_parameters(self, ctx, formatter)
         self.format_commands(ctx, formatter)
@@ -145,7 +145,7 @@ def is_text_or_config(word: str) -> bool:
 
 def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
     """A problem for each option that does not exist, needs a value or takes none."""
-    known = {same_option(name): p for p in ctx.command.params for name in _names(p)}
+    known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
     known |= dict.fromkeys(ctx.help_option_names)
     path = ctx.command_path
     command = path.partition(" ")[2]
@@ -165,14 +165,14 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
         if long not in known and not word.startswith("--") and not _is_long(command, name, known):
             first = known.get(word[:2])
             if word[:2] in known:
-                if first is not None and not first.is_flag and len(word) == 2:  # type: ignore[attr-defined]
+                if first is not None and not first.is_flag and len(word) == 2:
                     at += 1
                     if at > len(args):
                         yield _needs_value(path, first, word)
                 continue
         parameter = known.get(long)
         if long in known:
-            takes_value = parameter is not None and not parameter.is_flag  # type: ignore[attr-defined]
+            takes_value = parameter is not None and not parameter.is_flag
             if takes_value and not equals:
                 following = args[at] if at < len(args) else None
                 if following is None or (len(following) > 2 and same_option(following) in known):
@@ -280,14 +280,19 @@ def _instead(
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
         return f"write {own}, with two dashes", not known[own].is_flag if known[own] else False
+    if command == "train" and word == "init_from" and value not in ("", "resume"):
+        if value == "scratch":
+            return "leave it out: a new run starts from new weights", True
+        return "gptcli has no trained weights; --from RUN starts from a run of yours", True
     form = _by_value(command, word, value) or FORM_OF.get(command, {}).get(word)
     if form is not None:
         return _written(ctx.command_path, form, value, known)
     if word in FIXED:
         key, fixed = FIXED[word]
         return _fixed(command, key, fixed, known), False
-    if command in _WITH_KEYS and (key := _key(name)) is not None:
-        return f"write {_assignment(key, value)}", True
+    setting = _assignment(name, value)
+    if command in _WITH_KEYS and setting is not None:
+        return f"write {setting}", True
     if word in SENTENCE_OF:
         return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
     for other, parameters in _other_commands(ctx).items():
@@ -296,8 +301,8 @@ def _instead(
     options = {normalised(option): option for option in known}
     if len(word) > 1 and (close := get_close_matches(word, options, n=1, cutoff=0.7)):
         return f"did you mean {options[close[0]]}? See {ctx.command_path} --help", True
-    if command not in _WITH_KEYS and (key := _key(name)) is not None:
-        return f"`gptcli train` sets it: {_assignment(key, value)}", True
+    if setting is not None:
+        return f"`gptcli train` sets it: {setting}", True
     return f"see {ctx.command_path} --help", False
 
 
@@ -357,8 +362,11 @@ def _key(name: str) -> str | None:
     return KEY_OF.get(last)
 
 
-def _assignment(key: str, value: str) -> str:
-    """`KEY=VALUE` with the user's value as YAML; `KEY=...` without one."""
+def _assignment(name: str, value: str) -> str | None:
+    """The KEY=VALUE that an option means; `KEY=...` without a value, None if it is no key."""
+    key = _key(name)
+    if key is None:
+        return None
     plain = {"True": "true", "False": "false", "None": "null"}.get(value, value)
     plain = VALUES.get(key, {}).get(plain.lower(), plain)
     return shlex.quote(f"{key}={plain}") if plain else f"{key}=..."
