@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,7 +214,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
                 user_parts=new.user_parts,
                 from_run=run_folder.find_run(from_run) if from_run else None,
             )
-            prepared.notes[:0] = new.notes
+            prepared.notes[:0] = [*_other_name_notes(run, new.name, out), *new.notes]
             follow_training(prepared, request.files, request.as_json)
         except Exception:
             if prepared is not None:
@@ -221,6 +222,15 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
             raise
         finally:
             restore_replaced_run(run)
+
+
+def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
+    """A note if the run gets another name, because a run of its name exists; else []."""
+    if out is not None or run.name == name:
+        return []
+    first = run.with_name(name)
+    resume = f"gptcli train --resume --out {shlex.quote(str(first))}"
+    return [f"{first} exists already, so this run goes to {run}; to continue the first: {resume}"]
 
 
 def _resume_run(request: _Request, extend: bool) -> None:

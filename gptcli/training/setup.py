@@ -29,6 +29,7 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
+from gptcli.training.setting_notes import setting_notes
 from gptcli.training.training_state import progress_of
 
 # torch.compile takes about a minute on a GPU, so a run must last much longer to gain from it.
@@ -171,7 +172,7 @@ def prepare_new(
         _refuse_without_validation(corpus)
     run_folder.create(run, config, corpus.tokenizer, status)
     setup = _build_setup(run, config, corpus, user_parts=user_parts, start_from=weights)
-    return Prepared(setup, [*corpus.notes, *notes])
+    return Prepared(setup, [*corpus.notes, *notes, *setting_notes(config, corpus)])
 
 
 def prepare_resume(

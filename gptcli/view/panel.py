@@ -15,6 +15,7 @@ from gptcli.view.glyphs import ASCII, BEST, LABEL, LOSS, UNICODE, VAL, Glyphs
 from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
+from gptcli.view.shown_path import shown_path
 
 WIDEST = 100  # cells; wider lines are harder to read
 CHART_ROWS = 10  # the most rows of the curve; the axis is not counted
@@ -57,7 +58,7 @@ def headline(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> Te
     cut = ellipsis_for(encoding)
     run = crop(clean(str(started.run), encoding), width // 2, ellipsis=cut, keep_end=True)
     room = width - 1 - len(glyphs.arrow) - Text(run).cell_len
-    source = crop(clean(started.source, encoding), room, ellipsis=cut, keep_end=True)
+    source = crop(clean(shown_path(started.source), encoding), room, ellipsis=cut, keep_end=True)
     return Text.assemble(" ", (source, "bold"), (glyphs.arrow, LABEL), run)
 
 

@@ -20,6 +20,7 @@ from gptcli.view.number_formats import duration, human_count, loss_text, norm_te
 from gptcli.view.run_end import run_end_lines, unfinished_line
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, one_line
+from gptcli.view.shown_path import shown_path
 
 WIDTH = 79
 
@@ -109,7 +110,7 @@ def _step_of(step: int, status: RunStatus) -> str:
 
 def _opening_lines(event: RunStarted) -> list[str]:
     run = crop(str(event.run), WIDTH // 2, ellipsis="...", keep_end=True)
-    source = crop(event.source, WIDTH - 13 - len(run), ellipsis="...", keep_end=True)
+    source = crop(shown_path(event.source), WIDTH - 13 - len(run), ellipsis="...", keep_end=True)
     validation = f", {human_count(event.val_tokens)} for validation" if event.val_tokens else ""
     resumed = f", from step {event.resumed_from}" if event.resumed_from is not None else ""
     lines = [
