@@ -96,3 +96,14 @@ def test_a_wrong_command_line_has_the_error_form(words: list[str], message: str,
     assert first.startswith(f"error: {message}")
     assert (blank, rest) == ("", [""])
     assert hint.startswith(("hint: see gptcli", "hint: did you mean"))
+
+
+def test_the_configs_are_a_table_of_80_columns(cli) -> None:  # type: ignore[no-untyped-def]
+    from gptcli.files.shipped import shipped_configs
+
+    outcome = cli("configs")
+    heading, *rows = outcome.out.splitlines()
+    assert heading.split() == ["config", "what", "it", "is", "for"]
+    start = heading.index("what")
+    assert [row[:start].strip() for row in rows if row[0] != " "] == list(shipped_configs())
+    assert all(len(row) <= 80 and row[start - 1] == " " and row[start] != " " for row in rows)
