@@ -20,6 +20,7 @@ DEFAULT_CONFIG_GPU = "shakespeare-gpu"
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # These bounds are far above what fits in a machine's memory. They only catch typing errors.
 Count = Annotated[int, Field(ge=1, le=10**9)]
+MOST_HEADS = 10_000
 
 
 class _Section(BaseModel):
@@ -54,6 +55,17 @@ class TokenizerConfig(_Section):
     null: a tokenizer of the given kind, trained on the text if it is char or bpe."""
 
 
+def width_unit(arch: ArchName, n_head: int) -> int:
+    """The number that n_embd must be a multiple of. Rotary positions need pairs of channels."""
+    return n_head * (2 if arch_named(arch).positions == "rotary" else 1)
+
+
+def heads_that_fit(arch: ArchName, n_embd: int) -> list[int]:
+    """Every n_head up to 10,000 that fits n_embd, in rising order; [] if none does."""
+    most = min(n_embd, MOST_HEADS)
+    return [heads for heads in range(1, most + 1) if n_embd % width_unit(arch, heads) == 0]
+
+
 class ModelConfig(_Section):
     """The network."""
 
@@ -61,7 +73,7 @@ class ModelConfig(_Section):
     """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2 exactly."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
-    n_head: Annotated[int, Field(ge=1, le=10_000)] = 4
+    n_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] = 4
     """Number of attention heads in each block. It must divide n_embd."""
     n_embd: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Number of channels of the residual stream."""
@@ -74,42 +86,56 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
-        if self.n_embd % self.n_head:
-            below = self.n_embd - self.n_embd % self.n_head
-            choices = sorted({c for c in (below, below + self.n_head) if c > 0})
-            raise PydanticCustomError(
-                "n_head",
-                "n_embd {n_embd} is not divisible by n_head {n_head}",
-                {
-                    "n_embd": self.n_embd,
-                    "n_head": self.n_head,
-                    "key": "n_head",
-                    "hint": "n_embd could be " + " or ".join(map(str, choices)),
-                },
-            )
-        if self.traits.positions == "rotary" and self.n_embd // self.n_head % 2:
-            raise PydanticCustomError(
-                "head_dim",
-                "n_embd / n_head is {head_dim}, an odd number: rotary positions turn "
-                "pairs of channels",
-                {
-                    "head_dim": self.n_embd // self.n_head,
-                    "key": "n_head",
-                    "hint": "choose an even n_embd / n_head, or "
-                    + archs_that(lambda arch: arch.positions == "learned"),
-                },
-            )
+        rotary = self.traits.positions == "rotary"
+        if self.n_embd % width_unit(self.arch, self.n_head):
+            context = {
+                "n_embd": self.n_embd,
+                "n_head": self.n_head,
+                "head_dim": self.n_embd // self.n_head,
+                "keys": ("n_head", "n_embd"),
+                "hint": self._values_that_fit(),
+            }
+            if rotary and self.n_embd % 2:
+                message = "n_embd {n_embd} is odd: rotary positions turn pairs of channels"
+                context["keys"] = ("n_embd",)
+            elif self.n_embd % self.n_head:
+                message = "n_embd {n_embd} is not divisible by n_head {n_head}"
+            else:
+                message = (
+                    "n_embd {n_embd} / n_head {n_head} is {head_dim}, an odd number: "
+                    "rotary positions turn pairs of channels"
+                )
+            raise PydanticCustomError("n_head", message, context)
         if self.bias and not self.traits.can_have_biases:
             raise PydanticCustomError(
                 "bias",
                 "`arch: {arch}` has no biases",
                 {
                     "arch": self.arch,
-                    "key": "bias",
+                    "keys": ("bias", "arch"),
                     "hint": "set `bias: false`, or " + archs_that(lambda a: a.can_have_biases),
                 },
             )
         return self
+
+    def _values_that_fit(self) -> str:
+        """The nearest n_head for this n_embd, and the nearest n_embd for this n_head: a hint."""
+        heads = heads_that_fit(self.arch, self.n_embd)
+        fewer = [count for count in heads if count < self.n_head][-1:]
+        more = [count for count in heads if count > self.n_head][:1]
+        unit = width_unit(self.arch, self.n_head)
+        below = self.n_embd - self.n_embd % unit
+        choices = [
+            f"{name} could be " + " or ".join(map(str, values))
+            for name, values in (
+                ("n_head", fewer + more),
+                ("n_embd", [width for width in (below, below + unit) if width > 0]),
+            )
+            if values
+        ]
+        if self.n_embd % self.n_head == 0:
+            choices.append(archs_that(lambda arch: arch.positions == "learned"))
+        return ", or ".join(choices)
 
     @property
     def head_dim(self) -> int:

@@ -25,6 +25,7 @@ from gptcli.files.shipped import shipped_configs
 _MAX_BYTES = 1 << 17
 _MAX_NODES = 1_000
 _MAX_DEPTH = 20
+_TOO_MUCH = "more values or deeper nesting than a config can have"
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 
 
@@ -55,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise _TooMuchError(problem="too much for a config", problem_mark=mark)
+            raise _TooMuchError(problem=_TOO_MUCH, problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -100,9 +101,17 @@ class _Document:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # in the order in which they were applied
 
-    def place(self, key: Key) -> str:
-        """Where a key is written; for a key that is not written, the place of its section."""
+    def place(self, *keys: Key) -> str:
+        """Where one of `keys` is written: the newest override, else the first that is written.
+
+        For a key that is not written, the place of its section."""
+        written = [key for key in keys if key in self.places]
+        typed = [self.places[key] for key in written if self.places[key] in self.overrides]
+        if typed:
+            return max(typed, key=self.overrides.index)
+        key = (*written, *keys)[0]
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.name)
@@ -189,6 +198,29 @@ def is_known_override(argument: str) -> bool:
     return argument.partition("=")[0].partition(".")[0] in Config.model_fields
 
 
+def values_set(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys that `KEY=VALUE` overrides set, and their values: dotted key -> value.
+
+    Includes the keys of a whole section (`train={learning_rate: 0.01}`). An empty section
+    (`train=`) sets all its keys to their defaults. Raises GptcliError if an override is not valid
+    YAML."""
+    found: dict[str, Any] = {}
+    for override in overrides:
+        alone = _Document(override)
+        _apply(alone, override)
+        for key, value in flatten(alone.values).items():
+            if len(key) == 1 and value is None:
+                section = f"{key[0]}."
+                found |= {k: v for k, v in _defaults().items() if k.startswith(section)}
+            else:
+                found[".".join(key)] = value
+    return found
+
+
+def _defaults() -> dict[str, Any]:
+    return {".".join(key): value for key, value in flatten(Config().model_dump()).items()}
+
+
 def dump_config(config: Config) -> str:
     """The config as YAML with every key; load_config reads the same config back."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -236,9 +268,7 @@ def _compose(name: str, text: str) -> yaml.Node | None:
 
 
 def _too_much(where: str) -> GptcliError:
-    return GptcliError(
-        f"{where}: too much for a config", "a config has two levels: a section, and its keys"
-    )
+    return GptcliError(f"{where}: {_TOO_MUCH}", "a config has two levels: a section, and its keys")
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
@@ -314,6 +344,7 @@ def _apply(document: _Document, override: str) -> None:
             f"{override[:80]}: the value is not valid YAML",
             "quote it, for example data.source='\"a: b\"'",
         ) from None
+    document.overrides.append(override)
     key = tuple(name.split("."))
     if len(key) > _MAX_DEPTH:
         raise GptcliError(
@@ -332,6 +363,10 @@ def _apply(document: _Document, override: str) -> None:
     for i in range(len(key)):
         document.places.setdefault(key[: i + 1], override)
     document.places[key] = override
+    if isinstance(value, dict):
+        document.places.update(
+            dict.fromkeys(((*key, *below) for below in flatten(value)), override)
+        )
 
 
 def json_schema() -> str:

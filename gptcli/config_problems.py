@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gptcli.config import Config
 from gptcli.errors import nearest
+from gptcli.other_spellings import KEY_OF, SENTENCE_OF, normalised
 
 Key = tuple[str, ...]
 Problem = tuple[str, str | None]
@@ -31,12 +32,12 @@ def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
 
 
 def explain(
-    values: dict[str, Any], error: ValidationError, place: Callable[[Key], str]
+    values: dict[str, Any], error: ValidationError, place: Callable[..., str]
 ) -> Iterator[Problem]:
     """The problems of a config, at most one per key.
 
-    `values` is the config that was validated. `place` returns where a key is written:
-    "mine.yaml:7"."""
+    `values` is the config that was validated. `place` returns where one of several keys is written
+    that do not fit together: "mine.yaml:7"."""
     schema = Config.model_json_schema()
     explained: set[Key] = set()
     for detail in error.errors():
@@ -49,9 +50,14 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if "key" in context:  # a validator of the schema compared two keys
-            where = place((*key, str(context["key"])))
-            yield f"{where}: {detail['msg']}", context.get("hint")
+        if "keys" in context:  # a validator of the schema compared several keys
+            message = detail["msg"]
+            for name in context["keys"]:
+                if name not in (values.get(key[0]) or {}):
+                    value = context.get(name)
+                    message = message.replace(f"{name} {value}", f"{name} {value} (the default)")
+            where = place(*((*key, name) for name in context["keys"]))
+            yield f"{where}: {message}", context.get("hint")
             continue
         value = detail["input"]
         if len(key) < 2 and detail["type"] == "string_unicode":
@@ -85,6 +91,11 @@ def _did_you_mean(key: Key) -> str | None:
     known = dotted_keys()
     if len(key) > 2 and ".".join(key[:2]) in known:
         return f"`{'.'.join(key[:2])}` takes a plain value"
+    name = normalised(key[-1])
+    if name in SENTENCE_OF:
+        return SENTENCE_OF[name]
+    if name in KEY_OF and ".".join(key) not in known:
+        return f"did you mean `{KEY_OF[name]}`?"
     inside = nearest(".".join(key), [k for k in known if k.split(".")[0] == key[0]])
     if inside:
         return f"did you mean `{inside}`?"

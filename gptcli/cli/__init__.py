@@ -27,6 +27,7 @@ from gptcli.cli import (
     tokenizer,
     train,
 )
+from gptcli.cli.command_line import Command, Group, same_option
 from gptcli.cli.output import (
     STDOUT,
     checked_stdout,
@@ -39,10 +40,14 @@ from gptcli.errors import GptcliError, is_out_of_memory
 
 app = typer.Typer(
     name="gptcli",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "token_normalize_func": same_option,  # `--max_new_tokens` is `--max-new-tokens`
+    },
 )
 
 
@@ -66,7 +71,7 @@ def _gptcli(
 
 
 def _add(name: str, function: object, example: str) -> None:
-    app.command(name, epilog=f"Example: {example}")(function)  # type: ignore[type-var]
+    app.command(name, cls=Command, epilog=f"Example: {example}")(function)  # type: ignore[type-var]
 
 
 _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/mine")

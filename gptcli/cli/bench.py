@@ -16,7 +16,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A config as for train (default: the default config).",
+            help="A config, and changes to it, as for train (default: the default config).",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -24,9 +24,9 @@ def bench(
     """Measure training and sampling speed on this machine.
 
     First, bench measures the machine's peak in matrix products. The training figure says which
-    share of that peak a training step reaches. The limit for sampling is the time to read and
-    multiply all weights once for each token; the context is full. The command takes about ten
-    seconds. Run nothing else meanwhile. Nothing is saved."""
+    share of that peak a training step reaches. The limit for sampling is estimated from the time to
+    read and multiply all weights once for each token; the context is full. The command takes about
+    ten seconds. Run nothing else meanwhile. Nothing is saved."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])
@@ -70,14 +70,14 @@ def bench(
         (
             "sampling",
             f"{speed.sample_tokens_per_second:,.0f} tokens per second, one stream: "
-            f"{speed.sample_fraction_of_limit:.0%} of the limit "
+            f"{speed.sample_fraction_of_limit:.0%} of the estimated limit "
             f"({dtype_name(speed.sample_dtype)})",
         ),
         (
             "",
             f"{speed.sample_tokens_per_second_batch:,.0f} tokens per second, "
             f"{speed.batch} streams together: "
-            f"{speed.sample_fraction_of_limit_batch:.0%} of the limit",
+            f"{speed.sample_fraction_of_limit_batch:.0%} of the estimated limit",
         ),
     ):
         typer.echo(f"{name:<10}{value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ Hint = Annotated[
     int,
     typer.Option(
         "--hint",
+        metavar="1|2|3",
         min=1,
         max=3,
         help="How much the hint gives away: 1 asks a question, 2 names what to compare, 3 nearly "
@@ -180,13 +182,33 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
     console.print(Text(f"{report.file}: {report.subject[1]}", style="bold"))
     unicode = "utf" in (console.encoding or "").lower()
-    if report.exercise != "attention":
+    if report.ok or report.exercise != "attention":
         _show_steps(report, console, unicode)
     elif report.picture is not None and report.picture.steps:
         _show_picture(report, console, unicode)
     else:
         _show_checks(report, console)
     _show_verdict(console, report.ok, report.message, report.hints, level)
+    if report.ok:
+        for line in _next_lines(report):
+            console.print(Text(line), soft_wrap=True)
+        console.print()
+
+
+def _next_lines(report: FileReport) -> list[str]:
+    """What a learner can do with a file that passes: train with it, and the next exercise."""
+    from gptcli.course.catalogue import EXERCISES
+
+    names = [each.name for each in EXERCISES]
+    at = names.index(report.exercise)
+    lines = []
+    if report.exercise != "training":
+        usual = EXERCISES[at].target in (report.class_name, "")
+        file = report.file if usual else f"{report.file}:{report.class_name}"
+        lines.append(f"next: gptcli train course --{report.exercise} {shlex.quote(file)}")
+    if at + 1 < len(names):
+        lines.append(f"      gptcli exercise {names[at + 1]} --out my")
+    return lines
 
 
 def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
@@ -206,6 +228,9 @@ def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
         if check.note:
             note = ("note: ", "yellow")
             console.print(Text.assemble("  ", note, f"{check.name}: {check.detail}"))
+    if report.ok and report.exercise == "attention":
+        names = ", ".join(check.name for check in report.checks if not check.note)
+        console.print(Text(f"  also checked: {names}", style="dim"))
 
 
 def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:

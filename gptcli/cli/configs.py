@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Annotated
 
 import typer
 
+from gptcli.cli.output import note
+
 
 def configs(
     name: Annotated[
-        str | None, typer.Argument(help="The shipped config to print (default: list all).")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The shipped config to print (default: list all)."),
     ] = None,
 ) -> None:
     """List the shipped configs, or print one to start from."""
@@ -20,8 +24,15 @@ def configs(
     if name is not None:
         sys.stdout.write(find_config(name).read_text("utf-8"))
         return
-    for known, path in shipped_configs().items():
-        sys.stdout.write(f"{known:<16} {_first_comment(path.read_text('utf-8'))}\n")
+    found = shipped_configs()
+    width = max(map(len, ("config", *found))) + 2
+    sys.stdout.write(f"{'config':<{width}}what it is for\n")
+    for known, path in found.items():
+        first, *rest = textwrap.wrap(_first_comment(path.read_text("utf-8")), 80 - width) or [""]
+        sys.stdout.write(f"{known:<{width}}{first}\n")
+        for line in rest:
+            sys.stdout.write(f"{'':<{width}}{line}\n")
+    note("\nPrint one: gptcli configs tiny > mine.yaml, then: gptcli train mine.yaml")
 
 
 def schema() -> None:

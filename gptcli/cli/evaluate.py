@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 def evaluate(
     run: RunArgument = None,
     split: Annotated[
-        str, typer.Option("--split", help="The split to evaluate: train or val.")
+        str,
+        typer.Option("--split", metavar="train|val", help="The split to evaluate: train or val."),
     ] = "val",
     file: Annotated[
-        Path | None, typer.Option("--file", help="Evaluate on this text instead of the run's text.")
+        Path | None,
+        typer.Option(
+            "--file", metavar="TEXTFILE", help="Evaluate on this text instead of the run's text."
+        ),
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
             "--context",
+            metavar="N",
             min=1,
             help="Length of a window in tokens (default: the model's block_size).",
         ),
@@ -47,7 +52,7 @@ def evaluate(
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
     with waiting("loading the model"):
-        trained = load_model(run, options, dtype_of_run=True)
+        trained = load_model(run, options, "eval", dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
 
     block_size = trained.config.model.block_size

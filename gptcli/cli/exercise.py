@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from gptcli.course.checking import Checker
     from gptcli.course.folder import Progress
 
+_STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
+
 
 def exercise(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="An exercise of the list.")
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]", help="An exercise of the list.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -38,7 +42,10 @@ def exercise(
     status: Annotated[
         Path | None,
         typer.Option(
-            "--status", metavar="DIR", help="Check the exercises in DIR. gptcli runs these files."
+            "--status",
+            metavar="DIR ...",
+            help="Check the exercises in DIR; with several folders, one row for each student. "
+            "gptcli runs these files.",
         ),
     ] = None,
     watch: Annotated[
@@ -53,18 +60,30 @@ def exercise(
     """
     from gptcli.course.catalogue import EXERCISES, exercise_named
 
+    names = [each.name for each in EXERCISES]
+    given = [
+        word for word in words or [] if status is None or word in names or not Path(word).exists()
+    ]
+    folders = [Path(word) for word in words or [] if word not in given]  # of --status DIR ...
+    if len(given) > 1:
+        raise GptcliError(f"`{given[1]}`: name one exercise", "leave NAME out for all of them")
+    name = given[0] if given else None
     chosen = EXERCISES if name is None else (exercise_named(name),)
     if out is not None and status is not None:
         raise GptcliError("--out and --status cannot both be given", "leave one out")
-    for flag, given, needs, other in (
+    for flag, is_given, needs, other in (
         ("--watch", watch, "--status DIR", status),
         ("--blank", blank, "--out DIR", out),
         ("--overwrite", overwrite, "--out DIR", out),
     ):
-        if given and other is None:
+        if is_given and other is None:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
     if out is not None:
         _write(chosen, out, blank, overwrite)
+    elif status is not None and folders:
+        if watch:
+            raise GptcliError("--watch takes one folder", "leave --watch out, or name one folder")
+        _class_status(chosen, [status, *folders], as_json)
     elif status is not None:
         _status(chosen, status, watch, as_json)
     elif name is not None:
@@ -96,7 +115,8 @@ def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool
     for path in write_exercises(chosen, out, blank=blank, overwrite=overwrite):
         sys.stdout.write(f"{path}\n")
     first = chosen[0]
-    note(f"\nFill it in, then: gptcli {first.command} {out / (first.name + '.py')}")
+    file = shlex.quote(str(out / f"{first.name}.py"))
+    note(f"\nFill it in, then: gptcli {first.command} {file}")
 
 
 def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:
@@ -111,7 +131,51 @@ def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bo
             return
         note("watching; save a file to check it again, stop with Ctrl-C")
         for changed in changes(folder):
+            if not as_json:
+                console.clear()  # only on a terminal
+                console.print(f"{time.strftime('%H:%M:%S')}  {', '.join(sorted(changed))} saved\n")
             _check_round(chosen, folder, checker, as_json, console, changed)
+
+
+def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bool) -> None:
+    """Print a row for each student's folder, with a column for each exercise."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from gptcli.course.checking import Checker
+    from gptcli.course.folder import progress_of
+
+    students = [folder for folder in folders if folder.is_dir()]
+    for other in folders:
+        if other not in students:
+            note(f"note: {other} is no folder; it was left out")
+    if not students:
+        raise GptcliError(f"there is no folder {folders[0]}", "name the students' folders")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("student", overflow="ellipsis", no_wrap=True)
+    for each in chosen:
+        table.add_column(each.name, no_wrap=True)
+    with Checker() as checker:
+        for folder in students:
+            student = folder.name or str(folder)
+            cells = []
+            for each in chosen:
+                row = progress_of(each, folder, checker)
+                if as_json:
+                    print_json({"student": student, **row.to_json()})
+                cells.append(Text(_cell(row), style=_STYLES[row.state]))
+            table.add_row(student, *cells)
+    if not as_json:
+        stdout_console().print(table)
+        note("\n5/8: five of eight steps are right; ok: passes; -: not begun; error: cannot be run")
+
+
+def _cell(row: Progress) -> str:
+    """The state of an exercise in one word: "ok", "5/8" right steps, "wrong", "error" or "-"."""
+    if row.state == "wrong":
+        step = row.report.first_wrong_step if row.report else None
+        return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"
+    return {"passes": "ok", "unusable": "error"}.get(row.state, "-")
 
 
 def _check_round(
@@ -145,19 +209,20 @@ def _table(rows: list[Progress], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        word, message = row.state, ""
+        word, message, step = row.state, "", None
         if row.state == "wrong":
             step = row.report.first_wrong_step if row.report else None
             word = f"step {step} of {len(row.exercise.steps)}" if step else "wrong"
         if row.state in ("wrong", "unusable"):
             message = row.message
-        table.add_row(row.exercise.name, Text(word, style=styles[row.state]), Text(message))
+        if step is not None and row.report is not None and row.report.mistake == "not-implemented":
+            message = f"to be written: {row.exercise.steps[step - 1]}"
+        table.add_row(row.exercise.name, Text(word, style=_STYLES[row.state]), Text(message))
     console.print(table)
     passed = sum(row.state == "passes" for row in rows)
     console.print(f"\n{passed} of {len(rows)} {'passes' if passed == 1 else 'pass'}")

@@ -10,6 +10,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
+from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
 from gptcli.errors import GptcliError
 
@@ -34,7 +35,7 @@ def inspect_batch(
     is shown with the token that follows it, which its last position predicts."""
     from gptcli.training import run_folder
 
-    path = run_folder.find_run(run)
+    path = named_run(run, "inspect-batch")
     config = run_folder.read_config(path)
     last = config.train.max_steps
     if not 1 <= step <= last:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
+from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
@@ -38,18 +39,25 @@ CheckpointOption = Annotated[
         help="Default: best if the run has evaluations, else last.",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
-DTypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cuda, mps or cpu.")
+]
+DTypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="DTYPE", help="auto, bfloat16, float16 or float32.")
+]
 SamplingDTypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
+        metavar="DTYPE",
         help="auto, bfloat16, float16 or float32; on a CPU also int8 (eight-bit weights).",
     ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads. Default: as many as there are cores."),
+    typer.Option(
+        "--threads", metavar="N", min=1, help="CPU threads. Default: as many as there are cores."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
@@ -81,17 +89,19 @@ class SamplingModelOptions(ModelOptions):
     dtype: SamplingDTypeOption = "auto"
 
 
-def load_model(run: str | None, options: ModelOptions, *, dtype_of_run: bool) -> Trained:
-    """The model of a run.
+def load_model(
+    run: str | None, options: ModelOptions, command: str, *, dtype_of_run: bool
+) -> Trained:
+    """The model of a run. Errors name `command`.
 
     With `dtype_of_run`, `--dtype auto` means the dtype of the training if this machine has it, so
     that figures can be repeated. In all other cases `--dtype auto` means float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
-    from gptcli.training.run_folder import find_run, read_config
+    from gptcli.training.run_folder import read_config
 
     _check(options)
-    path = find_run(run)
+    path = named_run(run, command)
     device = choose_device(options.device)
     choose_threads(options.threads or "auto")
     wanted = options.dtype
@@ -120,8 +130,10 @@ class SamplingModel:
     threads: int
 
 
-def load_for_sampling(run: str | None, options: ModelOptions) -> SamplingModel:
-    """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here."""
+def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
+    """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here.
+
+    Errors name `command`."""
     from gptcli.native import library
 
     if options.device in ("auto", "cpu"):
@@ -131,10 +143,9 @@ def load_for_sampling(run: str | None, options: ModelOptions) -> SamplingModel:
     from gptcli.devices import choose_device, choose_threads
     from gptcli.sampling.backend import choose_backend
     from gptcli.training.loading import load_trained
-    from gptcli.training.run_folder import find_run
 
     _check(options, "int8")
-    path = find_run(run)
+    path = named_run(run, command)
     device = choose_device(options.device)
     threads = choose_threads(options.threads or "auto")
     user_parts = load_user_parts(options.user_files)

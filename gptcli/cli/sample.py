@@ -35,11 +35,14 @@ if TYPE_CHECKING:
 class PromptOptions:
     """The texts to continue."""
 
-    prompt: Annotated[str | None, typer.Option("--prompt", help="The text to continue.")] = None
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")
+    ] = None
     prompt_file: Annotated[
         Path | None,
         typer.Option(
             "--prompt-file",
+            metavar="FILE",
             help="A UTF-8 file with the prompt (without the newline at its end).",
         ),
     ] = None
@@ -57,12 +60,16 @@ class GenerationOptions:
     """How much to generate, how tokens are chosen, and where to stop."""
 
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=0, help="Tokens to generate, at most.")
+        int,
+        typer.Option(
+            "--max-new-tokens", "-n", metavar="N", min=0, help="Tokens to generate, at most."
+        ),
     ] = 500
     num_samples: Annotated[
         int,
         typer.Option(
             "--num-samples",
+            metavar="K",
             min=1,
             max=100_000,
             help="Continuations of each prompt, generated together.",
@@ -70,15 +77,23 @@ class GenerationOptions:
     ] = 1
     temperature: Annotated[
         float,
-        typer.Option("--temperature", min=0.0, help="Below 1: safer; above: wilder; 0: greedy."),
+        typer.Option(
+            "--temperature",
+            "-t",
+            metavar="T",
+            min=0.0,
+            help="Below 1: safer; above: wilder; 0: greedy.",
+        ),
     ] = 0.8
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Choose among the K likeliest tokens.")
+        int | None,
+        typer.Option("--top-k", metavar="K", min=1, help="Choose among the K likeliest tokens."),
     ] = None
     top_p: Annotated[
         float | None,
         typer.Option(
             "--top-p",
+            metavar="P",
             min=0.0,
             max=1.0,
             help="Choose among the fewest tokens whose probabilities reach P.",
@@ -86,23 +101,35 @@ class GenerationOptions:
     ] = None
     min_p: Annotated[
         float | None,
-        typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens below P times the likeliest."),
+        typer.Option(
+            "--min-p",
+            metavar="P",
+            min=0.0,
+            max=1.0,
+            help="Drop tokens below P times the likeliest.",
+        ),
     ] = None
     repetition_penalty: Annotated[
         float,
         typer.Option(
             "--repetition-penalty",
+            metavar="R",
             help="Above 1: tokens already in the text become less likely (0.01 to 100).",
         ),
     ] = 1.0
     stop: Annotated[
         list[str] | None,
-        typer.Option("--stop", help="Stop before this text; can be given several times."),
+        typer.Option(
+            "--stop", metavar="TEXT", help="Stop before this text; can be given several times."
+        ),
     ] = None
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", min=0, help="The same seed gives the same text. Default: a new one."
+            "--seed",
+            metavar="S",
+            min=0,
+            help="The same seed gives the same text. Default: a new one.",
         ),
     ] = None
 
@@ -172,7 +199,9 @@ def sample(
     output: OutputOptions,
     options: SamplingModelOptions,
 ) -> None:
-    """Generate text with a trained model."""
+    """Generate text with a trained model.
+
+    `gptcli chat` is short for `gptcli sample --interactive`."""
     generation.check()
     texts = read_prompts(
         prompts.prompt, prompts.prompt_file, prompts.prompt_lines, escape=prompts.escape
@@ -187,7 +216,7 @@ def sample(
             "leave out --num-samples, --prompt-file and --json",
         )
     with waiting("loading the model"):
-        model = load_for_sampling(run, options)
+        model = load_for_sampling(run, options, "sample")
     generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -29,11 +32,12 @@ if TYPE_CHECKING:
     from gptcli.training.loading import Trained
 
 _LEVELS = (  # lowest probability, style of the tokens from there on, its name in the legend
-    (0.5, "", "above 1/2"),
-    (0.1, "green", "above 1/10"),
-    (0.01, "yellow", "above 1/100"),
-    (0.0, "bold red", "below"),
+    (0.5, "green", "expected (above 1/2)"),
+    (0.1, "", "likely (above 1/10)"),
+    (0.01, "yellow", "unlikely (above 1/100)"),
+    (0.0, "bold red", "surprising"),
 )
+_SURPRISES = 5
 
 
 @with_option_groups
@@ -50,12 +54,17 @@ def score(
 ) -> None:
     """Show how likely a model finds each token of a text.
 
-    On a terminal, the colour of a token shows its probability. In a file or a pipe, each token gets
+    On a terminal, the colour of a token shows its probability, and a list names the most surprising
+    tokens with what the model expected instead. In a file or a pipe, each token gets
     a line: its log-probability in nats, its id, its text. A token is predicted from the tokens that
     `sample` would look at."""
     if len(words) > 2:
-        raise GptcliError(f"score takes a run and a file; got {len(words)} words", "RUN FILE")
+        raise GptcliError(
+            f"score takes a run and a file; got {len(words)} words",
+            "write gptcli score RUN FILE; put a name with blanks into quotes",
+        )
     run, file = (None, words[0]) if len(words) == 1 else words
+    _refuse_run_without_file(words)
     text = read_text(Path(file), "score")
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
@@ -71,11 +80,39 @@ def score(
         stdout_console().print(_coloured(pieces, scores.log_probabilities), soft_wrap=True)
     else:
         _print_lines(scores)
+    if (surprises := _surprises(scores)) and sys.stderr.isatty():
+        note("most surprising:")
+        for line in surprises:
+            note(f"  {line}")
     count = len(scores.ids)
     note(
         f"{count:,} token{'s' if count != 1 else ''}: {scores.loss:.4f} nats per token, "
         f"perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
     )
+
+
+def _refuse_run_without_file(words: list[str]) -> None:
+    """Raise GptcliError if the only word is a run, or names no file."""
+    from gptcli.training.run_folder import list_runs
+
+    if len(words) == 1 and not os.path.exists(words[0]):  # noqa: PTH110
+        runs = [run.name for run in list_runs(Path("runs"))]
+        hint = (
+            f"give a file, too: gptcli score {shlex.quote(words[0])} FILE"
+            if words[0] in runs
+            else "score reads the text from a UTF-8 file"
+        )
+        raise GptcliError(f"no file named `{_short(words[0])}`", hint)
+    if len(words) == 1 and Path(words[0]).is_dir():
+        raise GptcliError(
+            f"{words[0]} is a folder, not a text",
+            f"give a file, too: gptcli score {shlex.quote(words[0])} FILE",
+        )
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)
@@ -89,8 +126,6 @@ class _Scores:
 
     @property
     def total(self) -> float:
-        import math
-
         return math.fsum(self.log_probabilities)
 
     @property
@@ -99,14 +134,10 @@ class _Scores:
 
     @property
     def perplexity(self) -> float:
-        import math
-
         return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        import math
-
         return -self.total / math.log(2) / self.bytes
 
     def texts(self) -> list[str]:
@@ -119,9 +150,9 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     """Load the model and score the text. Raises GptcliError if the text has no tokens."""
     sampling = None
     if options.dtype in ("auto", "float32"):
-        trained = load_model(run, options, dtype_of_run=False)
+        trained = load_model(run, options, "score", dtype_of_run=False)
     else:  # with the engine of `sample`, because engines round differently
-        sampling = load_for_sampling(run, options)
+        sampling = load_for_sampling(run, options, "score")
         trained = sampling.trained
     from gptcli.sampling.backend import open_decoder
     from gptcli.sampling.score import log_probabilities, native_log_probabilities
@@ -165,8 +196,6 @@ def _print_json(scores: _Scores) -> None:
 
 
 def _print_lines(scores: _Scores) -> None:
-    import json
-
     for id, piece, one in zip(scores.ids, scores.texts(), scores.log_probabilities, strict=True):
         sys.stdout.write(f"{one:.4f}\t{id}\t{json.dumps(piece, ensure_ascii=False)}\n")
     sys.stdout.flush()
@@ -174,8 +203,6 @@ def _print_lines(scores: _Scores) -> None:
 
 def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
     """The text with a colour for each token's probability, and a legend."""
-    import math
-
     from rich.text import Text
 
     from gptcli.view.safe_text import clean
@@ -185,13 +212,47 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
         # NaN gets the colour of the least likely tokens.
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
-        # A newline shows no colour, so an unlikely one gets a visible sign.
+        # A blank shows no colour: an unlikely one gets a background, and a newline a visible sign.
         marked = piece.replace("\r", "␍")
-        shown.append(clean(marked.replace("\n", "⏎\n") if style else marked), style)
+        if probability < _LEVELS[1][0]:
+            marked = marked.replace("\n", "⏎\n")
+            style += " reverse" if piece.isspace() else ""
+        shown.append(clean(marked), style)
     if not shown.plain.endswith("\n"):
         shown.append("\n")
-    shown.append("\nprobability: ", "dim")
-    for _, style, meaning in _LEVELS:
+    shown.append("\nthe model found a token ", "dim")
+    for number, (_, style, meaning) in enumerate(_LEVELS):
+        shown.append(", " if number else "", "dim")
         shown.append(meaning, style)
-        shown.append("  ")
     return shown
+
+
+def _surprises(scores: _Scores) -> list[str]:
+    """A line for each of the least likely tokens: where it is, and what the model expected."""
+    import torch
+
+    order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
+    model, tokenizer = scores.trained.model, scores.trained.tokenizer
+    ids = [*tokenizer.start_ids(), *scores.ids]
+    before = len(ids) - len(scores.ids)
+    lines = []
+    for at in sorted(order[:_SURPRISES]):
+        probability = math.exp(min(0.0, scores.log_probabilities[at]))
+        if probability >= _LEVELS[2][0]:
+            continue
+        window = ids[: before + at][-model.config.block_size :]
+        idx = torch.tensor([window], device=model.wte.weight.device)
+        with torch.no_grad(), redirect_stdout(sys.stderr):
+            best = int(model(idx)[0, -1].argmax())
+        text = tokenizer.decode(scores.ids[max(0, at - 20) : at])[-20:]
+        found, expected = (tokenizer.decode([id]) for id in (scores.ids[at], best))
+        lines.append(
+            f"{_quoted(found)} after {_quoted(text)} (probability {probability:.1g}); "
+            f"expected {_quoted(expected)}"
+        )
+    return lines
+
+
+def _quoted(text: str) -> str:
+    """A text in quotes on one line, with \\n for a newline."""
+    return json.dumps(text, ensure_ascii=False)

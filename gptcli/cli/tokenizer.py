@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.command_line import Command, Group
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import typed
 from gptcli.errors import GptcliError
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 app = typer.Typer(
+    cls=Group,
     help="Train a tokenizer, turn text into token ids and back, show tokens.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", help="gpt2, byte, a tokenizer.json, or a run.")
+    str,
+    typer.Option(
+        "--tokenizer", metavar="NAME|FILE|RUN", help="gpt2, byte, a tokenizer.json, or a run."
+    ),
 ]
 EscapeOption = Annotated[
     bool,
@@ -37,15 +42,23 @@ TextArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
-@app.command(epilog="Example: gptcli tokenizer train my.txt --vocab-size 512 --out my.json")
+@app.command(
+    cls=Command, epilog="Example: gptcli tokenizer train my.txt --vocab-size 512 --out my.json"
+)
 def train(
     source: Annotated[
-        str, typer.Argument(help="A text file, a folder, .jsonl, or a shipped text.")
+        str,
+        typer.Argument(metavar="TEXT", help="A text file, a folder, .jsonl, or a shipped text."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The tokenizer.json to write.")],
-    kind: Annotated[str, typer.Option("--kind", help="bpe or char.")] = "bpe",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The tokenizer.json to write.")
+    ],
+    kind: Annotated[str, typer.Option("--kind", metavar="bpe|char", help="bpe or char.")] = "bpe",
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=257, max=1_000_000, help="bpe: number of tokens.")
+        int,
+        typer.Option(
+            "--vocab-size", metavar="N", min=257, max=1_000_000, help="bpe: number of tokens."
+        ),
     ] = 1024,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -80,7 +93,7 @@ def train(
     )
 
 
-@app.command(epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')
+@app.command(cls=Command, epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')
 def encode(
     text: TextArgument = None,
     tokenizer: TokenizerOption = "gpt2",
@@ -98,7 +111,7 @@ def encode(
         sys.stdout.write(" ".join(map(str, ids)) + "\n")
 
 
-@app.command(epilog="Example: gptcli tokenizer decode 15496 995 --tokenizer gpt2")
+@app.command(cls=Command, epilog="Example: gptcli tokenizer decode 15496 995 --tokenizer gpt2")
 def decode(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID ...]", help="Default: standard input.")
@@ -124,7 +137,7 @@ def decode(
         sys.stdout.write(text + "\n")
 
 
-@app.command(epilog='Example: gptcli tokenizer show "Hello world" --tokenizer gpt2')
+@app.command(cls=Command, epilog='Example: gptcli tokenizer show "Hello world" --tokenizer gpt2')
 def show(
     text: TextArgument = None,
     tokenizer: TokenizerOption = "gpt2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder (default: runs/NAME).")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run folder (default: runs/NAME)."),
     ] = None,
     from_run: Annotated[
         str | None,
@@ -149,7 +151,7 @@ class _NewRun:
     config: Config
     name: str
     user_parts: UserParts | None
-    notes: list[str]  # the settings that gptcli chose
+    notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
 
 
@@ -159,9 +161,11 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     A config or --from is used as it is. For a text, or for nothing, gptcli chooses every setting.
     With a time limit, it also plans the number of steps."""
     target, overrides = request.target, request.overrides
+    from gptcli.config_files import values_set
+
     config, name = config_for(target, overrides, request.from_run)
     keep_config = request.from_run is not None or is_config(target)
-    asked = {override.partition("=")[0] for override in overrides}
+    asked = set(values_set(overrides))
     steps_asked = "train.max_steps" in asked
     if not keep_config:
         config = defaults_with_overrides(target, overrides)
@@ -245,7 +249,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
                     from_run=run_folder.find_run(from_run) if from_run else None,
                     time_limit=new.time_limit,
                 )
-            prepared.notes[:0] = new.notes
+            prepared.notes[:0] = [*_other_name_notes(run, new.name, out), *new.notes]
             follow_training(prepared, request.files, request.as_json)
         except Exception:
             if prepared is not None:
@@ -253,6 +257,15 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
             raise
         finally:
             restore_replaced_run(run)
+
+
+def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
+    """A note if the run gets another name, because a run of its name exists; else []."""
+    if out is not None or run.name == name:
+        return []
+    first = run.with_name(name)
+    resume = f"gptcli train --resume --out {shlex.quote(str(first))}"
+    return [f"{first} exists already, so this run goes to {run}; to continue the first: {resume}"]
 
 
 def _resume_run(request: _Request, extend: bool) -> None:

@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.errors import GptcliError, nearest
+from gptcli.cli.missing_text import no_such_text, refuse_run
+from gptcli.cli.output import note
+from gptcli.cli.run_argument import named_run
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -28,6 +31,9 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     ]
     overrides = [argument for argument in arguments if argument not in targets]
     if len(targets) > 1:
+        for target in targets:
+            if not is_config(target) and not os.path.exists(target):  # noqa: PTH110
+                raise no_such_text(target)
         raise GptcliError(
             f"`{targets[1]}`: give only one CONFIG or TEXT; `{targets[0]}` is already one",
             "write changes as KEY=VALUE; put several texts into one folder",
@@ -38,43 +44,58 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
 def config_of_arguments(arguments: list[str]) -> Config:
     """The config that the arguments of a command line ask for."""
     target, overrides = split_arguments(arguments)
-    return config_for(target, overrides, None)[0]
+    notes: list[str] = []
+    config, _ = config_for(target, overrides, None, notes)
+    for line in notes:
+        note(line)
+    return config
 
 
 def config_for(
-    target: str | None, overrides: list[str], from_run: str | None
+    target: str | None,
+    overrides: list[str],
+    from_run: str | None,
+    notes: list[str] | None = None,
 ) -> tuple[Config, str]:
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
-    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate.
-    Raises GptcliError if `target` is no config and no text.
+    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate. If the
+    user names no config, values of the default config change if they do not fit the user's; `notes`
+    gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import load_config
-    from gptcli.files.shipped import shipped_configs, shipped_texts
+    from gptcli.files.shipped import shipped_texts
 
     if target is not None and is_config(target):
         return load_config(target, overrides), Path(target).stem
-    if target is not None and not Path(target).exists() and target not in shipped_texts():
-        known = [*shipped_configs(), *_files_in_same_folder(target)]
-        close = nearest(target, known)
-        raise GptcliError(
-            f"no config or text file named `{target}`",
-            (f"did you mean `{close}`? " if close else "")
-            + "shipped configs: "
-            + ", ".join(shipped_configs()),
-        )
+    if target is not None and target not in shipped_texts():
+        refuse_run(target)
+        if not os.path.exists(target):  # noqa: PTH110 (False for a name that no file can have)
+            raise no_such_text(target)
     if target is not None:
         overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
     if from_run is not None:
-        from gptcli.training.run_folder import find_run
-
-        source = find_run(from_run)
+        source = named_run(from_run, "train --from")
         name = Path(target).stem if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
-    return load_config(_default_config(), overrides), (
-        Path(target).stem or "text" if target is not None else _default_config()
-    )
+    default = _default_config()
+    name = Path(target).stem or "text" if target is not None else default
+    fitting = _fitting_overrides(load_config(default), overrides)
+    if notes is not None:
+        notes += [f"{override}, so that it fits what you set" for override in fitting]
+    return load_config(default, [*fitting, *overrides]), name
+
+
+def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
+    """Overrides of the keys that the user did not set, so that they fit those that the user set."""
+    from gptcli.config_files import values_set
+    from gptcli.config_problems import flatten
+    from gptcli.fitting_values import fitting_values
+
+    asked = values_set(overrides)
+    stored = {".".join(key): value for key, value in flatten(base.model_dump()).items()}
+    return [f"{key}={value}" for key, value in fitting_values(stored | asked, asked).items()]
 
 
 def is_config(target: str | None) -> bool:
@@ -86,10 +107,12 @@ def is_config(target: str | None) -> bool:
 
 def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
     """The default values with the user's text and overrides, for --minutes to choose the rest."""
+    from gptcli.config import Config
     from gptcli.config_files import parse_config
 
     if target is not None:
         overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+    overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
 
@@ -100,9 +123,10 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
     tenth of the run's. Overrides of the user stay as they are.
     """
     from gptcli.config import Config, RunConfig
+    from gptcli.config_files import values_set
 
     values = stored.model_dump()
-    overridden = {override.partition("=")[0] for override in overrides}
+    overridden = values_set(overrides)
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             values["train"][key] = "auto"
@@ -116,20 +140,6 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
 
 def _looks_like_yaml(target: str) -> bool:
     return target.lower().endswith((".yaml", ".yml"))
-
-
-def _files_in_same_folder(target: str) -> list[str]:
-    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
-    folder = Path(target).parent
-    return (
-        [
-            str(p)
-            for p in sorted(folder.iterdir())
-            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")
-        ]
-        if folder.is_dir()
-        else []
-    )
 
 
 def _default_config() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,10 @@ class Exercise:
         """The name of the command that checks the exercise."""
         return f"check-{self.name}"
 
-    def skeleton(self, *, blank: bool = False) -> str:
-        """The file to fill in. With `blank`, the learner writes the constructor too."""
+    def skeleton(self, path: Path | None = None, *, blank: bool = False) -> str:
+        """The file to fill in. With `blank`, the learner writes the constructor too.
+
+        Commands in it name `path`: where the file is, seen from the learner's folder."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():
@@ -43,11 +47,21 @@ class Exercise:
                 inside = False
             elif not inside:
                 kept.append(line)
-        return "\n".join(kept) + "\n"
+        return self._with_path("\n".join(kept) + "\n", path)
 
-    def notes(self) -> str:
-        """A page of questions and references, in Markdown."""
-        return (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
+    def notes(self, path: Path | None = None) -> str:
+        """A page of questions and references, in Markdown. Commands in it name `path`."""
+        text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
+        return self._with_path(text, path)
+
+    def _with_path(self, text: str, path: Path | None) -> str:
+        """The text whose commands name the files in the folder of `path` (default: my/)."""
+        folder = Path("my") if path is None else path.parent
+
+        def placed(match: re.Match[str]) -> str:
+            return re.sub(r"\b[a-z]+\.py\b", lambda m: shlex.quote(str(folder / m[0])), match[0])
+
+        return re.sub(r"gptcli (?:check-\w+|train) [^`\n]*", placed, text)
 
 
 EXERCISES = (

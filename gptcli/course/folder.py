@@ -24,8 +24,9 @@ def write_exercises(
     Raises GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
-        texts[folder / f"{exercise.name}.py"] = exercise.skeleton(blank=blank)
-        texts[folder / f"{exercise.name}.md"] = exercise.notes()
+        path = folder / f"{exercise.name}.py"
+        texts[path] = exercise.skeleton(path, blank=blank)
+        texts[path.with_suffix(".md")] = exercise.notes(path)
     existing = [path for path in texts if path.exists()]
     if existing and not overwrite:
         raise GptcliError(

@@ -15,6 +15,7 @@ from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
+from gptcli.training.setting_notes import setting_notes
 from gptcli.training.setup import open_text, resolve
 
 
@@ -31,6 +32,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         config = resolve(
             config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
         )
+        notes = setting_notes(config, corpus)
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
@@ -63,6 +65,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         "device": device.type,
         "dtype": config.run.dtype,
         "compile": config.run.compile,
+        "notes": notes,
     }
 
 

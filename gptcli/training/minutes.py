@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptcli.config import Config
+from gptcli.config_problems import flatten
 from gptcli.corpus.encoding import characters
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError
+from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
 from gptcli.training.choice import (
     PATIENCE,
@@ -55,6 +57,7 @@ def choose_for_text(
     operations = _operations(config, asked, seconds)
     chosen = choose_settings(operations, text, given, seconds)
     values = dict(chosen.values)
+    values |= fitting_values(_flat(config) | values, asked)
     if "train.max_steps" not in asked and float(config.data.val_fraction) > 0:
         values |= {"train.patience": PATIENCE} if "train.patience" not in asked else {}
     return with_values(config, values), chosen.reasons
@@ -206,11 +209,7 @@ def _measure(
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, values in config.model_dump().items()
-        for name, value in values.items()
-    }
+    return {".".join(key): value for key, value in flatten(config.model_dump()).items()}
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:

@@ -35,6 +35,7 @@ from gptcli.training.schedule import (
     resolve_rate,
     resolve_warmup,
 )
+from gptcli.training.setting_notes import setting_notes
 from gptcli.training.training_state import progress_of
 
 # torch.compile takes about a minute on a GPU, so a run must last much longer to gain from it.
@@ -196,7 +197,7 @@ def prepare_new(
     setup = _build_setup(
         run, config, corpus, user_parts=user_parts, start_from=weights, time_limit=time_limit
     )
-    return Prepared(setup, [*corpus.notes, *notes])
+    return Prepared(setup, [*corpus.notes, *notes, *setting_notes(config, corpus)])
 
 
 def prepare_resume(

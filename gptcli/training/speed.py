@@ -5,6 +5,7 @@ Dimensions: B streams, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ _PRODUCTS = ((4096, 1024, 1024), (2048, 2048, 2048), (8192, 512, 2048))  # (rows
 _PEAK_SECONDS = 0.7
 _SAMPLE_SECONDS = 2.0
 _READ_SECONDS = 0.3
+_LIMIT_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Speed:
     @property
     def train_flops_fraction_of_peak(self) -> float:
         """FLOP per second of training, divided by the peak of matrix products."""
-        return self.train_flops / self.peak_flops
+        return min(1.0, self.train_flops / self.peak_flops)  # the peak is an estimate, too
 
 
 def multiplied_weights(model: GPT) -> int:
@@ -136,10 +138,23 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
         if took < _SAMPLE_SECONDS / 20:
             steps = min(64, 2 * steps)
     speed = count / (time.perf_counter() - begin)
-    least = least_seconds(
-        model, streams, backend.dtype.itemsize, peak, read_speed(model, backend.dtype)
-    )
-    return speed * streams, speed * least, streams
+    return speed * streams, _share_of_limit(model, streams, backend, peak, speed), streams
+
+
+def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, speed: float) -> float:
+    """The share of the machine's limit that `speed` tokens per second of each stream reach.
+
+    The limit is an estimate from short measurements, which another process can disturb. If the
+    speed is above it, gptcli measures the limit again. A speed that was reached is possible, so the
+    limit is never below it, and the share never above 1."""
+    share, reading = math.inf, 0.0
+    for _ in range(_LIMIT_TRIES):
+        reading = max(reading, read_speed(model, backend.dtype))
+        share = speed * least_seconds(model, streams, backend.dtype.itemsize, peak, reading)
+        if share <= 1.0:
+            return share
+        peak = max(peak, peak_flops(backend.dtype, model.wte.weight.device))
+    return 1.0
 
 
 def least_seconds(

@@ -22,4 +22,5 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
         else f"time        about {duration(plan['seconds_estimate'])} on this machine",
         f"machine     {plan['device']}, {plan['dtype']}"
         + (", compiled" if plan["compile"] else ""),
+        *(f"note        {line}" for line in plan["notes"]),
     ]

@@ -35,9 +35,28 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
     assert result["train_flops_fraction_of_peak"] < 1
 
 
+@pytest.mark.parametrize("streams", [1, 64])
+def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is measured again if it is below the speed, and at last taken from the speed."""
+    from gptcli.sampling.backend import choose_backend
+    from gptcli.training import speed
+
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16)
+    model = GPT(config, 50)
+    backend = choose_backend("float32", torch.device("cpu"), has_user_parts=False)
+    readings = iter([1e3, 1e12, 1e12])
+    monkeypatch.setattr(speed, "read_speed", lambda *_: next(readings))
+    monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e15)
+    share = speed._share_of_limit(model, streams, backend, 1e15, 100.0)
+    assert 0 < share < 1
+    monkeypatch.setattr(speed, "read_speed", lambda *_: 1e3)
+    assert speed._share_of_limit(model, streams, backend, 1e15, 100.0) == 1.0
+
+
 def test_bench_for_people(cli) -> None:  # type: ignore[no-untyped-def]
     outcome = cli("bench", *SMALL)
     assert "of that peak" in outcome.out
+    assert "of the estimated limit" in outcome.out
     assert "64 streams together" in outcome.out
 
 

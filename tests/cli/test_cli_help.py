@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,8 @@ def test_every_command_has_help_with_an_example(command: str, cli) -> None:  # t
     assert outcome.code == 0
     assert f"Example: gptcli {command}" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
+    # A value has a name, and a range is written in words.
+    assert not re.search(r"<\w|x[<>]=|range|\blist\b\[", outcome.out), outcome.out
 
 
 def test_help_lists_the_commands_and_no_others(cli) -> None:  # type: ignore[no-untyped-def]
@@ -74,10 +77,18 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     [
         (["trian"], "no such command 'trian'"),
         (["train", "--ouut", "x"], "no such option: --ouut"),
-        (["sample", "--top-k", "x"], "invalid value for '--top-k': "),
-        (["sample", "--temperature", "-1"], "invalid value for '--temperature'"),
+        (["sample", "--top-k", "x"],
+         "invalid value for '--top-k': `x` is not a whole number of at least 1"),
+        (["sample", "--top-k=1.5"],
+         "invalid value for '--top-k': `1.5` is not a whole number of at least 1"),
+        (["sample", "-n-5"],
+         "invalid value for '--max-new-tokens': `-5` is not a whole number of at least 0"),
+        (["sample", "--temperature", "-1"],
+         "invalid value for '--temperature': `-1` is not a number of at least 0"),
+        (["train", "--minutes", "0"],
+         "invalid value for '--minutes': `0` is not a number from 0.1 to 100,000"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line_has_the_error_form(words: list[str], message: str, cli) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(*words)
     assert outcome.code == 2
@@ -85,4 +96,15 @@ def test_a_wrong_command_line_has_the_error_form(words: list[str], message: str,
     first, blank, hint, *rest = outcome.err.split("\n")
     assert first.startswith(f"error: {message}")
     assert (blank, rest) == ("", [""])
-    assert hint.startswith("hint: see gptcli")
+    assert hint.startswith(("hint: see gptcli", "hint: did you mean"))
+
+
+def test_the_configs_are_a_table_of_80_columns(cli) -> None:  # type: ignore[no-untyped-def]
+    from gptcli.files.shipped import shipped_configs
+
+    outcome = cli("configs")
+    heading, *rows = outcome.out.splitlines()
+    assert heading.split() == ["config", "what", "it", "is", "for"]
+    start = heading.index("what")
+    assert [row[:start].strip() for row in rows if row[0] != " "] == list(shipped_configs())
+    assert all(len(row) <= 80 and row[start - 1] == " " and row[start] != " " for row in rows)

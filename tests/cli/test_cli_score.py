@@ -91,3 +91,29 @@ def test_texts_that_cannot_be_scored(cli: Any, trained: Path, tmp_path: Path) ->
     assert (outcome.code, "cannot be read" in outcome.err) == (2, True)
     outcome = cli("score", trained, file, "more")
     assert (outcome.code, "got 3 words" in outcome.err) == (2, True)
+
+
+def test_surprising_tokens_are_visible_and_listed_with_what_was_expected(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.cli.score import _coloured
+
+    styles = {str(span.style) for span in _coloured(["a", " ", "\n"], [-0.1, -9.0, -9.0]).spans}
+    assert {"green", "bold red reverse"} <= styles
+    legend = _coloured(["a"], [-0.1]).plain.splitlines()[-1]
+    assert "expected (above 1/2), likely" in legend
+    assert legend.endswith("surprising")
+    assert _coloured(["\n"], [-9.0]).plain.startswith("⏎\n")
+
+    file = tmp_path / "text.txt"
+    file.write_text("KING:\nWhat light zzs this, that comes by night?".replace("z", "K"), "utf-8")
+    import sys
+
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    outcome = cli("score", trained, file)
+    assert outcome.code == 0, outcome.err
+    assert "most surprising:" in outcome.err
+    (line,) = [
+        line for line in outcome.err.splitlines() if '"K" after' in line and "light " in line
+    ][:1]
+    assert 'expected "' in line

@@ -218,7 +218,7 @@ def test_an_overwrite_that_fails_loses_nothing(cli: Any, text_file: Path, tmp_pa
                                                     "model.n_head=1")):  # fmt: skip
         outcome = cli("train", *words, "--out", run, "--overwrite")
         assert outcome.code in (1, 2)
-        assert outcome.err.startswith("error: ")
+        assert "\nerror: " in f"\n{outcome.err}"  # after notes about the settings
         after = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
         assert after == before
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -45,13 +47,16 @@ def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> 
     assert (my / f"{name}.py").read_text("utf-8") == "mine\n"
     assert cli("exercise", name, "--out", my, "--overwrite", "--blank").code == 0
     assert "NotImplementedError" in (my / f"{name}.py").read_text("utf-8")
-    assert cli("exercise", name).out == (my / f"{name}.md").read_text("utf-8")
+    notes = (my / f"{name}.md").read_text("utf-8")
+    assert cli("exercise", name).out == notes.replace(str(my), "my")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["atention"], "there is no exercise `atention`"),
+        (["attention", "mlp"], "`mlp`: name one exercise"),
+        (["nope", "--status", "."], "there is no exercise `nope`"),
         (["--watch"], "--watch goes with --status"),
         (["--overwrite"], "--overwrite goes with --out"),
         (["--status", "nowhere"], "there is no folder nowhere"),
@@ -83,7 +88,8 @@ def test_status(tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
     assert rows["block"]["first_wrong_step"] == 1
     outcome = cli("exercise", "--status", tmp_path)
     assert f"2 of {len(EXERCISES)} pass" in outcome.out
-    assert "step 1 of 4" in outcome.out
+    assert "step 1 of 4  to be written: first norm" in outcome.out
+    assert outcome.out.count("first norm") == 1
 
 
 def test_changes_yields_the_names_of_saved_files(tmp_path: Path) -> None:
@@ -123,4 +129,73 @@ def test_watch_checks_again_on_save_and_ends_cleanly(
     assert "0 of 1 pass" in outcome.out
     assert "ok: the same as the reference" in outcome.out
     assert "1 of 1 passes" in outcome.out
+    assert re.search(r"^\d\d:\d\d:\d\d  layernorm.py saved$", outcome.out, re.MULTILINE)
     assert "Traceback" not in outcome.err
+
+
+def test_the_commands_of_skeleton_and_notes_name_a_file_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("exercise", "--out", "my code")
+    assert outcome.err.endswith("gptcli check-attention 'my code/attention.py'\n")
+    for path in Path("my code").iterdir():
+        for command in re.findall(
+            r"gptcli ((?:check-|train course)[^`\n]*)", path.read_text("utf-8")
+        ):
+            files = [word for word in shlex.split(command) if word.endswith(".py")]
+            assert files
+            assert all(Path(file).is_file() for file in files), command
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("check-layernorm my", "name the Python file in it, for example my/layernorm.py"),
+        ("check-mlp my", "name the Python file in it, for example my/own.py"),
+        ("check-mlp my/layernrm.py", "did you mean my/layernorm.py?"),
+        ("check-mlp nowhere/mlp.py", "there is no folder nowhere either"),
+        ("check-mlp x.py", "name a .py file with your class in it; gptcli exercise mlp --out my"),
+    ],
+)
+def test_a_check_suggests_the_file_of_its_exercise(
+    words: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    for name in ("attention", "layernorm", "own"):
+        Path(f"my/{name}.py").touch()
+    outcome = cli(*words.split())
+    assert outcome.code == 2
+    assert f"hint: {hint}" in outcome.err
+
+
+def test_the_status_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for student in ("ada", "bob lee"):
+        (tmp_path / student).mkdir()
+    Path("ada/layernorm.py").write_text(PASSES.format("LayerNorm"), encoding="utf-8")
+    cli("exercise", "mlp", "--out", "ada")
+    Path("bob lee/mlp.py").write_text("import torhc\n", encoding="utf-8")
+    Path("readme.txt").touch()
+    outcome = cli("exercise", "--status", "ada", "bob lee", "readme.txt")
+    assert outcome.code == 0
+    heading, ada, bob = outcome.out.splitlines()
+    assert heading.split() == ["student", *NAMES]
+    assert ada.split() == ["ada", "-", "ok", "0/4", "-", "-", "-"]
+    assert bob.split() == ["bob", "lee", "-", "-", "error", "-", "-", "-"]
+    assert "note: readme.txt is no folder; it was left out" in outcome.err
+    rows = cli("exercise", "mlp", "--status", "ada", "bob lee", "--json").out.splitlines()
+    found = [(row["student"], row["state"]) for row in map(json.loads, rows)]
+    assert found == [("ada", "wrong"), ("bob lee", "unusable")]
+    assert "--watch takes one folder" in cli("exercise", "--status", "ada", ".", "--watch").err
+
+
+def test_a_right_attention_shows_its_steps_and_what_is_next(cli) -> None:  # type: ignore[no-untyped-def]
+    from tests.course.wrong_attention import FILES
+
+    file = FILES / "course_style.py"
+    lines = cli("check-attention", file).out.splitlines()
+    steps = [line.split()[1] for line in lines[1:9]]
+    assert steps == list("12345678")
+    assert f"next: gptcli train course --attention {file}" in lines

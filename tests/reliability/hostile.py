@@ -207,9 +207,9 @@ def config_text(words: str, text: str) -> None:
 _LAUGHS = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)
 ]
-config_text("too much for a config", "\n".join(_LAUGHS))
-config_text("too much for a config", "a: " + "[" * 100_000)
-config_text("too much for a config", "- " * 50_000)
+config_text("more values or deeper nesting", "\n".join(_LAUGHS))
+config_text("more values or deeper nesting", "a: " + "[" * 100_000)
+config_text("more values or deeper nesting", "- " * 50_000)
 config_text("a key must be a plain word", "? [&a [x, x], &b [*a, *a], &c [*b, *b]]\n: 1")
 config_text("YAML tag", "data: !!python/object/apply:os.system ['touch /tmp/gptcli-was-here']")
 config_text("YAML tag", "!!python/name:os.system data: 1")

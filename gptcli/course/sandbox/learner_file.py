@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
-from gptcli.course.catalogue import exercise_named
+from gptcli.course.catalogue import EXERCISES, exercise_named
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
         )
     path = Path(name)
     if os.path.isdir(name):  # noqa: PTH112
-        raise GptcliError(f"{name} is a folder", "name the Python file in it" + _such_as(path))
+        raise GptcliError(
+            f"{name} is a folder", "name the Python file in it" + _such_as(path, exercise)
+        )
     if not os.path.isfile(name):  # noqa: PTH113
-        raise GptcliError(f"there is no file {name}", _where_else(path))
+        raise GptcliError(f"there is no file {name}", _where_else(path, exercise))
     if path.suffix == ".ipynb":
         raise GptcliError(
             f"{name} is a notebook",
@@ -191,19 +193,24 @@ def _unreadable_python(name: str, error: Exception) -> GptcliError:
     )
 
 
-def _such_as(folder: Path) -> str:
-    first = min(folder.glob("*.py"), default=None)
-    return "" if first is None else f", for example {first}"
+def _such_as(folder: Path, exercise: str) -> str:
+    """The file of the exercise in a folder; if it has none, a file that no other exercise needs."""
+    others = {f"{each.name}.py" for each in EXERCISES}
+    files = [path for path in folder.glob("*.py") if path.name not in others]
+    mine = folder / f"{exercise}.py"
+    found = mine if mine.is_file() else min(files, default=None)
+    return "" if found is None else f", for example {found}"
 
 
-def _where_else(path: Path) -> str:
+def _where_else(path: Path, exercise: str) -> str:
     folder = path.parent
     if not os.path.isdir(folder):  # noqa: PTH112
         return f"there is no folder {folder} either"
     like = nearest(path.name, (p.name for p in folder.glob("*.py")))
     if like is not None:
         return f"did you mean {folder / like}?"
-    return "name a .py file with your class in it" + _such_as(folder)
+    begin = f"; gptcli exercise {exercise} --out my writes one to fill in"
+    return "name a .py file with your class in it" + (_such_as(folder, exercise) or begin)
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):

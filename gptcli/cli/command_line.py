@@ -1,0 +1,424 @@
+"""The form of the command line: misspelt options and commands get a hint; --help in plain words."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from typer import Context
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from gptcli.errors import GptcliError
+from gptcli.other_spellings import (
+    COMMAND_OF,
+    FIXED,
+    FORM_OF,
+    KEY_OF,
+    SENTENCE_OF,
+    VALUES,
+    normalised,
+)
+
+Problem = tuple[str, str]
+"""An error message and its hint."""
+
+_WITH_KEYS = ("train", "bench")
+"""The commands that take KEY=VALUE."""
+
+
+class CommandLineError(GptcliError):
+    """All wrong options of a command line. `problems` has a (message, hint) for each."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(*problems[0])
+        self.problems = problems
+
+
+def same_option(name: str) -> str:
+    """Typer's normal form of an option or command: dashes instead of underscores."""
+    return name.replace("_", "-")
+
+
+class Command(TyperCommand):
+    """A command whose errors name the right form, and whose --help has no types of Python."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises CommandLineError with all options that do not exist."""
+        if not ctx.resilient_parsing:
+            problems = list(_problems(ctx, args))
+            if len(problems) > 1:  # otherwise it is clear which option a hint is about
+                problems = [(message, f"{_option(message)}: {hint}") for message, hint in problems]
+            if problems:
+                raise CommandLineError(problems)
+        typed = list(args)  # Typer empties the list
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            raise _bad_value(ctx, typed, error) or error from None
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line: the options, then each argument as its help names it."""
+        return ["[OPTIONS]", *(metavar(p) for p in self.params if _is_argument(p))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and options, with their bounds in words."""
+        _write_parameters(self, ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands. An unknown command gets a hint."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command. Raises CommandLineError if one does not exist."""
+        begin = []
+        for word in args:
+            if not word.startswith("-"):
+                break
+            begin.append(word)
+        problems = list(_problems(ctx, begin))
+        if problems and not ctx.resilient_parsing:
+            raise CommandLineError(problems[:1])
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the words name, and its arguments.
+
+        `chat` is `sample --interactive`, and `help COMMAND` is `COMMAND --help`. Raises
+        GptcliError if there is no such command."""
+        word, rest = args[0], args[1:]
+        if self.get_command(ctx, same_option(word)) is None:
+            if word == "chat" and "sample" in self.commands:
+                return super().resolve_command(ctx, ["sample", "--interactive", *rest])
+            if word == "help":
+                if not rest:
+                    print_help(ctx)
+                return self.resolve_command(ctx, [*rest, "--help"])
+            raise GptcliError(f"no such command '{word}'", self._other_command(ctx, word, rest))
+        return super().resolve_command(ctx, args)
+
+    def _other_command(self, ctx: Context, word: str, rest: list[str]) -> str:
+        """What to write instead of a command that does not exist."""
+        above, path = ctx.parent is not None, ctx.command_path
+        inside = COMMAND_OF.get(f"{ctx.info_name} {word.lower()}")
+        other = inside or COMMAND_OF.get(word.lower())
+        close = get_close_matches(same_option(word), self.commands, n=1)
+        if close:
+            return f"did you mean `{path} {close[0]}`?"
+        if other is not None and other.split()[0] in (*self.commands, "--version") and not above:
+            return f"write `gptcli {other}`"
+        if not above and is_text_or_config(word):
+            return f"to train on it: gptcli train {shlex.quote(word)}"
+        return f"the commands are: {', '.join(self.commands)}"
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options and the commands."""
+        _write_parameters(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def print_help(ctx: Context) -> None:
+    """Print the help of a group, and end the command."""
+    import typer
+
+    typer.echo(ctx.get_help())
+    ctx.exit()
+
+
+def is_text_or_config(word: str) -> bool:
+    """Whether a word is a file or folder, or the name of a shipped config or text."""
+    from gptcli.files.shipped import shipped_configs, shipped_texts
+
+    try:
+        there = bool(word) and Path(word).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    return there or word in shipped_configs() or word in shipped_texts()
+
+
+# ---- misspelt options --------------------------------------------------------------------------
+
+
+def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
+    """A problem for each option that does not exist, needs a value or takes none."""
+    known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
+    known |= dict.fromkeys(ctx.help_option_names)
+    path = ctx.command_path
+    command = path.partition(" ")[2]
+    words: list[str] = []
+    at = 0
+    while at < len(args):
+        word = args[at]
+        at += 1
+        if word == "--":
+            words += args[at:]
+            break
+        if not re.match(r"-[^\d.]|-\.?$", word) or word == "-":
+            words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        long = same_option(name)
+        if long not in known and not word.startswith("--") and not _is_long(command, name, known):
+            first = known.get(word[:2])
+            if word[:2] in known:
+                if first is not None and not first.is_flag and len(word) == 2:
+                    at += 1
+                    if at > len(args):
+                        yield _needs_value(path, first, word)
+                continue
+        parameter = known.get(long)
+        if long in known:
+            takes_value = parameter is not None and not parameter.is_flag
+            if takes_value and not equals:
+                following = args[at] if at < len(args) else None
+                if following is None or (len(following) > 2 and same_option(following) in known):
+                    yield _needs_value(path, parameter, name, following)
+                at += 1
+            elif equals and not takes_value:
+                yield (
+                    f"{name} takes no value; got `{value}`",
+                    f"write {name} alone, or leave it out",
+                )
+            continue
+        if not equals:
+            following = args[at] if at < len(args) else ""
+            value = following if _can_be_value(following) else ""
+        hint, used = _instead(ctx, command, name, value, known)
+        at += bool(used and not equals and value)
+        yield f"no such option: {name}", hint
+    arguments = [p for p in ctx.command.params if _is_argument(p)]
+    if all(p.nargs == 1 for p in arguments) and len(words) > len(arguments):
+        yield _too_many(ctx, words[len(arguments)], words, known)
+
+
+def _option(message: str) -> str:
+    """The option that a problem's message is about."""
+    return next(word for word in message.split() if word.startswith("-"))
+
+
+def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliError | None:
+    """The error for a value that is no number or out of range. It quotes the value."""
+    parameter = getattr(error, "param", None)
+    if parameter is None or not str(error.format_message()).startswith("Invalid value"):
+        return None
+    options = _names(parameter)
+    given = None
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if same_option(name) in options:
+            given = value if equals else following
+        elif word[:2] in options and not word.startswith("--"):
+            given = word[2:]
+    if given is None:
+        return None
+    least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    whole = "integer" in error.format_message() or isinstance(least, int)
+    kind = "a whole number" if whole else "a number"
+    if least is not None or most is not None:
+        kind += (" from " if None not in (least, most) else " of ") + _bounds(least, most)
+    return GptcliError(
+        f"invalid value for '{options[0]}': `{given}` is not {kind}",
+        f"see {ctx.command_path} --help",
+    )
+
+
+def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) -> Problem:
+    """The problem of a word after the last argument of a command."""
+    path = ctx.command_path
+    command = path.partition(" ")[2]
+    short = word if len(word) <= 60 else word[:57] + "..."
+    name, equals, value = word.partition("=")
+    hint = f"see {path} --help"
+    if len(words) > 1:
+        hint = f"put a name with blanks into quotes; {hint}"
+    if equals and name.isidentifier():
+        hint = _instead(ctx, command, f"--{name}", value, known)[0]
+        if f"--{same_option(name)}" in known:
+            hint = f"write --{same_option(name)} {shlex.quote(value)}"
+    elif command == "sample":
+        hint = f"to continue a text: {path} {shlex.quote(words[0])} --prompt {shlex.quote(short)}"
+    return f"`{short}` is one word too many", hint
+
+
+def _names(parameter: Any) -> list[str]:
+    """The options of a parameter; [] for an argument."""
+    return [] if _is_argument(parameter) else [*parameter.opts, *parameter.secondary_opts]
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
+
+
+def _is_long(command: str, name: str, known: dict[str, Any]) -> bool:
+    """Whether `-name` is a long option with one dash too few, such as `-prompt`."""
+    word = normalised(name)
+    names = {normalised(option) for option in known} | FORM_OF.get(command, {}).keys()
+    return len(word) > 1 and (word in names or word in KEY_OF or word in SENTENCE_OF)
+
+
+def _can_be_value(word: str) -> bool:
+    """Whether the word after an unknown option can be its value."""
+    return bool(word) and (re.match(r"-\.?\d", word) is not None or word[0] != "-")
+
+
+def _needs_value(path: str, parameter: Any, name: str, following: str | None = None) -> Problem:
+    example = f"write {name} {metavar(parameter)}"
+    if following is not None:
+        example += f"; if `{following}` is its value, write {name}={shlex.quote(following)}"
+    return f"{name} needs a value", f"{example}; see {path} --help"
+
+
+def _instead(
+    ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
+) -> tuple[str, bool]:
+    """What to write instead of an option that does not exist, and whether `value` is part of it."""
+    word = normalised(name)
+    own = next((option for option in known if normalised(option) == word), None)
+    if own is not None:
+        return f"write {own}, with two dashes", not known[own].is_flag if known[own] else False
+    if command == "train" and word == "init_from" and value not in ("", "resume"):
+        if value == "scratch":
+            return "leave it out: a new run starts from new weights", True
+        return "gptcli has no trained weights; --from RUN starts from a run of yours", True
+    form = _by_value(command, word, value) or FORM_OF.get(command, {}).get(word)
+    if form is not None:
+        return _written(ctx.command_path, form, value, known)
+    if word in FIXED:
+        key, fixed = FIXED[word]
+        return _fixed(command, key, fixed, known), False
+    setting = _assignment(name, value)
+    if command in _WITH_KEYS and setting is not None:
+        return f"write {setting}", True
+    if word in SENTENCE_OF:
+        return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
+    for other, parameters in _other_commands(ctx).items():
+        if any(same_option(name) in _names(parameter) for parameter in parameters):
+            return f"{same_option(name)} is an option of `gptcli {other}`", True
+    options = {normalised(option): option for option in known}
+    if len(word) > 1 and (close := get_close_matches(word, options, n=1, cutoff=0.7)):
+        return f"did you mean {options[close[0]]}? See {ctx.command_path} --help", True
+    if setting is not None:
+        return f"`gptcli train` sets it: {setting}", True
+    return f"see {ctx.command_path} --help", False
+
+
+def _by_value(command: str, word: str, value: str) -> str | None:
+    """The form of an option whose meaning depends on its value."""
+    if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
+        return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
+    if word == "init_from":
+        if value == "resume":
+            return "--resume" if command == "train" else "RUN"
+        return None
+    if command == "train" and word == "n":
+        return "--out runs/VALUE" if value and not value.isdigit() else "train.max_steps=VALUE"
+    return None
+
+
+def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
+    """A form of the table with the user's value in it, and whether the value is part of it."""
+    option = form.partition(" ")[0]
+    if option.isupper() and not option.startswith("-"):
+        shown = shlex.quote(value) if value else option
+        if option == "RUN" and value == "resume":
+            return f"leave it out, or name the run: {path} RUN", True
+        if option == "TEXT" and value and not is_text_or_config(value):
+            return f"name a text file or a folder, without an option: {path} TEXT", True
+        return f"write it without an option: {path} {shown}", True
+    if "VALUE" not in form:
+        return f"write {form}", False
+    if option in known and option == "--dtype":
+        value = VALUES["run.dtype"].get(value.lower(), value)
+    shown = shlex.quote(value) if value else metavar(known[option]) if option in known else "N"
+    if "/VALUE" in form:
+        shown = shlex.quote(form.split()[1].replace("VALUE", value or "NAME"))
+        return f"write {option} {shown}", True
+    return f"write {form.replace('VALUE', shown)}", True
+
+
+def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
+    """How to set a key to a value, if the command has an option or takes keys."""
+    option = "--" + key.partition(".")[2]
+    if option in known:
+        return f"write {option} {value}"
+    if command in _WITH_KEYS and value != "int8":
+        return f"write {key}={value}"
+    return f"leave it out; see gptcli {command} --help"
+
+
+def _key(name: str) -> str | None:
+    """The config key that an option names: `--lr`, `--n_layer`, `--model.n_layer`, `--no-bias`."""
+    from gptcli.config_problems import dotted_keys
+
+    word = normalised(name)
+    last = word.rpartition(".")[2]
+    for key in dotted_keys():
+        if word == key or last == key.partition(".")[2]:
+            return key
+    return KEY_OF.get(last)
+
+
+def _assignment(name: str, value: str) -> str | None:
+    """The KEY=VALUE that an option means; `KEY=...` without a value, None if it is no key."""
+    key = _key(name)
+    if key is None:
+        return None
+    plain = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+    plain = VALUES.get(key, {}).get(plain.lower(), plain)
+    return shlex.quote(f"{key}={plain}") if plain else f"{key}=..."
+
+
+def _other_commands(ctx: Context) -> dict[str, list[Any]]:
+    """The other commands and their parameters."""
+    root = ctx.find_root().command
+    commands = getattr(root, "commands", {})
+    return {name: each.params for name, each in commands.items() if each is not ctx.command}
+
+
+# ---- help --------------------------------------------------------------------------------------
+
+_RANGE = re.compile(r"(?:[\d.e+]+<=?x(?:<=?[\d.e+]+)?|x[<>]=?[\d.e+]+)(?=\]$|;)")
+"""A range as Typer writes it at the end of a help text: `x>=1`, `0.0<=x<=1.0`."""
+
+
+def metavar(parameter: Any) -> str:
+    """The name of a parameter's value in the help."""
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def _write_parameters(command: Any, ctx: Context, formatter: Any) -> None:
+    """Write the arguments and the options of a command."""
+    rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is None:
+            continue
+        name, text = record
+        if _is_argument(parameter):
+            name = metavar(parameter)
+        else:
+            name = re.sub(r" <[^>]*>", f" {metavar(parameter)}", name)
+        least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)
+        if "|" in metavar(parameter):  # the name lists the values
+            text = re.sub(f"; {_RANGE.pattern}", "", text)
+        elif least is not None or most is not None:
+            text = _RANGE.sub(_bounds(least, most), text)
+        if _is_argument(parameter):
+            text = re.sub(r" *\[required\]$", "", text)
+        rows["Arguments" if _is_argument(parameter) else "Options"].append((name, text))
+    for title, found in rows.items():
+        if found:
+            with formatter.section(title):
+                formatter.write_dl(found)
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    """The bounds of a number in words: "at least 1", "0 to 1"."""
+    low, high = (f"{bound or 0:,.6f}".rstrip("0").rstrip(".") for bound in (least, most))
+    if least is not None and most is not None:
+        return f"{low} to {high}"
+    return f"at least {low}" if least is not None else f"at most {high}"

@@ -1,0 +1,58 @@
+"""Chooses config values that the user did not set so that they fit the values that the user set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
+
+from gptcli.config import ModelConfig, heads_that_fit, width_unit
+
+_FAST_HEAD, _FAST_WIDTH = 16, 32
+"""The C library for training needs a head_dim and an n_embd that are multiples of these."""
+_NEAR = 1.5
+
+
+def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
+    """The values that must change so that the config fits together, by dotted key; {} if none.
+
+    `values` has at least the keys of `model` and `tokenizer.kind`, by dotted key. The user set the
+    keys in `asked`; they never change. If they do not fit together by themselves, nothing
+    changes, and checking the config gives the error."""
+    changed: dict[str, Any] = {}
+    if (
+        "tokenizer.vocab_size" in asked
+        and "tokenizer.kind" not in asked
+        and values["tokenizer.kind"] != "bpe"
+    ):
+        changed["tokenizer.kind"] = "bpe"  # the only kind whose size can be chosen
+    arch, n_embd, n_head = (values[f"model.{name}"] for name in ("arch", "n_embd", "n_head"))
+    known = get_args(ModelConfig.model_fields["arch"].annotation)
+    valid = type(n_embd) is type(n_head) is int and n_embd > 0 and n_head > 0 and arch in known
+    if not valid or n_embd % width_unit(arch, n_head) == 0:
+        return changed
+    if "model.n_head" not in asked and (heads := heads_that_fit(arch, n_embd)):
+        changed["model.n_head"] = _nearest(n_head, heads)
+    elif "model.n_embd" not in asked:
+        changed["model.n_embd"] = _width_for(arch, n_head, n_embd)
+    return changed
+
+
+def _width_for(arch: Any, n_head: int, near: int) -> int:
+    """The n_embd for `n_head` heads that is nearest to `near`; if possible, one that is fast."""
+    unit = width_unit(arch, n_head)
+    for multiple in (math.lcm(_FAST_HEAD * n_head, _FAST_WIDTH), 8 * n_head):
+        width = _nearest_multiple(math.lcm(unit, multiple), near)
+        if max(width / near, near / width) <= _NEAR:
+            return width
+    return _nearest_multiple(unit, near)
+
+
+def _nearest_multiple(unit: int, near: int) -> int:
+    below = max(unit, near - near % unit)
+    return _nearest(near, [below, below + unit])
+
+
+def _nearest(value: int, choices: list[int]) -> int:
+    """The choice whose ratio to `value` is nearest to 1."""
+    return min(choices, key=lambda choice: abs(math.log(choice / value)))

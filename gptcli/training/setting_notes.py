@@ -1,0 +1,44 @@
+"""Notes about settings that work but are rarely meant, such as a warm-up longer than the run."""
+
+from __future__ import annotations
+
+from gptcli.config import Config
+from gptcli.corpus import Corpus
+
+_FEW_WINDOWS = 3
+
+
+def setting_notes(config: Config, corpus: Corpus) -> list[str]:
+    """A sentence for each setting that does not suit the run or the text; [] if all do.
+
+    `config` is resolved: train.warmup_steps is a number."""
+    train, block_size = config.train, config.model.block_size
+    train_tokens = len(corpus.train)
+    val_tokens = len(corpus.val) if corpus.val else 0
+    warmup = int(train.warmup_steps)
+    notes = []
+    if warmup >= train.max_steps:
+        notes.append(
+            f"the warm-up ({warmup:,} steps) is as long as the run ({train.max_steps:,} steps) or "
+            "longer, so the learning rate never reaches its full value: lower train.warmup_steps"
+        )
+    elif train.max_steps / (warmup + train.decay_fraction * train.max_steps + 1e-9) < 0.8:
+        notes.append(
+            f"the warm-up ({warmup:,} steps) reaches into the decay (the last "
+            f"{train.decay_fraction:.0%} of {train.max_steps:,} steps), so the learning rate never "
+            "reaches its full value: lower train.warmup_steps or train.decay_fraction"
+        )
+    windows = max(0, val_tokens - 1) / block_size
+    if val_tokens and windows <= _FEW_WINDOWS:
+        notes.append(
+            f"the validation part has only {val_tokens:,} tokens ({windows:.2g} windows of "
+            f"block_size {block_size}), so its loss is a rough estimate: raise data.val_fraction, "
+            "or use a longer text"
+        )
+    step = config.tokens_per_step
+    if step > train_tokens:
+        notes.append(
+            f"a step reads {step:,} tokens, and the text has {train_tokens:,} for training, so "
+            f"each step reads the text {step / train_tokens:.2g} times: lower train.batch_size"
+        )
+    return notes

@@ -1,0 +1,83 @@
+"""A word that is no run: a text, a file, a checkpoint. And a word of train that is no text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with runs/mine and my.txt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(trained, target_is_directory=True)
+    (tmp_path / "my.txt").write_text("KING", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["sample", "some text"], "no run named `some text`",
+         "to continue a text: gptcli sample --prompt 'some text'"),
+        (["sample", "Où es-tu ?"], "no run named `Où es-tu ?`",
+         "to continue a text: gptcli sample --prompt 'Où es-tu ?'"),
+        (["sample", "my.txt"], "my.txt is a file, not a run",
+         "to continue the text in it: gptcli sample --prompt-file my.txt; "
+         "to train on it: gptcli train my.txt"),
+        (["eval", "my.txt"], "my.txt is a file, not a run",
+         "to measure the loss of the newest run on it: gptcli eval --file my.txt; "
+         "to train on it: gptcli train my.txt"),
+        (["sample", "runs/mine/checkpoints/step-00000040"],
+         "runs/mine/checkpoints/step-00000040 is inside the run runs/mine",
+         "write gptcli sample runs/mine --checkpoint 40"),
+        (["eval", "mine/checkpoints/best"], "mine/checkpoints/best is inside the run runs/mine",
+         "write gptcli eval runs/mine --checkpoint best"),
+        (["score", "runs/mine/config.yaml", "my.txt"],
+         "runs/mine/config.yaml is inside the run runs/mine", "write gptcli score runs/mine"),
+        (["sample", "runs"], "runs is a folder of 1 run, not a run",
+         "name one of them, for example the newest: gptcli sample runs/mine"),
+        (["sample", "temp=0.5"], "no run named `temp=0.5`",
+         "write an option with two dashes: --temperature 0.5"),
+        (["sample", "min"], "no run named `min`", "did you mean `mine`?"),
+        (["score", "mine"], "no file named `mine`", "give a file, too: gptcli score mine FILE"),
+        (["score", "runs/mine"], "runs/mine is a folder, not a text",
+         "give a file, too: gptcli score runs/mine FILE"),
+        (["score", "some text"], "no file named `some text`",
+         "score reads the text from a UTF-8 file"),
+        (["train", "--from", "my.txt"], "my.txt is a file, not a run",
+         "to train on it: gptcli train my.txt"),
+        (["train", "resume"], "no config or text file named `resume`",
+         "write the option with two dashes: gptcli train --resume"),
+        (["train", "my.txt", "n_layer", "3"], "no config or text file named `n_layer`",
+         "write a setting as KEY=VALUE, without blanks: model.n_layer=..."),
+        (["train", "my.txt", "lr"], "no config or text file named `lr`",
+         "write a setting as KEY=VALUE, without blanks: train.learning_rate=..."),
+        (["train", "mine"], "mine is a run, not a text",
+         "to continue it: gptcli train --resume --out runs/mine; to start from its weights: "
+         "gptcli train TEXT --from runs/mine"),
+        (["train", "runs/mine/checkpoints"], "runs/mine/checkpoints is inside a run, not a text",
+         "to continue it: gptcli train --resume --out runs/mine; to start from its weights: "
+         "gptcli train TEXT --from runs/mine"),
+        (["train", "Once upon a time there was"],
+         "no config or text file named `Once upon a time there was`",
+         "gptcli trains on files: write the text into a file and name it. To continue a text: "
+         "gptcli sample --prompt TEXT"),
+    ],
+)  # fmt: skip
+def test_the_error_names_the_right_form(
+    words: list[str], message: str, hint: str, here: Path, cli: Any
+) -> None:
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert outcome.err == f"error: {message}\n\nhint: {hint}\n"
+    assert sorted(path.name for path in here.iterdir()) == ["my.txt", "runs"]
+
+
+def test_the_form_that_a_hint_names_works(here: Path, cli: Any) -> None:
+    assert cli("sample", "runs/mine", "--checkpoint", "40", "-n", "3").code == 0
+    assert cli("sample", "--prompt-file", "my.txt", "-n", "3").out.startswith("KING")
+    assert cli("eval", "--file", "my.txt").code == 0
