@@ -22,7 +22,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import read_bounded
 from gptcli.files.shipped import shipped_configs
 
-_MAX_BYTES = 1 << 17
+_MAX_BYTES = 1 << 20
 _MAX_NODES = 1_000
 _MAX_DEPTH = 20
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")

@@ -15,6 +15,7 @@ from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.cli.signals import leave_on_signals
+from gptcli.cli.text_arguments import Target
 from gptcli.cli.train_arguments import (
     config_for,
     defaults_with_overrides,
@@ -43,9 +44,10 @@ def train(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG | TEXT] [KEY=VALUE ...]",
-            help="A YAML config or the name of a shipped one; or a text, folder or .jsonl to train "
-            "on. Then changes to the config, such as model.n_layer=6.",
+            metavar="[CONFIG | TEXT ...] [KEY=VALUE ...]",
+            help="A YAML config or the name of a shipped one; or texts to train on: files (also "
+            ".jsonl, .json, .csv, .parquet, .gz), folders, or - for standard input. Then changes "
+            "to the config, such as model.n_layer=6.",
         ),
     ] = None,
     out: Annotated[
@@ -130,7 +132,7 @@ def train(
 class _Request:
     """The arguments and options that a new run and a resumed run have in common."""
 
-    target: str | None  # CONFIG or TEXT
+    target: Target  # CONFIG or texts
     overrides: list[str]  # KEY=VALUE
     out: Path | None
     from_run: str | None

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.errors import GptcliError, nearest
+from gptcli.cli.text_arguments import (
+    MOST_TEXTS,
+    Target,
+    is_yaml,
+    refuse_configs_among_texts,
+    refuse_missing_texts,
+    run_name,
+    source_override,
+)
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
 
 
-def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The CONFIG or TEXT among the arguments (None if there is none), and the KEY=VALUE overrides.
+def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
+    """The CONFIG or the texts among the arguments (None: neither), and the KEY=VALUE overrides.
 
-    Raises GptcliError if there are several configs or texts.
+    Raises GptcliError if there is a config beside another config or a text.
     """
     from gptcli.config_files import is_known_override, is_override
 
@@ -28,10 +36,13 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     ]
     overrides = [argument for argument in arguments if argument not in targets]
     if len(targets) > 1:
-        raise GptcliError(
-            f"`{targets[1]}`: give only one CONFIG or TEXT; `{targets[0]}` is already one",
-            "write changes as KEY=VALUE; put several texts into one folder",
-        )
+        refuse_configs_among_texts(targets)
+        if len(targets) > MOST_TEXTS:
+            raise GptcliError(
+                f"{len(targets)} texts on the command line; at most {MOST_TEXTS} can be named",
+                "name the folder that holds them",
+            )
+        return targets, overrides
     return (targets[0] if targets else None), overrides
 
 
@@ -55,55 +66,44 @@ def with_user_tokenizer(overrides: list[str]) -> list[str]:
     return [*overrides, "tokenizer.kind=bpe"]
 
 
-def config_for(
-    target: str | None, overrides: list[str], from_run: str | None
-) -> tuple[Config, str]:
+def config_for(target: Target, overrides: list[str], from_run: str | None) -> tuple[Config, str]:
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
     With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate.
     Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import load_config
-    from gptcli.files.shipped import shipped_configs, shipped_texts
 
-    if target is not None and is_config(target):
+    if isinstance(target, str) and is_config(target):
         return load_config(target, overrides), Path(target).stem
-    if target is not None and not Path(target).exists() and target not in shipped_texts():
-        known = [*shipped_configs(), *_files_in_same_folder(target)]
-        close = nearest(target, known)
-        raise GptcliError(
-            f"no config or text file named `{target}`",
-            (f"did you mean `{close}`? " if close else "")
-            + "shipped configs: "
-            + ", ".join(shipped_configs()),
-        )
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        refuse_missing_texts(target)
+        overrides = [source_override(target), *overrides]
     if from_run is not None:
         from gptcli.training.run_folder import find_run
 
         source = find_run(from_run)
-        name = Path(target).stem if target else f"{source.resolve().name}-tuned"
+        name = run_name(target) if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
     return load_config(_default_config(), overrides), (
-        Path(target).stem or "text" if target is not None else _default_config()
+        run_name(target) if target is not None else _default_config()
     )
 
 
-def is_config(target: str | None) -> bool:
+def is_config(target: Target) -> bool:
     """Whether CONFIG | TEXT names a config: a shipped one, or any YAML file."""
     from gptcli.files.shipped import shipped_configs
 
-    return target is not None and (target in shipped_configs() or _looks_like_yaml(target))
+    return isinstance(target, str) and (target in shipped_configs() or is_yaml(target))
 
 
-def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
+def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
     """The default values with the user's text and overrides, for --minutes to choose the rest."""
     from gptcli.config_files import parse_config
 
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        overrides = [source_override(target), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
 
@@ -113,10 +113,19 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
     Warm-up, intervals and everything under `run` go back to their defaults. The learning rate is a
     tenth of the run's. Overrides of the user stay as they are.
     """
-    from gptcli.config import Config, RunConfig
+    from gptcli.config import Config, DataConfig, RunConfig
 
     values = stored.model_dump()
     overridden = {override.partition("=")[0] for override in overrides}
+    if "data.source" in overridden:  # how the other text was read and split says nothing now
+        data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
+    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
+        data = {"val_split": "tail", "documents": "file"}
+    else:
+        data = {}
+    for key, value in data.items():
+        if f"data.{key}" not in overridden:
+            values["data"][key] = value
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             values["train"][key] = "auto"
@@ -126,24 +135,6 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
         if f"run.{key}" not in overridden:
             values["run"][key] = value
     return Config.model_validate(values)
-
-
-def _looks_like_yaml(target: str) -> bool:
-    return target.lower().endswith((".yaml", ".yml"))
-
-
-def _files_in_same_folder(target: str) -> list[str]:
-    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
-    folder = Path(target).parent
-    return (
-        [
-            str(p)
-            for p in sorted(folder.iterdir())
-            if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")
-        ]
-        if folder.is_dir()
-        else []
-    )
 
 
 def _default_config() -> str:

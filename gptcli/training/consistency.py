@@ -37,7 +37,7 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
-        if added_later or now == was or name == "data.source":
+        if added_later or now == was or name in ("data.source", "data.val_source"):
             continue
         longer = name == "train.max_steps" and type(was) is int and now > was
         if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:

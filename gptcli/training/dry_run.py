@@ -26,10 +26,9 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     It is None if the run does not fit into memory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
-            config.data.source,
+            config.data,
             kind=config.tokenizer.kind,
             vocab_size=config.tokenizer.vocab_size,
-            val_fraction=config.data.val_fraction,
             block_size=config.model.block_size,
             user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
             cache=Path(folder),

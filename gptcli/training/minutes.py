@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.corpus.sources import Source, find_source
+from gptcli.corpus.sources import find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError
 from gptcli.model.user_parts import UserParts
@@ -200,10 +199,9 @@ def fit_to_minutes(
 
 def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Config, list[str]]:
     """The config with settings for this machine and text. The keys in `asked` keep their values."""
-    source = find_source(config.data.source)
-    start = "".join(_first_characters(source, _SAMPLED_CHARACTERS))
-    bytes_each = len(start.encode("utf-8", "replace")) / max(1, len(start))
-    characters = source.size / bytes_each * (1 - config.data.val_fraction)
+    source = find_source(config.data)
+    start, characters = source.beginning(_SAMPLED_CHARACTERS)
+    characters *= 1 - config.data.held_out
     n_layer, n_embd, T, B = _REFERENCE
     reference = with_values(
         config,
@@ -221,15 +219,6 @@ def _choose_for_text(config: Config, asked: set[str], end: float) -> tuple[Confi
     chosen = choose_settings(operations, characters, len(set(start)))
     values = {key: value for key, value in chosen.values.items() if key not in asked}
     return with_values(config, values), chosen.reasons
-
-
-def _first_characters(source: Source, count: int) -> Iterator[str]:
-    """The beginning of the text, in pieces: at least `count` characters if it is that long."""
-    for piece in source.pieces():
-        yield piece.text
-        count -= len(piece.text)
-        if count <= 0:
-            return
 
 
 def _measure(

@@ -72,7 +72,10 @@ def test_a_folder_leaves_out_hidden_files_and_skips_binary_ones_with_a_note(tmp_
     (folder / "late.bin").write_bytes(b"text" * 200_000 + b"\0")
     (folder / "utf16.txt").write_bytes("four".encode("utf-16"))
     found = find_source(str(folder))
-    assert found.notes == (f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt",)
+    assert found.notes == (
+        f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt",
+        f"left out {folder / '.git'}: hidden",
+    )
     assert texts(str(folder)) == ["two", "three", "one"]
 
 
@@ -134,9 +137,15 @@ def test_the_error_for_an_unknown_name_proposes_the_nearest(
     error = refusal(str(Path("mine", "note.txt")))
     assert error.hint == f"did you mean `{Path('mine', 'notes.txt')}`?"
     assert refusal("mien").hint == "did you mean `mine`?"
-    error = refusal("q" * 5000)
+    error = refusal("q" * 500)
     assert error.hint is not None
     assert error.hint.startswith("the shipped texts are: shakespeare; or give the path of")
+    error = refusal("Once upon\n" + "a time " * 900)
+    assert error.message == (
+        "`Once upon a time a time a time a time a...` (6,310 characters) is not the name of a "
+        "file: it looks like a text itself"
+    )
+    assert "gptcli train - < FILE" in error.hint
     error = refusal(str(Path("nowhere", "q.txt")))
     assert error.message.endswith(": there is no folder nowhere")
     assert refusal("~nobody-is-called-so/a.txt").message.startswith("no shipped text, file or")
@@ -180,4 +189,6 @@ def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     error = refusal(str(path))
     assert error.message == f"{path} is UTF-16, not UTF-8"
     assert error.hint is not None
-    assert error.hint.startswith("convert it: iconv -f UTF-16 -t UTF-8 a.txt > utf8-a.txt")
+    assert error.hint.startswith(
+        "read it with data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8 a.txt > "
+    )

@@ -1,0 +1,110 @@
+"""Texts on the command line: which arguments name them, their data.source, and a run's name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gptcli.errors import GptcliError, nearest
+from gptcli.files.names import exists, path_of, shown
+
+Target = str | list[str] | None
+"""The CONFIG, the TEXT or the texts of a command line; None if it names neither."""
+
+STDIN = "-"
+
+MOST_TEXTS = 500
+"""As many as data.source can hold."""
+
+
+def texts_of(target: Target) -> list[str]:
+    """The CONFIG or the texts as a list."""
+    return [target] if isinstance(target, str) else target or []
+
+
+def source_override(target: Target) -> str:
+    """The texts as `data.source=...`, a value in YAML."""
+    import yaml
+
+    names = [shown(text) for text in texts_of(target)]
+    value = names[0] if len(names) == 1 else names
+    written = yaml.safe_dump(
+        value, default_style='"', default_flow_style=True, allow_unicode=True, width=10**9
+    )
+    return f"data.source={written.strip()}"
+
+
+def refuse_missing_texts(target: Target) -> None:
+    """Raise GptcliError if a text of the command line does not exist."""
+    from gptcli.corpus.sources import no_such_text
+    from gptcli.files.shipped import shipped_configs, shipped_texts
+
+    texts = texts_of(target)
+    for text in texts:
+        if text == STDIN or text in shipped_texts() or (text and exists(path_of(shown(text)))):
+            continue
+        error = no_such_text(shown(text))
+        if isinstance(target, list) or " " in text or len(text) > 1000 or not text:
+            raise error
+        known = [*shipped_configs(), *_files_in_same_folder(text)]
+        close = nearest(text, known)
+        raise GptcliError(
+            f"no config or text file named `{shown(text)}`",
+            (f"did you mean `{close}`? " if close else "")
+            + "shipped configs: "
+            + ", ".join(shipped_configs()),
+        )
+
+
+def refuse_configs_among_texts(targets: list[str]) -> None:
+    """Raise GptcliError if one of several targets is a config."""
+    from gptcli.files.shipped import shipped_configs
+
+    for target in targets:
+        if target in shipped_configs() or is_yaml(target):
+            other = next(name for name in [*targets, target] if name != target or len(targets) < 2)
+            raise GptcliError(
+                f"`{shown(other)}`: give only one CONFIG, or one or more texts; `{shown(target)}` "
+                "is a config",
+                f"name the text as a change to the config: {shown(target)} data.source=TEXT",
+            )
+
+
+def is_yaml(target: str) -> bool:
+    """Whether a name is that of a YAML file."""
+    return target.lower().endswith((".yaml", ".yml"))
+
+
+def run_name(target: Target) -> str:
+    """The name of a run on these texts: that of the first file or folder, as it is really called.
+
+    It has no ending, no control characters, and no leading dot or hyphen."""
+    from gptcli.files.shipped import shipped_texts
+
+    first = texts_of(target)[0]
+    if first == STDIN:
+        return "stdin"
+    if first in shipped_texts():
+        return first
+    path = path_of(shown(first)).resolve()
+    name = path.name if path.is_dir() else _without_endings(path.name)
+    printable = "".join(
+        character if character.isprintable() else "_"
+        for character in name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    )
+    return re.sub(r"^[.\-\s]+", "", printable.replace("\ufffd", "_"))[:100].rstrip(". ") or "text"
+
+
+def _without_endings(name: str) -> str:
+    path = Path(name)
+    return Path(path.stem).stem if path.suffix.lower() in (".gz", ".bz2", ".xz") else path.stem
+
+
+def _files_in_same_folder(target: str) -> list[str]:
+    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
+    folder = Path(target).parent
+    endings = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".yaml", ".yml")
+    try:
+        return [shown(path) for path in sorted(folder.iterdir()) if path.suffix in endings]
+    except (OSError, ValueError):
+        return []
