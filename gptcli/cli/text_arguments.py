@@ -43,7 +43,7 @@ def refuse_missing_texts(target: Target) -> None:
     for text in texts:
         if text == STDIN or text in shipped_texts() or (text and exists(path_of(shown(text)))):
             continue
-        error = no_such_text(shown(text))
+        error = no_such_text(text)
         if isinstance(target, list) or " " in text or len(text) > 1000 or not text:
             raise error
         known = [*shipped_configs(), *_files_in_same_folder(text)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -179,7 +179,10 @@ def _print_dry_run(new: _NewRun, as_json: bool) -> None:
         note(line)
     from gptcli.training.dry_run import dry_run_figures
 
-    result = dry_run_figures(new.config, new.user_parts)
+    notes: list[str] = []
+    result = dry_run_figures(new.config, new.user_parts, notes)
+    for line in notes:
+        note(line)
     if as_json:
         print_json(result)
         return
@@ -261,6 +264,7 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
     from gptcli.training.run_folder import remove_empty
 
     created = create and not run.exists()
+    above = [folder for folder in run.parents if not folder.exists()]
     try:
         if create:
             make_folder(run)
@@ -272,4 +276,7 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
         except BaseException:
             if created:
                 remove_empty(run)
+                for folder in above:
+                    with suppress(OSError):
+                        folder.rmdir()
             raise

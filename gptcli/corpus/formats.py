@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +136,9 @@ def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[
     except NoSuchFieldError as error:
         if field is not None:
             raise
-        return "text", f"the entries of its list have {_after_colon(error)}"
+        return "text", f"its list has entries with {_what(error)}"
     except GptcliError as error:
-        return "text", _after_colon(error)
+        return "text", f"in its list, {_what(error)}"
 
 
 def _kind_of_json_lines(
@@ -155,9 +156,9 @@ def _kind_of_json_lines(
     except NoSuchFieldError as error:
         if field is not None:
             raise
-        return "text", f"it is an object with {_after_colon(error)}"
+        return "text", f"it is one object with {_what(error)}"
     except GptcliError as error:
-        return "text", _after_colon(error)
+        return "text", f"in its first line, {_what(error)}"
     return "jsonl", None
 
 
@@ -167,16 +168,12 @@ def _kind_of_csv(path: Path, field: str | None, encoding: str | None) -> tuple[K
     except NoSuchFieldError as error:
         if field is not None:
             raise
-        return "text", f"it has {_after_colon(error)}"
+        return "text", f"it has {_what(error)}"
     except GptcliError:
         pass  # reading the file reports it
     return "csv", None
 
 
-def _after_colon(error: GptcliError) -> str:
-    """The end of "a.csv:1: no column `text`"."""
-    return (
-        error.message.rpartition(": ")[2]
-        if "; its" not in error.message
-        else (error.message[error.message.index(": ") + 2 :])
-    )
+def _what(error: GptcliError) -> str:
+    """An error's message without the place: "no column `text`; its columns: `a`, `b`"."""
+    return re.sub(r"^.*?:\d+: (entry \d+: )?", "", error.message)

@@ -116,7 +116,9 @@ def open_corpus(
         notes.append(f"`{END_OF_TEXT}` ends a document {times}")
     train, val, split = _split(found.name, entry, data, block_size)
     if val is not None and (split == "tail" or found.val is not None):
-        notes += unlike_note(train, val, own=found.val is not None, documents=entry.documents)
+        own = found.val is not None
+        vocab_size = entry.tokenizer.vocab_size
+        notes += unlike_note(train, val, vocab_size, own=own, documents=entry.documents)
     return Corpus(
         tokenizer=entry.tokenizer,
         train=train,

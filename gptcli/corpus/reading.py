@@ -24,8 +24,8 @@ LINE_LIMIT = 1 << 24
 """The most bytes in a line of a .jsonl: enough for several books. A line is parsed at once, and the
 parsed objects can take 25 times as much memory as the line."""
 
-COMPRESSED = {".gz": ("gzip", "GzipFile"), ".bz2": ("bz2", "BZ2File"), ".xz": ("lzma", "LZMAFile")}
-"""Suffix of a compressed file -> module and class of the standard library that read it."""
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+"""Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
 """Encodings in which NUL bytes are normal, as `codec_name` spells them."""
@@ -92,7 +92,7 @@ def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
             return
         stream: IO[bytes] = raw
         if how is not None:
-            stream = getattr(importlib.import_module(how[0]), how[1])(raw)
+            stream = importlib.import_module(how).open(raw)
         converted: Any = _Converted(path, stream, encoding)
         try:
             yield Content(io.BufferedReader(converted, CHUNK), raw.tell)
@@ -155,6 +155,8 @@ class _Converted(io.RawIOBase):
                 before + error.start,
                 not data,
             ) from error
+        except UnicodeError as error:  # UTF-16 or UTF-32 without its mark at the beginning
+            raise UndecodableError(self._path, self._encoding, data[0], 0, False) from error
 
 
 def codec_name(encoding: str) -> str:

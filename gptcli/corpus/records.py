@@ -86,6 +86,7 @@ def json_entries(
             raise buffer.error("a comma or the end of the list is missing after", entry)
         if entry:
             buffer.skip()
+            buffer.next()
         entry += 1
         yield buffer.place(entry), buffer.value(entry)
     buffer.skip()
@@ -284,12 +285,12 @@ def csv_pieces(
     no such column."""
     rows = _rows(path, advance, encoding, field or FIELD)
     _, names = next(rows, (1, []))
-    column = _column(path, names, field or FIELD)
+    column = _column(path, names, field or FIELD, rows)
     for line, row in rows:
         if len(row) <= column:
             raise GptcliError(
-                f"{shown(path)}:{line}: the row has {len(row)} columns, and `{names[column]}` is "
-                f"number {column + 1}",
+                f"{shown(path)}:{line}: the row ends before column {column + 1}, "
+                f"`{names[column].strip()}`",
                 'is a quote or a comma missing? A text with commas or line ends stands in "quotes"',
             )
         yield from _cut(row[column])
@@ -310,7 +311,7 @@ def _rows(
 
     csv.field_size_limit(reading.LINE_LIMIT)
     try:
-        for row in csv.reader(texts(), delimiter=_delimiter(path, first, field)):
+        for row in csv.reader(texts(), delimiter=_delimiter(path, first, field), strict=True):
             if row:
                 yield number, row
     except csv.Error as error:
@@ -333,11 +334,14 @@ def _delimiter(path: Path, header: str, field: str) -> str:
     return max(",;\t|", key=fits)
 
 
-def _column(path: Path, names: list[str], field: str) -> int:
+def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
+    """The position of a column. The error proposes that with the longest text in the next row."""
     stripped = [name.strip() for name in names]
     if field in stripped:
         return stripped.index(field)
-    example = _as_argument(stripped[-1]) if stripped else "NAME"
+    _, row = next(rows, (2, []))
+    longest = max(zip(row, stripped, strict=False), key=lambda cell: len(cell[0]), default=None)
+    example = _as_argument(longest[1]) if longest else "NAME"
     raise NoSuchFieldError(
         f"{shown(path)}:1: no column `{field}`; its columns: {_named(stripped)}",
         f"select the column that holds the text, for example data.field={example}",

@@ -28,7 +28,7 @@ from gptcli.corpus.reading import (
 )
 from gptcli.corpus.records import NoSuchFieldError
 from gptcli.corpus.standard_input import STDIN, standard_input
-from gptcli.corpus.undecodable import first_problem, undecodable_files
+from gptcli.corpus.undecodable import first_problem, is_cut_off, undecodable_files
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.caches import cache_folder
 from gptcli.files.names import exists, path_of, shown
@@ -140,6 +140,7 @@ class _Survey:
     advance: Advance = ignore
     notes: list[str] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)  # .json and .csv read as plain text, and why
+    converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> names
 
 
@@ -200,8 +201,13 @@ def _found(
         )
     for why, left_out in survey.left_out.items():
         survey.notes.append(f"left out {_names(left_out)}: {why}")
+    if survey.converted:
+        survey.notes.append(f"read as {data.encoding}: {_names(survey.converted)}")
     if survey.plain:
-        survey.notes.append(f"read as plain text: {_names(survey.plain)}")
+        survey.notes.append(
+            f"read as plain text: {_names(survey.plain)}; data.field=NAME selects the field or "
+            "column that holds the text"
+        )
     return Source(name, tuple(files), tuple(survey.notes))
 
 
@@ -231,7 +237,7 @@ def no_such_text(source: str) -> GptcliError:
         return GptcliError("the name of the text is empty", choices)
     if "\n" in source or len(source) > _LONGEST_NAME:
         return GptcliError(
-            f"`{' '.join(source[:40].split())}...` ({len(source):,} characters) is not the name "
+            f"`{shown(' '.join(source[:40].split()))}...` ({len(source):,} characters) is not the name "
             "of a file: it looks like a text itself",
             "save the text in a file and name the file, or pass it on: gptcli train - < FILE",
         )
@@ -258,7 +264,10 @@ _LONGEST_NAME = 1000  # characters; a longer text that names no file is not mean
 
 def _survey_file(path: Path, progress: Progress, survey: _Survey) -> SourceFile:
     with progress.phase("reading", _size(path)) as survey.advance:
-        file = _surveyed(path, survey)
+        try:
+            file = _surveyed(path, survey)
+        except UndecodableError as error:
+            raise (undecodable_files([(path, survey.data.encoding)], False) or error) from error
     if file.signature[0] == 0:
         raise GptcliError(f"{shown(path)} is empty", "give a file with text in it")
     return file
@@ -278,8 +287,8 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
             name = shown(path.relative_to(folder).as_posix())
             try:
                 files.append(_surveyed(path, survey))
-            except BinaryFileError:
-                binary.append(name)
+            except BinaryFileError as error:
+                binary.append(f"{name} (UTF-16)" if "is UTF-16" in error.message else name)
             except NoSuchFieldError:
                 why = f"they have no field `{survey.data.field}`"
                 survey.left_out.setdefault(why, []).append(name)
@@ -390,11 +399,11 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     if named_kind(path) == "parquet" and opaque and not compressed(path):
         return SourceFile(*file, Format("parquet", _field(data), marked=True))
     encoding = None
-    if (data.encoding is not None or data.skip_undecodable) and not _is_utf8(path, file[1][0]):
+    if data.encoding is not None and not _is_utf8(path):
         encoding = data.encoding
-        problem = first_problem(path, encoding)
-        if problem is not None and data.skip_undecodable:
-            raise problem
+        survey.converted.append(shown(path))
+    if data.skip_undecodable and (problem := first_problem(path, encoding)) is not None:
+        raise problem
     if wide and encoding is None:
         with open_content(path) as content:
             refuse_binary(path, content.stream.read(CHUNK), 0)
@@ -413,9 +422,11 @@ def _field(data: DataConfig) -> str | None:
     return None if data.field == "text" else data.field
 
 
-def _is_utf8(path: Path, size: int) -> bool:
+def _is_utf8(path: Path) -> bool:
+    """Whether a file is UTF-8, perhaps cut off. Then no other encoding would read it rightly."""
     try:
-        return size == 0 or first_problem(path, None) is None
+        problem = first_problem(path, None)
+        return problem is None or is_cut_off(path, problem)
     except BinaryFileError:
         return False
 

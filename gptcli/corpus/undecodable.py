@@ -38,17 +38,24 @@ def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
     return None
 
 
+def is_cut_off(path: Path, error: UndecodableError) -> bool:
+    """Whether a file seems to be UTF-8 that begins or ends in the middle of a character."""
+    data, start = _around(path, error.offset)
+    return _cut_off(data, error.offset - start, start == 0, error.incomplete) is not None
+
+
 def undecodable_files(
     files: Iterable[tuple[Path, str | None]], several: bool
 ) -> UndecodableFilesError | None:
     """The error that names each of `files` (path and encoding) that cannot be decoded.
 
     `several` says that the text has other files, so that these can be left out."""
-    problems = [
-        _explained(path, encoding, error, several)
+    found = [
+        (path, encoding, error)
         for path, encoding in files
         if (error := first_problem(path, encoding)) is not None
     ]
+    problems = [_explained(*each, several, only=len(found) == 1) for each in found]
     if not problems:
         return None
     if len(problems) > _MOST_NAMED:
@@ -58,7 +65,7 @@ def undecodable_files(
 
 
 def _explained(
-    path: Path, encoding: str | None, error: UndecodableError, several: bool
+    path: Path, encoding: str | None, error: UndecodableError, several: bool, *, only: bool
 ) -> tuple[str, str]:
     """The message and the hint for a file."""
     name = shown(path)
@@ -69,8 +76,8 @@ def _explained(
     line = _line_of(path, error.offset)
     where = f"byte 0x{data[error.offset - start]:02X} at offset {error.offset} (line {line})"
     cut = _cut_off(data, error.offset - start, start == 0, error.incomplete)
-    whole = "get the whole file again, or remove the incomplete character in an editor"
-    if cut:
+    whole = "if a file is cut off, get it again, or remove the incomplete character in an editor"
+    if cut is not None:
         return f"{name} {cut} in the middle of a character: cut off?", whole + leave_out
     looks = _looks_like(data)
     message = f"{name} is not UTF-8: {where} does not belong there"
@@ -78,16 +85,16 @@ def _explained(
         message += " (the last byte: cut off?)"
     if looks is None:
         hint = (
-            "find out its encoding: data.encoding=NAME reads it (Python's name, such as cp1252); "
-            f"or save it as UTF-8 in an editor{leave_out}"
+            "find out the encoding: data.encoding=NAME reads it (Python's name, such as cp1252); "
+            f"or save the file as UTF-8 in an editor{leave_out}"
         )
         return message, hint
     public = looks.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
+    name = shown(path.name) if only else "FILE"
     return (
         f"{message}; it looks like {public}",
-        f"read it with data.encoding={looks} (files that are UTF-8 are still read as UTF-8), or "
-        f"convert it: iconv -f {public} -t UTF-8 {shown(path.name)} > utf8-{shown(path.name)}"
-        + leave_out,
+        f"read {public} with data.encoding={looks} (files in UTF-8 are still read as UTF-8), or "
+        f"convert the file: iconv -f {public} -t UTF-8 {name} > utf8-{name}{leave_out}",
     )
 
 

@@ -82,11 +82,69 @@ def split_documents(
     return _ranges(starts, from_), _ranges(from_, stops)
 
 
-def unlike_note(train: TokenStore, val: TokenStore, *, own: bool, documents: int) -> list[str]:
+def unlike_note(
+    train: TokenStore, val: TokenStore, vocab_size: int, *, own: bool, documents: int
+) -> list[str]:
     """A note for the user if the validation part is unlike the rest of the text, else [].
 
     `own` says that the user named the validation text."""
-    return []
+    there, usual = distances(train, val, vocab_size)
+    if there < _UNLIKE + _TIMES * usual:
+        return []
+    if own:
+        return ["data.val_source is unlike the training text: its loss says little about training"]
+    mixed = (
+        "data.val_split=documents mixes the documents"
+        if documents > 1
+        else ("mix the parts of the text, or name another validation text with data.val_source")
+    )
+    return [
+        "the end of the text, which is for validation, is unlike the rest: the validation loss says "
+        f"little about the rest ({mixed})"
+    ]
+
+
+def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float]:
+    """How far the validation part is from the rest, and the farthest part of the rest from it.
+
+    The distance is the relative entropy of token frequencies, in nats per token. Both come from
+    equally many tokens, so a small sample makes both larger."""
+    each = min(_SAMPLE, len(val), len(train) // _PARTS)
+    if each < _LEAST_SAMPLE:
+        return 0.0, 0.0
+    size = len(train) // _PARTS
+    parts = np.stack(
+        [_counts(train, part * size, size, each, vocab_size) for part in range(_PARTS)]
+    )
+    whole = parts.sum(axis=0)
+    there = _counts(val, 0, len(val), each, vocab_size)
+    # Each is compared with equally many parts: the validation part replaces the last of them.
+    return (
+        _relative_entropy(there, whole - parts[-1]),
+        max(_relative_entropy(part, whole - part) for part in parts),
+    )
+
+
+_PARTS = 9
+_SAMPLE = 1 << 15
+_LEAST_SAMPLE = 256
+_UNLIKE, _TIMES = 0.02, 2.0
+
+
+def _counts(store: TokenStore, start: int, size: int, count: int, vocab_size: int) -> Any:
+    """How often each token occurs in `count` tokens, in eight places of a range of the store."""
+    pieces = min(8, count)
+    length = count // pieces
+    places = np.linspace(start, start + size - length, pieces).astype(int)
+    tokens = np.concatenate([store.read(int(place), length) for place in places])
+    return np.bincount(tokens, minlength=vocab_size).astype(np.float64)
+
+
+def _relative_entropy(part: Any, whole: Any) -> float:
+    p = (part + 0.5 * (part + whole > 0)) / (part + 0.5 * (part + whole > 0)).sum()
+    q = (whole + 0.5 * (part + whole > 0)) / (whole + 0.5 * (part + whole > 0)).sum()
+    used = p > 0
+    return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
 _LONG = 20  # a document is long if fewer than this many would fill the validation part

@@ -10,15 +10,23 @@ from gptcli.errors import GptcliError
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    """The name as UTF-8 text: each byte that is not UTF-8 is written as `\\xe9`.
+    """The name as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
 
     Python holds such a byte as half of a surrogate pair, which no YAML, JSON or UTF-8 stream can
-    hold. A backslash in such a name is written as `\\x5c`: so `path_of` finds the same file."""
+    hold. A newline is written as `\\x0a`. A backslash in such a name is written as `\\x5c`, so that
+    `path_of` finds the same file."""
     text = os.fspath(name)
-    if not any("\ud800" <= character <= "\udfff" for character in text):
+    if text.isprintable() or not _SPECIAL.search(text):
         return text
-    text = text.replace("\\", "\\x5c")
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _SPECIAL_OR_BACKSLASH.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+_SPECIAL = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
+_SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 
 
 def path_of(name: str) -> Path:
@@ -32,7 +40,7 @@ def path_of(name: str) -> Path:
         path = Path(name)
     if "\\x" not in name or exists(path):
         return path
-    return Path(re.sub(r"(?:\\x(?:5c|[89a-f][0-9a-f]))+", _bytes_of, str(path)))
+    return Path(re.sub(r"(?:\\x[0-9a-f]{2})+", _bytes_of, str(path)))
 
 
 def exists(path: Path) -> bool:

@@ -19,11 +19,13 @@ from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.setup import resolve
 
 
-def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
+def dry_run_figures(
+    config: Config, user_parts: UserParts | None = None, notes: list[str] | None = None
+) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
     `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
-    It is None if the run does not fit into memory."""
+    It is None if the run does not fit into memory. `notes` gets the notes about the text."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_corpus(
             config.data,
@@ -39,6 +41,8 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         config = resolve(
             config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
         )
+        if notes is not None:
+            notes += corpus.notes
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)

@@ -73,7 +73,7 @@ def test_a_folder_leaves_out_hidden_files_and_skips_binary_ones_with_a_note(tmp_
     (folder / "utf16.txt").write_bytes("four".encode("utf-16"))
     found = find_source(str(folder))
     assert found.notes == (
-        f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt",
+        f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt (UTF-16)",
         f"left out {folder / '.git'}: hidden",
     )
     assert texts(str(folder)) == ["two", "three", "one"]
