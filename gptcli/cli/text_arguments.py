@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from gptcli.errors import GptcliError, nearest
@@ -28,6 +29,10 @@ def source_override(target: Target) -> str:
 
     names = [shown(text) for text in texts_of(target)]
     value = names[0] if len(names) == 1 else names
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/.-]*", value, re.ASCII):
+        word = yaml.safe_load(value)
+        if isinstance(word, str):
+            return f"data.source={value}"
     written = yaml.safe_dump(
         value, default_style='"', default_flow_style=True, allow_unicode=True, width=10**9
     )
@@ -44,7 +49,7 @@ def refuse_missing_texts(target: Target) -> None:
         if text == STDIN or text in shipped_texts() or (text and exists(path_of(shown(text)))):
             continue
         error = no_such_text(text)
-        if isinstance(target, list) or " " in text or len(text) > 1000 or not text:
+        if isinstance(target, list) or {" ", "\n"} & set(text) or len(text) > 1000 or not text:
             raise error
         known = [*shipped_configs(), *_files_in_same_folder(text)]
         close = nearest(text, known)
@@ -60,14 +65,19 @@ def refuse_configs_among_texts(targets: list[str]) -> None:
     """Raise GptcliError if one of several targets is a config."""
     from gptcli.files.shipped import shipped_configs
 
-    for target in targets:
-        if target in shipped_configs() or is_yaml(target):
-            other = next(name for name in [*targets, target] if name != target or len(targets) < 2)
-            raise GptcliError(
-                f"`{shown(other)}`: give only one CONFIG, or one or more texts; `{shown(target)}` "
-                "is a config",
-                f"name the text as a change to the config: {shown(target)} data.source=TEXT",
-            )
+    configs = [target for target in targets if target in shipped_configs() or is_yaml(target)]
+    texts = [target for target in targets if target not in configs]
+    if len(configs) > 1:
+        raise GptcliError(
+            f"`{shown(configs[1])}`: give only one CONFIG; `{shown(configs[0])}` is already one",
+            "write changes to a config as KEY=VALUE",
+        )
+    if configs:
+        command = f"{shlex.quote(configs[0])} {shlex.quote(source_override(texts))}"
+        raise GptcliError(
+            f"`{shown(texts[0])}` is a text, and `{shown(configs[0])}` is a config: give one of them",
+            f"to train a config on a text: gptcli train {shown(command)}",
+        )
 
 
 def is_yaml(target: str) -> bool:

@@ -118,17 +118,17 @@ class Source:
         The estimate counts how much of the files was read for the beginning, so it is right for
         compressed files and for files with several fields."""
         parts: list[str] = []
-        read = found = 0
+        read = read_as = found = 0  # `read` bytes of the files were `read_as` characters
 
         def advance(count: int) -> None:
-            nonlocal read
-            read += count
+            nonlocal read, read_as
+            read, read_as = read + count, found
 
         for piece in self.pieces(advance):
             parts.append(piece.text)
             found += len(piece.text)
-            if found >= characters and read:
-                return "".join(parts)[:characters], found * max(1.0, self.size / read)
+            if found >= characters and read_as and read < self.size:
+                return "".join(parts)[:characters], read_as * max(1.0, self.size / read)
         return "".join(parts)[:characters], float(found)
 
 
@@ -165,7 +165,10 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
 def section_of(data: DataConfig | str) -> DataConfig:
     """The section `data` of a config, or one with this data.source and defaults."""
     # Not validated: an empty name, and a name of any characters, get errors that say more.
-    return DataConfig.model_construct(source=shown(data)) if isinstance(data, str) else data
+    if not isinstance(data, str):
+        return data
+    undecodable = any("\ud800" <= character <= "\udfff" for character in data)
+    return DataConfig.model_construct(source=shown(data) if undecodable else data)
 
 
 def _found(
@@ -236,9 +239,10 @@ def no_such_text(source: str) -> GptcliError:
     if not source:
         return GptcliError("the name of the text is empty", choices)
     if "\n" in source or len(source) > _LONGEST_NAME:
+        begins = shown(" ".join(source[:40].split()))
         return GptcliError(
-            f"`{shown(' '.join(source[:40].split()))}...` ({len(source):,} characters) is not the name "
-            "of a file: it looks like a text itself",
+            f"`{begins}...` ({len(source):,} characters) is not the name of a file: it looks like "
+            "a text itself",
             "save the text in a file and name the file, or pass it on: gptcli train - < FILE",
         )
     path = path_of(source)

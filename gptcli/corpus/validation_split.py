@@ -88,55 +88,59 @@ def unlike_note(
     """A note for the user if the validation part is unlike the rest of the text, else [].
 
     `own` says that the user named the validation text."""
-    there, usual = distances(train, val, vocab_size)
-    if there < _UNLIKE + _TIMES * usual:
+    there, parts, spread = distances(train, val, vocab_size)
+    if there < _MOST + _TIMES * parts and there < _MOST_SORTED + _TIMES * spread:
         return []
     if own:
         return ["data.val_source is unlike the training text: its loss says little about training"]
-    mixed = (
-        "data.val_split=documents mixes the documents"
-        if documents > 1
-        else ("mix the parts of the text, or name another validation text with data.val_source")
-    )
-    return [
-        "the end of the text, which is for validation, is unlike the rest: the validation loss says "
-        f"little about the rest ({mixed})"
-    ]
+    if documents > 1:
+        advice = "data.val_split=documents mixes the documents"
+    else:
+        advice = "mix the text, or name your own validation text with data.val_source"
+    return [f"the validation part, the end of the text, is unlike the rest: {advice}"]
 
 
-def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float]:
-    """How far the validation part is from the rest, and the farthest part of the rest from it.
+def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
+    """How far from the rest are: the validation part, other parts (the median), a spread sample.
 
-    The distance is the relative entropy of token frequencies, in nats per token. Both come from
-    equally many tokens, so a small sample makes both larger."""
+    The distance is the relative entropy of token frequencies, in nats per token. All come from
+    equally many tokens, because a small sample makes every distance larger. If all parts are far
+    from each other, as in a sorted text, only the sample that is spread over the text is near."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     size = len(train) // _PARTS
     parts = np.stack(
         [_counts(train, part * size, size, each, vocab_size) for part in range(_PARTS)]
     )
     whole = parts.sum(axis=0)
     there = _counts(val, 0, len(val), each, vocab_size)
+    spread = _counts(train, 0, len(train), each, vocab_size, places=128)
     # Each is compared with equally many parts: the validation part replaces the last of them.
     return (
         _relative_entropy(there, whole - parts[-1]),
-        max(_relative_entropy(part, whole - part) for part in parts),
+        float(np.median([_relative_entropy(part, whole - part) for part in parts])),
+        _relative_entropy(spread, whole - parts[-1]),
     )
 
 
 _PARTS = 9
 _SAMPLE = 1 << 15
 _LEAST_SAMPLE = 256
-_UNLIKE, _TIMES = 0.02, 2.0
+
+# Measured on texts in three languages, code and documentation of 5 KB to 1 MB, with char, byte and
+# bpe tokens: texts of one kind have at most 1.9 times the distance of the other parts, and texts
+# that end in another language or kind have 2.9 to 65 times.
+_MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 
-def _counts(store: TokenStore, start: int, size: int, count: int, vocab_size: int) -> Any:
-    """How often each token occurs in `count` tokens, in eight places of a range of the store."""
-    pieces = min(8, count)
-    length = count // pieces
-    places = np.linspace(start, start + size - length, pieces).astype(int)
-    tokens = np.concatenate([store.read(int(place), length) for place in places])
+def _counts(
+    store: TokenStore, start: int, size: int, count: int, vocab_size: int, places: int = 8
+) -> Any:
+    """How often each token occurs in `count` tokens, in some places of a range of the store."""
+    length = count // min(places, count)
+    firsts = np.linspace(start, start + size - length, min(places, count)).astype(int)
+    tokens = np.concatenate([store.read(int(first), length) for first in firsts])
     return np.bincount(tokens, minlength=vocab_size).astype(np.float64)
 
 
