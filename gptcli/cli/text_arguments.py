@@ -75,7 +75,7 @@ def refuse_configs_among_texts(targets: list[str]) -> None:
     if configs:
         command = f"{shlex.quote(configs[0])} {shlex.quote(source_override(texts))}"
         raise GptcliError(
-            f"`{shown(texts[0])}` is a text, and `{shown(configs[0])}` is a config: give one of them",
+            f"`{shown(texts[0])}` is a text and `{shown(configs[0])}` is a config: give only one",
             f"to train a config on a text: gptcli train {shown(command)}",
         )
 
