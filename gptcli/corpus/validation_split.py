@@ -126,7 +126,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
 
 _PARTS = 9
 _SAMPLE = 1 << 15
-_LEAST_SAMPLE = 256
+_LEAST_SAMPLE = 1000
 
 # Measured on texts in three languages, code and documentation of 5 KB to 1 MB, with char, byte and
 # bpe tokens: texts of one kind have at most 1.9 times the distance of the other parts, and texts

@@ -179,8 +179,9 @@ def noted(text: str) -> list[str]:
 
 def test_an_end_that_is_unlike_the_rest_is_noted() -> None:
     words = sorted(shipped_texts()["shakespeare"].read_text("utf-8")[:60_000].split())
-    assert noted(ENGLISH * 100) == []
-    assert noted(shipped_texts()["shakespeare"].read_text("utf-8")[:100_000]) == []
-    (note,) = noted(ENGLISH * 90 + GERMAN * 12)
+    assert noted(ENGLISH * 200) == []
+    for length in (3000, 12_000, 100_000):
+        assert noted(shipped_texts()["shakespeare"].read_text("utf-8")[:length]) == []
+    (note,) = noted(ENGLISH * 180 + GERMAN * 24)
     assert note.startswith("the validation part, the end of the text, is unlike the rest: ")
     assert len(noted(" ".join(words))) == 1, "every part is unlike every other"
