@@ -6,9 +6,10 @@ gptcli.config_files reads YAML files into these classes. This file does not impo
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from gptcli.model.arch import Arch, ArchName, arch_named, archs_that
@@ -29,17 +30,79 @@ class _Section(BaseModel):
     )
 
 
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
+
+
 class DataConfig(_Section):
     """The text."""
 
-    source: str = Field("shakespeare", min_length=1)
-    """A shipped text by name, or a path: a text file, a folder (read recursively), or .jsonl."""
+    source: Texts = "shakespeare"
+    """The text, or a list of texts: the name of a shipped text, or the path of a file or a folder
+    (read recursively). A file is plain text, .jsonl, .json, .csv, .tsv or .parquet; .gz works, too.
+    `-` is standard input."""
+    field: Text | None = None
+    """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet. null:
+    `text`, or else `messages`, a chat."""
+    documents: Literal["auto", "file", "line"] = "auto"
+    """What one document is. auto: a file, a line of a .jsonl, an entry of a .json list, a row of a
+    .csv; `<|endoftext|>` also ends a document. line: a line of a plain text, too. file: every file
+    is one document of plain text, whatever is in it, except .jsonl."""
+    encoding: str | None = None
+    """The encoding of the files that are not UTF-8, in Python's name, such as cp1252 or utf-16."""
+    skip_undecodable: bool = False
+    """Whether to leave out files that are not text in UTF-8 (or in `encoding`)."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the text, taken from its end, that is kept for validation: from 0 to below 1."""
+    """Share of the text that is kept for validation: from 0 to below 1."""
+    val_source: Texts | None = None
+    """Your own validation text, or a list. Then the whole of `source` is for training, and
+    val_fraction has no effect."""
+    val_split: Literal["auto", "tail", "documents"] = "auto"
+    """Which part is kept for validation. tail: the end of the text. documents: documents chosen by
+    a fixed shuffle, and the end of each long document. auto: documents if there are several."""
     unknown: Literal["error", "drop", "replace"] = "error"
     """Characters of the text that a char tokenizer of another run does not know. error: refuse the
     text. drop: leave them out. replace: write the most similar known character (é: e), else a
     space. Prompts of `sample` and the texts of `score` and `eval --file` follow the same rule."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str | None) -> str | None:
+        try:
+            known = encoding is None or codecs.lookup(encoding)._is_text_encoding
+        except (LookupError, ValueError):
+            known = False
+        if not known:
+            wanted = {"wanted": "the name of an encoding, such as cp1252 or utf-16"}
+            raise PydanticCustomError("encoding", "unknown encoding", wanted)
+        utf8 = encoding is not None and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+        return None if utf8 else encoding
+
+    @property
+    def sources(self) -> list[str]:
+        """The texts of `source`."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @property
+    def val_sources(self) -> list[str]:
+        """The texts of `val_source`; [] if there are none."""
+        return [self.val_source] if isinstance(self.val_source, str) else self.val_source or []
+
+    @property
+    def name(self) -> str:
+        """The texts of `source` as one line for people."""
+        more = f" and {len(self.sources) - 3} more" if len(self.sources) > 3 else ""
+        return ", ".join(self.sources[:3]) + more
+
+    @property
+    def held_out(self) -> float:
+        """The share of `source` that is not for training: 0 with a val_source."""
+        return 0.0 if self.val_source is not None else self.val_fraction
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation part."""
+        return self.val_source is not None or self.val_fraction > 0
 
 
 class TokenizerConfig(_Section):

@@ -22,7 +22,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import read_bounded
 from gptcli.files.shipped import shipped_configs
 
-_MAX_BYTES = 1 << 17
+_MAX_BYTES = 1 << 20
 _MAX_NODES = 1_000
 _MAX_DEPTH = 20
 _TOO_MUCH = "more values or deeper nesting than a config can have"
@@ -334,6 +334,8 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 def _apply(document: _Document, override: str) -> None:
     """Set one dotted key from `KEY=VALUE`. The value is YAML."""
+    # YAML cannot hold a name that is not UTF-8; gptcli.files.names finds the file again.
+    override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
@@ -341,7 +343,7 @@ def _apply(document: _Document, override: str) -> None:
         node = _compose(override, text)
     except GptcliError:
         raise GptcliError(
-            f"{override[:80]}: the value is not valid YAML",
+            f"{' '.join(override[:80].split())}: the value is not valid YAML",
             "quote it, for example data.source='\"a: b\"'",
         ) from None
     document.overrides.append(override)
@@ -351,6 +353,8 @@ def _apply(document: _Document, override: str) -> None:
             f"{override[:80]}: the key has too many parts", "for example model.n_layer=6"
         )
     value = None if node is None else _construct(_Document(override), node, (), [0])
+    if text.strip() == "-":  # standard input; in YAML a hyphen alone is a list of nothing
+        value = "-"
     section = document.values
     for part in key[:-1]:
         below = section.setdefault(part, {})

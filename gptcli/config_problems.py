@@ -76,7 +76,7 @@ def explain(
             )
             continue
         value = _value_at(values, key)
-        wanted = _describe(_property(schema, key))
+        wanted = context.get("wanted") or _describe(_property(schema, key))
         choices = _property(schema, key).get("enum", [])
         close = nearest(str(value), map(str, choices)) if choices else None
         about = " ".join(_property(schema, key)["description"].split())
@@ -132,6 +132,8 @@ def _describe(schema: dict[str, Any]) -> str:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:
         return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        return "a list of such values"
     if "enum" in schema:
         return "one of " + ", ".join(f"`{choice}`" for choice in schema["enum"])
     bounds = [

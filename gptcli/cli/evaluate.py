@@ -121,7 +121,7 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
     corpus = open_text(config, trained.tokenizer)
     if corpus.content_key != trained.meta.get("data"):
         raise GptcliError(
-            f"the text of {config.data.source} has changed since the run",
+            f"the text of {config.data.name} has changed since the run",
             "restore the old text, or name another text with --file",
         )
     if split == "train":

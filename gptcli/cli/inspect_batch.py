@@ -92,7 +92,7 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     same_tokenizer(run, tokenizer, meta)
     if corpus.content_key != meta.get("data"):
         raise GptcliError(
-            f"the text of {config.data.source} has changed since the run",
+            f"the text of {config.data.name} has changed since the run",
             "restore the old text: the run was not trained on the new one",
         )
     return corpus

@@ -69,4 +69,5 @@ def _files_in_same_folder(name: str) -> list[str]:
         files = sorted(folder.iterdir())
     except OSError:
         return []
-    return [str(p) for p in files if p.suffix in (".txt", ".jsonl", ".yaml", ".yml")]
+    endings = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".yaml", ".yml")
+    return [str(p) for p in files if p.suffix in endings]

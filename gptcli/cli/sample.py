@@ -330,7 +330,7 @@ def _converse(
     from gptcli.sampling.conversation import Conversation
 
     def load(run: str | None, settings: Settings) -> Turns:
-        loaded = model if run is None else load_for_sampling(run, options)
+        loaded = model if run is None else load_for_sampling(run, options, "sample")
 
         def open_streams(params: SamplingParams) -> Streams:
             return _open_streams(loaded, 1, params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.cli.signals import leave_on_signals
+from gptcli.cli.text_arguments import Target
 from gptcli.cli.train_arguments import (
     config_for,
     defaults_with_overrides,
@@ -46,9 +47,10 @@ def train(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG | TEXT] [KEY=VALUE ...]",
-            help="A YAML config or the name of a shipped one; or a text, folder or .jsonl to train "
-            "on. Then changes to the config, such as model.n_layer=6.",
+            metavar="[CONFIG | TEXT ...] [KEY=VALUE ...]",
+            help="A YAML config or the name of a shipped one; or texts to train on: files (also "
+            ".jsonl, .json, .csv, .parquet, .gz), folders, or - for standard input. Then changes "
+            "to the config, such as model.n_layer=6.",
         ),
     ] = None,
     out: Annotated[
@@ -135,7 +137,7 @@ def train(
 class _Request:
     """The arguments and options that a new run and a resumed run have in common."""
 
-    target: str | None  # CONFIG or TEXT
+    target: Target  # CONFIG or texts
     overrides: list[str]  # KEY=VALUE
     out: Path | None
     from_run: str | None
@@ -213,6 +215,8 @@ def _print_dry_run(request: _Request, new: _NewRun) -> None:
         if request.from_run is not None:
             config, _ = follow_base_run(config, find_run(request.from_run))
         result = dry_run_figures(config, new.user_parts)
+    for line in result["notes"]:
+        note(line)
     if request.as_json:
         print_json(result)
         return
@@ -310,6 +314,7 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
     from gptcli.training.run_folder import remove_empty
 
     created = create and not run.exists()
+    above = [folder for folder in run.parents if not folder.exists()]
     try:
         if create:
             make_folder(run)
@@ -321,4 +326,7 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
         except BaseException:
             if created:
                 remove_empty(run)
+                for folder in above:
+                    with suppress(OSError):
+                        folder.rmdir()
             raise

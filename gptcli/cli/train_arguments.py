@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.cli.missing_text import no_such_text, refuse_run
 from gptcli.cli.output import note
 from gptcli.cli.run_argument import named_run
+from gptcli.cli.text_arguments import (
+    MOST_TEXTS,
+    Target,
+    is_yaml,
+    refuse_configs_among_texts,
+    refuse_missing_texts,
+    run_name,
+    source_override,
+)
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
 
 
-def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The CONFIG or TEXT among the arguments (None if there is none), and the KEY=VALUE overrides.
+def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
+    """The CONFIG or the texts among the arguments (None: neither), and the KEY=VALUE overrides.
 
-    Raises GptcliError if there are several configs or texts.
+    Raises GptcliError if there is a config beside another config or a text.
     """
     from gptcli.config_files import is_known_override, is_override
 
@@ -32,12 +39,15 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     overrides = [argument for argument in arguments if argument not in targets]
     if len(targets) > 1:
         for target in targets:
-            if not is_config(target) and not os.path.exists(target):  # noqa: PTH110
-                raise no_such_text(target)
-        raise GptcliError(
-            f"`{targets[1]}`: give only one CONFIG or TEXT; `{targets[0]}` is already one",
-            "write changes as KEY=VALUE; put several texts into one folder",
-        )
+            if not is_config(target):
+                refuse_missing_texts([target])
+        refuse_configs_among_texts(targets)
+        if len(targets) > MOST_TEXTS:
+            raise GptcliError(
+                f"{len(targets)} texts on the command line; at most {MOST_TEXTS} can be named",
+                "name the folder that holds them",
+            )
+        return targets, overrides
     return (targets[0] if targets else None), overrides
 
 
@@ -52,7 +62,7 @@ def config_of_arguments(arguments: list[str]) -> Config:
 
 
 def config_for(
-    target: str | None,
+    target: Target,
     overrides: list[str],
     from_run: str | None,
     notes: list[str] | None = None,
@@ -64,23 +74,19 @@ def config_for(
     gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import load_config
-    from gptcli.files.shipped import shipped_texts
 
-    if target is not None and is_config(target):
+    if isinstance(target, str) and is_config(target):
         return load_config(target, overrides), Path(target).stem
-    if target is not None and target not in shipped_texts():
-        refuse_run(target)
-        if not os.path.exists(target):  # noqa: PTH110 (False for a name that no file can have)
-            raise no_such_text(target)
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        refuse_missing_texts(target)
+        overrides = [source_override(target), *overrides]
     if from_run is not None:
         source = named_run(from_run, "train --from")
-        name = Path(target).stem if target else f"{source.resolve().name}-tuned"
+        name = run_name(target) if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
     default = _default_config()
-    name = Path(target).stem or "text" if target is not None else default
+    name = run_name(target) if target is not None else default
     fitting = _fitting_overrides(load_config(default), overrides)
     if notes is not None:
         notes += [f"{override}, so that it fits what you set" for override in fitting]
@@ -98,20 +104,20 @@ def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in fitting_values(stored | asked, asked).items()]
 
 
-def is_config(target: str | None) -> bool:
+def is_config(target: Target) -> bool:
     """Whether CONFIG | TEXT names a config: a shipped one, or any YAML file."""
     from gptcli.files.shipped import shipped_configs
 
-    return target is not None and (target in shipped_configs() or _looks_like_yaml(target))
+    return isinstance(target, str) and (target in shipped_configs() or is_yaml(target))
 
 
-def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
+def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
     """The default values with the user's text and overrides, for --minutes to choose the rest."""
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        overrides = [source_override(target), *overrides]
     overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
@@ -122,11 +128,20 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
     Warm-up, intervals and everything under `run` go back to their defaults. The learning rate is a
     tenth of the run's. Overrides of the user stay as they are.
     """
-    from gptcli.config import Config, RunConfig
+    from gptcli.config import Config, DataConfig, RunConfig
     from gptcli.config_files import values_set
 
     values = stored.model_dump()
     overridden = values_set(overrides)
+    if "data.source" in overridden:  # how the other text was read and split says nothing now
+        data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
+    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
+        data = {"val_split": "tail", "documents": "file"}
+    else:
+        data = {}
+    for key, value in data.items():
+        if f"data.{key}" not in overridden:
+            values["data"][key] = value
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             values["train"][key] = "auto"
@@ -136,10 +151,6 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
         if f"run.{key}" not in overridden:
             values["run"][key] = value
     return Config.model_validate(values)
-
-
-def _looks_like_yaml(target: str) -> bool:
-    return target.lower().endswith((".yaml", ".yml"))
 
 
 def _default_config() -> str:

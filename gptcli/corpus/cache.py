@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.corpus.token_store import ShardFile, TokenStore, dtype_for, map_shard
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli.corpus.token_store import ShardFile, Tokens, TokenStore, dtype_for, map_shard
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_bounded
 from gptcli.files.durable import fsync_folder, sha256_file, write_file
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Increase this number whenever the same text would give other tokens or other files."""
+
+STARTS = np.dtype("<i8")
+"""The dtype of the positions at which documents start."""
 
 _MOST_META = 1 << 24  # bytes of meta.json, which has about a hundred for each shard of 128 MiB
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -47,6 +53,12 @@ class Entry:
     documents: int
     unknown: UnknownSummary | None
     """The characters of the text that the tokenizer does not know."""
+    starts: NDArray[Any]
+    """The position of the first token of each document, int64; [0] if the text is one document."""
+    train_documents: int
+    """The documents after these are the user's own validation text."""
+    marks: int
+    """How many `<|endoftext|>` ended a document."""
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
@@ -64,8 +76,11 @@ def write_meta(
     shards: list[ShardFile],
     documents: int,
     unknown: UnknownSummary | None = None,
+    **more: Any,
 ) -> None:
-    """Write tokenizer.json, then meta.json, which makes the folder a valid entry."""
+    """Write tokenizer.json, then meta.json, which makes the folder a valid entry.
+
+    `more` can hold `starts` (shards), `train_documents` and `marks` of the Entry."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -74,6 +89,7 @@ def write_meta(
         "tokenizer": tokenizer.fingerprint(),
         "documents": documents,
         "shards": [shard._asdict() for shard in shards],
+        **more,
     }
     if unknown is not None:
         meta["unknown"] = list(unknown)
@@ -107,10 +123,15 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         meta = json.loads(read_bounded(folder / "meta.json", _MOST_META))
         sealed = meta.pop("sha256") == _meta_sha256(meta) and meta["key"] == key
         shards = [ShardFile(**shard) for shard in meta["shards"]]
+        start_shards = [ShardFile(**shard) for shard in meta.get("starts", [])]
         dtype = dtype_for(meta["vocab_size"])
         fingerprint, documents = str(meta["tokenizer"]), int(meta["documents"])
         unknown = UnknownSummary(*meta["unknown"]) if "unknown" in meta else None
-        ours = all(Path(shard.name).name == shard.name for shard in shards)
+        train_documents, marks = (
+            int(meta.get("train_documents", documents)),
+            int(meta.get("marks", 0)),
+        )
+        ours = all(Path(shard.name).name == shard.name for shard in (*shards, *start_shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
     # not `ours`: a shard name that contains a folder could point outside the entry
@@ -125,13 +146,27 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         raise _DamagedError("tokenizer.json") from None
     if tokenizer.fingerprint() != fingerprint:
         return None  # not damaged, but made by another tokenizer
+    tokens = TokenStore(_mapped(folder, shards, dtype))
+    starts = TokenStore(_mapped(folder, start_shards, STARTS)) if start_shards else None
+    return Entry(
+        tokenizer,
+        tokens,
+        documents,
+        unknown,
+        np.zeros(1, np.int64) if starts is None else starts.read(0, len(starts)),
+        train_documents,
+        marks,
+    )
+
+
+def _mapped(folder: Path, shards: list[ShardFile], dtype: np.dtype[Any]) -> list[Tokens]:
     maps = []
     for shard in shards:
         ids = map_shard(folder, shard, dtype)
         if ids is None:
             raise _DamagedError(shard.name)
         maps.append(ids)
-    return Entry(tokenizer, TokenStore(maps), documents, unknown)
+    return maps
 
 
 def open_or_build(

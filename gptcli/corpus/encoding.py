@@ -28,25 +28,19 @@ def encode_all(
     tokenizer: Tokenizer,
     write: Callable[[Tokens], None],
     known: KnownCharacters | None = None,
+    write_starts: Callable[[Tokens], None] = lambda starts: None,
 ) -> int:
     """Encode the documents of a text; returns the number of documents.
 
-    Passes their ids to `write`, in order. End-of-text precedes every document. If the tokenizer has
+    Passes their ids to `write`, in order, and the position of each document's first token to
+    `write_starts`, int64. End-of-text precedes every document. If the tokenizer has
     no end-of-text, a newline joins two documents, unless the first ends with one. A document gets
     the same ids as if its whole text were encoded at once, but memory does not grow with the
     text. `known` applies the rule of data.unknown first. If the rule is "error" and a character is
     unknown, the rest of the text is only counted."""
-    documents = 0
-
-    def counted() -> Iterator[Piece]:
-        nonlocal documents
-        for piece in pieces:
-            documents += piece.starts
-            yield piece
-
     from gptcli.tokenization import line_cuts, safe_cuts
 
-    stream = counted()
+    stream = iter(pieces)
     if tokenizer.kind == "char":
         stream = joined(stream)
         if known is not None:
@@ -60,8 +54,13 @@ def encode_all(
     groups = _grouped(stream)
     # The user's code need not be thread-safe, and Python's lock would not let it run in parallel.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
-    for array in arrays:
-        write(array)
+    documents = position = 0
+    for ids, starts in arrays:
+        write(ids)
+        if len(starts):
+            write_starts(starts + position)
+            documents += len(starts)
+        position += len(ids)
     return documents
 
 
@@ -136,27 +135,39 @@ def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Pie
             starts = False
 
 
-def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> Tokens:
+def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tokens]:
+    """The ids of a group of pieces, and the positions in them at which a document starts, int64."""
+    starts: list[int] = []
+    position = 0
     if tokenizer.eot is None:
-        return tokenizer.encode_array("".join(piece.text for piece in group))
+        ids = tokenizer.encode_array("".join(piece.text for piece in group))
+        for piece in group:  # one token per character
+            if piece.starts:
+                starts.append(position)
+            position += len(piece.text)
+        return ids, np.array(starts, dtype=np.int64)
     eot = np.array([tokenizer.eot], dtype=dtype_for(tokenizer.vocab_size))
     parts: list[Tokens] = []
     for piece in group:
         if piece.starts:
+            starts.append(position)
             parts.append(eot)
-        parts.append(tokenizer.encode_array(piece.text))
-    return np.concatenate(parts)
+            position += 1
+        part = tokenizer.encode_array(piece.text)
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts), np.array(starts, dtype=np.int64)
 
 
 def _in_threads(
-    encode: Callable[[list[Piece]], Tokens], groups: Iterable[list[Piece]]
-) -> Iterator[Tokens]:
-    """The arrays that `encode` gives for `groups`, in order, computed on several cores.
+    encode: Callable[[list[Piece]], tuple[Tokens, Tokens]], groups: Iterable[list[Piece]]
+) -> Iterator[tuple[Tokens, Tokens]]:
+    """What `encode` returns for each of `groups`, in order, computed on several cores.
 
     Holds only a few groups in memory. Threads gain time, because encoding, writing and hashing
     release Python's lock."""
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    waiting: deque[Future[Tokens]] = deque()
+    waiting: deque[Future[tuple[Tokens, Tokens]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for group in groups:
             waiting.append(pool.submit(encode, group))

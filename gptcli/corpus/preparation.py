@@ -6,20 +6,32 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from gptcli.config import DataConfig
 from gptcli.corpus.cache import (
+    STARTS,
+    Entry,
     entry_key,
     open_or_build,
     read_entry,
     write_meta,
 )
+from gptcli.corpus.documents import END_OF_TEXT
 from gptcli.corpus.encoding import characters, encode_all, joined
 from gptcli.corpus.progress import Progress
-from gptcli.corpus.sources import Source, find_source
+from gptcli.corpus.reading import Piece
+from gptcli.corpus.sources import Source, find_source, section_of
 from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
-from gptcli.corpus.validation_split import check_split
+from gptcli.corpus.validation_split import (
+    LEAST_VALIDATION,
+    check_split,
+    check_validation,
+    split_documents,
+    unlike_note,
+)
 from gptcli.errors import GptcliError
 from gptcli.files.caches import cache_folder
 from gptcli.tokenization.unknown_characters import (
@@ -40,54 +52,61 @@ class Corpus:
     tokenizer: Tokenizer
     train: TokenStore
     val: TokenStore | None
-    """The end of the text; None if val_fraction is 0."""
+    """None if there is no validation part."""
+    val_split: Literal["tail", "documents"]
+    """How the text was split: data.val_split without `auto`."""
     documents: int
     source_bytes: int
     """Size of the files of the text."""
     content_key: str
-    """SHA-256 of the files' content: equal for equal texts."""
+    """SHA-256 of the files' content and of how they are read: equal for equal texts."""
     notes: list[str]
     """Messages for the user, one line each."""
 
 
 def open_corpus(
-    source: str,
+    data: DataConfig | str,
     *,
     kind: str,
     vocab_size: int,
-    val_fraction: float,
     block_size: int,
+    val_fraction: float | None = None,
     tokenizer: Tokenizer | None = None,
     user_tokenizer: type[Any] | None = None,
     unknown: Rule = "error",
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """The corpus that `source` names. Encodes the text if it is not in the cache yet.
+    """The corpus of the section `data`. Encodes the text if it is not in the cache yet.
 
-    `source` is a shipped text, a text file, a .jsonl or a folder (see `find_source`). The tokenizer
-    is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else one of
-    `kind`. Char, bpe and the user's tokenizer are trained on the text; `vocab_size` is for bpe and
-    the user's tokenizer.
+    `data` can also be a data.source (see `find_source`). `val_fraction` replaces that of `data`.
+    The tokenizer is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else
+    one of `kind`. Char, bpe and the user's tokenizer are trained on the text; `vocab_size` is for
+    bpe and the user's tokenizer.
 
     End-of-text precedes every document. Char has no end-of-text: instead, a newline joins two
-    documents, unless the first ends with one. Of the N tokens, the first
-    int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
+    documents, unless the first ends with one. The validation part is data.val_source, or a part of
+    the text: see gptcli.corpus.validation_split.
 
     `unknown` says what becomes of characters that a given char tokenizer does not know.
 
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
     not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
     short for `block_size` or for its validation split."""
+    data = section_of(data)
+    if val_fraction is not None:
+        data = data.model_copy(update={"val_fraction": val_fraction})
     bar = Progress(progress)
-    found = find_source(source, bar)
+    found = find_source(data, bar)
     notes = list(found.notes)
     folder = (cache_folder() if cache is None else cache) / "corpus"
     if user_tokenizer is not None and tokenizer is None:
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
-    trained = entry_key(found.content_key, f"bpe {vocab_size}" if kind == "bpe" else kind)
+    # Entries of several documents also hold where each document starts.
+    content = found.content_key + ("" if found.one_document else " documents")
+    trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
     key = trained
     entry = None
     if kind not in ("char", "bpe"):
@@ -98,23 +117,49 @@ def open_corpus(
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
-        key = entry_key(found.content_key, tokenizer.encoding_key() + rule)
+        key = entry_key(content, tokenizer.encoding_key() + rule)
     if entry is None:
         build = partial(_build, found, kind, vocab_size, tokenizer, unknown, key, bar)
         entry = open_or_build(folder, key, build, tokenizer, notes)
     if entry.unknown is not None:
-        notes.append(f"{source}: {done(unknown)} {entry.unknown}")
-    tokens = entry.tokens
-    train = check_split(source, len(tokens), val_fraction, block_size)
+        notes.append(f"{found.name}: {done(unknown)} {entry.unknown}")
+    if entry.marks:
+        times = "once" if entry.marks == 1 else f"{entry.marks:,} times"
+        notes.append(f"`{END_OF_TEXT}` ends a document {times}")
+    train, val, split = _split(found.name, entry, data, block_size)
+    if val is not None and (split == "tail" or found.val is not None):
+        own = found.val is not None
+        vocab_size = entry.tokenizer.vocab_size
+        notes += unlike_note(train, val, vocab_size, own=own, documents=entry.documents)
     return Corpus(
         tokenizer=entry.tokenizer,
-        train=tokens.part(0, train),
-        val=tokens.part(train, len(tokens)) if val_fraction > 0 else None,
-        documents=entry.documents,
+        train=train,
+        val=val,
+        val_split=split,
+        documents=entry.train_documents,
         source_bytes=found.size,
         content_key=found.content_key,
         notes=notes,
     )
+
+
+def _split(
+    name: str, entry: Entry, data: DataConfig, block_size: int
+) -> tuple[TokenStore, TokenStore | None, Literal["tail", "documents"]]:
+    """The tokens for training and for validation (None if there are none), and data.val_split."""
+    tokens, total = entry.tokens, len(entry.tokens)
+    if data.val_source is not None:
+        begin = int(entry.starts[entry.train_documents])
+        check_split(name, begin, 0.0, block_size)
+        check_validation(data.val_sources, total - begin)
+        return tokens.part(0, begin), tokens.part(begin, total), "tail"
+    if data.val_split != "tail" and entry.documents > 1 and data.val_fraction > 0:
+        train, val = map(tokens.parts, split_documents(entry.starts, total, data.val_fraction))
+        if len(train) > block_size and len(val) >= LEAST_VALIDATION:
+            return train, val, "documents"
+    end = check_split(name, total, data.val_fraction, block_size)
+    rest = tokens.part(end, total) if data.val_fraction > 0 else None
+    return tokens.part(0, end), rest, "tail"
 
 
 def _fixed_tokenizer(kind: str, vocab_size: int) -> Tokenizer:
@@ -158,17 +203,32 @@ def _build(
     """Fill `folder` with the entry `key`: encode the text.
 
     Trains a tokenizer first if `tokenizer` is None."""
-    if next(source.pieces(), None) is None:
-        raise GptcliError(
-            f"{source.name} has no text in it",
-            "its files are empty, or the texts of all their lines are",
-        )
+    for text in (source, source.val):
+        if text is not None and next(text.pieces(), None) is None:
+            raise GptcliError(
+                f"{text.name} has no text in it",
+                "its files are empty, or the texts of all their lines are",
+            )
     if tokenizer is None:
         tokenizer = _train_tokenizer(source, kind, vocab_size, progress)
     writer = ShardWriter(folder, dtype_for(tokenizer.vocab_size), SHARD_TOKENS)
-    with progress.phase("tokenizing", source.size) as advance:
-        known = KnownCharacters(tokenizer, unknown) if tokenizer.kind == "char" else None
-        documents = encode_all(source.pieces(advance), tokenizer, writer.write, known)
+    starts = ShardWriter(folder, STARTS, SHARD_TOKENS, "starts")
+    marks: list[int] = []
+    train_documents = 0
+
+    def all_pieces() -> Iterator[Piece]:
+        nonlocal train_documents
+        for piece in source.pieces(advance, marks.append):
+            train_documents += piece.starts
+            yield piece
+        if source.val is not None:
+            yield from source.val.pieces(advance, marks.append)
+
+    known = KnownCharacters(tokenizer, unknown) if tokenizer.kind == "char" else None
+    with progress.phase(
+        "tokenizing", source.size + (source.val.size if source.val else 0)
+    ) as advance:
+        documents = encode_all(all_pieces(), tokenizer, writer.write, known, starts.write)
     summary = known.summary() if known is not None else None
     if summary is not None and unknown == "error":
         raise UnknownCharactersError(
@@ -177,7 +237,14 @@ def _build(
             "(é becomes e); or train a new model with a tokenizer that can represent any text: "
             "tokenizer.kind=byte, without --from and tokenizer.from",
         )
-    write_meta(folder, key, tokenizer, writer.finish(), documents, summary)
+    more: dict[str, Any] = {}
+    if not source.one_document:
+        more = {
+            "starts": [shard._asdict() for shard in starts.finish()],
+            "train_documents": train_documents,
+            "marks": sum(marks),
+        }
+    write_meta(folder, key, tokenizer, writer.finish(), documents, summary, **more)
 
 
 def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progress) -> Tokenizer:
@@ -185,7 +252,10 @@ def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progr
 
     def texts() -> Iterator[str]:
         with progress.phase(f"reading for {kind}", source.size) as advance:
-            pieces = joined(source.pieces(advance))
+            texts = [source.pieces(advance)]
+            if kind == "char" and source.val is not None:
+                texts.append(source.val.pieces())  # every character of both texts gets a token
+            pieces = joined(chain.from_iterable(texts))
             yield from characters(pieces) if kind == "char" else (p.text for p in pieces)
 
     return build_tokenizer(kind, vocab_size, texts)

@@ -1,18 +1,21 @@
-"""Reads text files and .jsonl as streams of pieces: UTF-8, BOM, binary files, long lines."""
+"""Reads text files as streams of pieces: encodings, BOM, .gz, binary files, long lines."""
 
 from __future__ import annotations
 
 import codecs
-import json
+import importlib
+import io
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.errors import GptcliError
+from gptcli.files.names import shown
 
 CHUNK = 1 << 18
 """Bytes read at once, and characters in the largest piece."""
@@ -21,9 +24,31 @@ LINE_LIMIT = 1 << 24
 """The most bytes in a line of a .jsonl: enough for several books. A line is parsed at once, and the
 parsed objects can take 25 times as much memory as the line."""
 
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+"""Suffix of a compressed file -> the module of the standard library that reads it."""
+
+WIDE = ("utf16", "utf32")
+"""Encodings in which NUL bytes are normal, as `codec_name` spells them."""
+
 
 class BinaryFileError(GptcliError):
     """The file is certainly not UTF-8 text. Such files in a folder are skipped."""
+
+
+class UndecodableError(GptcliError):
+    """The file is not text in the encoding in which it was read.
+
+    `offset` is the position of the first bad byte in the decompressed file. `incomplete` says that
+    the file ends there in the middle of a character."""
+
+    def __init__(self, path: Path, encoding: str, byte: int, offset: int, incomplete: bool) -> None:
+        super().__init__(
+            f"{shown(path)} is not {encoding}: byte 0x{byte:02X} at offset {offset} does not "
+            "belong there",
+            "save it as UTF-8 in an editor",
+        )
+        self.offset = offset
+        self.incomplete = incomplete
 
 
 class Piece(NamedTuple):
@@ -34,6 +59,13 @@ class Piece(NamedTuple):
     """True for the first piece of a document."""
 
 
+class Content(NamedTuple):
+    """The content of a text file as UTF-8 bytes, and how far the file itself has been read."""
+
+    stream: IO[bytes]
+    position: Callable[[], int]
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading. Raises GptcliError with the path if the system refuses."""
@@ -42,31 +74,107 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise GptcliError(
-            f"cannot read {path}: {error.strerror or error}",
+            f"cannot read {shown(path)}: {error.strerror or error}",
             "check that the file exists and that you can read it",
         ) from error
 
 
-def text_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
+@contextmanager
+def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
+    """Open a text file for reading: decompressed by its suffix, converted to UTF-8 if needed.
+
+    `encoding` is that of the file; None means UTF-8, whose validity the reader checks. Raises
+    GptcliError if the file cannot be read or decompressed."""
+    how = COMPRESSED.get(path.suffix.lower())
+    with open_bytes(path) as raw:
+        if how is None and encoding is None:
+            yield Content(raw, raw.tell)
+            return
+        stream: IO[bytes] = raw
+        if how is not None:
+            stream = importlib.import_module(how).open(raw)
+        converted: Any = _Converted(path, stream, encoding)
+        try:
+            yield Content(io.BufferedReader(converted, CHUNK), raw.tell)
+        except Exception as error:
+            if how is None or not _is_of_decompression(error):
+                raise
+            raise GptcliError(
+                f"{shown(path)} cannot be decompressed: {error}",
+                "is it cut off, or has it the wrong ending? Get the whole file again",
+            ) from error
+
+
+def _is_of_decompression(error: Exception) -> bool:
+    """Whether a module of the standard library reports that a compressed file is damaged."""
+    if isinstance(error, OSError):  # an OSError of the system has a number
+        return error.errno is None
+    return isinstance(error, (EOFError, zlib.error)) or type(error).__name__ == "LZMAError"
+
+
+class _Converted(io.RawIOBase):
+    """A file as UTF-8 bytes, converted from `encoding` (None: it should be UTF-8 already)."""
+
+    def __init__(self, path: Path, stream: IO[bytes], encoding: str | None) -> None:
+        self._path = path
+        self._stream = stream
+        self._encoding = encoding
+        self._wide = encoding is not None and codec_name(encoding).startswith(WIDE)
+        self._decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
+        self._read = 0
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            data = self._stream.read(CHUNK)
+            if not self._wide:
+                refuse_binary(self._path, data, self._read)
+            self._read += len(data)
+            self._waiting = data if self._decoder is None else self._convert(data)
+            if not data:
+                break
+        part = self._waiting[: len(buffer)]
+        self._waiting = self._waiting[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _convert(self, data: bytes) -> bytes:
+        assert self._decoder is not None
+        assert self._encoding is not None
+        try:
+            return self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            before = self._read - len(error.object)  # error.object has the bytes of this decoding
+            raise UndecodableError(
+                self._path,
+                self._encoding,
+                error.object[error.start],
+                before + error.start,
+                not data,
+            ) from error
+        except UnicodeError as error:  # UTF-16 or UTF-32 without its mark at the beginning
+            raise UndecodableError(self._path, self._encoding, data[0], 0, False) from error
+
+
+def codec_name(encoding: str) -> str:
+    """The name of an encoding without case, hyphens and underscores: `utf16le`, `cp1252`."""
+    return encoding.lower().replace("-", "").replace("_", "")
+
+
+def text_pieces(
+    path: Path, advance: Advance = ignore, encoding: str | None = None
+) -> Iterator[Piece]:
     """Stream a text file as pieces of one document.
 
     Line ends do not change; a byte-order mark at the start is dropped. Raises GptcliError with the
     offset of the first byte that is not UTF-8."""
     starts = True
-    for text in _decoded(path, _chunks(path, advance)):
+    for text in decoded(path, advance, encoding):
         yield Piece(text, starts)
         starts = False
-
-
-def jsonl_pieces(path: Path, advance: Advance = ignore) -> Iterator[Piece]:
-    """Stream a .jsonl file: each line is an object whose `text` is one document.
-
-    Blank lines, empty texts and other fields are ignored. Raises GptcliError with file and line if
-    a line is not JSON or has no string `text`."""
-    for number, line in _lines(path, advance):
-        text = _text_of_line(path, number, line)
-        for start in range(0, len(text), CHUNK):
-            yield Piece(text[start : start + CHUNK], start == 0)
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
@@ -75,40 +183,37 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
     `data` begins at byte `offset` of the file."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
-            f"{path} is UTF-16, not UTF-8",
-            f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}; or save it "
-            "as UTF-8 in an editor",
+            f"{shown(path)} is UTF-16, not UTF-8",
+            f"read it with data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8 "
+            f"{shown(path.name)} > utf8-{shown(path.name)}",
         )
     nul = data.find(0)
     if nul >= 0:
         raise BinaryFileError(
-            f"{path} looks binary: byte {offset + nul} is NUL",
+            f"{shown(path)} looks binary: byte {offset + nul} is NUL",
             "give a plain text (UTF-8), a folder of texts or a .jsonl; unpack an archive first, "
             "and save a document of a word processor as plain text",
         )
 
 
-def _chunks(path: Path, advance: Advance) -> Iterator[bytes]:
-    with open_bytes(path) as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
-            advance(len(chunk))
+def decoded(path: Path, advance: Advance = ignore, encoding: str | None = None) -> Iterator[str]:
+    """The text of a file, in parts that are not empty.
 
-
-def _decoded(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    """The texts of the chunks, decoded from UTF-8; none is empty.
-
-    A chunk can end inside a character."""
-    offset = 0  # the position of data[0] in the file
+    A part that was read at once can end inside a character, so the rest of it is kept."""
+    offset = shown_bytes = 0  # offset: the position of data[0] in the content
     data = b""
-    for chunk in chunks:
-        data += chunk
-        if offset == 0 and data.startswith(codecs.BOM_UTF8):
-            offset, data = len(codecs.BOM_UTF8), data[len(codecs.BOM_UTF8) :]
-        text, used = _decode(path, data, offset, final=False)
-        if text:
-            yield text
-        offset, data = offset + used, data[used:]
+    with open_content(path, encoding) as content:
+        while chunk := content.stream.read(CHUNK):
+            data += chunk
+            if offset == 0 and data.startswith(codecs.BOM_UTF8):
+                offset, data = len(codecs.BOM_UTF8), data[len(codecs.BOM_UTF8) :]
+            text, used = _decode(path, data, offset, final=False)
+            if text:
+                yield text
+            offset, data = offset + used, data[used:]
+            position = content.position()
+            advance(position - shown_bytes)
+            shown_bytes = position
     _decode(path, data, offset, final=True)
 
 
@@ -116,84 +221,48 @@ def _decode(path: Path, data: bytes, offset: int, *, final: bool) -> tuple[str, 
     try:
         return codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:
-        raise GptcliError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02X} at offset "
-            f"{offset + error.start} does not belong there",
-            "convert it; if it is Western European text: "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}; or save it as "
-            "UTF-8 in an editor",
+        raise UndecodableError(
+            path,
+            "UTF-8",
+            data[error.start],
+            offset + error.start,
+            final and error.reason == "unexpected end of data",
         ) from error
 
 
-def _lines(path: Path, advance: Advance) -> Iterator[tuple[int, str]]:
-    """The number (from 1) and the text of every line that is not blank."""
-    offset = shown = 0
-    with open_bytes(path) as file:
+def lines(
+    path: Path,
+    advance: Advance = ignore,
+    encoding: str | None = None,
+    *,
+    keep_blank: bool = False,
+) -> Iterator[tuple[int, str]]:
+    """The number (from 1) and the text of every line, with its line end.
+
+    Blank lines are left out unless `keep_blank`. Raises GptcliError with the number of a line that
+    is too long."""
+    offset = counted = shown_bytes = 0
+    with open_content(path, encoding) as content:
         for number in count(1):
-            line = file.readline(LINE_LIMIT + 1)
+            line = content.stream.readline(LINE_LIMIT + 1)
             if not line:
                 break
             if len(line) > LINE_LIMIT:
                 raise GptcliError(
-                    f"{path}:{number}: the line is longer than {LINE_LIMIT:,} bytes",
-                    "a .jsonl has one document per line; split the document, or save it as a "
-                    "plain text file",
+                    f"{shown(path)}:{number}: the line is longer than {LINE_LIMIT:,} bytes",
+                    f"a {path.suffix} has one document per line; split the document, or save it "
+                    "as a plain text file",
                 )
             start = len(codecs.BOM_UTF8) if number == 1 and line[:3] == codecs.BOM_UTF8 else 0
             text, _ = _decode(path, line[start:], offset + start, final=True)
             offset += len(line)
-            if text and not text.isspace():
+            if keep_blank or (text and not text.isspace()):
                 yield number, text
-            if offset - shown >= CHUNK:
-                advance(offset - shown)
-                shown = offset
-    advance(offset - shown)
-
-
-def _text_of_line(path: Path, number: int, line: str) -> str:
-    hint = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise GptcliError(
-            f"{path}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
-            f"{hint}; if the file is plain text, rename it to {path.stem}.txt",
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number with 5,000 digits; 100,000 brackets
-        raise GptcliError(f"{path}:{number}: JSON that cannot be read: {error}", hint) from error
-    if not isinstance(value, dict):
-        raise GptcliError(f"{path}:{number}: {_kind_of(value)}, not an object", hint)
-    if "text" not in value:
-        fields = ", ".join(f"`{field}`" for field in list(value)[:5]) or "none at all"
-        raise GptcliError(
-            f"{path}:{number}: no field `text`; its fields: {fields}",
-            f"{hint}; rename the field that holds the text",
-        )
-    text = value["text"]
-    if not isinstance(text, str):
-        raise GptcliError(f"{path}:{number}: `text` is {_kind_of(text)}, not a string", hint)
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise GptcliError(
-                f"{path}:{number}: `text` has half of a surrogate pair, "
-                f"\\u{ord(text[error.start]):04x}, at character {error.start}",
-                "the escape was cut in two when the file was written; remove it from the line",
-            ) from error
-    return text
-
-
-def _kind_of(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a truth value"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, list):
-        return "a list"
-    return "an object" if isinstance(value, dict) else "a number"
+            if offset - counted >= CHUNK:
+                counted, position = offset, content.position()
+                advance(position - shown_bytes)
+                shown_bytes = position
+        advance(content.position() - shown_bytes)
 
 
 def signature(file: IO[bytes]) -> tuple[int, int]:

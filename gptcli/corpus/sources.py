@@ -1,54 +1,66 @@
-"""Finds and hashes the files of data.source: a shipped text, a file, a .jsonl or a folder."""
+"""Finds and hashes the files of data.source: shipped texts, files, folders, standard input."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from gptcli.config import DataConfig
+from gptcli.corpus.documents import END_OF_TEXT
+from gptcli.corpus.formats import Format, choose_format, compressed, named_kind
 from gptcli.corpus.progress import Advance, Progress, ignore
 from gptcli.corpus.reading import (
     CHUNK,
+    WIDE,
     BinaryFileError,
     Piece,
-    jsonl_pieces,
+    UndecodableError,
+    codec_name,
     open_bytes,
+    open_content,
     refuse_binary,
     signature,
-    text_pieces,
 )
+from gptcli.corpus.records import NoSuchFieldError
+from gptcli.corpus.standard_input import STDIN, standard_input
+from gptcli.corpus.undecodable import first_problem, is_cut_off, undecodable_files
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.caches import cache_folder
+from gptcli.files.names import exists, path_of, shown
 from gptcli.files.shipped import shipped_texts
+
+_MARK = END_OF_TEXT.strip("<>").encode()  # JSON can write `<` as an escape
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, with its hash, and its size and time of change at the moment of hashing."""
+    """A file and how to read it, with its hash, size and time of change when it was hashed."""
 
     path: Path
     signature: tuple[int, int]
     sha256: str
+    format: Format
 
-    @property
-    def jsonl(self) -> bool:
-        """Whether each line is a separate document."""
-        return self.path.suffix.lower() == ".jsonl"
+    def pieces(
+        self, advance: Advance = ignore, ended: Callable[[int], object] = ignore
+    ) -> Iterator[Piece]:
+        """Stream the documents; `ended` gets the number of `<|endoftext|>` that end documents.
 
-    def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
-        """Stream the documents. Raises GptcliError if the file has changed since it was hashed."""
+        Raises GptcliError if the file has changed since it was hashed."""
         self._refuse_change()
-        yield from (jsonl_pieces if self.jsonl else text_pieces)(self.path, advance)
+        yield from self.format.pieces(self.path, advance, ended)
         self._refuse_change()
 
     def _refuse_change(self) -> None:
         with open_bytes(self.path) as file:
             if signature(file) != self.signature:
                 raise GptcliError(
-                    f"{self.path} changed while it was read",
+                    f"{shown(self.path)} changed while it was read",
                     "run the command again when no program writes to it",
                     exit_code=1,
                 )
@@ -61,112 +73,242 @@ class Source:
     name: str
     files: tuple[SourceFile, ...]
     notes: tuple[str, ...]
+    val: Source | None = None
+    """The user's own validation text."""
 
     @property
     def size(self) -> int:
-        """The size of all files in bytes."""
+        """The size of all files in bytes, without the validation text."""
         return sum(file.signature[0] for file in self.files)
 
     @cached_property
     def content_key(self) -> str:
-        """SHA-256 (hex) of the content of all files in order; does not depend on their names."""
+        """SHA-256 (hex) of the content of all files in order, and of how they are read.
+
+        It does not depend on their names."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{'jsonl' if file.jsonl else 'text'} {file.sha256}\n".encode())
+            digest.update(f"{file.format.key} {file.sha256}\n".encode())
+        if self.val is not None:
+            digest.update(f"validation {self.val.content_key}\n".encode())
         return digest.hexdigest()
 
-    def pieces(self, advance: Advance = ignore) -> Iterator[Piece]:
+    @property
+    def one_document(self) -> bool:
+        """Whether the text is certainly one document: one file, read as a whole."""
+        return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
+
+    def pieces(
+        self, advance: Advance = ignore, ended: Callable[[int], object] = ignore
+    ) -> Iterator[Piece]:
         """Stream the pieces of all documents in order. Each call starts another pass.
 
-        Raises GptcliError if a file is not UTF-8, a line of a .jsonl is not valid, or a file has
-        changed since it was hashed."""
+        `ended` gets the number of `<|endoftext|>` that end documents. Raises GptcliError if a file
+        is not text, a record in it is not valid, or it has changed since it was hashed."""
         for file in self.files:
-            yield from file.pieces(advance)
+            try:
+                yield from file.pieces(advance, ended)
+            except UndecodableError as error:
+                files = [(file.path, file.format.encoding) for file in self.files]
+                raise (undecodable_files(files, len(files) > 1) or error) from error
+
+    def beginning(self, characters: int) -> tuple[str, float]:
+        """The first characters of the text, and the estimated number of characters of the whole.
+
+        The estimate counts how much of the files was read for the beginning, so it is right for
+        compressed files and for files with several fields."""
+        parts: list[str] = []
+        read = read_as = found = 0  # `read` bytes of the files were `read_as` characters
+
+        def advance(count: int) -> None:
+            nonlocal read, read_as
+            read, read_as = read + count, found
+
+        for piece in self.pieces(advance):
+            parts.append(piece.text)
+            found += len(piece.text)
+            if found >= characters and read_as and read < self.size:
+                return "".join(parts)[:characters], read_as * max(1.0, self.size / read)
+        return "".join(parts)[:characters], float(found)
 
 
-def find_source(source: str, progress: Progress | None = None) -> Source:
-    """The files that `source` names, hashed: a shipped text, a text file, a .jsonl or a folder.
+@dataclass
+class _Survey:
+    """What is found while the files are hashed."""
+
+    data: DataConfig
+    advance: Advance = ignore
+    notes: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)  # .json and .csv read as plain text, and why
+    converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> names
+
+
+def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
+    """The files that data.source and data.val_source name, hashed. A string is a data.source.
 
     A folder is read recursively. Its files are sorted by path, character by character, which gives
-    the same order on every system. Hidden files, linked folders and binary files are left out; a
-    note names the binary ones. Raises GptcliError if there is no such text, or if a single file is
-    empty, binary or not readable."""
+    the same order on every system. Hidden files and folders, linked folders, runs, caches and
+    binary files are left out; notes name them. Raises GptcliError if there is no such text, or if a
+    single file is empty, binary or not readable."""
+    data = section_of(data)
     progress = progress or Progress(False)
-    notes: list[str] = []
+    val = None
+    if data.val_sources:
+        val = _found(data.val_sources, data, progress, set())
+    used = {file.path.resolve() for file in val.files} if val is not None else set()
+    found = _found(data.sources, data, progress, used)
+    notes = (*found.notes, *(val.notes if val is not None else ()))
+    return Source(data.name, found.files, tuple(dict.fromkeys(notes)), val)
+
+
+def section_of(data: DataConfig | str) -> DataConfig:
+    """The section `data` of a config, or one with this data.source and defaults."""
+    # Not validated: an empty name, and a name of any characters, get errors that say more.
+    if not isinstance(data, str):
+        return data
+    undecodable = any("\ud800" <= character <= "\udfff" for character in data)
+    return DataConfig.model_construct(source=shown(data) if undecodable else data)
+
+
+def _found(
+    names: list[str], data: DataConfig, progress: Progress, for_validation: set[Path]
+) -> Source:
+    """The files of several texts. A file is used once, and not if it is `for_validation`."""
+    survey = _Survey(data)
+    files: list[SourceFile] = []
+    for name in names:
+        path = _path_of_text(name, survey.notes)
+        before = {file.path.resolve() for file in files} if len(names) > 1 else set()
+        if path.is_dir():
+            found = _survey_folder(path, progress, survey)
+        elif path.is_file():
+            found = [_survey_file(path, progress, survey)]
+        else:
+            raise GptcliError(
+                f"{shown(path)} is neither a file nor a folder",
+                "a text is read more than once: save the data of a pipe or a device in a file, or "
+                f"pass it on: gptcli train - < {shown(path)}",
+            )
+        used = before | for_validation
+        twice = [file.path for file in found if used and file.path.resolve() in used]
+        for path in twice:
+            why = "it is the validation text" if path.resolve() in for_validation else "named twice"
+            survey.left_out.setdefault(why, []).append(shown(path))
+        files += [file for file in found if file.path not in twice]
+    name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not files:
+        raise GptcliError(
+            f"no training text is left in {name}: every file of it is also the validation text",
+            "name another text with data.source or data.val_source",
+        )
+    for why, left_out in survey.left_out.items():
+        survey.notes.append(f"left out {_names(left_out)}: {why}")
+    if survey.converted:
+        survey.notes.append(f"read as {data.encoding}: {_names(survey.converted)}")
+    if survey.plain:
+        survey.notes.append(
+            f"read as plain text: {_names(survey.plain)}; data.field=NAME selects the field or "
+            "column that holds the text"
+        )
+    return Source(name, tuple(files), tuple(survey.notes))
+
+
+def _path_of_text(source: str, notes: list[str]) -> Path:
+    """The file or folder that a text's name means. Raises GptcliError if there is none."""
     shipped = shipped_texts()
     if source in shipped:
-        path = shipped[source]
         if Path(source).exists():
             notes.append(
                 f"`{source}` is the shipped text; write .{os.sep}{source} for the "
                 "file or folder with that name"
             )
-    else:
-        path = _existing(source)
-    if path.is_dir():
-        files = _survey_folder(path, progress, notes)
-    elif path.is_file():
-        files = [_survey_file(path, progress)]
-    else:
-        raise GptcliError(
-            f"{path} is neither a file nor a folder",
-            "a text is read more than once: save the data of a pipe or a device in a file",
-        )
-    return Source(source, tuple(files), tuple(notes))
+        return shipped[source]
+    if source == STDIN:
+        return standard_input()
+    path = path_of(source)
+    if source and exists(path):
+        return path
+    raise no_such_text(source)
 
 
-def _existing(source: str) -> Path:
-    try:
-        path = Path(source).expanduser()
-        if source and path.exists():
-            return path
-    except (OSError, RuntimeError):  # the name is too long, or the `~user` is unknown
-        path = Path(source)
-    raise _missing(source, path)
-
-
-def _missing(source: str, path: Path) -> GptcliError:
+def no_such_text(source: str) -> GptcliError:
+    """The error for a name that is no shipped text, file or folder."""
     shipped = list(shipped_texts())
     choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
     if not source:
         return GptcliError("the name of the text is empty", choices)
-    message = f"no shipped text, file or folder is named `{source}`"
+    if "\n" in source or len(source) > _LONGEST_NAME:
+        begins = shown(" ".join(source[:40].split()))
+        return GptcliError(
+            f"`{begins}...` ({len(source):,} characters) is not the name of a file: it looks like "
+            "a text itself",
+            "save the text in a file and name the file, or pass it on: gptcli train - < FILE",
+        )
+    path = path_of(source)
+    message = f"no shipped text, file or folder is named `{shown(source)}`"
     try:
         neighbours = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return GptcliError(f"{message}: there is no folder {path.parent}", choices)
+    except (OSError, ValueError):
+        return GptcliError(f"{message}: there is no folder {shown(path.parent)}", choices)
     found = nearest(source, shipped)
     if found is None and (name := nearest(path.name, neighbours)):
-        found = str(path.with_name(name))
-    if found is None:
-        return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
-    return GptcliError(message, f"did you mean `{found}`?")
+        found = shown(path.with_name(name))
+    if found is not None:
+        return GptcliError(message, f"did you mean `{found}`?")
+    if source.count(" ") > 3:
+        return GptcliError(
+            message, "to train on a text itself, pass it on: gptcli train - < FILE; or name a file"
+        )
+    return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
 
 
-def _survey_file(path: Path, progress: Progress) -> SourceFile:
-    with progress.phase("reading", _size(path)) as advance:
-        file = _hashed(path, advance)
+_LONGEST_NAME = 1000  # characters; a longer text that names no file is not meant as a name
+
+
+def _survey_file(path: Path, progress: Progress, survey: _Survey) -> SourceFile:
+    with progress.phase("reading", _size(path)) as survey.advance:
+        try:
+            file = _surveyed(path, survey)
+        except UndecodableError as error:
+            raise (undecodable_files([(path, survey.data.encoding)], False) or error) from error
     if file.signature[0] == 0:
-        raise GptcliError(f"{path} is empty", "give a file with text in it")
+        raise GptcliError(f"{shown(path)} is empty", "give a file with text in it")
     return file
 
 
-def _survey_folder(folder: Path, progress: Progress, notes: list[str]) -> list[SourceFile]:
-    paths = _files_below(folder)
-    files, binary = [], []
-    with progress.phase("reading", sum(map(_size, paths))) as advance:
+def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
+    if _is_run(folder, _names_in(folder)):
+        raise GptcliError(
+            f"{shown(folder)} is a run folder, not a text",
+            "continue it with --resume --out, or start from its weights with --from",
+        )
+    paths = _files_below(folder, survey)
+    files: list[SourceFile] = []
+    binary: list[str] = []
+    with progress.phase("reading", sum(map(_size, paths))) as survey.advance:
         for path in paths:
+            name = shown(path.relative_to(folder).as_posix())
             try:
-                files.append(_hashed(path, advance))
-            except BinaryFileError:
-                binary.append(path.relative_to(folder).as_posix())
+                files.append(_surveyed(path, survey))
+            except BinaryFileError as error:
+                binary.append(f"{name} (UTF-16)" if "is UTF-16" in error.message else name)
+            except NoSuchFieldError:
+                why = f"they have no field `{survey.data.field}`"
+                survey.left_out.setdefault(why, []).append(name)
+            except UndecodableError:
+                why = f"not text in {survey.data.encoding or 'UTF-8'}"
+                survey.left_out.setdefault(why, []).append(name)
     if binary:
         more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
         what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
-        notes.append(f"skipped {what} not text, in {folder}: {', '.join(binary[:3])}{more}")
+        names = ", ".join(binary[:3])
+        survey.notes.append(f"skipped {what} not text, in {shown(folder)}: {names}{more}")
     if not any(file.signature[0] for file in files):
+        message = f"no text in the folder {shown(folder)}: {_why_no_text(len(paths))}"
+        left_out = "; ".join(f"{_names(n)}: {why}" for why, n in survey.left_out.items())
         hint = "put text files (UTF-8) or .jsonl files into it"
-        raise GptcliError(f"no text in the folder {folder}: {_why_no_text(len(paths))}", hint)
+        raise GptcliError(f"{message}; left out: {left_out}" if left_out else message, hint)
     return files
 
 
@@ -176,23 +318,63 @@ def _why_no_text(files: int) -> str:
     return f"{'its only file is' if files == 1 else f'its {files} files are'} binary or empty"
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path, survey: _Survey) -> list[Path]:
+    """The files in a folder and below. Leaves out what is hidden, a linked folder, run or cache."""
     found: list[Path] = []
+    caches = {os.path.realpath(cache_folder())}
 
     def refuse(error: OSError, what: str = "the folder ") -> None:
         raise GptcliError(
-            f"cannot read {what}{error.filename}: {error.strerror}",
+            f"cannot read {what}{shown(error.filename)}: {error.strerror}",
             "check that you can read it",
         ) from error
 
+    def leave_out(path: Path, why: str) -> None:
+        survey.left_out.setdefault(why, []).append(shown(path))
+
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = [Path(place, name) for name in names if not name.startswith(".")]
+        inside = [Path(place, name) for name in sorted(folders)]
+        folders[:] = []
+        for path in inside:
+            if path.name.startswith("."):
+                leave_out(path, "hidden")
+            elif path.is_symlink():
+                leave_out(path, "a link to a folder; name it as another text to include it")
+            elif os.path.realpath(path) in caches or _is_cache(path):
+                leave_out(path, "a cache of gptcli")
+            elif _is_run(path, _names_in(path)):
+                leave_out(path, "a run folder")
+            else:
+                folders.append(path.name)
+        files = [Path(place, name) for name in names if not name.startswith(".")]
         try:
-            found += [path for path in inside if path.is_file()]
+            found += [path for path in files if path.is_file()]
         except OSError as error:  # a link to a folder that cannot be read
             refuse(error, "")
     return sorted(found, key=lambda path: _order(path.relative_to(folder)))
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []  # os.walk reports it
+
+
+def _is_run(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder holds a run of gptcli, or what is left of one that was killed."""
+    held = set(names)
+    files = {"tokenizer.json", "metrics.jsonl", "run.json"}
+    return {"config.yaml", "tokenizer.json"} <= held or (".lock" in held and bool(held & files))
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether a folder is a cache of gptcli: prepared texts, each in a folder named by a hash."""
+    texts = folder / "corpus"
+    hexadecimal = set("0123456789abcdef")
+    return texts.is_dir() and any(
+        len(name) == 64 and set(name) <= hexadecimal for name in _names_in(texts)
+    )
 
 
 def _size(path: Path) -> int:
@@ -207,16 +389,74 @@ def _order(path: Path) -> list[str]:
     return [unicodedata.normalize("NFC", part) for part in path.parts]
 
 
-def _hashed(path: Path, advance: Advance) -> SourceFile:
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _surveyed(path: Path, survey: _Survey) -> SourceFile:
+    """A file with its hash and format. Raises BinaryFileError, UndecodableError or
+    NoSuchFieldError if it cannot be read as a text."""
+    data = survey.data
+    opaque = (data.documents != "file" and named_kind(path) == "parquet") or compressed(path)
+    wide = data.encoding is not None and codec_name(data.encoding).startswith(WIDE)
+    file, marked = _hashed(path, survey.advance, binary=opaque or wide)
+    if named_kind(path) == "parquet" and opaque and not compressed(path):
+        return SourceFile(*file, Format("parquet", _field(data), marked=True))
+    encoding = None
+    if data.encoding is not None and not _is_utf8(path):
+        encoding = data.encoding
+        survey.converted.append(shown(path))
+    if data.skip_undecodable and (problem := first_problem(path, encoding)) is not None:
+        raise problem
+    if wide and encoding is None:
+        with open_content(path) as content:
+            refuse_binary(path, content.stream.read(CHUNK), 0)
+    if compressed(path):
+        with open_content(path, encoding) as content:
+            content.stream.read(1)  # refuses a compressed file whose beginning is binary
+    chosen, why = choose_format(
+        path, data.documents, data.field, marked or encoding is not None or opaque, encoding
+    )
+    if why is not None:
+        survey.plain.append(f"{shown(path)} ({why})")
+    return SourceFile(*file, chosen)
+
+
+def _field(data: DataConfig) -> str | None:
+    return None if data.field == "text" else data.field
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a file is UTF-8, perhaps cut off. Then no other encoding would read it rightly."""
+    try:
+        problem = first_problem(path, None)
+        return problem is None or is_cut_off(path, problem)
+    except BinaryFileError:
+        return False
+
+
+def _hashed(
+    path: Path, advance: Advance, binary: bool
+) -> tuple[tuple[Path, tuple[int, int], str], bool]:
+    """Path, signature and SHA-256 of a file, and whether `<|endoftext|>` is in it.
+
+    Raises BinaryFileError if it is no text, unless it may be `binary`."""
     digest = hashlib.sha256()
     offset = 0
+    marked = False
+    end = b""  # of the last chunk: a mark can lie in two
     with open_bytes(path) as file:
         before = signature(file)
         while chunk := file.read(CHUNK):
-            refuse_binary(path, chunk, offset)
+            if not binary:
+                refuse_binary(path, chunk, offset)
             digest.update(chunk)
+            if not marked:
+                bar = (end + chunk).find(b"|") if end else chunk.find(b"|")
+                marked = bar >= 0 and _MARK in end + chunk
+                end = chunk[1 - len(_MARK) :]
             offset += len(chunk)
             advance(len(chunk))
     # `before` is the signature from before hashing. So if the file grew during hashing, the text's
     # reader finds another signature.
-    return SourceFile(path, before, digest.hexdigest())
+    return (path, before, digest.hexdigest()), marked

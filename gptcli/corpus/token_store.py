@@ -40,16 +40,22 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class TokenStore:
     """A sequence of token ids in one or more memory-mapped shards; `len(store)` counts the tokens.
 
-    All shards have the same dtype. The store only reads them."""
+    All shards have the same dtype. The store only reads them. It can be a part of the shards'
+    tokens, or several parts in a row: see `part` and `parts`."""
 
-    def __init__(self, shards: Sequence[Tokens], start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Tokens], ranges: Sequence[tuple[int, int]] | Tokens | None = None
+    ) -> None:
         # Use plain arrays on the same memory: slicing an np.memmap takes ten times as long.
         self._shards = [np.asarray(shard) for shard in shards]
-        self._ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
-        total = self._ends[-1] if self._ends else 0
-        self._start = start
-        self._length = (total if stop is None else stop) - start
-        assert 0 <= start <= start + self._length <= total
+        self._shard_ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
+        total = self._shard_ends[-1] if self._shard_ends else 0
+        both = np.array([(0, total)] if ranges is None else ranges, dtype=np.int64).reshape(-1, 2)
+        assert ((both[:, 0] >= 0) & (both[:, 0] <= both[:, 1]) & (both[:, 1] <= total)).all()
+        self._starts = both[:, 0]
+        self._ends = np.cumsum(both[:, 1] - both[:, 0])  # of each range, counted in this store
+        self._length = int(self._ends[-1]) if len(both) else 0
+        self._first = int(both[0, 0]) if len(both) == 1 else None  # if there is only one range
 
     def __len__(self) -> int:
         return self._length
@@ -57,12 +63,24 @@ class TokenStore:
     def read(self, start: int, count: int) -> Tokens:
         """Tokens [start, start + count), which must be in the store: uint16 or uint32 (count,).
 
-        If one shard holds all of them, the result is a read-only view."""
+        If one shard holds all of them in a row, the result is a read-only view."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
-        first = self._start + start
+        if self._first is not None:
+            return self._read_shards(self._first + start, count)
+        parts: list[Tokens] = []
+        at = int(np.searchsorted(self._ends, start, side="right"))
+        while count > 0:
+            before = int(self._ends[at - 1]) if at else 0
+            here = min(count, int(self._ends[at]) - start)
+            parts.append(self._read_shards(int(self._starts[at]) + start - before, here))
+            start, count, at = start + here, count - here, at + 1
+        return _joined(parts)
+
+    def _read_shards(self, first: int, count: int) -> Tokens:
+        """Tokens [first, first + count) of the shards."""
         parts: list[Tokens] = []
         begin = 0
-        for shard, end in zip(self._shards, self._ends, strict=True):
+        for shard, end in zip(self._shards, self._shard_ends, strict=True):
             if first < end:
                 part = shard[first - begin : first - begin + count]
                 if len(part) == count:
@@ -71,11 +89,16 @@ class TokenStore:
                 first += len(part)
                 count -= len(part)
             begin = end
-        return np.concatenate(parts) if parts else np.zeros(0, dtype_for(1))
+        return _joined(parts)
 
     def part(self, start: int, stop: int) -> TokenStore:
         """A store of tokens [start, stop), on the same shards."""
-        return TokenStore(self._shards, self._start + start, self._start + stop)
+        return self.parts([(start, stop)])
+
+    def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
+        """A store of the tokens of several ranges [start, stop) in a row, on the same shards."""
+        assert self._first is not None, "the ranges of a store with several ranges"
+        return TokenStore(self._shards, np.array(ranges, dtype=np.int64) + self._first)
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
         """All tokens from `start` on, in arrays of at most 2^20 tokens."""
@@ -97,12 +120,23 @@ class TokenStore:
         return sum(int(sizes[chunk].sum()) for chunk in self.chunks(start))
 
 
-class ShardWriter:
-    """Writes a stream of token ids to shards in a folder; `finish` syncs them to the disk."""
+def _joined(parts: list[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype_for(1))
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+
+class ShardWriter:
+    """Writes a stream of token ids to shards in a folder; `finish` syncs them to the disk.
+
+    The shards are named NAME-00000.bin, NAME-00001.bin and so on."""
+
+    def __init__(
+        self, folder: Path, dtype: np.dtype[Any], shard_tokens: int, name: str = "tokens"
+    ) -> None:
         self.tokens = 0
         self._folder = folder
+        self._name = name
         self._dtype = dtype
         self._shard_tokens = shard_tokens
         self._waiting: list[Tokens] = []
@@ -134,7 +168,7 @@ class ShardWriter:
         self._waiting_tokens = 0
         while len(ids):
             if self._shard is None:
-                self._shard = self._folder / f"tokens-{len(self._done):05d}.bin"
+                self._shard = self._folder / f"{self._name}-{len(self._done):05d}.bin"
                 self._room = self._shard_tokens
                 self._digest = hashlib.sha256()
             part, ids = ids[: self._room], ids[self._room :]

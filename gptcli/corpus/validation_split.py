@@ -1,10 +1,18 @@
-"""The validation split: where training tokens end, and errors for texts that are too short."""
+"""The validation split: which tokens are for validation; errors if a text is too short."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli.corpus.token_store import TokenStore
 from gptcli.errors import GptcliError
+
+Ranges = NDArray[np.int64]
+"""Ranges [start, stop) of tokens in rising order: int64 (n, 2)."""
 
 LEAST_VALIDATION = 2
 """Tokens that an evaluation needs: one as input and one to predict."""
@@ -37,6 +45,134 @@ def check_split(name: str, tokens: int, val_fraction: float, block_size: int) ->
         )
         raise GptcliError(message, _ways_to_validate(tokens, block_size))
     return train
+
+
+def check_validation(names: list[str], tokens: int) -> None:
+    """Raise GptcliError if the user's own validation text has too few tokens."""
+    if tokens < LEAST_VALIDATION:
+        raise GptcliError(
+            f"the validation text {', '.join(names)} is too short: it has {_tokens(tokens)}, and "
+            f"{LEAST_VALIDATION} are needed",
+            "name a longer text with data.val_source",
+        )
+
+
+def split_documents(
+    starts: NDArray[Any], tokens: int, val_fraction: float
+) -> tuple[Ranges, Ranges]:
+    """The ranges for training and for validation if both parts should be alike.
+
+    `starts` has the position of the first token of each document, in rising order. A long document
+    (more than a twentieth of the validation part) gives its own last part, val_fraction of it. Of
+    the other documents, a fixed shuffle chooses as many as make val_fraction of their tokens. With
+    one document this is the split at the end of the text."""
+    starts = np.asarray(starts, dtype=np.int64)
+    stops = np.append(starts[1:], tokens).astype(np.int64)
+    lengths = stops - starts
+    tails = lengths - (lengths * (1 - val_fraction)).astype(np.int64)
+    validation = tokens - train_tokens(tokens, val_fraction)
+    long = (lengths * _LONG > validation) & (tails >= LEAST_VALIDATION)
+    from_ = np.where(long, stops - tails, stops)  # the first validation token of each document
+    short = np.flatnonzero(~long)
+    order = short[np.argsort(_shuffled(short), kind="stable")]
+    filled = np.cumsum(lengths[order])
+    # Choose the number of documents whose sum is nearest to their share.
+    chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
+    from_[chosen] = starts[chosen]
+    return _ranges(starts, from_), _ranges(from_, stops)
+
+
+def unlike_note(
+    train: TokenStore, val: TokenStore, vocab_size: int, *, own: bool, documents: int
+) -> list[str]:
+    """A note for the user if the validation part is unlike the rest of the text, else [].
+
+    `own` says that the user named the validation text."""
+    there, parts, spread = distances(train, val, vocab_size)
+    if there < _MOST + _TIMES * parts and there < _MOST_SORTED + _TIMES * spread:
+        return []
+    if own:
+        return ["data.val_source is unlike the training text: its loss says little about training"]
+    if documents > 1:
+        advice = "data.val_split=documents mixes the documents"
+    else:
+        advice = "mix the text, or name your own validation text with data.val_source"
+    return [f"the validation part, the end of the text, is unlike the rest: {advice}"]
+
+
+def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
+    """How far from the rest are: the validation part, other parts (the median), a spread sample.
+
+    The distance is the relative entropy of token frequencies, in nats per token. All come from
+    equally many tokens, because a small sample makes every distance larger. If all parts are far
+    from each other, as in a sorted text, only the sample that is spread over the text is near."""
+    each = min(_SAMPLE, len(val), len(train) // _PARTS)
+    if each < _LEAST_SAMPLE:
+        return 0.0, 0.0, 0.0
+    size = len(train) // _PARTS
+    parts = np.stack(
+        [_counts(train, part * size, size, each, vocab_size) for part in range(_PARTS)]
+    )
+    whole = parts.sum(axis=0)
+    there = _counts(val, 0, len(val), each, vocab_size)
+    spread = _counts(train, 0, len(train), each, vocab_size, places=128)
+    # Each is compared with equally many parts: the validation part replaces the last of them.
+    return (
+        _relative_entropy(there, whole - parts[-1]),
+        float(np.median([_relative_entropy(part, whole - part) for part in parts])),
+        _relative_entropy(spread, whole - parts[-1]),
+    )
+
+
+_PARTS = 9
+_SAMPLE = 1 << 15
+_LEAST_SAMPLE = 1000
+
+# Measured on texts in three languages, code and documentation of 5 KB to 1 MB, with char, byte and
+# bpe tokens: texts of one kind have at most 1.9 times the distance of the other parts, and texts
+# that end in another language or kind have 2.9 to 65 times.
+_MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
+
+
+def _counts(
+    store: TokenStore, start: int, size: int, count: int, vocab_size: int, places: int = 8
+) -> Any:
+    """How often each token occurs in `count` tokens, in some places of a range of the store."""
+    length = count // min(places, count)
+    firsts = np.linspace(start, start + size - length, min(places, count)).astype(int)
+    tokens = np.concatenate([store.read(int(first), length) for first in firsts])
+    return np.bincount(tokens, minlength=vocab_size).astype(np.float64)
+
+
+def _relative_entropy(part: Any, whole: Any) -> float:
+    p = (part + 0.5 * (part + whole > 0)) / (part + 0.5 * (part + whole > 0)).sum()
+    q = (whole + 0.5 * (part + whole > 0)) / (whole + 0.5 * (part + whole > 0)).sum()
+    used = p > 0
+    return float((p[used] * np.log(p[used] / q[used])).sum())
+
+
+_LONG = 20  # a document is long if fewer than this many would fill the validation part
+
+
+def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
+    """The ranges that are not empty; neighbours that touch become one."""
+    kept = starts < stops
+    starts, stops = starts[kept], stops[kept]
+    apart = np.flatnonzero(stops[:-1] != starts[1:]) + 1
+    return (
+        np.stack([starts[np.append([0], apart)], np.append(stops[apart - 1], stops[-1:])], axis=1)
+        if len(starts)
+        else np.zeros((0, 2), np.int64)
+    )
+
+
+def _shuffled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A random number for each of `numbers`, by SplitMix64: the same on every machine."""
+    z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return found
 
 
 def _ways_to_train(tokens: int, val_fraction: float, block_size: int) -> str:

@@ -89,9 +89,15 @@ def heads_for(n_embd: int) -> int:
 
 
 def choose_settings(
-    operations: float, text: Text, given: dict[str, Any], seconds: float
+    operations: float,
+    text: Text,
+    given: dict[str, Any],
+    seconds: float,
+    held_out: float = VAL_FRACTION,
 ) -> ChosenSettings:
     """Settings for a budget of operations and a text. `given` are the values that the user set.
+
+    `held_out` is the share of the text that is not for training.
 
     The rules:
     - The network grows with the operations, up to 6 parameters per character of the text.
@@ -101,7 +107,7 @@ def choose_settings(
       fifth of the `seconds` of the run.
     - A validation split that would take too long becomes smaller, unless the number of steps is
       given: then no time is promised."""
-    characters = max(1.0, text.characters * (1 - float(given.get("data.val_fraction", 0.1))))
+    characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {
         key: int(given[f"model.{key}"]) for key in ("n_layer", "n_embd") if f"model.{key}" in given
@@ -136,7 +142,7 @@ def choose_settings(
         values["tokenizer.vocab_size"] = 2048
     val_tokens = max(_LEAST_VAL_WINDOWS * block_size, _VAL_TOKENS * tokens)
     share = val_tokens * characters_per_token / max(1, text.characters)
-    if share < VAL_FRACTION and "train.max_steps" not in given:
+    if share < held_out and "train.max_steps" not in given:
         values["data.val_fraction"] = float(f"{share:.1g}")
     fits = "the size that fits the time" if wanted <= most else "not larger: the text is short"
     reasons = {"tokenizer": why, "model": fits}

@@ -41,7 +41,9 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     for key, now in flatten(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
-        if added_later or now == was or name in ("data.source", "tokenizer.from"):
+        if added_later or now == was:
+            continue
+        if name in ("data.source", "data.val_source", "tokenizer.from"):
             continue
         longer = name == "train.max_steps" and type(was) is int and (now > was or unlimited)
         if unlimited and name == "train.minutes":

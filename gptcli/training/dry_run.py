@@ -23,7 +23,8 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
     `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
-    It is None if the run does not fit into memory."""
+    It is None if the run does not fit into memory.
+    `notes` are about the text and the settings."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
@@ -32,7 +33,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         config = resolve(
             config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
         )
-        notes = setting_notes(config, corpus)
+        notes = [*corpus.notes, *setting_notes(config, corpus)]
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)

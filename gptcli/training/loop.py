@@ -374,7 +374,7 @@ class _Loop:
         count = count_parameters(self.state.model)
         return RunStarted(
             run=setup.run,
-            source=setup.config.data.source,
+            source=setup.config.data.name,
             tokenizer=corpus.tokenizer.kind,
             vocab_size=corpus.tokenizer.vocab_size,
             arch=setup.config.model.arch,

@@ -84,8 +84,10 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
     parts = meta.get("own_parts", [])
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return "own_parts"
-    if any(isinstance(value, list) for value in flatten(meta.get("config", {})).values()):
-        return "config"
+    for key, value in flatten(meta.get("config", {})).items():
+        texts = key in (("data", "source"), ("data", "val_source"))
+        if isinstance(value, list) and not (texts and all(isinstance(v, str) for v in value)):
+            return "config"
     plans = meta.get("plans", [])
     if not isinstance(plans, list) or not all(_is_plan(plan) for plan in plans):
         return "plans"

@@ -55,10 +55,10 @@ def choose_for_text(
     text = text_facts(config)
     seconds = 60.0 * minutes
     operations = _operations(config, asked, seconds)
-    chosen = choose_settings(operations, text, given, seconds)
+    chosen = choose_settings(operations, text, given, seconds, config.data.held_out)
     values = dict(chosen.values)
     values |= fitting_values(_flat(config) | values, asked)
-    if "train.max_steps" not in asked and float(config.data.val_fraction) > 0:
+    if "train.max_steps" not in asked and config.data.validates:
         values |= {"train.patience": PATIENCE} if "train.patience" not in asked else {}
     return with_values(config, values), chosen.reasons
 
@@ -130,17 +130,18 @@ def fit_to_minutes(
 
 def text_facts(config: Config) -> Text:
     """The characters, bytes and different characters of the config's text. Reads all of it."""
-    source = find_source(config.data.source)
-    count = 0
+    source = find_source(config.data)
+    count = size = 0
 
     def counted() -> Iterator[Piece]:
-        nonlocal count
+        nonlocal count, size
         for piece in source.pieces():
             count += len(piece.text)
+            size += len(piece.text) if piece.text.isascii() else len(piece.text.encode("utf-8"))
             yield piece
 
     different = len(set("".join(characters(counted()))))
-    return Text(count, source.size, different)
+    return Text(count, size, different)
 
 
 def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:

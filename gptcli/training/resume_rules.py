@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gptcli.config import Config
+from gptcli.config import Config, DataConfig
 from gptcli.config_files import differences
+from gptcli.corpus.standard_input import STDIN
 from gptcli.errors import GptcliError
+from gptcli.files.names import path_of, shown
 from gptcli.files.shipped import shipped_texts
 from gptcli.training.schedule import lr_at
 
@@ -67,7 +69,7 @@ def config_for_resume(
                     f"{key} {stored.train.max_steps} -> {new}"
                     + (" (needs --extend)" if new > stored.train.max_steps else "")
                 )
-        elif key == "data.source":
+        elif key in ("data.source", "data.val_source"):
             pass  # the text can have moved: prepare_resume compares the content
         elif key == "train.minutes" and new is None and extend:
             pass  # --extend ends the time limit
@@ -113,11 +115,29 @@ def _extension_note(stored: Config, max_steps: int, step: int) -> str:
     )
 
 
-def absolute_source(source: str) -> str:
-    """`data.source` as an absolute path, so that a resume from another folder finds the text.
+def absolute_texts(data: DataConfig) -> DataConfig:
+    """The section with absolute paths, so that a resume from another folder finds the texts."""
+    return data.model_copy(
+        update={
+            "source": _absolute(data.source),
+            "val_source": None if data.val_source is None else _absolute(data.val_source),
+        }
+    )
 
-    The name of a shipped text stays as it is."""
-    return source if source in shipped_texts() else Path(source).absolute().as_posix()
+
+def _absolute(source: str | list[str]) -> str | list[str]:
+    if isinstance(source, list):
+        return [absolute_source(one) for one in source]
+    return absolute_source(source)
+
+
+def absolute_source(source: str) -> str:
+    """A text of `data.source` as an absolute path.
+
+    The name of a shipped text and of standard input stay as they are."""
+    if source == STDIN or source in shipped_texts():
+        return source
+    return shown(path_of(source).absolute().as_posix())
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
@@ -131,4 +151,8 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    return key == "data.source" and absolute_source(wanted.data.source) == stored.data.source
+    """Whether a key names the texts that the run has already."""
+    name = key.removeprefix("data.")
+    return key in ("data.source", "data.val_source") and (
+        getattr(absolute_texts(wanted.data), name) == getattr(stored.data, name)
+    )

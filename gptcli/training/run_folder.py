@@ -15,18 +15,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
 from gptcli.config_files import dump_config, parse_config, read_yaml
+from gptcli.corpus.standard_input import KEPT_NAMES, STDIN, standard_input
 from gptcli.errors import GptcliError, nearest
 from gptcli.files import durable
 from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
+from gptcli.files.names import shown
 from gptcli.tokenization import Tokenizer, load_tokenizer
 
-_RUN_FILES = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json")
+_RUN_FILES = (
+    "config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json", *KEPT_NAMES,
+)  # fmt: skip
 _REPLACED = ".replaced"
 _CHECKPOINT_NAMES = r"step-\d+|best"
 
@@ -121,10 +126,36 @@ def _is_half_made(run: Path) -> bool:
 # ---- creating and deleting ---------------------------------------------------------------------
 
 
+def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
+    """The config with a file of the run folder in place of standard input, and what to copy there.
+
+    The copy lets a resumed run, `eval` and `inspect-batch` read the text again."""
+    data = config.data
+    if STDIN not in (*data.sources, *data.val_sources):
+        return config, None
+    text = standard_input()
+    there = shown((run / text.name).absolute().as_posix())
+
+    def kept(source: str | list[str]) -> str | list[str]:
+        if isinstance(source, str):
+            return there if source == STDIN else source
+        return [there if one == STDIN else one for one in source]
+
+    val_source = None if data.val_source is None else kept(data.val_source)
+    changed = {"source": kept(data.source), "val_source": val_source}
+    return config.model_copy(update={"data": data.model_copy(update=changed)}), text
+
+
 def create(
-    run: Path, config: Config, tokenizer: Tokenizer, status: dict[str, Any] | None = None
+    run: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    status: dict[str, Any] | None = None,
+    text: Path | None = None,
 ) -> None:
     """Make a run folder with its config and tokenizer; an earlier run moves to RUN/.replaced.
+
+    A copy of `text` (see `with_kept_texts`) keeps its name.
 
     `status` becomes run.json, which is written before the other files. Until the first checkpoint,
     only run.json tells which run a fine-tune starts from, and which parts the user wrote.
@@ -136,6 +167,9 @@ def create(
         try:
             if status:
                 durable.write_atomically(run / "run.json", _as_json(status))
+            if text is not None:
+                shutil.copyfile(text, run / text.name)
+                durable.fsync_file(run / text.name)
             durable.write_atomically(run / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
             write_config(run, config)
         except BaseException:
@@ -274,9 +308,17 @@ def _is_checkpoint_file(path: Path) -> bool:
 
 
 def read_config(run: Path) -> Config:
-    """The resolved config of a run."""
+    """The resolved config of a run.
+
+    Earlier versions knew neither data.val_split nor data.documents. They read and split every text
+    as `tail` and `file` do."""
     path = run / "config.yaml"
-    return parse_config(read_yaml(path, inside=run), name=str(path))
+    config = parse_config(read_yaml(path, inside=run), name=str(path))
+    if config.data.val_split == "auto":  # a run of this version has another value
+        before = {"val_split": "tail", "documents": "file"}
+        data = config.data.model_copy(update=before)
+        config = config.model_copy(update={"data": data})
+    return config
 
 
 def read_tokenizer(run: Path, user_tokenizer: type[Any] | None = None) -> Tokenizer:

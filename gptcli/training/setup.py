@@ -13,6 +13,7 @@ from typing import Any
 
 from gptcli.config import Config
 from gptcli.corpus import Corpus, open_corpus
+from gptcli.corpus.standard_input import STDIN
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
@@ -27,7 +28,7 @@ from gptcli.training.named_tokenizer import (
 )
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
-from gptcli.training.resume_rules import absolute_source, config_for_resume
+from gptcli.training.resume_rules import absolute_texts, config_for_resume
 from gptcli.training.run_summary import progress_summary
 from gptcli.training.schedule import (
     resolve_eval_every,
@@ -72,10 +73,9 @@ def open_text(
     if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
         config, tokenizer = follow_tokenizer(config)
     return open_corpus(
-        config.data.source,
+        config.data,
         kind=config.tokenizer.kind,
         vocab_size=config.tokenizer.vocab_size,
-        val_fraction=config.data.val_fraction,
         block_size=config.model.block_size,
         tokenizer=tokenizer,
         user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
@@ -107,7 +107,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"source": absolute_source(config.data.source)}),
+            "data": absolute_texts(config.data).model_copy(update={"val_split": corpus.val_split}),
             "tokenizer": config.tokenizer.model_copy(
                 update={"kind": kind}  # a fine-tune takes the other run's tokenizer
                 | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
@@ -193,7 +193,8 @@ def prepare_new(
     )
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
-    run_folder.create(run, config, corpus.tokenizer, status)
+    config, kept = run_folder.with_kept_texts(run, config)
+    run_folder.create(run, config, corpus.tokenizer, status, kept)
     setup = _build_setup(
         run, config, corpus, user_parts=user_parts, start_from=weights, time_limit=time_limit
     )
@@ -245,9 +246,11 @@ def prepare_resume(
     corpus = open_text(config, tokenizer)
     if saved is not None and saved.meta.get("data") != corpus.content_key:
         raise GptcliError(
-            f"the text of {config.data.source} has changed since {run} began",
+            f"the text of {config.data.name} has changed since {run} began",
             "restore the old text, or start a new run from these weights: --from",
         )
+    if STDIN in (*config.data.sources, *config.data.val_sources):
+        config = config.model_copy(update={"data": stored.data})  # the run folder has kept it
     if saved is not None and finished:  # the text moved, but is the same
         checkpoint.delete_leftovers(run, saved.step)
         return FinishedRun(_status_of_finished(run, saved), notes)
@@ -321,7 +324,7 @@ def _is_finished(
         return False
     if saved.step >= max_steps:
         progress, every = saved.meta.get("progress", {}), config.train.sample_every
-        evaluated = progress.get("evaluated_at") == saved.step or config.data.val_fraction == 0
+        evaluated = progress.get("evaluated_at") == saved.step or not config.data.validates
         sampled = not every or saved.step % every or progress.get("sampled_at") == saved.step
         return bool(evaluated and sampled)
     status = run_folder.read_status(run)

@@ -26,5 +26,5 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small CHUNK: even a text of a few characters has several pieces."""
-    for module in ("reading", "sources", "encoding"):
+    for module in ("reading", "sources", "encoding", "records", "documents"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.CHUNK", 5)

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptcli.config import DataConfig
 from gptcli.corpus import Corpus, open_corpus
 from gptcli.corpus.encoding import characters, encode_all
 from gptcli.corpus.reading import Piece
@@ -33,16 +35,17 @@ def corpus_of(
     kind: str = "byte",
     *,
     val_fraction: float = 0.0,
+    val_split: Literal["auto", "tail", "documents"] = "tail",
     block_size: int = 4,
     tokenizer: Tokenizer | None = None,
     vocab_size: int = 300,
     unknown: Rule = "error",
+    **data: Any,
 ) -> Corpus:
     return open_corpus(
-        str(source),
+        DataConfig(source=str(source), val_split=val_split, val_fraction=val_fraction, **data),
         kind=kind,
         vocab_size=vocab_size,
-        val_fraction=val_fraction,
         block_size=block_size,
         tokenizer=tokenizer,
         unknown=unknown,
@@ -132,10 +135,17 @@ def test_end_of_text_separates_the_documents_of_a_bpe(tmp_path: Path) -> None:
     assert not [piece for piece in pieces if b"xy" in piece]
 
 
-def test_end_of_text_within_a_text_is_plain_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one<|endoftext|>two", encoding="utf-8")
+def test_end_of_text_within_a_text_ends_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two<|endoftext|>\n", encoding="utf-8")
     corpus = corpus_of(tmp_path / "a.txt")
+    assert ids_of(corpus) == [256, *b"one", 256, *b"two"]
+    assert corpus.notes == ["`<|endoftext|>` ends a document 2 times"]
+    assert corpus_of(tmp_path / "a.txt").notes == corpus.notes, "also from the cache"
+    corpus = corpus_of(tmp_path / "a.txt", "char")
+    assert corpus.tokenizer.decode(ids_of(corpus)) == "one\ntwo"
+    corpus = corpus_of(tmp_path / "a.txt", documents="file")
     assert ids_of(corpus).count(256) == 1
+    assert corpus.notes == []
 
 
 def test_val_fraction_can_be_0(tmp_path: Path) -> None:
@@ -151,7 +161,12 @@ def test_val_fraction_can_be_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"caf\xe9", "a.txt is not UTF-8: byte 0xE9 at offset 3 does not belong there"),
+        (
+            "a.txt",
+            b"caf\xe9",
+            "a.txt is not UTF-8: byte 0xE9 at offset 3 (line 1) does not belong there (the last "
+            "byte: cut off?); it looks like WINDOWS-1252",
+        ),
         ("a.txt", b"", "a.txt is empty"),
         ("a.txt", b"\xef\xbb\xbf", "a.txt has no text in it"),
         ("a.jsonl", b'{"text": ""}\n\n', "a.jsonl has no text in it"),

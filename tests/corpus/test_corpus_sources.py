@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from gptcli.config import Config, DataConfig
+from gptcli.config_files import dump_config, parse_config
 from gptcli.corpus import find_source
 from gptcli.errors import GptcliError
+from gptcli.files.names import shown
 
 
 def texts(source: str) -> list[str]:
@@ -72,7 +78,10 @@ def test_a_folder_leaves_out_hidden_files_and_skips_binary_ones_with_a_note(tmp_
     (folder / "late.bin").write_bytes(b"text" * 200_000 + b"\0")
     (folder / "utf16.txt").write_bytes("four".encode("utf-16"))
     found = find_source(str(folder))
-    assert found.notes == (f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt",)
+    assert found.notes == (
+        f"skipped 2 files that are not text, in {folder}: late.bin, utf16.txt (UTF-16)",
+        f"left out {folder / '.git'}: hidden",
+    )
     assert texts(str(folder)) == ["two", "three", "one"]
 
 
@@ -134,9 +143,15 @@ def test_the_error_for_an_unknown_name_proposes_the_nearest(
     error = refusal(str(Path("mine", "note.txt")))
     assert error.hint == f"did you mean `{Path('mine', 'notes.txt')}`?"
     assert refusal("mien").hint == "did you mean `mine`?"
-    error = refusal("q" * 5000)
+    error = refusal("q" * 500)
     assert error.hint is not None
     assert error.hint.startswith("the shipped texts are: shakespeare; or give the path of")
+    error = refusal("Once upon\n" + "a time " * 900)
+    assert error.message == (
+        "`Once upon a time a time a time a time a...` (6,310 characters) is not the name of a "
+        "file: it looks like a text itself"
+    )
+    assert "gptcli train - < FILE" in error.hint
     error = refusal(str(Path("nowhere", "q.txt")))
     assert error.message.endswith(": there is no folder nowhere")
     assert refusal("~nobody-is-called-so/a.txt").message.startswith("no shipped text, file or")
@@ -180,4 +195,115 @@ def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     error = refusal(str(path))
     assert error.message == f"{path} is UTF-16, not UTF-8"
     assert error.hint is not None
-    assert error.hint.startswith("convert it: iconv -f UTF-16 -t UTF-8 a.txt > utf8-a.txt")
+    assert error.hint.startswith(
+        "read it with data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8 a.txt > "
+    )
+
+
+def test_several_texts_are_read_in_the_order_of_their_names_and_each_file_once(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "b.txt").write_bytes(b"bee")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_bytes(b"ay")
+    (tmp_path / "docs" / "c.txt").write_bytes(b"see")
+    names = [str(tmp_path / name) for name in ("b.txt", "docs/c.txt", "docs")]
+    found = find_source(DataConfig(source=names))
+    assert [file.path.name for file in found.files] == ["b.txt", "c.txt", "a.txt"]
+    assert found.notes == (f"left out {tmp_path / 'docs' / 'c.txt'}: named twice",)
+    with pytest.raises(GptcliError, match="no shipped text, file or folder is named `nope"):
+        find_source(DataConfig(source=[names[0], "nope.txt"]))
+
+
+def test_the_validation_text_is_never_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.txt").write_bytes(b"one")
+    (folder / "val.txt").write_bytes(b"two")
+    val = str(folder / "val.txt")
+    found = find_source(DataConfig(source=str(folder), val_source=val))
+    assert [file.path.name for file in found.files] == ["train.txt"]
+    assert found.val is not None
+    assert [file.path.name for file in found.val.files] == ["val.txt"]
+    assert found.notes == (f"left out {val}: it is the validation text",)
+    assert found.content_key != find_source(str(folder / "train.txt")).content_key
+    with pytest.raises(GptcliError, match="no training text is left in"):
+        find_source(DataConfig(source=val, val_source=val))
+
+
+def test_runs_caches_and_linked_folders_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "texts"
+    files = (
+        "a.txt", "b/c.txt", "runs/x/config.yaml", "runs/x/tokenizer.json", "runs/x/samples.txt",
+        "killed/.lock", "killed/metrics.jsonl", ".venv/lib.txt", "cache/any.txt",
+        f"old/corpus/{'0a' * 32}/meta.json",
+    )  # fmt: skip
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"text")
+    (folder / "loop").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "shipped")
+    monkeypatch.setenv("GPTCLI_CACHE", str(folder / "cache"))
+    found = find_source(str(folder))
+    assert [file.path for file in found.files] == [folder / "a.txt", folder / "b" / "c.txt"]
+    assert set(found.notes) == {
+        f"left out {folder / '.venv'}: hidden",
+        f"left out {folder / 'cache'}, {folder / 'old'}: a cache of gptcli",
+        f"left out {folder / 'killed'}, {folder / 'runs' / 'x'}: a run folder",
+        f"left out {folder / 'linked'}, {folder / 'loop'}: a link to a folder; name it as another "
+        "text to include it",
+    }
+    assert refusal(str(folder / "runs" / "x")).message.endswith("x is a run folder, not a text")
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "books").symlink_to(folder)
+    assert f"left out: {only / 'books'}: a link to a folder" in refusal(str(only)).message
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+@pytest.mark.parametrize("name", ["caf\udce9.txt", "a\nb.txt", "back\\xe9\udcff.txt", "\\xe9.txt"])
+def test_a_name_of_any_bytes_is_found_again_by_the_name_that_is_stored(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "d\udcff" / name
+    path.parent.mkdir()
+    path.write_bytes(b"text")
+    stored = shown(path)
+    stored.encode("utf-8")
+    assert "\n" not in stored
+    config = parse_config(dump_config(Config(data=DataConfig(source=stored))))
+    assert texts(config.data.source) == ["text"]
+    (path.parent / "bin\udce9").write_bytes(b"\0")
+    (note,) = find_source(str(path.parent)).notes
+    assert note == f"skipped 1 file that is not text, in {tmp_path}/d\\xff: bin\\xe9"
+    path.write_bytes(b"")
+    assert refusal(str(path)).message == f"{stored} is empty"
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+
+    def refuse(self: Path, **more: object) -> object:
+        if self.is_relative_to(locked) and self != locked:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **more)  # type: ignore[arg-type]
+
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", refuse)
+    error = refusal(str(locked / "a.txt"))
+    assert error.message == f"cannot look for {locked / 'a.txt'}: Permission denied"
+    assert error.hint.startswith("you may not enter a folder of this path")
+
+
+def test_the_beginning_and_the_length_of_a_text(tmp_path: Path) -> None:
+    text = "Größe und Maß. " * 20_000
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"n": 1, "text": text}) + "\n", "utf-8")
+    for name in ("a.txt", "a.txt.gz", "a.jsonl"):
+        start, characters = find_source(str(tmp_path / name)).beginning(1000)
+        assert start == text[:1000]
+        assert characters == pytest.approx(len(text), rel=0.1), name

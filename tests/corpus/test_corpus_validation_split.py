@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.validation_split import check_split, train_tokens
+from gptcli.corpus.token_store import TokenStore
+from gptcli.corpus.validation_split import (
+    check_split,
+    split_documents,
+    train_tokens,
+    unlike_note,
+)
 from gptcli.errors import GptcliError
+from gptcli.files.shipped import shipped_texts
 
 fractions = st.one_of(
     st.just(0.0),
@@ -106,3 +114,74 @@ def test_the_suggested_fraction_works_on_long_texts(tokens: int, block_size: int
     fraction = re.search(r"raise data.val_fraction to ([\d.e-]+),", hint)
     assert fraction
     assert check_split("a.txt", tokens, float(fraction[1]), block_size) <= tokens - 2
+
+
+def stores(lengths: list[int], val_fraction: float) -> tuple[list[int], list[int]]:
+    """The tokens for training and for validation if token i of the text has id i."""
+    starts = np.cumsum([0, *lengths])[:-1]
+    tokens = TokenStore([np.arange(sum(lengths), dtype=np.uint32)])
+    train, val = split_documents(starts, sum(lengths), val_fraction)
+    both = tokens.parts(train), tokens.parts(val)
+    return both[0].read(0, len(both[0])).tolist(), both[1].read(0, len(both[1])).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),
+    val_fraction=st.integers(1, 90).map(lambda number: number / 100),
+)
+def test_every_token_is_in_one_part_and_the_share_is_right(
+    lengths: list[int], val_fraction: float
+) -> None:
+    train, val = stores(lengths, val_fraction)
+    assert sorted([*train, *val]) == list(range(sum(lengths)))
+    assert train == sorted(train)
+    assert abs(len(val) - sum(lengths) * val_fraction) <= max(lengths) + len(lengths)
+
+
+def test_one_document_is_split_at_its_end() -> None:
+    train, val = stores([1000], 0.1)
+    assert (train[-1], val[0], len(val)) == (899, 900, 100)
+
+
+def test_few_large_documents_give_their_own_ends() -> None:
+    _, val = stores([1000, 500, 2000], 0.1)
+    assert val == [*range(900, 1000), *range(1450, 1500), *range(3300, 3500)]
+
+
+def test_many_documents_are_chosen_whole_from_everywhere() -> None:
+    _, val = stores([10] * 1000, 0.1)
+    assert len(val) == 1000
+    chosen = sorted({token // 10 for token in val})
+    assert len(chosen) == 100
+    assert sum(1 for document in chosen if document < 500) in range(35, 66)
+    assert chosen[:5] == [2, 4, 32, 33, 41], "the same on every machine and in every version"
+
+
+def test_short_documents_beside_a_long_one() -> None:
+    _, val = stores([10_000, *[10] * 1000], 0.1)
+    assert len([token for token in val if token < 10_000]) == 1000
+    assert len([token for token in val if token >= 10_000]) == 1000
+
+
+ENGLISH = "The old man walked slowly through the streets of the town and thought of the years. "
+GERMAN = "Der alte Mann ging langsam durch die Straßen der Stadt und dachte an früher. "
+
+
+def noted(text: str) -> list[str]:
+    codes = np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
+    tokens = TokenStore([codes])
+    end = len(codes) * 9 // 10
+    return unlike_note(
+        tokens.part(0, end), tokens.part(end, len(codes)), 256, own=False, documents=1
+    )
+
+
+def test_an_end_that_is_unlike_the_rest_is_noted() -> None:
+    words = sorted(shipped_texts()["shakespeare"].read_text("utf-8")[:60_000].split())
+    assert noted(ENGLISH * 200) == []
+    for length in (3000, 12_000, 100_000):
+        assert noted(shipped_texts()["shakespeare"].read_text("utf-8")[:length]) == []
+    (note,) = noted(ENGLISH * 180 + GERMAN * 24)
+    assert note.startswith("the validation part, the end of the text, is unlike the rest: ")
+    assert len(noted(" ".join(words))) == 1, "every part is unlike every other"

@@ -28,7 +28,8 @@ from gptcli.config_files import dump_config, find_config, parse_config
 from gptcli.config_problems import dotted_keys
 from gptcli.corpus import cache
 from gptcli.corpus.encoding import encode_all
-from gptcli.corpus.reading import jsonl_pieces, text_pieces
+from gptcli.corpus.reading import text_pieces
+from gptcli.corpus.records import jsonl_pieces
 from gptcli.corpus.sources import find_source
 from gptcli.corpus.token_store import ShardWriter, dtype_for
 from gptcli.course.sandbox.learner_file import find_file

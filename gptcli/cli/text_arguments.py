@@ -1,0 +1,110 @@
+"""Texts on the command line: which arguments name them, their data.source, and a run's name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+from gptcli.files.names import exists, path_of, shown
+
+Target = str | list[str] | None
+"""The CONFIG, the TEXT or the texts of a command line; None if it names neither."""
+
+STDIN = "-"
+
+MOST_TEXTS = 500
+"""As many as data.source can hold."""
+
+
+def texts_of(target: Target) -> list[str]:
+    """The CONFIG or the texts as a list."""
+    return [target] if isinstance(target, str) else target or []
+
+
+def source_override(target: Target) -> str:
+    """The texts as `data.source=...`, a value in YAML."""
+    import yaml
+
+    names = [shown(text) for text in texts_of(target)]
+    value = names[0] if len(names) == 1 else names
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/.-]*", value, re.ASCII):
+        word = yaml.safe_load(value)
+        if isinstance(word, str):
+            return f"data.source={value}"
+    written = yaml.safe_dump(
+        value, default_style='"', default_flow_style=True, allow_unicode=True, width=10**9
+    )
+    return f"data.source={written.strip()}"
+
+
+def refuse_missing_texts(target: Target) -> None:
+    """Raise GptcliError if a text of the command line does not exist, or is a run."""
+    from gptcli.cli import missing_text
+    from gptcli.corpus.sources import no_such_text
+    from gptcli.files.shipped import shipped_texts
+
+    for text in texts_of(target):
+        if text == STDIN or text in shipped_texts():
+            continue
+        missing_text.refuse_run(text)
+        if text and exists(path_of(shown(text))):
+            continue
+        error = missing_text.no_such_text(shown(text))
+        is_setting = error.hint.startswith("write ")
+        is_prose = {" ", "\n"} & set(text) or len(text) > 1000 or not text
+        raise (
+            no_such_text(text)
+            if (isinstance(target, list) or is_prose) and not is_setting
+            else error
+        )
+
+
+def refuse_configs_among_texts(targets: list[str]) -> None:
+    """Raise GptcliError if one of several targets is a config."""
+    from gptcli.files.shipped import shipped_configs
+
+    configs = [target for target in targets if target in shipped_configs() or is_yaml(target)]
+    texts = [target for target in targets if target not in configs]
+    if len(configs) > 1:
+        raise GptcliError(
+            f"`{shown(configs[1])}`: give only one CONFIG; `{shown(configs[0])}` is already one",
+            "write changes to a config as KEY=VALUE",
+        )
+    if configs:
+        command = f"{shlex.quote(configs[0])} {shlex.quote(source_override(texts))}"
+        raise GptcliError(
+            f"`{shown(texts[0])}` is a text and `{shown(configs[0])}` is a config: give only one",
+            f"to train a config on a text: gptcli train {shown(command)}",
+        )
+
+
+def is_yaml(target: str) -> bool:
+    """Whether a name is that of a YAML file."""
+    return target.lower().endswith((".yaml", ".yml"))
+
+
+def run_name(target: Target) -> str:
+    """The name of a run on these texts: that of the first file or folder, as it is really called.
+
+    It has no ending, no control characters, and no leading dot or hyphen."""
+    from gptcli.files.shipped import shipped_texts
+
+    first = texts_of(target)[0]
+    if first == STDIN:
+        return "stdin"
+    if first in shipped_texts():
+        return first
+    path = path_of(shown(first)).resolve()
+    name = path.name if path.is_dir() else _without_endings(path.name)
+    printable = "".join(
+        character if character.isprintable() else "_"
+        for character in name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    )
+    return re.sub(r"^[.\-\s]+", "", printable.replace("\ufffd", "_"))[:100].rstrip(". ") or "text"
+
+
+def _without_endings(name: str) -> str:
+    path = Path(name)
+    return Path(path.stem).stem if path.suffix.lower() in (".gz", ".bz2", ".xz") else path.stem

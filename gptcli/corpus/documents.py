@@ -1,0 +1,77 @@
+"""Splits texts into documents: at `<|endoftext|>`, or at the end of each line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from gptcli.corpus.reading import CHUNK, Piece
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def split_at_end_of_text(
+    pieces: Iterable[Piece], ended: Callable[[int], object]
+) -> Iterator[Piece]:
+    """The documents of `pieces`, each ended by every `<|endoftext|>` in it.
+
+    `ended` is called with the number of marks found since the last call. Blank text between two
+    marks is no document."""
+    document = _Document()
+    held = ""  # the last characters of a piece, if a mark can begin there
+    for piece in pieces:
+        if piece.starts:
+            yield from document.add(held)
+            document, held = _Document(), ""
+        first, *rest = (held + piece.text).split(END_OF_TEXT)
+        for part in rest:
+            yield from document.add(first)
+            document, first = _Document(), part
+        if rest:
+            ended(len(rest))
+        held = _beginning_of_mark(first)
+        yield from document.add(first[: len(first) - len(held)])
+    yield from document.add(held)
+
+
+def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Each line of `pieces` as a document, without its line end. Blank lines are left out."""
+    document = _Document()
+    held = ""  # a carriage return that can belong to a line end
+    for piece in pieces:
+        if piece.starts:
+            yield from document.add(held)
+            document, held = _Document(), ""
+        first, *rest = (held + piece.text).split("\n")
+        for part in rest:
+            yield from document.add(first.removesuffix("\r"))
+            document, first = _Document(), part
+        held = "\r" if first.endswith("\r") else ""
+        yield from document.add(first.removesuffix("\r"))
+    yield from document.add(held)
+
+
+class _Document:
+    """A document that arrives in parts. It starts with its first part that is not blank."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._blank = ""
+
+    def add(self, text: str) -> Iterator[Piece]:
+        if not text:
+            return
+        if self._started:
+            yield Piece(text, False)
+            return
+        self._blank += text
+        if not self._blank.isspace() or len(self._blank) > CHUNK:
+            text, self._blank, self._started = self._blank, "", True
+            yield Piece(text, True)
+
+
+def _beginning_of_mark(text: str) -> str:
+    """The longest end of `text` with which a mark can begin; "" if there is none."""
+    for length in range(min(len(text), len(END_OF_TEXT) - 1), 0, -1):
+        if text.endswith(END_OF_TEXT[:length]):
+            return text[-length:]
+    return ""

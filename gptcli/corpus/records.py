@@ -1,0 +1,398 @@
+"""Reads documents from records: .jsonl, .json lists, .csv, .tsv, .parquet, and chats in them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gptcli.corpus import reading
+from gptcli.corpus.progress import Advance, ignore
+from gptcli.corpus.reading import CHUNK, Piece, decoded, lines, open_bytes
+from gptcli.errors import GptcliError
+from gptcli.files.names import shown
+
+FIELD = "text"
+"""The field that holds the text, unless data.field names another."""
+
+_CHATS = ("messages", "conversations")
+_EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
+
+
+class NoSuchFieldError(GptcliError):
+    """The records of a file have no field with the wanted name."""
+
+
+class NotAListError(GptcliError):
+    """A .json file holds something else than a list. The message says what."""
+
+
+# ---- .jsonl and .json --------------------------------------------------------------------------
+
+
+def jsonl_pieces(
+    path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
+) -> Iterator[Piece]:
+    """Stream a .jsonl file: each line is an object whose `text` is one document.
+
+    `field` names another field. Blank lines, empty texts and other fields are ignored. Raises
+    GptcliError with file and line if a line is not JSON or has no such string."""
+    name = shown(path)
+    for number, line in lines(path, advance, encoding):
+        yield from _cut(text_of(_parsed(path, number, line), field, f"{name}:{number}"))
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise GptcliError(
+            f"{shown(path)}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
+            f"{_EXAMPLE}; if the file is plain text, rename it to {shown(path.stem)}.txt",
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number with 5,000 digits; 100,000 brackets
+        raise GptcliError(
+            f"{shown(path)}:{number}: JSON that cannot be read: {error}", _EXAMPLE
+        ) from error
+
+
+def json_pieces(
+    path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
+) -> Iterator[Piece]:
+    """Stream a .json file: each entry of its list is a string or an object, and one document.
+
+    Raises GptcliError with file, line and entry if an entry cannot be read or has no such field."""
+    for where, value in json_entries(path, advance, encoding):
+        yield from _cut(text_of(value, field, where))
+
+
+def json_entries(
+    path: Path, advance: Advance = ignore, encoding: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The entries of the list in a .json file, each with its place: "a.json:7: entry 3".
+
+    Holds one entry in memory, not the whole list. Raises NotAListError if the file holds something
+    else."""
+    buffer = _JsonBuffer(path, decoded(path, advance, encoding))
+    if buffer.next() != "[":
+        raise NotAListError(f"{shown(path)} is not a JSON list", "")
+    buffer.skip()
+    entry = 0
+    while (mark := buffer.next()) != "]":
+        if entry and mark != ",":
+            raise buffer.error("a comma or the end of the list is missing after", entry)
+        if entry:
+            buffer.skip()
+            buffer.next()
+        entry += 1
+        yield buffer.place(entry), buffer.value(entry)
+    buffer.skip()
+    if buffer.next():
+        raise buffer.error("text comes after the end of the list, after", entry)
+
+
+class _JsonBuffer:
+    """Reads JSON values one after the other from a stream of texts."""
+
+    def __init__(self, path: Path, texts: Iterator[str]) -> None:
+        self._path = path
+        self._texts = texts
+        self._text = ""
+        self._at = 0
+        self._line = 1  # of the first character of _text
+        self._decoder = json.JSONDecoder()
+        self._blank = re.compile(r"[ \t\r\n]*")
+
+    def next(self) -> str:
+        """The next character that is not blank, which stays in the buffer; "" at the end."""
+        while True:
+            found = self._blank.match(self._text, self._at)
+            assert found is not None
+            self._at = found.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(1):
+                return ""
+
+    def skip(self) -> None:
+        """Leave the next character behind."""
+        self._at += 1
+
+    def value(self, entry: int) -> Any:
+        """The next JSON value."""
+        if not self.next():
+            raise self.error("the file ends before", entry)
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # It can be incomplete. Twice as much text is read each time.
+                if not self._more(len(self._text) - self._at):
+                    raise self.error(f"not JSON: {error.msg}, in", entry) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(f"JSON that cannot be read ({error}) in", entry) from error
+            else:
+                if end < len(self._text) or not self._more(1):
+                    self._at = end
+                    return value
+
+    def place(self, entry: int) -> str:
+        """Where the buffer is: file, line and entry."""
+        line = self._line + self._text.count("\n", 0, self._at)
+        return f"{shown(self._path)}:{line}: entry {entry}"
+
+    def error(self, what: str, entry: int) -> GptcliError:
+        """An error at this place of the file."""
+        place, _, _ = self.place(entry).rpartition(": entry")
+        return GptcliError(
+            f"{place}: {what} entry {entry} of the list",
+            "a .json for training is a list of strings or of objects with a string `text`",
+        )
+
+    def _more(self, characters: int) -> bool:
+        """Read at least so many characters more; False if there are none."""
+        if len(self._text) - self._at > reading.LINE_LIMIT:
+            return False
+        self._line += self._text.count("\n", 0, self._at)
+        parts = [self._text[self._at :]]
+        while characters > 0 and (text := next(self._texts, "")):
+            parts.append(text)
+            characters -= len(text)
+        self._text, self._at = "".join(parts), 0
+        return len(parts) > 1
+
+
+# ---- the field of a record ---------------------------------------------------------------------
+
+
+def text_of(value: Any, field: str | None, where: str) -> str:
+    """The text of a record: a string, the field of an object, or a chat.
+
+    `field` is data.field; None means `text`, or else `messages`. Raises GptcliError that begins
+    with `where`, or NoSuchFieldError if an object lacks the field."""
+    if isinstance(value, str) and field is None:
+        return _whole_characters(value, "the string", where)
+    if not isinstance(value, dict):
+        raise GptcliError(f"{where}: {_kind_of(value)}, not an object", _EXAMPLE)
+    name = field or FIELD
+    if field is None and FIELD not in value:
+        name = next((chat for chat in _CHATS if isinstance(value.get(chat), list)), FIELD)
+    if name not in value:
+        raise NoSuchFieldError(
+            f"{where}: no field `{name}`; its fields: {_named(list(value))}",
+            _how_to_select({key: item for key, item in value.items() if isinstance(item, str)}),
+        )
+    text = value[name]
+    if isinstance(text, list) and text and isinstance(text[0], dict):
+        text = _chat(text, f"{where}: `{name}`")
+    if not isinstance(text, str):
+        raise GptcliError(f"{where}: `{name}` is {_kind_of(text)}, not a string", _EXAMPLE)
+    return _whole_characters(text, f"`{name}`", where)
+
+
+def _chat(messages: list[Any], where: str) -> str:
+    """A chat as plain text: `User: ...`, `Assistant: ...`, with a blank line between messages.
+
+    A message has `role` and `content`, or `from` and `value`. One without text, such as the call of
+    a tool, is left out."""
+    turns = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise GptcliError(
+                f"{where}, message {number}: {_kind_of(message)}, not an object", _CHAT
+            )
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list):  # the parts of a message, such as texts and pictures
+            parts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(part for part in parts if isinstance(part, str))
+        if not isinstance(role, str) or not isinstance(content, str | None):
+            raise GptcliError(f"{where}, message {number}: no `role` and `content`", _CHAT)
+        if content:
+            turns.append(f"{role[:1].upper()}{role[1:]}: {content}\n")
+    return "\n".join(turns)
+
+
+_CHAT = 'a message is an object such as {"role": "user", "content": "Hello"}'
+
+
+def _whole_characters(text: str, what: str, where: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise GptcliError(
+                f"{where}: {what} has half of a surrogate pair, "
+                f"\\u{ord(text[error.start]):04x}, at character {error.start}",
+                "the escape was cut in two when the file was written; remove it from the line",
+            ) from error
+    return text
+
+
+def _how_to_select(texts: dict[str, str]) -> str:
+    if not texts:
+        return _EXAMPLE
+    longest = max(texts, key=lambda key: len(texts[key]))
+    return f"select the field that holds the text, for example data.field={_as_argument(longest)}"
+
+
+def _as_argument(field: str) -> str:
+    """A field's name as part of KEY=VALUE in a shell."""
+    return field if re.fullmatch(r"[A-Za-z_][\w.-]*", field, re.ASCII) else f"'\"{field}\"'"
+
+
+def _named(fields: list[str]) -> str:
+    more = f" and {len(fields) - 5} more" if len(fields) > 5 else ""
+    return (", ".join(f"`{field}`" for field in fields[:5]) or "none at all") + more
+
+
+def _kind_of(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a truth value"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, list):
+        return "a list"
+    return "an object" if isinstance(value, dict) else "a number"
+
+
+def _cut(text: str) -> Iterable[Piece]:
+    """A document in pieces."""
+    if 0 < len(text) <= CHUNK:
+        return (Piece(text, True),)
+    return _long_cut(text)
+
+
+def _long_cut(text: str) -> Iterator[Piece]:
+    for start in range(0, len(text), CHUNK):
+        yield Piece(text[start : start + CHUNK], start == 0)
+
+
+# ---- .csv and .tsv -----------------------------------------------------------------------------
+
+
+def csv_pieces(
+    path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
+) -> Iterator[Piece]:
+    """Stream a .csv or .tsv file: one column has the documents. The first row names the columns.
+
+    Raises GptcliError with file and line if a row cannot be read, or NoSuchFieldError if there is
+    no such column."""
+    rows = _rows(path, advance, encoding, field or FIELD)
+    _, names = next(rows, (1, []))
+    column = _column(path, names, field or FIELD, rows)
+    for line, row in rows:
+        if len(row) <= column:
+            raise GptcliError(
+                f"{shown(path)}:{line}: the row ends before column {column + 1}, "
+                f"`{names[column].strip()}`",
+                'is a quote or a comma missing? A text with commas or line ends stands in "quotes"',
+            )
+        yield from _cut(row[column])
+
+
+def _rows(
+    path: Path, advance: Advance, encoding: str | None, field: str
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its last line."""
+    numbered = lines(path, advance, encoding, keep_blank=True)
+    number, first = next(numbered, (1, ""))
+
+    def texts() -> Iterator[str]:
+        nonlocal number
+        yield first
+        for number, line in numbered:  # noqa: B007
+            yield line
+
+    csv.field_size_limit(reading.LINE_LIMIT)
+    try:
+        for row in csv.reader(texts(), delimiter=_delimiter(path, first, field), strict=True):
+            if row:
+                yield number, row
+    except csv.Error as error:
+        raise GptcliError(
+            f"{shown(path)}:{number}: this row cannot be read: {error}",
+            'is a quote missing? A text with commas, quotes or line ends stands in "quotes", and '
+            'a quote in it is written twice: ""',
+        ) from error
+
+
+def _delimiter(path: Path, header: str, field: str) -> str:
+    """The character between columns: that with which the first row has the field, or the most."""
+    if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
+        return "\t"
+
+    def fits(mark: str) -> tuple[bool, int]:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+        return field in names, len(names)
+
+    return max(",;\t|", key=fits)
+
+
+def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
+    """The position of a column. The error proposes that with the longest text in the next row."""
+    stripped = [name.strip() for name in names]
+    if field in stripped:
+        return stripped.index(field)
+    _, row = next(rows, (2, []))
+    longest = max(zip(row, stripped, strict=False), key=lambda cell: len(cell[0]), default=None)
+    example = _as_argument(longest[1]) if longest else "NAME"
+    raise NoSuchFieldError(
+        f"{shown(path)}:1: no column `{field}`; its columns: {_named(stripped)}",
+        f"select the column that holds the text, for example data.field={example}",
+    )
+
+
+# ---- .parquet ----------------------------------------------------------------------------------
+
+
+def parquet_pieces(
+    path: Path, advance: Advance = ignore, field: str | None = None
+) -> Iterator[Piece]:
+    """Stream a .parquet file: one column has the documents. Null and empty texts are left out.
+
+    Raises GptcliError if pyarrow is missing or the file is damaged, or NoSuchFieldError if there is
+    no such column."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise GptcliError(
+            f"reading {shown(path)} needs the package pyarrow",
+            "install it: pip install pyarrow",
+        ) from error
+    with open_bytes(path) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            name = _parquet_column(path, table.schema_arrow.names, field)
+            size, rows = path.stat().st_size, max(1, table.metadata.num_rows)
+            row = done = 0
+            for batch in table.iter_batches(batch_size=256, columns=[name]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    if value is not None:
+                        where = f"{shown(path)}: row {row}"
+                        yield from _cut(text_of({name: value}, name, where))
+                advance(row * size // rows - done)
+                done = row * size // rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise GptcliError(
+                f"{shown(path)} is not a .parquet file that can be read: {error}".split("\n")[0],
+                "is it cut off? Get the whole file again",
+            ) from error
+
+
+def _parquet_column(path: Path, names: list[str], field: str | None) -> str:
+    for name in (field,) if field else (FIELD, *_CHATS):
+        if name in names:
+            return str(name)
+    raise NoSuchFieldError(
+        f"{shown(path)}: no column `{field or FIELD}`; its columns: {_named(names)}",
+        "select the column that holds the text, for example data.field="
+        + (_as_argument(names[-1]) if names else "NAME"),
+    )

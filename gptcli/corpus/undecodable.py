@@ -1,0 +1,164 @@
+"""Names every file that is not UTF-8, the encoding it looks like, and files that are cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from gptcli.corpus.reading import UndecodableError, decoded, open_content
+from gptcli.errors import GptcliError
+from gptcli.files.names import shown
+
+_LOOKED_AT = 1 << 15  # bytes around the first bad one
+_MOST_NAMED = 100
+
+# Encodings that people's text files have, in the names of Python. charset-normalizer knows many
+# more, and takes short texts for them.
+_COMMON = [
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp932",
+    "euc_jp", "gb18030", "big5", "euc_kr",
+]  # fmt: skip
+
+
+class UndecodableFilesError(GptcliError):
+    """All files of a text that are not UTF-8. `problems` has a (message, hint) for each."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__(*problems[0])
+        self.problems = problems
+
+
+def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
+    """The error of decoding a file to its end; None if it is text in `encoding` (None: UTF-8)."""
+    try:
+        for _ in decoded(path, encoding=encoding):
+            pass
+    except UndecodableError as error:
+        return error
+    return None
+
+
+def is_cut_off(path: Path, error: UndecodableError) -> bool:
+    """Whether a file seems to be UTF-8 that begins or ends in the middle of a character."""
+    data, start = _around(path, error.offset)
+    return _cut_off(data, error.offset - start, start == 0, error.incomplete) is not None
+
+
+def undecodable_files(
+    files: Iterable[tuple[Path, str | None]], several: bool
+) -> UndecodableFilesError | None:
+    """The error that names each of `files` (path and encoding) that cannot be decoded.
+
+    `several` says that the text has other files, so that these can be left out."""
+    found = [
+        (path, encoding, error)
+        for path, encoding in files
+        if (error := first_problem(path, encoding)) is not None
+    ]
+    problems = [_explained(*each, several, only=len(found) == 1) for each in found]
+    if not problems:
+        return None
+    if len(problems) > _MOST_NAMED:
+        more = len(problems) - _MOST_NAMED
+        problems[_MOST_NAMED:] = [(f"and {more} more files that are not UTF-8", problems[0][1])]
+    return UndecodableFilesError(problems)
+
+
+def _explained(
+    path: Path, encoding: str | None, error: UndecodableError, several: bool, *, only: bool
+) -> tuple[str, str]:
+    """The message and the hint for a file."""
+    name = shown(path)
+    leave_out = "; data.skip_undecodable=true leaves such files out" if several else ""
+    if encoding is not None:
+        return error.message, f"name another data.encoding, or save the file as UTF-8{leave_out}"
+    data, start = _around(path, error.offset)
+    line = _line_of(path, error.offset)
+    where = f"byte 0x{data[error.offset - start]:02X} at offset {error.offset} (line {line})"
+    cut = _cut_off(data, error.offset - start, start == 0, error.incomplete)
+    whole = "if a file is cut off, get it again, or remove the incomplete character in an editor"
+    if cut is not None:
+        return f"{name} {cut} in the middle of a character: cut off?", whole + leave_out
+    looks = _looks_like(data)
+    message = f"{name} is not UTF-8: {where} does not belong there"
+    if error.incomplete and not _has_other(data, error.offset - start):
+        message += " (the last byte: cut off?)"
+    if looks is None:
+        hint = (
+            "find out the encoding: data.encoding=NAME reads it (Python's name, such as cp1252); "
+            f"or save the file as UTF-8 in an editor{leave_out}"
+        )
+        return message, hint
+    public = looks.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
+    name = shown(path.name) if only else "FILE"
+    return (
+        f"{message}; it looks like {public}",
+        f"read {public} with data.encoding={looks} (files in UTF-8 are still read as UTF-8), or "
+        f"convert the file: iconv -f {public} -t UTF-8 {name} > utf8-{name}{leave_out}",
+    )
+
+
+def _around(path: Path, offset: int) -> tuple[bytes, int]:
+    """The content around a byte, and the position of its first byte."""
+    start = max(0, offset - _LOOKED_AT // 2)
+    with open_content(path) as content:
+        left = start
+        while left:
+            left -= len(content.stream.read(min(left, 1 << 20)))
+        return content.stream.read(_LOOKED_AT), start
+
+
+def _line_of(path: Path, offset: int) -> int:
+    """The number of the line in which a byte lies."""
+    line = 1
+    with open_content(path) as content:
+        while offset and (data := content.stream.read(min(offset, 1 << 20))):
+            line += data.count(b"\n")
+            offset -= len(data)
+    return line
+
+
+def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str | None:
+    """`begins` or `ends` if a file of UTF-8 seems to be cut in the middle of a character.
+
+    One byte after pure ASCII says little: a Latin-1 file can end with `café`. Then only bytes with
+    which frequent characters of UTF-8 begin count."""
+    if incomplete:
+        others = _has_other(data, bad)
+        likely = len(data) - bad > 1 or data[bad] in b"\xc2\xc3\xc4\xc5\xd0\xd1\xe2\xf0"
+        return "ends" if others or likely else None
+    rest = data.lstrip(bytes(range(0x80, 0xC0))) if from_start and bad == 0 else data
+    if 0 < len(data) - len(rest) <= 3:
+        text = rest[:-4].decode("utf-8", "ignore") if len(rest) > 4 else ""
+        whole = len(text.encode("utf-8")) >= len(rest) - 8
+        return "begins" if whole and _has_other(rest, len(rest)) else None
+    return None
+
+
+def _has_other(data: bytes, end: int) -> bool:
+    """Whether there are characters beyond ASCII before a byte: then the file is UTF-8 so far."""
+    return not data[:end].isascii()
+
+
+def _looks_like(data: bytes) -> str | None:
+    """Python's name of the encoding that bytes seem to be in; None if none is likely."""
+    if _is_western(data):
+        return "cp1252"
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(data, cp_isolation=_COMMON).best()
+    return None if found is None else found.encoding
+
+
+def _is_western(data: bytes) -> bool:
+    """Whether bytes are Windows-1252 (or Latin-1): ASCII letters, and Western Europe's others.
+
+    charset-normalizer takes French and German for cp1250, which shares most of these letters."""
+    others = set(data.decode("cp1252", "replace")) - set(map(chr, range(128)))
+    high = sum(byte > 127 for byte in data)
+    letters = sum(byte > 127 or chr(byte).isalpha() for byte in data)
+    hungarian = "õ" in others and "ã" not in others  # there it is ő
+    return bool(others) and others <= _WESTERN and high <= 0.25 * letters and not hungarian
+
+
+_WESTERN = set("àáâãäåæçèéêëìíîïñòóôõöøœùúûüÿßÀÁÂÄÅÆÇÈÉÊËÎÏÑÓÔÖØŒÙÚÛÜ«»¡¿‘’“”–—…•€£§°ºª©®·\xa0\xad")

@@ -1,0 +1,63 @@
+"""File names that are not UTF-8: how they are printed, stored in a config, and found again."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """The name as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
+
+    Python holds such a byte as half of a surrogate pair, which no YAML, JSON or UTF-8 stream can
+    hold. A newline is written as `\\x0a`. A backslash in such a name is written as `\\x5c`, so that
+    `path_of` finds the same file."""
+    text = os.fspath(name)
+    if text.isprintable() or not _SPECIAL.search(text):
+        return text
+    return _SPECIAL_OR_BACKSLASH.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+_SPECIAL = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
+_SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
+
+
+def path_of(name: str) -> Path:
+    """The path that a name of `shown` or of the user means, with `~` expanded.
+
+    A file with exactly this name comes first. Raises GptcliError if no file can have this name, or
+    if a folder on the way cannot be entered."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # `~user` is unknown
+        path = Path(name)
+    if "\\x" not in name or exists(path):
+        return path
+    return Path(re.sub(r"(?:\\x[0-9a-f]{2})+", _bytes_of, str(path)))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder. Raises GptcliError if a folder cannot be entered."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        raise GptcliError(
+            f"cannot look for {shown(path)}: {error.strerror}",
+            f"you may not enter a folder of this path; `ls -ld {shown(path.parent)}` shows who may",
+        ) from error
+    except (OSError, ValueError):  # the name is too long, holds NUL, or links form a circle
+        return False
+    return True
+
+
+def _bytes_of(found: re.Match[str]) -> str:
+    return bytes.fromhex(found[0].replace("\\x", "")).decode("utf-8", "surrogateescape")

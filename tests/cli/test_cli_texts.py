@@ -1,0 +1,196 @@
+"""`gptcli train` on texts of every kind: several, standard input, folders with runs, odd names."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.corpus import standard_input
+from gptcli.training.run_folder import read_config
+from tests.conftest import TEXT
+
+TINY = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=16",
+    "train.batch_size=4", "train.max_steps=6", "run.threads=1", "run.dtype=float32",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives bytes to standard input; a new process starts with each call."""
+
+    def give(content: bytes) -> None:
+        monkeypatch.setattr(standard_input, "_kept", [])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return give
+
+
+def test_runs_among_the_texts_are_left_out(cli: Any, here: Path) -> None:
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    (here / "b.txt").write_text(TEXT[:2000], "utf-8")
+    keys = []
+    for _ in range(2):
+        outcome = cli("train", ".", *TINY)
+        assert outcome.code == 0, outcome.err
+        keys.append(
+            json.loads(next(here.glob("runs/*/checkpoints/*/meta.json")).read_text())["data"]
+        )
+    assert "left out " in outcome.err
+    assert "a run folder" in outcome.err
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["here", "here-2"]
+    assert len(set(keys)) == 1
+    assert cli("eval").code == 0
+    assert cli("inspect-batch", "here", 3).code == 0
+    assert cli("train", "--resume", "--out", "runs/here").code == 0
+
+
+def test_the_folder_above_gives_its_real_name(cli: Any, here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    os.chdir(here / "sub")
+    outcome = cli("train", "..", *TINY)
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in Path("runs").iterdir()] == ["here"]
+
+
+def test_several_texts_make_one_run(cli: Any, here: Path) -> None:
+    (here / "first.part.txt").write_text(TEXT, "utf-8")
+    (here / "docs").mkdir()
+    (here / "docs" / "b.txt.gz").write_bytes(gzip.compress(TEXT.upper().encode()))
+    outcome = cli("train", "first.part.txt", "docs", *TINY, "--json")
+    assert outcome.code == 0, outcome.err
+    data = read_config(Path("runs/first.part")).data
+    assert [Path(source).name for source in data.sources] == ["first.part.txt", "docs"]
+    assert data.val_split == "documents"
+    assert cli("eval").code == 0
+    assert cli("inspect-batch", "first.part", 3).code == 0
+    outcome = cli("train", "--resume", "--out", "runs/first.part", "train.max_steps=8", "--extend")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_config_beside_a_text_names_the_right_form(cli: Any, here: Path) -> None:
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    outcome = cli("train", "tiny", "a.txt")
+    assert outcome.code == 2
+    assert "tiny data.source=a.txt" in outcome.err
+
+
+def test_standard_input_is_kept_in_the_run(cli: Any, here: Path, stdin: Any) -> None:
+    stdin(TEXT.encode())
+    assert cli("train", "-", *TINY, "--dry-run").code == 0
+    assert not list(here.iterdir())
+    outcome = cli("train", "-", *TINY)
+    assert outcome.code == 0, outcome.err
+    run = here / "runs" / "stdin"
+    assert (run / "text.txt").read_text("utf-8") == TEXT
+    stdin(b"")
+    assert cli("eval").code == 0
+    assert cli("inspect-batch", "stdin", 3).code == 0
+    more = ("train.max_steps=8", "--extend", "--resume", "--out", run)
+    assert cli("train", *more).code == 0
+    stdin(TEXT.encode())
+    outcome = cli("train", "data.source=-", "train.max_steps=9", *more[1:])
+    assert outcome.code == 0, outcome.err
+    assert read_config(run).data.source == (run / "text.txt").as_posix()
+    stdin(gzip.compress(b'{"text": "One document."}\n' * 99))
+    outcome = cli("train", "-", *TINY, "--out", run, "--overwrite")
+    assert outcome.code == 0, outcome.err
+    assert (run / "text.jsonl").is_file()
+    assert not (run / "text.txt").exists()
+
+
+def test_an_empty_standard_input_leaves_nothing(cli: Any, here: Path, stdin: Any) -> None:
+    stdin(b"")
+    outcome = cli("train", "-", *TINY)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: standard input is empty\n\nhint: ")
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Once upon a time. " * 340, "(6,120 characters) is not the name of a file"),
+        ("Once\nupon", "is not the name of a file: it looks like a text itself"),
+        ("Once upon a time there was", "no shipped text, file or folder is named `Once upon"),
+        ("", "the name of the text is empty"),
+        ("nix\udce9.txt", "no config or text file named `nix\\xe9.txt`"),
+    ],
+)
+def test_a_text_that_does_not_exist(text: str, message: str, cli: Any, here: Path) -> None:
+    outcome = cli("train", text, *TINY)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.splitlines()) == 3
+    assert not list(here.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+def test_a_name_that_is_not_utf8(cli: Any, here: Path) -> None:
+    name = "caf\udce9.txt"
+    (here / name).write_text(TEXT, "utf-8")
+    for text in (name, f"data.source={name}"):
+        outcome = cli("train", text, *TINY, "--json", "--out", f"runs/{len(text)}")
+        assert outcome.code == 0, outcome.err
+        json.loads(outcome.out)
+        outcome.err.encode("utf-8")
+    assert "caf\\xe9.txt" in outcome.err
+    assert cli("eval").code == 0
+    assert cli("eval", "--file", name).code == 0
+    assert cli("inspect-batch", "runs/8", 3).code == 0
+    assert cli("train", "--resume", "--out", "runs/8").code == 0
+    assert cli("train", name, *TINY).code == 0
+    assert (here / "runs" / "caf_").is_dir()
+
+
+def test_the_users_own_validation_text(cli: Any, here: Path) -> None:
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    (here / "val.txt").write_text("KING:\nA zebra!\n" * 9, "utf-8")
+    outcome = cli("train", "a.txt", "data.val_source=val.txt", *TINY)
+    assert outcome.code == 0, outcome.err
+    outcome = cli("eval", "--json")
+    assert json.loads(outcome.out)["tokens"] == len("KING:\nA zebra!\n" * 9) - 1
+    assert cli("eval", "--split", "train").code == 0
+    (here / "val.txt").write_text("KING:\nA lion!\n" * 9, "utf-8")
+    outcome = cli("eval")
+    assert outcome.code == 2
+    assert "has changed" in outcome.err
+
+
+def test_a_dry_run_prints_the_notes_about_the_text(cli: Any, here: Path) -> None:
+    (here / "a.csv").write_text("name,body\n" + "a,b\n" * 99, "utf-8")
+    outcome = cli("train", "a.csv", *TINY, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "read as plain text: a.csv (it has no column `text`" in outcome.err
+
+
+def test_all_files_that_are_not_utf8_are_printed(cli: Any, here: Path) -> None:
+    (here / "t").mkdir()
+    (here / "t" / "a.txt").write_text(TEXT, "utf-8")
+    for name in "bc":
+        (here / "t" / f"{name}.txt").write_bytes("où est le café ?\n".encode("cp1252"))
+    outcome = cli("train", "t", *TINY)
+    assert outcome.code == 2
+    assert outcome.err.count("error: ") == 2
+    assert outcome.err.count("hint: ") == 1
+    assert [path.name for path in here.iterdir()] == ["t"]
+    assert cli("train", "t", "data.encoding=cp1252", *TINY).code == 0
+    assert cli("eval").code == 0
+    assert "such as cp1252" in cli("train", "t", "data.encoding=nope", *TINY).err
