@@ -215,8 +215,6 @@ def _print_dry_run(request: _Request, new: _NewRun) -> None:
         if request.from_run is not None:
             config, _ = follow_base_run(config, find_run(request.from_run))
         result = dry_run_figures(config, new.user_parts)
-    for line in result["notes"]:
-        note(line)
     if request.as_json:
         print_json(result)
         return
