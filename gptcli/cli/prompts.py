@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
 
 _MOST_BYTES = 1 << 26
 
@@ -14,6 +15,7 @@ def read_text(file: Path, command: str) -> str:
 
     Raises GptcliError if the file cannot be read, is not UTF-8 or is too long. The hint can name
     `command`: the command or option that reads the file."""
+    file = expanded(file)
     try:
         with file.open("rb") as opened:  # a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)

@@ -10,6 +10,7 @@ import typer
 
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -48,6 +49,7 @@ def train(
         raise GptcliError(
             f"--kind `{kind}` is not one of bpe, char", "byte and gpt2 need no training"
         )
+    out = expanded(out)
     if out.is_dir():
         raise GptcliError(f"{out} is a folder", "name a file, for example --out pieces.json")
     if out.exists() and not overwrite:
@@ -140,8 +142,8 @@ def _load(name: str) -> Tokenizer:
 
     if name in ("gpt2", "byte"):
         return build_tokenizer(name, 0, lambda: iter(()))
-    if Path(name).is_file():
-        return load_tokenizer(Path(name))
+    if expanded(name).is_file():
+        return load_tokenizer(expanded(name))
     from gptcli.training.run_folder import find_run
 
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -68,7 +69,7 @@ def config_for(
 
     if target is not None and is_config(target):
         return load_config(target, overrides), Path(target).stem
-    if target is not None and not Path(target).exists() and target not in shipped_texts():
+    if target is not None and not expanded(target).exists() and target not in shipped_texts():
         known = [*shipped_configs(), *_files_in_same_folder(target)]
         close = nearest(target, known)
         raise GptcliError(
@@ -78,7 +79,7 @@ def config_for(
             + ", ".join(shipped_configs()),
         )
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        overrides = [text_override(target), *overrides]
     if from_run is not None:
         from gptcli.training.run_folder import find_run
 
@@ -89,6 +90,11 @@ def config_for(
     return load_config(_default_config(), overrides), (
         Path(target).stem or "text" if target is not None else _default_config()
     )
+
+
+def text_override(target: str) -> str:
+    """The override that sets data.source to a TEXT of the command line."""
+    return f"data.source={json.dumps(target, ensure_ascii=False)}"
 
 
 def is_config(target: str | None) -> bool:
@@ -103,7 +109,7 @@ def defaults_with_overrides(target: str | None, overrides: list[str]) -> Config:
     from gptcli.config_files import parse_config
 
     if target is not None:
-        overrides = [f"data.source={json.dumps(target, ensure_ascii=False)}", *overrides]
+        overrides = [text_override(target), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
 
@@ -134,7 +140,7 @@ def _looks_like_yaml(target: str) -> bool:
 
 def _files_in_same_folder(target: str) -> list[str]:
     """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
-    folder = Path(target).parent
+    folder = expanded(target).parent
     return (
         [
             str(p)

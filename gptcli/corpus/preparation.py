@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 
+class OtherTextError(GptcliError):
+    """A text that was found is not the one that the caller wants."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text as token ids, split into training and validation."""
@@ -53,6 +57,7 @@ def open_corpus(
     block_size: int,
     tokenizer: Tokenizer | None = None,
     user_tokenizer: type[Any] | None = None,
+    content_key: str | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -67,11 +72,14 @@ def open_corpus(
     documents, unless the first ends with one. Of the N tokens, the first
     int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
 
+    With `content_key`, raises OtherTextError before anything is encoded if the text has another.
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
     not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
     short for `block_size` or for its validation split."""
     bar = Progress(progress)
     found = find_source(source, bar)
+    if content_key is not None and found.content_key != content_key:
+        raise OtherTextError(f"{source} is another text", "name the text that has this content")
     notes = list(found.notes)
     folder = (cache_folder() if cache is None else cache) / "corpus"
     if user_tokenizer is not None and tokenizer is None:

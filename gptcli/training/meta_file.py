@@ -82,11 +82,16 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
         if key in meta and not isinstance(meta[key], kind):
             return key
     parts = meta.get("own_parts", [])
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or not _all_text(parts):
         return "own_parts"
-    if any(isinstance(value, list) for value in flatten(meta.get("config", {})).values()):
-        return "config"
+    for dotted, value in flatten(meta.get("config", {})).items():
+        if isinstance(value, list) and not (dotted == ("data", "source") and _all_text(value)):
+            return "config"
     return None
+
+
+def _all_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _digest(meta: dict[str, Any]) -> str:

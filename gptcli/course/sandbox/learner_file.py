@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.course.catalogue import exercise_named
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +44,7 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
 
     A drive letter (`C:\\x.py:Class`) is part of the file. Raises GptcliError if there is no such
     file, or if the file is not Python."""
+    spec = str(expanded(spec))
     name, class_name = spec, exercise_named(exercise).target or "module"
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
