@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +325,12 @@ def test_a_path_that_is_too_long_leaves_nothing(
     assert [path.name for path in empty.iterdir()] == ["t.txt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has shorter paths")
 def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
     out = "a/" * 1500 + "r"
-    outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
-    assert outcome.code == 0, outcome.err
-    assert cli("eval", out).code == 0
+    try:
+        outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
+        assert outcome.code == 0, outcome.err
+        assert cli("eval", out).code == 0
+    finally:  # pytest's own cleaning is recursive
+        subprocess.run(["rm", "-rf", "a"], check=True)
