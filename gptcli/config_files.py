@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from gptcli.config import Config
 from gptcli.config_problems import Key, Problem, explain, flatten
 from gptcli.errors import GptcliError, nearest
-from gptcli.files.bounded import read_bounded
+from gptcli.files.bounded import LinkOutError, read_bounded
+from gptcli.files.paths import expanded
 from gptcli.files.shipped import shipped_configs
 
 _MAX_BYTES = 1 << 20
@@ -121,13 +122,13 @@ def find_config(name: str) -> Path:
     """The YAML file that `name` means: a path, or the name of a shipped config.
 
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
-    path = Path(name)
-    if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
+    path = expanded(name)
+    if os.path.isfile(path):  # noqa: PTH113 (False for a name that no file can have)
         return path
     shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
-    if os.path.isdir(name):  # noqa: PTH112
+    if os.path.isdir(path):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
     folder = path.parent
     folder_exists = os.path.isdir(folder)  # noqa: PTH112
@@ -157,7 +158,9 @@ def read_yaml(path: Path, inside: Path | None = None) -> str:
     except OSError as error:
         raise GptcliError(
             f"{path}: cannot be read ({error.strerror})",
-            "is it a config that you are allowed to read? `gptcli configs tiny` prints one",
+            error.HINT
+            if isinstance(error, LinkOutError)
+            else "is it a config that you are allowed to read? `gptcli configs tiny` prints one",
         ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(

@@ -24,7 +24,8 @@ def choose_device(wanted: str) -> torch.device:
     if not available.get(wanted, False):
         names = [name for name, is_there in available.items() if is_there]
         raise GptcliError(
-            f"device `{wanted}` is not available here", f"available: {', '.join(names)} (or `auto`)"
+            f"device `{wanted}` is not available here",
+            f"available: {', '.join(names)}; `auto` means {names[0]} here",
         )
     return torch.device(wanted)
 
@@ -70,12 +71,19 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
             )
         threads = wanted
     elif hasattr(os, "sched_getaffinity"):
-        threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        threads = min(torch.get_num_threads(), usable_cores())
     else:
         threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     keep_freed_memory()
     return threads
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def dtype_name(dtype: torch.dtype) -> str:

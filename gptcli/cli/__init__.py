@@ -37,6 +37,7 @@ from gptcli.cli.output import (
     print_error,
 )
 from gptcli.errors import GptcliError, is_out_of_memory
+from gptcli.files.paths import ESCAPE_UNDECODABLE
 
 app = typer.Typer(
     name="gptcli",
@@ -112,8 +113,8 @@ def main() -> None:
     debug = "--debug" in options
     arguments = [option for option in options if option != "--debug"] + rest
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower() != "utf-8":
-            stream.reconfigure(encoding="utf-8", errors="replace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=ESCAPE_UNDECODABLE)
     try:
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
@@ -151,7 +152,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
         return GptcliError(
             f"{name}{error.strerror}",
             "is the disk full, or the folder deleted or read-only? Saved checkpoints are complete; "
-            "`gptcli train --resume` continues from the newest",
+            "`gptcli train --resume --out RUN` continues from the newest",
             exit_code=1,
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -164,8 +165,8 @@ def _machine_error(error: Exception) -> GptcliError | None:
         return GptcliError(
             "out of memory",
             "lower train.batch_size (and raise train.grad_accum by the same factor), "
-            "model.block_size, or the number of samples; `gptcli train --dry-run` estimates the "
-            "memory of a run",
+            "model.block_size, or the number of samples; add --dry-run to a training command to "
+            "see an estimate of its memory",
             exit_code=1,
         )
     return None

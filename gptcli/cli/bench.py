@@ -33,9 +33,11 @@ def bench(
 
     with waiting("measuring this machine; it takes about ten seconds"):
         from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
+        from gptcli.training.other_machine import refuse_other_machine
         from gptcli.training.setup import open_text
         from gptcli.training.speed import measure
 
+        refuse_other_machine(config)
         device = choose_device(config.run.device)
         dtype = choose_dtype(config.run.dtype, device)
         threads = choose_threads(config.run.threads)

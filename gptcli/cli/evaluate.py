@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.option_groups import with_option_groups
-from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
+from gptcli.cli.options import (
+    RUN_AND_SOURCE,
+    JsonOption,
+    ModelOptions,
+    load_model,
+    run_and_overrides,
+    with_overrides,
+)
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -22,7 +30,14 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def evaluate(
-    run: RunArgument = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar=RUN_AND_SOURCE,
+            help="A run folder, or its name under runs/ (default: the newest); and the new place "
+            "of its text, if that has moved.",
+        ),
+    ] = None,
     split: Annotated[
         str,
         typer.Option("--split", metavar="train|val", help="The split to evaluate: train or val."),
@@ -51,6 +66,7 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
+    run, overrides = run_and_overrides(words)
     with waiting("loading the model"):
         trained = load_model(run, options, "eval", dtype_of_run=True)
     from gptcli.training.evaluate import evaluate as mean_loss
@@ -62,7 +78,7 @@ def evaluate(
             f"--context {context} is longer than the model's block_size {block_size}",
             f"use at most {block_size}",
         )
-    tokens = _tokens(trained, split, file)
+    tokens = _tokens(trained, split, file, overrides)
     # The user's module can print.
     with redirect_stdout(sys.stderr), waiting("evaluating"):
         loss = mean_loss(trained.model, tokens, context)
@@ -92,14 +108,20 @@ def evaluate(
     )
 
 
-def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
+def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.corpus import open_corpus
     from gptcli.tokenization.unknown_characters import UnknownCharactersError
-    from gptcli.training.setup import open_text
+    from gptcli.training.setup import open_text_of_run
+    from gptcli.training.text_of_run import WantedText, content_key_of, remember_source
 
     config = trained.config
     if file is not None:
+        if overrides:
+            raise GptcliError(
+                "--file and data.source cannot both be given",
+                "data.source names the text of the run, --file another text: leave one out",
+            )
         try:
             corpus = open_corpus(
                 str(file),
@@ -118,12 +140,20 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
         for line in corpus.notes:
             note(f"note: {line}")
         return corpus.train
-    corpus = open_text(config, trained.tokenizer)
-    if corpus.content_key != trained.meta.get("data"):
-        raise GptcliError(
-            f"the text of {config.data.name} has changed since the run",
-            "restore the old text, or name another text with --file",
-        )
+    command = f"gptcli eval {shell_word(trained.run)}"
+    corpus, config = open_text_of_run(
+        WantedText(
+            trained.run,
+            content_key_of(trained.run, trained.meta),
+            named=bool(overrides),
+            command=command,
+            other_text=f"another text: {command} --file FILE",
+        ),
+        with_overrides(trained.run, config, overrides),
+        trained.tokenizer,
+    )
+    if overrides and (remembered := remember_source(trained.run, trained.config, config.data)):
+        note(remembered)
     if split == "train":
         return corpus.train
     if corpus.val is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded, shell_word
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,13 +79,13 @@ def exercise(
         if is_given and other is None:
             raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
     if out is not None:
-        _write(chosen, out, blank, overwrite)
+        _write(chosen, expanded(out), blank, overwrite)
     elif status is not None and folders:
         if watch:
             raise GptcliError("--watch takes one folder", "leave --watch out, or name one folder")
-        _class_status(chosen, [status, *folders], as_json)
+        _class_status(chosen, [expanded(folder) for folder in (status, *folders)], as_json)
     elif status is not None:
-        _status(chosen, status, watch, as_json)
+        _status(chosen, expanded(status), watch, as_json)
     elif name is not None:
         sys.stdout.write(chosen[0].notes())
         note(f"\nBegin with: gptcli exercise {name} --out my")
@@ -115,8 +115,8 @@ def _write(chosen: tuple[Exercise, ...], out: Path, blank: bool, overwrite: bool
     for path in write_exercises(chosen, out, blank=blank, overwrite=overwrite):
         sys.stdout.write(f"{path}\n")
     first = chosen[0]
-    file = shlex.quote(str(out / f"{first.name}.py"))
-    note(f"\nFill it in, then: gptcli {first.command} {file}")
+    skeleton = shell_word(out / f"{first.name}.py")
+    note(f"\nFill it in, then: gptcli {first.command} {skeleton}")
 
 
 def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout, suppress
@@ -14,6 +13,7 @@ from gptcli.cli.output import note, print_json, stderr_console
 from gptcli.cli.signals import LeaveAtOnce, Stop, signals_held, stop_on_signals
 from gptcli.cli.user_files import UserFiles
 from gptcli.errors import GptcliError, is_out_of_memory
+from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
     from gptcli.events import Event, Finished
@@ -137,7 +137,9 @@ def _explained(error: Exception, prepared: Prepared, files: UserFiles) -> Gptcli
     return GptcliError(
         f"the run stopped with {type(error).__name__}: {' '.join(str(error).split())}",
         "the run uses your own code; check it with "
-        + " and ".join(f"gptcli check-{part} {spec}" for part, spec in files.given().items()),
+        + " and ".join(
+            f"gptcli check-{part} {shell_word(spec)}" for part, spec in files.given().items()
+        ),
         exit_code=1,
     )
 
@@ -146,12 +148,14 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
     """Say what to do next, or how to continue an interrupted run; in that case, exit with 130.
 
     Raises if the run diverged."""
+    from gptcli.training.run_commands import resume_command
+
     if finished is None and restore_replaced_run(run):
         note(f"stopped without saving; the earlier run in {run} is restored")
         sys.exit(130)
     options = [word for part, spec in files.given().items() for word in (f"--{part}", spec)]
     if finished is None or finished.stopped == "interrupted":
-        command = shlex.join(["gptcli", "train", "--resume", "--out", str(run), *options])
+        command = resume_command(run, files=files.given())
         saved = f"saved at step {finished.step}" if finished else "stopped without saving"
         note(f"{saved}; go on with: {command}")
         sys.exit(130)

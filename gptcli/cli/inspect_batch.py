@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.options import JsonOption
+from gptcli.cli.options import JsonOption, run_and_overrides, with_overrides
 from gptcli.cli.output import note, print_json
 from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
 from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -26,6 +27,12 @@ def inspect_batch(
     step: Annotated[
         int, typer.Argument(metavar="STEP", help="A step as in metrics.jsonl; the first is 1.")
     ],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data.source=NEW]", help="The new place of the run's text, if it has moved."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     tokenizer: TokenizerOption = None,
 ) -> None:
@@ -43,7 +50,10 @@ def inspect_batch(
             f"step {step} is not one of the steps 1 to {last} of {path}",
             "metrics.jsonl lists the logged steps with their losses",
         )
-    corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer))
+    other_run, overrides = run_and_overrides(source)
+    if other_run is not None:
+        raise GptcliError(f"`{other_run}`: one word too many", "RUN STEP [data.source=NEW]")
+    corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer), step, overrides)
     rows = _sequences(config, corpus, step)
     loss = _loss_at(path, step)
     if as_json:
@@ -69,7 +79,9 @@ def inspect_batch(
     sys.stdout.write(clean("\n".join(lines), sys.stdout.encoding or "utf-8") + "\n")
 
 
-def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
+def _text_of(
+    run: Path, config: Config, files: UserFiles, step: int, overrides: list[str]
+) -> Corpus:
     """The text that the run was trained on, encoded by the run's tokenizer.
 
     Raises GptcliError if the text has changed. Also raises GptcliError if the run needs the user's
@@ -77,7 +89,8 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer
-    from gptcli.training.setup import open_text
+    from gptcli.training.setup import open_text_of_run
+    from gptcli.training.text_of_run import WantedText, content_key_of, remember_source
 
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
@@ -85,16 +98,24 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     # Only the tokenizer is needed: the user's other parts do not change the batches.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
-    corpus = open_text(config, tokenizer)
-    if meta is None:
+    if meta is not None:
+        same_tokenizer(run, tokenizer, meta)
+    key = content_key_of(run, meta)
+    corpus, found = open_text_of_run(
+        WantedText(
+            run,
+            key,
+            named=bool(overrides),
+            command=f"gptcli inspect-batch {shell_word(run)} {step}",
+            other_text="a batch can be shown only from the text that the run was trained on",
+        ),
+        with_overrides(run, config, overrides),
+        tokenizer,
+    )
+    if key is None:
         note(f"{run} has no checkpoint that records its text, so this is the text as it is now")
-        return corpus
-    same_tokenizer(run, tokenizer, meta)
-    if corpus.content_key != meta.get("data"):
-        raise GptcliError(
-            f"the text of {config.data.name} has changed since the run",
-            "restore the old text: the run was not trained on the new one",
-        )
+    elif overrides and (remembered := remember_source(run, config, found.data)):
+        note(remembered)
     return corpus
 
 

@@ -22,6 +22,7 @@ from gptcli.cli.user_files import (
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.config import Config
     from gptcli.sampling.backend import Backend
     from gptcli.training.loading import Trained
 
@@ -60,6 +61,44 @@ ThreadsOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+RUN_AND_SOURCE = "[RUN] [data.source=NEW]"
+"""The arguments of a command that reads the text of a run, which can have moved."""
+
+
+def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """The RUN among the words of a command line (None if there is none), and data.source=NEW.
+
+    Raises GptcliError if another key is changed, or if there are several runs."""
+    from gptcli.config_files import is_known_override
+
+    overrides = [word for word in words or [] if "=" in word and is_known_override(word)]
+    runs = [word for word in words or [] if word not in overrides]
+    if len(runs) > 1:
+        raise GptcliError(f"`{runs[1]}`: give only one run; `{runs[0]}` is already one", "RUN")
+    for override in overrides:
+        if not override.startswith(("data.source=", "data=")):
+            raise GptcliError(
+                f"`{override}`: a trained run keeps its config",
+                "only data.source=NEW can be given, if the text of the run has moved",
+            )
+    return (runs[0] if runs else None), overrides
+
+
+def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
+    """The config of a run with the user's data.source=NEW.
+
+    Raises GptcliError if the overrides change another key."""
+    from gptcli.config_files import differences, dump_config, parse_config
+
+    changed = parse_config(dump_config(config), overrides, name=str(run / "config.yaml"))
+    if odd := set(differences(config, changed)) - {"data.source"}:
+        raise GptcliError(
+            f"a trained run keeps its config: {', '.join(sorted(odd))} cannot change",
+            "only data.source=NEW can be given, if the text of the run has moved",
+        )
+    return changed
 
 
 @dataclass(frozen=True)
@@ -143,6 +182,7 @@ def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> S
     from gptcli.devices import choose_device, choose_threads
     from gptcli.sampling.backend import choose_backend
     from gptcli.training.loading import load_trained
+    from gptcli.training.run_folder import read_config
 
     _check(options, "int8")
     path = named_run(run, command)
@@ -150,7 +190,10 @@ def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> S
     threads = choose_threads(options.threads or "auto")
     user_parts = load_user_parts(options.user_files)
     backend = choose_backend(
-        options.dtype, device, has_user_parts=user_parts is not None and user_parts.in_network()
+        options.dtype,
+        device,
+        has_user_parts=user_parts is not None and user_parts.in_network(),
+        arch=read_config(path).model.traits,
     )
     trained = load_trained(
         path, options.checkpoint, device=device, dtype=torch.float32, user_parts=user_parts

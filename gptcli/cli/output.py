@@ -129,8 +129,12 @@ def stdout_console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print an object as one line of JSON on stdout. nan and infinity become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    """Print an object as one line of JSON on stdout. nan and infinity become null.
+
+    A name that is not UTF-8 is written with JSON's escapes (\\udce9), which Python's JSON reader
+    understands."""
+    text = json.dumps(_finite(value), ensure_ascii=False)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gptcli.cli.escapes import literal_escapes_note, unescape
 from gptcli.cli.output import note
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
 
 _MOST_BYTES = 1 << 26
 
@@ -17,7 +17,7 @@ def read_text(file: Path, command: str) -> str:
 
     Raises GptcliError if the file cannot be read, is not UTF-8 or is too long. The hint can name
     `command`: the command or option that reads the file."""
-    file = Path(os.path.expanduser(file))  # noqa: PTH111 (Path.expanduser raises for ~nobody)
+    file = expanded(file)
     try:
         with file.open("rb") as opened:  # a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)

@@ -17,8 +17,9 @@ from gptcli.view.runs_table import RunRow
 
 
 def run_rows(folder: Path) -> list[RunRow]:
-    """One row for each run under `folder`, oldest first."""
-    runs = run_folder.list_runs(folder)
+    """One row for each run under `folder`, oldest first; one row if `folder` is a run itself."""
+    is_run = (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file()
+    runs = [folder] if is_run else run_folder.list_runs(folder)
     return [run_row(run) for run in sorted(runs, key=lambda r: (r / "config.yaml").stat().st_mtime)]
 
 
@@ -33,11 +34,15 @@ def run_row(run: Path) -> RunRow:
     except OSError:  # a link out of the folder, a pipe, a huge file: still show the other rows
         damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
+    try:
+        has_steps = bool(steps_of(run))
+    except GptcliError:  # checkpoints/ is a link to nowhere, or cannot be read
+        has_steps, damaged = True, True
     if running:
         state = "running"
     else:
         # If run.json is missing, the process was killed.
-        state = str(status.get("stopped") or ("stopped" if steps_of(run) else "not begun"))
+        state = str(status.get("stopped") or ("stopped" if has_steps else "not begun"))
     max_steps = None
     try:
         planned = run_folder.read_config(run).train.max_steps
@@ -48,7 +53,7 @@ def run_row(run: Path) -> RunRow:
         state = "damaged"
     ended = {} if running else status
     return RunRow(
-        name=run.name,
+        name=run.name or run.absolute().name,
         status=state,
         step=_integer(ended.get("steps")) or _integer(step.get("step")),
         max_steps=max_steps,

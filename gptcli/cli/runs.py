@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded, shell_word
 
 
 def runs(
@@ -22,6 +26,11 @@ def runs(
     from gptcli.cli.run_rows import run_rows
     from gptcli.view.runs_table import runs_lines, runs_table
 
+    folder = expanded(folder)
+    if folder != Path("runs") and not os.path.isdir(folder):  # noqa: PTH112
+        raise GptcliError(
+            f"there is no folder {folder}", "name a folder that holds runs; the default is runs/"
+        )
     rows = run_rows(folder)
     if as_json:
         for row in rows:
@@ -32,4 +41,5 @@ def runs(
     elif rows:
         sys.stdout.write("\n".join(runs_lines(rows)) + "\n")
     else:
-        note(f"no runs under {folder}/ yet; start one with: gptcli train")
+        out = "" if folder == Path("runs") else f" --out {shell_word(folder / 'NAME')}"
+        note(f"no runs under {folder}/ yet; start one with: gptcli train TEXT{out}")

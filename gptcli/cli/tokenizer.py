@@ -12,6 +12,7 @@ from gptcli.cli.command_line import Command, Group
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import typed
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def train(
         raise GptcliError(
             f"--kind `{kind}` is not one of bpe, char", "byte and gpt2 need no training"
         )
+    out = expanded(out)
     if out.is_dir():
         raise GptcliError(f"{out} is a folder", "name a file, for example --out pieces.json")
     if out.exists() and not overwrite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.cli.signals import leave_on_signals
-from gptcli.cli.text_arguments import Target
+from gptcli.cli.text_arguments import Target, source_override, texts_of
 from gptcli.cli.train_arguments import (
     config_for,
     defaults_with_overrides,
@@ -34,6 +34,8 @@ from gptcli.cli.user_files import (
     split_tokenizer,
 )
 from gptcli.errors import GptcliError
+from gptcli.files.durable import path_errors
+from gptcli.files.paths import expanded
 from gptcli.native import library
 from gptcli.view.waiting import waiting
 
@@ -230,13 +232,12 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
         library.start_building()  # compiles while PyTorch is imported and the text is read
     from gptcli.training import run_folder
 
-    out, from_run = request.out, request.from_run
-    run = out if out is not None else run_folder.free_name(new.name)
-    if out is not None and str(out) in ("", "."):
-        raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+    from_run = request.from_run
+    run = run_folder.free_name(new.name) if request.out is None else _folder_of_option(request.out)
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
-    run_folder.repair_replacement(run)
-    refuse(run)
+    with path_errors(run):
+        run_folder.repair_replacement(run)
+        refuse(run)
     with leave_on_signals(), _locked_run_folder(run, create=True):
         refuse(run)  # again: another training can have held the lock and ended meanwhile
         prepared = None  # while it is None, the folder may hold only the old run
@@ -251,7 +252,7 @@ def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
                     from_run=run_folder.find_run(from_run) if from_run else None,
                     time_limit=new.time_limit,
                 )
-            prepared.notes[:0] = [*_other_name_notes(run, new.name, out), *new.notes]
+            prepared.notes[:0] = [*_other_name_notes(run, new.name, request.out), *new.notes]
             follow_training(prepared, request.files, request.as_json)
         except Exception:
             if prepared is not None:
@@ -272,34 +273,72 @@ def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
 
 def _resume_run(request: _Request, extend: bool) -> None:
     """Continue a run from its newest checkpoint, or print that it is finished."""
-    from gptcli.config_files import load_config
+    from gptcli.config_files import differences, load_config
     from gptcli.training import run_folder
+    from gptcli.training.run_commands import resume_command
 
     run = run_folder.find_run(str(request.out) if request.out is not None else None)
-    stored = load_config(str(run / "config.yaml"))
-    wanted: Config | None = None
-    if request.target is not None:
-        wanted, _ = config_for(request.target, request.overrides, None)
-    elif request.overrides:
-        wanted = load_config(str(run / "config.yaml"), request.overrides)
+    stored = run_folder.read_config(run)
+    overrides = request.overrides
+    if request.target is not None and not is_config(request.target):  # a TEXT
+        for text in texts_of(request.target):
+            _refuse_run_as_text(text, request.out)
+        overrides = [source_override(request.target), *overrides]
+    changed = load_config(str(run / "config.yaml"), overrides) if overrides else stored
+    explicit = set(differences(stored, changed)) | (
+        {"data.source"} if any(o.startswith("data.source=") for o in overrides) else set()
+    )
+    wanted: Config | None = changed if overrides else None
+    if is_config(request.target):
+        wanted, _ = config_for(request.target, overrides, None)
     user_parts = check_and_load(request.files, stored, request.force)
     with leave_on_signals(), _locked_run_folder(run, create=False):
         with waiting("reading the text and the checkpoint"):
             from gptcli.training import setup
 
-            prepared = setup.prepare_resume(run, wanted, extend=extend, user_parts=user_parts)
+            prepared = setup.prepare_resume(
+                run,
+                wanted,
+                extend=extend,
+                user_parts=user_parts,
+                explicit=explicit,
+            )
         if isinstance(prepared, setup.Prepared):
             follow_training(prepared, request.files, request.as_json)
             return
         for line in prepared.notes:
             note(line)
         status = prepared.status
+        given = request.files.given()
+        command = resume_command(run, prepared.changes, given, extend=prepared.extend)
         note(
             f"{run} is finished (step {status['steps']}, {status['stopped']}); nothing to do. "
-            "For more steps: train.max_steps=N --resume --extend"
+            f"To train on: {command}"
         )
         if request.as_json:
             print_json(status)
+
+
+def _refuse_run_as_text(target: str, out: Path | None) -> None:
+    """Raise GptcliError if the TEXT of `--resume` is a run: --out names the run to resume."""
+    from gptcli.training.run_commands import resume_command
+
+    folder = expanded(target)
+    if out is None and (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file():
+        raise GptcliError(
+            f"{target} is a run, not a text", f"name a run with --out: {resume_command(folder)}"
+        )
+
+
+def _folder_of_option(out: Path) -> Path:
+    """The folder that --out names. Raises GptcliError if no run can be written there."""
+    from gptcli.files.durable import refuse_long_path
+
+    if str(out) in ("", "."):
+        raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+    run = expanded(out)
+    refuse_long_path(run)
+    return run
 
 
 @contextmanager
@@ -308,23 +347,21 @@ def _locked_run_folder(run: Path, create: bool) -> Iterator[None]:
 
     Raises GptcliError if the folder cannot be made or another training holds the lock.
     """
-    from gptcli.files.durable import folder_error, folder_lock, make_folder
+    from gptcli.files.durable import folder_lock, make_folder, remove_made
     from gptcli.training.run_folder import remove_empty
 
-    created = create and not run.exists()
-    above = [folder for folder in run.parents if not folder.exists()]
+    made: list[Path] = []
+    if create:
+        with path_errors(run):
+            made = make_folder(run)
     try:
-        if create:
-            make_folder(run)
-    except OSError as error:
-        raise folder_error(run, error) from None
-    with folder_lock(run):
-        try:
-            yield
-        except BaseException:
-            if created:
-                remove_empty(run)
-                for folder in above:
-                    with suppress(OSError):
-                        folder.rmdir()
-            raise
+        with folder_lock(run):
+            try:
+                yield
+            except BaseException:
+                if run in made:
+                    remove_empty(run)
+                raise
+    except BaseException:
+        remove_made([folder for folder in made if folder.exists()])
+        raise

@@ -14,6 +14,7 @@ import typer
 
 from gptcli.cli.output import note
 from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
     from torch import nn
@@ -154,7 +155,7 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
         }.get(first, "uses RMSNorm, which has no mean and no bias")
         raise GptcliError(
             f"--{first} needs `arch: gpt2`; the modern arch {why}",
-            f"gptcli train course --{first} FILE",
+            "add model.arch=gpt2 to the command",
         )
     from gptcli.course.checking import Checker
 
@@ -172,7 +173,7 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
             if problem is not None and not force:
                 raise GptcliError(
                     problem,
-                    f"see gptcli check-{part} {spec}; --force trains with it anyway",
+                    f"see gptcli check-{part} {shell_word(spec)}; --force trains with it anyway",
                     exit_code=1,
                 )
             if problem is not None:

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 
+class OtherTextError(GptcliError):
+    """A text that was found is not the one that the caller wants."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text as token ids, split into training and validation."""
@@ -74,6 +78,7 @@ def open_corpus(
     tokenizer: Tokenizer | None = None,
     user_tokenizer: type[Any] | None = None,
     unknown: Rule = "error",
+    content_key: str | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -90,6 +95,7 @@ def open_corpus(
 
     `unknown` says what becomes of characters that a given char tokenizer does not know.
 
+    With `content_key`, raises OtherTextError before anything is encoded if the text has another.
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
     not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
     short for `block_size` or for its validation split."""
@@ -98,6 +104,8 @@ def open_corpus(
         data = data.model_copy(update={"val_fraction": val_fraction})
     bar = Progress(progress)
     found = find_source(data, bar)
+    if content_key is not None and found.content_key != content_key:
+        raise OtherTextError(f"{found.name} is another text", "name the text that has this content")
     notes = list(found.notes)
     folder = (cache_folder() if cache is None else cache) / "corpus"
     if user_tokenizer is not None and tokenizer is None:

@@ -12,7 +12,8 @@ from gptcli.course.catalogue import Exercise
 from gptcli.course.checking import Checker
 from gptcli.course.report import FileReport
 from gptcli.errors import GptcliError
-from gptcli.files.durable import write_atomically
+from gptcli.files.durable import make_folder, write_atomically
+from gptcli.files.paths import shell_word
 
 
 def write_exercises(
@@ -35,7 +36,7 @@ def write_exercises(
             "gptcli kept your work; choose another --out, or replace it with --overwrite",
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path, text in texts.items():
             write_atomically(path, text.encode("utf-8"))
     except OSError as error:
@@ -85,7 +86,8 @@ def find_folder(folder: Path) -> Path:
     """`folder` itself. Raises GptcliError if there is no such folder."""
     if not folder.is_dir():
         raise GptcliError(
-            f"there is no folder {folder}", f"gptcli exercise attention --out {folder} begins one"
+            f"there is no folder {folder}",
+            f"gptcli exercise attention --out {shell_word(folder)} begins one",
         )
     return folder
 

@@ -1,7 +1,8 @@
 """Opens run-folder files safely: type and size are checked before anything is read or written.
 
 A run folder can come from anybody. It can hold a link out of the folder, a pipe that never ends or
-a file of absurd size. These raise OSError, like a file that the system refuses to open.
+a file of absurd size. These raise OSError, like a file that the system refuses to open. Only
+`checkpoints` and the folders in it may be links to another disk: see gptcli.training.checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ MAX_JSON_BYTES = 1 << 20
 MAX_LINES_BYTES = 1 << 30
 """Size limit of metrics.jsonl and of samples.txt. Five million logged steps fit into it."""
 _MAX_LINE_BYTES = 1 << 20
+
+
+class LinkOutError(OSError):
+    """A link leads out of the folder of a run."""
+
+    HINT = "if you trust that file, put a copy of it in place of the link"
 
 
 def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
@@ -95,7 +102,7 @@ def refuse_link_out(path: Path, folder: Path) -> None:
     except RuntimeError:  # links in a circle, before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not goal.is_relative_to(home):
-        raise OSError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))
+        raise LinkOutError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows

@@ -7,13 +7,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
+
 
 def cache_folder() -> Path:
     """$GPTCLI_CACHE, or `gptcli` in the system's folder for the user's caches.
 
-    gptcli can rebuild everything in this folder."""
+    gptcli can rebuild everything in this folder. Raises GptcliError if $GPTCLI_CACHE names the home
+    folder of an unknown user."""
     if chosen := os.environ.get("GPTCLI_CACHE"):
-        return Path(chosen).expanduser()
+        try:
+            return expanded(chosen)
+        except GptcliError as error:
+            raise GptcliError(f"GPTCLI_CACHE: {error.message}", error.hint) from None
     try:
         return _system_caches() / "gptcli"
     except RuntimeError:  # some containers have no home folder
@@ -25,5 +32,5 @@ def _system_caches() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    xdg = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")))  # noqa: PTH111
     return xdg if xdg.is_absolute() else Path.home() / ".cache"

@@ -129,23 +129,38 @@ def fsync_folder(path: Path) -> None:
     disk.fsync_folder(path)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents, and fsync the names.
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and its missing parents, and fsync the names. Returns the folders that it made.
 
     If the folder exists, fsyncs its name too: the process that made the folder can have been killed
-    before the fsync."""
+    before the fsync. If a folder cannot be made, removes those that it made."""
+    made: list[Path] = []
+    missing = [path]
     try:
-        disk.mkdir(path)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-    except FileNotFoundError:
-        if path.parent == path:
-            raise
-        make_folder(path.parent)
-        with suppress(FileExistsError):  # another process was faster
-            disk.mkdir(path)
-    disk.fsync_folder(path.parent)
+        while missing:
+            try:
+                disk.mkdir(missing[-1])
+                made.append(missing[-1])
+            except FileExistsError:
+                if not missing[-1].is_dir():
+                    raise
+            except FileNotFoundError:
+                if missing[-1].parent == missing[-1]:
+                    raise
+                missing.append(missing[-1].parent)
+                continue
+            disk.fsync_folder(missing.pop().parent)
+    except OSError:
+        remove_made(made)
+        raise
+    return made
+
+
+def remove_made(folders: list[Path]) -> None:
+    """Delete the folders that `make_folder` made, innermost first, up to one that is in use."""
+    with suppress(OSError):
+        for folder in reversed(folders):
+            disk.rmdir(folder)
 
 
 def temporary_path(goal: Path) -> Path:
@@ -230,6 +245,33 @@ def folder_error(folder: Path, error: OSError) -> GptcliError:
     return write_error(
         folder, error, "free some space, or choose a folder on another disk with --out"
     )
+
+
+@contextmanager
+def path_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError about a folder that the user named into a GptcliError."""
+    try:
+        yield
+    except OSError as error:
+        raise folder_error(folder, error) from None
+
+
+_LONGEST_INSIDE = 100  # bytes of `/checkpoints/.step-00000020.1234567.tmp/state.safetensors`
+
+
+def refuse_long_path(folder: Path) -> None:
+    """Raise GptcliError if the paths of the files in a run folder would be too long."""
+    try:
+        longest = os.pathconf("/", "PC_PATH_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return
+    size = len(os.fsencode(folder.absolute()))
+    if size + _LONGEST_INSIDE > longest:
+        raise GptcliError(
+            f"--out: a path of {size:,} bytes is too long: this system allows {longest:,}, and the "
+            f"files of a run need {_LONGEST_INSIDE} of them",
+            "choose a shorter path, for example --out runs/mine",
+        )
 
 
 def write_error(path: Path, error: OSError, hint: str) -> GptcliError:

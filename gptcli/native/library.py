@@ -152,7 +152,7 @@ class Found:
 def find(source: Source = TRAINING) -> Found:
     """The library, or the reason why it cannot be used. Compiles it first if necessary.
 
-    Never raises."""
+    Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user."""
     features = _processor_features()
     if features is None:
         return Found(None, "this is not Linux")
@@ -296,7 +296,7 @@ class _Builder:
     """Compilers that `start_building` has started, and for which `find` has not waited yet."""
 
     def __init__(self, source: Source, features: frozenset[str]) -> None:
-        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+        compiler = os.environ.get("CC", "").strip() or shutil.which("gcc") or shutil.which("cc")
         if not compiler:
             raise _BuildError("there is no C compiler (`gcc` or `cc`)")
         self.target = _cached_path(source, features)
@@ -315,7 +315,8 @@ class _Builder:
             handle, name = tempfile.mkstemp(suffix=".so", dir=self.private)
         os.close(handle)
         self.temporary = Path(name)
-        words = [*compiler.split(), *_FLAGS, "-o", name, str(_HERE / f"{source.name}.c"), "-lm"]
+        words = os.path.expanduser(compiler).split()  # noqa: PTH111
+        words += [*_FLAGS, "-o", name, str(_HERE / f"{source.name}.c"), "-lm"]
         try:
             self.process = subprocess.Popen(
                 words,

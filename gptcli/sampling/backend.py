@@ -11,9 +11,11 @@ from torch import Tensor
 from gptcli.devices import choose_dtype
 from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
+from gptcli.model.arch import Arch
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.decoder import Decoder, bytes_needed
+from gptcli.native.engine import has_layout
 from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.native_streams import NativeStreams
 from gptcli.sampling.next_token import SamplingParams
@@ -43,7 +45,9 @@ class Backend:
         return self.engine == "native"
 
 
-def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -> Backend:
+def choose_backend(
+    wanted: str, device: torch.device, *, has_user_parts: bool, arch: Arch
+) -> Backend:
     """The engine and the dtype for sampling on this device, if the user wants the dtype `wanted`.
 
     `auto` is bfloat16 if the C library works here and the processor multiplies bfloat16, else
@@ -51,7 +55,9 @@ def choose_backend(wanted: str, device: torch.device, *, has_user_parts: bool) -
     whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
     GptcliError if the dtype cannot be used."""
     found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
-    if device.type == "cpu" and not has_user_parts and wanted != "float16":
+    if not has_layout(arch):
+        reason = "it does not have this arch"
+    elif device.type == "cpu" and not has_user_parts and wanted != "float16":
         search = library.find(library.SAMPLING)
         found, reason = search.library, search.reason
     if wanted == "auto":

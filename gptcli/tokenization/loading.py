@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import GptcliError
-from gptcli.files.bounded import read_bounded
+from gptcli.files.bounded import LinkOutError, read_bounded
 from gptcli.tokenization.bpe import END_NAMES, RankedTokenizer
 from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
@@ -53,7 +53,9 @@ def load_tokenizer(
     except OSError as error:
         raise GptcliError(
             f"{path}: the tokenizer cannot be read ({error.strerror})",
-            "name a run folder or a tokenizer.json that gptcli wrote",
+            error.HINT
+            if isinstance(error, LinkOutError)
+            else "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
         stored = _parsed(content)

@@ -6,6 +6,7 @@ checkpoints/step-00000200/ holds three files:
 - meta.json: counters and config, and the sizes and SHA-256 of the two others. It is written last.
 
 A crash leaves the old checkpoint or the new one, never half of one. Nothing is pickled.
+`checkpoints` and the folders in it may be links to another disk, the files in them may not.
 On a first reading, read `save`, `_write_folder` and `load`. Skip the rest: it handles damaged
 files, disks that refuse to write, and the choice of the best step.
 """
@@ -13,7 +14,6 @@ files, disks that refuse to write, and the choice of the best step.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,15 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
+from gptcli.files.bounded import MAX_JSON_BYTES, LinkOutError, read_bounded
 from gptcli.files.direct_io import DIRECT_IO_BYTES
+from gptcli.files.paths import shell_word
+from gptcli.training.checkpoint_folders import FOLDER_NAME, UnreadableError
+from gptcli.training.checkpoint_folders import folder_of as folder_of
+from gptcli.training.checkpoint_folders import steps_of as steps_of
 from gptcli.training.meta_file import TENSOR_FILES, dump_meta, parse_meta
+from gptcli.training.run_commands import train_again_command
 from gptcli.training.tensor_file import HashedPieces, read_tensors, tensor_pieces
 
 if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
     from torch import Tensor
 
-_FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
 _MAX_BEST_BYTES = 100  # size limit of the file `checkpoints/best`
 _WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
 
@@ -44,22 +48,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     state: dict[str, Tensor]
     meta: dict[str, Any]
-
-
-def folder_of(run: Path, step: int) -> Path:
-    """The folder of a step's checkpoint, which need not exist."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def steps_of(run: Path) -> list[int]:
-    """The steps that have a checkpoint folder, in rising order. The files are not verified."""
-    found = []
-    folder = run / "checkpoints"
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _FOLDER_NAME.fullmatch(path.name)
-        if match and path.is_dir() and path == folder_of(run, int(match[1])):
-            found.append(int(match[1]))
-    return sorted(found)
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -118,7 +106,7 @@ def _write_folder(
             files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
         durable.write_file(temporary / "meta.json", dump_meta(step, meta, files))
         still_wanted()
-        if goal.exists():
+        if goal.exists() or goal.is_symlink():
             durable.remove_folder(goal)
         durable.replace_folder(temporary, goal)
     except BaseException:
@@ -127,7 +115,11 @@ def _write_folder(
 
 
 def _valid_files(run: Path, step: int) -> dict[str, Any] | None:
-    """Sizes and hashes of a checkpoint's files; None if meta.json is missing or damaged."""
+    """Sizes and hashes of a checkpoint's files; None if meta.json is missing or damaged.
+
+    None too if its folder is a link: what is behind the link stays as it is."""
+    if folder_of(run, step).is_symlink():
+        return None
     try:
         return dict(read_meta(run, step)["files"])
     except GptcliError:
@@ -205,12 +197,12 @@ def _best_by_meta(run: Path, steps: list[int]) -> int | None:
     for step in reversed(steps):
         try:
             found: int | None = read_meta(run, step)["progress"].get("best_step")
-        except _UnreadableError:
+        except UnreadableError:
             raise
         except GptcliError:
             continue
         return found
-    raise GptcliError(f"{run}: no meta.json is valid", "train again", exit_code=1)
+    raise GptcliError(f"{run}: no meta.json is valid", train_again_command(run), exit_code=1)
 
 
 def delete_leftovers(run: Path, newest: int) -> None:
@@ -220,7 +212,8 @@ def delete_leftovers(run: Path, newest: int) -> None:
     checkpoints are damaged, but `prune` would count them.
     Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
-        durable.delete_temporaries(folder, _WRITTEN_NAMES)
+        if folder.name == "checkpoints" or not folder.is_symlink():
+            durable.delete_temporaries(folder, _WRITTEN_NAMES)
     for step in steps_of(run):
         if step > newest:
             with _disk_errors(folder_of(run, step)):
@@ -234,7 +227,7 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
     """meta.json of a checkpoint. Raises GptcliError (exit code 1) if it is damaged."""
     path = folder_of(run, step) / "meta.json"
     try:
-        return parse_meta(read_bounded(path, MAX_JSON_BYTES, run), step)
+        return parse_meta(read_bounded(path, MAX_JSON_BYTES, path.parent), step)
     except FileNotFoundError:
         raise _damaged(run, step, f"{path} is missing") from None
     except OSError as error:
@@ -254,7 +247,7 @@ def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
         path = folder_of(run, step) / name
         file = meta["files"][name]
         try:
-            tensors.append(read_tensors(path, file["size"], file["sha256"], run))
+            tensors.append(read_tensors(path, file["size"], file["sha256"], path.parent))
         except OSError as error:
             raise _unreadable(run, step, path, error) from None
         except ValueError as error:
@@ -292,13 +285,13 @@ def _first_valid(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpo
     for step in steps:
         try:
             return load(run, step, with_state=with_state), notes
-        except _UnreadableError:
+        except UnreadableError:
             raise
         except GptcliError as error:
             notes.append(error.message)
     raise GptcliError(
         f"{run}: every checkpoint is damaged: " + "; ".join(notes),
-        "start again: gptcli train --overwrite",
+        f"restore them from a copy, or train again: {train_again_command(run)}",
         exit_code=1,
     )
 
@@ -320,10 +313,10 @@ def _read_best(run: Path) -> int | None:
     Raises OSError if the file cannot be read, ValueError if its content is damaged."""
     try:
         path = run / "checkpoints" / "best"
-        text = read_bounded(path, _MAX_BEST_BYTES, run).decode("utf-8").strip()
+        text = read_bounded(path, _MAX_BEST_BYTES, path.parent).decode("utf-8").strip()
     except FileNotFoundError:
         return None
-    match = _FOLDER_NAME.fullmatch(text)
+    match = FOLDER_NAME.fullmatch(text)
     if match is None:
         raise ValueError(text)
     return int(match[1])
@@ -351,7 +344,8 @@ def choose_step(run: Path, which: str) -> int:
     steps = steps_of(run)
     if not steps:
         raise GptcliError(
-            f"{run} has no checkpoint yet", f"train it: gptcli train --resume --out {run}"
+            f"{run} has no checkpoint yet",
+            f"train it: gptcli train --resume --out {shell_word(run)}",
         )
     if which == "best":
         best, _ = find_best_step(run)
@@ -369,10 +363,6 @@ def choose_step(run: Path, which: str) -> int:
 # ---- errors ------------------------------------------------------------------------------------
 
 
-class _UnreadableError(GptcliError):
-    """The system refused to read a file. The file itself may be valid."""
-
-
 # Errors of the process or the machine. They do not mean that a checkpoint is damaged.
 _NOT_OF_THE_FILE = {
     errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
@@ -383,7 +373,9 @@ _NOT_OF_THE_FILE = {
 def _unreadable(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
     message = f"{path} cannot be read ({error.strerror})"
     if error.errno in _NOT_OF_THE_FILE:
-        return _UnreadableError(message, "are you allowed to read it?", exit_code=1)
+        return UnreadableError(message, "are you allowed to read it?", exit_code=1)
+    if isinstance(error, LinkOutError):
+        return GptcliError(message, error.HINT, exit_code=1)
     return _damaged(run, step, message)
 
 
@@ -392,6 +384,7 @@ def _damaged(run: Path, step: int, message: str) -> GptcliError:
     hint = (
         "choose another with --checkpoint: " + ", ".join(others)
         if others
-        else "it is the only checkpoint of this run; train again"
+        else "it is the only checkpoint of this run; restore it from a copy, or train again: "
+        + train_again_command(run)
     )
     return GptcliError(message, hint, exit_code=1)

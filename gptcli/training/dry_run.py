@@ -15,6 +15,7 @@ from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
+from gptcli.training.other_machine import refuse_other_machine
 from gptcli.training.setting_notes import setting_notes
 from gptcli.training.setup import open_text, resolve
 
@@ -23,16 +24,15 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
     `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
-    It is None if the run does not fit into memory.
-    `notes` are about the text and the settings."""
+    It is None if the run does not fit into memory. `notes` are about the text and the settings."""
+    has_user_parts = user_parts is not None and user_parts.in_network()
+    refuse_other_machine(config, has_user_parts=has_user_parts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
-        config = resolve(
-            config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
-        )
+        config = resolve(config, corpus, has_user_parts=has_user_parts)
         notes = [*corpus.notes, *setting_notes(config, corpus)]
         del corpus
     device = choose_device(config.run.device)

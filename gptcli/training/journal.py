@@ -13,7 +13,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import read_lines
+from gptcli.files.bounded import LinkOutError, read_lines
 
 _SAMPLE_HEADING = "=== step {step} ===\n"
 
@@ -147,7 +147,8 @@ def cannot_open_error(path: Path, error: OSError) -> GptcliError:
     Its exit code is 1."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
-        "gptcli did not write it: move it away; the checkpoints do not need it",
+        "gptcli did not write it: move it away; the checkpoints do not need it"
+        + (f"; or {error.HINT}" if isinstance(error, LinkOutError) else ""),
         exit_code=1,
     )
 

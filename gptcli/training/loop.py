@@ -11,7 +11,6 @@ First reading: `events`, `steps`, `after_step` and `one_step`.
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from gptcli.events import (
     StepDone,
     Stopped,
 )
+from gptcli.files.paths import shell_word
 from gptcli.model.gpt import count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
@@ -358,7 +358,7 @@ class _Loop:
 
     def spike(self, loss: float, usual: float) -> Event:
         """The notice of a loss far above the recent ones."""
-        step, run = self.progress.step, shlex.quote(str(self.setup.run))
+        step, run = self.progress.step, shell_word(self.setup.run)
         return Notice(
             f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
             f"its batch: gptcli inspect-batch {run} {step}"

@@ -82,11 +82,11 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
         if key in meta and not isinstance(meta[key], kind):
             return key
     parts = meta.get("own_parts", [])
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or not _all_text(parts):
         return "own_parts"
-    for key, value in flatten(meta.get("config", {})).items():
-        texts = key in (("data", "source"), ("data", "val_source"))
-        if isinstance(value, list) and not (texts and all(isinstance(v, str) for v in value)):
+    for dotted, value in flatten(meta.get("config", {})).items():
+        texts = dotted in (("data", "source"), ("data", "val_source"))
+        if isinstance(value, list) and not (texts and _all_text(value)):
             return "config"
     plans = meta.get("plans", [])
     if not isinstance(plans, list) or not all(_is_plan(plan) for plan in plans):
@@ -101,6 +101,10 @@ def _is_plan(value: Any) -> bool:
         and len(value) == 2
         and all(type(number) is int and 0 <= number < _MAX_COUNT for number in value)
     )
+
+
+def _all_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
-from gptcli.config import Config, DataConfig
+from gptcli.config import Config
 from gptcli.config_files import differences
-from gptcli.corpus.standard_input import STDIN
 from gptcli.errors import GptcliError
-from gptcli.files.names import path_of, shown
-from gptcli.files.shipped import shipped_texts
-from gptcli.training.schedule import lr_at
+from gptcli.files.paths import shell_word
+from gptcli.training.run_commands import resume_command
+from gptcli.training.schedule import lr_at, resolve_rate, resolve_warmup
+from gptcli.training.text_of_run import absolute_texts
 
 NO_EFFECT_ON_WEIGHTS = {
     "train.eval_every",
@@ -29,28 +32,37 @@ ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.th
 
 
 def config_for_resume(
-    stored: Config, wanted: Config | None, extend: bool, step: int, planned: int | None = None
+    run: Path,
+    stored: Config,
+    wanted: Config | None,
+    extend: bool,
+    step: int,
+    explicit: Set[str] = frozenset(),
+    planned: int | None = None,
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that the user asks for, and a note about each change.
 
     `stored` is the run's config, `wanted` the user's (None: no changes), `step` the checkpoint's.
-    `planned` is the newest plan of train.max_steps, if a run with a time limit made one.
+    `planned` is the newest plan of train.max_steps, if a run with a time limit made one. An `auto`
+    in `wanted` changes nothing, except for the keys in `explicit`, which the command line sets.
     Raises GptcliError if a changed key would change the weights, or if `extend` is set and
     train.max_steps does not grow."""
     steps = planned or stored.train.max_steps
     wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
     if extend and (wanted_steps == stored.train.max_steps or wanted_steps <= steps):
+        more = f"train.max_steps={2 * steps}"
         raise GptcliError(
             f"--extend needs more steps than the {steps} of this run",
-            f"for example train.max_steps={2 * steps} --resume --extend",
+            f"for example {resume_command(run, [more], extend=True)}",
         )
     if wanted is None:
         return stored, []
-    notes, refused = [], []
+    notes: list[str] = []
+    refused: dict[str, Any] = {}
     changes = {
         key: new
         for key, (_, new) in differences(stored, wanted).items()
-        if new != "auto" and not _same_source(key, stored, wanted)
+        if (new != "auto" or key in explicit) and not _same_source(key, stored, wanted)
     }
     if _keeps_tokenizer(stored, wanted):
         changes.pop("tokenizer.from", None)
@@ -59,16 +71,19 @@ def config_for_resume(
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
         changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
+    auto = stored.train.model_copy(update={"learning_rate": "auto", "warmup_steps": "auto"})
+    if changes.get("train.learning_rate") == "auto":
+        changes["train.learning_rate"] = resolve_rate(auto, stored.model.n_embd)
+    if changes.get("train.warmup_steps") == "auto":
+        changes["train.warmup_steps"] = resolve_warmup(auto)
     for key, new in list(changes.items()):
+        old = _value(stored, key)
         if key == "train.max_steps":
             if extend and new > steps:
                 changes["train.minutes"] = None  # the number of steps is fixed from now on
                 notes.append(_extension_note(stored, new, step))
             else:
-                refused.append(
-                    f"{key} {stored.train.max_steps} -> {new}"
-                    + (" (needs --extend)" if new > stored.train.max_steps else "")
-                )
+                refused[key] = new
         elif key in ("data.source", "data.val_source"):
             pass  # the text can have moved: prepare_resume compares the content
         elif key == "train.minutes" and new is None and extend:
@@ -76,22 +91,58 @@ def config_for_resume(
         elif key == "tokenizer.from":
             pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:
-            notes.append(f"{key} is now {new}: numbers will round differently from now on")
+            if new != "auto":  # prepare_resume notes what it is replaced by
+                notes.append(f"{key} is now {new}: numbers will round differently from now on")
         elif key in NO_EFFECT_ON_WEIGHTS:
-            notes.append(f"{key} is now {new}")
-        else:
-            old = differences(stored, wanted)[key][0]
-            refused.append(f"{key} {old} -> {new}")
+            notes.append(f"{key} is now {_as_yaml(new)}")
+        elif old != new:
+            refused[key] = new
     if refused:
-        raise GptcliError(
-            "these keys change the weights, so --resume refuses them: " + ", ".join(refused),
-            "leave them as they are, or start a new run from these weights: --from",
-        )
+        raise _refusal(run, stored, refused)
     values = stored.model_dump()
     for key, new in changes.items():
         section, _, name = key.partition(".")
         values[section][name] = new
     return Config.model_validate(values), notes
+
+
+def override_words(stored: Config, config: Config) -> list[str]:
+    """The changes from one config to another as KEY=VALUE, without data.source."""
+    changes = differences(stored, config)
+    return [f"{key}={json.dumps(new)}" for key, (_, new) in changes.items() if key != "data.source"]
+
+
+def _value(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _as_yaml(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
+    """The error for keys that would change the weights. Its hint works if it is typed."""
+    words = [f"{key}={json.dumps(new)}" for key, new in refused.items()]
+    listed = ", ".join(f"{key} {_value(stored, key)} -> {new}" for key, new in refused.items())
+    message = f"these keys change the weights, so --resume refuses them: {listed}"
+    steps = refused.get("train.max_steps", 0)
+    if set(refused) == {"train.max_steps"} and steps > stored.train.max_steps:
+        return GptcliError(
+            message + " (needs --extend)",
+            f"allow the longer schedule: {resume_command(run, words, extend=True)}",
+        )
+    if any(key.startswith(("model.", "tokenizer.")) for key in refused):
+        return GptcliError(
+            message,
+            "leave them as they are, or train a new run with another --out: weights fit only the "
+            "network and the tokenizer that they were trained with",
+        )
+    return GptcliError(
+        message,
+        "leave them as they are, or start a new run from these weights: gptcli train --from "
+        + " ".join([shell_word(run), *map(shell_word, words)]),
+    )
 
 
 def _extension_note(stored: Config, max_steps: int, step: int) -> str:
@@ -113,31 +164,6 @@ def _extension_note(stored: Config, max_steps: int, step: int) -> str:
         f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
         f"to 0 at step {max_steps}"
     )
-
-
-def absolute_texts(data: DataConfig) -> DataConfig:
-    """The section with absolute paths, so that a resume from another folder finds the texts."""
-    return data.model_copy(
-        update={
-            "source": _absolute(data.source),
-            "val_source": None if data.val_source is None else _absolute(data.val_source),
-        }
-    )
-
-
-def _absolute(source: str | list[str]) -> str | list[str]:
-    if isinstance(source, list):
-        return [absolute_source(one) for one in source]
-    return absolute_source(source)
-
-
-def absolute_source(source: str) -> str:
-    """A text of `data.source` as an absolute path.
-
-    The name of a shipped text and of standard input stay as they are."""
-    if source == STDIN or source in shipped_texts():
-        return source
-    return shown(path_of(source).absolute().as_posix())
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:

@@ -27,6 +27,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.files import durable
 from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
 from gptcli.files.names import shown
+from gptcli.files.paths import expanded, shell_word
 from gptcli.tokenization import Tokenizer, load_tokenizer
 
 _RUN_FILES = (
@@ -49,11 +50,17 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
         if not known:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
         return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
-    for path in (Path(name), runs / name):
+    given = expanded(name)
+    for path in (given, runs / name):
         repair_replacement(path)
         if os.path.isfile(path / "config.yaml"):  # noqa: PTH113
             return path
-    if os.path.isdir(name):  # noqa: PTH112
+        if _may_not_enter(path):
+            raise GptcliError(
+                f"you may not enter the folder {path}",
+                "ask its owner for the permission to read it, or name another run",
+            )
+    if os.path.isdir(given):  # noqa: PTH112
         raise GptcliError(
             f"{name} is not a run folder (it has no config.yaml)",
             "name a folder that gptcli train wrote",
@@ -90,13 +97,21 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 
 
 def refuse_existing(run: Path) -> None:
-    """Raise GptcliError if a new run's folder exists and holds more than a lock."""
-    if run.is_dir() and all(path.name == ".lock" for path in run.iterdir()):
-        return
+    """Raise GptcliError if a new run's folder exists and holds more than a lock.
+
+    It may also hold an empty `checkpoints`: a link to a folder on another disk. The hint is right
+    for a command line that asks for a new run in this folder."""
+    if run.is_dir():
+        names = {path.name for path in run.iterdir()}
+        if names <= {".lock"} or (names <= {".lock", "checkpoints"} and not _has_steps(run)):
+            return
     if run.exists():
         raise GptcliError(
             f"{run} exists already",
-            "continue it: --resume; start it again: --overwrite; or name another folder with --out",
+            "add --resume to continue that run, or --overwrite to replace it; or name another "
+            "folder with --out"
+            if (run / "config.yaml").exists()
+            else "name another folder with --out",
         )
 
 
@@ -226,18 +241,27 @@ def move_to_replaced(run: Path) -> None:
     config.yaml moves first. If only the other files are left in the folder, an earlier call was
     interrupted, and this call completes its move."""
     replaced = run / _REPLACED
-    old = [run / name for name in _RUN_FILES] + [
-        path for path in (run / "checkpoints").glob("*") if _is_checkpoint_file(path)
-    ]
-    old = [path for path in old if path.exists()]
+    checkpoints = run / "checkpoints"
+    old = [run / name for name in _RUN_FILES]
+    if not checkpoints.is_symlink():
+        old += [path for path in checkpoints.glob("*") if _is_checkpoint_file(path)]
+    elif _has_steps(run) or not checkpoints.exists():
+        old.append(checkpoints)  # only the link: what it leads to stays as it is
+    old = [path for path in old if os.path.lexists(path)]
     if replaced.exists() and _has_checkpoints(run):
         durable.remove_tree(replaced)  # no longer needed: the run in its place has checkpoints
     for path in old:
         goal = replaced / path.relative_to(run)
-        if not goal.exists():
+        if not os.path.lexists(goal):
             _move(path, goal)
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():
             durable.disk.unlink(path)
+
+
+def link_to_leave(run: Path) -> Path | None:
+    """The folder that `checkpoints` leads to, if `move_to_replaced` moves only that link."""
+    checkpoints = run / "checkpoints"
+    return checkpoints.resolve() if checkpoints.is_symlink() and _has_steps(run) else None
 
 
 def restore_replaced(run: Path) -> bool:
@@ -255,10 +279,17 @@ def restore_replaced(run: Path) -> bool:
         durable.fsync_folder(run)
     # Move what is inside `checkpoints`, not the folder itself: an abandoned save may be creating
     # run/checkpoints now.
-    waiting = [*(replaced / "checkpoints").glob("*"), *replaced.iterdir()]
+    checkpoints = replaced / "checkpoints"
+    is_link = checkpoints.is_symlink()
+    waiting = [*([] if is_link else checkpoints.glob("*")), *replaced.iterdir()]
     for path in sorted(waiting, key=lambda path: path.name == "config.yaml"):
         goal = run / path.relative_to(replaced)
-        if path != replaced / "checkpoints" and (path.is_file() or not goal.exists()):
+        if path == checkpoints and is_link:
+            durable.delete_temporaries(goal, _CHECKPOINT_NAMES)
+            if os.path.lexists(goal):  # the new run's folder, which has no checkpoint
+                durable.disk.rmdir(goal)
+            _move(path, goal)
+        elif path != checkpoints and (path.is_file() or not goal.exists()):
             _move(path, goal)
     durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)  # left by an abandoned save
     durable.remove_tree(replaced)
@@ -281,6 +312,17 @@ def delete_replaced(run: Path) -> None:
     durable.remove_tree(run / _REPLACED)
 
 
+def _may_not_enter(folder: Path) -> bool:
+    """Whether this user lacks the permission to look into a folder."""
+    try:
+        (folder / "config.yaml").stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 def _is_interrupted(run: Path) -> bool:
     # os.path: `run` can be any text that a user typed, and Path raises for some.
     there = os.path.isfile(run / "config.yaml")  # noqa: PTH113
@@ -297,7 +339,11 @@ def _move(path: Path, goal: Path) -> None:
 
 def _has_checkpoints(run: Path) -> bool:
     """Whether the run has checkpoints. If config.yaml is missing, they belong to an earlier run."""
-    return (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
+    return (run / "config.yaml").exists() and _has_steps(run)
+
+
+def _has_steps(run: Path) -> bool:
+    return any((run / "checkpoints").glob("step-*"))
 
 
 def _is_checkpoint_file(path: Path) -> bool:
@@ -338,7 +384,8 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
         raise durable.write_error(
             run / "run.json",
             error,
-            "free some space; --resume continues from the newest checkpoint",
+            f"free some space; `gptcli train --resume --out {shell_word(run)}` continues from the "
+            "newest checkpoint",
         ) from None
 
 

@@ -9,6 +9,10 @@ from gptcli.training import run_folder
 from gptcli.training.loop import Setup
 from gptcli.training.training_state import Progress, progress_of
 
+_KEPT = ("started_from", "text", "machine")
+"""Keys that gptcli.training.setup writes: where a fine-tune starts from, the run's text, and the
+machine that trains it."""
+
 
 class RunSummary:
     """Collects a run's events for run.json, which holds `begun` at first and `ended` at the end."""
@@ -19,7 +23,8 @@ class RunSummary:
         self._progress = progress_of(setup.resume.meta) if setup.resume else Progress()
         self.evaluated_at = self._progress.evaluated_at
         self.sampled_at = self._progress.sampled_at
-        self._started_from = run_folder.read_status(setup.run).get("started_from")
+        status = run_folder.read_status(setup.run)
+        self._kept = {key: status[key] for key in _KEPT if key in status}
         self._parameters: int | None = None
         self._stopped: str | None = None
 
@@ -40,11 +45,11 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys known before the first step: user's parts, and where a fine-tune starts from."""
+        """The keys known before the first step: the user's parts, and those of _KEPT."""
         user_parts = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
         }
-        return user_parts | ({"started_from": self._started_from} if self._started_from else {})
+        return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, `parameters`, and the keys of `begun`."""

@@ -6,6 +6,7 @@ it: they compare the run folder with what the user asks for now.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,20 +17,30 @@ from gptcli.corpus import Corpus, open_corpus
 from gptcli.corpus.standard_input import STDIN
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
+from gptcli.training.finished_run import FinishedRun as FinishedRun
+from gptcli.training.finished_run import finished_run, reason_to_stop
 from gptcli.training.loop import Setup
 from gptcli.training.named_tokenizer import (
     follow_base_run,
     follow_tokenizer,
     refuse_other_tokenizer,
 )
+from gptcli.training.other_machine import (
+    changes_note,
+    chosen_again,
+    machine_record,
+    refuse_other_machine,
+)
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
-from gptcli.training.resume_rules import absolute_texts, config_for_resume
-from gptcli.training.run_summary import progress_summary
+from gptcli.training.resume_rules import config_for_resume, override_words
+from gptcli.training.run_commands import resume_command, train_again_command
 from gptcli.training.schedule import (
     resolve_eval_every,
     resolve_log_every,
@@ -37,6 +48,13 @@ from gptcli.training.schedule import (
     resolve_warmup,
 )
 from gptcli.training.setting_notes import setting_notes
+from gptcli.training.text_of_run import (
+    WantedText,
+    absolute_texts,
+    content_key_of,
+    remember_source,
+    text_record,
+)
 from gptcli.training.training_state import progress_of
 
 # torch.compile takes about a minute on a GPU, so a run must last much longer to gain from it.
@@ -51,25 +69,19 @@ class Prepared:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A finished run: how it ended, with the keys of `train --json`, and notes for the user."""
-
-    status: dict[str, Any]
-    notes: list[str]
-
-
 def open_text(
     config: Config,
     tokenizer: Tokenizer | None = None,
     user_parts: UserParts | None = None,
     *,
+    content_key: str | None = None,
     cache: Path | None = None,
 ) -> Corpus:
     """The corpus of a config. `cache` replaces the cache folder.
 
     The tokenizer is `tokenizer` if given, else the user's, else the one that tokenizer.from names,
-    else one of the config's kind."""
+    else one of the config's kind. With `content_key`, raises OtherTextError if the text has another
+    one."""
     if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
         config, tokenizer = follow_tokenizer(config)
     return open_corpus(
@@ -80,8 +92,18 @@ def open_text(
         tokenizer=tokenizer,
         user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
         unknown=config.data.unknown,
+        content_key=content_key,
         cache=cache,
     )
+
+
+def open_text_of_run(
+    wanted: WantedText, config: Config, tokenizer: Tokenizer
+) -> tuple[Corpus, Config]:
+    """The text of a run, wherever it is now, and the config with its place as `data.source`.
+
+    Raises GptcliError if the text is missing or is another one."""
+    return wanted.open(config, lambda found, key: open_text(found, tokenizer, content_key=key))
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
@@ -164,6 +186,8 @@ def prepare_new(
     tokenizer. An earlier run in the folder moves to RUN/.replaced (gptcli.training.run_folder).
     Raises GptcliError if config, text, user's parts and `from_run` do not fit together."""
     notes: list[str] = []
+    has_user_parts = user_parts is not None and user_parts.in_network()
+    refuse_other_machine(config, has_user_parts=has_user_parts)
     weights, tokenizer = None, None
     status: dict[str, Any] = (
         {"own_parts": list(user_parts.names())} if user_parts is not None else {}
@@ -186,14 +210,17 @@ def prepare_new(
             f"tokenizer.from is {config.tokenizer.from_}, so --tokenizer would have no effect",
             "leave one of the two out",
         )
+    refuse_other_link(run)
     corpus = open_text(config, tokenizer, user_parts)
     notes += engine_notes(config, user_parts)
-    config = resolve(
-        config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
-    )
+    status["machine"] = machine_record(config.run)
+    config = resolve(config, corpus, has_user_parts=has_user_parts)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
     config, kept = run_folder.with_kept_texts(run, config)
+    status["text"] = text_record(config.data, run, corpus.content_key)
+    if (left := run_folder.link_to_leave(run)) is not None:
+        notes.append(f"the old checkpoints stay in {left}: {run / 'checkpoints'} was a link to it")
     run_folder.create(run, config, corpus.tokenizer, status, kept)
     setup = _build_setup(
         run, config, corpus, user_parts=user_parts, start_from=weights, time_limit=time_limit
@@ -207,20 +234,25 @@ def prepare_resume(
     *,
     extend: bool = False,
     user_parts: UserParts | None = None,
+    explicit: Set[str] = frozenset(),
 ) -> Prepared | FinishedRun:
     """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
-    `wanted` is the config that the user asks for now (None: the run's config). A changed key is
-    refused, noted, or allowed with `extend`: see gptcli.training.resume_rules.
-    Raises GptcliError if the text, the tokenizer or the user's parts are not those of the run."""
+    `wanted` is the config that the user asks for now (None: the run's config), and `explicit` the
+    keys that the command line sets. A changed key is refused, noted, or allowed with `extend`: see
+    gptcli.training.resume_rules. On another machine, device, dtype, threads, compile and engine are
+    chosen again. Raises GptcliError if the text, the tokenizer or the user's parts are not those of
+    the run."""
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was skipped" for note in notes]
     step = saved.step if saved else 0
     history = PlanHistory.of(run, stored, saved.meta if saved else {}, step)
-    config, more = config_for_resume(stored, wanted, extend, step, history.max_steps)
-    notes += more
-    parts = parts_of(run_folder.read_status(run))
+    config, changes = config_for_resume(
+        run, stored, wanted, extend, step, explicit, history.max_steps
+    )
+    status = run_folder.read_status(run)
+    parts = parts_of(status)
     weights = None
     if saved is None:
         notes.append(f"{run} was stopped before its first checkpoint; starting again from step 0")
@@ -231,11 +263,13 @@ def prepare_resume(
     refuse_other_parts(run, parts, user_parts)
     if config.train.minutes is None:  # extended: the number of steps is fixed from now on
         history = NO_PLANS
-    max_steps = history.max_steps or config.train.max_steps
-    finished = saved is not None and _is_finished(run, saved, config, stored, max_steps)
-    if saved is not None and finished and config.data.source == stored.data.source:
+    reason = reason_to_stop(saved, config, history.max_steps) if saved is not None else None
+    if STDIN in (*config.data.sources, *config.data.val_sources):
+        config = config.model_copy(update={"data": stored.data})  # the run folder has kept it
+    named = config.data.source != stored.data.source or "data.source" in explicit
+    if saved is not None and reason is not None and not named:
         checkpoint.delete_leftovers(run, saved.step)  # left if a kill came after the last step
-        return FinishedRun(_status_of_finished(run, saved), notes)
+        return finished_run(run, saved, stored, config, reason, notes, history.max_steps)
     tokenizer = run_folder.read_tokenizer(
         run, user_parts.tokenizer if user_parts is not None else None
     )
@@ -243,34 +277,47 @@ def prepare_resume(
         same_tokenizer(run, tokenizer, saved.meta)
     if config.tokenizer.from_ not in (None, stored.tokenizer.from_):
         refuse_other_tokenizer(run, tokenizer, config.tokenizer.from_)
-    corpus = open_text(config, tokenizer)
-    if saved is not None and saved.meta.get("data") != corpus.content_key:
-        raise GptcliError(
-            f"the text of {config.data.name} has changed since {run} began",
-            "restore the old text, or start a new run from these weights: --from",
-        )
-    if STDIN in (*config.data.sources, *config.data.val_sources):
-        config = config.model_copy(update={"data": stored.data})  # the run folder has kept it
-    if saved is not None and finished:  # the text moved, but is the same
+    corpus, config = open_text_of_run(
+        WantedText(
+            run,
+            content_key_of(run, saved.meta if saved else None),
+            named=named,
+            command=resume_command(run, override_words(stored, config), extend=extend),
+            other_text="to train on another text, start a new run from these weights: "
+            f"gptcli train TEXT --from {shell_word(run)}",
+        ),
+        config,
+        tokenizer,
+    )
+    refuse_other_link(run)
+    if saved is not None and reason is not None:  # the text moved, but is the same
+        remembered = remember_source(run, stored, config.data, is_locked=True)
+        notes += [remembered] if remembered is not None else []
         checkpoint.delete_leftovers(run, saved.step)
-        return FinishedRun(_status_of_finished(run, saved), notes)
+        return finished_run(run, saved, stored, config, reason, notes, history.max_steps)
+    notes += changes
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
-    was_native = config.run.engine == stored.run.engine == "native"
-    if was_native:  # the C library was chosen when the run began, perhaps on another machine
-        config = config.model_copy(update={"run": config.run.model_copy(update={"engine": "auto"})})
-        notes += engine_notes(config, user_parts)
-    config = resolve(
-        config, corpus, has_user_parts=user_parts is not None and user_parts.in_network()
+    asked = {
+        key for key, new in config.run.model_dump().items() if getattr(stored.run, key) != new
+    } - {key for key, new in config.run.model_dump().items() if new == "auto"}
+    has_user_parts = user_parts is not None and user_parts.in_network()
+    config = config.model_copy(
+        update={"run": chosen_again(config.run, status.get("machine"), asked)}
     )
-    if was_native and config.run.engine != "native":
-        notes.append(
-            "run.engine is now torch, because native cannot be used here: numbers will round "
-            "differently from now on"
-        )
+    refuse_other_machine(config, has_user_parts=has_user_parts)
+    if config.run.engine == "auto":
+        notes += engine_notes(config, user_parts)
+    machine = machine_record(config.run, status.get("machine"), asked)
+    config = resolve(config, corpus, has_user_parts=has_user_parts)
+    notes += changes_note(stored.run, config.run, asked)
+    if config.data.source != stored.data.source:
+        notes.append(f"the text is now read from {config.data.source}")
     checkpoint.delete_leftovers(run, saved.step if saved else -1)
     run_folder.delete_temporaries(run)
     run_folder.write_config(run, config)
+    text = text_record(config.data, run, corpus.content_key)
+    run_folder.write_status(run, {**status, "machine": machine, "text": text})
     setup = _build_setup(
         run,
         config,
@@ -282,14 +329,6 @@ def prepare_resume(
         plan_history=history,
     )
     return Prepared(setup, [*corpus.notes, *notes])
-
-
-def _status_of_finished(run: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How a finished run ended: from run.json, or from the checkpoint if run.json does not say."""
-    status = run_folder.read_status(run)
-    if "stopped" not in status:
-        status |= {"run": str(run), **progress_summary(progress_of(saved.meta), "done")}
-    return {**status, "resumed_from": saved.step}
 
 
 def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setup:
@@ -307,33 +346,6 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
         engine="native" if config.run.engine == "native" else "torch",
         **rest,
     )
-
-
-def _is_finished(
-    run: Path,
-    saved: checkpoint.Checkpoint,
-    config: Config,
-    stored: Config,
-    max_steps: int,
-) -> bool:
-    """Whether a run is finished: by `max_steps`, `stop_at_val_loss` or `patience`.
-
-    `max_steps` follows the newest plan. A run with all its steps is unfinished if the last step's
-    evaluation or sample is missing."""
-    if config.train.max_steps > stored.train.max_steps:
-        return False
-    if saved.step >= max_steps:
-        progress, every = saved.meta.get("progress", {}), config.train.sample_every
-        evaluated = progress.get("evaluated_at") == saved.step or not config.data.validates
-        sampled = not every or saved.step % every or progress.get("sampled_at") == saved.step
-        return bool(evaluated and sampled)
-    status = run_folder.read_status(run)
-    if status.get("steps") != saved.step:  # the last checkpoint is damaged
-        return False
-    stopped = status.get("stopped")
-    same_target = config.train.stop_at_val_loss == stored.train.stop_at_val_loss
-    same_patience = config.train.patience == stored.train.patience
-    return (stopped == "target" and same_target) or (stopped == "patience" and same_patience)
 
 
 def _refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> None:
@@ -358,7 +370,7 @@ def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
         raise GptcliError(
             f"{run} was stopped before its first checkpoint, and the weights that it starts from "
             f"are gone: {why}",
-            "start it again with --from RUN --overwrite",
+            f"start it again: {train_again_command(run)}",
             exit_code=1,
         ) from None
 

@@ -97,7 +97,7 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
     peak = peak_flops(dtype, device)
     speed = config.tokens_per_step / seconds_per_step(config, vocab_size, dtype, device, engine)
     model.eval()
-    backend = choose_backend("auto", device, has_user_parts=False)
+    backend = choose_backend("auto", device, has_user_parts=False, arch=config.model.traits)
     model.to(device, torch.float32 if backend.native else backend.dtype)
     sampling_peak = peak if backend.dtype == dtype else peak_flops(backend.dtype, device)
     one, together = (_sampling(model, streams, backend, sampling_peak) for streams in (1, BATCH))

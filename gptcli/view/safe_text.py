@@ -12,6 +12,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from gptcli.files.paths import escape_undecodable
+
 TAB = "    "
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Unicode categories that a terminal obeys or shows with an unknown width: control, format,
@@ -23,10 +25,10 @@ _INVISIBLE = dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x
 def clean(text: str, encoding: str = "utf-8") -> str:
     """The text without characters that a terminal obeys. Newlines stay; tabs become blanks.
 
-    A carriage return becomes a newline. A control character becomes its Unicode picture (from
-    U+2400 on). Another character without a fixed width becomes U+FFFD. Joiners and variation
-    selectors are removed, so that one character is one glyph. A character that `encoding` does
-    not have becomes "?".
+    A byte of a file name that is not UTF-8 becomes `\\xe9`, in ASCII. A carriage return becomes a
+    newline. A control character becomes its Unicode picture (from U+2400 on). Another character
+    without a fixed width becomes U+FFFD. Joiners and variation selectors are removed, so that one
+    character is one glyph. A character that `encoding` does not have becomes "?".
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", TAB)
     if not (text.isascii() and text.replace("\n", "").isprintable()):
@@ -42,6 +44,8 @@ def _harmless(character: str) -> str:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "\u2421"
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383
+        return escape_undecodable(character)
     return REPLACEMENT if unicodedata.category(character) in _UNSAFE else character
 
 

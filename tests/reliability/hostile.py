@@ -313,8 +313,7 @@ def link(words: str, name: str) -> None:
 
 link("model.safetensors cannot be read (A link to ", f"{STEP}/model.safetensors")
 link("meta.json cannot be read (A link to ", f"{STEP}/meta.json")
-link("meta.json cannot be read (A link to ", STEP)
-link("meta.json cannot be read (A link to ", "checkpoints")
+link("state.safetensors cannot be read (A link to ", f"{STEP}/state.safetensors")
 link("tokenizer.json: the tokenizer cannot be read (A link to ", "tokenizer.json")
 link("config.yaml: cannot be read (A link to ", "config.yaml")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.model.arch import arch_named
 from gptcli.sampling.backend import Backend, choose_backend
 
 
@@ -12,7 +13,9 @@ from gptcli.sampling.backend import Backend, choose_backend
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param != "native":
         return Backend(request.param, torch.float32)
-    found = choose_backend("float32", torch.device("cpu"), has_user_parts=False)
+    found = choose_backend(
+        "float32", torch.device("cpu"), has_user_parts=False, arch=arch_named("modern")
+    )
     if not found.native:
         pytest.skip("no C decoder on this machine")
     return found

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gptcli.errors import GptcliError
+from gptcli.model.arch import arch_named
 from gptcli.sampling.backend import Backend, choose_backend, free_memory, open_streams
 from gptcli.sampling.next_token import SamplingParams
 from tests.sampling.sampling_models import model
@@ -34,7 +35,7 @@ def test_free_memory_respects_the_limit_of_a_container(
 @pytest.mark.parametrize("native", [True, False])
 def test_fewer_streams_if_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = (
-        choose_backend("float32", CPU, has_user_parts=False)
+        choose_backend("float32", CPU, has_user_parts=False, arch=arch_named("modern"))
         if native
         else Backend("torch", torch.float32)
     )
@@ -49,7 +50,7 @@ def test_fewer_streams_if_memory_is_short(native: bool, monkeypatch: pytest.Monk
 
 
 def test_no_memory_for_one_stream_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = choose_backend("float32", CPU, has_user_parts=False)
+    backend = choose_backend("float32", CPU, has_user_parts=False, arch=arch_named("modern"))
     if not backend.native:
         pytest.skip("no C decoder on this machine")
     monkeypatch.setattr("gptcli.sampling.backend.free_memory", lambda device: 1000)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import GptcliError
+from gptcli.model.arch import arch_named
 from gptcli.model.gpt import GPT
 from gptcli.sampling.backend import Backend, choose_backend, open_streams
 from gptcli.sampling.generate import GenerationLoop, SampleRequest, UniformNumbers
@@ -18,6 +19,7 @@ from gptcli.sampling.streams import window_start
 from gptcli.sampling.torch_streams import Decoder, TorchStreams
 from tests.sampling.sampling_models import V, W, banded, model
 
+MODERN = arch_named("modern")
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -176,7 +178,7 @@ def test_a_request_that_ended_frees_its_stream() -> None:
     for backend in (
         Backend("torch", torch.float32),
         Backend("graph", torch.float32),
-        choose_backend("float32", CPU, has_user_parts=False),
+        choose_backend("float32", CPU, has_user_parts=False, arch=MODERN),
     ):
         m = model("modern")
         requests = [SampleRequest([1], i) for i in range(5)]
@@ -212,12 +214,16 @@ def test_zero_new_tokens_yield_nothing() -> None:
 
 
 def test_user_parts_and_gpus_are_sampled_by_pytorch() -> None:
-    assert not choose_backend("auto", CPU, has_user_parts=True).native
-    assert choose_backend("float32", CPU, has_user_parts=True).dtype == torch.float32
+    assert not choose_backend("auto", CPU, has_user_parts=True, arch=MODERN).native
+    assert choose_backend("float32", CPU, has_user_parts=True, arch=MODERN).dtype == torch.float32
     cuda = torch.device("cuda")
-    assert choose_backend("auto", cuda, has_user_parts=False) == Backend("graph", torch.float32)
-    assert choose_backend("auto", cuda, has_user_parts=True) == Backend("torch", torch.float32)
-    assert choose_backend("auto", CPU, has_user_parts=True).dtype == torch.float32
+    assert choose_backend("auto", cuda, has_user_parts=False, arch=MODERN) == Backend(
+        "graph", torch.float32
+    )
+    assert choose_backend("auto", cuda, has_user_parts=True, arch=MODERN) == Backend(
+        "torch", torch.float32
+    )
+    assert choose_backend("auto", CPU, has_user_parts=True, arch=MODERN).dtype == torch.float32
     for device, has_user_parts in ((CPU, True), (cuda, False)):
         with pytest.raises(GptcliError, match="int8"):
-            choose_backend("int8", device, has_user_parts=has_user_parts)
+            choose_backend("int8", device, has_user_parts=has_user_parts, arch=MODERN)

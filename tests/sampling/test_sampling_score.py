@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.model.arch import arch_named
 from gptcli.sampling.backend import Backend, choose_backend, open_decoder
 from gptcli.sampling.score import log_probabilities, native_log_probabilities
 from gptcli.sampling.streams import window_start
@@ -39,7 +40,9 @@ def test_gpt2_uses_the_windows_of_sampling(width: int, length: int) -> None:
 
 @pytest.fixture
 def c_decoder() -> None:
-    if not choose_backend("float32", torch.device("cpu"), has_user_parts=False).native:
+    if not choose_backend(
+        "float32", torch.device("cpu"), has_user_parts=False, arch=arch_named("modern")
+    ).native:
         pytest.skip("no C decoder on this machine")
 
 

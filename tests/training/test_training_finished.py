@@ -154,7 +154,7 @@ def test_a_finished_run_refuses_another_text(cli: Any, text_file: Path, tmp_path
     assert cli("train", text_file, *BASE, "--out", run).code == 0
     refused = cli("train", "--resume", "--out", run, f"data.source={other}")
     assert refused.code == 2
-    assert "has changed since" in refused.err
+    assert f"{other} is not the text that {run} was trained on" in refused.err
     assert "is finished" in cli("train", "--resume", "--out", run, f"data.source={moved}").err
 
 

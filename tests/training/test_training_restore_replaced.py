@@ -283,12 +283,13 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     make_folder = durable.make_folder
     winner: list[Any] = []
 
-    def make(path: Path) -> None:
+    def make(path: Path) -> list[Path]:
         """Both trainings have seen that the folder is missing; the other one is faster."""
-        make_folder(path)
+        made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))
             winner[0].__enter__()
+        return made
 
     monkeypatch.setattr(durable, "make_folder", make)
     outcome = cli("train", text_file, *WORDS, "--out", run)

@@ -92,14 +92,16 @@ def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
     assert (end(events).stopped, end(events).step) == ("target", 5)
 
 
-def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(
-    new: Any, resumed: Any, drive: Drive
-) -> None:
+def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(new: Any, tmp_path: Path) -> None:
     events = train(new("r", "train.stop_at_val_loss=100", "train.eval_every=5"))
     for event in events:
         if type(event).__name__ == "CheckpointSaved":
             break  # killed here, after the checkpoint and before run.json
-    assert (end(drive(resumed("r"))).stopped, end(drive(resumed("r"))).step) == ("target", 5)
+    events.close()
+    done = prepare_resume(tmp_path / "r", None)
+    assert isinstance(done, FinishedRun)
+    assert (done.status["stopped"], done.status["steps"]) == ("target", 5)
+    assert run_folder.read_status(tmp_path / "r")["stopped"] == "target"
 
 
 def test_a_resumed_run_does_the_missing_last_evaluation(
@@ -211,7 +213,8 @@ def test_a_finished_run_without_run_json_is_described_by_its_checkpoint(
 ) -> None:
     run = tmp_path / "r"
     last = end(drive(new("r")))
-    assert not (run / "run.json").exists()
+    assert "stopped" not in run_folder.read_status(run)
+    (run / "run.json").unlink()
     done = prepare_resume(run, None)
     assert isinstance(done, FinishedRun)
     status = done.status

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.course.catalogue import EXERCISES, exercise_named
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +41,7 @@ class LearnerFile:
 
 def split_class(spec: str) -> tuple[str, str | None]:
     """FILE and CLASS of `FILE[:CLASS]`. A drive letter (`C:\\x.py`) is part of the file."""
-    spec = os.path.expanduser(spec)  # noqa: PTH111 (Path.expanduser raises for ~nobody)
+    spec = str(expanded(spec))
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113

@@ -1,0 +1,88 @@
+"""Paths as users write them: `~` expanded, written for a shell, and names that are not UTF-8.
+
+The system gives a name that is not UTF-8 as a text with lone surrogates (PEP 383). Such a text
+cannot be encoded, so it is printed with `\\xe9` for each byte that is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+
+ESCAPE_UNDECODABLE = "gptcli.escape"
+"""The error handler of streams: a byte of a name that is not UTF-8 is written as `\\xe9`."""
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` or `~user` at its beginning replaced by that user's home folder.
+
+    Raises GptcliError if that user or their home folder is unknown, unless there is a file or a
+    folder with exactly this name."""
+    text = os.fspath(path)
+    if not text.startswith("~"):
+        return Path(text)
+    found = os.path.expanduser(text)  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+    if found != text or os.path.lexists(text):
+        return Path(found)
+    user = Path(text).parts[0]
+    raise GptcliError(
+        f"{text}: "
+        + (f"there is no user `{user[1:]}`" if len(user) > 1 else "your home folder is unknown"),
+        f"write the complete path, or ./{text} for a file or folder whose name begins with `~`",
+    )
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root on, with `~` expanded and `..` resolved. Links keep their names."""
+    found = expanded(path).absolute()
+    if ".." not in found.parts:
+        return found
+    without_dots = Path(os.path.normpath(found))
+    try:  # after a link to a folder, `..` is the parent of the link's goal
+        same = without_dots.samefile(found)
+    except OSError:
+        same = not found.exists()
+    return without_dots if same else found.resolve()
+
+
+def shell_word(text: str | os.PathLike[str]) -> str:
+    """The text as one word of a command line that users can copy, quoted if necessary.
+
+    Control characters and bytes that are not UTF-8 are written as in $'caf\\xe9'."""
+    text = os.fspath(text)
+    if text.isprintable():
+        return shlex.quote(text)
+    pieces = []
+    for character in text:
+        if character in "\\'":
+            pieces.append("\\" + character)
+        elif character.isprintable():
+            pieces.append(character)
+        else:
+            errors = "surrogateescape" if _is_undecodable(character) else "surrogatepass"
+            pieces += [f"\\x{byte:02x}" for byte in character.encode("utf-8", errors)]
+    return "$'" + "".join(pieces) + "'"
+
+
+def escape_undecodable(text: str) -> str:
+    """The text with `\\xe9` in place of each byte that is not UTF-8."""
+    return text.encode("utf-8", ESCAPE_UNDECODABLE).decode("utf-8")
+
+
+def _is_undecodable(character: str) -> bool:
+    return 0xDC80 <= ord(character) <= 0xDCFF
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    if not _is_undecodable(error.object[error.start]):
+        return codecs.backslashreplace_errors(error)
+    return f"\\x{ord(error.object[error.start]) - 0xDC00:02x}", error.start + 1
+
+
+codecs.register_error(ESCAPE_UNDECODABLE, _escape)

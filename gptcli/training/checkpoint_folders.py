@@ -1,0 +1,83 @@
+"""The folders of a run's checkpoints: their names, their steps, and links to another disk.
+
+`checkpoints`, or a folder in it, may be a link: people keep checkpoints on a larger disk. A run
+folder can also come from somebody else, with a link to a place that is not theirs. So gptcli reads
+behind such a link only the files of a checkpoint, and `refuse_other_link` comes before a write.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+
+FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
+"""The name of a checkpoint's folder."""
+_LINKED_NAMES = re.compile(rf"{FOLDER_NAME.pattern}|best|lost\+found|\..*")
+
+
+class UnreadableError(GptcliError):
+    """The system refused to read a file. The file itself may be valid."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, which need not exist."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps that have a checkpoint folder, in rising order. The files are not verified.
+
+    Raises GptcliError (exit code 1) if `checkpoints` cannot be read, or is a link to a place that
+    is missing."""
+    found = []
+    folder = run / "checkpoints"
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise GptcliError(
+                f"{folder} is a link to {folder.readlink()}, which is missing",
+                "is that disk mounted? If the checkpoints have moved, renew the link",
+                exit_code=1,
+            )
+        for path in folder.iterdir() if folder.is_dir() else ():
+            match = FOLDER_NAME.fullmatch(path.name)
+            is_folder = path.is_dir() or path.is_symlink()  # a link to nowhere: a damaged one
+            if match and is_folder and path == folder_of(run, int(match[1])):
+                found.append(int(match[1]))
+    except OSError as error:
+        raise UnreadableError(
+            f"{folder} cannot be read ({error.strerror})",
+            "are you allowed to read it?",
+            exit_code=1,
+        ) from None
+    return sorted(found)
+
+
+def refuse_other_link(run: Path) -> None:
+    """Raise GptcliError (exit code 1) if `checkpoints` is a link to a place that is not this run's.
+
+    Call it before the first write. Such a folder holds other files than checkpoints, or belongs to
+    another run. A run folder that came from somebody else could contain such a link."""
+    folder = run / "checkpoints"
+    if not folder.is_symlink():
+        return
+    steps_of(run)  # raises if the goal is missing or cannot be read
+    goal, place = folder.resolve(), folder
+    while place.is_symlink():  # a link can lead to another run's link
+        place = place.parent / place.readlink()
+        owner = place.parent.resolve()
+        if place.name == "checkpoints" and (owner / "config.yaml").exists():
+            raise GptcliError(
+                f"{folder} is a link to the checkpoints of another run, {owner}",
+                "two runs cannot share their checkpoints: copy them, or delete the link",
+                exit_code=1,
+            )
+    odd = [path.name for path in goal.iterdir() if not _LINKED_NAMES.fullmatch(path.name)]
+    if odd:
+        raise GptcliError(
+            f"{folder} is a link to {goal}, which holds other files than checkpoints: "
+            + ", ".join(sorted(odd)[:3]),
+            "link to a folder that is empty or holds the checkpoints of this run, and nothing else",
+            exit_code=1,
+        )
