@@ -21,6 +21,7 @@ SMALL = ("train.max_steps=4", "model.n_layer=1", "model.n_head=2", "model.n_embd
          "run.threads=1")  # fmt: skip
 
 ATTENTION = """
+from gptcli.training.estimate import StepTime
 from gptcli.model.attention import CausalSelfAttention
 """
 
@@ -41,7 +42,7 @@ def test_every_gptcli_command_runs(
 ) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     # Few steps fill the time of --minutes.
-    monkeypatch.setattr("gptcli.training.minutes.seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
     text = text_file.read_text("utf-8")
     for name in ("my.txt", "more.txt", "prompts.txt"):
         Path(name).write_text(text + "The End. Once", encoding="utf-8")

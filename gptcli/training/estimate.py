@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +18,6 @@ from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
 
 _MEASURE_SECONDS = 2.0
-_IDLE = 1.1  # the time of a step, divided by the processor time of each thread
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
@@ -74,6 +74,15 @@ def training_bytes(
     return step + (copy if copied else 0)
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """The time of one optimizer step, in seconds."""
+
+    wall: float
+    cpu: float
+    """Processor time, of all threads together."""
+
+
 def seconds_per_step(
     config: Config,
     vocab_size: int,
@@ -82,13 +91,24 @@ def seconds_per_step(
     engine: EngineName,
     user_parts: UserParts | None = None,
     seconds: float | None = None,
-    quiet: bool = False,
 ) -> float:
-    """Time of one optimizer step in seconds, measured here with random tokens.
+    """Time of one optimizer step in seconds, measured here: see `measured_step`."""
+    return measured_step(config, vocab_size, dtype, device, engine, user_parts, seconds).wall
+
+
+def measured_step(
+    config: Config,
+    vocab_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine: EngineName,
+    user_parts: UserParts | None = None,
+    seconds: float | None = None,
+) -> StepTime:
+    """Time of one optimizer step, measured here with random tokens.
 
     The measurement takes about `seconds`, by default two. It runs complete batches if these are
     fast enough, otherwise single sequences. gptcli.training.cost scales their time to a whole step.
-    With `quiet`, the result is the time that a step would take on a CPU without other programs.
     """
     train = config.train
     state = TrainingState(
@@ -104,17 +124,17 @@ def seconds_per_step(
     state.model.train()
     generator = torch.Generator().manual_seed(0)
 
-    def once(batch: int) -> float:
+    def once(batch: int) -> StepTime:
         shape = (batch, config.model.block_size)
         idx = torch.randint(0, vocab_size, shape, generator=generator).to(device)
-        start = now(device)
+        start, cpu = now(device), time.process_time()
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.weights.norm())
         # If the learning rate were near 0, gradients would stay subnormal numbers. These are slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.weights.clear_grads()
-        return now(device) - start
+        return StepTime(now(device) - start, time.process_time() - cpu)
 
     most = _MEASURE_SECONDS if seconds is None else seconds
     once(1)  # not timed, because the first pass also starts libraries and threads
@@ -123,17 +143,18 @@ def seconds_per_step(
     )
     whole = config.model_copy(update={"train": train.model_copy(update={"grad_accum": 1})})
     rule = relative_seconds(config, vocab_size)
-    estimate = once(1) * relative_seconds(whole, vocab_size) / relative_seconds(small, vocab_size)
+    growth = relative_seconds(whole, vocab_size) / relative_seconds(small, vocab_size)
+    estimate = once(1).wall * growth
     batch, measured = (train.batch_size, whole) if estimate < 4 * most else (1, small)
     begin = time.perf_counter()
-    times: list[float] = []
+    times: list[StepTime] = []
     while not times or (time.perf_counter() - begin < most and len(times) < 200):
-        cpu = time.process_time()
-        took = once(batch)
-        if quiet and device.type == "cpu":  # the processor time of each thread
-            took = min(took, _IDLE * (time.process_time() - cpu) / torch.get_num_threads())
-        times.append(took)
-    return sorted(times)[len(times) // 2] * rule / relative_seconds(measured, vocab_size)
+        times.append(once(batch))
+    scale = rule / relative_seconds(measured, vocab_size)
+    return StepTime(
+        scale * sorted(step.wall for step in times)[len(times) // 2],
+        scale * sorted(step.cpu for step in times)[len(times) // 2],
+    )
 
 
 def now(device: torch.device) -> float:

@@ -28,7 +28,7 @@ from gptcli.training.choice import (
     dropout_for,
 )
 from gptcli.training.cost import matrix_parameters
-from gptcli.training.estimate import seconds_per_step
+from gptcli.training.estimate import StepTime, measured_step
 from gptcli.training.named_tokenizer import follow_tokenizer
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import SECONDS_AT_END, TimeLimit
@@ -39,6 +39,8 @@ _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures
 _SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
 _MIN_STEPS = 20
 _SAMPLES = 5
+_QUIET_SHARE = 0.9  # a thread that gets less of its core shares it with another program
+_THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 
 
 def choose_for_text(
@@ -78,6 +80,7 @@ def fit_to_minutes(
     for the number of epochs and steps. Raises GptcliError if `is_strict` and the time is too short
     for 20 steps."""
     seconds = 60.0 * minutes
+    choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
     config = with_values(config, {"train.minutes": minutes})
     config, _ = follow_tokenizer(config)
@@ -89,8 +92,7 @@ def fit_to_minutes(
             corpus.tokenizer.vocab_size,
             user_parts,
             min(2.0, 0.04 * (limit.end - begun)),
-            False,
-        )
+        ).wall
     except GptcliError as error:  # the model does not fit in memory: a dry run says how large it is
         if is_strict:
             raise
@@ -186,17 +188,36 @@ def _operations(config: Config, asked: set[str], seconds: float) -> float:
             "train.batch_size": B,
         },
     )
-    choose_threads(config.run.threads)
-    step_seconds = _measure(reference, 96, None, min(0.8, 0.02 * seconds), True)
+    step_seconds = _quiet_step_seconds(reference, min(0.4, 0.01 * seconds))
     operations_per_second = 6.0 * matrix_parameters(reference, 96) * B * T / step_seconds
     return operations_per_second * max(1.0, 0.9 * seconds - SECONDS_AT_END)
 
 
+def _quiet_step_seconds(config: Config, seconds: float) -> float:
+    """Seconds per step if no other program runs on the processor.
+
+    The processor time of one thread does not depend on other programs. If it is less than the time
+    on the clock, other programs run, and the time of all threads follows from it by rule. Otherwise
+    all threads are measured."""
+    threads = choose_threads(config.run.threads)
+    if choose_device(config.run.device).type != "cpu":
+        return _measure(config, 96, None, seconds).wall
+    try:
+        choose_threads(1)
+        one = _measure(config, 96, None, seconds)
+    finally:
+        choose_threads(threads)
+    if threads == 1:
+        return one.cpu
+    if one.cpu < _QUIET_SHARE * one.wall:
+        return float(one.cpu / threads**_THREADS_GAIN)
+    return _measure(config, 96, None, seconds).wall
+
+
 def _measure(
-    config: Config, vocab_size: int, user_parts: UserParts | None, seconds: float, quiet: bool
-) -> float:
-    """Seconds per step, measured on this machine."""
-    choose_threads(config.run.threads)
+    config: Config, vocab_size: int, user_parts: UserParts | None, seconds: float
+) -> StepTime:
+    """The time of a step, measured on this machine with the present number of threads."""
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     engine, _ = choose_engine(
@@ -206,7 +227,7 @@ def _measure(
         compiled=config.run.compile is True,
         has_user_parts=user_parts is not None and user_parts.in_network(),
     )
-    return seconds_per_step(config, vocab_size, dtype, device, engine, user_parts, seconds, quiet)
+    return measured_step(config, vocab_size, dtype, device, engine, user_parts, seconds)
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gptcli.config import Config, ModelConfig, heads_that_fit
 from gptcli.config_files import parse_config
 from gptcli.config_problems import flatten
 from gptcli.fitting_values import fitting_values
+from gptcli.training.estimate import StepTime
 
 DEFAULTS = {".".join(key): value for key, value in flatten(Config().model_dump()).items()}
 
@@ -72,7 +73,7 @@ def test_values_that_nothing_fits_are_blamed_on_the_user(cli: Any, text_file: Pa
 def test_dry_run_with_a_width_of_the_user(
     words: list[str], cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptcli.training.minutes.seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(0.01, 0.01))
     monkeypatch.setattr("gptcli.training.dry_run.seconds_per_step", lambda *_: 0.01)
     outcome = cli("train", text_file, "model.n_head=3", "--dry-run", "--json", *words)
     assert outcome.code == 0, outcome.err
@@ -111,7 +112,7 @@ def test_a_fine_tune_keeps_the_rate_that_the_user_set(
 def test_minutes_keeps_the_values_of_a_section_that_the_user_set(
     cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptcli.training.minutes.seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(0.01, 0.01))
     monkeypatch.setattr("gptcli.training.dry_run.seconds_per_step", lambda *_: 0.01)
     words = ("--dry-run", "--json", "--minutes", "1", "tokenizer.kind=byte")
     one = cli("train", text_file, "model={n_layer: 7, n_embd: 32, n_head: 2}", *words)

@@ -14,6 +14,7 @@ from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.training import minutes
 from gptcli.training.choice import ChosenSettings, Text, block_parameters, choose_settings
+from gptcli.training.estimate import StepTime
 from gptcli.training.minutes import (
     block_of_choice,
     choose_for_text,
@@ -141,7 +142,7 @@ def planned(
 
 
 def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     steps = [planned(tmp_path, minutes, {})[0].train.max_steps for minutes in (1, 2, 10)]
     assert 0.85 * 6000 < steps[0] <= 6000
     assert steps[1] / steps[0] == pytest.approx(2, rel=0.15)
@@ -149,7 +150,7 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     asked = {"model.n_layer": 7, "model.dropout": 0.05, "train.patience": 3}
     config, _ = planned(tmp_path, 1, asked)
     assert (config.model.n_layer, config.model.dropout, config.train.patience) == (7, 0.05, 3)
@@ -162,7 +163,7 @@ def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_config_that_gptcli_fits_to_a_time_says_how_often_the_text_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     _, why = planned(tmp_path, 5, {}, keep=True)
     assert "overfit" in why
     assert "overfit" not in planned(tmp_path, 5, {})[1]  # patience ends that run
@@ -189,7 +190,7 @@ def test_the_facts_of_a_text_are_those_of_all_of_it(tmp_path: Path) -> None:
 
 
 def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 10.0)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(10.0, 10.0))
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
     assert error.value.exit_code == 2
@@ -200,7 +201,7 @@ def test_minutes_on_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Few steps fill the minute, so that the test is short and start-up never fills it.
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(1.0, 1.0))
     small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32")
     done = cli("train", a_text(tmp_path), *small, "--minutes", "1", "--out", "r", "--json")
     assert done.code == 0
@@ -216,7 +217,7 @@ def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(minutes, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     done = cli("train", "tiny", "--minutes", "1", "--dry-run", "--json")
     assert done.code == 0
     plain = cli("train", "tiny", "--dry-run", "--json")

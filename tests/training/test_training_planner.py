@@ -13,6 +13,7 @@ import pytest
 
 from gptcli.config import Config
 from gptcli.training import planner
+from gptcli.training.estimate import StepTime
 from gptcli.training.planner import Planner, TimeLimit, recorded_plans
 from gptcli.training.schedule import decay_at, lr_at
 
@@ -140,7 +141,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
         return plans.get(step)
 
     monkeypatch.setattr(Planner, "max_steps", max_steps)
-    monkeypatch.setattr("gptcli.training.minutes.seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
     return plans
 
 
