@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from gptcli.training.estimate import StepTime
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -21,7 +23,6 @@ SMALL = ("train.max_steps=4", "model.n_layer=1", "model.n_head=2", "model.n_embd
          "run.threads=1")  # fmt: skip
 
 ATTENTION = """
-from gptcli.training.estimate import StepTime
 from gptcli.model.attention import CausalSelfAttention
 """
 
