@@ -21,6 +21,7 @@ from gptcli.config_problems import Key, Problem, explain, flatten
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import read_bounded
 from gptcli.files.shipped import shipped_configs
+from gptcli.text_values import refuse_windows_path, takes_text, text_of_override
 
 _MAX_BYTES = 1 << 17
 _MAX_NODES = 1_000
@@ -72,6 +73,7 @@ _Loader.yaml_implicit_resolvers = {
             "tag:yaml.org,2002:int",
             "tag:yaml.org,2002:bool",
             "tag:yaml.org,2002:timestamp",
+            "tag:yaml.org,2002:value",
         )
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -90,6 +92,23 @@ _Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes values that _Loader reads back unchanged.
+
+    It quotes a text that _Loader would take for a number, and writes special characters as escapes:
+    a line break such as U+0085 would otherwise become a newline or a blank."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() and "\ufeff" not in text else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+# A newline is written as `\x0A`, never as `\n`: see refuse_windows_path.
+_Dumper.ESCAPE_REPLACEMENTS = {'"': '"', "\\": "\\"}  # type: ignore[misc]
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 @dataclass
@@ -191,7 +210,9 @@ def is_known_override(argument: str) -> bool:
 
 def dump_config(config: Config) -> str:
     """The config as YAML with every key; load_config reads the same config back."""
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(
+        config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9
+    )
     assert isinstance(text, str)
     return text
 
@@ -227,7 +248,9 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise GptcliError(
             f"{where}: not valid YAML: {what}",
-            "indent keys with spaces, and write a colon and a space after them",
+            "a backslash in double quotes begins an escape: write paths in single quotes, or with /"
+            if "escape" in what
+            else "indent keys with spaces, and write a colon and a space after them",
         ) from None
     except (RecursionError, ValueError, OverflowError):  # an escape that is not a character
         raise GptcliError(
@@ -267,6 +290,8 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
         return [
             _construct(document, item, (*key, str(i)), count) for i, item in enumerate(node.value)
         ]
+    if takes_text(key) and isinstance(node, yaml.ScalarNode):
+        return _text(document.name, node)
     return _scalar(document.name, node)
 
 
@@ -278,6 +303,15 @@ def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
             f"{name}:{node.start_mark.line + 1}: YAML tag `{node.tag[:80]}` is refused",
             "write a plain value",
         )
+
+
+def _text(name: str, node: yaml.ScalarNode) -> str | None:
+    """The text of a node: `08` and `true` are texts, too. None for null."""
+    if node.style == '"':
+        start, end = node.start_mark, node.end_mark
+        written = (start.buffer or "")[start.pointer : end.pointer]
+        refuse_windows_path(f"{name}:{start.line + 1}", written)
+    return None if node.tag.endswith(":null") else str(node.value)
 
 
 def _scalar(name: str, node: yaml.Node) -> Any:
@@ -303,23 +337,20 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set one dotted key from `KEY=VALUE`. The value is YAML."""
+    """Set one dotted key from `KEY=VALUE`. The value is YAML, or text if the key takes text."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
-    try:
-        node = _compose(override, text)
-    except GptcliError:
-        raise GptcliError(
-            f"{override[:80]}: the value is not valid YAML",
-            "quote it, for example data.source='\"a: b\"'",
-        ) from None
     key = tuple(name.split("."))
     if len(key) > _MAX_DEPTH:
         raise GptcliError(
             f"{override[:80]}: the key has too many parts", "for example model.n_layer=6"
         )
-    value = None if node is None else _construct(_Document(override), node, (), [0])
+    value: Any = (
+        text_of_override(override, key, text)
+        if takes_text(key)
+        else _yaml_of_override(override, key, text)
+    )
     section = document.values
     for part in key[:-1]:
         below = section.setdefault(part, {})
@@ -332,6 +363,17 @@ def _apply(document: _Document, override: str) -> None:
     for i in range(len(key)):
         document.places.setdefault(key[: i + 1], override)
     document.places[key] = override
+
+
+def _yaml_of_override(override: str, key: Key, text: str) -> Any:
+    try:
+        node = _compose(override, text)
+    except GptcliError:
+        raise GptcliError(
+            f"{override[:80]}: the value is not valid YAML",
+            "for example model.n_layer=6, or a section: 'model={n_layer: 6, n_embd: 96}'",
+        ) from None
+    return None if node is None else _construct(_Document(override), node, key, [0])
 
 
 def json_schema() -> str:
