@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     if name is None:
         if not known:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
-        return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
+        return oldest_first(known)[-1]
     for path in (Path(name), runs / name):
         repair_replacement(path)
         if os.path.isfile(path / "config.yaml"):  # noqa: PTH113
@@ -74,6 +76,20 @@ def list_runs(runs: Path) -> list[Path]:
     for path in paths:
         repair_replacement(path)
     return [p for p in paths if os.path.isfile(p / "config.yaml")]  # noqa: PTH113
+
+
+def oldest_first(runs: Iterable[Path]) -> list[Path]:
+    """The runs in the order in which they were begun or last resumed.
+
+    run.json has the time. A run of an earlier version counts by the time of its config.yaml, which
+    a copy of the folder (`cp -r`) changes."""
+
+    def began(run: Path) -> tuple[float, float]:
+        written = (run / "config.yaml").stat().st_mtime
+        recorded = time_in(read_status(run), "began_at")
+        return (recorded.timestamp() if recorded is not None else written), written
+
+    return sorted(runs, key=began)
 
 
 def free_name(name: str, runs: Path = Path("runs")) -> Path:
@@ -302,6 +318,19 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
 
 def _as_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1).encode()
+
+
+def now() -> str:
+    """The time now, as run.json records it: UTC in the format of ISO 8601."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def time_in(status: dict[str, Any], key: str) -> datetime | None:
+    """A time of run.json, in the local zone; None if it is missing or damaged."""
+    try:
+        return datetime.fromisoformat(status[key]).astimezone()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def read_status(run: Path) -> dict[str, Any]:

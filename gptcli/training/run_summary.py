@@ -22,6 +22,7 @@ class RunSummary:
         self._started_from = run_folder.read_status(setup.run).get("started_from")
         self._parameters: int | None = None
         self._stopped: str | None = None
+        self._began_at = run_folder.now()
 
     def absorb(self, event: Event) -> None:
         """Update the counters from one event."""
@@ -40,15 +41,19 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys known before the first step: user's parts, and where a fine-tune starts from."""
-        user_parts = {
-            "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
+        """The keys known before the first step: user's parts, and where a fine-tune starts from.
+
+        `began_at` is the time of this start or resume: it decides which run is the newest."""
+        user_parts: dict[str, Any] = {
+            "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else [],
+            "began_at": self._began_at,
         }
         return user_parts | ({"started_from": self._started_from} if self._started_from else {})
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, `parameters`, and the keys of `begun`."""
         return self.begun() | {
+            "ended_at": run_folder.now(),
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,
             "parameters": self._parameters,
