@@ -188,15 +188,34 @@ def _print_dry_run(new: _NewRun, as_json: bool) -> None:
 
 
 def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
-    """Train in a new run folder, or with `overwrite` in place of an old run."""
+    """Train in a new run folder, or with `overwrite` in place of an old run.
+
+    Without --out, the folder gets the next free name. Of several trainings that begin at the same
+    moment, only one gets it; the others take the names after it."""
     if new.config.run.engine != "torch":
         library.start_building()  # compiles while PyTorch is imported and the text is read
+    from gptcli.files.durable import LockedError
+    from gptcli.training import run_folder
+
+    out = request.out
+    if out is not None:
+        if str(out) in ("", "."):
+            raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+        _train_in(out, request, new, overwrite=overwrite)
+        return
+    while True:
+        try:
+            _train_in(run_folder.free_name(new.name), request, new, overwrite=False)
+            return
+        except (LockedError, run_folder.RunExistsError):
+            continue  # another training has just taken this name
+
+
+def _train_in(run: Path, request: _Request, new: _NewRun, *, overwrite: bool) -> None:
+    """Train in the folder `run`, which is new, or with `overwrite` can be that of an old run."""
     from gptcli.training import run_folder, setup
 
-    out, from_run = request.out, request.from_run
-    run = out if out is not None else run_folder.free_name(new.name)
-    if out is not None and str(out) in ("", "."):
-        raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+    from_run = request.from_run
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
     run_folder.repair_replacement(run)
     refuse(run)

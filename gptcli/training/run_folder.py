@@ -33,6 +33,10 @@ _REPLACED = ".replaced"
 _CHECKPOINT_NAMES = r"step-\d+|best"
 
 
+class RunExistsError(GptcliError):
+    """The folder of a new run exists already and is not empty."""
+
+
 # ---- finding -----------------------------------------------------------------------------------
 
 
@@ -101,11 +105,11 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 
 
 def refuse_existing(run: Path) -> None:
-    """Raise GptcliError if a new run's folder exists and holds more than a lock."""
+    """Raise RunExistsError if a new run's folder exists and holds more than a lock."""
     if run.is_dir() and all(path.name == ".lock" for path in run.iterdir()):
         return
     if run.exists():
-        raise GptcliError(
+        raise RunExistsError(
             f"{run} exists already",
             "continue it: --resume; start it again: --overwrite; or name another folder with --out",
         )
