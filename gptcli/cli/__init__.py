@@ -26,6 +26,7 @@ from gptcli.cli import (
     tokenizer,
     train,
 )
+from gptcli.cli.debug_option import without_debug
 from gptcli.cli.output import (
     STDOUT,
     checked_stdout,
@@ -99,11 +100,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
-    arguments = sys.argv[1:]
-    options_end = arguments.index("--") if "--" in arguments else len(arguments)
-    options, rest = arguments[:options_end], arguments[options_end:]
-    debug = "--debug" in options
-    arguments = [option for option in options if option != "--debug"] + rest
+    arguments, debug = without_debug(sys.argv[1:], app)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")

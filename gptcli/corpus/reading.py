@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from gptcli.corpus.conversion import conversion_command
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.errors import GptcliError
 
@@ -76,8 +77,7 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{path} is UTF-16, not UTF-8",
-            f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}; or save it "
-            "as UTF-8 in an editor",
+            f"convert it: {conversion_command(path, 'UTF-16')}; or save it as UTF-8 in an editor",
         )
     nul = data.find(0)
     if nul >= 0:
@@ -120,7 +120,7 @@ def _decode(path: Path, data: bytes, offset: int, *, final: bool) -> tuple[str, 
             f"{path} is not UTF-8: byte 0x{data[error.start]:02X} at offset "
             f"{offset + error.start} does not belong there",
             "convert it; if it is Western European text: "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}; or save it as "
+            f"{conversion_command(path, 'WINDOWS-1252')}; or save it as "
             "UTF-8 in an editor",
         ) from error
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus import reading
+from gptcli.corpus.conversion import conversion_command
 from gptcli.corpus.reading import jsonl_pieces, text_pieces
 from gptcli.errors import GptcliError
 
@@ -60,7 +61,7 @@ def test_the_first_bad_byte_is_named(
         f"{path} is not UTF-8: byte 0x{bad[0]:02X} at offset {len(head)} does not belong there"
     )
     assert caught.value.hint is not None
-    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in caught.value.hint
+    assert conversion_command(path, "WINDOWS-1252") in caught.value.hint
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

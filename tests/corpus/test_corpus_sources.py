@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.corpus import find_source
+from gptcli.corpus.conversion import conversion_command
 from gptcli.errors import GptcliError
 
 
@@ -180,4 +181,4 @@ def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     error = refusal(str(path))
     assert error.message == f"{path} is UTF-16, not UTF-8"
     assert error.hint is not None
-    assert error.hint.startswith("convert it: iconv -f UTF-16 -t UTF-8 a.txt > utf8-a.txt")
+    assert error.hint.startswith(f"convert it: {conversion_command(path, 'UTF-16')}")
