@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -101,10 +102,14 @@ def main() -> None:
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
     arguments, debug = without_debug(sys.argv[1:], app)
+    if hasattr(sys.stdin, "reconfigure"):  # utf-8-sig drops a byte-order mark
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
+        if not {"--help", "-h", "--version"} & set(arguments):
+            _refuse_deleted_folder()
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # typer turns a Ctrl-C into this exit code
@@ -129,6 +134,18 @@ def main() -> None:
         print_error(problem)
         code = problem.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_deleted_folder() -> None:
+    """Raise GptcliError if the current folder is gone. PyTorch would end the process there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise GptcliError(
+            f"the current folder cannot be used ({error.strerror}): was it deleted or moved?",
+            "go to a folder that exists, for example with `cd`, and run the command again",
+            exit_code=1,
+        ) from None
 
 
 def _machine_error(error: Exception) -> GptcliError | None:

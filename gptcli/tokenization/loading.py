@@ -58,7 +58,7 @@ def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokeni
     if has_too_many_parts(content):
         raise _DamagedError("JSON with too many values")
     try:
-        stored = json.loads(content.decode("utf-8"))
+        stored = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
