@@ -87,7 +87,7 @@ def evaluate(
 def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.corpus import open_corpus
-    from gptcli.training.setup import open_text
+    from gptcli.training.setup import open_text_of_run
 
     config = trained.config
     if file is not None:
@@ -100,12 +100,13 @@ def _tokens(trained: Trained, split: str, file: Path | None) -> TokenStore:
             tokenizer=trained.tokenizer,
         )
         return corpus.train
-    corpus = open_text(config, trained.tokenizer)
-    if corpus.content_key != trained.meta.get("data"):
-        raise GptcliError(
-            f"the text of {config.data.source} has changed since the run",
-            "restore the old text, or name another text with --file",
-        )
+    corpus = open_text_of_run(
+        trained.run,
+        config,
+        trained.tokenizer,
+        trained.meta.get("data", ""),
+        "restore the old text, or name another text with --file",
+    )
     if split == "train":
         return corpus.train
     if corpus.val is None:

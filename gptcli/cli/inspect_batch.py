@@ -76,7 +76,7 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer
-    from gptcli.training.setup import open_text
+    from gptcli.training.setup import open_text_of_run
 
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
@@ -84,17 +84,17 @@ def _text_of(run: Path, config: Config, files: UserFiles) -> Corpus:
     # Only the tokenizer is needed: the user's other parts do not change the batches.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
-    corpus = open_text(config, tokenizer)
     if meta is None:
         note(f"{run} has no checkpoint that records its text, so this is the text as it is now")
-        return corpus
-    same_tokenizer(run, tokenizer, meta)
-    if corpus.content_key != meta.get("data"):
-        raise GptcliError(
-            f"the text of {config.data.source} has changed since the run",
-            "restore the old text: the run was not trained on the new one",
-        )
-    return corpus
+    else:
+        same_tokenizer(run, tokenizer, meta)
+    return open_text_of_run(
+        run,
+        config,
+        tokenizer,
+        None if meta is None else meta.get("data", ""),
+        "restore the old text: the run was not trained on the new one",
+    )
 
 
 def _some_meta(run: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptcli.corpus.preparation import Corpus, open_corpus
+from gptcli.corpus.preparation import Corpus, OtherTextError, open_corpus
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import Source, find_source
 from gptcli.corpus.token_store import TokenStore
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches",
     "Corpus",
+    "OtherTextError",
     "Piece",
     "Source",
     "TokenStore",

@@ -16,6 +16,7 @@ from gptcli.corpus.cache import (
     write_meta,
 )
 from gptcli.corpus.encoding import characters, encode_all, joined
+from gptcli.corpus.line_ends import changed_line_ends, line_ends_note
 from gptcli.corpus.progress import Progress
 from gptcli.corpus.sources import Source, find_source
 from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
@@ -25,6 +26,16 @@ from gptcli.files.caches import cache_folder
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
+
+
+class OtherTextError(GptcliError):
+    """A text that was found is not the one that the caller wants.
+
+    `line_ends` says what changed and what to do if only the line ends differ, else it is None."""
+
+    def __init__(self, source: str, line_ends: tuple[str, str] | None) -> None:
+        super().__init__(f"{source} is another text", "name the text that has this content")
+        self.line_ends = line_ends
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ def open_corpus(
     block_size: int,
     tokenizer: Tokenizer | None = None,
     user_tokenizer: type[Any] | None = None,
+    content_key: str | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -67,12 +79,17 @@ def open_corpus(
     documents, unless the first ends with one. Of the N tokens, the first
     int(N * (1 - val_fraction)) are for training, 0 <= val_fraction < 1.
 
+    With `content_key`, raises OtherTextError before anything is encoded if the text has another.
     `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
     not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
     short for `block_size` or for its validation split."""
     bar = Progress(progress)
     found = find_source(source, bar)
+    if content_key is not None and found.content_key != content_key:
+        raise OtherTextError(source, changed_line_ends(found, content_key))
     notes = list(found.notes)
+    if tokenizer is None:  # a new run
+        notes += line_ends_note(found)
     folder = (cache_folder() if cache is None else cache) / "corpus"
     if user_tokenizer is not None and tokenizer is None:
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)

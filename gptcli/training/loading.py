@@ -22,6 +22,7 @@ from gptcli.training.training_state import build_model
 class Trained:
     """A model in evaluation mode with its tokenizer and config, and notes for the user."""
 
+    run: Path
     model: GPT
     tokenizer: Tokenizer
     config: Config
@@ -60,7 +61,7 @@ def load_trained(
     _refuse_not_finite(loaded)
     model = build_model(config.model, tokenizer.vocab_size, user_parts, loaded.model)
     return Trained(
-        model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
+        run, model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
     )
 
 

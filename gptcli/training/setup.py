@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.corpus import Corpus, open_corpus
+from gptcli.corpus import Corpus, OtherTextError, open_corpus
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
@@ -52,11 +52,16 @@ class FinishedRun:
 
 
 def open_text(
-    config: Config, tokenizer: Tokenizer | None = None, user_parts: UserParts | None = None
+    config: Config,
+    tokenizer: Tokenizer | None = None,
+    user_parts: UserParts | None = None,
+    *,
+    content_key: str | None = None,
 ) -> Corpus:
     """The corpus of a config.
 
-    The tokenizer is `tokenizer` if given, else the user's, else one of the config's kind."""
+    The tokenizer is `tokenizer` if given, else the user's, else one of the config's kind. With
+    `content_key`, raises OtherTextError if the text has another one."""
     return open_corpus(
         config.data.source,
         kind=config.tokenizer.kind,
@@ -65,7 +70,26 @@ def open_text(
         block_size=config.model.block_size,
         tokenizer=tokenizer,
         user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
+        content_key=content_key,
     )
+
+
+def open_text_of_run(
+    run: Path, config: Config, tokenizer: Tokenizer, content_key: str | None, hint: str
+) -> Corpus:
+    """The text of a run. None as `content_key`: the run has not recorded its text.
+
+    Raises GptcliError before the text is encoded if it has changed: else the first error would be
+    about characters that the tokenizer does not know."""
+    try:
+        return open_text(config, tokenizer, content_key=content_key)
+    except OtherTextError as error:
+        what, hint = error.line_ends or ("", hint)
+        raise GptcliError(
+            f"the text of {config.data.source} has changed since the run {run} began"
+            + (f", but {what}" if what else ""),
+            hint,
+        ) from None
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
@@ -210,12 +234,13 @@ def prepare_resume(
     )
     if saved is not None:
         same_tokenizer(run, tokenizer, saved.meta)
-    corpus = open_text(config, tokenizer)
-    if saved is not None and saved.meta.get("data") != corpus.content_key:
-        raise GptcliError(
-            f"the text of {config.data.source} has changed since {run} began",
-            "restore the old text, or start a new run from these weights: --from",
-        )
+    corpus = open_text_of_run(
+        run,
+        config,
+        tokenizer,
+        saved.meta.get("data", "") if saved is not None else None,
+        "restore the old text, or start a new run from these weights: --from",
+    )
     if saved is not None and finished:  # the text moved, but is the same
         checkpoint.delete_leftovers(run, saved.step)
         return FinishedRun(_status_of_finished(run, saved), notes)
