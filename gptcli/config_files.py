@@ -128,15 +128,15 @@ class _Document:
 
 
 def find_config(name: str) -> Path:
-    """The YAML file that `name` means: a path, or the name of a shipped config.
+    """The YAML file that `name` means: the name of a shipped config, or a path.
 
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = Path(name)
+    shipped = shipped_configs()
+    if name in shipped:  # a file without .yaml, such as `course`, is a text: ./course
+        return shipped[name]
     if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
         return path
-    shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
     if os.path.isdir(name):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
     folder = path.parent

@@ -10,6 +10,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
+from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
 from gptcli.errors import GptcliError
 
@@ -35,6 +36,7 @@ def inspect_batch(
     from gptcli.training import run_folder
 
     path = run_folder.find_run(run)
+    note_two_runs(run)
     config = run_folder.read_config(path)
     last = config.train.max_steps
     if not 1 <= step <= last:

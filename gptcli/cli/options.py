@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note
+from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.user_files import (
     AttentionOption,
     BlockOption,
@@ -92,6 +93,7 @@ def load_model(run: str | None, options: ModelOptions, *, dtype_of_run: bool) ->
 
     _check(options)
     path = find_run(run)
+    note_two_runs(run)
     device = choose_device(options.device)
     choose_threads(options.threads or "auto")
     wanted = options.dtype
@@ -135,6 +137,7 @@ def load_for_sampling(run: str | None, options: ModelOptions) -> SamplingModel:
 
     _check(options, "int8")
     path = find_run(run)
+    note_two_runs(run)
     device = choose_device(options.device)
     threads = choose_threads(options.threads or "auto")
     user_parts = load_user_parts(options.user_files)

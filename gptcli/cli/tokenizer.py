@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli.output import note, print_json
+from gptcli.cli.shadowed_names import note_tokenizer_and_run, note_two_runs
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _standard_input(what: str) -> str:
 def _load(name: str) -> Tokenizer:
     from gptcli.tokenization import build_tokenizer, load_tokenizer
 
+    note_tokenizer_and_run(name)
     if name in ("gpt2", "byte"):
         return build_tokenizer(name, 0, lambda: iter(()))
     if Path(name).is_file():
@@ -158,6 +160,7 @@ def _load(name: str) -> Tokenizer:
 
     try:
         run = find_run(name)
+        note_two_runs(name)
         return load_tokenizer(run / "tokenizer.json", inside=run)
     except GptcliError as error:
         if error.message.startswith("no run named"):

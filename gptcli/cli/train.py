@@ -14,6 +14,7 @@ import typer
 from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
+from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.signals import leave_on_signals
 from gptcli.cli.train_arguments import (
     config_for,
@@ -244,7 +245,9 @@ def _resume_run(request: _Request, extend: bool) -> None:
     from gptcli.config_files import load_config
     from gptcli.training import run_folder, setup
 
-    run = run_folder.find_run(str(request.out) if request.out is not None else None)
+    name = str(request.out) if request.out is not None else None
+    run = run_folder.find_run(name)
+    note_two_runs(name)
     stored = load_config(str(run / "config.yaml"))
     wanted: Config | None = None
     if request.target is not None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptcli.cli.shadowed_names import note_config_and_text, note_two_runs
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def config_for(
     from gptcli.config_files import load_config
     from gptcli.files.shipped import shipped_configs, shipped_texts
 
+    note_config_and_text(target)
     if target is not None and is_config(target):
         return load_config(target, overrides), Path(target).stem
     if target is not None and not Path(target).exists() and target not in shipped_texts():
@@ -83,6 +85,7 @@ def config_for(
         from gptcli.training.run_folder import find_run
 
         source = find_run(from_run)
+        note_two_runs(from_run)
         name = Path(target).stem if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
         return _fine_tuning_config(stored, overrides), name
