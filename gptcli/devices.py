@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from gptcli.container import usable_cores
 from gptcli.errors import GptcliError
 
 
@@ -58,9 +59,9 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set and return the number of CPU threads; "auto" means all cores of this process.
+    """Set and return the number of CPU threads; "auto" means all cores that it may use.
 
-    Raises GptcliError for more than 8 threads per core."""
+    A container's quota counts. Raises GptcliError for more than 8 threads per core."""
     cores = os.cpu_count() or 1
     if wanted != "auto":
         if wanted > 8 * cores:
@@ -70,7 +71,7 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
             )
         threads = wanted
     elif hasattr(os, "sched_getaffinity"):
-        threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        threads = min(torch.get_num_threads(), usable_cores())
     else:
         threads = torch.get_num_threads()
     torch.set_num_threads(threads)
