@@ -22,6 +22,7 @@ from gptcli.corpus.reading import (
     text_pieces,
 )
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.leftovers import POINTER_HINT, is_editor_backup, is_lfs_pointer
 from gptcli.files.shipped import shipped_texts
 
 
@@ -153,6 +154,8 @@ def _survey_file(path: Path, progress: Progress) -> SourceFile:
 
 def _survey_folder(folder: Path, progress: Progress, notes: list[str]) -> list[SourceFile]:
     paths = _files_below(folder)
+    backups = [path for path in paths if is_editor_backup(path.name)]
+    paths = [path for path in paths if not is_editor_backup(path.name)]
     files, binary = [], []
     with progress.phase("reading", sum(map(_size, paths))) as advance:
         for path in paths:
@@ -160,6 +163,10 @@ def _survey_folder(folder: Path, progress: Progress, notes: list[str]) -> list[S
                 files.append(_hashed(path, advance))
             except BinaryFileError:
                 binary.append(path.relative_to(folder).as_posix())
+    if backups:
+        named = ", ".join(path.relative_to(folder).as_posix() for path in backups[:3])
+        more = f" and {len(backups) - 3} more" if len(backups) > 3 else ""
+        notes.append(f"left out the backups of an editor in {folder}: {named}{more}")
     if binary:
         more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
         what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
@@ -214,6 +221,8 @@ def _hashed(path: Path, advance: Advance) -> SourceFile:
         before = signature(file)
         while chunk := file.read(CHUNK):
             refuse_binary(path, chunk, offset)
+            if offset == 0 and is_lfs_pointer(chunk):
+                raise GptcliError(f"{path} is a git-lfs pointer, not the text itself", POINTER_HINT)
             digest.update(chunk)
             offset += len(chunk)
             advance(len(chunk))

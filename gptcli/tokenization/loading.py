@@ -8,6 +8,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_bounded
+from gptcli.files.leftovers import POINTER_HINT, is_lfs_pointer
 from gptcli.tokenization.bpe import BpeTokenizer
 from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
@@ -55,6 +56,8 @@ def load_tokenizer(
 
 
 def _rebuild(content: bytes, path: Path, user_class: type[Any] | None) -> Tokenizer:
+    if is_lfs_pointer(content):
+        raise GptcliError(f"{path} is a git-lfs pointer, not the tokenizer itself", POINTER_HINT)
     if has_too_many_parts(content):
         raise _DamagedError("JSON with too many values")
     try:

@@ -45,6 +45,7 @@ from gptcli.training.passes import EngineName
 from gptcli.training.saving import Saver
 from gptcli.training.step import Batch, Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
+from gptcli.training.zero_gradients import ZeroGradients, still
 
 _SAMPLE_TOKENS = 200
 
@@ -123,6 +124,7 @@ class _Loop:
             setup.resume.step if setup.resume else None,
         )
         self.spikes = SpikeDetector()
+        self.zero_gradients = ZeroGradients()
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
@@ -185,6 +187,8 @@ class _Loop:
             )
             if (usual := self.spikes.excess(done.loss)) is not None:
                 yield self.spike(done.loss, usual)
+            if self.zero_gradients.begin(done.norm):
+                yield Notice(still(p.step, self.config.learning_rate))
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
             # Tokens per second do not count the time of evaluations, samples and checkpoints.
