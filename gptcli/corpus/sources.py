@@ -131,6 +131,12 @@ def _missing(source: str, path: Path) -> GptcliError:
     choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
     if not source:
         return GptcliError("the name of the text is empty", choices)
+    if any(character < " " for character in source):  # `"texts\new.txt"` in a config
+        return GptcliError(
+            f"no shipped text, file or folder is named {source!r}",
+            "in double quotes YAML reads \\n as a newline and \\t as a tab: write the path in "
+            "single quotes, or with /",
+        )
     message = f"no shipped text, file or folder is named `{source}`"
     try:
         neighbours = [entry.name for entry in path.parent.iterdir()]

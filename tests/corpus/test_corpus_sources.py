@@ -182,3 +182,11 @@ def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     assert error.message == f"{path} is UTF-16, not UTF-8"
     assert error.hint is not None
     assert error.hint.startswith(f"convert it: {conversion_command(path, 'UTF-16')}")
+
+
+@pytest.mark.parametrize("name", ["texts\new.txt", "texts\tiny.txt", "a\rb"])
+def test_a_missing_text_whose_name_has_a_control_character(name: str) -> None:
+    """In a config, `source: "texts\\new.txt"` is a name with a newline."""
+    error = refusal(name)
+    assert error.message == f"no shipped text, file or folder is named {name!r}"
+    assert "single quotes" in (error.hint or "")
