@@ -147,4 +147,6 @@ class CharTokenizer(Tokenizer):
 def _name(char: str) -> str:
     """The character, code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
     name = unicodedata.name(char, "").lower()
+    if char == "\r":
+        name = "carriage return, as in line ends of Windows"
     return f"{char!r} (U+{ord(char):04X}{', ' + name if name else ''})"

@@ -24,6 +24,13 @@ def test_windows_line_ends_in_a_prompt() -> None:
     assert "Windows" not in hint("KING", "KING\r")
 
 
+def test_a_carriage_return_beside_other_unknown_characters_is_named() -> None:
+    with pytest.raises(
+        GptcliError, match=r"'\\r' \(U\+000D, carriage return, as in line ends of Win"
+    ):
+        CharTokenizer.from_texts(["abc\n"]).encode("KING\r\n")
+
+
 def test_a_prompt_of_composed_letters_for_a_decomposed_text() -> None:
     found = hint(unicodedata.normalize("NFD", FRENCH), "été")
     assert found.startswith("the training text writes é as two characters (e and U+0301)")
