@@ -22,6 +22,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import LinkOutError, read_bounded
 from gptcli.files.paths import expanded
 from gptcli.files.shipped import shipped_configs
+from gptcli.text_values import refuse_windows_path, takes_text, text_of_override
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 1_000
@@ -74,6 +75,7 @@ _Loader.yaml_implicit_resolvers = {
             "tag:yaml.org,2002:int",
             "tag:yaml.org,2002:bool",
             "tag:yaml.org,2002:timestamp",
+            "tag:yaml.org,2002:value",
         )
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -92,6 +94,23 @@ _Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes values that _Loader reads back unchanged.
+
+    It quotes a text that _Loader would take for a number, and writes special characters as escapes:
+    a line break such as U+0085 would otherwise become a newline or a blank."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() and "\ufeff" not in text else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+# A newline is written as `\x0A`, never as `\n`: see refuse_windows_path.
+_Dumper.ESCAPE_REPLACEMENTS = {'"': '"', "\\": "\\"}  # type: ignore[misc]
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 @dataclass
@@ -119,15 +138,15 @@ class _Document:
 
 
 def find_config(name: str) -> Path:
-    """The YAML file that `name` means: a path, or the name of a shipped config.
+    """The YAML file that `name` means: the name of a shipped config, or a path.
 
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = expanded(name)
+    shipped = shipped_configs()
+    if name in shipped:  # a file without .yaml, such as `course`, is a text: ./course
+        return shipped[name]
     if os.path.isfile(path):  # noqa: PTH113 (False for a name that no file can have)
         return path
-    shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
     if os.path.isdir(path):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")
     folder = path.parent
@@ -226,7 +245,9 @@ def _defaults() -> dict[str, Any]:
 
 def dump_config(config: Config) -> str:
     """The config as YAML with every key; load_config reads the same config back."""
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(
+        config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9
+    )
     assert isinstance(text, str)
     return text
 
@@ -262,7 +283,9 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise GptcliError(
             f"{where}: not valid YAML: {what}",
-            "indent keys with spaces, and write a colon and a space after them",
+            "a backslash in double quotes begins an escape: write paths in single quotes, or with /"
+            if "escape" in what
+            else "indent keys with spaces, and write a colon and a space after them",
         ) from None
     except (RecursionError, ValueError, OverflowError):  # an escape that is not a character
         raise GptcliError(
@@ -300,6 +323,8 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
         return [
             _construct(document, item, (*key, str(i)), count) for i, item in enumerate(node.value)
         ]
+    if takes_text(key) and isinstance(node, yaml.ScalarNode):
+        return _text(document.name, node)
     return _scalar(document.name, node)
 
 
@@ -311,6 +336,15 @@ def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
             f"{name}:{node.start_mark.line + 1}: YAML tag `{node.tag[:80]}` is refused",
             "write a plain value",
         )
+
+
+def _text(name: str, node: yaml.ScalarNode) -> str | None:
+    """The text of a node: `08` and `true` are texts, too. None for null."""
+    if node.style == '"':
+        start, end = node.start_mark, node.end_mark
+        written = (start.buffer or "")[start.pointer : end.pointer]
+        refuse_windows_path(f"{name}:{start.line + 1}", written)
+    return None if node.tag.endswith(":null") else str(node.value)
 
 
 def _scalar(name: str, node: yaml.Node) -> Any:
@@ -336,28 +370,23 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set one dotted key from `KEY=VALUE`. The value is YAML."""
+    """Set one dotted key from `KEY=VALUE`. The value is YAML, or text if the key takes text."""
     # YAML cannot hold a name that is not UTF-8; gptcli.files.names finds the file again.
     override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise GptcliError(f"`{override}` is not KEY=VALUE", "for example model.n_layer=6")
-    try:
-        node = _compose(override, text)
-    except GptcliError:
-        raise GptcliError(
-            f"{' '.join(override[:80].split())}: the value is not valid YAML",
-            "quote it, for example data.source='\"a: b\"'",
-        ) from None
-    document.overrides.append(override)
     key = tuple(name.split("."))
     if len(key) > _MAX_DEPTH:
         raise GptcliError(
             f"{override[:80]}: the key has too many parts", "for example model.n_layer=6"
         )
-    value = None if node is None else _construct(_Document(override), node, (), [0])
-    if text.strip() == "-":  # standard input; in YAML a hyphen alone is a list of nothing
-        value = "-"
+    value: Any = (
+        text_of_override(override, key, text)
+        if takes_text(key)
+        else _yaml_of_override(override, key, text)
+    )
+    document.overrides.append(override)
     section = document.values
     for part in key[:-1]:
         below = section.setdefault(part, {})
@@ -374,6 +403,17 @@ def _apply(document: _Document, override: str) -> None:
         document.places.update(
             dict.fromkeys(((*key, *below) for below in flatten(value)), override)
         )
+
+
+def _yaml_of_override(override: str, key: Key, text: str) -> Any:
+    try:
+        node = _compose(override, text)
+    except GptcliError:
+        raise GptcliError(
+            f"{override[:80]}: the value is not valid YAML",
+            "for example model.n_layer=6, or a section: 'model={n_layer: 6, n_embd: 96}'",
+        ) from None
+    return None if node is None else _construct(_Document(override), node, key, [0])
 
 
 def json_schema() -> str:

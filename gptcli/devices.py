@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from gptcli.container import usable_cores
 from gptcli.errors import GptcliError
 
 
@@ -59,9 +60,9 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set and return the number of CPU threads; "auto" means all cores of this process.
+    """Set and return the number of CPU threads; "auto" means all cores that it may use.
 
-    Raises GptcliError for more than 8 threads per core."""
+    A container's quota counts. Raises GptcliError for more than 8 threads per core."""
     cores = os.cpu_count() or 1
     if wanted != "auto":
         if wanted > 8 * cores:
@@ -77,13 +78,6 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
     return threads
-
-
-def usable_cores() -> int:
-    """The number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def dtype_name(dtype: torch.dtype) -> str:

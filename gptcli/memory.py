@@ -10,9 +10,9 @@ import itertools
 import os
 from pathlib import Path
 
+from gptcli.container import memory_limits
+
 _MEMINFO = Path("/proc/meminfo")
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CONTAINER_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 def total_memory() -> int | None:
@@ -28,8 +28,7 @@ def available_memory() -> int | None:
 
     A container's limit counts."""
     found = [_available_in_machine()]
-    if limit := _number(_CONTAINER_LIMIT):
-        found.append(max(0, limit - (_number(_CONTAINER_USED) or 0)))
+    found += [max(0, limit - used) for limit, used in memory_limits()]
     return min((size for size in found if size), default=None)
 
 
@@ -48,8 +47,7 @@ def memory_for_this_process() -> int | None:
         return None
     held = resident - shared  # without the libraries
     sizes = [available + held]
-    if (limit := _number(_CONTAINER_LIMIT)) is not None:
-        sizes.append(limit)
+    sizes += [limit for limit, _ in memory_limits()]
     import resource
 
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ from gptcli.cli import (
     train,
 )
 from gptcli.cli.command_line import Command, Group, same_option
+from gptcli.cli.debug_option import without_debug
 from gptcli.cli.output import (
     STDOUT,
     checked_stdout,
@@ -107,15 +109,15 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
-    arguments = sys.argv[1:]
-    options_end = arguments.index("--") if "--" in arguments else len(arguments)
-    options, rest = arguments[:options_end], arguments[options_end:]
-    debug = "--debug" in options
-    arguments = [option for option in options if option != "--debug"] + rest
+    arguments, debug = without_debug(sys.argv[1:], app)
+    if hasattr(sys.stdin, "reconfigure"):  # utf-8-sig drops a byte-order mark
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=ESCAPE_UNDECODABLE)
     try:
+        if not {"--help", "-h", "--version"} & set(arguments):
+            _refuse_deleted_folder()
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # typer turns a Ctrl-C into this exit code
@@ -140,6 +142,18 @@ def main() -> None:
         print_error(problem)
         code = problem.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_deleted_folder() -> None:
+    """Raise GptcliError if the current folder is gone. PyTorch would end the process there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise GptcliError(
+            f"the current folder cannot be used ({error.strerror}): was it deleted or moved?",
+            "go to a folder that exists, for example with `cd`, and run the command again",
+            exit_code=1,
+        ) from None
 
 
 def _machine_error(error: Exception) -> GptcliError | None:

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.errors import GptcliError
 from gptcli.other_spellings import FORM_OF, normalised
 
@@ -18,7 +19,9 @@ def named_run(name: str | None, command: str) -> Path:
     from gptcli.training.run_folder import find_run
 
     try:
-        return find_run(name)
+        run = find_run(name)
+        note_two_runs(name)
+        return run
     except GptcliError as error:
         other = _instead_of_run(name, command) if name else None
         raise (other or error) from None

@@ -20,7 +20,7 @@ def run_rows(folder: Path) -> list[RunRow]:
     """One row for each run under `folder`, oldest first; one row if `folder` is a run itself."""
     is_run = (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file()
     runs = [folder] if is_run else run_folder.list_runs(folder)
-    return [run_row(run) for run in sorted(runs, key=lambda r: (r / "config.yaml").stat().st_mtime)]
+    return [run_row(run) for run in run_folder.oldest_first(runs)]
 
 
 def run_row(run: Path) -> RunRow:
@@ -62,7 +62,7 @@ def run_row(run: Path) -> RunRow:
         best_val_loss=_number(ended.get("best_val_loss", last.get("best", {}).get("val_loss"))),
         seconds=_number(ended.get("seconds")) or _number(step.get("seconds")),
         parameters=_integer(status.get("parameters")) or None,
-        when=_last_written(run),
+        when=_local(run_folder.time_in(ended, "ended_at")) or _last_written(run),
     )
 
 
@@ -75,6 +75,10 @@ def _number(value: object) -> float | None:
 def _integer(value: object) -> int:
     """The value if it is an integer of at most 64 bits, else 0."""
     return value if isinstance(value, int) and abs(value) < 2**63 else 0
+
+
+def _local(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=None) if time is not None else None
 
 
 def _last_written(run: Path) -> datetime | None:

@@ -73,7 +73,7 @@ def score(
     if as_json:
         _print_json(scores)
         return
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+    if sys.stdout.isatty() and stdout_console().color_system and not os.environ.get("NO_COLOR"):
         # A character that spans several tokens is shown with the last of them.
         decoder = scores.trained.tokenizer.stream()
         pieces = [decoder.push(id) for id in scores.ids]

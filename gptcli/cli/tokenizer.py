@@ -11,6 +11,7 @@ import typer
 from gptcli.cli.command_line import Command, Group
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import typed
+from gptcli.cli.shadowed_names import note_tokenizer_and_run
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded
 from gptcli.view.waiting import waiting
@@ -122,13 +123,15 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Print the text of token ids."""
-    words = ids if ids else sys.stdin.read().replace(",", " ").split()
+    words = ids if ids else _standard_input("ids").replace(",", " ").split()
     loaded = _load(tokenizer)
     numbers = []
     for word in words:
-        if not word.isdecimal() or int(word) >= loaded.vocab_size:
+        # Python refuses to convert thousands of digits.
+        if not word.isdecimal() or len(word) > 18 or int(word) >= loaded.vocab_size:
+            short = word if len(word) <= 40 else f"{word[:37]}..."
             raise GptcliError(
-                f"`{word}` is not a token id of this tokenizer",
+                f"`{short}` is not a token id of this tokenizer",
                 f"ids are whole numbers from 0 to {loaded.vocab_size - 1}",
             )
         numbers.append(int(word))
@@ -155,10 +158,20 @@ def show(
 
 
 def _text(text: str | None, escape: bool) -> str:
-    if text is not None:
-        return typed(text, "TEXT", escape=escape)
+    return _standard_input("text") if text is None else typed(text, "TEXT", escape=escape)
+
+
+def _standard_input(what: str) -> str:
+    """The text of standard input without its byte-order mark.
+
+    Raises GptcliError if it is closed or not UTF-8. `what` it should hold: "ids" or "text"."""
+    if sys.stdin is None:  # the caller closed it: `gptcli tokenizer encode <&-`
+        raise GptcliError(
+            f"there is no {what}: standard input is closed",
+            f"give the {what} on the command line, or through a pipe",
+        )
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise GptcliError(
             f"standard input is not UTF-8 text (byte {error.start})", "convert it to UTF-8"
@@ -168,6 +181,7 @@ def _text(text: str | None, escape: bool) -> str:
 def _load(name: str) -> Tokenizer:
     from gptcli.tokenization import build_tokenizer
 
+    note_tokenizer_and_run(name)
     if name in ("gpt2", "byte"):
         return build_tokenizer(name, 0, lambda: iter(()))
     from gptcli.training.named_tokenizer import load_named

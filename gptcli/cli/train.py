@@ -15,6 +15,7 @@ import typer
 from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
+from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.signals import leave_on_signals
 from gptcli.cli.text_arguments import Target, source_override, texts_of
 from gptcli.cli.train_arguments import (
@@ -227,13 +228,31 @@ def _print_dry_run(request: _Request, new: _NewRun) -> None:
 
 
 def _start_run(request: _Request, new: _NewRun, overwrite: bool) -> None:
-    """Train in a new run folder, or with `overwrite` in place of an old run."""
+    """Train in a new run folder, or with `overwrite` in place of an old run.
+
+    Without --out, the folder gets the next free name. Of several trainings that begin at the same
+    moment, only one gets it; the others take the names after it."""
     if new.config.run.engine != "torch":
         library.start_building()  # compiles while PyTorch is imported and the text is read
+    from gptcli.files.durable import LockedError
+    from gptcli.training import run_folder
+
+    if request.out is not None:
+        _train_in(_folder_of_option(request.out), request, new, overwrite=overwrite)
+        return
+    while True:
+        try:
+            _train_in(run_folder.free_name(new.name), request, new, overwrite=False)
+            return
+        except (LockedError, run_folder.RunExistsError):
+            continue  # another training has just taken this name
+
+
+def _train_in(run: Path, request: _Request, new: _NewRun, *, overwrite: bool) -> None:
+    """Train in the folder `run`, which is new, or with `overwrite` can be that of an old run."""
     from gptcli.training import run_folder
 
     from_run = request.from_run
-    run = run_folder.free_name(new.name) if request.out is None else _folder_of_option(request.out)
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
     with path_errors(run):
         run_folder.repair_replacement(run)
@@ -277,7 +296,9 @@ def _resume_run(request: _Request, extend: bool) -> None:
     from gptcli.training import run_folder
     from gptcli.training.run_commands import resume_command
 
-    run = run_folder.find_run(str(request.out) if request.out is not None else None)
+    out = str(request.out) if request.out is not None else None
+    run = run_folder.find_run(out)
+    note_two_runs(out)
     stored = run_folder.read_config(run)
     overrides = request.overrides
     if request.target is not None and not is_config(request.target):  # a TEXT

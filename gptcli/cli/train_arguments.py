@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.cli.output import note
 from gptcli.cli.run_argument import named_run
+from gptcli.cli.shadowed_names import note_config_and_text
 from gptcli.cli.text_arguments import (
     MOST_TEXTS,
     Target,
@@ -75,6 +76,8 @@ def config_for(
     """
     from gptcli.config_files import load_config
 
+    if isinstance(target, str):
+        note_config_and_text(target)
     if isinstance(target, str) and is_config(target):
         return load_config(target, overrides), Path(target).stem
     if target is not None:

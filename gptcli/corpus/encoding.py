@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptcli.container import usable_cores
 from gptcli.corpus.reading import CHUNK, Piece
 from gptcli.corpus.token_store import Tokens, dtype_for
 
@@ -166,7 +166,7 @@ def _in_threads(
 
     Holds only a few groups in memory. Threads gain time, because encoding, writing and hashing
     release Python's lock."""
-    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    threads = min(usable_cores(), _MOST_THREADS)
     waiting: deque[Future[tuple[Tokens, Tokens]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for group in groups:

@@ -21,6 +21,7 @@ from gptcli.corpus.cache import (
 )
 from gptcli.corpus.documents import END_OF_TEXT
 from gptcli.corpus.encoding import characters, encode_all, joined
+from gptcli.corpus.line_ends import changed_line_ends, line_ends_note
 from gptcli.corpus.progress import Progress
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import Source, find_source, section_of
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
 
 
 class OtherTextError(GptcliError):
-    """A text that was found is not the one that the caller wants."""
+    """A text that was found is not the one that the caller wants.
+
+    `line_ends` says what changed and what to do if only the line ends differ, else it is None."""
+
+    def __init__(self, source: str, line_ends: tuple[str, str] | None) -> None:
+        super().__init__(f"{source} is another text", "name the text that has this content")
+        self.line_ends = line_ends
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,10 @@ def open_corpus(
     bar = Progress(progress)
     found = find_source(data, bar)
     if content_key is not None and found.content_key != content_key:
-        raise OtherTextError(f"{found.name} is another text", "name the text that has this content")
+        raise OtherTextError(found.name, changed_line_ends(found, content_key))
     notes = list(found.notes)
+    if tokenizer is None:  # a new run
+        notes += line_ends_note(found)
     folder = (cache_folder() if cache is None else cache) / "corpus"
     if user_tokenizer is not None and tokenizer is None:
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)

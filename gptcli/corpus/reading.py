@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from gptcli.corpus.conversion import conversion_command
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.errors import GptcliError
 from gptcli.files.names import shown
@@ -184,8 +185,8 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{shown(path)} is UTF-16, not UTF-8",
-            f"read it with data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8 "
-            f"{shown(path.name)} > utf8-{shown(path.name)}",
+            "read it with data.encoding=utf-16, or convert it: "
+            f"{conversion_command(path, 'UTF-16')}",
         )
     nul = data.find(0)
     if nul >= 0:

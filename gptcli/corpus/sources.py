@@ -31,6 +31,7 @@ from gptcli.corpus.standard_input import STDIN, standard_input
 from gptcli.corpus.undecodable import first_problem, is_cut_off, undecodable_files
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.caches import cache_folder
+from gptcli.files.leftovers import POINTER_HINT, is_editor_backup, is_lfs_pointer
 from gptcli.files.names import exists, path_of, shown
 from gptcli.files.shipped import shipped_texts
 
@@ -238,6 +239,12 @@ def no_such_text(source: str) -> GptcliError:
     choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
     if not source:
         return GptcliError("the name of the text is empty", choices)
+    if len(source) < 256 and " " not in source and any(c < " " for c in source):
+        return GptcliError(  # `"texts\new.txt"` in a config
+            f"no shipped text, file or folder is named {source!r}",
+            "in double quotes YAML reads \\n as a newline and \\t as a tab: write the path in "
+            "single quotes, or with /",
+        )
     if "\n" in source or len(source) > _LONGEST_NAME:
         begins = shown(" ".join(source[:40].split()))
         return GptcliError(
@@ -284,6 +291,10 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
             "continue it with --resume --out, or start from its weights with --from",
         )
     paths = _files_below(folder, survey)
+    for path in [path for path in paths if is_editor_backup(path.name)]:
+        name = shown(path.relative_to(folder).as_posix())
+        survey.left_out.setdefault("backups of an editor", []).append(name)
+        paths.remove(path)
     files: list[SourceFile] = []
     binary: list[str] = []
     with progress.phase("reading", sum(map(_size, paths))) as survey.advance:
@@ -450,6 +461,10 @@ def _hashed(
         while chunk := file.read(CHUNK):
             if not binary:
                 refuse_binary(path, chunk, offset)
+            if offset == 0 and is_lfs_pointer(chunk):
+                raise GptcliError(
+                    f"{shown(path)} is a git-lfs pointer, not the text itself", POINTER_HINT
+                )
             digest.update(chunk)
             if not marked:
                 bar = (end + chunk).find(b"|") if end else chunk.find(b"|")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from gptcli.corpus.conversion import conversion_command
 from gptcli.corpus.reading import UndecodableError, decoded, open_content
 from gptcli.errors import GptcliError
 from gptcli.files.names import shown
@@ -90,11 +91,11 @@ def _explained(
         )
         return message, hint
     public = looks.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
-    name = shown(path.name) if only else "FILE"
+    command = conversion_command(path if only else Path("FILE"), public)
     return (
         f"{message}; it looks like {public}",
         f"read {public} with data.encoding={looks} (files in UTF-8 are still read as UTF-8), or "
-        f"convert the file: iconv -f {public} -t UTF-8 {name} > utf8-{name}{leave_out}",
+        f"convert the file: {command}{leave_out}",
     )
 
 

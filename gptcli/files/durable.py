@@ -347,11 +347,15 @@ class LineWriter:
         return refused
 
 
+class LockedError(GptcliError):
+    """Another process holds the lock of a folder."""
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
-    Raises GptcliError (exit code 1) if another process holds the lock. Tries a few times, because
+    Raises LockedError (exit code 1) if another process holds the lock. Tries a few times, because
     a call of `is_locked` holds the lock for a moment."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
@@ -372,7 +376,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 yield
                 return
         time.sleep(wait)
-    raise GptcliError(
+    raise LockedError(
         f"{folder} is being written by another gptcli train",
         "wait for it, or choose another folder with --out",
         exit_code=1,

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
+from gptcli.tokenization.other_forms import other_form
 from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class CharTokenizer(Tokenizer):
             message += ", ".join(_name(char) for char in others[:_MOST_NAMED])
             if len(others) > _MOST_NAMED:
                 message += f" and {len(others) - _MOST_NAMED} more"
+        if (why := other_form(positions, self._ids)) is not None:
+            return GptcliError(message, why)
         return GptcliError(
             message,
             f"leave {'them' if others else 'it'} out (the model never saw "
@@ -144,4 +147,6 @@ class CharTokenizer(Tokenizer):
 def _name(char: str) -> str:
     """The character, code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
     name = unicodedata.name(char, "").lower()
+    if char == "\r":
+        name = "carriage return, as in line ends of Windows"
     return f"{char!r} (U+{ord(char):04X}{', ' + name if name else ''})"

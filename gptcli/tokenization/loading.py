@@ -8,6 +8,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import LinkOutError, read_bounded
+from gptcli.files.leftovers import POINTER_HINT, is_lfs_pointer
 from gptcli.tokenization.bpe import END_NAMES, RankedTokenizer
 from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
@@ -58,7 +59,7 @@ def load_tokenizer(
             else "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
-        stored = _parsed(content)
+        stored = _parsed(content, path)
         if other_programs and "kind" not in (stored.get("model") or {}):
             return _from_hugging_face(stored)
         return _rebuild(stored, path, user_class)
@@ -74,11 +75,13 @@ def load_tokenizer(
         ) from None
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    if is_lfs_pointer(content):
+        raise GptcliError(f"{path} is a git-lfs pointer, not the tokenizer itself", POINTER_HINT)
     if has_too_many_parts(content):
         raise _DamagedError("JSON with too many values")
     try:
-        stored = json.loads(content.decode("utf-8"))
+        stored = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -313,7 +313,7 @@ def _read_best(run: Path) -> int | None:
     Raises OSError if the file cannot be read, ValueError if its content is damaged."""
     try:
         path = run / "checkpoints" / "best"
-        text = read_bounded(path, _MAX_BEST_BYTES, path.parent).decode("utf-8").strip()
+        text = read_bounded(path, _MAX_BEST_BYTES, path.parent).decode("utf-8-sig").strip()
     except FileNotFoundError:
         return None
     match = FOLDER_NAME.fullmatch(text)

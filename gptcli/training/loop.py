@@ -47,6 +47,7 @@ from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
 from gptcli.training.step import Batch, Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
+from gptcli.training.zero_gradients import ZeroGradients, still
 
 _SAMPLE_TOKENS = 200
 
@@ -134,6 +135,7 @@ class _Loop:
             self.progress.step,
             len(corpus.val) if corpus.val else 0,
         )
+        self.zero_gradients = ZeroGradients()
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
 
@@ -210,6 +212,8 @@ class _Loop:
             )
             if (usual := self.spikes.excess(done.loss)) is not None:
                 yield self.spike(done.loss, usual)
+            if self.zero_gradients.begin(done.norm):
+                yield Notice(still(p.step, self.config.learning_rate))
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
             # Tokens per second do not count the time of evaluations, samples and checkpoints.

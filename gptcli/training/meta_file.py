@@ -41,7 +41,7 @@ def parse_meta(content: bytes, step: int) -> dict[str, Any]:
 
 
 def _parsed(content: bytes, step: int) -> dict[str, Any]:
-    meta = json.loads(content.decode("utf-8"))
+    meta = json.loads(content.decode("utf-8-sig"))
     if not isinstance(meta, dict) or meta.get("format") not in (1, FORMAT):
         raise ValueError("it is not the meta.json of a checkpoint")
     if meta["format"] == FORMAT:

@@ -16,12 +16,12 @@ import torch
 
 from gptcli.config import Config, RunConfig
 from gptcli.config_files import ConfigError
+from gptcli.container import usable_cores
 from gptcli.devices import (
     choose_device,
     choose_dtype,
     choose_threads,
     has_quick_bfloat16,
-    usable_cores,
 )
 from gptcli.errors import GptcliError
 from gptcli.training.passes import choose_engine

@@ -16,7 +16,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ _REPLACED = ".replaced"
 _CHECKPOINT_NAMES = r"step-\d+|best"
 
 
+class RunExistsError(GptcliError):
+    """The folder of a new run exists already and is not empty."""
+
+
 # ---- finding -----------------------------------------------------------------------------------
 
 
@@ -49,7 +55,7 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     if name is None:
         if not known:
             raise GptcliError(f"no runs under {runs}/", "train one: gptcli train")
-        return max(known, key=lambda run: (run / "config.yaml").stat().st_mtime)
+        return oldest_first(known)[-1]
     given = expanded(name)
     for path in (given, runs / name):
         repair_replacement(path)
@@ -88,6 +94,20 @@ def list_runs(runs: Path) -> list[Path]:
     return [p for p in paths if os.path.isfile(p / "config.yaml")]  # noqa: PTH113
 
 
+def oldest_first(runs: Iterable[Path]) -> list[Path]:
+    """The runs in the order in which they were begun or last resumed.
+
+    run.json has the time. A run of an earlier version counts by the time of its config.yaml, which
+    a copy of the folder (`cp -r`) changes."""
+
+    def began(run: Path) -> tuple[float, float]:
+        written = (run / "config.yaml").stat().st_mtime
+        recorded = time_in(read_status(run), "began_at")
+        return (recorded.timestamp() if recorded is not None else written), written
+
+    return sorted(runs, key=began)
+
+
 def free_name(name: str, runs: Path = Path("runs")) -> Path:
     """runs/NAME, or the first of runs/NAME-2, -3, ... that does not exist."""
     path, number = runs / name, 2
@@ -97,7 +117,7 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 
 
 def refuse_existing(run: Path) -> None:
-    """Raise GptcliError if a new run's folder exists and holds more than a lock.
+    """Raise RunExistsError if a new run's folder exists and holds more than a lock.
 
     It may also hold an empty `checkpoints`: a link to a folder on another disk. The hint is right
     for a command line that asks for a new run in this folder."""
@@ -106,7 +126,7 @@ def refuse_existing(run: Path) -> None:
         if names <= {".lock"} or (names <= {".lock", "checkpoints"} and not _has_steps(run)):
             return
     if run.exists():
-        raise GptcliError(
+        raise RunExistsError(
             f"{run} exists already",
             "add --resume to continue that run, or --overwrite to replace it; or name another "
             "folder with --out"
@@ -391,6 +411,19 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
 
 def _as_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1).encode()
+
+
+def now() -> str:
+    """The time now, as run.json records it: UTC in the format of ISO 8601."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def time_in(status: dict[str, Any], key: str) -> datetime | None:
+    """A time of run.json, in the local zone; None if it is missing or damaged."""
+    try:
+        return datetime.fromisoformat(status[key]).astimezone()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def read_status(run: Path) -> dict[str, Any]:

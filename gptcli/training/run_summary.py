@@ -27,6 +27,7 @@ class RunSummary:
         self._kept = {key: status[key] for key in _KEPT if key in status}
         self._parameters: int | None = None
         self._stopped: str | None = None
+        self._began_at = run_folder.now()
 
     def absorb(self, event: Event) -> None:
         """Update the counters from one event."""
@@ -45,15 +46,19 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys known before the first step: the user's parts, and those of _KEPT."""
-        user_parts = {
-            "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else []
+        """The keys known before the first step: the user's parts, and those of _KEPT.
+
+        `began_at` is the time of this start or resume: it decides which run is the newest."""
+        user_parts: dict[str, Any] = {
+            "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else [],
+            "began_at": self._began_at,
         }
         return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, `parameters`, and the keys of `begun`."""
         return self.begun() | {
+            "ended_at": run_folder.now(),
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,
             "parameters": self._parameters,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.files.bounded import read_bounded
+from gptcli.files.leftovers import LARGEST_POINTER, POINTER_HINT, is_lfs_pointer
 from gptcli.memory import total_memory
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     if memory is not None and size > memory:
         raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
     found = path.stat().st_size
+    if found <= LARGEST_POINTER and is_lfs_pointer(read_bounded(path, LARGEST_POINTER, inside)):
+        raise ValueError(f"it is a git-lfs pointer, not the file itself; {POINTER_HINT}")
     if found != size:
         raise ValueError(f"{found:,} bytes, meta.json says {size:,}")
     data = read_bounded(path, size, inside)

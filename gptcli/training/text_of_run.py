@@ -105,11 +105,15 @@ class WantedText:
                 if place not in shipped:
                     problem = problem or error
         if isinstance(problem, OtherTextError):
-            raise self._other_text(config)
+            raise self._other_text(config, problem)
         raise problem or self._missing(config)
 
-    def _other_text(self, config: Config) -> GptcliError:
+    def _other_text(self, config: Config, problem: OtherTextError) -> GptcliError:
         name = config.data.name
+        if problem.line_ends is not None:
+            what, hint = problem.line_ends
+            changed = f"the text of {name} has changed since the run {self.run} began, but {what}"
+            return GptcliError(changed, hint)
         if self.named:
             return GptcliError(
                 f"{name} is not the text that {self.run} was trained on", self.other_text

@@ -250,3 +250,19 @@ def test_errors_of_the_machine_have_the_error_form(
     outcome = cli("train", "tiny", "--out", "never")
     assert outcome.code == 1
     assert form(outcome)[0] == message
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not delete a folder in use")
+def test_a_deleted_current_folder(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    (tmp_path / "d").rmdir()
+    outcome = cli("train", text_file)
+    assert outcome.code == 1
+    message, hint = form(outcome)
+    assert message.startswith("the current folder cannot be used (No such file or directory)")
+    assert "cd" in hint
+    assert cli("train", "--help").code == 0
+    assert cli("--version").code == 0

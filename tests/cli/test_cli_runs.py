@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from gptcli.training.run_folder import find_run
+from tests.conftest import SMALL
 
 
 def objects(out: str) -> list[dict[str, Any]]:
@@ -29,3 +36,51 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
     (row,) = objects(cli("runs", run.parent, "--json").out)
     assert row["max_steps"] == 60
+
+
+def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cp -r` gives all files new times, in any order. run.json knows when a run was begun."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("old", "new", "middle")):
+        run = tmp_path / "runs" / name
+        shutil.copytree(trained, run)
+        day = {"old": "01", "middle": "02", "new": "03"}[name]
+        set_status(
+            run, began_at=f"2024-05-{day}T10:00:00+00:00", ended_at=f"2024-05-{day}T11:00:00+00:00"
+        )
+        os.utime(run / "config.yaml", (10**9 + number, 10**9 + number))
+    names = [row["name"] for row in objects(cli("runs", "--json").out)]
+    assert names == ["old", "middle", "new"]
+    assert find_run(None) == Path("runs/new")
+    set_status(tmp_path / "runs" / "new", began_at=None)  # a run of an earlier version
+    assert find_run(None) == Path("runs/middle")
+    for damaged in (7, "yesterday", [], "9999-99-99"):
+        set_status(tmp_path / "runs" / "middle", began_at=damaged)
+        assert find_run(None) == Path("runs/old")
+
+
+def test_a_run_records_when_it_was_begun_and_resumed(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest run is the one that was begun or resumed last, and `when` is its end."""
+    monkeypatch.chdir(tmp_path)
+    tiny = (*SMALL, "train.max_steps=2", "model.block_size=16", "model.n_embd=16")
+    for name in ("a", "b"):
+        assert cli("train", text_file, *tiny, "--out", f"runs/{name}").code == 0
+    assert find_run(None) == Path("runs/b")
+    done = cli("train", "--resume", "--extend", "train.max_steps=3", "--out", "runs/a", "--json")
+    assert done.code == 0
+    assert find_run(None) == Path("runs/a")
+    status = json.loads((tmp_path / "runs" / "a" / "run.json").read_bytes())
+    began, ended = (datetime.fromisoformat(status[key]) for key in ("began_at", "ended_at"))
+    assert began <= ended
+    (row,) = (row for row in objects(cli("runs", "--json").out) if row["name"] == "a")
+    assert row["when"] == ended.astimezone().replace(tzinfo=None).isoformat()
+
+
+def set_status(run: Path, **values: Any) -> None:
+    path = run / "run.json"
+    status = {**json.loads(path.read_bytes()), **values}
+    path.write_text(json.dumps(status), encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 from gptcli.config import Config, DataConfig
 from gptcli.config_files import dump_config, parse_config
 from gptcli.corpus import find_source
+from gptcli.corpus.conversion import conversion_command
 from gptcli.errors import GptcliError
 from gptcli.files.names import shown
 
@@ -196,7 +197,7 @@ def test_binary_files_are_refused_with_the_position(tmp_path: Path) -> None:
     assert error.message == f"{path} is UTF-16, not UTF-8"
     assert error.hint is not None
     assert error.hint.startswith(
-        "read it with data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8 a.txt > "
+        f"read it with data.encoding=utf-16, or convert it: {conversion_command(path, 'UTF-16')}"
     )
 
 

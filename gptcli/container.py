@@ -1,0 +1,96 @@
+"""Limits that a container sets by cgroups (v1 and v2): cores and memory, also nested ones.
+
+Linux only; elsewhere there are no limits. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_MINE = Path("/proc/self/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2**63 if there is no limit
+
+
+def usable_cores() -> int:
+    """The number of cores that this process can use: by affinity, and by the container's quota.
+
+    A quota of 1.5 cores counts as 2."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """The cores that the container can use on average; None if there is no quota.
+
+    Of nested groups, the smallest quota counts."""
+    quotas = []
+    for folder in _folders("cpu"):
+        limits = _numbers(folder / "cpu.max")  # v2: quota and period in microseconds
+        if len(limits) != 2:
+            limits = [
+                *_numbers(folder / "cpu.cfs_quota_us"),
+                *_numbers(folder / "cpu.cfs_period_us"),
+            ]
+        if len(limits) == 2 and min(limits) > 0:
+            quotas.append(limits[0] / limits[1])
+    return min(quotas, default=None)
+
+
+def memory_limits() -> list[tuple[int, int]]:
+    """The limit of memory and the memory in use, in bytes, of each group that has a limit."""
+    found = []
+    for folder in _folders("memory"):
+        for limit_file, used_file in (
+            ("memory.max", "memory.current"),  # v2
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # v1
+        ):
+            limit = _numbers(folder / limit_file)
+            if limit and limit[0] < _NO_LIMIT:
+                found.append((limit[0], sum(_numbers(folder / used_file)[:1])))
+    return found
+
+
+def _folders(controller: str) -> Iterator[Path]:
+    """The folders of this process's groups for a controller, from the innermost to the root.
+
+    Without a cgroup namespace, /proc names folders that a container cannot see; only the root is
+    there then."""
+    try:
+        lines = _MINE.read_text("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    seen = set()
+    for line in [*lines, "0::/", f"0:{controller}:/"]:
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if names == "":
+            mounts = [_ROOT, _ROOT / "unified"]
+        elif controller in names.split(","):
+            mounts = [_ROOT / names, _ROOT / controller]
+        else:
+            continue
+        inside = PurePosixPath(path)
+        for group in (inside, *inside.parents):
+            if ".." in group.parts:  # outside this process's namespace
+                continue
+            for mount in mounts:
+                folder = mount / str(group).lstrip("/")
+                if folder not in seen:
+                    seen.add(folder)
+                    yield folder
+
+
+def _numbers(path: Path) -> list[int]:
+    """The numbers in a file; [] if it is missing or holds a word, such as `max`."""
+    try:
+        return [int(word) for word in path.read_text("ascii").split()]
+    except (OSError, ValueError):
+        return []

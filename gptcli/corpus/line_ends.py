@@ -1,0 +1,84 @@
+"""Line ends of texts: a note about those of Windows and old Macs, and texts that differ only there.
+
+git with core.autocrlf, editors and transfers change the line ends of files. A model learns them
+like any other character, so a run needs its text with the line ends that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gptcli.corpus.reading import CHUNK, open_bytes
+from gptcli.corpus.sources import Source
+
+_NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
+_TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
+_CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
+# Formats whose line ends are not part of the text.
+_RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".gz")
+_SEEN = CHUNK  # bytes at the beginning of each file that the note is based on
+
+
+def line_ends_note(source: Source) -> list[str]:
+    """A note for users if files have CRLF or CR line ends; [] if they have none. Never an error."""
+    plain = [file for file in source.files if file.path.suffix.lower() not in _RECORDS]
+    windows = mac = 0
+    for file in plain:
+        with open_bytes(file.path) as opened:
+            beginning = opened.read(_SEEN)
+        if b"\r\n" in beginning:
+            windows += 1
+        elif b"\r" in beginning and b"\n" not in beginning:
+            mac += 1
+    notes = []
+    for count, name, tool in ((windows, b"\r\n", "dos2unix"), (mac, b"\r", "mac2unix")):
+        if count:
+            which = "the text has" if len(plain) == 1 else f"{count} of {len(plain)} files have"
+            notes.append(
+                f"{which} {_NAMES[name]} line ends, and the model learns to write them; to train "
+                f"on plain newlines, convert the text first, for example with {tool}"
+            )
+    return notes
+
+
+def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
+    """What changed and what to do, if a text differs only in its line ends from what it was.
+
+    `content_key` is that of the text as it was. None if it was another text."""
+    for ends, alone in _CHANGES:
+        files = tuple(
+            replace(file, sha256=_hash_with(file.path, ends, alone)) for file in source.files
+        )
+        if replace(source, files=files).content_key == content_key:
+            return (
+                f"only in its line ends: they were {_NAMES[ends]}",
+                f"restore them, for example with {_TOOLS[ends]}; git changes line ends if "
+                "core.autocrlf is set",
+            )
+    return None
+
+
+def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
+    """SHA-256 of a file with other line ends. `alone`: a CR without LF is a line end, too."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        plain = chunk.replace(b"\r\n", b"\n")
+        if alone:
+            plain = plain.replace(b"\r", b"\n")
+        digest.update(plain if ends == b"\n" else plain.replace(b"\n", ends))
+    return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file in parts that do not end between CR and LF."""
+    held = b""
+    with open_bytes(path) as file:
+        while chunk := file.read(CHUNK):
+            chunk, held = held + chunk, b""
+            if chunk.endswith(b"\r"):
+                chunk, held = chunk[:-1], b"\r"
+            yield chunk
+    yield held

@@ -1,0 +1,119 @@
+"""Values of config keys that take text, such as `data.source`: taken as the user typed them.
+
+Names of files can look like anything in YAML: `08` a number, `x #2.txt` a name and a comment,
+`[draft] x.txt` a broken list. So `KEY=VALUE` of such a key takes the value literally:
+
+| value | is |
+|---|---|
+| in single or double quotes, completely | the text inside, by YAML's rules |
+| `null`, `~` or nothing, if the key can be null | null |
+| a YAML list of texts, if the key takes lists and no file has this name | that list |
+| everything else | the text itself |
+
+Which keys take text follows from their types in gptcli.config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cache
+
+import yaml
+
+from gptcli.config import Config
+from gptcli.errors import GptcliError
+
+_NULLS = ("", "~", "null", "Null", "NULL")
+_SINGLE = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
+_DOUBLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# `C:\texts\new.txt` in double quotes. gptcli itself never writes `C:\x` with the escape of a
+# control character there.
+_WINDOWS_PATH = re.compile(r'"[A-Za-z]:\\(?!\\|x[01][0-9A-F])')
+
+
+def takes_text(key: tuple[str, ...]) -> bool:
+    """Whether a value at this place of a config is text: a key, or an item of a key's list."""
+    forms = _forms(key[:2])
+    return "text" in forms and (len(key) == 2 or (len(key) == 3 and "list" in forms))
+
+
+def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | list[str] | None:
+    """The value of `KEY=VALUE`, by the table above. `text` is VALUE.
+
+    Raises GptcliError if it is a Windows path in double quotes."""
+    forms = _forms(key)
+    if "null" in forms and text in _NULLS:
+        return None
+    if "list" in forms and text.startswith("[") and not os.path.lexists(text):
+        found = _list(override, text)
+        if found is not None:
+            return found
+    if quoted := _SINGLE.fullmatch(text):
+        return quoted[1].replace("''", "'")
+    if _DOUBLE.fullmatch(text):
+        refuse_windows_path(override, text)
+        return _unquoted(override, text)
+    return text
+
+
+def refuse_windows_path(where: str, quoted: str) -> None:
+    """Raise GptcliError if a text in double quotes is a Windows path: its `\\t` would be a tab."""
+    if _WINDOWS_PATH.match(quoted):
+        path = quoted.strip('"')
+        raise GptcliError(
+            f"{where}: in double quotes a backslash begins an escape, so {quoted[:80]} is not "
+            "the path that you mean",
+            f"write it in single quotes, '{path}', or with /: {path.replace(chr(92), '/')}",
+        )
+
+
+@cache
+def _forms(key: tuple[str, ...]) -> frozenset[str]:
+    """What a key takes: "text", "list", "null". Empty if it takes a number or fixed words, too."""
+    section = Config.model_fields.get(key[0]) if len(key) == 2 else None
+    if section is None:
+        return frozenset()
+    assert isinstance(section.annotation, type)
+    schema = section.annotation.model_json_schema()["properties"].get(key[1], {})
+    forms = set()
+    for choice in schema.get("anyOf", [schema]):
+        kind = "word" if {"enum", "const"} & choice.keys() else choice.get("type", "other")
+        forms.add({"string": "text", "array": "list"}.get(kind, kind))
+    return (
+        frozenset(forms) if "text" in forms and forms <= {"text", "list", "null"} else frozenset()
+    )
+
+
+def _list(override: str, text: str) -> list[str] | None:
+    """The texts of a YAML list such as `[a.txt, "b.txt"]`; None if it is no list of texts."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
+        return None
+    if not isinstance(node, yaml.SequenceNode):
+        return None
+    for item in node.value:
+        if not isinstance(item, yaml.ScalarNode):
+            return None
+        if item.style == '"':
+            refuse_windows_path(override, text[item.start_mark.index : item.end_mark.index])
+    return [str(item.value) for item in node.value]
+
+
+def _unquoted(override: str, quoted: str) -> str:
+    """The text inside double quotes."""
+    try:  # JSON keeps line breaks such as U+2028, which YAML folds into blanks
+        found = json.loads(quoted, strict=False)
+    except ValueError:
+        try:
+            found = yaml.safe_load(quoted)
+        except (yaml.YAMLError, ValueError, OverflowError):
+            raise GptcliError(
+                f"{override[:80]}: a backslash in double quotes begins an escape, and one of these "
+                "is unknown",
+                "write the text in single quotes, or a path with /",
+            ) from None
+    assert isinstance(found, str)
+    return found

@@ -1,0 +1,52 @@
+"""Why characters are unknown that look known: line ends of Windows, decomposed accents (NFD)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable
+
+
+def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
+    """A sentence for users, if the training text has the same characters in another form.
+
+    `unknown` are characters that a char tokenizer does not know, `known` those that it knows. None
+    if that is not so for all of `unknown`."""
+    unknown = set(unknown)
+    sentences = []
+    if "\r" in unknown and "\n" in known:
+        sentences.append(
+            "this text has Windows line ends (\\r\\n), the training text plain newlines: convert "
+            "it, for example with dos2unix"
+        )
+        unknown.remove("\r")
+    for char in sorted(unknown):
+        parts = unicodedata.normalize("NFD", char)
+        if len(parts) > 1 and set(parts) <= set(known):
+            sentences.append(
+                f"the training text writes {char} as {_count(len(parts))} characters "
+                f"({_named(parts)}), this text as one: convert it to the form NFD"
+            )
+        elif (letter := _letter_with(char, known)) is not None:
+            parts = unicodedata.normalize("NFD", letter)
+            sentences.append(
+                f"this text writes {letter} as {_count(len(parts))} characters ({_named(parts)}), "
+                "the training text as one: convert it to the form NFC"
+            )
+        else:
+            return None
+    return "; ".join(sentences[:2]) or None
+
+
+def _letter_with(mark: str, known: Collection[str]) -> str | None:
+    """A known letter that contains this combining mark when it is decomposed."""
+    if not unicodedata.combining(mark):
+        return None
+    return next((c for c in sorted(known) if mark in unicodedata.normalize("NFD", c)[1:]), None)
+
+
+def _count(number: int) -> str:
+    return {2: "two", 3: "three"}.get(number, str(number))
+
+
+def _named(characters: str) -> str:
+    return " and ".join(f"U+{ord(c):04X}" if unicodedata.combining(c) else c for c in characters)

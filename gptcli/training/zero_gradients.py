@@ -1,0 +1,29 @@
+"""Detects a network that no longer learns: the norm of its gradient is exactly 0."""
+
+from __future__ import annotations
+
+_STEPS = 5
+
+
+class ZeroGradients:
+    """Takes the gradient norm of each step and reports, once, that it stays 0.
+
+    A learning rate that is far too high makes every unit of the network constant. The loss is
+    finite then, and nothing else looks wrong."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def begin(self, grad_norm: float) -> bool:
+        """Whether this is the step at which the norm has been 0 for five steps in a row."""
+        self._in_a_row = self._in_a_row + 1 if grad_norm == 0 else 0
+        return self._in_a_row == _STEPS
+
+
+def still(step: int, learning_rate: float | str) -> str:
+    """The note for users that the network stands still."""
+    return (
+        f"step {step}: the norm of the gradient has been exactly 0 for {_STEPS} steps, so the "
+        "network no longer learns. The learning rate is probably too high: the highest is "
+        f"{learning_rate} (train.learning_rate)"
+    )
