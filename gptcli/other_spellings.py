@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _KEYS = """
-data.val_fraction: val_split val_ratio validation_split validation_fraction val_size test_size
+data.val_fraction: val_ratio validation_split validation_fraction val_size test_size
 tokenizer.kind: tokenizer_type tokenization tokenizer_kind
 tokenizer.vocab_size: n_vocab vocab vocabulary_size num_merges
 model.arch: architecture

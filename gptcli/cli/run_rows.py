@@ -13,6 +13,7 @@ from gptcli.files.bounded import read_lines
 from gptcli.files.durable import is_locked
 from gptcli.training import run_folder
 from gptcli.training.checkpoint import steps_of
+from gptcli.training.run_times import time_in
 from gptcli.view.runs_table import RunRow
 
 
@@ -62,7 +63,7 @@ def run_row(run: Path) -> RunRow:
         best_val_loss=_number(ended.get("best_val_loss", last.get("best", {}).get("val_loss"))),
         seconds=_number(ended.get("seconds")) or _number(step.get("seconds")),
         parameters=_integer(status.get("parameters")) or None,
-        when=_local(run_folder.time_in(ended, "ended_at")) or _last_written(run),
+        when=_local(time_in(ended, "ended_at")) or _last_written(run),
     )
 
 

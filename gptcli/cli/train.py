@@ -292,7 +292,7 @@ def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
 
 def _resume_run(request: _Request, extend: bool) -> None:
     """Continue a run from its newest checkpoint, or print that it is finished."""
-    from gptcli.config_files import differences, load_config
+    from gptcli.config_files import differences, dump_config, parse_config
     from gptcli.training import run_folder
     from gptcli.training.run_commands import resume_command
 
@@ -305,7 +305,9 @@ def _resume_run(request: _Request, extend: bool) -> None:
         for text in texts_of(request.target):
             _refuse_run_as_text(text, request.out)
         overrides = [source_override(request.target), *overrides]
-    changed = load_config(str(run / "config.yaml"), overrides) if overrides else stored
+    changed = stored
+    if overrides:
+        changed = parse_config(dump_config(stored), overrides, name=str(run / "config.yaml"))
     explicit = set(differences(stored, changed)) | (
         {"data.source"} if any(o.startswith("data.source=") for o in overrides) else set()
     )

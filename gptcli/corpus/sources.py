@@ -239,7 +239,8 @@ def no_such_text(source: str) -> GptcliError:
     choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
     if not source:
         return GptcliError("the name of the text is empty", choices)
-    if len(source) < 256 and " " not in source and any(c < " " for c in source):
+    is_path = set("./\\\r") & set(source) and " " not in source and len(source) < 256
+    if is_path and any(character < " " for character in source):
         return GptcliError(  # `"texts\new.txt"` in a config
             f"no shipped text, file or folder is named {source!r}",
             "in double quotes YAML reads \\n as a newline and \\t as a tab: write the path in "

@@ -17,7 +17,7 @@ from gptcli.corpus.encoding import characters
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
 from gptcli.training.choice import (
@@ -93,10 +93,11 @@ def fit_to_minutes(
             user_parts,
             min(2.0, 0.04 * (limit.end - begun)),
         ).wall
-    except GptcliError as error:  # the model does not fit in memory: a dry run says how large it is
-        if is_strict:
+    except Exception as error:
+        # The model does not fit in memory. The training, or a dry run, says how large it is.
+        if is_strict or not (isinstance(error, GptcliError) or is_out_of_memory(error)):
             raise
-        return config, limit, error.message
+        return config, limit, "a step could not be measured"
     tokens_per_step = config.tokens_per_step
     val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
     evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS

@@ -114,7 +114,7 @@ def override_words(stored: Config, config: Config) -> list[str]:
 
 def _value(config: Config, key: str) -> Any:
     section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+    return config.model_dump()[section][name]
 
 
 def _as_yaml(value: object) -> str:

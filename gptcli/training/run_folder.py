@@ -18,19 +18,18 @@ import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
 from gptcli.config_files import dump_config, parse_config, read_yaml
-from gptcli.corpus.standard_input import KEPT_NAMES, STDIN, standard_input
+from gptcli.corpus.standard_input import KEPT_NAMES
 from gptcli.errors import GptcliError, nearest
 from gptcli.files import durable
 from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
-from gptcli.files.names import shown
 from gptcli.files.paths import expanded, shell_word
 from gptcli.tokenization import Tokenizer, load_tokenizer
+from gptcli.training.run_times import time_in
 
 _RUN_FILES = (
     "config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json", *KEPT_NAMES,
@@ -161,26 +160,6 @@ def _is_half_made(run: Path) -> bool:
 # ---- creating and deleting ---------------------------------------------------------------------
 
 
-def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
-    """The config with a file of the run folder in place of standard input, and what to copy there.
-
-    The copy lets a resumed run, `eval` and `inspect-batch` read the text again."""
-    data = config.data
-    if STDIN not in (*data.sources, *data.val_sources):
-        return config, None
-    text = standard_input()
-    there = shown((run / text.name).absolute().as_posix())
-
-    def kept(source: str | list[str]) -> str | list[str]:
-        if isinstance(source, str):
-            return there if source == STDIN else source
-        return [there if one == STDIN else one for one in source]
-
-    val_source = None if data.val_source is None else kept(data.val_source)
-    changed = {"source": kept(data.source), "val_source": val_source}
-    return config.model_copy(update={"data": data.model_copy(update=changed)}), text
-
-
 def create(
     run: Path,
     config: Config,
@@ -190,7 +169,7 @@ def create(
 ) -> None:
     """Make a run folder with its config and tokenizer; an earlier run moves to RUN/.replaced.
 
-    A copy of `text` (see `with_kept_texts`) keeps its name.
+    A copy of `text` (see gptcli.training.kept_texts) keeps its name.
 
     `status` becomes run.json, which is written before the other files. Until the first checkpoint,
     only run.json tells which run a fine-tune starts from, and which parts the user wrote.
@@ -411,19 +390,6 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
 
 def _as_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1).encode()
-
-
-def now() -> str:
-    """The time now, as run.json records it: UTC in the format of ISO 8601."""
-    return datetime.now(timezone.utc).isoformat()
-
-
-def time_in(status: dict[str, Any], key: str) -> datetime | None:
-    """A time of run.json, in the local zone; None if it is missing or damaged."""
-    try:
-        return datetime.fromisoformat(status[key]).astimezone()
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return None
 
 
 def read_status(run: Path) -> dict[str, Any]:

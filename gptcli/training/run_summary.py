@@ -7,6 +7,7 @@ from typing import Any
 from gptcli.events import Evaluated, Event, Finished, RunStarted, StepDone
 from gptcli.training import run_folder
 from gptcli.training.loop import Setup
+from gptcli.training.run_times import now
 from gptcli.training.training_state import Progress, progress_of
 
 _KEPT = ("started_from", "text", "machine")
@@ -27,7 +28,7 @@ class RunSummary:
         self._kept = {key: status[key] for key in _KEPT if key in status}
         self._parameters: int | None = None
         self._stopped: str | None = None
-        self._began_at = run_folder.now()
+        self._began_at = now()
 
     def absorb(self, event: Event) -> None:
         """Update the counters from one event."""
@@ -58,7 +59,7 @@ class RunSummary:
     def ended(self) -> dict[str, Any]:
         """The keys of `train --json`, `parameters`, and the keys of `begun`."""
         return self.begun() | {
-            "ended_at": run_folder.now(),
+            "ended_at": now(),
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,
             "parameters": self._parameters,

@@ -25,6 +25,7 @@ from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import other_network, same_config, same_tokenizer
 from gptcli.training.finished_run import FinishedRun as FinishedRun
 from gptcli.training.finished_run import finished_run, reason_to_stop
+from gptcli.training.kept_texts import with_kept_texts
 from gptcli.training.loop import Setup
 from gptcli.training.named_tokenizer import (
     follow_base_run,
@@ -217,7 +218,7 @@ def prepare_new(
     config = resolve(config, corpus, has_user_parts=has_user_parts)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
-    config, kept = run_folder.with_kept_texts(run, config)
+    config, kept = with_kept_texts(run, config)
     status["text"] = text_record(config.data, run, corpus.content_key)
     if (left := run_folder.link_to_leave(run)) is not None:
         notes.append(f"the old checkpoints stay in {left}: {run / 'checkpoints'} was a link to it")

@@ -43,7 +43,9 @@ def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.Monk
 
     config = ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16)
     model = GPT(config, 50)
-    backend = choose_backend("float32", torch.device("cpu"), has_user_parts=False)
+    backend = choose_backend(
+        "float32", torch.device("cpu"), has_user_parts=False, arch=ModelConfig().traits
+    )
     readings = iter([1e3, 1e12, 1e12])
     monkeypatch.setattr(speed, "read_speed", lambda *_: next(readings))
     monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e15)

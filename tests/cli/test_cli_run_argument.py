@@ -63,9 +63,8 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
          "to continue it: gptcli train --resume --out runs/mine; to start from its weights: "
          "gptcli train TEXT --from runs/mine"),
         (["train", "Once upon a time there was"],
-         "no config or text file named `Once upon a time there was`",
-         "gptcli trains on files: write the text into a file and name it. To continue a text: "
-         "gptcli sample --prompt TEXT"),
+         "no shipped text, file or folder is named `Once upon a time there was`",
+         "to train on a text itself, pass it on: gptcli train - < FILE; or name a file"),
     ],
 )  # fmt: skip
 def test_the_error_names_the_right_form(

@@ -163,9 +163,9 @@ def test_many_prompts_in_order(cli: Any, trained: Path, tmp_path: Path) -> None:
 def test_stop_strings_end_some_of_many(cli: Any, trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("KING:\nQUEEN:\nFOOL:\n" * 3, encoding="utf-8")
-    words = ("--prompt-lines", "--max-new-tokens", 80, "--seed", 1, "--stop", "is", "--json")
+    words = ("--prompt-lines", "--max-new-tokens", 80, "--seed", 1, "--stop", "t", "--json")
     found = objects(cli("sample", trained, "--prompt-file", file, *words).out)
-    assert all("is" not in one["text"] for one in found)
+    assert all("t" not in one["text"] for one in found)
     assert {one["stopped"] for one in found} <= {"stop", "length"}
     assert "stop" in {one["stopped"] for one in found}
     assert all(one["tokens"] == 80 for one in found if one["stopped"] == "length")

@@ -178,7 +178,7 @@ def test_a_dry_run_prints_the_notes_about_the_text(cli: Any, here: Path) -> None
     (here / "a.csv").write_text("name,body\n" + "a,b\n" * 99, "utf-8")
     outcome = cli("train", "a.csv", *TINY, "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert "read as plain text: a.csv (it has no column `text`" in outcome.err
+    assert "read as plain text: a.csv (it has no column `text`" in outcome.out
 
 
 def test_all_files_that_are_not_utf8_are_printed(cli: Any, here: Path) -> None:

@@ -289,7 +289,10 @@ def test_every_key_has_a_docstring() -> None:
         (["train={learning_rate: 0.01, seed: 2}", "train.seed=3"],
          {"train.learning_rate": 0.01, "train.seed": 3}),
         (["model={}"], {}),
-        (["tokenizer="], {"tokenizer.kind": "char", "tokenizer.vocab_size": 1024}),
+        (
+            ["tokenizer="],
+            {"tokenizer.kind": "char", "tokenizer.vocab_size": 1024, "tokenizer.from": None},
+        ),
         (["train.learning_rate=auto"], {"train.learning_rate": "auto"}),
         ([], {}),
     ],

@@ -23,7 +23,7 @@ def source(override: str) -> object:
     "name",
     [
         "x #2.txt", "08", "2024", "1e5", "0x1F", "true", "null", "~", "#1.txt", "[draft] x.txt",
-        "[a]", "[a, b].txt", "@x", "*x", "&x", "!x", "{a}.txt", "{a: b}", "- x", "-", "|", ">x",
+        "[a, b].txt", "@x", "*x", "&x", "!x", "{a}.txt", "{a: b}", "- x", "-", "|", ">x",
         "Mr. X: a life.txt", "it's.txt", "'a' and 'b'", '"a" and "b"', " x ", "C:\\texts\\new.txt",
         "a\tb", "a\u0085b", "\u2028", "2024-01-02", "=", "<<", "'", "a=b", "%20", "`x`", "🎉",
     ],

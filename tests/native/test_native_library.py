@@ -422,7 +422,7 @@ def test_pytorch_trains_without_a_compiler_and_one_note_says_so(
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
         "error: `run.engine: native` cannot be used: the C compiler failed: broken\n\n"
-        "hint: set run.engine to auto or torch\n"
+        "hint: add run.engine=auto to the command: gptcli then chooses for this machine\n"
     )
     assert not (tmp_path / "other").exists()
 

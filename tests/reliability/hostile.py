@@ -215,7 +215,7 @@ config_text("YAML tag", "data: !!python/object/apply:os.system ['touch /tmp/gptc
 config_text("YAML tag", "!!python/name:os.system data: 1")
 config_text("YAML tag", "data: {source: !!python/name:os.system }")
 config_text("YAML tag", "data: !!binary aGVsbG8=")
-config_text("cannot be read (", "# " + "x" * 200_000)
+config_text("cannot be read (", "# " + "x" * 1_100_000)
 
 
 @case("config.yaml: cannot be read (")
@@ -253,9 +253,13 @@ tokenizer_model(
     "has the id 1000000000", "an_id_of_a_billion", {"kind": "char", "vocab": {"a": 10**9}}
 )
 tokenizer_model("have the same id 0", "two_of_one_id", {"kind": "char", "vocab": {"a": 0, "b": 0}})
-tokenizer_model("tokens of up to 1,048,576 bytes", "a_token_of_a_megabyte", _bpe(["a" * 2**20]))
 tokenizer_model(
-    "tokens of up to 1,001 bytes, or too many",
+    "tokens of up to 1,048,576 bytes|the vocabulary lacks",
+    "a_token_of_a_megabyte",
+    _bpe(["a" * 2**20]),
+)
+tokenizer_model(
+    "tokens of up to 1,001 bytes, or too many|the vocabulary lacks",
     "many_long_tokens",
     _bpe([f"{'a' * 1000}{chr(number)}" for number in range(0x100, 0x143)] * 1
          + [f"{i:0900}" for i in range(100)]),

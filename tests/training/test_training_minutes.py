@@ -202,7 +202,13 @@ def test_minutes_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     # Few steps fill the minute, so that the test is short and start-up never fills it.
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(1.0, 1.0))
-    small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32")
+    small = (
+        "model.n_layer=1",
+        "model.n_head=2",
+        "model.n_embd=32",
+        "model.block_size=32",
+        "train.patience=null",
+    )
     done = cli("train", a_text(tmp_path), *small, "--minutes", "1", "--out", "r", "--json")
     assert done.code == 0
     result = json.loads(done.out)

@@ -1,0 +1,29 @@
+"""The text of standard input, which a run folder keeps as text.txt or text.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptcli.config import Config
+from gptcli.corpus.standard_input import STDIN, standard_input
+from gptcli.files.names import shown
+
+
+def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
+    """The config with a file of the run folder in place of standard input, and what to copy there.
+
+    The copy lets a resumed run, `eval` and `inspect-batch` read the text again."""
+    data = config.data
+    if STDIN not in (*data.sources, *data.val_sources):
+        return config, None
+    text = standard_input()
+    there = shown((run / text.name).absolute().as_posix())
+
+    def kept(source: str | list[str]) -> str | list[str]:
+        if isinstance(source, str):
+            return there if source == STDIN else source
+        return [there if one == STDIN else one for one in source]
+
+    val_source = None if data.val_source is None else kept(data.val_source)
+    changed = {"source": kept(data.source), "val_source": val_source}
+    return config.model_copy(update={"data": data.model_copy(update=changed)}), text
