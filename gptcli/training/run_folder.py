@@ -170,7 +170,6 @@ def create(
     """Make a run folder with its config and tokenizer; an earlier run moves to RUN/.replaced.
 
     A copy of `text` (see gptcli.training.kept_texts) keeps its name.
-
     `status` becomes run.json, which is written before the other files. Until the first checkpoint,
     only run.json tells which run a fine-tune starts from, and which parts the user wrote.
     Raises GptcliError if the folder cannot be written or the disk is full (exit code 1)."""
