@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import Config
-from gptcli.corpus import Batches, Corpus
+from gptcli.corpus import Batches, Corpus, TokenStore
 from gptcli.devices import describe_device, dtype_name
 from gptcli.events import (
     Evaluated,
@@ -229,6 +229,7 @@ class _Loop:
         replanned = self.plan.again(self.progress.step)
         if replanned is not None:
             yield replanned
+        self.plan.time_evaluation(self.progress.step, self.setup.corpus.val, self.loss_on)
         yield from self.saver.collect(wait=False)
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         begun = time.perf_counter()
@@ -277,8 +278,7 @@ class _Loop:
         if p.evaluated_at == p.step:
             return self.reason_to_stop()
         begun = time.perf_counter()
-        block_size = self.setup.config.model.block_size
-        loss = self.state.passes.evaluate(val, block_size, self.give_up_evaluation)
+        loss = self.loss_on(val)
         if loss is None and not self.should_stop():
             yield Notice(f"step {p.step}: the time is over, so this step is not evaluated")
             return None
@@ -302,9 +302,14 @@ class _Loop:
         self.plan.evaluated(time.perf_counter() - begun)
         return self.reason_to_stop()
 
-    def give_up_evaluation(self) -> bool:
-        """Whether an evaluation should end without a result: interrupted, or far too late."""
-        return self.should_stop() or self.plan.is_far_too_late()
+    def loss_on(self, tokens: TokenStore) -> float | None:
+        """The mean loss on `tokens`; None if the run is interrupted or far too late."""
+
+        def give_up() -> bool:
+            return self.should_stop() or self.plan.is_far_too_late()
+
+        block_size = self.setup.config.model.block_size
+        return self.state.passes.evaluate(tokens, block_size, give_up)
 
     def reason_to_stop(self) -> Stopped | None:
         """Why this step's evaluation ends the run, or None."""

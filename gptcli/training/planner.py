@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
+from gptcli.corpus import TokenStore
 from gptcli.events import Replanned
 from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
@@ -29,6 +30,7 @@ _CONSIDER_SHARE, _CONSIDER_LEAST = (
     0.2,
 )  # a plan lasts for this share of the time left, seconds
 _TOLERANCE = 0.02  # a difference of fewer steps than this share of those left changes nothing
+_TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, so many tokens are evaluated to time it
 _SAVE_SECONDS = 0.1  # until a save has been timed
 _MOST_LATE = 0.06  # an evaluation is given up when the run is this share of its time late
 
@@ -218,6 +220,18 @@ class StepPlan:
         """Take in the time of an evaluation, with the save after it."""
         if self._planner is not None:
             self._planner.evaluated(seconds)
+
+    def time_evaluation(
+        self, step: int, val: TokenStore | None, loss_on: Callable[[TokenStore], float | None]
+    ) -> None:
+        """Evaluate a part of `val` early in the run, to plan with the time of an evaluation."""
+        is_due = step == min(_TIMED_AT, max(1, self.max_steps // 10))
+        if self._planner is None or val is None or not is_due:
+            return
+        part = val.part(0, min(len(val), _TIMED_TOKENS))
+        begun = time.perf_counter()
+        if loss_on(part) is not None:
+            self.evaluated((time.perf_counter() - begun) * len(val) / len(part))
 
     def paused(self, seconds: float) -> None:
         """Take in the time of a save or a sample between two steps."""
