@@ -44,6 +44,7 @@ def test_every_gptcli_command_runs(
     monkeypatch.chdir(tmp_path)
     # Few steps fill the time of --minutes.
     monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
+    monkeypatch.setattr("gptcli.training.planner.Planner.max_steps", lambda *_: None)
     text = text_file.read_text("utf-8")
     for name in ("my.txt", "more.txt", "prompts.txt"):
         Path(name).write_text(text + "The End. Once", encoding="utf-8")

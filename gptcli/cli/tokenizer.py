@@ -11,7 +11,7 @@ import typer
 from gptcli.cli.command_line import Command, Group
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import typed
-from gptcli.cli.shadowed_names import note_tokenizer_and_run
+from gptcli.cli.shadowed_names import note_tokenizer_and_run, note_two_runs
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded
 from gptcli.view.waiting import waiting
@@ -186,4 +186,5 @@ def _load(name: str) -> Tokenizer:
         return build_tokenizer(name, 0, lambda: iter(()))
     from gptcli.training.named_tokenizer import load_named
 
+    note_two_runs(name)
     return load_named(name, "--tokenizer").tokenizer

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.corpus import find_source
 from gptcli.corpus.conversion import conversion_command
-from gptcli.corpus.reading import text_pieces
 from gptcli.errors import GptcliError
+
+FRENCH = "Où est le café ? « À côté de l’église », répondit-elle, déjà fâchée.\n" * 9
 
 
 @pytest.mark.skipif(shutil.which("iconv") is None, reason="needs iconv")
@@ -21,10 +23,10 @@ def test_the_hint_is_a_command_that_converts(
     monkeypatch.chdir(tmp_path)
     for path in (Path(name), tmp_path / "a folder" / name):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes("caf\xe9".encode("cp1252"))
+        path.write_bytes(FRENCH.encode("cp1252"))
         with pytest.raises(GptcliError) as caught:
-            list(text_pieces(path))
+            list(find_source(str(path)).pieces())
         command = conversion_command(path, "WINDOWS-1252")
         assert command in (caught.value.hint or "")
         subprocess.run(command, shell=True, check=True)
-        assert path.with_name(f"utf8-{name}").read_text("utf-8") == "caf\xe9"
+        assert path.with_name(f"utf8-{name}").read_text("utf-8") == FRENCH

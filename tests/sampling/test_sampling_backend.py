@@ -26,7 +26,13 @@ def test_free_memory_respects_the_limit_of_a_container(
     told = {"/proc/meminfo": "MemTotal: 9\nMemAvailable:  5000 kB\n",
             "/sys/fs/cgroup/memory.max": "3000000\n",
             "/sys/fs/cgroup/memory.current": "1000000\n"}  # fmt: skip
-    monkeypatch.setattr(Path, "read_text", lambda self, *_: told[str(self)])
+
+    def read_text(path: Path, *_: object) -> str:
+        if str(path) not in told:
+            raise FileNotFoundError(str(path))
+        return told[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     assert free_memory(CPU) == 2_000_000
     told["/sys/fs/cgroup/memory.max"] = "max\n"
     assert free_memory(CPU) == 5000 * 1024

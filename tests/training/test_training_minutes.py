@@ -22,6 +22,7 @@ from gptcli.training.minutes import (
     text_facts,
     with_values,
 )
+from gptcli.training.planner import Planner
 
 
 def text(characters: float, different: int = 80, bytes_each: float = 1.0) -> Text:
@@ -202,6 +203,7 @@ def test_minutes_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     # Few steps fill the minute, so that the test is short and start-up never fills it.
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(1.0, 1.0))
+    monkeypatch.setattr(Planner, "max_steps", lambda *_: None)  # as if each step took a second
     small = (
         "model.n_layer=1",
         "model.n_head=2",

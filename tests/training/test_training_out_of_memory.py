@@ -192,7 +192,8 @@ def test_the_command_shows_the_error(
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("another bug"))
     monkeypatch.setattr(TorchPasses, "gradients", refused)
-    words = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "train.batch_size=8")
+    words = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "train.batch_size=8",
+             "train.max_steps=9")  # fmt: skip
     outcome = cli("train", text_file, *words, "run.dtype=float32", "model.block_size=32",
                   "--out", tmp_path / "r", "--json")  # fmt: skip
     assert outcome.code == 1
