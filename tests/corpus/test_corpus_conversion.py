@@ -12,7 +12,7 @@ from gptcli.corpus import find_source
 from gptcli.corpus.conversion import conversion_command
 from gptcli.errors import GptcliError
 
-FRENCH = "Où est le café ? « À côté de l’église », répondit-elle, déjà fâchée.\n" * 9
+GERMAN = "Über die Brücke gingen die Mäuse, größer als Füchse und schöner als Äpfel.\n" * 9
 
 
 @pytest.mark.skipif(shutil.which("iconv") is None, reason="needs iconv")
@@ -23,10 +23,11 @@ def test_the_hint_is_a_command_that_converts(
     monkeypatch.chdir(tmp_path)
     for path in (Path(name), tmp_path / "a folder" / name):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(FRENCH.encode("cp1252"))
+        path.write_bytes(GERMAN.encode("cp1252"))
         with pytest.raises(GptcliError) as caught:
             list(find_source(str(path)).pieces())
-        command = conversion_command(path, "WINDOWS-1252")
-        assert command in (caught.value.hint or "")
+        # Both encodings write these letters in the same way.
+        commands = [conversion_command(path, f"WINDOWS-125{digit}") for digit in "02"]
+        (command,) = [one for one in commands if one in (caught.value.hint or "")]
         subprocess.run(command, shell=True, check=True)
-        assert path.with_name(f"utf8-{name}").read_text("utf-8") == FRENCH
+        assert path.with_name(f"utf8-{name}").read_text("utf-8") == GERMAN
