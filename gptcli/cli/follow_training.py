@@ -75,7 +75,11 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
         # Closing the loop gives up an unfinished save before an old run is restored.
         closing(train(prepared.setup, stop.wanted)) as events,
     ):
-        for earlier in recorded_events(run) if summary.resumed_from else ():
+        for earlier in (
+            recorded_events(run, has_time_limit=prepared.setup.config.train.minutes is not None)
+            if summary.resumed_from
+            else ()
+        ):
             view.recall(earlier)
         for message in [*prepared.notes, *journal.notes]:
             view.handle(Notice(message))

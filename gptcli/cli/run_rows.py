@@ -46,8 +46,9 @@ def run_row(run: Path) -> RunRow:
         state = str(status.get("stopped") or ("stopped" if has_steps else "not begun"))
     max_steps = None
     try:
-        planned = run_folder.read_config(run).train.max_steps
-        max_steps = _integer(last.get("plan", {}).get("max_steps")) or planned
+        train = run_folder.read_config(run).train
+        plan = last.get("plan", {}) if train.minutes is not None else {}  # --extend ends the limit
+        max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
         damaged = True
     if damaged:

@@ -72,7 +72,7 @@ def _read(run: Path, name: str) -> ShownRun:
     config, row, meta = run_folder.read_config(run), run_row(run), _meta(run)
     status = RunStatus()
     status.absorb(_headline(run, config, row.parameters or 0, meta))
-    for event in recorded_events(run):
+    for event in recorded_events(run, has_time_limit=config.train.minutes is not None):
         status.absorb(event)
     status.absorb(
         Finished(

@@ -123,12 +123,12 @@ def train(
         if both_given:
             raise GptcliError(f"{one} and {other} cannot be used together", "leave one out")
     request = _Request(target, overrides, out, from_run, files, force, as_json)
-
+    if out is not None:
+        _folder_of_option(out)  # before the text is read
     if resume:
         _resume_run(request, extend)
         return
-    measures = "reading the text and measuring this machine"
-    with waiting(measures if minutes is not None else "reading the text"):
+    with waiting("reading the text and measuring this machine"):
         new = _plan_run(request, minutes, command_started)
     if dry_run:
         _print_dry_run(request, new)

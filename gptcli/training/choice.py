@@ -30,6 +30,7 @@ _SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
 _MOST_PREPARATION = 0.2  # share of the time that encoding may take
 _VAL_TOKENS = 0.24  # at most this share of the training tokens: an evaluation costs a third of them
 _LEAST_VAL_WINDOWS = 32
+_LEAST_STEPS_PER_EPOCH = 2  # a larger batch would read parts of a short text twice in a step
 VAL_FRACTION = 0.1
 PATIENCE = 5
 
@@ -129,6 +130,8 @@ def choose_settings(
     block_size = int(given.get("model.block_size", block_size))
     tokens_per_step = _TOKENS_PER_STEP * (tokens / 3e6) ** 0.25
     batch_size = max(4, 2 ** round(math.log2(max(1.0, tokens_per_step / block_size))))
+    in_text = characters / characters_per_token / block_size  # sequences
+    batch_size = max(1, min(batch_size, int(in_text / _LEAST_STEPS_PER_EPOCH)))
     values: dict[str, Any] = {
         "tokenizer.kind": kind,
         "model.n_layer": n_layer,

@@ -16,8 +16,10 @@ from gptcli.files.bounded import read_lines
 _MAX_SAMPLE = 20_000  # bytes of a sample that are kept: no window shows more
 
 
-def recorded_events(run: Path) -> Iterator[Event]:
+def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
     """The steps, evaluations and plans of metrics.jsonl, then the last sample of samples.txt.
+
+    The plans of max_steps count only if the run `has_time_limit`; --extend ends the limit.
 
     Lines that gptcli did not write are left out. A file that is missing or cannot be read counts as
     empty."""
@@ -27,7 +29,7 @@ def recorded_events(run: Path) -> Iterator[Event]:
             event = _event(line, best)
             if isinstance(event, Evaluated) and event.best:
                 best = event.val_loss
-            if event is not None:
+            if event is not None and (has_time_limit or not isinstance(event, Replanned)):
                 yield event
     sample = last_sample(run)
     if sample is not None:

@@ -35,6 +35,10 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
     (row,) = objects(cli("runs", run.parent, "--json").out)
+    assert row["max_steps"] == 40  # the run has no time limit (any more), so plans do not count
+    config = run / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("minutes: null", "minutes: 1"), "utf-8")
+    (row,) = objects(cli("runs", run.parent, "--json").out)
     assert row["max_steps"] == 60
 
 

@@ -105,6 +105,9 @@ def test_a_run_that_was_killed_and_one_without_steps(cli: Any, runs: Path) -> No
 def test_a_new_plan_is_shown(cli: Any, runs: Path) -> None:
     with (runs / "one" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
+    assert "done at step 40 of 40" in cli("show", "one").out  # it has no time limit
+    config = runs / "one" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("minutes: null", "minutes: 1"), "utf-8")
     assert "done at step 40 of 60" in cli("show", "one").out
 
 

@@ -117,6 +117,14 @@ def test_the_choice_fits_what_the_user_sets(operations: float, given: dict[str, 
     assert config.model.n_embd % config.model.n_head == 0
 
 
+@pytest.mark.parametrize("characters", [20, 200, 5000, 5e5])
+@pytest.mark.parametrize("operations", [1e11, 1e14, 1e18])
+def test_a_batch_is_not_larger_than_the_text(operations: float, characters: float) -> None:
+    chosen = choose(operations, text(characters)).values
+    tokens = chosen["train.batch_size"] * chosen["model.block_size"]
+    assert tokens <= max(characters / 2, chosen["model.block_size"])
+
+
 @pytest.mark.parametrize("operations", [1e11, 1e13, 1e15, 1e17])
 @pytest.mark.parametrize("characters", [3e3, 5e4, 1e6, 2e7])
 @pytest.mark.parametrize("different", [60, 5000])
