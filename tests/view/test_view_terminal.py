@@ -108,7 +108,7 @@ def test_a_large_window_is_used(clock: list[float]) -> None:
     screen = Screen(200, 60)
     with LiveView(screen.console()) as view:
         for event in a_run(1000, "word " * 800):
-            clock[0] += 0.05
+            clock[0] += 0.01
             view.handle(event)
         clock[0] += 1
         view.handle(step_done(1001))
