@@ -31,7 +31,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40), (40, 6), (20, 3)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((60, 20), marks=pytest.mark.slow),
+        (80, 24),
+        pytest.param((120, 40), marks=pytest.mark.slow),
+        (40, 6),
+        (20, 3),
+    ],
+    ids=str,
+)
 def test_the_panel_is_on_the_screen_once_and_no_line_wraps(
     size: tuple[int, int], clock: list[float]
 ) -> None:
