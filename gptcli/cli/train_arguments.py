@@ -16,7 +16,7 @@ from gptcli.cli.text_arguments import (
     refuse_configs_among_texts,
     refuse_missing_texts,
     run_name,
-    source_override,
+    with_texts,
 )
 from gptcli.errors import GptcliError
 
@@ -82,7 +82,7 @@ def config_for(
         return load_config(target, overrides), Path(target).stem
     if target is not None:
         refuse_missing_texts(target)
-        overrides = [source_override(target), *overrides]
+        overrides = with_texts(target, overrides)
     if from_run is not None:
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
@@ -119,8 +119,7 @@ def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 
-    if target is not None:
-        overrides = [source_override(target), *overrides]
+    overrides = with_texts(target, overrides)
     overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 

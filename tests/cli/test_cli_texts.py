@@ -91,6 +91,19 @@ def test_a_config_beside_a_text_names_the_right_form(cli: Any, here: Path) -> No
     assert "tiny data.source=a.txt" in outcome.err
 
 
+@pytest.mark.parametrize("override", ["data.source=c.txt", "data={source: c.txt}", "data="])
+def test_texts_beside_data_source_are_refused(override: str, cli: Any, here: Path) -> None:
+    for name in "abc":
+        (here / f"{name}.txt").write_text(TEXT, "utf-8")
+    assert cli("train", "a.txt", *TINY, "--out", "runs/r").code == 0
+    for words in (("--out", "runs/s"), ("--out", "runs/r", "--resume"), ("--minutes", "1")):
+        outcome = cli("train", "a.txt", "b.txt", override, *words)
+        assert outcome.code == 2
+        assert f"`a.txt` and `{override}` both name the text" in outcome.err
+    assert [path.name for path in (here / "runs").iterdir()] == ["r"]
+    assert cli("train", "a.txt", "data={val_fraction: 0.2}", *TINY).code == 0
+
+
 def test_standard_input_is_kept_in_the_run(cli: Any, here: Path, stdin: Any) -> None:
     stdin(TEXT.encode())
     assert cli("train", "-", *TINY, "--dry-run").code == 0
