@@ -110,17 +110,23 @@ def evaluate(
 
 def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
+    from gptcli.config_files import values_set
     from gptcli.corpus import open_corpus
     from gptcli.tokenization.unknown_characters import UnknownCharactersError
     from gptcli.training.setup import open_text_of_run
-    from gptcli.training.text_of_run import WantedText, content_key_of, remember_source
+    from gptcli.training.text_of_run import (
+        TEXT_KEYS,
+        WantedText,
+        content_key_of,
+        remember_source,
+    )
 
     config = trained.config
     if file is not None:
         if overrides:
             raise GptcliError(
-                "--file and data.source cannot both be given",
-                "data.source names the text of the run, --file another text: leave one out",
+                "--file and a text of the run cannot both be given",
+                "data.source and data.val_source name texts of the run: leave one out",
             )
         try:
             corpus = open_corpus(
@@ -145,7 +151,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
         WantedText(
             trained.run,
             content_key_of(trained.run, trained.meta),
-            named=bool(overrides),
+            named=TEXT_KEYS & set(values_set(overrides)),
             command=command,
             other_text=f"another text: {command} --file FILE",
         ),

@@ -30,7 +30,8 @@ def inspect_batch(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data.source=NEW]", help="The new place of the run's text, if it has moved."
+            metavar="[data.source=NEW] [data.val_source=NEW]",
+            help="The new place of the run's text, if it has moved.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -52,7 +53,9 @@ def inspect_batch(
         )
     other_run, overrides = run_and_overrides(source)
     if other_run is not None:
-        raise GptcliError(f"`{other_run}`: one word too many", "RUN STEP [data.source=NEW]")
+        raise GptcliError(
+            f"`{other_run}`: one word too many", "RUN STEP [data.source=NEW] [data.val_source=NEW]"
+        )
     corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer), step, overrides)
     rows = _sequences(config, corpus, step)
     loss = _loss_at(path, step)
@@ -86,11 +89,17 @@ def _text_of(
 
     Raises GptcliError if the text has changed. Also raises GptcliError if the run needs the user's
     tokenizer but the command line does not name the tokenizer's file."""
+    from gptcli.config_files import values_set
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
     from gptcli.training.run_folder import read_status, read_tokenizer
     from gptcli.training.setup import open_text_of_run
-    from gptcli.training.text_of_run import WantedText, content_key_of, remember_source
+    from gptcli.training.text_of_run import (
+        TEXT_KEYS,
+        WantedText,
+        content_key_of,
+        remember_source,
+    )
 
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
@@ -105,7 +114,7 @@ def _text_of(
         WantedText(
             run,
             key,
-            named=bool(overrides),
+            named=TEXT_KEYS & set(values_set(overrides)),
             command=f"gptcli inspect-batch {shell_word(run)} {step}",
             other_text="a batch can be shown only from the text that the run was trained on",
         ),

@@ -63,12 +63,19 @@ ThreadsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
-RUN_AND_SOURCE = "[RUN] [data.source=NEW]"
+RUN_AND_SOURCE = "[RUN] [data.source=NEW] [data.val_source=NEW]"
 """The arguments of a command that reads the text of a run, which can have moved."""
 
 
+_ONLY_TEXTS = (
+    "only data.source=NEW and data.val_source=NEW can be given, if a text of the run has moved"
+)
+
+
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """The RUN among the words of a command line (None if there is none), and data.source=NEW.
+    """The RUN among the words of a command line (None if there is none), and the overrides.
+
+    They are the new places of its texts: data.source=NEW and data.val_source=NEW.
 
     Raises GptcliError if another key is changed, or if there are several runs."""
     from gptcli.config_files import is_known_override
@@ -78,25 +85,28 @@ def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
     if len(runs) > 1:
         raise GptcliError(f"`{runs[1]}`: give only one run; `{runs[0]}` is already one", "RUN")
     for override in overrides:
-        if not override.startswith(("data.source=", "data=")):
+        if not override.startswith(("data.source=", "data.val_source=", "data=")):
             raise GptcliError(
                 f"`{override}`: a trained run keeps its config",
-                "only data.source=NEW can be given, if the text of the run has moved",
+                _ONLY_TEXTS,
             )
     return (runs[0] if runs else None), overrides
 
 
 def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
-    """The config of a run with the user's data.source=NEW.
+    """The config of a run with the user's data.source=NEW and data.val_source=NEW.
 
     Raises GptcliError if the overrides change another key."""
     from gptcli.config_files import differences, dump_config, parse_config
 
     changed = parse_config(dump_config(config), overrides, name=str(run / "config.yaml"))
-    if odd := set(differences(config, changed)) - {"data.source"}:
+    odd = set(differences(config, changed)) - {"data.source", "data.val_source"}
+    if (config.data.val_source is None) != (changed.data.val_source is None):
+        odd.add("data.val_source")
+    if odd:
         raise GptcliError(
             f"a trained run keeps its config: {', '.join(sorted(odd))} cannot change",
-            "only data.source=NEW can be given, if the text of the run has moved",
+            _ONLY_TEXTS,
         )
     return changed
 

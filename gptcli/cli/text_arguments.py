@@ -39,6 +39,23 @@ def source_override(target: Target) -> str:
     return f"data.source={written.strip()}"
 
 
+def with_texts(target: Target, overrides: list[str]) -> list[str]:
+    """The overrides with the texts of the command line as data.source.
+
+    Raises GptcliError if an override names the text as well."""
+    from gptcli.config_files import values_set
+
+    if target is None:
+        return overrides
+    for override in overrides:
+        if "data.source" in values_set([override]):
+            raise GptcliError(
+                f"`{shown(texts_of(target)[0])}` and `{shown(override)}` both name the text",
+                "leave one of the two out",
+            )
+    return [source_override(target), *overrides]
+
+
 def refuse_missing_texts(target: Target) -> None:
     """Raise GptcliError if a text of the command line does not exist, or is a run."""
     from gptcli.cli import missing_text

@@ -17,7 +17,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.signals import leave_on_signals
-from gptcli.cli.text_arguments import Target, source_override, texts_of
+from gptcli.cli.text_arguments import Target, texts_of, with_texts
 from gptcli.cli.train_arguments import (
     config_for,
     defaults_with_overrides,
@@ -292,7 +292,7 @@ def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
 
 def _resume_run(request: _Request, extend: bool) -> None:
     """Continue a run from its newest checkpoint, or print that it is finished."""
-    from gptcli.config_files import differences, dump_config, parse_config
+    from gptcli.config_files import differences, dump_config, parse_config, values_set
     from gptcli.training import run_folder
     from gptcli.training.run_commands import resume_command
 
@@ -304,12 +304,12 @@ def _resume_run(request: _Request, extend: bool) -> None:
     if request.target is not None and not is_config(request.target):  # a TEXT
         for text in texts_of(request.target):
             _refuse_run_as_text(text, request.out)
-        overrides = [source_override(request.target), *overrides]
+        overrides = with_texts(request.target, overrides)
     changed = stored
     if overrides:
         changed = parse_config(dump_config(stored), overrides, name=str(run / "config.yaml"))
     explicit = set(differences(stored, changed)) | (
-        {"data.source"} if any(o.startswith("data.source=") for o in overrides) else set()
+        {"data.source", "data.val_source"} & set(values_set(overrides))
     )
     wanted: Config | None = changed if overrides else None
     if is_config(request.target):

@@ -16,9 +16,10 @@ from gptcli.cli.text_arguments import (
     refuse_configs_among_texts,
     refuse_missing_texts,
     run_name,
-    source_override,
+    with_texts,
 )
 from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -79,15 +80,17 @@ def config_for(
     if isinstance(target, str):
         note_config_and_text(target)
     if isinstance(target, str) and is_config(target):
-        return load_config(target, overrides), Path(target).stem
+        config = load_config(target, overrides)
+        return _with_moved_texts(expanded(target).parent, config, overrides), Path(target).stem
     if target is not None:
         refuse_missing_texts(target)
-        overrides = [source_override(target), *overrides]
+        overrides = with_texts(target, overrides)
     if from_run is not None:
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
-        return _fine_tuning_config(stored, overrides), name
+        config = _fine_tuning_config(stored, overrides)
+        return _with_moved_texts(source, config, overrides), name
     default = _default_config()
     name = run_name(target) if target is not None else default
     fitting = _fitting_overrides(load_config(default), overrides)
@@ -119,8 +122,7 @@ def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 
-    if target is not None:
-        overrides = [source_override(target), *overrides]
+    overrides = with_texts(target, overrides)
     overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
 
@@ -154,6 +156,19 @@ def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
         if f"run.{key}" not in overridden:
             values["run"][key] = value
     return Config.model_validate(values)
+
+
+def _with_moved_texts(run: Path, config: Config, overrides: list[str]) -> Config:
+    """The config with the new place of each missing text that moved together with the run `run`.
+
+    A config outside a run stays as it is."""
+    from gptcli.config_files import values_set
+    from gptcli.training.text_of_run import texts_exist, with_moved_texts
+
+    if texts_exist([*config.data.sources, *config.data.val_sources]):
+        return config
+    data = with_moved_texts(run, config.data, set(values_set(overrides)))
+    return config.model_copy(update={"data": data})
 
 
 def _default_config() -> str:

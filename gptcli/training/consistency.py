@@ -71,3 +71,13 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
         for key in now
         if key != "dropout" and now[key] != there.get(key)
     ]
+
+
+def refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> None:
+    """Raise GptcliError if a fine-tune's network differs from the other run's (except dropout)."""
+    odd = other_network(config, meta)
+    if odd:
+        raise GptcliError(
+            f"the config's network differs from the network of {run}: " + ", ".join(odd),
+            "leave CONFIG out to take that run's config, or set these keys to its values",
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from gptcli.config import Config
 from gptcli.corpus.standard_input import STDIN, standard_input
 from gptcli.files.names import shown
+from gptcli.training.text_of_run import texts_exist
 
 
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
@@ -27,3 +29,18 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
     val_source = None if data.val_source is None else kept(data.val_source)
     changed = {"source": kept(data.source), "val_source": val_source}
     return config.model_copy(update={"data": data.model_copy(update=changed)}), text
+
+
+def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
+    """The config of a resumed run, whose text has been compared, without standard input.
+
+    The run's own texts take its place. If they are gone, the run folder keeps a copy."""
+    data = config.data
+    if STDIN not in (*data.sources, *data.val_sources):
+        return config
+    if texts_exist([*stored.data.sources, *stored.data.val_sources]):
+        return config.model_copy(update={"data": stored.data})
+    config, text = with_kept_texts(run, config)
+    if text is not None:
+        shutil.copyfile(text, run / text.name)
+    return config

@@ -107,9 +107,10 @@ def config_for_resume(
 
 
 def override_words(stored: Config, config: Config) -> list[str]:
-    """The changes from one config to another as KEY=VALUE, without data.source."""
+    """The changes from one config to another as KEY=VALUE, without the places of texts."""
     changes = differences(stored, config)
-    return [f"{key}={json.dumps(new)}" for key, (_, new) in changes.items() if key != "data.source"]
+    places = ("data.source", "data.val_source")
+    return [f"{key}={json.dumps(new)}" for key, (_, new) in changes.items() if key not in places]
 
 
 def _value(config: Config, key: str) -> Any:

@@ -22,10 +22,10 @@ from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.checkpoint_folders import refuse_other_link
-from gptcli.training.consistency import other_network, same_config, same_tokenizer
+from gptcli.training.consistency import refuse_other_network, same_config, same_tokenizer
 from gptcli.training.finished_run import FinishedRun as FinishedRun
 from gptcli.training.finished_run import finished_run, reason_to_stop
-from gptcli.training.kept_texts import with_kept_texts
+from gptcli.training.kept_texts import with_kept_texts, with_stored_texts
 from gptcli.training.loop import Setup
 from gptcli.training.named_tokenizer import (
     follow_base_run,
@@ -50,9 +50,11 @@ from gptcli.training.schedule import (
 )
 from gptcli.training.setting_notes import setting_notes
 from gptcli.training.text_of_run import (
+    TEXT_KEYS,
     WantedText,
     absolute_texts,
     content_key_of,
+    named_texts,
     remember_source,
     text_record,
 )
@@ -199,7 +201,7 @@ def prepare_new(
         _refuse_from_with_user_parts(from_run, loaded.meta, user_parts)
         config, tokenizer = follow_base_run(config, from_run)
         same_tokenizer(from_run, tokenizer, loaded.meta)
-        _refuse_other_network(config, from_run, loaded.meta)
+        refuse_other_network(config, from_run, loaded.meta)
         weights = loaded.model
         notes.append(
             f"starting from the weights of {from_run}, step {loaded.step}, with its tokenizer"
@@ -265,9 +267,9 @@ def prepare_resume(
     if config.train.minutes is None:  # extended: the number of steps is fixed from now on
         history = NO_PLANS
     reason = reason_to_stop(saved, config, history.max_steps) if saved is not None else None
-    if STDIN in (*config.data.sources, *config.data.val_sources):
+    if not explicit & TEXT_KEYS and STDIN in (*config.data.sources, *config.data.val_sources):
         config = config.model_copy(update={"data": stored.data})  # the run folder has kept it
-    named = config.data.source != stored.data.source or "data.source" in explicit
+    named = named_texts(stored.data, config.data) | (explicit & TEXT_KEYS)
     if saved is not None and reason is not None and not named:
         checkpoint.delete_leftovers(run, saved.step)  # left if a kill came after the last step
         return finished_run(run, saved, stored, config, reason, notes, history.max_steps)
@@ -291,6 +293,7 @@ def prepare_resume(
         tokenizer,
     )
     refuse_other_link(run)
+    config = with_stored_texts(run, stored, config)
     if saved is not None and reason is not None:  # the text moved, but is the same
         remembered = remember_source(run, stored, config.data, is_locked=True)
         notes += [remembered] if remembered is not None else []
@@ -313,7 +316,7 @@ def prepare_resume(
     config = resolve(config, corpus, has_user_parts=has_user_parts)
     notes += changes_note(stored.run, config.run, asked)
     if config.data.source != stored.data.source:
-        notes.append(f"the text is now read from {config.data.source}")
+        notes.append(f"the text is now read from {config.data.name}")
     checkpoint.delete_leftovers(run, saved.step if saved else -1)
     run_folder.delete_temporaries(run)
     run_folder.write_config(run, config)
@@ -347,16 +350,6 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
         engine="native" if config.run.engine == "native" else "torch",
         **rest,
     )
-
-
-def _refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> None:
-    """Raise GptcliError if a fine-tune's network differs from the other run's (except dropout)."""
-    odd = other_network(config, meta)
-    if odd:
-        raise GptcliError(
-            f"the config's network differs from the network of {run}: " + ", ".join(odd),
-            "leave CONFIG out to take that run's config, or set these keys to its values",
-        )
 
 
 def _fine_tune_weights(run: Path) -> dict[str, Any] | None:

@@ -2,14 +2,15 @@
 
 config.yaml names the text by its absolute path. run.json also has its path relative to the run
 folder, and its content key. After a project has moved as a whole, the relative path still leads to
-the text. The user can name a new place as data.source=NEW. It is remembered if the text is the
-same.
+the text. The user can name a new place as data.source=NEW (or data.val_source=NEW). It is
+remembered if the text is the same.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,16 @@ from gptcli.corpus.standard_input import STDIN
 from gptcli.errors import GptcliError
 from gptcli.files.durable import folder_lock
 from gptcli.files.names import path_of, shown
-from gptcli.files.paths import absolute
+from gptcli.files.paths import absolute, shell_word
 from gptcli.files.shipped import shipped_texts
 from gptcli.training import run_folder
 
 T = TypeVar("T")
+
+TEXT_KEYS = frozenset({"data.source", "data.val_source"})
+"""The keys that name a text, which can move."""
+
+_WHAT = {"data.source": "text", "data.val_source": "validation text"}
 
 
 def absolute_texts(data: DataConfig) -> DataConfig:
@@ -39,6 +45,20 @@ def _absolute(name: str) -> str:
     if name == STDIN or name in shipped_texts():
         return name
     return shown(absolute(path_of(name)).as_posix())
+
+
+def texts_exist(names: list[str]) -> bool:
+    """Whether there is a shipped text, a file or a folder of each name, or it is standard input."""
+    return _first_missing(names) is None
+
+
+def named_texts(stored: DataConfig, data: DataConfig) -> frozenset[str]:
+    """The keys of TEXT_KEYS that differ between two sections."""
+    return frozenset(
+        key
+        for key in TEXT_KEYS
+        if getattr(stored, key.removeprefix("data.")) != getattr(data, key.removeprefix("data."))
+    )
 
 
 def text_record(data: DataConfig, run: Path, content_key: str) -> dict[str, Any]:
@@ -64,13 +84,26 @@ def content_key_of(run: Path, meta: dict[str, Any] | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset()) -> DataConfig:
+    """The section with the new place of each missing text that moved together with the run.
+
+    Texts of the keys in `named` keep their places."""
+    moved = _moved(run, data, named)
+    found: dict[str, Any] = {}
+    if not texts_exist(data.sources) and texts_exist(moved.sources):
+        found["source"] = moved.source
+    if not texts_exist(data.val_sources) and texts_exist(moved.val_sources):
+        found["val_source"] = moved.val_source
+    return data.model_copy(update=found)
+
+
 @dataclass(frozen=True)
 class WantedText:
     """The text that a command needs: the run, its text's content key, and the user's words."""
 
     run: Path
     content_key: str | None  # None: the run has no checkpoint that records it
-    named: bool  # the user gave data.source=NEW on the command line
+    named: Set[str]  # the keys of TEXT_KEYS that the command line sets
     command: str  # such as `gptcli eval RUN`: the hint adds data.source=PATH
     other_text: str  # what to do with another text
 
@@ -81,22 +114,19 @@ class WantedText:
 
         `open_text(config, content_key)` raises OtherTextError if the text there is another one.
         Raises GptcliError if no place has the text."""
-        data = config.data
-        moved = _moved(self.run, data)
-        if not _exists(data.val_sources):
-            data = data.model_copy(update={"val_source": moved.val_source})
-        places, shipped = [data], []
-        if not self.named:
-            places += [moved] if moved != data else []
-            if self.content_key is not None and isinstance(data.source, str):
-                shipped = [
-                    data.model_copy(update={"source": name})
-                    for name in shipped_texts()
-                    if name not in (data.source, moved.source)
-                ]
+        data = with_moved_texts(self.run, config.data, self.named)
+        moved = _moved(self.run, config.data, self.named)
+        places, shipped = [data, *([moved] if moved != data else [])], []
+        is_named = "data.source" in self.named
+        if not is_named and self.content_key is not None and isinstance(data.source, str):
+            shipped = [
+                data.model_copy(update={"source": name})
+                for name in shipped_texts()
+                if name not in (data.source, moved.source)
+            ]
         problem: GptcliError | None = None
         for place in [*places, *shipped]:
-            if not _exists([*place.sources, *place.val_sources]):
+            if not texts_exist([*place.sources, *place.val_sources]):
                 continue
             found = config.model_copy(update={"data": place})
             try:
@@ -106,34 +136,51 @@ class WantedText:
                     problem = problem or error
         if isinstance(problem, OtherTextError):
             raise self._other_text(config, problem)
-        raise problem or self._missing(config)
+        raise problem or self._missing(data)
 
     def _other_text(self, config: Config, problem: OtherTextError) -> GptcliError:
-        name = config.data.name
+        name = "standard input" if config.data.source == STDIN else config.data.name
+        val = ", ".join(config.data.val_sources)
         if problem.line_ends is not None:
             what, hint = problem.line_ends
             changed = f"the text of {name} has changed since the run {self.run} began, but {what}"
             return GptcliError(changed, hint)
+        if "data.source" in self.named:
+            what = f"{name} is not the text that {self.run} was trained on"
+            if val:
+                what += f", or {val} is not its validation text"
+            return GptcliError(what, self.other_text)
         if self.named:
             return GptcliError(
-                f"{name} is not the text that {self.run} was trained on", self.other_text
+                f"{val} is not the validation text of {self.run}, or {name} has changed",
+                self.other_text,
             )
         return GptcliError(
-            f"the text of {name} has changed since the run {self.run}",
+            f"the text of {name}{f' or of {val}' if val else ''} has changed since the run "
+            f"{self.run}",
             "if the old text is still somewhere, name it: "
-            f"{self.command} data.source=PATH; {self.other_text}",
+            f"{self.command} data.source=PATH{' data.val_source=PATH' if val else ''}; "
+            f"{self.other_text}",
         )
 
-    def _missing(self, config: Config) -> GptcliError:
-        name = _first_missing([*config.data.sources, *config.data.val_sources])
-        if self.named:
-            return GptcliError(
-                f"no shipped text, file or folder is named `{name}`",
-                "give the path of the text that the run was trained on",
-            )
+    def _missing(self, data: DataConfig) -> GptcliError:
+        texts = {"data.source": data.sources, "data.val_source": data.val_sources}
+        lost = {key: name for key in texts if (name := _first_missing(texts[key])) is not None}
+        for key, name in lost.items():
+            if key in self.named:
+                return GptcliError(
+                    f"no shipped text, file or folder is named `{name}`",
+                    f"give the path of the {_WHAT[key]} that the run was trained with",
+                )
+        key, name = next(iter(lost.items()))
+        places = " ".join(
+            f"{key}=PATH" if key in lost else shell_word(f"{key}={json.dumps(texts[key])}")
+            for key in texts
+            if key in lost or key in self.named
+        )
         return GptcliError(
-            f"the text of {self.run} is missing: there is no file or folder {name}",
-            f"name its new place: {self.command} data.source=PATH; {self.other_text}",
+            f"the {_WHAT[key]} of {self.run} is missing: there is no file or folder {name}",
+            f"name its new place: {self.command} {places}; {self.other_text}",
         )
 
 
@@ -144,6 +191,8 @@ def remember_source(
 
     `is_locked` says that this process holds the lock of the run folder already. The run stays as
     new or old as it was, because other commands use the newest run by default."""
+    if STDIN in (*data.sources, *data.val_sources):  # no other process can read it again
+        return None
     places = absolute_texts(data)
     changed = {"source": places.source, "val_source": places.val_source}
     config = stored.model_copy(update={"data": stored.data.model_copy(update=changed)})
@@ -161,18 +210,16 @@ def remember_source(
                 run_folder.write_status(run, {**status, "text": text})
     except (OSError, GptcliError):
         return f"the new place of the text cannot be written to {path}; name it again next time"
-    return f"{path} now names the text {places.name}"
-
-
-def _exists(names: list[str]) -> bool:
-    """Whether there is a shipped text, a file or a folder of each name."""
-    return _first_missing(names) is None
+    names = [places.name] if places.source != stored.data.source else []
+    if places.val_source != stored.data.val_source:
+        names += places.val_sources
+    return f"{path} now names the text {', '.join(names)}"
 
 
 def _first_missing(names: list[str]) -> str | None:
     for name in names:
         try:
-            if name not in shipped_texts():
+            if name != STDIN and name not in shipped_texts():
                 path_of(name).lstat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return name
@@ -181,8 +228,10 @@ def _first_missing(names: list[str]) -> str | None:
     return None
 
 
-def _moved(run: Path, data: DataConfig) -> DataConfig:
-    """The section with each text where it is if it moved together with the run folder."""
+def _moved(run: Path, data: DataConfig, named: Set[str]) -> DataConfig:
+    """The section with each text where it is if it moved together with the run folder.
+
+    Texts of the keys in `named` keep their places."""
     record = _recorded(run)
 
     def moved(names: list[str], key: str) -> list[str]:
@@ -201,7 +250,10 @@ def _moved(run: Path, data: DataConfig) -> DataConfig:
     val_sources = moved(data.val_sources, "val_relative_to_run")
     source = sources if isinstance(data.source, list) else sources[0]
     val_source = val_sources if isinstance(data.val_source, list) else next(iter(val_sources), None)
-    return data.model_copy(update={"source": source, "val_source": val_source})
+    places = {"source": source, "val_source": val_source}
+    return data.model_copy(
+        update={key: place for key, place in places.items() if f"data.{key}" not in named}
+    )
 
 
 def _recorded(run: Path) -> dict[str, Any]:

@@ -156,6 +156,56 @@ def test_another_text_is_refused_and_not_remembered(
     assert refused.code == 2
 
 
+@pytest.mark.parametrize("command", ["eval", "inspect-batch", "train"])
+def test_a_moved_validation_text_is_named_and_remembered(
+    command: str, project: Path, cli: Any
+) -> None:
+    (project / "old").mkdir()
+    (project / "v.txt").write_text("KING:\nA zebra!\n" * 9, "utf-8")
+    (project / "w.txt").write_text("KING:\nA lion!\n" * 9, "utf-8")
+    validated = (*SMALL, "data.val_source=v.txt", "--out", "runs/v")
+    assert cli("train", "texts/t.txt", *validated).code == 0
+    more = ("--resume", "--extend", "train.max_steps=8", "--out", "runs/v")
+    words = {"eval": ("runs/v",), "inspect-batch": ("runs/v", "1"), "train": more}[command]
+    (project / "v.txt").rename(project / "old" / "v.txt")
+    lost = cli(command, *words)
+    assert lost.code == 2
+    assert "the validation text of runs/v is missing" in lost.err
+    assert "data.source=PATH" not in lost.err
+    (project / "texts" / "t.txt").rename(project / "old" / "t.txt")
+    both = cli(command, *words)
+    assert "data.source=PATH data.val_source=PATH" in both.err
+    half = cli(command, *words, "data.source=old/t.txt")
+    assert (half.code, "is missing" in half.err) == (2, True)
+    refused = cli(command, *words, "data.source=old/t.txt", "data.val_source=w.txt")
+    assert refused.code == 2
+    assert "w.txt is not its validation text" in refused.err
+    assert typed(cli, half.err.replace("PATH", "old/v.txt")).code == 0
+    (project / "old" / "t.txt").rename(project / "texts" / "t.txt")
+    (project / "old" / "v.txt").rename(project / "v2.txt")
+    (project / "v.txt").mkdir()
+    refused = cli("eval", "runs/v", "data.source=texts/t.txt", "data.val_source=null")
+    assert "data.val_source cannot change" in refused.err
+    renamed = ("data.source=texts/t.txt", "data.val_source=v2.txt")
+    assert cli("eval", "runs/v", *renamed).code == 0
+    assert cli("eval", "runs/v", "data.val_source=w.txt").code == 2
+    assert cli("eval", "runs/v").code == 0
+    assert cli("eval", "runs/r", "data.val_source=v2.txt").code == 2
+
+
+def test_the_config_of_a_moved_run_finds_its_text(
+    project: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.rename(project.with_name("moved"))
+    monkeypatch.chdir(project.with_name("moved"))
+    for number, words in enumerate((("runs/r/config.yaml",), ("--from", "runs/r"))):
+        outcome = cli("train", *words, "--out", f"runs/{number}")
+        assert outcome.code == 0, outcome.err
+        assert stored(f"runs/{number}") == absolute("texts/t.txt").as_posix()
+    refused = cli("train", "runs/r/config.yaml", "data.source=no.txt", "--out", "runs/s")
+    assert (refused.code, "no.txt" in refused.err) == (2, True)
+
+
 # ---- the machine ---------------------------------------------------------------------------------
 
 

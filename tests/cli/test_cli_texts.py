@@ -91,6 +91,19 @@ def test_a_config_beside_a_text_names_the_right_form(cli: Any, here: Path) -> No
     assert "tiny data.source=a.txt" in outcome.err
 
 
+@pytest.mark.parametrize("override", ["data.source=c.txt", "data={source: c.txt}", "data="])
+def test_texts_beside_data_source_are_refused(override: str, cli: Any, here: Path) -> None:
+    for name in "abc":
+        (here / f"{name}.txt").write_text(TEXT, "utf-8")
+    assert cli("train", "a.txt", *TINY, "--out", "runs/r").code == 0
+    for words in (("--out", "runs/s"), ("--out", "runs/r", "--resume"), ("--minutes", "1")):
+        outcome = cli("train", "a.txt", "b.txt", override, *words)
+        assert outcome.code == 2
+        assert f"`a.txt` and `{override}` both name the text" in outcome.err
+    assert [path.name for path in (here / "runs").iterdir()] == ["r"]
+    assert cli("train", "a.txt", "data={val_fraction: 0.2}", *TINY).code == 0
+
+
 def test_standard_input_is_kept_in_the_run(cli: Any, here: Path, stdin: Any) -> None:
     stdin(TEXT.encode())
     assert cli("train", "-", *TINY, "--dry-run").code == 0
@@ -113,6 +126,48 @@ def test_standard_input_is_kept_in_the_run(cli: Any, here: Path, stdin: Any) -> 
     assert outcome.code == 0, outcome.err
     assert (run / "text.jsonl").is_file()
     assert not (run / "text.txt").exists()
+
+
+def test_another_standard_input_is_not_resumed(cli: Any, here: Path, stdin: Any) -> None:
+    run, other = here / "runs" / "stdin", TEXT.upper().encode()
+    stdin(TEXT.encode())
+    assert cli("train", "-", *TINY).code == 0
+    config = (run / "config.yaml").read_text("utf-8")
+    more = ("--resume", "--out", run)
+    for extended in ((), ("--extend", "train.max_steps=8")):
+        for text in ("-", "data={source: '-'}"):
+            stdin(other)
+            outcome = cli("train", text, *more, *extended)
+            assert outcome.code == 2
+            assert "standard input is not the text that " in outcome.err
+    stdin(b"")
+    assert "standard input is empty" in cli("train", "-", *more).err
+    stdin(other)
+    assert cli("eval", "stdin", "data.source=-").code == 2
+    stdin(TEXT.encode())
+    assert cli("eval", "stdin", "data.source=-").code == 0
+    assert (run / "config.yaml").read_text("utf-8") == config
+    (run / "text.txt").unlink()
+    stdin(TEXT.encode())
+    assert cli("train", "-", *more).code == 0
+    assert (run / "text.txt").read_text("utf-8") == TEXT
+    assert cli("eval", "stdin").code == 0
+
+
+def test_another_text_beside_the_texts_is_not_resumed(cli: Any, here: Path, stdin: Any) -> None:
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    stdin(TEXT[:3000].encode())
+    assert cli("train", "a.txt", "-", *TINY, "--out", "runs/r").code == 0
+    for text, code in ((TEXT[:2000], 2), (TEXT[:3000], 0)):
+        stdin(text.encode())
+        assert cli("train", "a.txt", "-", "--resume", "--out", "runs/r").code == code
+    stdin(TEXT.encode())
+    assert cli("train", "-", "--resume", "--out", "runs/r").code == 2
+    (here / "b.txt").write_text(TEXT[:3000], "utf-8")
+    more = ("--resume", "--extend", "train.max_steps=8", "--out", "runs/r")
+    outcome = cli("train", "a.txt", "b.txt", *more)
+    assert outcome.code == 0
+    assert f"the text is now read from {here / 'a.txt'}, {here / 'b.txt'}" in outcome.err
 
 
 def test_an_empty_standard_input_leaves_nothing(cli: Any, here: Path, stdin: Any) -> None:
