@@ -14,6 +14,7 @@ import typer
 
 from gptcli.cli.output import note
 from gptcli.errors import GptcliError
+from gptcli.files.names import shown
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def split_tokenizer(
         return option, [*overrides, "tokenizer.kind=bpe", "tokenizer.from=null"]
     key = "tokenizer.from" if option is None else "--tokenizer"
     if option is not None:
-        section = section.model_copy(update={"from_": option})
+        section = section.model_copy(update={"from_": shown(option)})
     if section.from_ is None:
         return None, overrides
     if resume:
