@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.output import note
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.files.names import shown
 from gptcli.files.paths import shell_word
 
@@ -193,7 +193,7 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
         return None
     if files.tokenizer is not None and not _is_python(files.tokenizer):
         raise GptcliError(
-            f"--tokenizer {files.tokenizer}: this option names Python code that you wrote",
+            f"--tokenizer {cropped(files.tokenizer)}: this option names Python code that you wrote",
             "leave --tokenizer out: a run keeps a copy of its tokenizer",
         )
     from gptcli.course.checking import find_matrices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.config import Config
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files.names import path_of, shown
 from gptcli.tokenization import KINDS, Tokenizer, load_tokenizer
 from gptcli.training.run_folder import find_run, list_runs, read_config
@@ -123,13 +123,13 @@ def _not_found(name: str, path: Path, key: str) -> GptcliError:
         return GptcliError(f"{key}: {name} has no tokenizer.json", f"name {what}")
     if name in KINDS:
         return GptcliError(
-            f"{key}: no run or file named `{name}`",
+            f"{key}: no run or file named `{cropped(name)}`",
             f"for a tokenizer of the kind {name}, set tokenizer.kind={name} instead",
         )
     known = [shown(run.name) for run in list_runs(Path("runs"))]
     close = nearest(name, [*known, *_files_beside(path)])
     hint = f"did you mean `{close}`? " if close else ""
-    return GptcliError(f"{key}: no run or file named `{name}`", f"{hint}name {what}")
+    return GptcliError(f"{key}: no run or file named `{cropped(name)}`", f"{hint}name {what}")
 
 
 def _files_beside(path: Path) -> list[str]:
