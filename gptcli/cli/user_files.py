@@ -147,7 +147,15 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     from gptcli.course.sandbox.learner_file import find_file
 
     for part, spec in given.items():
-        find_file(spec, part)
+        try:
+            find_file(spec, part)
+        except GptcliError as error:
+            if part != "tokenizer" or ".py" in spec:
+                raise
+            raise GptcliError(
+                error.message,
+                "name a tokenizer.json, a run, or the .py file with a tokenizer that you wrote",
+            ) from None
     first = next(iter(given))
     if first != "tokenizer" and not config.model.traits.can_have_user_parts:
         why = {

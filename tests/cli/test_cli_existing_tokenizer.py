@@ -114,7 +114,8 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         (("--tokenizer", pieces, "--from", trained), "that of"),
         (("--from", trained, "tokenizer.kind=byte"), "tokenizer.kind=byte would have no effect"),
     ):
-        outcome = cli("train", text_file, *SMALL, *words, "--out", tmp_path / "no")
+        sizes = SMALL[4:] if "--from" in words else SMALL
+        outcome = cli("train", text_file, *sizes, *words, "--out", tmp_path / "no")
         assert outcome.code == 2, words
         assert message in outcome.err
         assert not (tmp_path / "no").exists()
@@ -127,7 +128,11 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         ("nosuch", "no run or file named `nosuch`", "a run, a run folder or a tokenizer.json"),
         ("~nobody/x.json", "no run or file named `~nobody/x.json`", "tokenizer.json"),
         ("nosuch.py", "there is no file nosuch.py", ".py"),
-        ("text.txt", "text.txt is not a Python file: it is a text", ".py"),
+        (
+            "text.txt",
+            "text.txt is not a Python file: it is a text",
+            "name a tokenizer.json, a run, or the .py file",
+        ),
         ("bert.json", "it is a WordPiece tokenizer", "byte-level BPE"),
         ("list.json", "not a tokenizer", "undamaged copy"),
         ("empty", "empty has no tokenizer.json", "name a run"),

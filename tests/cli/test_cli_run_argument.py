@@ -122,3 +122,17 @@ def test_a_long_text_is_not_hinted_as_the_prompt(here: Path, cli: Any) -> None:
 def test_a_long_path_stays_whole(here: Path, cli: Any) -> None:
     path = f"some/{'folder' * 20}/run"
     assert f"no run named `{path}`" in cli("eval", path).err
+
+
+@pytest.mark.parametrize("setting", ["model.n_layer=3 model.n_embd=16", "model={n_layer: 3}"])
+def test_from_with_another_network_names_the_settings(setting: str, here: Path, cli: Any) -> None:
+    words = [setting] if "{" in setting else setting.split()
+    for more in ([], ["--dry-run"]):
+        outcome = cli("train", "my.txt", "--from", "mine", "model.n_head=2", *words, *more)
+        assert outcome.code == 2
+        message, _, hint = outcome.err.splitlines()
+        assert "--from takes the network of runs/mine" in message
+        assert "model.n_layer 3 (there: 1)" in message
+        keys = "model.n_layer" if "{" in setting else "model.n_layer, model.n_embd"
+        assert hint == f"hint: leave out {keys}; or leave out --from, to train a new model"
+    assert [path.name for path in (here / "runs").iterdir()] == ["mine"]
