@@ -1,4 +1,4 @@
-"""GptcliError, the exception for users' mistakes: a message and a hint; and the nearest name."""
+"""GptcliError, the exception for users' mistakes: a message and a hint; and names in messages."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most similar to `name`; None if none is similar enough."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
+
+
+def cropped(name: str) -> str:
+    """A name for a message: on one line, and cut off if it is a long text instead of a name."""
+    line = " ".join(name.split())
+    is_path = "/" in line and " " not in line
+    most = 200 if is_path else 60
+    return line if len(line) <= most else line[: most - 3] + "..."

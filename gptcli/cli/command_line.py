@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typer import Context
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from gptcli.errors import GptcliError
+from gptcli.cli.run_argument import is_run, prompt_word
+from gptcli.errors import GptcliError, cropped
 from gptcli.other_spellings import (
     COMMAND_OF,
     FIXED,
@@ -230,7 +232,6 @@ def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) 
     """The problem of a word after the last argument of a command."""
     path = ctx.command_path
     command = path.partition(" ")[2]
-    short = word if len(word) <= 60 else word[:57] + "..."
     name, equals, value = word.partition("=")
     hint = f"see {path} --help"
     if len(words) > 1:
@@ -240,8 +241,15 @@ def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) 
         if f"--{same_option(name)}" in known:
             hint = f"write --{same_option(name)} {shlex.quote(value)}"
     elif command == "sample":
-        hint = f"to continue a text: {path} {shlex.quote(words[0])} --prompt {shlex.quote(short)}"
-    return f"`{short}` is one word too many", hint
+        run = [words[0]] if _names_run(words[0]) else []
+        text = prompt_word(" ".join(words[len(run) :]))
+        hint = f"to continue a text: {' '.join([path, *map(shlex.quote, run)])} --prompt {text}"
+    return f"`{cropped(word)}` is one word too many", hint
+
+
+def _names_run(word: str) -> bool:
+    """Whether a word is a run: its folder, or its name under runs/."""
+    return is_run(word) or is_run(os.path.join("runs", word))  # noqa: PTH118
 
 
 def _names(parameter: Any) -> list[str]:

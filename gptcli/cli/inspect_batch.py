@@ -12,7 +12,7 @@ from gptcli.cli.options import JsonOption, run_and_overrides, with_overrides
 from gptcli.cli.output import note, print_json
 from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def inspect_batch(
     other_run, overrides = run_and_overrides(source)
     if other_run is not None:
         raise GptcliError(
-            f"`{other_run}`: one word too many", "RUN STEP [data.source=NEW] [data.val_source=NEW]"
+            f"`{cropped(other_run)}`: one word too many",
+            "RUN STEP [data.source=NEW] [data.val_source=NEW]",
         )
     corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer), step, overrides)
     rows = _sequences(config, corpus, step)

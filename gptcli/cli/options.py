@@ -19,7 +19,7 @@ from gptcli.cli.user_files import (
     UserFiles,
     load_user_parts,
 )
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -83,7 +83,9 @@ def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
     overrides = [word for word in words or [] if "=" in word and is_known_override(word)]
     runs = [word for word in words or [] if word not in overrides]
     if len(runs) > 1:
-        raise GptcliError(f"`{runs[1]}`: give only one run; `{runs[0]}` is already one", "RUN")
+        raise GptcliError(
+            f"`{cropped(runs[1])}`: give only one run; `{cropped(runs[0])}` is already one", "RUN"
+        )
     for override in overrides:
         if not override.startswith(("data.source=", "data.val_source=", "data=")):
             raise GptcliError(

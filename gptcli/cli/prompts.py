@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptcli.cli.escapes import literal_escapes_note, unescape
 from gptcli.cli.output import note
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import expanded
 
 _MOST_BYTES = 1 << 26
@@ -29,7 +29,8 @@ def read_text(file: Path, command: str) -> str:
         return data.decode("utf-8-sig")
     except OSError as error:
         raise GptcliError(
-            f"{file}: cannot be read ({error.strerror})", f"{command} takes a UTF-8 text file"
+            f"{cropped(str(file))}: cannot be read ({error.strerror})",
+            f"{command} takes a UTF-8 text file",
         ) from None
     except UnicodeDecodeError as error:
         raise GptcliError(

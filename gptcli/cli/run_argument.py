@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from gptcli.cli.shadowed_names import note_two_runs
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.other_spellings import FORM_OF, normalised
 
 
@@ -55,14 +55,20 @@ def _instead_of_run(name: str, command: str) -> GptcliError | None:
     form = FORM_OF.get(command, {}).get(normalised(option), f"--{option.replace('_', '-')} VALUE")
     if equals and re.fullmatch(r"[A-Za-z_-]+", option) and form.startswith("--"):
         shown = form.replace("VALUE", shlex.quote(value))
-        return GptcliError(f"no run named `{name}`", f"write an option with two dashes: {shown}")
-    if command == "sample" and (re.search(r"\s|[^\w./~-]", name) or len(name) > 60):
-        short = " ".join(name.split())
-        short = short if len(short) <= 60 else short[:57] + "..."
         return GptcliError(
-            f"no run named `{short}`", f"to continue a text: {start} --prompt {shlex.quote(short)}"
+            f"no run named `{cropped(name)}`", f"write an option with two dashes: {shown}"
+        )
+    if command == "sample" and (re.search(r"\s|[^\w./~-]", name) or len(name) > 60):
+        return GptcliError(
+            f"no run named `{cropped(name)}`",
+            f"to continue a text: {start} --prompt {prompt_word(name)}",
         )
     return None
+
+
+def prompt_word(text: str) -> str:
+    """A text as one word of a shell; `"$TEXT"` if it is too long, or not one line."""
+    return shlex.quote(text) if cropped(text) == text and len(text) <= 60 else '"$TEXT"'
 
 
 def _folder(name: str, start: str) -> GptcliError | None:

@@ -23,7 +23,7 @@ from gptcli.cli.options import (
 )
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.cli.prompts import read_text
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -102,17 +102,12 @@ def _refuse_run_without_file(words: list[str]) -> None:
             if words[0] in runs
             else "score reads the text from a UTF-8 file"
         )
-        raise GptcliError(f"no file named `{_short(words[0])}`", hint)
+        raise GptcliError(f"no file named `{cropped(words[0])}`", hint)
     if len(words) == 1 and Path(words[0]).is_dir():
         raise GptcliError(
             f"{words[0]} is a folder, not a text",
             f"give a file, too: gptcli score {shlex.quote(words[0])} FILE",
         )
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)

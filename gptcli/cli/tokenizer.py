@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.command_line import Command, Group
+from gptcli.cli.command_line import Command, Group, same_option
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import typed
 from gptcli.cli.shadowed_names import note_tokenizer_and_run, note_two_runs
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import expanded
+from gptcli.other_spellings import FORM_OF, normalised
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
+    from gptcli.config import DataConfig
     from gptcli.tokenization import Tokenizer
 
 app = typer.Typer(
@@ -48,9 +52,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
     cls=Command, epilog="Example: gptcli tokenizer train my.txt --vocab-size 512 --out my.json"
 )
 def train(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="TEXT", help="A text file, a folder, .jsonl, or a shipped text."),
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT ... [data.KEY=VALUE ...]",
+            help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
+            "data.encoding, data.field, data.documents, data.skip_undecodable.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The tokenizer.json to write.")
@@ -66,7 +74,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
-    """Train a tokenizer on a text."""
+    """Train a tokenizer on texts."""
     if kind not in ("bpe", "char"):
         raise GptcliError(
             f"--kind `{kind}` is not one of bpe, char", "byte and gpt2 need no training"
@@ -76,13 +84,14 @@ def train(
         raise GptcliError(f"{out} is a folder", "name a file, for example --out pieces.json")
     if out.exists() and not overwrite:
         raise GptcliError(f"{out} exists already", "add --overwrite to replace it")
+    data = _data_of(words)
     from gptcli.corpus import open_corpus
     from gptcli.files.durable import write_atomically
 
     with waiting("reading the text and training the tokenizer"):
-        corpus = open_corpus(
-            source, kind=kind, vocab_size=vocab_size, val_fraction=0.0, block_size=1
-        )
+        corpus = open_corpus(data, kind=kind, vocab_size=vocab_size, val_fraction=0.0, block_size=1)
+    for line in corpus.notes:
+        note(line)
     try:
         write_atomically(out, corpus.tokenizer.to_json().encode("utf-8"))
     except OSError as error:
@@ -94,6 +103,37 @@ def train(
         f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} tokens long, "
         f"{corpus.source_bytes / tokens:.2f} bytes each"
     )
+
+
+_KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable")
+"""The config keys that say how texts are read."""
+
+
+def _data_of(words: list[str]) -> DataConfig:
+    """The section `data` of a config for the texts and the data.KEY=VALUE of a command line.
+
+    Raises GptcliError if there is no text, or another key is set."""
+    from gptcli.config_files import is_override, parse_config, values_set
+    from gptcli.corpus.sources import section_of
+
+    overrides = [word for word in words if is_override(word) and not os.path.exists(word)]  # noqa: PTH110
+    texts = [word for word in words if word not in overrides]
+    for override in overrides:
+        if not set(values_set([override])) <= set(_KEYS):
+            option, _, value = override.partition("=")
+            form = FORM_OF["tokenizer train"].get(normalised(option), f"--{same_option(option)}")
+            is_option = same_option(option) in ("vocab-size", "kind", "out") or "VALUE" in form
+            raise GptcliError(
+                f"`{cropped(override)}`: `gptcli tokenizer train` has no such setting",
+                f"write {form.partition(' ')[0]} {shlex.quote(value)}"
+                if is_option
+                else f"these can be set: {', '.join(_KEYS)}",
+            )
+    if not texts:
+        raise GptcliError("no text is named", "name a file, a folder or a shipped text")
+    section = parse_config("{}", overrides, name="command line").data
+    sources = [section_of(text).source for text in texts]
+    return section.model_copy(update={"source": sources if len(sources) > 1 else sources[0]})
 
 
 @app.command(cls=Command, epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')

@@ -89,6 +89,7 @@ def config_for(
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         stored = load_config(str(source / "config.yaml"), overrides)
+        _refuse_other_network(source, stored, overrides)
         config = _fine_tuning_config(stored, overrides)
         return _with_moved_texts(source, config, overrides), name
     default = _default_config()
@@ -125,6 +126,26 @@ def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
     overrides = with_texts(target, overrides)
     overrides = [*_fitting_overrides(Config(), overrides), *overrides]
     return parse_config("{}", overrides, name="--minutes")
+
+
+def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> None:
+    """Raise GptcliError if overrides ask for another network than that of the run (--from)."""
+    from gptcli.config_files import values_set
+    from gptcli.training.run_folder import read_config
+
+    there, now = read_config(run).model.model_dump(), wanted.model.model_dump()
+    odd = [
+        key
+        for key in now
+        if key != "dropout" and f"model.{key}" in values_set(overrides) and now[key] != there[key]
+    ]
+    if odd:
+        raise GptcliError(
+            f"--from takes the network of {run}, and you set another one: "
+            + ", ".join(f"model.{key} {now[key]} (there: {there[key]})" for key in odd),
+            f"leave out {', '.join(f'model.{key}' for key in odd)}; or leave out --from, to train "
+            "a new model",
+        )
 
 
 def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.output import note
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
+from gptcli.files.names import shown
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def split_tokenizer(
         return option, [*overrides, "tokenizer.kind=bpe", "tokenizer.from=null"]
     key = "tokenizer.from" if option is None else "--tokenizer"
     if option is not None:
-        section = section.model_copy(update={"from_": option})
+        section = section.model_copy(update={"from_": shown(option)})
     if section.from_ is None:
         return None, overrides
     if resume:
@@ -146,7 +147,15 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     from gptcli.course.sandbox.learner_file import find_file
 
     for part, spec in given.items():
-        find_file(spec, part)
+        try:
+            find_file(spec, part)
+        except GptcliError as error:
+            if part != "tokenizer" or ".py" in spec:
+                raise
+            raise GptcliError(
+                error.message,
+                "name a tokenizer.json, a run, or the .py file with a tokenizer that you wrote",
+            ) from None
     first = next(iter(given))
     if first != "tokenizer" and not config.model.traits.can_have_user_parts:
         why = {
@@ -192,7 +201,7 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
         return None
     if files.tokenizer is not None and not _is_python(files.tokenizer):
         raise GptcliError(
-            f"--tokenizer {files.tokenizer}: this option names Python code that you wrote",
+            f"--tokenizer {cropped(files.tokenizer)}: this option names Python code that you wrote",
             "leave --tokenizer out: a run keeps a copy of its tokenizer",
         )
     from gptcli.course.checking import find_matrices

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.config import Config
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, cropped, nearest
+from gptcli.files.names import path_of, shown
 from gptcli.tokenization import KINDS, Tokenizer, load_tokenizer
 from gptcli.training.run_folder import find_run, list_runs, read_config
 
@@ -26,7 +27,7 @@ def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
     The file is data, and nothing in it is executed. `key` is the option or config key that holds
     the name, for messages. Raises GptcliError if there is no such tokenizer, or it cannot be
     used."""
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for ~nobody)
+    path = path_of(name)
     is_run = os.path.isfile(path / "config.yaml")  # noqa: PTH113
     if not is_run and os.path.isfile(path / "tokenizer.json"):  # noqa: PTH113
         path = path / "tokenizer.json"
@@ -61,7 +62,7 @@ def follow_tokenizer(
                 f"tokenizer.{name} is {wanted}, but the tokenizer of {section.from_} has {found}",
                 f"leave tokenizer.{name} out, or leave out {key}",
             )
-    values: dict[str, object] = {"kind": tokenizer.kind, "from_": named.path.as_posix()}
+    values: dict[str, object] = {"kind": tokenizer.kind, "from_": shown(named.path.as_posix())}
     if tokenizer.kind == "bpe":
         values["vocab_size"] = tokenizer.vocab_size
     followed = section.model_copy(update=values)
@@ -93,7 +94,7 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
             f"tokenizer.kind={section.kind} would have no effect",
             hint,
         )
-    from_ = run.absolute().as_posix() if tokenizer.kind in ("char", "bpe") else None
+    from_ = shown(run.absolute().as_posix()) if tokenizer.kind in ("char", "bpe") else None
     followed = section.model_copy(update={"kind": tokenizer.kind, "from_": from_})
     return config.model_copy(update={"tokenizer": followed}), tokenizer
 
@@ -122,15 +123,15 @@ def _not_found(name: str, path: Path, key: str) -> GptcliError:
         return GptcliError(f"{key}: {name} has no tokenizer.json", f"name {what}")
     if name in KINDS:
         return GptcliError(
-            f"{key}: no run or file named `{name}`",
+            f"{key}: no run or file named `{cropped(name)}`",
             f"for a tokenizer of the kind {name}, set tokenizer.kind={name} instead",
         )
-    known = [run.name for run in list_runs(Path("runs"))]
+    known = [shown(run.name) for run in list_runs(Path("runs"))]
     close = nearest(name, [*known, *_files_beside(path)])
     hint = f"did you mean `{close}`? " if close else ""
-    return GptcliError(f"{key}: no run or file named `{name}`", f"{hint}name {what}")
+    return GptcliError(f"{key}: no run or file named `{cropped(name)}`", f"{hint}name {what}")
 
 
 def _files_beside(path: Path) -> list[str]:
     folder = path.parent
-    return [str(p) for p in folder.glob("*.json")] if os.path.isdir(folder) else []  # noqa: PTH112
+    return [shown(p) for p in folder.glob("*.json")] if os.path.isdir(folder) else []  # noqa: PTH112

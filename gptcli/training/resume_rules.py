@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.config_files import differences
 from gptcli.errors import GptcliError
+from gptcli.files.names import path_of, shown
 from gptcli.files.paths import shell_word
 from gptcli.training.run_commands import resume_command
 from gptcli.training.schedule import lr_at, resolve_rate, resolve_warmup
@@ -172,9 +172,9 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
     name = wanted.tokenizer.from_
     if name is None:
         return True
-    path = os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for ~nobody)
-    places = (Path(path), Path("runs", path))
-    return stored.tokenizer.from_ in [place.absolute().as_posix() for place in places]
+    path = path_of(name)
+    places = (path, Path("runs", path))
+    return stored.tokenizer.from_ in [shown(place.absolute().as_posix()) for place in places]
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.config_files import dump_config, parse_config, read_yaml
 from gptcli.corpus.standard_input import KEPT_NAMES
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files import durable
 from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
 from gptcli.files.paths import expanded, shell_word
@@ -72,7 +72,7 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
         )
     close = nearest(name, [run.name for run in known])
     raise GptcliError(
-        f"no run named `{name}`",
+        f"no run named `{cropped(name)}`",
         f"did you mean `{close}`?"
         if close
         else "the runs are: " + ", ".join(run.name for run in known)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,8 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         (("--tokenizer", pieces, "--from", trained), "that of"),
         (("--from", trained, "tokenizer.kind=byte"), "tokenizer.kind=byte would have no effect"),
     ):
-        outcome = cli("train", text_file, *SMALL, *words, "--out", tmp_path / "no")
+        sizes = SMALL[4:] if "--from" in words else SMALL
+        outcome = cli("train", text_file, *sizes, *words, "--out", tmp_path / "no")
         assert outcome.code == 2, words
         assert message in outcome.err
         assert not (tmp_path / "no").exists()
@@ -125,7 +128,11 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         ("nosuch", "no run or file named `nosuch`", "a run, a run folder or a tokenizer.json"),
         ("~nobody/x.json", "no run or file named `~nobody/x.json`", "tokenizer.json"),
         ("nosuch.py", "there is no file nosuch.py", ".py"),
-        ("text.txt", "text.txt is not a Python file: it is a text", ".py"),
+        (
+            "text.txt",
+            "text.txt is not a Python file: it is a text",
+            "name a tokenizer.json, a run, or the .py file",
+        ),
         ("bert.json", "it is a WordPiece tokenizer", "byte-level BPE"),
         ("list.json", "not a tokenizer", "undamaged copy"),
         ("empty", "empty has no tokenizer.json", "name a run"),
@@ -249,3 +256,25 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     outcome = cli("train", accented, "--from", trained, "--dry-run")
     assert outcome.code == 2
     assert "does not know" in outcome.err
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+def test_a_tokenizer_whose_name_is_not_utf8(
+    cli: Any, tmp_path: Path, text_file: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(pieces, "tok\udce9.json")
+    first = Path("runs", "q\udce9")
+    train(cli, first, text_file, "--tokenizer", "tok\udce9.json")
+    assert tokenizer_section(first)["from"] == f"{tmp_path}/tok\\xe9.json"
+    for number, name in enumerate(("runs/q\udce9", "q\udce9", "runs/q\\xe9", "./runs/q\udce9/")):
+        for words in (("--tokenizer", name), (f"tokenizer.from={name}",)):
+            run = tmp_path / f"run{number}{len(words)}"
+            train(cli, run, text_file, *words)
+            stored = (run / "tokenizer.json").read_bytes()
+            assert stored == pieces.read_bytes()
+            assert tokenizer_section(run)["from"] == f"{tmp_path}/runs/q\\xe9"
+    resumed = cli("train", "--resume", "--out", run, f"tokenizer.from={name}")
+    assert resumed.code == 0, resumed.err
+    train(cli, tmp_path / "tuned", text_file, "--from", first)
+    assert tokenizer_section(tmp_path / "tuned")["from"] == f"{tmp_path}/runs/q\\xe9"

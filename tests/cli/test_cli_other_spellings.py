@@ -104,7 +104,7 @@ def test_sample(words: str, hint: str, cli: Any) -> None:
         ("bench --n_layer 3", "write model.n_layer=3"),
         ("tokenizer train my.txt --vocab_siz 300", "did you mean --vocab-size?"),
         ("tokenizer train --input data", "write it without an option: gptcli tokenizer train data"),
-        ("sample mine hello", "to continue a text: gptcli sample mine --prompt hello"),
+        ("sample mine hello", "to continue a text: gptcli sample --prompt 'mine hello'"),
         ("sample mine temperature=0.5", "write --temperature 0.5"),
         ("schema x", "see gptcli schema --help"),
         ("generate", "write `gptcli sample`"),

@@ -25,6 +25,14 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
          "to continue a text: gptcli sample --prompt 'some text'"),
         (["sample", "Où es-tu ?"], "no run named `Où es-tu ?`",
          "to continue a text: gptcli sample --prompt 'Où es-tu ?'"),
+        (["sample", "a\nb"], "no run named `a b`",
+         'to continue a text: gptcli sample --prompt "$TEXT"'),
+        (["sample", "some", "text here"], "`text here` is one word too many",
+         "to continue a text: gptcli sample --prompt 'some text here'"),
+        (["sample", "mine", "my", "text"], "`my` is one word too many",
+         "to continue a text: gptcli sample mine --prompt 'my text'"),
+        (["sample", "word " * 20, "end"], "`end` is one word too many",
+         'to continue a text: gptcli sample --prompt "$TEXT"'),
         (["sample", "my.txt"], "my.txt is a file, not a run",
          "to continue the text in it: gptcli sample --prompt-file my.txt; "
          "to train on it: gptcli train my.txt"),
@@ -80,3 +88,51 @@ def test_the_form_that_a_hint_names_works(here: Path, cli: Any) -> None:
     assert cli("sample", "runs/mine", "--checkpoint", "40", "-n", "3").code == 0
     assert cli("sample", "--prompt-file", "my.txt", "-n", "3").out.startswith("KING")
     assert cli("eval", "--file", "my.txt").code == 0
+
+
+@pytest.mark.parametrize("text", ["a long text " * 500, "x" * 300], ids=["words", "one word"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval",), ("sample",), ("show",), ("score",), ("eval", "mine"),
+        ("inspect-batch", "mine", 3),
+        ("train", "my.txt", "--from"), ("train", "my.txt", "--tokenizer"),
+        ("tokenizer", "encode", "a", "--tokenizer"), ("eval", "mine", "--tokenizer"),
+        ("sample", "--prompt-file"), ("sample", "mine", "--prompt-file"),
+        ("train", "my.txt", "--attention"), ("train", "--resume", "--out"),
+    ],
+)  # fmt: skip
+def test_a_long_text_is_cut_off_in_the_error(
+    words: tuple[object, ...], text: str, here: Path, cli: Any
+) -> None:
+    outcome = cli(*words, text)
+    assert outcome.code == 2
+    message = outcome.err.splitlines()[0]
+    assert text[:40] in message
+    assert "..." in message
+    assert text[:70] not in outcome.err
+    assert len(outcome.err) < 400
+
+
+def test_a_long_text_is_not_hinted_as_the_prompt(here: Path, cli: Any) -> None:
+    outcome = cli("sample", "a long text " * 500)
+    assert outcome.err.endswith('hint: to continue a text: gptcli sample --prompt "$TEXT"\n')
+
+
+def test_a_long_path_stays_whole(here: Path, cli: Any) -> None:
+    path = f"some/{'folder' * 20}/run"
+    assert f"no run named `{path}`" in cli("eval", path).err
+
+
+@pytest.mark.parametrize("setting", ["model.n_layer=3 model.n_embd=16", "model={n_layer: 3}"])
+def test_from_with_another_network_names_the_settings(setting: str, here: Path, cli: Any) -> None:
+    words = [setting] if "{" in setting else setting.split()
+    for more in ([], ["--dry-run"]):
+        outcome = cli("train", "my.txt", "--from", "mine", "model.n_head=2", *words, *more)
+        assert outcome.code == 2
+        message, _, hint = outcome.err.splitlines()
+        assert "--from takes the network of runs/mine" in message
+        assert "model.n_layer 3 (there: 1)" in message
+        keys = "model.n_layer" if "{" in setting else "model.n_layer, model.n_embd"
+        assert hint == f"hint: leave out {keys}; or leave out --from, to train a new model"
+    assert [path.name for path in (here / "runs").iterdir()] == ["mine"]

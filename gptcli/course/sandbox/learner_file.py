@@ -22,7 +22,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
 from gptcli.course.catalogue import EXERCISES, exercise_named
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files.paths import expanded
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
             f"{name} is a folder", "name the Python file in it" + _such_as(path, exercise)
         )
     if not os.path.isfile(name):  # noqa: PTH113
-        raise GptcliError(f"there is no file {name}", _where_else(path, exercise))
+        raise GptcliError(f"there is no file {cropped(name)}", _where_else(path, exercise))
     if path.suffix == ".ipynb":
         raise GptcliError(
             f"{name} is a notebook",
