@@ -143,6 +143,7 @@ class _Survey:
     plain: list[str] = field(default_factory=list)  # .json and .csv read as plain text, and why
     converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> names
+    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # data.skip_undecodable
 
 
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
@@ -184,7 +185,7 @@ def _found(
         if path.is_dir():
             found = _survey_folder(path, progress, survey)
         elif path.is_file():
-            found = [_survey_file(path, progress, survey)]
+            found = _survey_file(path, progress, survey)
         else:
             raise GptcliError(
                 f"{shown(path)} is neither a file nor a folder",
@@ -198,6 +199,10 @@ def _found(
             survey.left_out.setdefault(why, []).append(shown(path))
         files += [file for file in found if file.path not in twice]
     name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not files and survey.skipped:
+        bad = [path for path, why in survey.skipped.items() if isinstance(why, UndecodableError)]
+        error = undecodable_files([(path, data.encoding) for path in bad], False)
+        raise error or next(iter(survey.skipped.values()))
     if not files:
         raise GptcliError(
             f"no training text is left in {name}: every file of it is also the validation text",
@@ -274,15 +279,26 @@ def no_such_text(source: str) -> GptcliError:
 _LONGEST_NAME = 1000  # characters; a longer text that names no file is not meant as a name
 
 
-def _survey_file(path: Path, progress: Progress, survey: _Survey) -> SourceFile:
+def _survey_file(path: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
+    """The file; [] if data.skip_undecodable leaves it out."""
     with progress.phase("reading", _size(path)) as survey.advance:
         try:
             file = _surveyed(path, survey)
-        except UndecodableError as error:
+        except (BinaryFileError, UndecodableError) as error:
+            if survey.data.skip_undecodable:
+                survey.skipped[path] = error
+                survey.left_out.setdefault(_not_text(survey.data), []).append(shown(path))
+                return []
+            if isinstance(error, BinaryFileError):
+                raise
             raise (undecodable_files([(path, survey.data.encoding)], False) or error) from error
     if file.signature[0] == 0:
         raise GptcliError(f"{shown(path)} is empty", "give a file with text in it")
-    return file
+    return [file]
+
+
+def _not_text(data: DataConfig) -> str:
+    return f"not text in {data.encoding or 'UTF-8'}"
 
 
 def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
@@ -309,8 +325,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
                 why = f"they have no field `{survey.data.field}`"
                 survey.left_out.setdefault(why, []).append(name)
             except UndecodableError:
-                why = f"not text in {survey.data.encoding or 'UTF-8'}"
-                survey.left_out.setdefault(why, []).append(name)
+                survey.left_out.setdefault(_not_text(survey.data), []).append(name)
     if binary:
         more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
         what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
@@ -417,9 +432,10 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     encoding = None
     if data.encoding is not None and not _is_utf8(path):
         encoding = data.encoding
-        survey.converted.append(shown(path))
     if data.skip_undecodable and (problem := first_problem(path, encoding)) is not None:
         raise problem
+    if encoding is not None:
+        survey.converted.append(shown(path))
     if wide and encoding is None:
         with open_content(path) as content:
             refuse_binary(path, content.stream.read(CHUNK), 0)
