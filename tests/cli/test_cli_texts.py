@@ -194,3 +194,41 @@ def test_all_files_that_are_not_utf8_are_printed(cli: Any, here: Path) -> None:
     assert cli("train", "t", "data.encoding=cp1252", *TINY).code == 0
     assert cli("eval").code == 0
     assert "such as cp1252" in cli("train", "t", "data.encoding=nope", *TINY).err
+
+
+def test_another_file_is_read_as_the_text_of_the_run(cli: Any, here: Path) -> None:
+    lines = [json.dumps({"id": 7, "body": text}) + "\n" for text in TEXT.split("\n\n") * 2]
+    (here / "l.jsonl").write_text("".join(lines), "utf-8")
+    (here / "l.json").write_text(f"[{','.join(lines)}]", "utf-8")
+    assert cli("train", "l.jsonl", "data.field=body", "data.val_fraction=0", *TINY).code == 0
+    expected = cli("eval", "l", "--split", "train", "--json")
+    for name in ("l.jsonl", "l.json"):
+        outcome = cli("eval", "l", "--file", name, "--json")
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["loss"] == json.loads(expected.out)["loss"]
+    (here / "other.jsonl").write_text('{"text": "KING"}\n', "utf-8")
+    outcome = cli("eval", "l", "--file", "other.jsonl")
+    assert outcome.code == 2
+    assert "the run reads the field `body`" in outcome.err
+
+
+def test_another_file_is_read_in_the_encoding_of_the_run(cli: Any, here: Path) -> None:
+    text = TEXT + "où est le café ?\n"
+    (here / "lat.txt").write_bytes(text.encode("cp1252"))
+    (here / "utf8.txt").write_text(text, "utf-8")
+    given = ("data.encoding=cp1252", "tokenizer.kind=char")
+    outcome = cli("train", "lat.txt", *given, *TINY)
+    assert outcome.code == 0, outcome.err
+    sample = ("sample", "--max-new-tokens", 3, "--seed", 1, "--prompt-file")
+    for command in (("eval", "--file"), ("score",), sample):
+        outcomes = [cli(*command[:1], "lat", *command[1:], n) for n in ("lat.txt", "utf8.txt")]
+        assert outcomes[0].code == 0, outcomes[0].err
+        assert outcomes[0].out == outcomes[1].out
+    (here / "bad.txt").write_bytes(b"KING \x81")
+    assert "not UTF-8 text (byte 5) and not cp1252" in cli("score", "lat", "bad.txt").err
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    assert cli("train", "a.txt", *TINY).code == 0
+    outcome = cli("eval", "a", "--file", "lat.txt")
+    assert outcome.code == 2
+    assert "data.encoding=" not in outcome.err
+    assert "save the file as UTF-8" in outcome.err
