@@ -328,10 +328,25 @@ def _delimiter(path: Path, header: str, field: str) -> str:
         return "\t"
 
     def fits(mark: str) -> tuple[bool, int]:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+        names = _names_in(header, mark)
         return field in names, len(names)
 
-    return max(",;\t|", key=fits)
+    return max(_DELIMITERS, key=fits)
+
+
+_DELIMITERS = ",;\t|"
+
+
+def has_column(header: str, field: str) -> bool:
+    """Whether the first line of a .csv or .tsv names the column `field`."""
+    return any(field in _names_in(header, mark) for mark in _DELIMITERS)
+
+
+def _names_in(header: str, mark: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+    except csv.Error:  # a field that is longer than csv allows
+        return []
 
 
 def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:

@@ -27,7 +27,7 @@ from gptcli.corpus.reading import (
     signature,
 )
 from gptcli.corpus.records import NoSuchFieldError
-from gptcli.corpus.standard_input import STDIN, standard_input
+from gptcli.corpus.standard_input import STDIN, is_standard_input, standard_input
 from gptcli.corpus.undecodable import first_problem, is_cut_off, undecodable_files
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.caches import cache_folder
@@ -180,7 +180,7 @@ def _found(
     survey = _Survey(data)
     files: list[SourceFile] = []
     for name in names:
-        path = _path_of_text(name, survey.notes)
+        path = _path_of_text(name, data.field, survey.notes)
         before = {file.path.resolve() for file in files} if len(names) > 1 else set()
         if path.is_dir():
             found = _survey_folder(path, progress, survey)
@@ -220,7 +220,7 @@ def _found(
     return Source(name, tuple(files), tuple(survey.notes))
 
 
-def _path_of_text(source: str, notes: list[str]) -> Path:
+def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
     """The file or folder that a text's name means. Raises GptcliError if there is none."""
     shipped = shipped_texts()
     if source in shipped:
@@ -231,7 +231,7 @@ def _path_of_text(source: str, notes: list[str]) -> Path:
             )
         return shipped[source]
     if source == STDIN:
-        return standard_input()
+        return standard_input(field)
     path = path_of(source)
     if source and exists(path):
         return path
@@ -445,6 +445,8 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     chosen, why = choose_format(
         path, data.documents, data.field, marked or encoding is not None or opaque, encoding
     )
+    if why is None and chosen.kind == "text" and data.field and is_standard_input(path):
+        why = f"it is no JSON, and has no column `{data.field}`"
     if why is not None:
         survey.plain.append(f"{shown(path)} ({why})")
     return SourceFile(*file, chosen)

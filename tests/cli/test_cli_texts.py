@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from gptcli.corpus import standard_input
+from gptcli.config import DataConfig
+from gptcli.corpus import find_source, standard_input
+from gptcli.errors import GptcliError
 from gptcli.training.run_folder import read_config
 from tests.conftest import TEXT
 
@@ -232,3 +236,61 @@ def test_another_file_is_read_in_the_encoding_of_the_run(cli: Any, here: Path) -
     assert outcome.code == 2
     assert "data.encoding=" not in outcome.err
     assert "save the file as UTF-8" in outcome.err
+
+
+BODIES = [f"{text}\n" for text in TEXT.split("\n\n")]
+OBJECTS = [json.dumps({"id": "7", "body": text}) + "\n" for text in BODIES]
+STRINGS = [json.dumps(text) + "\n" for text in BODIES]
+CSV = "id;body\n" + "".join(f'7;"{text}"\n' for text in BODIES)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "given"),
+    [
+        ("".join(OBJECTS), "jsonl", "data.field=body"),
+        (f"[{','.join(OBJECTS)}]", "json", "data.field=body"),
+        (f"\n[\n {','.join(STRINGS)}]", "json", ""),
+        ("".join(STRINGS), "jsonl", ""),
+        (CSV, "csv", "data.field=body"),
+        (CSV.replace(";", "\t"), "csv", "data.field=body"),
+        (CSV, "txt", ""),
+        ('"Hello."\n' + TEXT, "txt", ""),
+        ("[Scene 1]\n" + TEXT, "txt", ""),
+        ('["One", "two"] he said\n' + TEXT, "txt", ""),
+        ("BZh is no archive\n" + TEXT, "txt", ""),
+    ],
+)
+def test_standard_input_is_read_as_a_file_with_its_content(
+    content: str, kind: str, given: str, cli: Any, here: Path, stdin: Any
+) -> None:
+    (here / f"file.{kind}").write_text(content, "utf-8")
+    more = [given] if given else []
+    packs = (gzip.compress, bz2.compress, lzma.compress) if kind == "json" else (bytes,)
+    keys = []
+    for pack in packs:
+        stdin(pack(content.encode()))
+        found = find_source(DataConfig(source="-", field="body" if given else None))
+        assert not found.notes
+        assert found.files[0].path.name == f"text.{kind}"
+        keys.append(found.content_key)
+    stdin(packs[-1](content.encode()))
+    for source in (f"file.{kind}", "-"):
+        outcome = cli("train", source, *more, *TINY, "train.max_steps=2", "--overwrite")
+        assert outcome.code == 0, outcome.err
+        run = "stdin" if source == "-" else "file"
+        meta = next(here.glob(f"runs/{run}/checkpoints/*/meta.json"))
+        keys.append(json.loads(meta.read_text())["data"])
+    assert len(set(keys)) == 1
+    assert cli("eval", "stdin", "--split", "train").code == 0
+
+
+def test_standard_input_without_the_field_is_noted(here: Path, stdin: Any) -> None:
+    stdin(b"title,words\n1,2\n")
+    found = find_source(DataConfig(source="-", field="body"))
+    assert found.notes == (
+        "read as plain text: standard input (it is no JSON, and has no column `body`); "
+        "data.field=NAME selects the field or column that holds the text",
+    )
+    stdin(b'{"text": "a"}\n{"text": 1}\n')
+    with pytest.raises(GptcliError, match=r"^standard input:2: `text` is a number"):
+        list(find_source("-").pieces())
