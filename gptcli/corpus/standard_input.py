@@ -16,7 +16,7 @@ from pathlib import Path
 from gptcli.corpus.reading import lines
 from gptcli.corpus.records import has_column, json_entries
 from gptcli.errors import GptcliError
-from gptcli.files.names import show_as
+from gptcli.files.names import STANDARD_INPUT, show_as
 
 STDIN = "-"
 """The name of standard input as a text."""
@@ -38,7 +38,7 @@ def standard_input(field: str | None = None) -> Path:
     no standard input or it is empty."""
     if not _kept:
         _kept.append(_read(field))
-        show_as(_kept[0], "standard input")
+        show_as(_kept[0], STANDARD_INPUT)
     return _kept[0]
 
 

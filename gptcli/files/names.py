@@ -8,6 +8,9 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError
 
+STANDARD_INPUT = "standard input"
+"""What `shown` returns for the temporary file with standard input."""
+
 
 def shown(name: str | os.PathLike[str]) -> str:
     """The name as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.

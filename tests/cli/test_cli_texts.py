@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,22 @@ def test_standard_input_without_the_field_is_noted(here: Path, stdin: Any) -> No
     stdin(b'{"text": "a"}\n{"text": 1}\n')
     with pytest.raises(GptcliError, match=r"^standard input:2: `text` is a number"):
         list(find_source("-").pieces())
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ("où est le café ?\n".encode("cp1252"), "... | iconv -f WINDOWS-1252 -t UTF-8 "),
+        ("Größe\n".encode("utf-16"), "... | iconv -f UTF-16 -t UTF-8 "),
+    ],
+)
+def test_standard_input_that_is_not_utf8(
+    content: bytes, command: str, cli: Any, here: Path, stdin: Any
+) -> None:
+    stdin(content * 99)
+    outcome = cli("train", "-", *TINY)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: standard input is ")
+    assert f"convert it: {command}| gptcli train -\n" in outcome.err
+    assert tempfile.gettempdir() not in outcome.err
+    assert not list(here.iterdir())
