@@ -112,6 +112,9 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.config_files import values_set
     from gptcli.corpus import open_corpus
+    from gptcli.corpus.records import NoSuchFieldError
+    from gptcli.corpus.sources import section_of
+    from gptcli.corpus.undecodable import UndecodableFilesError
     from gptcli.tokenization.unknown_characters import UnknownCharactersError
     from gptcli.training.setup import open_text_of_run
     from gptcli.training.text_of_run import (
@@ -128,9 +131,12 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
                 "--file and a text of the run cannot both be given",
                 "data.source and data.val_source name texts of the run: leave one out",
             )
+        # A file is read as the run's text was: data.field, data.documents and data.encoding.
+        source = section_of(str(file)).source
+        other = {"source": source, "val_source": None, "skip_undecodable": False}
         try:
             corpus = open_corpus(
-                str(file),
+                config.data.model_copy(update=other),
                 kind=config.tokenizer.kind,
                 vocab_size=config.tokenizer.vocab_size,
                 val_fraction=0.0,
@@ -142,6 +148,17 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
             raise GptcliError(
                 error.message,
                 "leave them out of the file: the model never saw them in its training text",
+            ) from None
+        except UndecodableFilesError as error:
+            read = f"UTF-8 and {config.data.encoding}" if config.data.encoding else "UTF-8"
+            raise GptcliError(
+                error.message, f"the run reads {read} (data.encoding): save the file as UTF-8"
+            ) from None
+        except NoSuchFieldError as error:
+            raise GptcliError(
+                error.message,
+                f"the run reads the field `{config.data.field or 'text'}` (data.field): rename the "
+                "field in the file, or save its texts as a plain text file",
             ) from None
         for line in corpus.notes:
             note(f"note: {line}")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gptcli.cli.escapes import literal_escapes_note, unescape
 from gptcli.cli.output import note
+from gptcli.cli.run_argument import named_run
 from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import expanded
 
 _MOST_BYTES = 1 << 26
 
 
-def read_text(file: Path, command: str) -> str:
-    """The text of a UTF-8 file without its byte-order mark.
+def encoding_of_run(run: str | None, command: str) -> str | None:
+    """The data.encoding of the run that `command` reads."""
+    from gptcli.training.run_folder import read_config
 
-    Raises GptcliError if the file cannot be read, is not UTF-8 or is too long. The hint can name
-    `command`: the command or option that reads the file."""
+    return read_config(named_run(run, command)).data.encoding
+
+
+def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> str:
+    """The text of a file without its byte-order mark, in UTF-8 or else in the run's `encoding`.
+
+    Raises GptcliError if the file cannot be read, is in another encoding or is too long. The hint
+    can name `command`: the command or option that reads the file."""
     file = expanded(file)
     try:
         with file.open("rb") as opened:  # a limit, because a pipe can be endless
@@ -33,8 +43,13 @@ def read_text(file: Path, command: str) -> str:
             f"{command} takes a UTF-8 text file",
         ) from None
     except UnicodeDecodeError as error:
+        other = encoding()
+        if other is not None:
+            with suppress(UnicodeError):
+                return data.decode(other).removeprefix("\ufeff")
+        read = f" and not {other}" if other is not None else ""
         raise GptcliError(
-            f"{file}: not UTF-8 text (byte {error.start})", "save it as UTF-8"
+            f"{file}: not UTF-8 text (byte {error.start}){read}", "save it as UTF-8"
         ) from None
 
 
@@ -50,20 +65,26 @@ def typed(text: str, where: str, *, escape: bool) -> str:
 
 
 def read_prompts(
-    prompt: str | None, file: Path | None, lines: bool, *, escape: bool = False
+    prompt: str | None,
+    file: Path | None,
+    lines: bool,
+    *,
+    escape: bool = False,
+    encoding: Callable[[], str | None] = lambda: None,
 ) -> list[str]:
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
     With `lines`, each line of the file is a prompt. With `escape`, escapes in `prompt` and in these
-    lines are read. Raises GptcliError if both `prompt` and `file` are given, if `lines` is given
-    without a file, or if the file cannot be used."""
+    lines are read. A file that is not UTF-8 is read in `encoding`. Raises GptcliError if both
+    `prompt` and `file` are given, if `lines` is given without a file, or if the file cannot be
+    used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")
         return [typed(prompt or "", "--prompt", escape=escape)]
     if prompt is not None:
         raise GptcliError("--prompt and --prompt-file cannot both be given", "leave one out")
-    text = read_text(file, "--prompt-file")
+    text = read_text(file, "--prompt-file", encoding)
     if not lines:
         return [text.removesuffix("\n").removesuffix("\r")]
     if not text:

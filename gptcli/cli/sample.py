@@ -20,7 +20,7 @@ from gptcli.cli.options import (
     load_for_sampling,
 )
 from gptcli.cli.output import note, print_json
-from gptcli.cli.prompts import read_prompts, typed
+from gptcli.cli.prompts import encoding_of_run, read_prompts, typed
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -204,7 +204,11 @@ def sample(
     `gptcli chat` is short for `gptcli sample --interactive`."""
     generation.check()
     texts = read_prompts(
-        prompts.prompt, prompts.prompt_file, prompts.prompt_lines, escape=prompts.escape
+        prompts.prompt,
+        prompts.prompt_file,
+        prompts.prompt_lines,
+        escape=prompts.escape,
+        encoding=lambda: encoding_of_run(run, "sample"),
     )
     stops = [typed(stop, "--stop", escape=prompts.escape) for stop in generation.stop or ()]
     if "" in (generation.stop or ()):

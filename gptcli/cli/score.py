@@ -22,7 +22,7 @@ from gptcli.cli.options import (
     load_model,
 )
 from gptcli.cli.output import note, print_json, stdout_console
-from gptcli.cli.prompts import read_text
+from gptcli.cli.prompts import encoding_of_run, read_text
 from gptcli.errors import GptcliError, cropped
 from gptcli.view.waiting import waiting
 
@@ -65,7 +65,7 @@ def score(
         )
     run, file = (None, words[0]) if len(words) == 1 else words
     _refuse_run_without_file(words)
-    text = read_text(Path(file), "score")
+    text = read_text(Path(file), "score", lambda: encoding_of_run(run, "score"))
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
     with waiting("loading the model and reading the text"):

@@ -5,13 +5,25 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from gptcli.files.names import STANDARD_INPUT, shown
+
+_DECOMPRESS = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".xz": "xz -dc"}
+
 
 def conversion_command(path: Path, encoding: str) -> str:
     """`iconv ...` as users can copy it: complete paths, quoted for a shell.
 
-    It writes utf8-NAME beside the file."""
-    goal = path.with_name(f"utf8-{path.name}")
-    return f"iconv -f {encoding} -t UTF-8 {_word(path)} > {_word(goal)}"
+    It writes utf8-NAME beside the file. A compressed file is decompressed first. The text of
+    standard input is converted on the way from the user's command, `...`, to gptcli."""
+    convert = f"iconv -f {encoding} -t UTF-8"
+    if shown(path) == STANDARD_INPUT:
+        return f"... | {convert} | gptcli train -"
+    decompress = _DECOMPRESS.get(path.suffix.lower())
+    if decompress is None:
+        goal = path.with_name(f"utf8-{path.name}")
+        return f"{convert} {_word(path)} > {_word(goal)}"
+    goal = path.with_name(f"utf8-{path.stem}")
+    return f"{decompress} {_word(path)} | {convert} > {_word(goal)}"
 
 
 def _word(path: Path) -> str:

@@ -13,6 +13,7 @@ from gptcli.corpus.documents import split_at_end_of_text, split_lines
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.corpus.reading import COMPRESSED, Piece, lines, text_pieces
 from gptcli.corpus.records import (
+    LIST_EXAMPLE,
     NoSuchFieldError,
     NotAListError,
     csv_pieces,
@@ -128,7 +129,7 @@ def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[
     try:
         entry: Any = None
         for where, entry in json_entries(path, encoding=encoding):
-            text_of(entry, field, where)
+            text_of(entry, field, where, LIST_EXAMPLE)
             break
         return "json", None
     except NotAListError:

@@ -20,6 +20,10 @@ FIELD = "text"
 
 _CHATS = ("messages", "conversations")
 _EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
+LIST_EXAMPLE = _EXAMPLE.replace("every line", "every entry of the list")
+"""The hint about an entry of a .json that has no text."""
+
+_ROW_EXAMPLE = "every row of the column is a string or a chat"
 
 
 class NoSuchFieldError(GptcliError):
@@ -66,7 +70,7 @@ def json_pieces(
 
     Raises GptcliError with file, line and entry if an entry cannot be read or has no such field."""
     for where, value in json_entries(path, advance, encoding):
-        yield from _cut(text_of(value, field, where))
+        yield from _cut(text_of(value, field, where, LIST_EXAMPLE))
 
 
 def json_entries(
@@ -168,28 +172,30 @@ class _JsonBuffer:
 # ---- the field of a record ---------------------------------------------------------------------
 
 
-def text_of(value: Any, field: str | None, where: str) -> str:
+def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
     """The text of a record: a string, the field of an object, or a chat.
 
     `field` is data.field; None means `text`, or else `messages`. Raises GptcliError that begins
-    with `where`, or NoSuchFieldError if an object lacks the field."""
+    with `where`, or NoSuchFieldError if an object lacks the field. `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
-        raise GptcliError(f"{where}: {_kind_of(value)}, not an object", _EXAMPLE)
+        raise GptcliError(f"{where}: {_kind_of(value)}, not an object", example)
     name = field or FIELD
     if field is None and FIELD not in value:
         name = next((chat for chat in _CHATS if isinstance(value.get(chat), list)), FIELD)
     if name not in value:
         raise NoSuchFieldError(
             f"{where}: no field `{name}`; its fields: {_named(list(value))}",
-            _how_to_select({key: item for key, item in value.items() if isinstance(item, str)}),
+            _how_to_select(
+                {key: item for key, item in value.items() if isinstance(item, str)}, example
+            ),
         )
     text = value[name]
     if isinstance(text, list) and text and isinstance(text[0], dict):
         text = _chat(text, f"{where}: `{name}`")
     if not isinstance(text, str):
-        raise GptcliError(f"{where}: `{name}` is {_kind_of(text)}, not a string", _EXAMPLE)
+        raise GptcliError(f"{where}: `{name}` is {_kind_of(text)}, not a string", example)
     return _whole_characters(text, f"`{name}`", where)
 
 
@@ -232,9 +238,9 @@ def _whole_characters(text: str, what: str, where: str) -> str:
     return text
 
 
-def _how_to_select(texts: dict[str, str]) -> str:
+def _how_to_select(texts: dict[str, str], example: str) -> str:
     if not texts:
-        return _EXAMPLE
+        return example
     longest = max(texts, key=lambda key: len(texts[key]))
     return f"select the field that holds the text, for example data.field={_as_argument(longest)}"
 
@@ -328,10 +334,25 @@ def _delimiter(path: Path, header: str, field: str) -> str:
         return "\t"
 
     def fits(mark: str) -> tuple[bool, int]:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+        names = _names_in(header, mark)
         return field in names, len(names)
 
-    return max(",;\t|", key=fits)
+    return max(_DELIMITERS, key=fits)
+
+
+_DELIMITERS = ",;\t|"
+
+
+def has_column(header: str, field: str) -> bool:
+    """Whether the first line of a .csv or .tsv names the column `field`."""
+    return any(field in _names_in(header, mark) for mark in _DELIMITERS)
+
+
+def _names_in(header: str, mark: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+    except csv.Error:  # a field that is longer than csv allows
+        return []
 
 
 def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
@@ -377,7 +398,7 @@ def parquet_pieces(
                     row += 1
                     if value is not None:
                         where = f"{shown(path)}: row {row}"
-                        yield from _cut(text_of({name: value}, name, where))
+                        yield from _cut(text_of({name: value}, name, where, _ROW_EXAMPLE))
                 advance(row * size // rows - done)
                 done = row * size // rows
         except (pyarrow.ArrowException, OSError) as error:

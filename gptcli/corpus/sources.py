@@ -27,7 +27,7 @@ from gptcli.corpus.reading import (
     signature,
 )
 from gptcli.corpus.records import NoSuchFieldError
-from gptcli.corpus.standard_input import STDIN, standard_input
+from gptcli.corpus.standard_input import STDIN, is_standard_input, standard_input
 from gptcli.corpus.undecodable import first_problem, is_cut_off, undecodable_files
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.caches import cache_folder
@@ -143,6 +143,7 @@ class _Survey:
     plain: list[str] = field(default_factory=list)  # .json and .csv read as plain text, and why
     converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> names
+    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # data.skip_undecodable
 
 
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
@@ -179,12 +180,12 @@ def _found(
     survey = _Survey(data)
     files: list[SourceFile] = []
     for name in names:
-        path = _path_of_text(name, survey.notes)
+        path = _path_of_text(name, data.field, survey.notes)
         before = {file.path.resolve() for file in files} if len(names) > 1 else set()
         if path.is_dir():
             found = _survey_folder(path, progress, survey)
         elif path.is_file():
-            found = [_survey_file(path, progress, survey)]
+            found = _survey_file(path, progress, survey)
         else:
             raise GptcliError(
                 f"{shown(path)} is neither a file nor a folder",
@@ -198,6 +199,10 @@ def _found(
             survey.left_out.setdefault(why, []).append(shown(path))
         files += [file for file in found if file.path not in twice]
     name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not files and survey.skipped:
+        bad = [path for path, why in survey.skipped.items() if isinstance(why, UndecodableError)]
+        error = undecodable_files([(path, data.encoding) for path in bad], False)
+        raise error or next(iter(survey.skipped.values()))
     if not files:
         raise GptcliError(
             f"no training text is left in {name}: every file of it is also the validation text",
@@ -215,7 +220,7 @@ def _found(
     return Source(name, tuple(files), tuple(survey.notes))
 
 
-def _path_of_text(source: str, notes: list[str]) -> Path:
+def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
     """The file or folder that a text's name means. Raises GptcliError if there is none."""
     shipped = shipped_texts()
     if source in shipped:
@@ -226,7 +231,7 @@ def _path_of_text(source: str, notes: list[str]) -> Path:
             )
         return shipped[source]
     if source == STDIN:
-        return standard_input()
+        return standard_input(field)
     path = path_of(source)
     if source and exists(path):
         return path
@@ -274,15 +279,26 @@ def no_such_text(source: str) -> GptcliError:
 _LONGEST_NAME = 1000  # characters; a longer text that names no file is not meant as a name
 
 
-def _survey_file(path: Path, progress: Progress, survey: _Survey) -> SourceFile:
+def _survey_file(path: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
+    """The file; [] if data.skip_undecodable leaves it out."""
     with progress.phase("reading", _size(path)) as survey.advance:
         try:
             file = _surveyed(path, survey)
-        except UndecodableError as error:
+        except (BinaryFileError, UndecodableError) as error:
+            if survey.data.skip_undecodable:
+                survey.skipped[path] = error
+                survey.left_out.setdefault(_not_text(survey.data), []).append(shown(path))
+                return []
+            if isinstance(error, BinaryFileError):
+                raise
             raise (undecodable_files([(path, survey.data.encoding)], False) or error) from error
     if file.signature[0] == 0:
         raise GptcliError(f"{shown(path)} is empty", "give a file with text in it")
-    return file
+    return [file]
+
+
+def _not_text(data: DataConfig) -> str:
+    return f"not text in {data.encoding or 'UTF-8'}"
 
 
 def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
@@ -309,8 +325,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
                 why = f"they have no field `{survey.data.field}`"
                 survey.left_out.setdefault(why, []).append(name)
             except UndecodableError:
-                why = f"not text in {survey.data.encoding or 'UTF-8'}"
-                survey.left_out.setdefault(why, []).append(name)
+                survey.left_out.setdefault(_not_text(survey.data), []).append(name)
     if binary:
         more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
         what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
@@ -417,9 +432,10 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     encoding = None
     if data.encoding is not None and not _is_utf8(path):
         encoding = data.encoding
-        survey.converted.append(shown(path))
     if data.skip_undecodable and (problem := first_problem(path, encoding)) is not None:
         raise problem
+    if encoding is not None:
+        survey.converted.append(shown(path))
     if wide and encoding is None:
         with open_content(path) as content:
             refuse_binary(path, content.stream.read(CHUNK), 0)
@@ -429,6 +445,8 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     chosen, why = choose_format(
         path, data.documents, data.field, marked or encoding is not None or opaque, encoding
     )
+    if why is None and chosen.kind == "text" and data.field and is_standard_input(path):
+        why = f"it is no JSON, and has no column `{data.field}`"
     if why is not None:
         survey.plain.append(f"{shown(path)} ({why})")
     return SourceFile(*file, chosen)

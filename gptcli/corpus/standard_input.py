@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import atexit
-import gzip
+import importlib
 import json
 import shutil
 import sys
 import tempfile
+import zlib
+from itertools import islice
+from lzma import LZMAError
 from pathlib import Path
 
+from gptcli.corpus.reading import lines
+from gptcli.corpus.records import has_column, json_entries
 from gptcli.errors import GptcliError
+from gptcli.files.names import STANDARD_INPUT, show_as
 
 STDIN = "-"
 """The name of standard input as a text."""
 
-KEPT_NAMES = ("text.txt", "text.jsonl")
+KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
 """Names of the file in a run folder that keeps the text of standard input."""
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by the first bytes
+_STRINGS = 1000  # must be JSON strings, if the first is one: a story can begin with a quote
 
 _kept: list[Path] = []  # the temporary file, once standard input has been read
 
 
-def standard_input() -> Path:
+def standard_input(field: str | None = None) -> Path:
     """A temporary file with all of standard input, which is read at the first call.
 
-    A .gz is decompressed. The name ends in .jsonl if the first line is a JSON object. Raises
-    GptcliError if there is no standard input or it is empty."""
+    A .gz, .bz2 or .xz is decompressed. The ending of the name says what the content looks like; it
+    looks like a .csv only if its first line has the column `field`. Raises GptcliError if there is
+    no standard input or it is empty."""
     if not _kept:
-        _kept.append(_read())
+        _kept.append(_read(field))
+        show_as(_kept[0], STANDARD_INPUT)
     return _kept[0]
 
 
-def _read() -> Path:
+def is_standard_input(path: Path) -> bool:
+    """Whether a path is that of the temporary file with standard input."""
+    return path in _kept
+
+
+def _read(field: str | None) -> Path:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:
         raise GptcliError(
@@ -44,13 +60,16 @@ def _read() -> Path:
         with path.open("wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
         with path.open("rb") as file:
-            begins = file.read(2)
-        if begins == b"\x1f\x8b":
+            begins = file.read(10)
+        how = next((how for magic, how in _COMPRESSED.items() if begins.startswith(magic)), None)
+        if how is not None and begins.isascii() and not begins.startswith(b"1AY&SY", 4):
+            how = None  # a text that begins with BZh
+        if how is not None:
             whole = folder / "whole"
-            with gzip.open(path) as packed, whole.open("wb") as file:
+            with importlib.import_module(how).open(path) as packed, whole.open("wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
             whole.replace(path)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, LZMAError, zlib.error) as error:
         raise GptcliError(
             f"cannot keep standard input in {folder}: {getattr(error, 'strerror', None) or error}",
             "is the disk full, or the input cut off? The environment variable TMPDIR names "
@@ -59,14 +78,50 @@ def _read() -> Path:
         ) from error
     if path.stat().st_size == 0:
         raise GptcliError("standard input is empty", "for example: cat a.txt | gptcli train -")
-    return path.rename(folder / (KEPT_NAMES[1] if _is_jsonl(path) else KEPT_NAMES[0]))
+    return path.rename(folder / f"text.{_ending(path, field)}")
 
 
-def _is_jsonl(path: Path) -> bool:
-    """Whether the first line is a JSON object by itself."""
+def _ending(path: Path, field: str | None) -> str:
+    """The ending of a file's name that fits its content."""
     with path.open("rb") as file:
-        line = file.readline(1 << 24)
+        beginning = file.read(4)
+    if beginning == b"PAR1":
+        return "parquet"
+    # A text in another encoding has its structure in ASCII.
     try:
-        return isinstance(json.loads(line), dict)
+        first = next(lines(path, encoding="latin-1"), (1, ""))[1].removeprefix("ï»¿")
+    except GptcliError:  # UTF-16, binary, or one long line
+        return "json" if beginning.lstrip()[:1] == b"[" and _is_list(path) else "txt"
+    if first.lstrip()[:1] == "[" and _is_list(path):
+        return "json"
+    value = _json(first)
+    if isinstance(value, dict) or (isinstance(value, str) and _are_strings(path)):
+        return "jsonl"
+    if first.strip() == "{":  # an object on several lines: reading it says why it is plain text
+        return "json"
+    return "csv" if field is not None and has_column(first, field) else "txt"
+
+
+def _json(line: str) -> object:
+    try:
+        value: object = json.loads(line)
     except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _are_strings(path: Path) -> bool:
+    """Whether each of the first lines is a JSON string."""
+    found = islice(lines(path, encoding="latin-1"), _STRINGS)
+    return all(isinstance(_json(line.removeprefix("ï»¿")), str) for _, line in found)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether the content is a JSON list of objects or strings."""
+    try:
+        for _, entry in islice(json_entries(path, encoding="latin-1"), _STRINGS):
+            if not isinstance(entry, str):
+                return isinstance(entry, dict)
+    except GptcliError:
         return False
+    return True

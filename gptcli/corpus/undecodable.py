@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gptcli.corpus.conversion import conversion_command
-from gptcli.corpus.reading import UndecodableError, decoded, open_content
+from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_content
 from gptcli.errors import GptcliError
-from gptcli.files.names import shown
+from gptcli.files.names import STANDARD_INPUT, shown
 
 _LOOKED_AT = 1 << 15  # bytes around the first bad one
 _MOST_NAMED = 100
@@ -91,12 +91,18 @@ def _explained(
         )
         return message, hint
     public = looks.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
-    command = conversion_command(path if only else Path("FILE"), public)
+    command = conversion_command(path if only else _any_file(path), public)
+    what = "it" if name == STANDARD_INPUT else "the file"
     return (
         f"{message}; it looks like {public}",
         f"read {public} with data.encoding={looks} (files in UTF-8 are still read as UTF-8), or "
-        f"convert the file: {command}{leave_out}",
+        f"convert {what}: {command}{leave_out}",
     )
+
+
+def _any_file(path: Path) -> Path:
+    """FILE with the suffix of a compressed file."""
+    return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 
 def _around(path: Path, offset: int) -> tuple[bytes, int]:

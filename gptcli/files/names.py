@@ -8,6 +8,9 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError
 
+STANDARD_INPUT = "standard input"
+"""What `shown` returns for the temporary file with standard input."""
+
 
 def shown(name: str | os.PathLike[str]) -> str:
     """The name as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
@@ -16,9 +19,19 @@ def shown(name: str | os.PathLike[str]) -> str:
     hold. A newline is written as `\\x0a`. A backslash in such a name is written as `\\x5c`, so that
     `path_of` finds the same file."""
     text = os.fspath(name)
+    if text in _shown_as:
+        return _shown_as[text]
     if text.isprintable() or not _SPECIAL.search(text):
         return text
     return _SPECIAL_OR_BACKSLASH.sub(_escaped, text)
+
+
+def show_as(path: Path, what: str) -> None:
+    """From now on, `shown` returns `what` for this path: users do not know a temporary file."""
+    _shown_as[str(path)] = what
+
+
+_shown_as: dict[str, str] = {}
 
 
 def _escaped(found: re.Match[str]) -> str:

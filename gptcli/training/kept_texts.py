@@ -1,4 +1,4 @@
-"""The text of standard input, which a run folder keeps as text.txt or text.jsonl."""
+"""The text of standard input, which a run folder keeps as text.txt, text.jsonl and so on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config, None
-    text = standard_input()
+    text = standard_input(data.field)
     there = shown((run / text.name).absolute().as_posix())
 
     def kept(source: str | list[str]) -> str | list[str]:

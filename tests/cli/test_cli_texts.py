@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptcli.corpus import standard_input
+from gptcli.config import DataConfig
+from gptcli.corpus import find_source, standard_input
+from gptcli.errors import GptcliError
 from gptcli.training.run_folder import read_config
 from tests.conftest import TEXT
 
@@ -249,3 +254,118 @@ def test_all_files_that_are_not_utf8_are_printed(cli: Any, here: Path) -> None:
     assert cli("train", "t", "data.encoding=cp1252", *TINY).code == 0
     assert cli("eval").code == 0
     assert "such as cp1252" in cli("train", "t", "data.encoding=nope", *TINY).err
+
+
+def test_another_file_is_read_as_the_text_of_the_run(cli: Any, here: Path) -> None:
+    lines = [json.dumps({"id": 7, "body": text}) + "\n" for text in TEXT.split("\n\n") * 2]
+    (here / "l.jsonl").write_text("".join(lines), "utf-8")
+    (here / "l.json").write_text(f"[{','.join(lines)}]", "utf-8")
+    assert cli("train", "l.jsonl", "data.field=body", "data.val_fraction=0", *TINY).code == 0
+    expected = cli("eval", "l", "--split", "train", "--json")
+    for name in ("l.jsonl", "l.json"):
+        outcome = cli("eval", "l", "--file", name, "--json")
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["loss"] == json.loads(expected.out)["loss"]
+    (here / "other.jsonl").write_text('{"text": "KING"}\n', "utf-8")
+    outcome = cli("eval", "l", "--file", "other.jsonl")
+    assert outcome.code == 2
+    assert "the run reads the field `body`" in outcome.err
+
+
+def test_another_file_is_read_in_the_encoding_of_the_run(cli: Any, here: Path) -> None:
+    text = TEXT + "où est le café ?\n"
+    (here / "lat.txt").write_bytes(text.encode("cp1252"))
+    (here / "utf8.txt").write_text(text, "utf-8")
+    given = ("data.encoding=cp1252", "tokenizer.kind=char")
+    outcome = cli("train", "lat.txt", *given, *TINY)
+    assert outcome.code == 0, outcome.err
+    sample = ("sample", "--max-new-tokens", 3, "--seed", 1, "--prompt-file")
+    for command in (("eval", "--file"), ("score",), sample):
+        outcomes = [cli(*command[:1], "lat", *command[1:], n) for n in ("lat.txt", "utf8.txt")]
+        assert outcomes[0].code == 0, outcomes[0].err
+        assert outcomes[0].out == outcomes[1].out
+    (here / "bad.txt").write_bytes(b"KING \x81")
+    assert "not UTF-8 text (byte 5) and not cp1252" in cli("score", "lat", "bad.txt").err
+    (here / "a.txt").write_text(TEXT, "utf-8")
+    assert cli("train", "a.txt", *TINY).code == 0
+    outcome = cli("eval", "a", "--file", "lat.txt")
+    assert outcome.code == 2
+    assert "data.encoding=" not in outcome.err
+    assert "save the file as UTF-8" in outcome.err
+
+
+BODIES = [f"{text}\n" for text in TEXT.split("\n\n")]
+OBJECTS = [json.dumps({"id": "7", "body": text}) + "\n" for text in BODIES]
+STRINGS = [json.dumps(text) + "\n" for text in BODIES]
+CSV = "id;body\n" + "".join(f'7;"{text}"\n' for text in BODIES)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "given"),
+    [
+        ("".join(OBJECTS), "jsonl", "data.field=body"),
+        (f"[{','.join(OBJECTS)}]", "json", "data.field=body"),
+        (f"\n[\n {','.join(STRINGS)}]", "json", ""),
+        ("".join(STRINGS), "jsonl", ""),
+        (CSV, "csv", "data.field=body"),
+        (CSV.replace(";", "\t"), "csv", "data.field=body"),
+        (CSV, "txt", ""),
+        ('"Hello."\n' + TEXT, "txt", ""),
+        ("[Scene 1]\n" + TEXT, "txt", ""),
+        ('["One", "two"] he said\n' + TEXT, "txt", ""),
+        ("BZh is no archive\n" + TEXT, "txt", ""),
+    ],
+)
+def test_standard_input_is_read_as_a_file_with_its_content(
+    content: str, kind: str, given: str, cli: Any, here: Path, stdin: Any
+) -> None:
+    (here / f"file.{kind}").write_text(content, "utf-8")
+    more = [given] if given else []
+    packs = (gzip.compress, bz2.compress, lzma.compress) if kind == "json" else (bytes,)
+    keys = []
+    for pack in packs:
+        stdin(pack(content.encode()))
+        found = find_source(DataConfig(source="-", field="body" if given else None))
+        assert not found.notes
+        assert found.files[0].path.name == f"text.{kind}"
+        keys.append(found.content_key)
+    stdin(packs[-1](content.encode()))
+    for source in (f"file.{kind}", "-"):
+        outcome = cli("train", source, *more, *TINY, "train.max_steps=2", "--overwrite")
+        assert outcome.code == 0, outcome.err
+        run = "stdin" if source == "-" else "file"
+        meta = next(here.glob(f"runs/{run}/checkpoints/*/meta.json"))
+        keys.append(json.loads(meta.read_text())["data"])
+    assert len(set(keys)) == 1
+    assert cli("eval", "stdin", "--split", "train").code == 0
+
+
+def test_standard_input_without_the_field_is_noted(here: Path, stdin: Any) -> None:
+    stdin(b"title,words\n1,2\n")
+    found = find_source(DataConfig(source="-", field="body"))
+    assert found.notes == (
+        "read as plain text: standard input (it is no JSON, and has no column `body`); "
+        "data.field=NAME selects the field or column that holds the text",
+    )
+    stdin(b'{"text": "a"}\n{"text": 1}\n')
+    with pytest.raises(GptcliError, match=r"^standard input:2: `text` is a number"):
+        list(find_source("-").pieces())
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ("où est le café ?\n".encode("cp1252"), "... | iconv -f WINDOWS-1252 -t UTF-8 "),
+        ("Größe\n".encode("utf-16"), "... | iconv -f UTF-16 -t UTF-8 "),
+    ],
+)
+def test_standard_input_that_is_not_utf8(
+    content: bytes, command: str, cli: Any, here: Path, stdin: Any
+) -> None:
+    stdin(content * 99)
+    outcome = cli("train", "-", *TINY)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: standard input is ")
+    assert f"convert it: {command}| gptcli train -\n" in outcome.err
+    assert tempfile.gettempdir() not in outcome.err
+    assert not list(here.iterdir())

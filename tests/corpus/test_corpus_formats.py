@@ -258,3 +258,24 @@ def test_the_content_key_is_that_of_earlier_versions(tmp_path: Path) -> None:
     assert find_source(str(tmp_path / "a.txt")).content_key == (
         "d3df60078dccf0b0919b4ced40f91ba8e285c92a59d4775d15afa08bc1cab23d"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (b'["a", 3]', None),
+        (b'[{"text": "a"}, {"text": 3}]', None),
+        (b'[{"text": "a"}, {"other": 3}]', None),
+        (b'[{"other": 3}]', "body"),
+    ],
+)
+def test_the_hint_about_a_list_names_its_entries(
+    content: bytes, field: str | None, tmp_path: Path
+) -> None:
+    for name, what in (("a.json", "every entry of the list"), ("a.jsonl", "every line")):
+        path = tmp_path / name
+        path.write_bytes(content if name == "a.json" else content[1:-1].replace(b", ", b"\n"))
+        with pytest.raises(GptcliError) as caught:
+            list(find_source(DataConfig(source=str(path), field=field)).pieces())
+        assert caught.value.hint is not None
+        assert caught.value.hint.startswith(f"{what} is one object with a string `text`")

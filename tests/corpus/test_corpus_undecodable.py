@@ -111,3 +111,26 @@ def test_utf16_is_read_if_the_user_says_so(tmp_path: Path) -> None:
     (tmp_path / "c.bin").write_bytes(b"\0\1\2\3" * 9)
     assert "\n" not in refusal(tmp_path / "c.bin", encoding="utf-16").message
     assert refusal(tmp_path / "c.bin", encoding="cp1252").message.endswith("byte 0 is NUL")
+
+
+def test_named_files_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+    fine, latin, wide = (tmp_path / name for name in ("fine.txt", "latin.txt", "wide.txt"))
+    fine.write_text("Größe\n", "utf-8")
+    latin.write_bytes(SPEECH["cp1252"].encode("cp1252"))
+    wide.write_bytes("Größe".encode("utf-16"))
+    names = [str(path) for path in (wide, fine, latin)]
+    found = find_source(DataConfig(source=names, skip_undecodable=True))
+    assert [file.path for file in found.files] == [fine]
+    assert found.notes == (f"left out {wide}, {latin}: not text in UTF-8",)
+    found = find_source(DataConfig(source="shakespeare", val_source=names, skip_undecodable=True))
+    assert found.val is not None
+    assert [file.path for file in found.val.files] == [fine]
+
+
+@pytest.mark.parametrize("key", ["source", "val_source"])
+def test_the_only_text_is_not_left_out(key: str, tmp_path: Path) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(SPEECH["cp1252"].encode("cp1252"))
+    data = {"source": "shakespeare", key: str(latin)}
+    with pytest.raises(GptcliError, match=r"latin\.txt is not UTF-8: byte 0xE9"):
+        find_source(DataConfig(**data, skip_undecodable=True))  # type: ignore[arg-type]
