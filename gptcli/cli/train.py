@@ -123,7 +123,7 @@ def train(
         if both_given:
             raise GptcliError(f"{one} and {other} cannot be used together", "leave one out")
     request = _Request(target, overrides, out, from_run, files, force, as_json)
-    if out is not None:
+    if out is not None and not resume:
         _folder_of_option(out)  # before the text is read
     if resume:
         _resume_run(request, extend)
