@@ -291,7 +291,7 @@ def _instead(
     if command == "train" and word == "init_from" and value not in ("", "resume"):
         if value == "scratch":
             return "leave it out: a new run starts from new weights", True
-        return "gptcli has no trained weights; --from RUN starts from a run of yours", True
+        return "gptcli has no trained weights; --from RUN starts from your own run", True
     form = _by_value(command, word, value) or FORM_OF.get(command, {}).get(word)
     if form is not None:
         return _written(ctx.command_path, form, value, known)

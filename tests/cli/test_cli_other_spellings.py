@@ -51,7 +51,7 @@ TRAIN = [
     ("-out x", "write --out, with two dashes"),
     ("--name mine", "write --out runs/mine"),
     ("--init_from=resume", "write --resume"),
-    ("--init_from=gpt2-xl", "gptcli has no trained weights; --from RUN starts from a run of yours"),
+    ("--init_from=gpt2-xl", "gptcli has no trained weights; --from RUN starts from your own run"),
     ("--init_from=scratch", "leave it out: a new run starts from new weights"),
     ("--resume_from_checkpoint", "write --resume"),
     ("--checkpoint_dir runs/x", "write --from runs/x"),
