@@ -97,8 +97,20 @@ class TokenStore:
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
         """A store of the tokens of several ranges [start, stop) in a row, on the same shards."""
-        assert self._first is not None, "the ranges of a store with several ranges"
-        return TokenStore(self._shards, np.array(ranges, dtype=np.int64) + self._first)
+        wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+        if self._first is not None:
+            return TokenStore(self._shards, wanted + self._first)
+        return TokenStore(self._shards, [each for a, b in wanted for each in self._within(a, b)])
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The ranges of the shards' tokens that hold tokens [start, stop) of this store."""
+        assert 0 <= start <= stop <= self._length, (start, stop, self._length)
+        at = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            here = min(stop, int(self._ends[at]))
+            first = int(self._starts[at]) + start - (int(self._ends[at - 1]) if at else 0)
+            yield first, first + here - start
+            start, at = here, at + 1
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
         """All tokens from `start` on, in arrays of at most 2^20 tokens."""

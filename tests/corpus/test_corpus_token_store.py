@@ -59,6 +59,28 @@ def test_written_tokens_are_read_back(
     assert count == 0 or found.dtype == dtype
 
 
+@given(
+    pieces=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_a_part_of_several_ranges(pieces: list[int], data: st.DataObject) -> None:
+    """Such as a part of the validation documents, which lie between documents for training."""
+    shards = [np.arange(0, 40, dtype="<u2"), np.arange(40, 100, dtype="<u2")]
+    ranges, at = [], 35  # across the end of the first shard
+    for size in pieces:
+        ranges.append((at, at + size))
+        at += size + 2
+    store = TokenStore(shards).parts(ranges)
+    everything = store.read(0, len(store)).tolist()
+    assert everything == [id for a, b in ranges for id in range(a, b)]
+    start = data.draw(st.integers(0, len(store)))
+    stop = data.draw(st.integers(start, len(store)))
+    part = store.part(start, stop)
+    assert part.read(0, len(part)).tolist() == everything[start:stop]
+    again = part.parts([(0, len(part) // 2), (len(part) // 2, len(part))])
+    assert again.read(0, len(again)).tolist() == everything[start:stop]
+
+
 def test_many_short_arrays_are_buffered(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, dtype_for(257), 1 << 26)
     writer.write(np.array([1, 2], dtype="<u2"))

@@ -16,6 +16,7 @@ from gptcli.training import planner
 from gptcli.training.estimate import StepTime
 from gptcli.training.planner import Planner, TimeLimit, recorded_plans
 from gptcli.training.schedule import decay_at, lr_at
+from tests.conftest import TEXT
 
 RATES = {"peak": 1.0, "warmup_steps": 4, "decay_fraction": 0.6}
 
@@ -173,6 +174,20 @@ def test_a_resumed_run_replays_its_plans(
     assert lines(part) == lines(whole)
     again = cli("train", "--resume", "--out", part)
     assert "is finished (step 16" in again.err
+
+
+def test_a_time_limit_for_many_documents(
+    cli: Any, tmp_path: Path, scripted: dict[int, int]
+) -> None:
+    """The validation documents lie between those for training. A part of them is timed early."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(20):
+        (texts / f"{number}.txt").write_text(f"{TEXT[number * 9 :][:100]}\n", encoding="utf-8")
+    done = cli("train", texts, *SMALL, "--minutes", "1", "--out", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == 16
+    assert json.loads(done.out)["val_loss"] > 0
 
 
 def test_a_finished_run_with_a_time_limit_is_extended(
