@@ -192,6 +192,7 @@ class StepPlan:
         self._recorded = dict(history.plans)
         self._replay_until = history.replay_until
         self._planner = None if limit is None else Planner(limit, config, val_tokens)
+        self._time_evaluation_at = step + min(_TIMED_AT, max(1, (self.max_steps - step) // 10))
 
     @property
     def max_steps(self) -> int:
@@ -223,8 +224,7 @@ class StepPlan:
         self, step: int, val: TokenStore | None, loss_on: Callable[[TokenStore], float | None]
     ) -> None:
         """Evaluate a part of `val` early in the run, to plan with the time of an evaluation."""
-        is_due = step == min(_TIMED_AT, max(1, self.max_steps // 10))
-        if self._planner is None or val is None or not is_due:
+        if self._planner is None or val is None or step != self._time_evaluation_at:
             return
         part = val.part(0, min(len(val), _TIMED_TOKENS))
         begun = time.perf_counter()

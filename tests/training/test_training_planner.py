@@ -184,7 +184,8 @@ def test_a_time_limit_for_many_documents(
     texts.mkdir()
     for number in range(20):
         (texts / f"{number}.txt").write_text(f"{TEXT[number * 9 :][:100]}\n", encoding="utf-8")
-    done = cli("train", texts, *SMALL, "--minutes", "1", "--out", tmp_path / "run", "--json")
+    more = ("data.val_fraction=0.3", "--minutes", "3", "--json")
+    done = cli("train", texts, *SMALL, *more, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     assert json.loads(done.out)["steps"] == 16
     assert json.loads(done.out)["val_loss"] > 0
