@@ -123,7 +123,7 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
     """One training step as gptcli makes it, with the same model and AdamW."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
     import torch
 
     from gptcli.config import Config
