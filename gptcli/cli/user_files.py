@@ -6,7 +6,6 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,15 +203,19 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
             f"--tokenizer {cropped(files.tokenizer)}: this option names Python code that you wrote",
             "leave --tokenizer out: a run keeps a copy of its tokenizer",
         )
-    from gptcli.course.checking import find_matrices
+    from gptcli.course.attention.conventions.training import UserAttention
     from gptcli.course.exercises.building import build, takes
     from gptcli.course.exercises.tokenizer_lesson import tokenizer_class
-    from gptcli.course.sandbox.learner_file import find_file, load_class
+    from gptcli.course.sandbox.learner_class import load_class
+    from gptcli.course.sandbox.learner_file import find_file
     from gptcli.model.user_parts import UserParts
 
     found = {part: find_file(spec, part) for part, spec in given.items()}
-    classes: dict[str, type[Any]] = {
-        part: (tokenizer_class if part == "tokenizer" else load_class)(file)
+    attention = UserAttention(found["attention"]) if "attention" in found else None
+    classes: dict[str, Any] = {
+        part: attention.make
+        if part == "attention" and attention is not None
+        else (tokenizer_class if part == "tokenizer" else load_class)(file)
         for part, file in found.items()
     }
 
@@ -234,6 +237,6 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
         makers["block"] = maker(block, dict(makers))
-    if "attention" in classes:
-        makers["matrices"] = partial(find_matrices, found["attention"], classes["attention"])
+    if attention is not None:
+        makers["matrices"] = attention.matrices
     return UserParts(**makers)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import linecache
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptcli.course.attention import STEP_NAMES
 from gptcli.course.report import BuiltinReport, Check, FileReport
 from gptcli.course.sandbox.isolation import Unfinished, Worker
-from gptcli.course.sandbox.learner_file import LearnerFile, find_file, load_class
+from gptcli.course.sandbox.learner_class import load_class
+from gptcli.course.sandbox.learner_file import LearnerFile, find_file
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -88,35 +90,11 @@ def ask(worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S) -> FileRepo
 
 
 def load_attention(spec: str) -> type[nn.Module]:
-    """The class of `FILE[:CLASS]`, to train with.
+    """The class of `FILE[:CLASS]`.
 
     This runs the file in this process, so check the file with check_file first. Raises GptcliError
     if there is no such file or class, or the file cannot be run."""
     return load_class(find_file(spec))
-
-
-def find_matrices(file: LearnerFile, cls: type[nn.Module], module: nn.Module, n_embd: int) -> Any:
-    """The query, key, value and output weights of a learner's attention, as (C, C) views.
-
-    Returns None if the four cannot be found. Runs the class once, because a bare matrix can be used
-    as x @ W or as x @ W.T."""
-    import torch
-
-    from gptcli.course.attention.learner_attention import LearnerAttention
-    from gptcli.course.attention.projections import ProjectionError, find_projections
-    from gptcli.course.lesson import CheckFailed
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    learner = LearnerAttention(file, cls, lambda doing: None)
-    try:
-        learner.settle_columns()
-        found = find_projections(module, n_embd, columns=learner.columns)
-    except (CheckFailed, ProjectionError, GptcliError):
-        return None
-    finally:
-        torch.set_default_dtype(before)
-    return [part.weight for _, part in found.items()]
 
 
 def _unfinished(worker: Worker, file: LearnerFile, how: Unfinished) -> FileReport:
@@ -130,7 +108,7 @@ def _unfinished(worker: Worker, file: LearnerFile, how: Unfinished) -> FileRepor
     if how.line is not None:
         linecache.checkcache(str(file.path))
         text = linecache.getline(str(file.path), how.line).strip()
-        where += f", at line {how.line} of {file.path.name}, `{text}`"
+        where += f", at {file.where(how.line)} of {Path(file.name).name}, `{text}`"
     if how.reason == "time-limit":
         message = f"{how.detail}{where} ({doing})"
         hint = "look there for a loop that never ends, or for far too much work"

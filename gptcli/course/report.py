@@ -18,14 +18,17 @@ class Check:
 
 @dataclass(frozen=True)
 class StepMark:
-    """One of the eight steps of a wrong file. `state` is "right", "wrong" or "after" (not judged).
+    """One of the eight steps of a wrong file. `state` is "right", "wrong", "unseen" (before the
+    wrong one, but forward shows no number of it) or "after" (not judged).
 
-    `line` is the line of the file that completes the step, or None if it is not known."""
+    `line` is the line of the file that completes the step, or None if it is not known. `code` is
+    its text."""
 
     step: int
     name: str
     state: str
     line: int | None
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,15 @@ class UserParts:
     `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part of the network.
 
     `matrices` finds the weights of query, key, value and output in a user's attention of any
-    layout. It returns them in this order, each (C, C), or None if it cannot find them."""
+    layout, given the module, n_embd and n_head. It returns them in this order, each (C, C), or None
+    if it cannot find them."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
     mlp: Maker | None = None
     block: Maker | None = None
     tokenizer: type[Any] | None = None
-    matrices: Callable[[nn.Module, int], list[Tensor] | None] | None = None
+    matrices: Callable[[nn.Module, int, int], list[Tensor] | None] | None = None
 
     def names(self) -> tuple[str, ...]:
         """The names of the parts that the user wrote."""
@@ -73,7 +74,7 @@ class UserInitialisation:
         self, model: nn.Module, parts: UserParts, config: Any, generator: torch.Generator
     ) -> None:
         self._model, self._parts, self._generator = model, parts, generator
-        self._n_embd = config.n_embd
+        self._n_embd, self._n_head = config.n_embd, config.n_head
         self._end_std = 0.02 / math.sqrt(2 * config.n_layer)  # at the end of a residual branch
         self._begun: set[str] = set()  # paths of attentions
         self._drawn: set[int] = set()  # addresses of weights drawn as in the builtin attention
@@ -102,7 +103,9 @@ class UserInitialisation:
 
     def _draw_as_builtin(self, path: str) -> None:
         C, attention = self._n_embd, self._model.get_submodule(path)
-        found = self._parts.matrices(attention, C) if self._parts.matrices is not None else None
+        if self._parts.matrices is None:
+            return
+        found = self._parts.matrices(attention, C, self._n_head)
         if found is None:
             return
         for matrix, std in zip(found, (0.02, 0.02, 0.02, self._end_std), strict=True):

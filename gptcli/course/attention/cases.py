@@ -6,13 +6,12 @@ Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
+from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.attention.projections import Projections
-from gptcli.errors import nearest
 from gptcli.model.attention import causal_attention
 
 
@@ -39,6 +38,8 @@ class Case:
 
 
 # B, T, H and D differ within each case, so that swapped dimensions always show.
+# In SHAPES no product of the sizes equals another, so that a shape tells what a matrix is.
+SHAPES = Case(B=2, T=4, H=5, D=6, block_size=11, seed=8)
 USUAL = Case(B=2, T=5, H=3, D=8, block_size=11)
 CASES = (
     USUAL,
@@ -51,18 +52,6 @@ CASES = (
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
 LENGTHS = (1, 3, 11, 5)  # texts of these lengths go through one module, in this order
-
-
-class LearnerConfig(SimpleNamespace):
-    """The config for a learner's constructor. A wrong name's error proposes the nearest name."""
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        have = ", ".join(vars(self))
-        like = nearest(name, vars(self))
-        ask = f"; did you mean `{like}`?" if like else ""
-        raise AttributeError(f"config has no `{name}`{ask} (it has {have})")
 
 
 def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
@@ -92,10 +81,7 @@ def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
 @torch.no_grad()
 def sharpen(projections: Projections) -> None:
     """Scale the queries in place so that scores range over about +-100."""
-    query = projections.query
-    for tensor in (query.weight, query.bias):
-        if tensor is not None:
-            tensor.mul_(60.0)
+    projections.query.scale(60.0)
 
 
 def draw_input(case: Case, generator: torch.Generator, T: int | None = None) -> Tensor:

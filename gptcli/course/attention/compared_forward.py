@@ -5,24 +5,16 @@ from __future__ import annotations
 import linecache
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from gptcli.course.attention.cases import (
-    USUAL,
-    Case,
-    config_for,
-    draw_input,
-    fill_parameters,
-    generator_for,
-)
-from gptcli.course.attention.first_wrong_operation import FILLERS, PRODUCTS
+from gptcli.course.attention.cases import USUAL, Case, draw_input, generator_for
+from gptcli.course.attention.first_wrong_operation import FILLERS, FUSED_KERNEL, PRODUCTS
 from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
 from gptcli.course.attention.learner_attention import Attempt, LearnerAttention
 from gptcli.course.attention.matching import Matches, last_right_operation, match, value_in
-from gptcli.course.attention.projections import ProjectionError, find_projections
 from gptcli.course.attention.stages import Problem, Values
 from gptcli.course.lesson import TOLERANCE, CheckFailed
+from gptcli.errors import GptcliError
 
 
 @dataclass
@@ -52,7 +44,7 @@ class ComparedForward:
     def is_opaque(self) -> bool:
         """Whether the trace misses something: an untraced result, or no product at all."""
         return self.trace.has_untraced or not any(
-            op.name in PRODUCTS for op in self.trace.operations
+            op.name in (*PRODUCTS, FUSED_KERNEL) for op in self.trace.operations
         )
 
     def next_is(self, index: int, step: int) -> bool:
@@ -95,12 +87,15 @@ class ComparedForward:
         if line is None:
             case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
             return f"with {case}: "
-        text = linecache.getline(str(self.learner.file.path), line).strip()
-        return f"line {line}, `{text}`: "
+        return f"{self.learner.file.where(line)}, `{self.code(line)}`: "
+
+    def code(self, line: int) -> str:
+        """The code of a line of the learner's file."""
+        return linecache.getline(str(self.learner.file.path), line).strip()
 
 
 def repeat_forward(
-    learner: LearnerAttention, grad: bool | None = None, tolerance: float = 1e-9
+    learner: LearnerAttention, grad: bool | None = None, tolerance: float | None = None
 ) -> ComparedForward:
     """The forward pass that was tried last, now traced; `grad` overrides the attempt's `grad`."""
     attempt = learner.attempt
@@ -108,10 +103,10 @@ def repeat_forward(
     case = attempt.case
     grad = attempt.grad if grad is None else grad
     x = attempt.x.detach().clone().requires_grad_(grad)
-    trace = trace_forward(attempt.module, x, learner.file.path, attempt.options, grad)
+    trace = trace_forward(learner.forward_of(attempt), x, learner.file.path, grad)
     parts = learner.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
-    return ComparedForward(learner, p, trace, *match(trace, p, tolerance), attempt.module)
+    return ComparedForward(learner, p, trace, *match(trace, p, tolerance or _tolerance(learner)), attempt.module)
 
 
 def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
@@ -119,16 +114,15 @@ def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
 
     The reference then has an output projection that changes nothing."""
     try:
-        module = learner.construct(config_for(USUAL)).to(torch.float64).eval()
-        fill_parameters(module, generator_for(USUAL, weights=True))
-        parts = find_projections(module, USUAL.C, columns=learner.columns, output=False)
-    except (CheckFailed, ProjectionError):
+        learner.recognise(any_output=True)
+        module, parts = learner.filled(USUAL)
+    except (CheckFailed, GptcliError):
         return None
     x = draw_input(USUAL, generator_for(USUAL))
     learner.attempt = Attempt(module, USUAL, x, {}, False)
-    trace = trace_forward(module, x.clone(), learner.file.path)
+    trace = trace_forward(learner.forward_of(learner.attempt), x.clone(), learner.file.path)
     p = Problem(x, parts, USUAL.H)
-    return ComparedForward(learner, p, trace, *match(trace, p), module)
+    return ComparedForward(learner, p, trace, *match(trace, p, _tolerance(learner)), module)
 
 
 def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedForward | None:
@@ -137,7 +131,14 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
         built = learner.build(case)
     except CheckFailed:
         return None
+    case = built.case
     x = draw_input(case, generator_for(case))
-    trace = trace_forward(built.module, x.clone(), learner.file.path)
+    learner.attempt = Attempt(built.module, case, x, {}, False)
+    trace = trace_forward(learner.forward_of(learner.attempt), x.clone(), learner.file.path)
     p = Problem(x, built.projections, case.H)
-    return ComparedForward(learner, p, trace, *match(trace, p), built.module)
+    return ComparedForward(learner, p, trace, *match(trace, p, _tolerance(learner)), built.module)
+
+
+def _tolerance(learner: LearnerAttention) -> float:
+    """How far a traced number can be from the reference: code can round to float32 in between."""
+    return 1e-5 if learner.single else 1e-6

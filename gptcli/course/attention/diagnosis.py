@@ -107,6 +107,8 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
     training = learner.attempt.module.training
     if failed.mistake == "dropout-in-evaluation" or (training and not stops):
         return _random_output(learner, failed)
+    if failed.mistake == "mask-by-value":
+        return _mask_by_value(learner, failed)
     if check == "float32":
         forward = repeat_forward(learner, tolerance=1e-5)
         return finding_from_check(forward, _first_wrong_step(forward), failed)
@@ -136,8 +138,6 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
-    if failed.mistake == "precision":
-        return finding_from_check(forward, step, failed)
     fits = [
         (mistake, values)
         for mistake, values in bank_results(forward.p)
@@ -395,6 +395,14 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         return _unknown_mistake(forward, step, later)
     finding = _known_mistake(forward, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
+
+
+def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
+    """The finding for a mask that is made from the scores: the line that hides them."""
+    forward = repeat_forward(learner)
+    hides = [op for op in forward.trace.operations if "fill" in op.name or op.name == "where"]
+    line = forward.line(hides[-1].index) if hides else None
+    return finding_from_check(forward, 5, failed, line)
 
 
 def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:

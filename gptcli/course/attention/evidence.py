@@ -17,7 +17,6 @@ from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import value_in
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
-from gptcli.course.attention.projections import FUSED, SEPARATE
 from gptcli.course.attention.score_scale import scale_of_scores
 from gptcli.course.attention.stages import Values
 
@@ -122,14 +121,16 @@ def unused_projections(forward: ComparedForward) -> list[str]:
     attempt = forward.learner.attempt
     assert attempt is not None
     module = attempt.module
+    paths = forward.learner.paths_of_inputs()
     projections = {
         name: parameter
         for name, parameter in module.named_parameters()
-        if name.split(".")[0] in (*(n for names in SEPARATE for n in names), *FUSED)
-        and parameter.dim() == 2
+        if name.removesuffix(".weight") in paths and parameter.dim() >= 2
     }
+    if not projections:
+        return []
     with torch.enable_grad(), contextlib.suppress(Exception):
-        y = module(attempt.x.clone(), **attempt.options)
+        y = forward.learner.forward_of(attempt)(attempt.x.clone())
         if not y.requires_grad:
             return list(projections)
         gradients = torch.autograd.grad(y.sum(), list(projections.values()), allow_unused=True)

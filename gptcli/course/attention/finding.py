@@ -59,22 +59,25 @@ def step_marks(
     """The eight steps for the report, each with its line: right, wrong, or after the wrong one."""
     if step is None:
         return []
-    lines = {}
+    lines, seen = {}, 0
     if forward is not None:
         completed_at = forward.found.completed_at
         for number, names in _VALUES_OF_STEP.items():
             completed = [completed_at[name] for name in names if name in completed_at]
             if completed:
                 lines[number] = forward.trace.operations[max(completed)].line
-    return [
-        {
-            "step": number,
-            "name": name,
-            "state": "right" if number < step else "wrong" if number == step else "after",
-            "line": line if number == step else lines.get(number) if number < step else None,
-        }
-        for number, name in STEP_NAMES.items()
-    ]
+            if len(completed) == len(names):
+                seen = number  # right values of a step prove those before it
+    marks = []
+    for number, name in STEP_NAMES.items():
+        state = "right" if number < step else "wrong" if number == step else "after"
+        # Folding changes no number, and a soft mask none that is seen: the next step shows them.
+        if state == "right" and number > seen and not (number == 3 and seen >= 2):
+            state = "unseen"
+        at = line if number == step else lines.get(number) if state == "right" else None
+        code = "" if at is None or forward is None else forward.code(at)
+        marks.append({"step": number, "name": name, "state": state, "line": at, "code": code})
+    return marks
 
 
 def hints_of_step(step: int | None, numbers: dict[str, float | int]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ LAYOUT = {
 }  # fmt: skip
 # Operations that can multiply queries by keys, or weights by values.
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
+FUSED_KERNEL = "scaled_dot_product_attention"
 # A right value goes through these into the next step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum"}
 FILLERS = ("_like", "new_")  # in the names of operations such as zeros_like and new_full

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.first_wrong_operation import (
+    FUSED_KERNEL,
     LAYOUT,
     PRODUCTS,
     first_operation_off_reference,
@@ -181,11 +182,13 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
     """The wrong step if a product of right values is wrong: `step`, or an earlier split or fold."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
-        if operation.name not in PRODUCTS or len(operation.inputs) < 2:
+        fused = operation.name == FUSED_KERNEL
+        if not (fused or operation.name in PRODUCTS) or len(operation.inputs) < 2:
             continue
         names = {value_in(x, found, p.T) for x in operation.inputs[:2]}
         if any(pair <= names for pair in pairs):
-            return _step_of_factors(trace, operation, step, found, p)
+            found_step = _step_of_factors(trace, operation, step, found, p)
+            return 2 if fused and found_step == 3 else found_step
     return step
 
 
@@ -202,6 +205,8 @@ def _step_of_factors(
             continue
         table = found.tables[name]
         flat = table.locate(x.double())
+        if _is_reversed(x, table, flat):
+            return step  # k.T turns all dimensions around
         if operation.name != "einsum" and x.numel() == math.prod(table.shape):
             if not _each_index_on_one_dim(x, table, flat):
                 if x.dim() == 4:
@@ -228,6 +233,14 @@ def _step_of_factors(
         if step == 4
         else _step_of_mixing_factors(operation, found, p)
     )
+
+
+def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
+    """Whether x has the dimensions of (B, H, T, D) or (B, T, H, D) in reverse order."""
+    if x.dim() != 4 or x.numel() != math.prod(table.shape):
+        return False
+    b, t, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
+    return d == {0} and (b <= {3}) and {*t, *h} == {1, 2}
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:

@@ -169,14 +169,13 @@ class _Recorder(TorchFunctionMode):
 
 
 def trace_forward(
-    module: nn.Module,
+    forward: Callable[[Tensor], Any],
     x: Tensor,
     path: Path,
-    options: dict[str, Any] | None = None,
     grad: bool = False,
     on_operation: Callable[[ForwardTrace], None] | None = None,
 ) -> ForwardTrace:
-    """Run module(x) and return its trace. If the module raises, the trace holds the exception.
+    """Run forward(x) and return its trace. If it raises, the trace holds the exception.
 
     `on_operation` is called after every operation."""
     trace = ForwardTrace()
@@ -184,7 +183,7 @@ def trace_forward(
     with torch.set_grad_enabled(grad):
         try:
             with mode, within(TRACE_LIMIT_S):
-                trace.result = module(x, **(options or {}))
+                trace.result = forward(x)
         except BaseException as error:
             trace.error = error
     mode.end()

@@ -74,7 +74,7 @@ def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
         contextlib.suppress(Exception),
     ):
         warnings.simplefilter("always")
-        attempt.module(x, **attempt.options).sum().backward()
+        learner.forward_of(attempt)(x).sum().backward()
     text = "\n".join(str(warning.message) for warning in caught)
     lines = re.findall(rf'File "{re.escape(str(learner.file.path))}", line (\d+)', text)
     return int(lines[-1]) if lines else None

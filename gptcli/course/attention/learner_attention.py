@@ -5,35 +5,42 @@ Dimensions: B batch, T time, C channels (n_embd).
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.cases import (
+    CASES,
+    SHAPES,
+    USUAL,
     Case,
     config_for,
+    draw_input,
     fill_parameters,
     generator_for,
     reference,
     sharpen,
 )
-from gptcli.course.attention.projections import (
-    NAMES,
-    ProjectionError,
-    Projections,
-    find_projections,
-    is_ambiguous,
-)
+from gptcli.course.attention.conventions.call import Call, call_of
+from gptcli.course.attention.conventions.constructor import Constructor
+from gptcli.course.attention.conventions.layout import Layout, Sizes, possible_layouts
+from gptcli.course.attention.conventions.settings import LearnerConfig
+from gptcli.course.attention.conventions.trials import best_layout, best_mask
+from gptcli.course.attention.projections import NAMES, ProjectionError, Projections
 from gptcli.course.lesson import TOLERANCE, CheckFailed
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, raised_in
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError
 
 BACKWARD = "the backward pass"
+SINGLE_TOLERANCE = 1e-4
 CALL_LIMIT_S = 4.0  # for one call; right code takes milliseconds
 
 
@@ -61,25 +68,87 @@ class Attempt:
     grad: bool  # whether gradients were enabled
 
 
-@dataclass
 class LearnerAttention:
-    """The learner's class. `say` gets each action, so that a time limit can report the last one."""
+    """The learner's class, in whatever convention it is written.
 
-    file: LearnerFile
-    cls: type[nn.Module]
-    say: Callable[[str], None]
-    columns: bool = False  # whether bare matrices are used as x @ W (find_projections)
-    takes_use_dropout: bool = False
-    attempt: Attempt | None = None  # the latest
-    built: Built | None = None  # the latest
+    `say` gets each action, so that a time limit can report the last one. Raises GptcliError if the
+    constructor or forward needs an argument whose meaning is unknown."""
 
-    def construct(self, config: Any) -> nn.Module:
-        """Class(config). Raises CheckFailed if the learner's code raises."""
+    def __init__(
+        self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]
+    ) -> None:
+        self.file, self.cls, self.say = file, cls, say
+        self.attempt: Attempt | None = None  # the latest
+        self.built: Built | None = None  # the latest
+        self.left_out: str | None = None  # what was left out when the file was run
+        self.returns_tuple = False  # whether forward returned more than the output
+        self.single = False  # whether the code works in float32 only, so that the checks use it
+        self.rounded: Attempt | None = None  # the first forward that rounds to float32
+        self.refused: list[Case] = []  # sizes that the constructor does not accept
+        self._layout: Layout | None = None
+        self._configs: WeakKeyDictionary[nn.Module, LearnerConfig] = WeakKeyDictionary()
+        if cls.__init__ is nn.Module.__init__:
+            raise GptcliError(
+                f"{file.name}: {cls.__name__} has no constructor",
+                "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias and "
+                "block_size",
+            )
+        self.constructor = Constructor(cls, file.name)
+        self._call = call_of(cls, f"{file.name}: {cls.__name__}")
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error of a right output."""
+        return SINGLE_TOLERANCE if self.single else TOLERANCE
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the module runs."""
+        return torch.float32 if self.single else torch.float64
+
+    def check_forward(self) -> None:
+        """Raise CheckFailed if the class has no forward."""
+        if "_forward_unimplemented" in getattr(self.cls.forward, "__name__", ""):
+            raise CheckFailed(
+                "no-forward",
+                f"`{self.cls.__name__}` has no method `forward`",
+                "write `def forward(self, x):`",
+                1,
+            )
+
+    @property
+    def takes_use_dropout(self) -> bool:
+        """Whether forward takes `use_dropout`, as in the course."""
+        return self._call.takes_use_dropout
+
+    @property
+    def is_called_with_x(self) -> bool:
+        """Whether forward is called as forward(x) and returns a tensor, as in the course."""
+        return self._call == Call(takes_use_dropout=self._call.takes_use_dropout) and not (
+            self.returns_tuple
+        )
+
+    @property
+    def cases(self) -> list[Case]:
+        """The sizes that are tried."""
+        return [case for case in CASES if case not in self.refused]
+
+    def case(self, case: Case) -> Case:
+        """The case, with one head if the class has no number of heads."""
+        if self.constructor.names_heads or case.H == 1:
+            return case
+        return replace(case, H=1, D=case.C)
+
+    def construct(self, config: LearnerConfig) -> nn.Module:
+        """A new module. Raises CheckFailed if the learner's code raises."""
         self.say("building the module")
         early = "before Module.__init__() call"  # part of PyTorch's message
         try:
-            module: nn.Module = self.call(lambda: self.cls(config), "building the module", 1)
+            module: nn.Module = self.call(
+                lambda: self.constructor.build(config), "building the module", 1
+            )
             if "_parameters" in vars(module):
+                self._configs[module] = config
                 return module
         except CheckFailed as failed:
             if early not in failed.message:
@@ -92,34 +161,137 @@ class LearnerAttention:
             1,
         )
 
+    def filled(self, case: Case, dropout: float = 0.0) -> tuple[nn.Module, Projections]:
+        """A module in float64 and evaluation mode, with random weights, and its projections."""
+        case = self.case(case)
+        module = self._filled(case, dropout)
+        return module, self.projections(module, case)
+
+    def _filled(self, case: Case, dropout: float = 0.0) -> nn.Module:
+        module = self.construct(config_for(case, dropout)).to(self.dtype)
+        fill_parameters(module, generator_for(case, weights=True))
+        return module.eval()
+
     def build(self, case: Case, dropout: float = 0.0) -> Built:
         """A module in float64 and evaluation mode, with random weights that are not zero."""
-        module = self.construct(config_for(case, dropout)).to(torch.float64)
-        fill_parameters(module, generator_for(case, weights=True))
-        built = Built(case, module.eval(), self.projections(module, case))
+        module, projections = self.filled(case, dropout)
+        case = self.case(case)
         if case.sharp:
-            sharpen(built.projections)
-        self.built = built
-        return built
+            sharpen(projections)
+            projections = self.projections(module, case)
+        self.built = Built(case, module, projections)
+        return self.built
+
+    def layout(self) -> Layout:
+        """What is which projection. Raises GptcliError or CheckFailed, as `recognise` does."""
+        if self._layout is None:
+            self.recognise()
+        assert self._layout is not None
+        return self._layout
+
+    def paths_of_inputs(self) -> set[str]:
+        """The paths of the query, key and value matrices in the module."""
+        return {source.path for role, source in self.layout().sources if role != "o"}
 
     def projections(self, module: nn.Module, case: Case) -> Projections:
         """The module's projections.
 
-        Raises GptcliError if their names are unknown, and CheckFailed if one is missing."""
+        Raises GptcliError if they cannot be recognised, and CheckFailed if one is missing."""
+        layout = self.layout()
         try:
-            return find_projections(module, case.C, columns=self.columns)
+            return layout.projections(module, Sizes(case.C, case.H))
         except ProjectionError as error:
-            if error.unnamed:
-                raise GptcliError(
-                    f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
-                ) from None
-            output = error.missing == "output" or error.message.startswith(("`c_proj`", "`o_proj`"))
-            raise CheckFailed(
-                error.slug,
-                f"with n_embd = {case.C}: {error.message}",
-                f"give the module nn.Linear projections named {NAMES}",
-                8 if output else 1,
-            ) from None
+            raise self._failure_of(error, case) from None
+
+    def recognise(self, *, any_output: bool = False) -> None:
+        """Find the projections and the kind of mask, by shape, by name, and by trial.
+
+        With `any_output`, an identity takes the place of a missing output projection. Raises
+        GptcliError if the module has unknown weights, and CheckFailed if a projection is
+        missing."""
+        layouts = self._possible_layouts(any_output)
+        self._layout = layouts[0]
+        if len(layouts) == 1 and self._call.mask is None:
+            return
+        case = self.case(USUAL)
+        module = self._filled(case)
+        x = draw_input(case, generator_for(case))
+        try:
+            with within(CALL_LIMIT_S), torch.no_grad():
+                self._call = best_mask(self._call, _Within(self, module), x, None)
+                self._layout = best_layout(
+                    layouts, module, x, case.H, self.forward, self.file.path
+                )
+                problem = self.projections(module, case)
+                self._call = best_mask(
+                    self._call,
+                    _Within(self, module),
+                    x,
+                    lambda: reference(problem, x, case.H),
+                )
+        except TookTooLong:
+            return  # the checks report it, with its line
+
+    def _possible_layouts(self, any_output: bool) -> list[Layout]:
+        single = not self.constructor.names_heads
+        needs_output = not single
+        case = self.case(SHAPES)
+        for attempt in (case, self.case(USUAL)):
+            module = self.construct(config_for(attempt))
+            try:
+                return possible_layouts(
+                    module,
+                    Sizes(attempt.C, attempt.H),
+                    needs_output=needs_output,
+                    any_output=any_output,
+                )
+            except ProjectionError as error:
+                if attempt is not case:
+                    raise self._failure_of(error, attempt) from None
+        raise AssertionError
+
+    def _failure_of(self, error: ProjectionError, case: Case) -> GptcliError | CheckFailed:
+        if error.unnamed:
+            return GptcliError(
+                f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
+            )
+        hint = f"give the module nn.Linear projections named {NAMES}"
+        if error.slug == "plain-list":
+            hint = "use nn.ModuleList instead of the list"
+        return CheckFailed(
+            error.slug,
+            f"with n_embd = {case.C}: {error.message}",
+            hint,
+            8 if error.output else 1,
+        )
+
+    def forward(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
+        """What the module returns for x, with the variables of the file set for its sizes."""
+        given = x.to(torch.float32) if self.single and x.dtype == torch.float64 else x
+        config = self._configs.get(module)
+        variables = contextlib.nullcontext() if config is None else self.constructor.variables(config)
+        with variables:
+            y = self._call(module, given, **options)
+        if isinstance(y, tuple | list) and y and isinstance(y[0], Tensor):
+            self.returns_tuple, y = True, y[0]
+        if given is x:
+            return y
+        if not torch.equal(given, x.to(torch.float32)):
+            x.copy_(given)  # the code writes into its input
+        return y.double() if isinstance(y, Tensor) and y.dtype == torch.float32 else y
+
+    def forward_of(self, attempt: Attempt) -> Callable[[Tensor], Any]:
+        """The forward pass of an attempt, for another x."""
+        return lambda x: self.forward(attempt.module, x, **attempt.options)
+
+    def convention(self) -> str:
+        """One line that says what was taken for what."""
+        return self.layout().words()
+
+    def call_notes(self) -> list[str]:
+        """What is unusual about the call of forward."""
+        more = ["forward returns several things: the first is the output"]
+        return self._call.notes() + (more if self.returns_tuple else [])
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
         """module(x). Raises CheckFailed unless the result is a tensor of x's shape and dtype."""
@@ -128,7 +300,7 @@ class LearnerAttention:
         if self.built is not None:
             grad = torch.is_grad_enabled()
             self.attempt = Attempt(module, self.built.case, x.detach().clone(), options, grad)
-        y = self.call(lambda: module(x, **options), doing, None)
+        y = self.call(lambda: self.forward(module, x, **options), doing, None)
         if y is None:
             raise CheckFailed(
                 "returns-nothing",
@@ -173,7 +345,7 @@ class LearnerAttention:
         place = place_of(error, self.file.path)
         where = ""
         if place is not None:
-            where = f" at line {place[0]} of {self.file.path.name}, `{place[1]}`"
+            where = f" at {self.file.where(place[0])} of {Path(self.file.name).name}, `{place[1]}`"
         if isinstance(error, TookTooLong):
             return CheckFailed(
                 "time-limit",
@@ -197,58 +369,34 @@ class LearnerAttention:
                 "replace that line with your code",
                 step,
             )
-        return CheckFailed("raises", message, "check the shapes of the tensors on that line", step)
-
-    def settle_columns(self) -> None:
-        """Decide from the output whether bare square matrices are used as x @ W.T or as x @ W.
-
-        If neither gives the right output, x @ W.T is assumed, as in nn.Linear."""
-        case = Case(B=2, T=3, H=2, D=3, block_size=5)
-        module = self.build(case).module
-        if not is_ambiguous(module, case.C):
-            return
-        x = torch.randn(case.B, case.T, case.C, generator=generator_for(case), dtype=torch.float64)
-        with torch.no_grad():
-            y = self.run(module, x.clone())
-            projections = find_projections(module, case.C, columns=True)
-            error = (y - reference(projections, x, case.H)).abs().max()
-        self.columns = bool(error <= TOLERANCE)
+        return CheckFailed("raises", message, _hint_of(error), step)
 
 
-def check_signatures(file: LearnerFile, cls: type[nn.Module]) -> bool:
-    """Whether forward takes `use_dropout`.
-
-    Raises GptcliError if the class does not accept Class(config) and forward(x), and CheckFailed
-    if it has no forward."""
-    name = f"{file.name}: {file.class_name}"
-    if cls.__init__ is nn.Module.__init__ or not _accepts(cls.__init__, 2):
-        taken = "" if cls.__init__ is nn.Module.__init__ else str(inspect.signature(cls))
-        raise GptcliError(
-            f"{name} has no constructor that takes only a config"
-            + (f"; it takes {taken}" if taken else ""),
-            "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias and "
-            "block_size",
-        )
-    if "_forward_unimplemented" in getattr(cls.forward, "__name__", ""):
-        raise CheckFailed(
-            "no-forward",
-            f"`{file.class_name}` has no method `forward`",
-            "write `def forward(self, x):`",
-            1,
-        )
-    if not _accepts(cls.forward, 2):
-        raise GptcliError(
-            f"{name}.forward cannot be called with only x; it takes "
-            f"{inspect.signature(cls.forward)}",
-            "write `def forward(self, x):` and make the causal mask inside",
-        )
-    return "use_dropout" in inspect.signature(cls.forward).parameters
+def _hint_of(error: BaseException) -> str:
+    """What to look at after an error of the learner's code."""
+    text = str(error)
+    if re.search(r"dtype|scalar type|Double|Half|BFloat16", text):
+        return "make new tensors in the dtype of x, for example with dtype=x.dtype"
+    if re.search(r"(?i)cuda|mps|device|gpu", text):
+        return "make new tensors on the device of x, with device=x.device, and call no .cuda()"
+    if isinstance(error, AttributeError | NameError | KeyError):
+        return "check the names on that line: the constructor and forward must use the same ones"
+    if isinstance(error, EOFError | OSError):
+        return "take input() and files out of the class: the checker gives it nothing to read"
+    if isinstance(error, TypeError):
+        return "check what that line calls, and with which arguments"
+    return "check the shapes of the tensors on that line"
 
 
-def _accepts(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether `function` can be called with `arguments` positional arguments."""
-    try:
-        inspect.signature(function).bind(*range(arguments))
-    except (TypeError, ValueError):
-        return False
-    return True
+class _Within(nn.Module):
+    """A learner's module that runs with the variables of its file set for its sizes."""
+
+    def __init__(self, learner: LearnerAttention, module: nn.Module) -> None:
+        super().__init__()
+        self.config = learner._configs[module]
+        self.inner, self.constructor = module, learner.constructor
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """What the module returns."""
+        with self.constructor.variables(self.config):
+            return self.inner(*arguments, **named)

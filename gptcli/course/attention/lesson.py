@@ -6,6 +6,9 @@ This runs the learner's code. Use it only in the worker process (gptcli.course.s
 from __future__ import annotations
 
 import contextlib
+import re
+
+import torch
 
 from gptcli.course.attention import STEP_NAMES
 from gptcli.course.attention.cases import USUAL, draw_input, generator_for
@@ -14,7 +17,7 @@ from gptcli.course.attention.diagnosis import diagnose
 from gptcli.course.attention.finding import Finding
 from gptcli.course.attention.first_wrong_operation import matched_before
 from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
-from gptcli.course.attention.learner_attention import LearnerAttention, check_signatures
+from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.matching import first_missing_step, match
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS
 from gptcli.course.attention.mistakes.bank import BANK
@@ -22,7 +25,9 @@ from gptcli.course.attention.notes import notes
 from gptcli.course.attention.stages import Problem
 from gptcli.course.lesson import CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check, FileReport, Picture, StepMark
-from gptcli.course.sandbox.learner_file import LearnerFile, load_class
+from gptcli.course.sandbox.learner_class import class_in
+from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.running import left_out, run_file
 
 
 class AttentionLesson(Lesson[LearnerAttention]):
@@ -34,13 +39,28 @@ class AttentionLesson(Lesson[LearnerAttention]):
 
     def load(self, file: LearnerFile, say: Say) -> LearnerAttention:
         """Run the file and return its class, ready to be tried."""
-        return LearnerAttention(file, load_class(file), say)
+        module = run_file(file)
+        learner = LearnerAttention(file, class_in(file, module), say)
+        learner.left_out = left_out(file, module)
+        return learner
 
     def check(self, learner: LearnerAttention, done: list[Check]) -> str:
         """Run every check in CHECKS on the class, then look for what deserves a note."""
-        learner.takes_use_dropout = check_signatures(learner.file, learner.cls)
-        for name, check in CHECKS:
-            done.append(Check(name, True, check(learner)))
+        learner.check_forward()
+        try:
+            _run_checks(learner, done)
+        except CheckFailed as failed:
+            if learner.single or not _is_dtype_error(failed):
+                raise
+            # Code that computes in float32 on purpose is right if it is right in float32.
+            learner.single = True
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+            try:
+                del done[:]
+                _run_checks(learner, done)
+            finally:
+                torch.set_default_dtype(before)
         done.extend(notes(learner))
         count = sum(check.note for check in done)
         also = {0: "", 1: ", with one note"}.get(count, f", with {count} notes")
@@ -79,12 +99,28 @@ class AttentionLesson(Lesson[LearnerAttention]):
         learner = self.load(file, say)
         with contextlib.suppress(CheckFailed):
             built = learner.build(USUAL)
-            x = draw_input(USUAL, generator_for(USUAL))
-            p = Problem(x, built.projections, USUAL.H)
+            x = draw_input(built.case, generator_for(built.case))
+            p = Problem(x, built.projections, built.case.H)
 
             def say_step(trace: ForwardTrace) -> None:
                 found = matched_before(match(trace, p)[0], len(trace.operations))
                 say(f"step {first_missing_step(found)}")
 
             say("step 1")
-            trace_forward(built.module, x.clone(), file.path, on_operation=say_step)
+            trace_forward(
+                lambda inner: learner.forward(built.module, inner),
+                x.clone(),
+                file.path,
+                on_operation=say_step,
+            )
+
+
+def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:
+    for name, check in CHECKS:
+        done.append(Check(name, True, check(learner)))
+
+
+def _is_dtype_error(failed: CheckFailed) -> bool:
+    """Whether the learner's code stops because float32 and float64 meet."""
+    mixed = re.search(r"dtype|scalar type|Float and Double|Double and Float", failed.message)
+    return failed.mistake == "raises" and mixed is not None

@@ -184,6 +184,9 @@ def _values_in(
             *_, t, s = tables["masked"].places(flat[shown])
             if bool((s <= t).all()):
                 yield done("masked", tables["masked"].mark_seen(flat[shown]))
+            elif "raw" in found.completed_at:
+                # Masked before they were scaled: the mask is wrong, but the scale is right.
+                found.completed_at.setdefault("scaled", index)
             return
     flat = tables["weights"].locate(x)
     zero = x.reshape(-1).abs() <= 1e-12

@@ -6,12 +6,17 @@ Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.cases import USUAL, Case, config_for, draw_input, generator_for
-from gptcli.course.attention.learner_attention import LearnerAttention
+from gptcli.course.attention.compared_forward import repeat_forward
+from gptcli.course.attention.conventions import words
+from gptcli.course.attention.first_wrong_operation import matched_before
+from gptcli.course.attention.learner_attention import Built, LearnerAttention
+from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 
@@ -22,8 +27,8 @@ DROPOUT = 0.5
 
 
 def notes(learner: LearnerAttention) -> list[Check]:
-    """The notes: dropout in training, masks that are plain tensors, block_size, bfloat16."""
-    found: list[Check] = [_dropout(learner)]
+    """The notes: the convention, dropout, masks that are plain tensors, block_size, bfloat16."""
+    found: list[Check] = [*_convention(learner), _dropout(learner)]
     built = learner.build(USUAL)
     with contextlib.suppress(CheckFailed):  # the first forward can make a mask and keep it
         learner.run(built.module, draw_input(USUAL, generator_for(USUAL)))
@@ -35,21 +40,22 @@ def notes(learner: LearnerAttention) -> list[Check]:
                 "when the module moves to a GPU; register_buffer moves it too",
             )
         )
-    config = config_for(USUAL)
-    del config.block_size
-    try:
-        learner.construct(config)
-    except CheckFailed:
-        found.append(
-            _note(
-                "block_size",
-                "the class needs config.block_size; a class that makes its "
-                "mask for the current T works with any config",
+    if learner.constructor.is_course_form:
+        config = config_for(USUAL)
+        del config.block_size
+        try:
+            learner.construct(config)
+        except CheckFailed:
+            found.append(
+                _note(
+                    "block_size",
+                    "the class needs config.block_size; a class that makes its "
+                    "mask for the current T works with any config",
+                )
             )
-        )
     torch.set_default_dtype(torch.float32)
     try:
-        module = learner.construct(config_for(USUAL)).to(torch.bfloat16)
+        module = learner.construct(config_for(learner.case(USUAL))).to(torch.bfloat16)
         with torch.no_grad():
             learner.run(module, draw_input(USUAL, generator_for(USUAL)).to(torch.bfloat16))
     except CheckFailed as failed:
@@ -75,13 +81,68 @@ def plain_tensors(module: nn.Module) -> list[str]:
     ]
 
 
+def _convention(learner: LearnerAttention) -> Iterator[Check]:
+    """What is unlike the course: left-out code, biases, the call, a missing output projection."""
+    if learner.left_out is not None:
+        yield _note("file", learner.left_out)
+    if learner.single:
+        yield _note("float64", "the code works in float32 only; it was checked in float32")
+    elif learner.rounded is not None:
+        yield _note("precision", _place_of_rounding(learner))
+    for sentence in learner.call_notes():
+        yield _note("forward", sentence)
+    layout = learner.layout()
+    if not layout.has_output:
+        yield _note(
+            "output projection",
+            "there is none: the heads are concatenated and returned; GPT-2 multiplies them by one "
+            "more matrix",
+        )
+    if layout.letters != "qkv" or layout.order != "stacked":
+        yield _note("rows", f"the rows of the fused matrix are not in GPT-2's order: {layout.words()}")
+    wrong = []
+    for wanted in (True, False):
+        config = config_for(learner.case(USUAL))
+        config.bias = wanted
+        case = learner.case(USUAL)
+        parts = learner.projections(learner.construct(config), case)
+        wrong += [
+            f"{name} with config.bias = {wanted} has {'a' if part.bias is not None else 'no'} bias"
+            for name, part in parts.items()
+            if (part.bias is not None) != wanted and (layout.has_output or name != "output")
+        ]
+    if wrong and learner.constructor.names_of(words.BIAS) or (
+        wrong and learner.constructor.is_course_form
+    ):
+        yield _note("bias", f"does not follow config.bias: {wrong[0]}; pass bias=config.bias")
+    if learner.refused:
+        sizes = ", ".join(f"n_head={case.H} with head_dim={case.D}" for case in learner.refused)
+        yield _note("sizes", f"not tried: the constructor refuses {sizes}")
+
+
+def _place_of_rounding(learner: LearnerAttention) -> str:
+    """The step and the line that round to float32, as a sentence."""
+    learner.attempt = learner.rounded
+    forward = repeat_forward(learner)
+    for operation in forward.trace.operations:
+        numbers = [*operation.inputs, *operation.outputs]
+        if any(x.dtype == torch.float32 for x in numbers):
+            step = first_missing_step(matched_before(forward.found, operation.index))
+            quoted = forward.quote(forward.line(operation.index))
+            return f"step {step}: {quoted}computed in float32, although x is float64"
+    return "some of it is computed in float32, although x is float64"
+
+
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
     """Which of the two dropouts act in training, and whether they scale the rest up."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
-        output = built.projections.output.weight
-        output.copy_(torch.eye(ONE_TOKEN.C))
+        built.projections.output.set_weight(torch.eye(ONE_TOKEN.C, dtype=torch.float64))
+        if built.projections.output.bias is not None:
+            built.projections.output.bias.zero_()
+        parts = learner.projections(built.module, built.case)
+        built = Built(built.case, built.module, parts)
         x = draw_input(ONE_TOKEN, generator_for(ONE_TOKEN))
         options = {"use_dropout": True} if learner.takes_use_dropout else {}
         torch.manual_seed(0)
@@ -89,7 +150,7 @@ def _dropout(learner: LearnerAttention) -> Check:
         ratio = y / built.reference(x)  # 0 if dropped, else the scaling
     except CheckFailed as failed:
         return _note("dropout", f"cannot be checked in training: {failed.message}")
-    heads = ratio.view(ONE_TOKEN.B, ONE_TOKEN.H, ONE_TOKEN.D)
+    heads = ratio.view(ONE_TOKEN.B, built.case.H, built.case.D)
     dropped = heads.abs() < 1e-9
     attention = bool(dropped.all(dim=-1).any())
     residual = bool((dropped.any(dim=-1) & ~dropped.all(dim=-1)).any())

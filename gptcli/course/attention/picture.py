@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,14 +9,16 @@ if TYPE_CHECKING:
 
     from gptcli.course.report import FileReport, Picture
 
-MARKS = {"right": ("✓", "green"), "wrong": ("✗", "bold red"), "after": ("·", "dim")}
-PLAIN = {"right": "+", "wrong": "x", "after": "."}
+MARKS = {
+    "right": ("✓", "green"), "wrong": ("✗", "bold red"), "unseen": ("?", "dim"), "after": ("·", "dim"),
+}  # fmt: skip
+PLAIN = {"right": "+", "wrong": "x", "unseen": "?", "after": "."}
 SHADES = " ░▒▓█"
 PLAIN_SHADES = " .:*#"
 
 
 def mark(state: str, unicode: bool) -> tuple[str, str]:
-    """The sign and the style of a step whose state is "right", "wrong" or "after"."""
+    """The sign and the style of a step whose state is "right", "wrong", "unseen" or "after"."""
     sign, style = MARKS[state]
     return (sign if unicode else PLAIN[state]), style
 
@@ -33,11 +33,10 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
     for step in report.picture.steps:
         sign, style = mark(step.state, unicode)
         line = Text(f"  {sign} {step.step}  ", style=style)
-        line.append(f"{step.name:<30}", style="dim" if step.state == "after" else "")
+        line.append(f"{step.name:<30}", style="dim" if step.state in ("unseen", "after") else "")
         if step.line is not None:
             line.append(f"{step.line:>4}  ", style="dim")
-            code = linecache.getline(str(Path(report.file).resolve()), step.line).strip()
-            line.append(code, style="red" if step.state == "wrong" else "dim")
+            line.append(step.code, style="red" if step.state == "wrong" else "dim")
         line.rstrip()
         line.truncate(width, overflow="ellipsis" if unicode else "crop")
         lines.append(line)

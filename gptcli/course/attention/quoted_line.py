@@ -43,6 +43,7 @@ from gptcli.course.attention.quoted_mask_line import (
     late_mask_operation,
     wrong_mask_operation,
 )
+from gptcli.course.attention.score_scale import scale_behind_mask
 from gptcli.course.attention.source_text import (
     line_of_argument,
     line_of_attribute,
@@ -256,6 +257,8 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
         for operation in forward.trace.operations
         if "raw" in forward.found.values_of_operation.get(operation.index, [])
     )
+    if not scaling and (masked := scale_behind_mask(forward)) is not None:
+        return forward.trace.operations[masked[1]]
     return scaling[-1] if scaling else next(products, None)
 
 

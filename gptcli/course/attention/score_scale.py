@@ -16,6 +16,7 @@ from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
 SECOND_CASE = CASES[6]  # B, T, H and D all differ from those of the usual case
+HIDDEN_SCORE = 1e3  # no score of these inputs is as large, so this is a mask
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 
@@ -39,7 +40,37 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
                     continue
                 if last is None or not math.isclose(last[0], factor, rel_tol=1e-9):
                     last = (factor, operation.index)
+    masked = scale_behind_mask(forward)
+    if masked is not None and (last is None or masked[1] > last[1]):
+        return masked
     return last
+
+
+def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
+    """The factor of scores that were masked before they were scaled, and the operation's index.
+
+    None if no operation multiplies masked scores. Hidden scores do not count."""
+    raw, last = None, None
+    for operation in forward.trace.operations:
+        for x in operation.outputs:
+            if x.dim() < 2 or x.shape[-1] != x.shape[-2] or x.shape[-1] < 2:
+                continue
+            if "raw" in forward.found.values_of_operation.get(operation.index, []):
+                raw = x.double()
+                continue
+            if raw is None or x.shape != raw.shape:
+                continue
+            y = x.double()
+            shown = y.isfinite() & (y.abs() < HIDDEN_SCORE) & (raw != 0)
+            if bool(shown.all()) or not bool(shown.any()):
+                continue
+            ratio = y[shown] / raw[shown]
+            factor = float(ratio.median())
+            if not factor or not bool(((ratio - factor).abs() <= 1e-6 * abs(factor)).all()):
+                continue
+            if last is None or not math.isclose(last[0], factor, rel_tol=1e-6):
+                last = (factor, operation.index)
+    return None if last is None or math.isclose(last[0], 1.0, rel_tol=1e-9) else last
 
 
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gptcli.course.attention.cases import LearnerConfig, fill_parameters
+from gptcli.course.attention.cases import fill_parameters
+from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.exercises.building import build
 from gptcli.course.exercises.explainer import ExerciseMistake, Explainer
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile, load_class
+from gptcli.course.sandbox.learner_class import load_class
+from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 MOST_TENSORS = 4000  # the most that a trace keeps

@@ -14,7 +14,8 @@ from gptcli.course.exercises.tokenizer import Pair
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+from gptcli.course.sandbox.running import run_file
 from gptcli.errors import GptcliError
 
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}

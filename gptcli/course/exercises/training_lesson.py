@@ -13,7 +13,8 @@ from gptcli.course.exercises.explainer import Explainer, named_in
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words, run_file
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+from gptcli.course.sandbox.running import run_file
 
 FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
 SCHEDULES = ((3e-3, 3e-4, 5, 40), (1.0, 0.1, 0, 10), (0.5, 0.0, 3, 12))

@@ -83,6 +83,7 @@ class Worker:
                 "path": str(file.path),
                 "class_name": file.class_name,
                 "exercise": file.exercise,
+                "cells": file.cells,
                 "limit_s": limit_s,
                 "follow": follow,
                 "stack": str(stack),

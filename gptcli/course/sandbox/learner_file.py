@@ -1,32 +1,22 @@
-"""Find and run a learner's file: from `FILE[:CLASS]` on the command line to the class in it.
+"""Finds a learner's file: from `FILE[:CLASS]` on the command line to a file that Python can read.
 
-Nothing here imports torch until a class is loaded, so that a misspelt name is reported at once.
+Nothing here imports torch, so that a misspelt name is reported at once.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
-import importlib.machinery
-import importlib.util
-import inspect
 import os
-import sys
 import tokenize
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import TYPE_CHECKING
 
 from gptcli.course.catalogue import EXERCISES, exercise_named
+from gptcli.course.sandbox.notebooks import Cells, as_python
 from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files.paths import expanded
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -34,9 +24,26 @@ class LearnerFile:
     """A file that exists and is Python, the class to look for in it, and its exercise."""
 
     name: str  # as the user wrote it, without the class
-    path: Path
+    path: Path  # of a notebook, the Python file that was made from it
     class_name: str
     exercise: str = "attention"
+    cells: Cells = ()  # of a notebook
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file that the user named."""
+        return Path(self.name).resolve().parent if self.cells else self.path.parent
+
+    def where(self, line: int) -> str:
+        """The place of a line: "line 12", or "cell 4, line 3" in a notebook."""
+        for first, number in reversed(self.cells):
+            if first <= line:
+                return f"cell {number}, line {line - first + 1}"
+        return f"line {line}"
+
+    def where_in_name(self, line: int) -> str:
+        """The place of a line after the file's name: "12", or "cell 4, line 3"."""
+        return self.where(line).removeprefix("line ")
 
 
 def split_class(spec: str) -> tuple[str, str | None]:
@@ -68,48 +75,10 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
     if not os.path.isfile(name):  # noqa: PTH113
         raise GptcliError(f"there is no file {cropped(name)}", _where_else(path, exercise))
     if path.suffix == ".ipynb":
-        raise GptcliError(
-            f"{name} is a notebook",
-            "save the cell that holds the class as a .py file, and name that",
-        )
-    _parse(name, path)
+        python, cells = as_python(name, path)
+        return LearnerFile(name, python, class_name, exercise, cells)
+    _check_python(name, path)
     return LearnerFile(name, path.resolve(), class_name, exercise)
-
-
-def load_class(file: LearnerFile) -> type[nn.Module]:
-    """Run the file and return its class, a torch.nn.Module.
-
-    The file can import files next to it. Raises GptcliError if the file cannot be run or has no
-    such class."""
-    from torch import nn
-
-    module = run_file(file)
-    cls = getattr(module, file.class_name, None)
-    if cls is None:
-        classes = {
-            name: value
-            for name, value in vars(module).items()
-            if inspect.isclass(value)
-            and issubclass(value, nn.Module)
-            and value.__module__ == module.__name__
-        }
-        if not classes:
-            raise GptcliError(
-                f"{file.name}: there is no class `{file.class_name}`",
-                "the file defines no torch.nn.Module; write one, or name another file",
-            )
-        like = nearest(file.class_name, classes) or next(iter(classes))
-        raise GptcliError(
-            f"{file.name}: there is no class `{file.class_name}`; it has "
-            + ", ".join(f"`{name}`" for name in classes),
-            f"try `{file.name}:{like}`",
-        )
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise GptcliError(
-            f"{file.name}: `{file.class_name}` is not a torch.nn.Module",
-            f"write `class {file.class_name}(nn.Module):`",
-        )
-    return cls
 
 
 def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
@@ -149,25 +118,37 @@ _OTHER_FORMATS = {
 _MOST_BYTES = 1 << 22
 
 
-def _parse(name: str, path: Path) -> None:
+def parsed(name: str, path: Path) -> ast.Module:
+    """The syntax tree of a Python file. Raises GptcliError if Python cannot read it."""
+    try:
+        with tokenize.open(path) as source:  # honours a coding line, as Python does
+            return ast.parse(source.read(), filename=str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable_python(name, path, error) from None
+    except OSError as error:
+        raise GptcliError(
+            f"{name} cannot be read: {error.strerror}", "check the file's permissions"
+        ) from None
+
+
+def _check_python(name: str, path: Path) -> None:
     """Raise GptcliError unless the file is Python that defines something."""
     other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
         if path.stat().st_size > _MOST_BYTES:  # parsing takes a hundred times as much memory
             raise _not_python(name, f"it has {path.stat().st_size:,} bytes")
-        with tokenize.open(path) as source:  # honours a coding line, as Python does
-            tree = ast.parse(source.read(), filename=name)
+        tree = parsed(name, path)
         only_values = tree.body and all(isinstance(part, ast.Expr) for part in tree.body)
         if only_values and path.suffix != ".py":  # JSON is also a Python expression
             raise _not_python(name, f"it is {other or 'data'}")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if other is not None:
-            raise _not_python(name, f"it is {other}") from None
-        raise _unreadable_python(name, error) from None
     except OSError as error:
         raise GptcliError(
             f"{name} cannot be read: {error.strerror}", "check the file's permissions"
         ) from None
+    except GptcliError:
+        if other is not None:
+            raise _not_python(name, f"it is {other}") from None
+        raise
 
 
 def _not_python(name: str, what: str) -> GptcliError:
@@ -180,7 +161,13 @@ def _not_python(name: str, what: str) -> GptcliError:
     return GptcliError(f"{name} is not a Python file: {what}", hint)
 
 
-def _unreadable_python(name: str, error: Exception) -> GptcliError:
+def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
+    encoding = _encoding_of(path)
+    if encoding is not None:
+        return GptcliError(
+            f"{name} is not UTF-8: it looks like {encoding}",
+            "save it as UTF-8; editors ask for the encoding when they save",
+        )
     if isinstance(error, SyntaxError):
         where = f"{name}:{error.lineno}" if error.lineno else name
         line = (error.text or "").strip()
@@ -214,69 +201,14 @@ def _where_else(path: Path, exercise: str) -> str:
     return "name a .py file with your class in it" + (_such_as(folder, exercise) or begin)
 
 
-class _FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source each time.
-
-    A cached bytecode file would be stale after an edit within the same second, and would litter
-    the learner's folder."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        code = self.source_to_code(self.get_data(self.path), self.path)
-        assert isinstance(code, CodeType)
-        return code
-
-
-def run_file(file: LearnerFile) -> ModuleType:
-    """Run the file and return its module. Raises GptcliError if it cannot be run."""
-    # A unique name: a learner's `attention.py` or `random.py` must not hide another module.
-    key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    name = f"_learner_{key}_{file.path.stem}"
-    loader = _FreshLoader(name, str(file.path))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module there
-    try:
-        with _neighbours_importable(file.path.parent), contextlib.redirect_stdout(sys.stderr):
-            loader.exec_module(module)
-    except ImportError as error:
-        raise GptcliError(
-            f"{_at(file, error)}: {error}",
-            "install it, or do without: torch and its modules are enough",
-        ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # also sys.exit() at module level
-        raise GptcliError(
-            f"{_at(file, error)}: {in_words(error)}",
-            f"the file stops before its class can be used; it must run as `python {file.name}`",
-        ) from error
-    return module
-
-
-def _at(file: LearnerFile, error: BaseException) -> str:
-    place = place_of(error, file.path)
-    return file.name if place is None else f"{file.name}:{place[0]}"
-
-
-@contextlib.contextmanager
-def _neighbours_importable(folder: Path) -> Iterator[None]:
-    """Make the files next to the learner's importable, and forget them afterwards.
-
-    Another learner can have a different `layers.py`."""
-    before = set(sys.modules)
-    writes = sys.dont_write_bytecode
-    sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            top, origin = name.split(".")[0], getattr(sys.modules[name], "__file__", None)
-            # Comparing folders is not enough: the folder can contain a virtual environment.
-            if origin and Path(origin) in (folder / f"{top}.py", folder / top / "__init__.py"):
-                del sys.modules[name]
+def _encoding_of(path: Path) -> str | None:
+    """The encoding that a file seems to have, if that is not UTF-8, or None."""
+    with contextlib.suppress(OSError):
+        start = path.read_bytes()
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start[:200].count(0) > 20:
+            return "UTF-16"
+        try:
+            start.decode("utf-8")
+        except UnicodeDecodeError:
+            return "Latin-1 or Windows-1252"
+    return None

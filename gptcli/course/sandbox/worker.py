@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
 
 MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
@@ -72,7 +73,10 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
                 follow(file, lambda what: answer({"doing": what}))
                 answer({"report": {}})
                 return
-            report = examine(file, lambda what: answer({"doing": what}))
+            with few_prints(), warnings.catch_warnings():
+                # The report says more about k.T on four dimensions.
+                warnings.filterwarnings("ignore", message="The use of `x.T`")
+                report = examine(file, lambda what: answer({"doing": what}))
             answer({"report": asdict(report)})
         except GptcliError as error:
             answer({"error": {"message": error.message, "hint": error.hint}})
@@ -84,7 +88,8 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
 
 def _file_of(request: dict[str, Any]) -> LearnerFile:
     path = Path(request["path"])
-    return LearnerFile(request["name"], path, request["class_name"], request["exercise"])
+    cells = tuple((first, number) for first, number in request["cells"])
+    return LearnerFile(request["name"], path, request["class_name"], request["exercise"], cells)
 
 
 def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:

@@ -1,0 +1,141 @@
+"""Calls the forward of any attention with x, and reads the output from what it returns.
+
+Dimensions: B batch, T time, C channels (n_embd).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.conventions import words
+from gptcli.errors import GptcliError
+
+_QUERY = re.compile(r"^(q|query|queries|x_?q|q_?x|query_states|xq|inputs?_q|q_in)$", re.IGNORECASE)
+_KEY = re.compile(r"^(k|keys?|x_?k|k_?x|key_states|xk|inputs?_kv?|k_in)$", re.IGNORECASE)
+_VALUE = re.compile(r"^(v|values?|x_?v|v_?x|value_states|xv|inputs?_v|v_in)$", re.IGNORECASE)
+_MASK = re.compile(r"mask|tril|bias", re.IGNORECASE)
+_ROTARY = re.compile(r"^(cos|sin|freqs?(_cis|_cos|_sin)?|rope|rotary.*|cos_sin|position_emb.*)$", re.I)
+_POSITION = re.compile(r"^(pos|positions?|position_ids|token_positions|pos_ids|input_pos)$", re.I)
+_START = re.compile(r"^(start_pos|offset|start|pos_offset|cache_pos.*)$", re.IGNORECASE)
+
+
+def _keep(*ones: int) -> Callable[[int, Tensor], Tensor]:
+    return lambda T, x: torch.ones(*ones, T, T, dtype=torch.bool).tril()
+
+
+MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
+    "True for visible tokens": _keep(),
+    "True for visible tokens, (1, T, T)": _keep(1),
+    "1 for visible tokens, (1, 1, T, T)": lambda T, x: torch.ones(1, 1, T, T, dtype=x.dtype).tril(),
+    "True for visible tokens, (B, T, T)": lambda T, x: _keep(1)(T, x).expand(len(x), T, T),
+    "True for hidden tokens": lambda T, x: ~_keep()(T, x),
+    "True for hidden tokens, (1, T, T)": lambda T, x: ~_keep(1)(T, x),
+    "-inf for hidden tokens": lambda T, x: torch.full((T, T), float("-inf"), dtype=x.dtype).triu(1),
+}  # fmt: skip
+"""The masks that a forward can ask for: what each means, and how it is made for T tokens."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How to call a forward: how often it takes x, the name of its mask, and other arguments."""
+
+    times: int = 1
+    mask: str | None = None
+    mask_kind: str | None = None  # a key of MASKS; None passes no mask
+    mask_is_required: bool = False
+    positions: tuple[str, ...] = ()
+    others: tuple[tuple[str, Any], ...] = ()
+    rotary: str | None = None  # an argument with rotary positions
+    takes_use_dropout: bool = False
+
+    def __call__(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
+        """What forward returns."""
+        named: dict[str, Any] = dict(self.others)
+        for name in self.positions:
+            named[name] = torch.arange(x.shape[1])
+        if self.mask is not None and (self.mask_kind is not None or self.mask_is_required):
+            kind = self.mask_kind or next(iter(MASKS))
+            named[self.mask] = MASKS[kind](x.shape[1], x)
+        return module(*(x,) * self.times, **named, **options)
+
+    def notes(self) -> list[str]:
+        """What is unusual about the call, in sentences."""
+        found = []
+        if self.times > 1:
+            found.append(f"forward takes {self.times} inputs: each gets x")
+        if self.mask is not None and self.mask_kind is not None:
+            found.append(f"forward gets the causal mask as `{self.mask}`, {self.mask_kind}")
+        return found
+
+    def with_mask(self, kind: str | None) -> Call:
+        """The same call with another kind of mask."""
+        return replace(self, mask_kind=kind)
+
+
+def call_of(cls: type[nn.Module], name: str) -> Call:
+    """How to call the forward of a class. Raises GptcliError if an argument cannot be bound."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not usual:
+        return Call()
+    times = 1
+    first, rest = usual[0], usual[1:]
+    if len(usual) >= 3 and _KEY.match(rest[0].name) and _VALUE.match(rest[1].name):
+        times, rest = (3, rest[2:]) if _is_needed(first) else (1, rest)
+    elif (
+        len(usual) >= 3 and _VALUE.match(first.name) and _KEY.match(rest[0].name)
+        and _QUERY.match(rest[1].name)
+    ):  # fmt: skip
+        times, rest = 3, rest[2:]
+    elif rest and _is_needed(rest[0]) and re.match(r"^(y|kv|context|memory|x2|x_?kv|source)$", rest[0].name):
+        times, rest = 2, rest[1:]
+    mask, required, rotary = None, False, None
+    positions, others = [], []
+    for parameter in rest:
+        needed, label = _is_needed(parameter), parameter.name
+        if label == "use_dropout":
+            continue
+        if _ROTARY.match(label):
+            rotary = label if needed else rotary
+        elif _POSITION.match(label) and needed:
+            positions.append(label)
+        elif _START.match(label) and needed:
+            others.append((label, 0))
+        elif words.meaning_of(label) == words.CAUSAL and "mask" not in label:
+            others.append((label, True))
+        elif _MASK.search(label) and mask is None and "padding" not in label:
+            if parameter.default is True or parameter.default is False:
+                others.append((label, True))
+                continue
+            mask, required = label, needed
+        elif needed:
+            if re.search(r"cache|past|layer_past|padding|training|weights|return|verbose", label):
+                others.append((label, None if re.search(r"cache|past|padding", label) else False))
+                continue
+            raise GptcliError(
+                f"{name}.forward needs an argument `{label}`, and the checker does not know what "
+                f"that is; it takes {inspect.signature(cls.forward)}",
+                f"give it a default, `{label}=None`, or write `def forward(self, x):` and make the "
+                "causal mask inside",
+            )
+    return Call(
+        times,
+        mask,
+        None,
+        required,
+        tuple(positions),
+        tuple(others),
+        rotary,
+        any(p.name == "use_dropout" for p in parameters),
+    )
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty

@@ -1,0 +1,75 @@
+"""Finds the attention class of a file that has no class of the expected name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WORDS = (
+    (r"causal", 2), (r"multi|mha", 3), (r"self", 1), (r"attention|attn|mha", 6),
+    (r"^(head|singlehead|onehead|attentionhead)$", 3),
+    (r"cross|encoder|bidirectional|linearattention|sparse|local", -3),
+    (r"block|layer$|model|gpt|transformer|decoder|mlp|feedforward|ffn|norm|embed", -5),
+    (r"wrapper|naive|slow|simple|v1|old|test|base|mixin|config", -1),
+)  # fmt: skip
+
+
+def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
+    """The classes of a file that look like an attention, the likeliest first.
+
+    Between equals, a class that another one uses comes after it, and later classes come first:
+    files build up from one head to many."""
+    from torch import nn
+
+    own = [
+        cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, nn.Module) and _is_learners(cls)
+    ]
+    own = list(dict.fromkeys(own))
+    points = {cls: _points(cls.__name__) for cls in own}
+    named = [cls for cls in own if points[cls] > 0]
+    if not named:
+        return own if len(own) == 1 else []
+    at = {cls: place for place, cls in enumerate(own)}
+    return sorted(named, key=lambda cls: (-points[cls], _is_used(cls, named), -at[cls]))
+
+
+def looks_right(name: str) -> bool:
+    """Whether a class of that name looks like an attention."""
+    return _points(name) > 0
+
+
+def _is_learners(cls: type) -> bool:
+    home = cls.__module__.split(".")[0]
+    return home not in ("torch", "gptcli", "transformers", "lightning")
+
+
+def _points(name: str) -> int:
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return sum(points for pattern, points in _WORDS if re.search(pattern, plain))
+
+
+def _is_used(cls: type, others: list[type[nn.Module]]) -> bool:
+    """Whether another class of the file builds this one."""
+    for other in others:
+        if other is cls or issubclass(other, cls):
+            continue
+        init = vars(other).get("__init__")
+        code = getattr(init, "__code__", None)
+        if code is not None and cls.__name__ in _names(code):
+            return True
+    return False
+
+
+def _names(code: object) -> set[str]:
+    found = set(getattr(code, "co_names", ()))
+    for constant in getattr(code, "co_consts", ()):
+        if hasattr(constant, "co_names"):
+            found |= _names(constant)
+    return found

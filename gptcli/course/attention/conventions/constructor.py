@@ -1,0 +1,219 @@
+"""Builds an attention class from a case, whatever its constructor's arguments are called.
+
+Scripts keep sizes in variables of the file: `n_embd = 384`, or a dict `GPT_CONFIG`. While the class
+is built or run, these variables hold the sizes of the case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from gptcli.course.attention.conventions import words
+from gptcli.course.attention.conventions.settings import LearnerConfig, setting_values
+from gptcli.errors import GptcliError
+
+_SIZES = {
+    words.N_EMBD, words.N_HEAD, words.HEAD_DIM, words.N_KV_HEAD, words.BLOCK_SIZE, words.DROPOUT,
+    words.BIAS, words.DEVICE,
+}  # fmt: skip
+"""What a variable of the file can mean."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of the constructor. `meaning` is None if it takes the config."""
+
+    name: str
+    meaning: str | None
+    positional: bool = False
+
+
+class Constructor:
+    """How to build one class. Raises GptcliError if an argument cannot be bound."""
+
+    def __init__(self, cls: type[nn.Module], file_name: str) -> None:
+        self.cls = cls
+        self._arguments = list(_bound(cls, file_name))
+        self._variables = list(_variables_of(cls))
+
+    @property
+    def is_course_form(self) -> bool:
+        """Whether the constructor is `Class(config)` and reads no variables of the file."""
+        return [argument.meaning for argument in self._arguments] == [None] and not self._variables
+
+    @property
+    def names_heads(self) -> bool:
+        """Whether the class can know the number of heads."""
+        meanings = {argument.meaning for argument in self._arguments}
+        meanings |= {meaning for _, _, meaning in self._variables}
+        return not meanings.isdisjoint({None, words.N_HEAD})
+
+    def names_of(self, meaning: str) -> list[str]:
+        """The arguments and variables with this meaning."""
+        return [a.name for a in self._arguments if a.meaning == meaning] + [
+            name for _, name, of in self._variables if of == meaning
+        ]
+
+    def build(self, config: LearnerConfig) -> nn.Module:
+        """A new module with the sizes of `config`."""
+        values = setting_values(config)
+        positional, named = [], {}
+        for argument in self._arguments:
+            value = config if argument.meaning is None else values.get(argument.meaning)
+            if argument.positional:
+                positional.append(value)
+            else:
+                named[argument.name] = value
+        with self.variables(config):
+            module: nn.Module = self.cls(*positional, **named)
+        return module
+
+    @contextlib.contextmanager
+    def variables(self, config: LearnerConfig) -> Iterator[None]:
+        """Let the file's variables hold the sizes of `config`."""
+        values = setting_values(config)
+        before = [(space, name, space[name]) for space, name, _ in self._variables]
+        for space, name, meaning in self._variables:
+            space[name] = config if meaning is None else values[meaning]
+        try:
+            yield
+        finally:
+            for space, name, value in before:
+                space[name] = value
+
+    def describe(self) -> str:
+        """The call and the variables, such as "Class(d_model, num_heads)"."""
+        call = ", ".join(argument.name for argument in self._arguments)
+        also = ", ".join(dict.fromkeys(name for _, name, _ in self._variables))
+        return f"{self.cls.__name__}({call})" + (f" with the file's {also}" if also else "")
+
+
+def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
+    """The arguments of the constructor with what they mean, without those that keep a default."""
+    parameters = _parameters(cls)
+    required = [p for p in parameters if p.default is p.empty]
+    for i, parameter in enumerate(parameters):
+        name, positional = parameter.name, parameter.kind == parameter.POSITIONAL_ONLY
+        meaning = words.meaning_of(name)
+        others = {words.meaning_of(p.name) for p in parameters if p is not parameter}
+        sizes = {words.N_EMBD, words.N_HEAD, words.HEAD_DIM}
+        if i == 0 and not others & sizes and _is_config(parameter, meaning, len(required)):
+            yield Argument(name, None, positional)
+        elif meaning is not None and not (meaning == words.SWITCH and parameter not in required):
+            yield Argument(name, meaning, positional)
+        elif parameter.default is parameter.empty:
+            if words.names_config(name):
+                yield Argument(name, None, positional)
+                continue
+            raise GptcliError(
+                f"{file_name}: `{cls.__name__}` needs an argument `{name}`, and the checker does "
+                f"not know what that is; it takes {inspect.signature(cls)}",
+                f"give it a default, `{name}=...`, or write `def __init__(self, config):`; config "
+                "has n_embd, n_head, dropout, bias and block_size",
+            )
+
+
+def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int) -> bool:
+    """Whether the first argument is an object with all settings."""
+    if words.names_config(parameter.name):
+        return True
+    annotation = parameter.annotation
+    annotated = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    if str(annotated).lower().endswith(("config", "args", "params", "cfg", "dict")):
+        return True
+    return meaning is None and required == 1 and parameter.default is parameter.empty
+
+
+def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
+    """The parameters of the constructor, with those that `**kwargs` hands to a parent class."""
+    found: dict[str, inspect.Parameter] = {}
+    for parent in cls.__mro__:
+        if parent is nn.Module:
+            break
+        if "__init__" not in vars(parent):
+            continue
+        own = list(inspect.signature(parent.__init__).parameters.values())[1:]
+        for parameter in own:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in own):
+            break
+    return list(found.values())
+
+
+Variable = tuple[dict[str, Any], str, str | None]
+"""The variables of a file, the name of one, and what it means. None is a config."""
+
+
+def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
+    """The variables of learners' files that the class and its helpers read as sizes."""
+    seen: set[int] = set()
+    found: set[tuple[int, str]] = set()
+    waiting: list[Any] = [cls]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, type):
+            waiting += [getattr(f, "__func__", f) for f in vars(thing).values()]
+            waiting += [parent for parent in thing.__mro__[1:] if _top_folder(parent.__module__)]
+            continue
+        thing = inspect.unwrap(thing) if callable(thing) else thing
+        if not isinstance(thing, FunctionType) or not _top_folder(thing.__module__):
+            continue
+        space = thing.__globals__
+        for name in _globals_read_by(thing.__code__):
+            if name not in space or (id(space), name) in found:
+                continue
+            value = space[name]
+            if isinstance(value, type | FunctionType):
+                waiting.append(value)
+            elif (kind := _size_in(name, value)) is not False:
+                found.add((id(space), name))
+                yield space, name, kind
+
+
+def _top_folder(module: str | None) -> str | None:
+    """The module's name if it is a learner's, not one of an installed package."""
+    found = sys.modules.get(module or "")
+    file = getattr(found, "__file__", None)
+    if module is None or (found is not None and file is None and module == "builtins"):
+        return None
+    inside = file is not None and ("site-packages" in file or "dist-packages" in file)
+    standard = module.split(".")[0] in sys.stdlib_module_names and module != "__main__"
+    return None if inside or standard or module.split(".")[0] in ("torch", "gptcli") else module
+
+
+def _globals_read_by(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL":
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_read_by(constant)
+
+
+def _size_in(name: str, value: Any) -> str | None | bool:
+    """What a variable means, None if it is a config, or False if it is no setting."""
+    if isinstance(value, bool | int | float | str):
+        meaning = words.meaning_of(name) if len(name) > 1 else None
+        fits = isinstance(value, str) == (meaning == words.DEVICE)
+        return meaning if meaning in _SIZES and fits else False
+    if isinstance(value, Mapping):
+        known = [key for key in value if isinstance(key, str) and words.is_exact(key)]
+        return None if len(known) >= 2 else False
+    of_learner = _top_folder(type(value).__module__) is not None
+    is_object = of_learner or type(value).__name__ == "SimpleNamespace"
+    if is_object and words.names_config(name) and not isinstance(value, nn.Module):
+        return None
+    return False

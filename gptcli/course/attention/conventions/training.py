@@ -1,0 +1,81 @@
+"""Makes an attention of any convention usable in the network: `gptcli train --attention FILE`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.conventions.layout import Sizes
+from gptcli.course.attention.conventions.settings import LearnerConfig
+from gptcli.course.attention.learner_attention import LearnerAttention
+from gptcli.course.attention.projections import ProjectionError
+from gptcli.course.lesson import CheckFailed
+from gptcli.course.sandbox.learner_class import load_class
+from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.errors import GptcliError
+
+_FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
+
+
+class AdaptedAttention(nn.Module):
+    """A learner's attention of another convention, built and called as the network does it."""
+
+    def __init__(self, learner: LearnerAttention, config: Any) -> None:
+        super().__init__()
+        own = LearnerConfig(**{name: getattr(config, name) for name in _FIELDS})
+        self.attention = learner.construct(own)
+        self._learner = [learner]  # in a list, so that it is no part of the module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output (B, T, C) for x (B, T, C)."""
+        y: Tensor = self._learner[0].forward(self.attention, x)
+        return y
+
+
+class UserAttention:
+    """A learner's attention file, to train with. Runs the file in this process.
+
+    Raises GptcliError if there is no such class, or the file cannot be run."""
+
+    def __init__(self, file: LearnerFile) -> None:
+        self.learner = LearnerAttention(file, load_class(file), lambda doing: None)
+        self._is_plain = self.learner.constructor.is_course_form and self.learner.is_called_with_x
+        if not self._is_plain:
+            self._recognise()
+
+    def make(self, config: Any) -> nn.Module:
+        """A module for a ModelConfig: the learner's own, or one that adapts it."""
+        if self._is_plain:
+            module: nn.Module = self.learner.cls(config)
+            return module
+        return AdaptedAttention(self.learner, config)
+
+    def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
+        """The query, key, value and output weights of a module of `make`, as (C, C) views.
+
+        None if they cannot be found as views of the module's parameters."""
+        inner = module.attention if isinstance(module, AdaptedAttention) else module
+        assert isinstance(inner, nn.Module)
+        try:
+            self._recognise()
+            found = self.learner.layout().projections(inner, Sizes(n_embd, n_head))
+        except (CheckFailed, ProjectionError, GptcliError):
+            return None
+        if any(part.views for _, part in found.items()) or not self.learner.layout().has_output:
+            return None
+        return [part.weight for _, part in found.items()]
+
+    def _recognise(self) -> None:
+        """Find the projections and the mask. This runs the class once, in float64."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            self.learner.layout()
+        except (CheckFailed, GptcliError):
+            return  # --force trains with it anyway
+        finally:
+            torch.set_default_dtype(before)
+
+

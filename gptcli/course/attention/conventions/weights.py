@@ -1,0 +1,246 @@
+"""Finds the projections of an attention module: by shape first, then by name.
+
+Dimensions: C channels (n_embd), H heads, D head_dim. A matrix has its outputs as rows, as in
+nn.Linear, unless it says `columns`.
+
+| what the module has | layout |
+|---|---|
+| three or four (C, C) | separate |
+| one (3C, C), and one (C, C) | fused |
+| one (C, C), one (2C, C), and one (C, C) | separate queries, fused keys and values |
+| 3 H of (D, C), or H of (3D, C) | a list of heads |
+| three of (H, C, D), and one (H, D, C) | a matrix for each head in one tensor |
+| three of (D, D) | the heads share one matrix |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Q, K, V, O, QKV, KV, QK = "q", "k", "v", "o", "qkv", "kv", "qk"
+PARTS = {Q: "query", K: "key", V: "value", O: "output"}
+
+_ROLE = {
+    Q: "q query queries quer",
+    K: "k key keys",
+    V: "v value values val vals",
+    O: (
+        "o out output outputs proj projection cproj unify unifyheads final combine merge concat "
+        "mix back wo fcout headproj mixing post reproject aggregate head last"
+    ),
+    QKV: "qkv kqv vqk qvk kvq vkq cattn in queryvaluekey querykeyvalue attn att pack packed qkvs fused",
+    KV: "kv vk keyvalue",
+    QK: "qk kq querykey",
+}  # fmt: skip
+_ROLE_OF = {word: role for role, group in _ROLE.items() for word in group.split()}
+_NOISE = {
+    "w", "weight", "weights", "to", "linear", "lin", "layer", "layers", "fc", "dense", "net",
+    "projection", "proj", "matrix", "mat", "transform", "self", "c", "head", "heads", "per", "all",
+    "for", "the", "of", "attn", "attention", "att", "conv", "conv1d", "map", "mapping", "embed",
+    "mha", "multi", "multihead", "module", "mlp", "param", "gen", "make", "my", "x", "a", "l", "d",
+    "combined", "fused", "packed", "stack", "tensor", "vec", "vector", "vectors", "trainable",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of a module, or one of 3 dimensions, with its bias."""
+
+    path: str
+    tensor: Tensor
+    bias: Tensor | None
+    oriented: bool  # whether it belongs to an nn.Linear, which has its outputs as rows
+    transposed: bool = False  # whether it belongs to a layer with its outputs as columns
+
+    @property
+    def rows(self) -> int:
+        """The number of outputs, if the orientation is known."""
+        return self.tensor.shape[1 if self.transposed else 0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices of one shape whose paths differ only in an index, such as `heads.0.key`."""
+
+    path: str  # with * for the index
+    members: tuple[Matrix, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each, with outputs as rows if the orientation is known."""
+        first = self.members[0]
+        shape = tuple(first.tensor.shape)
+        return shape[::-1] if first.transposed and len(shape) == 2 else shape
+
+    @property
+    def name(self) -> str:
+        """The path for a message."""
+        return self.path.removesuffix(".weight")
+
+    @property
+    def oriented(self) -> bool:
+        """Whether all members are oriented."""
+        return all(member.oriented or member.transposed for member in self.members)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a module has: groups of matrices, and the vectors that are no bias of one."""
+
+    groups: tuple[Group, ...]
+    vectors: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    loose: tuple[str, ...] = field(default=())  # plain lists, tuples and dicts that hold modules
+
+
+def take_inventory(module: nn.Module) -> Inventory:
+    """The matrices of a module, grouped, in the order in which the module defines them."""
+    matrices: list[Matrix] = []
+    vectors, norms, embeddings = [], [], []
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        own = dict(owner.named_parameters(recurse=False, remove_duplicate=False))
+        if not own:
+            continue
+        if isinstance(owner, nn.Embedding):
+            embeddings.append(prefix)
+        elif all(p.dim() < 2 for p in own.values()) and _is_norm(owner):
+            norms.append(prefix or type(owner).__name__)
+        else:
+            matrices += _matrices_of(owner, prefix, own, vectors)
+    return Inventory(
+        tuple(_groups(matrices)),
+        tuple(vectors),
+        tuple(norms),
+        tuple(embeddings),
+        tuple(_loose(module)),
+    )
+
+
+def _is_norm(owner: nn.Module) -> bool:
+    return "norm" in type(owner).__name__.lower() or type(owner).__name__.lower() in ("ln", "rms")
+
+
+def _matrices_of(
+    owner: nn.Module, prefix: str, own: dict[str, nn.Parameter], vectors: list[str]
+) -> Iterator[Matrix]:
+    """The matrices among the own parameters of one module, each with its bias."""
+    large = {name: p.detach() for name, p in own.items() if p.dim() >= 2}
+    biases = {name: p.detach() for name, p in own.items() if p.dim() == 1}
+    if len(large) >= 2 and not isinstance(owner, nn.Linear):
+        # biases of several dimensions, such as b_Q of (H, D) beside W_Q of (H, C, D)
+        for name in [n for n in large if _is_bias(n, large)]:
+            biases[name] = large.pop(name)
+    used = set()
+    for name, tensor in large.items():
+        bias_name = _bias_of(name, large, biases)
+        if bias_name is not None:
+            used.add(bias_name)
+        is_linear = isinstance(owner, nn.Linear) or name == "in_proj_weight"
+        conv1d = type(owner).__name__ == "Conv1D" and len(large) == 1
+        if tensor.dim() == 3 and tensor.shape[2] == 1 and "conv" in type(owner).__name__.lower():
+            tensor, is_linear = tensor[:, :, 0], True
+        short = "weight" if name in ("weight", "W", "w", "kernel") and len(large) == 1 else name
+        path = ".".join(part for part in (prefix, "" if short == "weight" else name) if part)
+        bias = None if bias_name is None else biases[bias_name]
+        yield Matrix(path or name, tensor, bias, is_linear, conv1d)
+    vectors += [f"{prefix}.{name}".strip(".") for name in biases if name not in used]
+
+
+def _is_bias(name: str, large: dict[str, Tensor]) -> bool:
+    lower = name.lower()
+    return lower.startswith(("b_", "bias")) or lower.endswith(("bias", "_b")) or (
+        lower[:1] == "b" and f"w{lower[1:]}" in {other.lower() for other in large}
+    )
+
+
+def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> str | None:
+    """The name of the bias that belongs to the matrix `name`."""
+    if not biases:
+        return None
+    if len(large) == 1 and len(biases) == 1:
+        return next(iter(biases))
+    lower = name.lower()
+    stem = re.sub(r"^w_?|_?weight$", "", lower)
+    wanted = {f"{lower}_bias", f"b_{stem}", f"b{stem}", f"{stem}_bias", f"bias_{stem}", f"{stem}_b"}
+    wanted |= {lower.replace("weight", "bias")}
+    for candidate in biases:
+        if candidate.lower() in wanted:
+            return candidate
+    role = role_of(name)
+    same = [b for b in biases if role is not None and role_of(re.sub(r"(?i)bias|^b_?", "", b)) == role]
+    return same[0] if len(same) == 1 else None
+
+
+def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
+    found: dict[tuple[str, tuple[int, ...]], list[Matrix]] = {}
+    for matrix in matrices:
+        path = re.sub(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?![^.])", "*", matrix.path)
+        found.setdefault((path, tuple(matrix.tensor.shape)), []).append(matrix)
+    for (path, _), members in found.items():
+        yield Group(path if len(members) > 1 else members[0].path, tuple(members))
+
+
+def _loose(module: nn.Module) -> Iterator[str]:
+    """The attributes that hold modules in a plain list, tuple or dict, where they do not train."""
+    for prefix, owner in module.named_modules():
+        for name, value in vars(owner).items():
+            if name.startswith("_"):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            if isinstance(value, list | tuple | dict) and any(
+                isinstance(item, nn.Module | nn.Parameter) for item in items
+            ):
+                yield f"{prefix}.{name}".strip(".")
+
+
+def role_of(path: str) -> str | None:
+    """The role that a path names: q, k, v, o, qkv, kv or qk, or None."""
+    for part in reversed(path.split(".")):
+        if part in ("*", "") or part.isdigit():
+            continue
+        role = _role_of_name(part)
+        if role is not None:
+            return role
+    return None
+
+
+def _role_of_name(name: str) -> str | None:
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    tokens = [t for t in re.split(r"[^a-z0-9]+", split.lower()) if t]
+    plain = "".join(tokens)
+    if plain in _ROLE_OF:
+        return _ROLE_OF[plain]
+    kept = [t for t in tokens if t not in _NOISE and not t.isdigit()]
+    if "".join(kept) in _ROLE_OF:
+        return _ROLE_OF["".join(kept)]
+    named = [_ROLE_OF[t] for t in kept if t in _ROLE_OF]
+    if len(named) == 1:
+        return named[0]
+    stripped = _without_affixes(plain)
+    if stripped in _ROLE_OF:
+        return _ROLE_OF[stripped]
+    out = [t for t in tokens if t in ("out", "o", "output", "proj", "projection")]
+    return O if out and not kept else None
+
+
+def _without_affixes(plain: str) -> str:
+    """`wq`, `qlinear`, `queryproj` and `toqkv` without what is not the role."""
+    before = ""
+    while plain != before and plain not in _ROLE_OF:
+        before = plain
+        plain = re.sub(r"^(to|w|fc|lin|linear|dense|proj|c|weight|mat|layer)(?=.)", "", plain)
+        if plain in _ROLE_OF:
+            break
+        plain = re.sub(
+            r"(?<=.)(w|fc|linear|lin|dense|projection|proj|layer|weights?|matrix|mat|net|s|map"
+            r"|transform|embed|head|heads)$",
+            "",
+            plain,
+        )
+    return plain

@@ -1,0 +1,131 @@
+"""Runs the imports, functions and classes of a file, and leaves out everything that does work.
+
+Scripts train, read texts or ask questions at module level. Their classes do not need that.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_QUICK_CALLS = {
+    "dict", "list", "tuple", "set", "int", "float", "bool", "str", "max", "min", "round", "len",
+    "sqrt", "device", "is_available", "SimpleNamespace", "namedtuple", "TypeVar", "getenv", "get",
+    "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
+}  # fmt: skip
+"""What an assignment at module level can call and still be kept."""
+
+
+class Missing:
+    """Stands for something that could not be imported. It is an error only if code uses it.
+
+    Annotations such as `Float[Tensor, "b t d"]` and decorators are no use of it."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self._name, self._error = name, error
+
+    def __getitem__(self, item: Any) -> Missing:
+        return self
+
+    def __or__(self, other: Any) -> Missing:
+        return self
+
+    __ror__ = __or__
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if len(arguments) == 1 and not named and callable(arguments[0]):
+            return arguments[0]  # a decorator
+        raise self._error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Missing(f"{self._name}.{name}", self._error)
+
+
+def run_definitions(
+    tree: ast.Module, path: Path, space: dict[str, Any]
+) -> list[tuple[ast.stmt, BaseException]]:
+    """Run the definitions of a parsed file in the namespace `space`.
+
+    A definition that fails is left out. Returns these, each with its error."""
+    failed: list[tuple[ast.stmt, BaseException]] = []
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in _definitions(tree.body, own):
+        code = compile(ast.Module([node], []), str(path), "exec")
+        try:
+            exec(code, space)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(node, ast.Import | ast.ImportFrom) and isinstance(error, ImportError):
+                for name in _imported(node):
+                    space.setdefault(name, Missing(name, error))
+            failed.append((node, error))
+    return failed
+
+
+def does_work(tree: ast.Module) -> bool:
+    """Whether the file does more at module level than to define things."""
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    kept = {id(node) for node in _definitions(tree.body, own)}
+    return any(id(node) not in kept and not _is_inert(node) for node in tree.body)
+
+
+def _is_inert(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring, `pass`, or under `if __name__ == "__main__":`."""
+    if isinstance(node, ast.If):
+        return "__name__" in ast.unparse(node.test)
+    return isinstance(node, ast.Pass) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+
+
+def _definitions(body: list[ast.stmt], own: set[str]) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(
+            node,
+            ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
+        ):
+            yield node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            if node.value is None or _is_quick(node.value, own):
+                yield node
+        elif isinstance(node, ast.Try) and all(_only_imports(node.body)):
+            yield node
+        elif isinstance(node, ast.If) and "__name__" not in ast.unparse(node.test):
+            inside = list(_definitions([*node.body, *node.orelse], own))
+            if _is_quick(node.test, own) and len(inside) == len(node.body) + len(node.orelse):
+                yield node
+
+
+def _only_imports(body: list[ast.stmt]) -> Iterator[bool]:
+    for node in body:
+        yield isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Pass)
+
+
+def _is_quick(value: ast.expr, own: set[str]) -> bool:
+    """Whether an expression calls nothing but constructors of the file and quick functions."""
+    for part in ast.walk(value):
+        if isinstance(part, ast.Call):
+            called = part.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            config = name in own and name.lower().endswith(("config", "args", "params", "cfg"))
+            if name not in _QUICK_CALLS and not config:
+                return False
+        elif isinstance(part, ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp):
+            return False
+        elif isinstance(part, ast.Await | ast.Yield | ast.NamedExpr):
+            return False
+    return True
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """The names that an import binds."""
+    for alias in node.names:
+        name = alias.asname or alias.name.split(".")[0]
+        if name != "*" and not hasattr(builtins, name):
+            yield name
