@@ -31,10 +31,9 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
 # name -> (text, part of the message, part of the hint)
 UNUSABLE = {
     "no_class": (
-        "from torch import nn\nclass CausalAttention(nn.Module): pass\n"
-        "class Other(nn.Module): pass\n",
-        "no class `CausalSelfAttention`; it has `CausalAttention`, `Other`",
-        "no_class.py:CausalAttention",
+        "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",
+        "no class `CausalSelfAttention`; it has `Mixer`, `Other`",
+        "no_class.py:",
     ),
     "nothing": ("x = 1\n", "there is no class `CausalSelfAttention`", "name another file"),
     "function": (
@@ -45,12 +44,17 @@ UNUSABLE = {
     "missing_import": (
         "import numpy_but_misspelt\n",
         "missing_import.py:1: No module named 'numpy_but_misspelt'",
-        "install it",
+        "if `numpy_but_misspelt` is a module of yours",
+    ),
+    "missing_package": (
+        "import lightning\nclass CausalSelfAttention(lightning.LightningModule): pass\n",
+        "missing_package.py:",
+        "pip install lightning",
     ),
     "relative_import": (
         "from .parts import x\n",
-        "relative_import.py:1: attempted relative",
-        "do without",
+        "relative_import.py:1: there is no module `.parts`",
+        "beside relative_import.py",
     ),
     "raises": (
         "import torch\nclass A(nm.Module): pass\n",
@@ -59,24 +63,27 @@ UNUSABLE = {
     ),
     "exits": ("import sys\nsys.exit(3)\n", "exits.py:2: SystemExit: 3", "before its class"),
     "constructor": (
-        file_of(more=", n_head"),
-        "no constructor that takes only a config",
-        "def __init__(self, config)",
+        file_of(more=", quux"),
+        "needs an argument `quux`, and the checker does not know what that is",
+        "`quux=...`",
     ),
     "no_constructor": (
         "from torch import nn\nclass CausalSelfAttention(nn.Module):\n"
         "    def forward(self, x): return x\n",
-        "no constructor that takes only a config",
+        "CausalSelfAttention has no constructor",
         "def __init__(self, config)",
     ),
     "forward": (
-        file_of(also=", mask"),
-        "forward cannot be called with only x",
-        "def forward(self, x)",
+        file_of(also=", gate"),
+        "forward needs an argument `gate`, and the checker does not know what that is",
+        "`gate=None`",
     ),
-    "names": (
-        file_of(body="self.wq = self.wk = self.wv = nn.Linear(config.n_embd, config.n_embd)"),
-        "no query, key and value found; the module has weights under other names: `wq`",
+    "more_weights": (
+        file_of(
+            body="self.qkv, self.proj, self.gate = (nn.Linear(config.n_embd, n * config.n_embd) "
+            "for n in (3, 1, 5))"
+        ),
+        "besides the projections the module has `gate` (120, 24)",
         "c_proj",
     ),
 }
@@ -114,9 +121,11 @@ def test_unusable_files_are_errors(errors: dict[str, GptcliError], name: str) ->
         (".", "is a folder", "attention.py"),
         ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
         ("broken.py", "broken.py:2: ", "fix that line"),
-        ("latin.py", "latin.py", ""),
+        ("latin.py", "latin.py is not UTF-8: it looks like Latin-1", "save it as UTF-8"),
         ("zeros.py", "zeros.py", ""),
-        ("cells.ipynb", "is a notebook", "save the cell"),
+        ("cells.ipynb", "cells.ipynb has no code cells", "name a .py file"),
+        ("other.ipynb", "is not a Jupyter notebook", "save it again"),
+        ("wide.py", "wide.py is not UTF-8: it looks like UTF-16", "save it as UTF-8"),
     ],
 )
 def test_missing_files_and_files_that_are_not_python_are_errors(
@@ -132,6 +141,8 @@ def test_missing_files_and_files_that_are_not_python_are_errors(
     (tmp_path / "latin.py").write_bytes("x = 'caf\u00e9'\n".encode("latin-1"))
     (tmp_path / "zeros.py").write_bytes(b"x = 1\x00\n")
     (tmp_path / "cells.ipynb").write_text('{"cells": []}', encoding="utf-8")
+    (tmp_path / "other.ipynb").write_text("[1, 2]", encoding="utf-8")
+    (tmp_path / "wide.py").write_text("x = 1\n", encoding="utf-16")
     monkeypatch.setattr("gptcli.course.checking.Worker", None)
     monkeypatch.chdir(tmp_path)
     for call in (check_file, load_attention):

@@ -1,4 +1,4 @@
-"""find_projections maps the parameters of a learner's module, as views that can be written."""
+"""possible_layouts maps the parameters of a learner's module, as views that can be written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import torch
 from torch import nn
 
 from gptcli.course import load_attention
-from gptcli.course.attention.projections import ProjectionError, find_projections, is_ambiguous
+from gptcli.course.attention.conventions.layout import Sizes, possible_layouts
+from gptcli.course.attention.conventions.weights import role_of
+from gptcli.course.attention.projections import ProjectionError, Projections
 from tests.course.wrong_attention import FILES
 
-CONFIG = SimpleNamespace(n_embd=6, n_head=2, dropout=0.0, bias=True, block_size=4)
+CONFIG = SimpleNamespace(n_embd=10, n_head=2, dropout=0.0, bias=True, block_size=4)
+SIZES = Sizes(C=10, H=2)
+
+
+def first(module: nn.Module) -> Projections:
+    return possible_layouts(module, SIZES, needs_output=True)[0].projections(module, SIZES)
 
 
 @pytest.mark.parametrize(
@@ -20,42 +27,72 @@ CONFIG = SimpleNamespace(n_embd=6, n_head=2, dropout=0.0, bias=True, block_size=
 )
 def test_writing_into_projections_changes_the_module(spec: str) -> None:
     module = load_attention(str(FILES / spec))(CONFIG)
-    x = torch.randn(2, 3, 6)
+    x = torch.randn(2, 3, 10)
     before = module.eval()(x)
     with torch.no_grad():
-        for _, part in find_projections(module, 6).items():
-            assert part.weight.shape == (6, 6)
+        for _, part in first(module).items():
+            assert part.weight.shape == (10, 10)
             assert part.bias is not None
             part.weight.mul_(2.0)
             part.bias.add_(1.0)
     assert not torch.allclose(module(x), before)
-    assert not is_ambiguous(module, 6)
 
 
 def test_bare_matrices_can_be_rows_or_columns() -> None:
     module = load_attention(str(FILES / "bare_parameters.py"))(CONFIG)
-    rows, columns = find_projections(module, 6), find_projections(module, 6, columns=True)
-    assert is_ambiguous(module, 6)
+    layouts = possible_layouts(module, SIZES, needs_output=True)
+    assert [layout.columns for layout in layouts] == [False, True]
+    rows, columns = (layout.projections(module, SIZES) for layout in layouts)
     assert torch.equal(rows.query.weight, columns.query.weight.T)
     assert torch.equal(rows.output.weight, columns.output.weight.T)
 
 
 def test_fused_columns_are_unambiguous() -> None:
     module = nn.Module()
-    module.c_attn = nn.Parameter(torch.randn(6, 18))
-    module.c_proj = nn.Linear(6, 6)
-    assert torch.equal(find_projections(module, 6).key.weight, module.c_attn[:, 6:12].T)
+    module.c_attn = nn.Parameter(torch.randn(10, 30))
+    module.c_proj = nn.Linear(10, 10)
+    assert torch.equal(first(module).key.weight, module.c_attn[:, 10:20].T)
+
+
+def test_a_list_of_heads_is_stacked_and_can_be_scaled() -> None:
+    module = nn.Module()
+    module.heads = nn.ModuleList(nn.ModuleDict({n: nn.Linear(10, 5) for n in "qkv"}) for _ in "ab")
+    found = first(module)
+    second = module.heads[1]["k"]
+    assert torch.equal(found.key.weight[5:], second.weight)
+    assert torch.equal(found.output.weight, torch.eye(10))
+    found.key.scale(3.0)
+    assert torch.equal(second.weight, 3.0 * found.key.weight[5:])
 
 
 def test_unknown_and_missing_names() -> None:
     module = nn.Module()
-    module.query, module.key, module.value = (nn.Linear(6, 6) for _ in range(3))
-    module.proj = nn.Linear(6, 6)
-    with pytest.raises(ProjectionError, match="`proj`") as caught:
-        find_projections(module, 6)
+    module.a, module.b = nn.Linear(10, 70), nn.Linear(70, 10)
+    with pytest.raises(ProjectionError, match="`a`, `b`") as caught:
+        first(module)
     assert caught.value.unnamed
-    del module.proj
+    module = nn.Module()
+    module.query, module.key, module.value = (nn.Linear(10, 10) for _ in range(3))
     with pytest.raises(ProjectionError, match="no c_proj") as caught:
-        find_projections(module, 6)
+        first(module)
     assert not caught.value.unnamed
     assert caught.value.missing == "output"
+
+
+ROLES = {
+    "q": "query W_query wq w_q W_Q Wq q_proj to_q q_linear queries fc_q query_layer toqueries w_qs",
+    "k": "key W_key wk k_proj to_k keys tokeys heads.*.key linear_k key_projection k_lin",
+    "v": "value W_value wv v_proj values tovalues heads.*.W_value linear_values v_net",
+    "o": "c_proj o_proj out_proj proj wo W_o fc_out out output_linear unifyheads w_concat to_out.0",
+    "qkv": "qkv c_attn to_qkv Wqkv in_proj in_proj_weight kqv query_key_value qkv_layer att_proj",
+    "kv": "kv_proj to_kv W_KV key_value",
+}
+
+
+@pytest.mark.parametrize(("role", "names"), ROLES.items())
+def test_names_of_other_conventions_have_a_role(role: str, names: str) -> None:
+    assert {name: role_of(name) for name in names.split()} == dict.fromkeys(names.split(), role)
+
+
+def test_names_without_a_role() -> None:
+    assert [role_of(name) for name in ("linear", "fc", "linears.*", "layer")] == [None] * 4

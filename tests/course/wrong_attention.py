@@ -76,13 +76,6 @@ WRONG_FILES = (
         "weights = F.softmax(scores, dim=1)",
     ),
     WrongFile(
-        "softmax_in_float32",
-        "precision",
-        "looks like float32 rounding",
-        SOFTMAX,
-        "weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(x.dtype)",
-    ),
-    WrongFile(
         "interleaved_heads",
         "heads-interleaved",
         "you cut the 24 channels as (8, 3)",
@@ -133,13 +126,6 @@ WRONG_FILES = (
         "self.value = nn.Linear(config.n_embd, 2 * config.n_embd",
     ),
     WrongFile(
-        "bias_ignored",
-        "bias-ignored",
-        "the key projection, (10, 10), has a bias of shape (10,)",
-        "self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)",
-        "self.key = nn.Linear(config.n_embd, config.n_embd)",
-    ),
-    WrongFile(
         "dropout_in_evaluation",
         "dropout-in-evaluation",
         "config.dropout = 0.5",
@@ -182,7 +168,6 @@ WRONG_FILES = (
         "return self.c_proj(y)",
         "self.c_proj(y)",
     ),
-    WrongFile("tuple", "no-tensor", "a tuple", "return self.c_proj(y)", "return self.c_proj(y), y"),
     WrongFile(
         "detached",
         "no-gradient",
@@ -219,14 +204,14 @@ WRONG_FILES = (
         "return self.c_proj(y)",
         "return self.c_proj(y).float()",
     ),
-    WrongFile("one_length", "raises", "line 2", "B, T, C = x.shape", "B, T, C = x.shape[0], 5, 24"),
     WrongFile(
-        "misspelt_config",
+        "unknown_config",
         "raises",
-        "did you mean `n_head`?",
+        "config has no `n_haed`; did you mean `n_head`?",
         "self.n_head = config.n_head",
-        "self.n_head = config.n_heads",
+        "self.n_head = config.n_haed",
     ),
+    WrongFile("one_length", "raises", "line 2", "B, T, C = x.shape", "B, T, C = x.shape[0], 5, 24"),
     WrongFile(
         "sequences_mixed",
         "sequences-mixed",

@@ -133,8 +133,8 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
         return None
     case = built.case
     x = draw_input(case, generator_for(case))
-    learner.attempt = Attempt(built.module, case, x, {}, False)
-    trace = trace_forward(learner.forward_of(learner.attempt), x.clone(), learner.file.path)
+    attempt = Attempt(built.module, case, x, {}, False)
+    trace = trace_forward(learner.forward_of(attempt), x.clone(), learner.file.path)
     p = Problem(x, built.projections, case.H)
     return ComparedForward(learner, p, trace, *match(trace, p, _tolerance(learner)), built.module)
 

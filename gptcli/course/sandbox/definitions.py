@@ -25,7 +25,7 @@ class Missing:
     Annotations such as `Float[Tensor, "b t d"]` and decorators are no use of it."""
 
     def __init__(self, name: str, error: BaseException) -> None:
-        self._name, self._error = name, error
+        self._name, self.error = name, error
 
     def __getitem__(self, item: Any) -> Missing:
         return self
@@ -38,12 +38,12 @@ class Missing:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if len(arguments) == 1 and not named and callable(arguments[0]):
             return arguments[0]  # a decorator
-        raise self._error
+        raise self.error
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Missing(f"{self._name}.{name}", self._error)
+        return Missing(f"{self._name}.{name}", self.error)
 
 
 def run_definitions(
@@ -64,8 +64,18 @@ def run_definitions(
             if isinstance(node, ast.Import | ast.ImportFrom) and isinstance(error, ImportError):
                 for name in _imported(node):
                     space.setdefault(name, Missing(name, error))
-            failed.append((node, error))
+            failed.append((node, _missing_base(node, space) or error))
     return failed
+
+
+def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None:
+    """The import error behind a class whose parent class could not be imported, or None."""
+    bases = node.bases if isinstance(node, ast.ClassDef) else []
+    for base in bases:
+        root = ast.unparse(base).split(".")[0]
+        if isinstance(space.get(root), Missing):
+            return space[root].error
+    return None
 
 
 def does_work(tree: ast.Module) -> bool:

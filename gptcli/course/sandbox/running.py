@@ -135,7 +135,12 @@ def import_error(file: LearnerFile, error: ImportError) -> GptcliError:
         )
     else:
         hint = "do without it: torch and its modules are enough"
-    return GptcliError(f"{_at(file, error)}: {error}", hint)
+    message = str(error)
+    if top.startswith("_learner_"):  # a relative import
+        relative = "." + (error.name or "").partition(".")[2]
+        message = f"there is no module `{relative}`"
+        hint = f"put the file beside {Path(file.name).name}, or import it by its name"
+    return GptcliError(f"{_at(file, error)}: {message}", hint)
 
 
 def _at(file: LearnerFile, error: BaseException) -> str:

@@ -292,10 +292,10 @@ def possible_layouts(
     inputs = _inputs_of(roles)
     heads = any(s.form in (HEADS, FUSED_HEADS) for r, s in sources.items() if r != O)
     _complain(inventory, sources, unnamed, unknown, inputs, sizes)
+    layout = Layout(tuple(sources.items()), has_output=O in roles)
+    _all_different(module, layout)
     if O not in roles and not any_output and needs_output and not heads:
         raise _absent(inventory, sources, "c_proj, the output projection", "output")
-    layout = Layout(tuple(sources.items()), has_output=O in roles)
-    _all_different(module, layout, sizes)
     found = [layout]
     if unnamed:
         found = [
@@ -358,11 +358,16 @@ def _sources(
             unknown.append((group, None))
             continue
         for source in forms:
-            role = role_of(group.members[source.member].path if source.member is not None else group.path)
-            if source.form in (FUSED, FUSED_HEADS, FUSED_TENSOR):
-                role = QKV
-            elif source.form == PAIR:
-                role = role if role in (KV, QK) else KV
+            member = group.path if source.member is None else group.members[source.member].path
+            role = role_of(member)
+            if source.form in (FUSED, FUSED_HEADS, FUSED_TENSOR, PAIR):
+                if role in (Q, K, V):  # a query of the wrong shape
+                    unknown.append((group, source.member))
+                    continue
+                if source.form != PAIR:
+                    role = QKV
+                elif role not in (KV, QK):
+                    role = KV
             elif role in (QKV, KV, QK):
                 role = None
             if source.form == SLICES:
@@ -506,7 +511,7 @@ def _absent(
     )
 
 
-def _all_different(module: nn.Module, layout: Layout, sizes: Sizes) -> None:
+def _all_different(module: nn.Module, layout: Layout) -> None:
     """Raise ProjectionError if two projections share their weights."""
     names = {
         role: source.path if source.member is None else source.path.replace("*", str(source.member))
