@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- the files are written as people write them
 """Right attention files in the conventions of other courses, books and projects.
 
 They are written for this project, in the style of each origin. MISTAKES has classic mistakes: a
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 
 """
 
-BOOK = HEAD + '''
+BOOK = (
+    HEAD
+    + """
 class MultiHeadAttention(nn.Module):
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -53,9 +56,12 @@ if __name__ == "__main__":
     torch.manual_seed(123)
     batch = torch.stack((torch.rand(6, 3), torch.rand(6, 3)), dim=0)
     print(MultiHeadAttention(3, 2, 6, 0.0, num_heads=2)(batch))
-'''
+"""
+)
 
-BOOK_WRAPPER = HEAD + '''
+BOOK_WRAPPER = (
+    HEAD
+    + """
 class CausalAttention(nn.Module):
     def __init__(self, d_in, d_out, context_length, dropout, qkv_bias=False):
         super().__init__()
@@ -87,11 +93,14 @@ class MultiHeadAttentionWrapper(nn.Module):
 
     def forward(self, x):
         return torch.cat([head(x) for head in self.heads], dim=-1)
-'''
+"""
+)
 
 ONE_HEAD = BOOK_WRAPPER[: BOOK_WRAPPER.index("class MultiHeadAttentionWrapper")]
 
-LECTURE = HEAD + '''
+LECTURE = (
+    HEAD
+    + '''
 batch_size = 64
 block_size = 256
 max_iters = 5000
@@ -155,8 +164,11 @@ model = Block(n_embd, n_head).to(device)
 for iter in range(max_iters):
     print(f"step {iter}")
 '''
+)
 
-MINGPT = HEAD + '''
+MINGPT = (
+    HEAD
+    + """
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -187,9 +199,12 @@ class CausalSelfAttention(nn.Module):
         y = att @ v
         y = y.transpose(1, 2).contiguous().view(B, T, C)
         return self.resid_dropout(self.c_proj(y))
-'''
+"""
+)
 
-OWN_LINEAR = HEAD + '''
+OWN_LINEAR = (
+    HEAD
+    + """
 class Linear(nn.Module):
     def __init__(self, in_features, out_features, device=None, dtype=None):
         super().__init__()
@@ -232,9 +247,10 @@ class CausalMultiHeadSelfAttention(nn.Module):
         out = scaled_dot_product_attention(q, k, v, mask)
         out = out.transpose(-3, -2).reshape(*batch, seq, self.d_model)
         return self.output_proj(out)
-'''
+"""
+)
 
-ARENA = '''from dataclasses import dataclass
+ARENA = """from dataclasses import dataclass
 
 import torch as t
 from jaxtyping import Float
@@ -287,9 +303,11 @@ class Attention(nn.Module):
         mask = t.triu(all_ones, diagonal=1).bool()
         attn_scores.masked_fill_(mask, self.IGNORE)
         return attn_scores
-'''
+"""
 
-ANNOTATED = HEAD + '''import copy
+ANNOTATED = (
+    HEAD
+    + """import copy
 
 
 def clones(module, N):
@@ -328,9 +346,12 @@ class MultiHeadedAttention(nn.Module):
         x, self.attn = attention(query, key, value, mask=mask, dropout=self.dropout)
         x = x.transpose(1, 2).contiguous().view(nbatches, -1, self.h * self.d_k)
         return self.linears[-1](x)
-'''
+"""
+)
 
-CONV1D = HEAD + '''
+CONV1D = (
+    HEAD
+    + """
 class Conv1D(nn.Module):
     def __init__(self, nf, nx):
         super().__init__()
@@ -366,9 +387,12 @@ class GPT2Attention(nn.Module):
         weights = self.attn_dropout(scores.softmax(-1))
         out = (weights @ value).transpose(1, 2).reshape(hidden_states.shape)
         return self.c_proj(out), weights
-'''
+"""
+)
 
-TORCH_MHA = HEAD + '''
+TORCH_MHA = (
+    HEAD
+    + """
 class SelfAttention(nn.Module):
     def __init__(self, embed_dim, num_heads, dropout=0.0):
         super().__init__()
@@ -379,9 +403,12 @@ class SelfAttention(nn.Module):
         mask = torch.triu(torch.ones(T, T, device=x.device), diagonal=1).bool()
         out, _ = self.mha(x, x, x, attn_mask=mask, need_weights=False)
         return out
-'''
+"""
+)
 
-VIT = HEAD + '''
+VIT = (
+    HEAD
+    + """
 class Attention(nn.Module):
     def __init__(self, dim, num_heads=8, qkv_bias=False, attn_drop=0.0, proj_drop=0.0):
         super().__init__()
@@ -403,9 +430,12 @@ class Attention(nn.Module):
         x = self.attn_drop(attn) @ v
         x = x.transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
-'''
+"""
+)
 
-BY_HEAD = HEAD + '''
+BY_HEAD = (
+    HEAD
+    + """
 class MultiheadAttention(nn.Module):
     def __init__(self, input_dim, embed_dim, num_heads):
         super().__init__()
@@ -429,9 +459,12 @@ class MultiheadAttention(nn.Module):
         values = values.permute(0, 2, 1, 3).reshape(batch_size, seq_length, self.embed_dim)
         o = self.o_proj(values)
         return (o, attention) if return_attention else o
-'''
+"""
+)
 
-TO_KV = HEAD + '''
+TO_KV = (
+    HEAD
+    + """
 class Attention(nn.Module):
     def __init__(self, dim, *, heads=8, dim_head=64, dropout=0.0, causal=True):
         super().__init__()
@@ -454,9 +487,12 @@ class Attention(nn.Module):
         attn = sim.softmax(dim=-1)
         out = torch.einsum("bhij,bhjd->bhid", attn, v)
         return self.to_out(out.transpose(1, 2).reshape(b, n, -1))
-'''
+"""
+)
 
-SHARED = HEAD + '''
+SHARED = (
+    HEAD
+    + """
 class SelfAttention(nn.Module):
     def __init__(self, embed_size, heads):
         super(SelfAttention, self).__init__()
@@ -481,9 +517,12 @@ class SelfAttention(nn.Module):
         out = torch.einsum("nhql,nlhd->nqhd", [attention, values])
         out = out.reshape(N, query_len, self.heads * self.head_dim)
         return self.fc_out(out)
-'''
+"""
+)
 
-BARE = HEAD + '''
+BARE = (
+    HEAD
+    + """
 class MultiHeadSelfAttention(nn.Module):
     def __init__(self, hidden_size, n_heads):
         super().__init__()
@@ -501,9 +540,12 @@ class MultiHeadSelfAttention(nn.Module):
         visible = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1)
         return (weights @ v).transpose(1, 2).reshape(batch, length, size) @ self.W_o
-'''
+"""
+)
 
-DICT = HEAD + '''
+DICT = (
+    HEAD
+    + """
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -530,9 +572,12 @@ class MaskedAttention(nn.Module):
         p = self.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         return self.to_out(y.transpose(1, 2).reshape(b, t, e))
-'''
+"""
+)
 
-UNIFY = HEAD + '''
+UNIFY = (
+    HEAD
+    + """
 class SelfAttention(nn.Module):
     def __init__(self, emb, heads=8, mask=False):
         super().__init__()
@@ -559,9 +604,12 @@ class SelfAttention(nn.Module):
         dot = F.softmax(dot, dim=2)
         out = torch.bmm(dot, values).view(b, h, t, s)
         return self.unifyheads(out.transpose(1, 2).contiguous().view(b, t, s * h))
-'''
+"""
+)
 
-KQV = HEAD + '''
+KQV = (
+    HEAD
+    + """
 class CausalAttention(nn.Module):
     def __init__(self, n_embed, num_heads, max_seq_len, drop=0.0):
         super().__init__()
@@ -582,9 +630,12 @@ class CausalAttention(nn.Module):
         att = self.drop(torch.softmax(att, dim=-1))
         out = (att @ v).permute(0, 2, 1, 3).reshape(B, L, E)
         return self.projection(out)
-'''
+"""
+)
 
-THREE_LISTS = HEAD + '''
+THREE_LISTS = (
+    HEAD
+    + """
 class MultiHead(nn.Module):
     def __init__(self, model_dim, n_heads, dropout_rate):
         super().__init__()
@@ -605,9 +656,12 @@ class MultiHead(nn.Module):
             scores = scores.masked_fill(future, float("-inf"))
             outs.append(self.drop(torch.softmax(scores, dim=-1)) @ to_v(x))
         return self.combine(torch.cat(outs, dim=-1))
-'''
+"""
+)
 
-ENCODER = HEAD + '''
+ENCODER = (
+    HEAD
+    + """
 class MultiHeadAttention(nn.Module):
     def __init__(self, d_model, n_head):
         super().__init__()
@@ -630,9 +684,12 @@ class MultiHeadAttention(nn.Module):
     def split(self, tensor):
         batch, length, d_model = tensor.size()
         return tensor.view(batch, length, self.n_head, d_model // self.n_head).transpose(1, 2)
-'''
+"""
+)
 
-INPUT_AND_EXIT = HEAD + '''import argparse
+INPUT_AND_EXIT = (
+    HEAD
+    + """import argparse
 import sys
 
 parser = argparse.ArgumentParser()
@@ -664,9 +721,12 @@ class SelfAttn(nn.Module):
 
 
 sys.exit(0)
-'''
+"""
+)
 
-ANNOTATED_CONFIG = HEAD + '''from dataclasses import dataclass
+ANNOTATED_CONFIG = (
+    HEAD
+    + """from dataclasses import dataclass
 
 
 @dataclass
@@ -703,7 +763,8 @@ class Attention(nn.Module):
         output = torch.matmul(scores, xv)
         output = output.transpose(1, 2).contiguous().view(bsz, seqlen, -1)
         return self.wo(output)
-'''
+"""
+)
 
 RIGHT = {
     "llms_from_scratch": BOOK,

@@ -77,9 +77,7 @@ def test_right_files_pass_without_an_edit(reports: dict[str, FileReport], name: 
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_the_report_says_what_was_taken_for_what(
-    reports: dict[str, FileReport], name: str
-) -> None:
+def test_the_report_says_what_was_taken_for_what(reports: dict[str, FileReport], name: str) -> None:
     assert detail_of(reports[name], "projections") == TAKEN[name]
 
 

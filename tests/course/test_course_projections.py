@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from gptcli.course import load_attention
-from gptcli.course.attention.conventions.layout import Sizes, possible_layouts
+from gptcli.course.attention.conventions.layout import Sizes
+from gptcli.course.attention.conventions.possible_layouts import possible_layouts
 from gptcli.course.attention.conventions.weights import role_of
 from gptcli.course.attention.projections import ProjectionError, Projections
 from tests.course.wrong_attention import FILES

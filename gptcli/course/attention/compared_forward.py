@@ -106,7 +106,9 @@ def repeat_forward(
     trace = trace_forward(learner.forward_of(attempt), x, learner.file.path, grad)
     parts = learner.projections(attempt.module, case)
     p = Problem(attempt.x.detach().double(), parts, case.H)
-    return ComparedForward(learner, p, trace, *match(trace, p, tolerance or _tolerance(learner)), attempt.module)
+    return ComparedForward(
+        learner, p, trace, *match(trace, p, tolerance or _tolerance(learner)), attempt.module
+    )
 
 
 def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:

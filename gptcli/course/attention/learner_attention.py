@@ -30,12 +30,15 @@ from gptcli.course.attention.cases import (
 )
 from gptcli.course.attention.conventions.call import Call, call_of
 from gptcli.course.attention.conventions.constructor import Constructor
-from gptcli.course.attention.conventions.layout import Layout, Sizes, possible_layouts
-from gptcli.course.attention.conventions.settings import LearnerConfig
+from gptcli.course.attention.conventions.layout import Layout, Sizes
+from gptcli.course.attention.conventions.other_parts import other_part
+from gptcli.course.attention.conventions.possible_layouts import possible_layouts
+from gptcli.course.attention.conventions.settings import LearnerConfig, UnknownSetting
 from gptcli.course.attention.conventions.trials import best_layout, best_mask
 from gptcli.course.attention.projections import NAMES, ProjectionError, Projections
 from gptcli.course.lesson import TOLERANCE, CheckFailed
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, raised_in
+from gptcli.course.sandbox.running import import_error
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError
 
@@ -74,9 +77,7 @@ class LearnerAttention:
     `say` gets each action, so that a time limit can report the last one. Raises GptcliError if the
     constructor or forward needs an argument whose meaning is unknown."""
 
-    def __init__(
-        self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]) -> None:
         self.file, self.cls, self.say = file, cls, say
         self.attempt: Attempt | None = None  # the latest
         self.built: Built | None = None  # the latest
@@ -219,9 +220,7 @@ class LearnerAttention:
         try:
             with within(CALL_LIMIT_S), torch.no_grad():
                 self._call = best_mask(self._call, _Within(self, module), x, None)
-                self._layout = best_layout(
-                    layouts, module, x, case.H, self.forward, self.file.path
-                )
+                self._layout = best_layout(layouts, module, x, case.H, self.forward, self.file.path)
                 problem = self.projections(module, case)
                 self._call = best_mask(
                     self._call,
@@ -269,7 +268,9 @@ class LearnerAttention:
         """What the module returns for x, with the variables of the file set for its sizes."""
         given = x.to(torch.float32) if self.single and x.dtype == torch.float64 else x
         config = self._configs.get(module)
-        variables = contextlib.nullcontext() if config is None else self.constructor.variables(config)
+        variables = (
+            contextlib.nullcontext() if config is None else self.constructor.variables(config)
+        )
         with variables:
             y = self._call(module, given, **options)
         if isinstance(y, tuple | list) and y and isinstance(y[0], Tensor):
@@ -283,6 +284,11 @@ class LearnerAttention:
     def forward_of(self, attempt: Attempt) -> Callable[[Tensor], Any]:
         """The forward pass of an attempt, for another x."""
         return lambda x: self.forward(attempt.module, x, **attempt.options)
+
+    def other_part(self) -> CheckFailed | None:
+        """What the class does besides the eight steps, if something, as a failed check."""
+        module = None if self.attempt is None else self.attempt.module
+        return other_part(self.cls, module, self._call)
 
     def convention(self) -> str:
         """One line that says what was taken for what."""
@@ -340,8 +346,19 @@ class LearnerAttention:
 
     def failure_from(
         self, error: BaseException, doing: str, step: int | None = None
-    ) -> CheckFailed:
-        """The failure for an error of the learner's code, with the line that raised it."""
+    ) -> CheckFailed | GptcliError:
+        """The failure for an error of the learner's code, with the line that raised it.
+
+        A GptcliError if a package is missing."""
+        if isinstance(error, ImportError):
+            return import_error(self.file, error)
+        if isinstance(error, UnknownSetting) and "did you mean" not in str(error):
+            return GptcliError(
+                f"{self.file.name}: `{self.cls.__name__}` reads `config.{error.name}`, and the "
+                "checker does not know what that is",
+                f'read it with a default: `getattr(config, "{error.name}", ...)`; config has '
+                "n_embd, n_head, dropout, bias and block_size",
+            )
         place = place_of(error, self.file.path)
         where = ""
         if place is not None:

@@ -9,6 +9,7 @@ import contextlib
 import re
 
 import torch
+from torch import nn
 
 from gptcli.course.attention import STEP_NAMES
 from gptcli.course.attention.cases import USUAL, draw_input, generator_for
@@ -25,9 +26,12 @@ from gptcli.course.attention.notes import notes
 from gptcli.course.attention.stages import Problem
 from gptcli.course.lesson import CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check, FileReport, Picture, StepMark
-from gptcli.course.sandbox.learner_class import class_in
+from gptcli.course.sandbox.learner_class import classes_in
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.running import left_out, run_file
+from gptcli.errors import GptcliError
+
+MOST_CLASSES = 8  # of a file whose attention class has another name
 
 
 class AttentionLesson(Lesson[LearnerAttention]):
@@ -40,7 +44,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
     def load(self, file: LearnerFile, say: Say) -> LearnerAttention:
         """Run the file and return its class, ready to be tried."""
         module = run_file(file)
-        learner = LearnerAttention(file, class_in(file, module), say)
+        learner = _first_usable(file, classes_in(file, module), say)
         learner.left_out = left_out(file, module)
         return learner
 
@@ -77,7 +81,12 @@ class AttentionLesson(Lesson[LearnerAttention]):
         """The report of a failed check: the first wrong step, the known mistake and the line."""
         name, _ = CHECKS[min(len(done), len(CHECKS) - 1)]  # the one that failed
         try:
-            finding = diagnose(learner, name, failed)
+            other = None if failed.mistake == "not-implemented" else learner.other_part()
+            if other is not None:
+                failed = other
+                finding = Finding(None, other.mistake, other.message, other.hints)
+            else:
+                finding = diagnose(learner, name, failed)
         except Exception:  # the file is stranger than the diagnosis expects
             finding = Finding(failed.step, failed.mistake, failed.message, failed.hints)
         steps = tuple(StepMark(**step) for step in finding.steps)
@@ -113,6 +122,17 @@ class AttentionLesson(Lesson[LearnerAttention]):
                 file.path,
                 on_operation=say_step,
             )
+
+
+def _first_usable(file: LearnerFile, classes: list[type[nn.Module]], say: Say) -> LearnerAttention:
+    """The first class whose projections can be recognised; the first one if there is none."""
+    if len(classes) > 1:
+        for cls in classes[:MOST_CLASSES]:
+            with contextlib.suppress(GptcliError, CheckFailed):
+                learner = LearnerAttention(file, cls, say)
+                learner.layout()
+                return learner
+    return LearnerAttention(file, classes[0], say)
 
 
 def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:

@@ -19,6 +19,7 @@ from gptcli.course.attention.learner_attention import Built, LearnerAttention
 from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
+from gptcli.errors import GptcliError
 
 # With one token, each head has one attention weight, which is 1. Attention dropout drops the whole
 # head. Dropout on the output drops single channels: all 16 of a head only once in 65,000 times.
@@ -45,7 +46,7 @@ def notes(learner: LearnerAttention) -> list[Check]:
         del config.block_size
         try:
             learner.construct(config)
-        except CheckFailed:
+        except (CheckFailed, GptcliError):
             found.append(
                 _note(
                     "block_size",
@@ -99,7 +100,9 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
             "more matrix",
         )
     if layout.letters != "qkv" or layout.order != "stacked":
-        yield _note("rows", f"the rows of the fused matrix are not in GPT-2's order: {layout.words()}")
+        yield _note(
+            "rows", f"the rows of the fused matrix are not in GPT-2's order: {layout.words()}"
+        )
     wrong = []
     for wanted in (True, False):
         config = config_for(learner.case(USUAL))
@@ -111,7 +114,7 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
             for name, part in parts.items()
             if (part.bias is not None) != wanted and (layout.has_output or name != "output")
         ]
-    if wrong and learner.constructor.names_of(words.BIAS) or (
+    if (wrong and learner.constructor.names_of(words.BIAS)) or (
         wrong and learner.constructor.is_course_form
     ):
         yield _note("bias", f"does not follow config.bias: {wrong[0]}; pass bias=config.bias")

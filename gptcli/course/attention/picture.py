@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from gptcli.course.report import FileReport, Picture
 
 MARKS = {
-    "right": ("✓", "green"), "wrong": ("✗", "bold red"), "unseen": ("?", "dim"), "after": ("·", "dim"),
-}  # fmt: skip
+    "right": ("✓", "green"),
+    "wrong": ("✗", "bold red"),
+    "unseen": ("?", "dim"),
+    "after": ("·", "dim"),
+}
 PLAIN = {"right": "+", "wrong": "x", "unseen": "?", "after": "."}
 SHADES = " ░▒▓█"
 PLAIN_SHADES = " .:*#"

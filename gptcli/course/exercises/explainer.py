@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from gptcli.course.lesson import CheckFailed, Mistake, Step
+from gptcli.course.sandbox.definitions import Missing
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.running import error_of
 from gptcli.errors import GptcliError, nearest
 
 
@@ -85,8 +87,11 @@ def named_in(module: ModuleType, file: LearnerFile, name: str, kind: str) -> Any
     """The class or function `name` of a learner's file; `kind` is "class" or "def".
 
     If the file has no such name, raises GptcliError with the nearest name that the file has."""
-    if (found := getattr(module, name, None)) is not None and callable(found):
+    found = getattr(module, name, None)
+    if callable(found) and not isinstance(found, Missing):
         return found
+    if (error := error_of(file, module, name)) is not None:
+        raise error
     others = [
         other
         for other, value in vars(module).items()

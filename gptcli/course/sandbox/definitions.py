@@ -19,6 +19,11 @@ _QUICK_CALLS = {
 """What an assignment at module level can call and still be kept."""
 
 
+_SLOW = (
+    ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp, ast.Await, ast.Yield, ast.NamedExpr,
+)  # fmt: skip
+
+
 class Missing:
     """Stands for something that could not be imported. It is an error only if code uses it.
 
@@ -73,8 +78,9 @@ def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None
     bases = node.bases if isinstance(node, ast.ClassDef) else []
     for base in bases:
         root = ast.unparse(base).split(".")[0]
-        if isinstance(space.get(root), Missing):
-            return space[root].error
+        found = space.get(root)
+        if isinstance(found, Missing):
+            return found.error
     return None
 
 
@@ -126,9 +132,7 @@ def _is_quick(value: ast.expr, own: set[str]) -> bool:
             config = name in own and name.lower().endswith(("config", "args", "params", "cfg"))
             if name not in _QUICK_CALLS and not config:
                 return False
-        elif isinstance(part, ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp):
-            return False
-        elif isinstance(part, ast.Await | ast.Yield | ast.NamedExpr):
+        elif isinstance(part, _SLOW):
             return False
     return True
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gptcli.course.catalogue import exercise_named
+from gptcli.course.sandbox.definitions import Missing
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.running import error_of, failed_class, failed_classes, run_file
 from gptcli.errors import GptcliError, nearest
@@ -23,6 +24,18 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
     return class_in(file, run_file(file))
 
 
+def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
+    """The classes of a file that can be the attention, the likeliest first.
+
+    Only one if the user named it. Raises GptcliError if there is no such class."""
+    from gptcli.course.attention.conventions.class_choice import attention_classes
+
+    first = class_in(file, module)
+    if first.__name__ == file.class_name:
+        return [first]
+    return [first, *(cls for cls in attention_classes(module) if cls is not first)]
+
+
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class of a file that was run. Raises GptcliError if there is no such class."""
     from torch import nn
@@ -30,6 +43,8 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right
 
     cls = getattr(module, file.class_name, None)
+    if isinstance(cls, Missing):
+        cls = None
     failed = failed_class(module, file.class_name)
     if cls is None and failed is None and file.class_name == _expected(file):
         broken = next((name for name in failed_classes(module) if looks_right(name)), None)

@@ -24,13 +24,14 @@ from gptcli.errors import GptcliError
 WORK_LIMIT_S = 2.0  # for the code at module level, if the file trains or asks for input there
 _FOLDERS_ABOVE = 4
 _PACKAGES = {
-    "einops", "numpy", "matplotlib", "tiktoken", "transformers", "datasets", "tqdm", "wandb",
-    "lightning", "pytorch_lightning", "flash_attn", "xformers", "jaxtyping", "beartype", "pandas",
-    "fancy_einsum", "transformer_lens", "sentencepiece", "tokenizers", "requests", "scipy",
-    "sklearn", "IPython", "torchvision", "torchaudio", "tensorflow", "jax", "typing_extensions",
-    "omegaconf", "hydra", "yaml", "pydantic", "safetensors", "huggingface_hub", "accelerate", "fire",
-    "tensorboard", "regex", "nltk", "seaborn", "rich", "click", "loguru", "torchinfo", "torchsummary",
-    "peft", "bitsandbytes", "triton", "deepspeed", "sentence_transformers", "evaluate", "plotly",
+    "IPython", "accelerate", "beartype", "bitsandbytes", "click", "datasets", "deepspeed",
+    "einops", "evaluate", "fancy_einsum", "fire", "flash_attn", "huggingface_hub", "hydra",
+    "jax", "jaxtyping", "lightning", "loguru", "matplotlib", "nltk", "numpy", "omegaconf",
+    "pandas", "peft", "plotly", "pydantic", "pytorch_lightning", "regex", "requests", "rich",
+    "safetensors", "scipy", "seaborn", "sentence_transformers", "sentencepiece", "sklearn",
+    "tensorboard", "tensorflow", "tiktoken", "tokenizers", "torchaudio", "torchinfo",
+    "torchsummary", "torchvision", "tqdm", "transformer_lens", "transformers", "triton",
+    "typing_extensions", "wandb", "xformers", "yaml",
 }  # fmt: skip
 """Packages that people install, by the name that they import."""
 _ERROR, _CLASSES = "__gptcli_error__", "__gptcli_failed_classes__"
@@ -208,8 +209,7 @@ def _imports_of(file: LearnerFile) -> Iterator[None]:
         for name in set(sys.modules) - before:
             top, origin = name.split(".")[0], getattr(sys.modules[name], "__file__", None)
             # Comparing folders is not enough: the folder can contain a virtual environment.
-            if origin and any(
-                Path(origin).parent == each or (each / top) in Path(origin).parents for each in own
-            ):
-                if "site-packages" not in origin and not name.startswith("_learner_"):
-                    del sys.modules[name]
+            if not origin or "site-packages" in origin or name.startswith("_learner_"):
+                continue
+            if any(Path(origin).parent == p or (p / top) in Path(origin).parents for p in own):
+                del sys.modules[name]

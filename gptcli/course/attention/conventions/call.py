@@ -21,7 +21,9 @@ _QUERY = re.compile(r"^(q|query|queries|x_?q|q_?x|query_states|xq|inputs?_q|q_in
 _KEY = re.compile(r"^(k|keys?|x_?k|k_?x|key_states|xk|inputs?_kv?|k_in)$", re.IGNORECASE)
 _VALUE = re.compile(r"^(v|values?|x_?v|v_?x|value_states|xv|inputs?_v|v_in)$", re.IGNORECASE)
 _MASK = re.compile(r"mask|tril|bias", re.IGNORECASE)
-_ROTARY = re.compile(r"^(cos|sin|freqs?(_cis|_cos|_sin)?|rope|rotary.*|cos_sin|position_emb.*)$", re.I)
+_ROTARY = re.compile(
+    r"^(cos|sin|freqs?(_cis|_cos|_sin)?|rope|rotary.*|cos_sin|position_emb.*)$", re.I
+)
 _POSITION = re.compile(r"^(pos|positions?|position_ids|token_positions|pos_ids|input_pos)$", re.I)
 _START = re.compile(r"^(start_pos|offset|start|pos_offset|cache_pos.*)$", re.IGNORECASE)
 
@@ -86,18 +88,19 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
     if not usual:
         return Call()
     times = 1
-    first, rest = usual[0], usual[1:]
-    if len(usual) >= 3 and _KEY.match(rest[0].name) and _VALUE.match(rest[1].name):
-        times, rest = (3, rest[2:]) if _is_needed(first) else (1, rest)
-    elif (
-        len(usual) >= 3 and _VALUE.match(first.name) and _KEY.match(rest[0].name)
-        and _QUERY.match(rest[1].name)
-    ):  # fmt: skip
+    rest = usual[1:]
+    three = [_letter_of(parameter.name) for parameter in usual[:3]]
+    if sorted(three) == ["k", "q", "v"] or (three[1:] == ["k", "v"] and not three[0]):
         times, rest = 3, rest[2:]
-    elif rest and _is_needed(rest[0]) and re.match(r"^(y|kv|context|memory|x2|x_?kv|source)$", rest[0].name):
+    elif (
+        rest
+        and _is_needed(rest[0])
+        and re.match(r"^(y|kv|context|memory|x2|x_?kv|source)$", rest[0].name)
+    ):
         times, rest = 2, rest[1:]
     mask, required, rotary = None, False, None
-    positions, others = [], []
+    positions: list[str] = []
+    others: list[tuple[str, Any]] = []
     for parameter in rest:
         needed, label = _is_needed(parameter), parameter.name
         if label == "use_dropout":
@@ -135,6 +138,12 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
         rotary,
         any(p.name == "use_dropout" for p in parameters),
     )
+
+
+def _letter_of(name: str) -> str:
+    """q, k or v if an argument is named after queries, keys or values, else an empty string."""
+    patterns = {"q": _QUERY, "k": _KEY, "v": _VALUE}
+    return next((letter for letter, pattern in patterns.items() if pattern.match(name)), "")
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:

@@ -7,6 +7,8 @@ import re
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from gptcli.course.attention.conventions.other_parts import needs_other_hardware
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -15,6 +17,7 @@ _WORDS = (
     (r"^(head|singlehead|onehead|attentionhead)$", 3),
     (r"cross|encoder|bidirectional|linearattention|sparse|local", -3),
     (r"block|layer$|model|gpt|transformer|decoder|mlp|feedforward|ffn|norm|embed", -5),
+    (r"rope|rotary|flex|gqa|mqa|mla|grouped|latent|window|kvcache|withcache", -2),
     (r"wrapper|naive|slow|simple|v1|old|test|base|mixin|config", -1),
 )  # fmt: skip
 
@@ -37,7 +40,16 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     if not named:
         return own if len(own) == 1 else []
     at = {cls: place for place, cls in enumerate(own)}
-    return sorted(named, key=lambda cls: (-points[cls], _is_used(cls, named), -at[cls]))
+    # A class that needs a GPU cannot be checked, so another one is as good.
+    return sorted(
+        named,
+        key=lambda cls: (
+            needs_other_hardware(cls) is not None,
+            -points[cls],
+            _is_used(cls, named),
+            -at[cls],
+        ),
+    )
 
 
 def looks_right(name: str) -> bool:

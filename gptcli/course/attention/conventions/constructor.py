@@ -108,7 +108,9 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
         sizes = {words.N_EMBD, words.N_HEAD, words.HEAD_DIM}
         if i == 0 and not others & sizes and _is_config(parameter, meaning, len(required)):
             yield Argument(name, None, positional)
-        elif meaning is not None and not (meaning == words.SWITCH and parameter not in required):
+        elif meaning is not None and (
+            meaning != words.SWITCH or parameter in required or parameter.default is True
+        ):
             yield Argument(name, meaning, positional)
         elif parameter.default is parameter.empty:
             if words.names_config(name):
@@ -141,7 +143,7 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
             break
         if "__init__" not in vars(parent):
             continue
-        own = list(inspect.signature(parent.__init__).parameters.values())[1:]
+        own = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
         for parameter in own:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 found.setdefault(parameter.name, parameter)
@@ -178,9 +180,9 @@ def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
             value = space[name]
             if isinstance(value, type | FunctionType):
                 waiting.append(value)
-            elif (kind := _size_in(name, value)) is not False:
+            elif _is_setting(name, value):
                 found.add((id(space), name))
-                yield space, name, kind
+                yield space, name, _size_in(name, value)
 
 
 def _top_folder(module: str | None) -> str | None:
@@ -203,17 +205,20 @@ def _globals_read_by(code: CodeType) -> Iterator[str]:
             yield from _globals_read_by(constant)
 
 
-def _size_in(name: str, value: Any) -> str | None | bool:
-    """What a variable means, None if it is a config, or False if it is no setting."""
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a variable of the file holds a size, or a config."""
     if isinstance(value, bool | int | float | str):
-        meaning = words.meaning_of(name) if len(name) > 1 else None
-        fits = isinstance(value, str) == (meaning == words.DEVICE)
-        return meaning if meaning in _SIZES and fits else False
+        meaning = _size_in(name, value)
+        return meaning in _SIZES and isinstance(value, str) == (meaning == words.DEVICE)
     if isinstance(value, Mapping):
-        known = [key for key in value if isinstance(key, str) and words.is_exact(key)]
-        return None if len(known) >= 2 else False
+        return sum(isinstance(key, str) and words.is_exact(key) for key in value) >= 2
     of_learner = _top_folder(type(value).__module__) is not None
     is_object = of_learner or type(value).__name__ == "SimpleNamespace"
-    if is_object and words.names_config(name) and not isinstance(value, nn.Module):
+    return is_object and words.names_config(name) and not isinstance(value, nn.Module)
+
+
+def _size_in(name: str, value: Any) -> str | None:
+    """What a variable means; None if it holds a config."""
+    if not isinstance(value, bool | int | float | str) or len(name) == 1:
         return None
-    return False
+    return words.meaning_of(name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from gptcli.course.attention.conventions import words
 from gptcli.errors import nearest
 
 _NESTED = {"model", "attention", "attn", "gpt", "transformer", "block", "arch"}
+
+
+class UnknownSetting(AttributeError):
+    """A learner's code reads a setting that the config does not have."""
 
 
 class LearnerConfig(dict[str, Any]):
@@ -29,7 +32,7 @@ class LearnerConfig(dict[str, Any]):
         try:
             return self._value(name)
         except KeyError as unknown:
-            raise AttributeError(unknown.args[0]) from None
+            raise UnknownSetting(unknown.args[0], name=name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -66,18 +69,19 @@ class LearnerConfig(dict[str, Any]):
         raise KeyError(f"config has no `{name}`{ask} (it has {have})")
 
 
-def setting_values(config: Mapping[str, Any]) -> dict[str, Any]:
+def setting_values(config: LearnerConfig) -> dict[str, Any]:
     """meaning -> value, for everything that a constructor can ask for.
 
     `config` has n_embd and can have n_head, dropout, bias and block_size."""
     import torch
 
+    known: dict[str, Any] = dict(config.items())
     values: dict[str, Any] = {
         words.VOCAB_SIZE: 65,
         words.N_LAYER: 2,
         words.LAYER_INDEX: 0,
         words.BATCH_SIZE: 2,
-        words.HIDDEN_DIM: 4 * dict.__getitem__(config, "n_embd"),  # type: ignore[arg-type]
+        words.HIDDEN_DIM: 4 * known.get("n_embd", 0),
         words.DEVICE: "cpu",
         words.DTYPE: torch.get_default_dtype(),
         words.EPS: 1e-5,
@@ -87,7 +91,6 @@ def setting_values(config: Mapping[str, Any]) -> dict[str, Any]:
         words.CAUSAL: True,
         words.BATCH_FIRST: True,
     }
-    known = dict(dict.items(config))  # type: ignore[arg-type]
     if "n_head" in known:
         values[words.N_KV_HEAD] = known["n_head"]
         values[words.HEAD_DIM] = known["n_embd"] // known["n_head"]

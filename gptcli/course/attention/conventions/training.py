@@ -77,5 +77,3 @@ class UserAttention:
             return  # --force trains with it anyway
         finally:
             torch.set_default_dtype(before)
-
-

@@ -23,7 +23,12 @@ Forward = Callable[[nn.Module, Tensor], Any]
 
 
 def best_layout(
-    layouts: Sequence[Layout], module: nn.Module, x: Tensor, n_head: int, forward: Forward, path: Path
+    layouts: Sequence[Layout],
+    module: nn.Module,
+    x: Tensor,
+    n_head: int,
+    forward: Forward,
+    path: Path,
 ) -> Layout:
     """The layout with which the learner's output is right, else the one that explains most.
 
@@ -44,9 +49,7 @@ def best_layout(
 
 
 @torch.no_grad()
-def best_mask(
-    call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None
-) -> Call:
+def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
     """The call with the kind of mask that forward understands.
 
     Without a mask if forward hides later tokens by itself. `right` returns the right output."""

@@ -19,25 +19,27 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-Q, K, V, O, QKV, KV, QK = "q", "k", "v", "o", "qkv", "kv", "qk"
-PARTS = {Q: "query", K: "key", V: "value", O: "output"}
+Q, K, V, OUT, QKV, KV, QK = "q", "k", "v", "o", "qkv", "kv", "qk"
+PARTS = {Q: "query", K: "key", V: "value", OUT: "output"}
 
-_ROLE = {
+_ROLE: dict[str, str] = {
     Q: "q query queries quer",
     K: "k key keys",
     V: "v value values val vals",
-    O: (
+    OUT: (
         "o out output outputs proj projection cproj unify unifyheads final combine merge concat "
         "mix back wo fcout headproj mixing post reproject aggregate head last"
     ),
-    QKV: "qkv kqv vqk qvk kvq vkq cattn in queryvaluekey querykeyvalue attn att pack packed qkvs fused",
+    QKV: (
+        "qkv kqv vqk qvk kvq vkq cattn in queryvaluekey querykeyvalue attn att pack packed "
+        "qkvs fused"
+    ),
     KV: "kv vk keyvalue",
     QK: "qk kq querykey",
 }  # fmt: skip
-_ROLE_OF = {word: role for role, group in _ROLE.items() for word in group.split()}
+_ROLE_OF: dict[str, str] = {word: role for role, group in _ROLE.items() for word in group.split()}
 _NOISE = {
     "w", "weight", "weights", "to", "linear", "lin", "layer", "layers", "fc", "dense", "net",
     "projection", "proj", "matrix", "mat", "transform", "self", "c", "head", "heads", "per", "all",
@@ -102,7 +104,8 @@ class Inventory:
 def take_inventory(module: nn.Module) -> Inventory:
     """The matrices of a module, grouped, in the order in which the module defines them."""
     matrices: list[Matrix] = []
-    vectors, norms, embeddings = [], [], []
+    vectors: list[str] = []
+    norms, embeddings = [], []
     for prefix, owner in module.named_modules(remove_duplicate=False):
         own = dict(owner.named_parameters(recurse=False, remove_duplicate=False))
         if not own:
@@ -154,8 +157,10 @@ def _matrices_of(
 
 def _is_bias(name: str, large: dict[str, Tensor]) -> bool:
     lower = name.lower()
-    return lower.startswith(("b_", "bias")) or lower.endswith(("bias", "_b")) or (
-        lower[:1] == "b" and f"w{lower[1:]}" in {other.lower() for other in large}
+    return (
+        lower.startswith(("b_", "bias"))
+        or lower.endswith(("bias", "_b"))
+        or (lower[:1] == "b" and f"w{lower[1:]}" in {other.lower() for other in large})
     )
 
 
@@ -173,7 +178,9 @@ def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> 
         if candidate.lower() in wanted:
             return candidate
     role = role_of(name)
-    same = [b for b in biases if role is not None and role_of(re.sub(r"(?i)bias|^b_?", "", b)) == role]
+    same = [
+        b for b in biases if role is not None and role_of(re.sub(r"(?i)bias|^b_?", "", b)) == role
+    ]
     return same[0] if len(same) == 1 else None
 
 
@@ -226,7 +233,7 @@ def _role_of_name(name: str) -> str | None:
     if stripped in _ROLE_OF:
         return _ROLE_OF[stripped]
     out = [t for t in tokens if t in ("out", "o", "output", "proj", "projection")]
-    return O if out and not kept else None
+    return OUT if out and not kept else None
 
 
 def _without_affixes(plain: str) -> str:
