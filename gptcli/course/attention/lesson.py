@@ -128,10 +128,15 @@ def _first_usable(file: LearnerFile, classes: list[type[nn.Module]], say: Say) -
     """The first class whose projections can be recognised; the first one if there is none."""
     if len(classes) > 1:
         for cls in classes[:MOST_CLASSES]:
-            with contextlib.suppress(GptcliError, CheckFailed):
+            try:
                 learner = LearnerAttention(file, cls, say)
                 learner.layout()
-                return learner
+            except GptcliError:
+                continue
+            except CheckFailed as failed:
+                if failed.mistake == "missing-projection":
+                    continue
+            return learner
     return LearnerAttention(file, classes[0], say)
 
 
