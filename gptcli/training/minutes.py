@@ -63,11 +63,17 @@ def choose_for_text(
         chosen = choose_settings(operations, text, given, seconds, config.data.held_out)
         values = dict(chosen.values)
         values |= fitting_values(_flat(config) | values, asked)
-        if asked >= {"train.max_steps", "model.n_layer", "model.n_embd"}:
+        if asked >= {"model.n_layer", "model.n_embd"}:
             break
         # A small network computes fewer operations in a second than the one that was measured:
         # much of its time goes to what does not grow with its size.
-        slower = _operations_with(with_values(config, values), seconds)
+        try:
+            slower = _operations_with(with_values(config, values), seconds)
+        except Exception as error:
+            # The model does not fit in memory. The training, or a dry run, says how large it is.
+            if isinstance(error, GptcliError) or is_out_of_memory(error):
+                break
+            raise
         if slower > _SAME_SPEED * operations:
             break
         operations = slower
