@@ -38,6 +38,7 @@ def test_the_readme_has_shell_blocks() -> None:
     assert len([c for c in commands() if c.startswith("gptcli")]) > 20
 
 
+@pytest.mark.slow
 def test_every_gptcli_command_runs(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, cli
 ) -> None:  # type: ignore[no-untyped-def]

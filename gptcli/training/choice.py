@@ -18,10 +18,14 @@ NETWORKS = (
 """(n_layer, n_embd) of the networks that can be chosen."""
 
 # Fitted in benchmarks/DIAL.md.
-_BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.55
+_BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
-_TOKENS_PER_STEP = 2048  # for a training of 3 million tokens
+_TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # for a training of 3 million tokens
+# For so many tokens, the context length. A text that is read several times has the second rule.
+_CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
+_CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
+_STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
 _LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text with fewer epochs gets subwords
 _MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
@@ -123,12 +127,14 @@ def choose_settings(
     kind = given.get("tokenizer.kind", kind)
     characters_per_token = _characters_per_token(kind, text)
     epochs = tokens * characters_per_token / characters
-    block_size = 256 if tokens > 256 * 4000 else 128
+    contexts = _CONTEXTS_REPEATED if epochs > _EPOCHS_WITHOUT_DROPOUT else _CONTEXTS
+    block_size = next(size for least, size in contexts if tokens >= least)
     block_size = min(
         block_size, max(4, 2 ** int(math.log2(max(4.0, characters / characters_per_token / 4))))
     )
     block_size = int(given.get("model.block_size", block_size))
-    tokens_per_step = _TOKENS_PER_STEP * (tokens / 3e6) ** 0.25
+    grows = _STEP_GROWS_SHORT if tokens < _STEP_AT_TOKENS else _STEP_GROWS_LONG
+    tokens_per_step = _TOKENS_PER_STEP * (tokens / _STEP_AT_TOKENS) ** grows
     batch_size = max(4, 2 ** round(math.log2(max(1.0, tokens_per_step / block_size))))
     in_text = characters / characters_per_token / block_size  # sequences
     batch_size = max(1, min(batch_size, int(in_text / _LEAST_STEPS_PER_EPOCH)))

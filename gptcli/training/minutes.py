@@ -36,6 +36,8 @@ from gptcli.training.setup import open_text, resolve
 
 _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
+_MEASURED_VOCABULARY = 96  # of the networks whose speed is measured
+_MOST_CHOICES, _SAME_SPEED = 3, 0.85
 _SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
 _MIN_STEPS = 20
 _SAMPLES = 5
@@ -57,9 +59,24 @@ def choose_for_text(
     text = text_facts(config)
     seconds = 60.0 * minutes
     operations = _operations(config, asked, seconds)
-    chosen = choose_settings(operations, text, given, seconds, config.data.held_out)
-    values = dict(chosen.values)
-    values |= fitting_values(_flat(config) | values, asked)
+    for _ in range(_MOST_CHOICES):
+        chosen = choose_settings(operations, text, given, seconds, config.data.held_out)
+        values = dict(chosen.values)
+        values |= fitting_values(_flat(config) | values, asked)
+        if asked >= {"model.n_layer", "model.n_embd"}:
+            break
+        # A small network computes fewer operations in a second than the one that was measured:
+        # much of its time goes to what does not grow with its size.
+        try:
+            slower = _operations_with(with_values(config, values), seconds)
+        except Exception as error:
+            # The model does not fit in memory. The training, or a dry run, says how large it is.
+            if isinstance(error, GptcliError) or is_out_of_memory(error):
+                break
+            raise
+        if slower > _SAME_SPEED * operations:
+            break
+        operations = slower
     if "train.max_steps" not in asked and config.data.validates:
         values |= {"train.patience": PATIENCE} if "train.patience" not in asked else {}
     return with_values(config, values), chosen.reasons
@@ -189,12 +206,22 @@ def _operations(config: Config, asked: set[str], seconds: float) -> float:
             "train.batch_size": B,
         },
     )
-    step_seconds = _quiet_step_seconds(reference, min(0.4, 0.01 * seconds))
-    operations_per_second = 6.0 * matrix_parameters(reference, 96) * B * T / step_seconds
+    step_seconds = _quiet_step_seconds(reference, min(0.4, 0.01 * seconds), _MEASURED_VOCABULARY)
+    parameters = matrix_parameters(reference, _MEASURED_VOCABULARY)
+    operations_per_second = 6.0 * parameters * B * T / step_seconds
     return operations_per_second * max(1.0, 0.9 * seconds - SECONDS_AT_END)
 
 
-def _quiet_step_seconds(config: Config, seconds: float) -> float:
+def _operations_with(config: Config, seconds: float) -> float:
+    """The operations of the run with the network and the batch of `config`, measured."""
+    vocab_size = _MEASURED_VOCABULARY
+    step_seconds = _quiet_step_seconds(config, min(0.3, 0.01 * seconds), vocab_size)
+    operations = 6.0 * block_parameters(config.model.n_layer, config.model.n_embd)
+    steps = max(1.0, 0.9 * seconds - SECONDS_AT_END) / step_seconds
+    return operations * config.tokens_per_step * steps
+
+
+def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> float:
     """Seconds per step if no other program runs on the processor.
 
     The processor time of one thread does not depend on other programs. If it is less than the time
@@ -202,17 +229,17 @@ def _quiet_step_seconds(config: Config, seconds: float) -> float:
     all threads are measured."""
     threads = choose_threads(config.run.threads)
     if choose_device(config.run.device).type != "cpu":
-        return _measure(config, 96, None, seconds).wall
+        return _measure(config, vocab_size, None, seconds).wall
     try:
         choose_threads(1)
-        one = _measure(config, 96, None, seconds)
+        one = _measure(config, vocab_size, None, seconds)
     finally:
         choose_threads(threads)
     if threads == 1:
         return one.cpu
     if one.cpu < _QUIET_SHARE * one.wall:
         return float(one.cpu / threads**_THREADS_GAIN)
-    return _measure(config, 96, None, seconds).wall
+    return _measure(config, vocab_size, None, seconds).wall
 
 
 def _measure(

@@ -375,6 +375,7 @@ def test_a_path_that_is_too_long_leaves_nothing(
     assert [path.name for path in empty.iterdir()] == ["t.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has shorter paths")
 def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
     out = "a/" * 1500 + "r"

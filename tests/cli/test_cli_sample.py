@@ -240,6 +240,7 @@ def test_turns_from_a_pipe(trained: Path, cli: Any) -> None:
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.slow
 def test_turns_survive_bytes_that_are_not_utf8(trained: Path) -> None:
     finished = subprocess.run(
         command(trained, "--max-new-tokens", "5"), input=b"\xff\nKING:\n", capture_output=True,

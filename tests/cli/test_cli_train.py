@@ -104,7 +104,13 @@ def test_a_run_folder_and_its_json(cli: Any, text_file: Path, tmp_path: Path) ->
     assert "\x1b" not in outcome.err
 
 
-@pytest.mark.parametrize("name", sorted(shipped_configs()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "gpt2-124m" else name
+        for name in sorted(shipped_configs())
+    ],
+)
 def test_every_shipped_config_trains(name: str, cli: Any, tmp_path: Path, text_file: Path) -> None:
     outcome = cli(
         "train",
@@ -567,6 +573,7 @@ def test_a_moved_text_is_recognised_by_its_content(
     assert refused.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 def test_a_closed_pipe_does_not_end_the_training(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
@@ -595,6 +602,7 @@ def test_a_file_named_like_an_override_and_a_section_override(
     assert cli("sample", "r", "--threads", "100000").code == 2
 
 
+@pytest.mark.slow
 def test_training_without_torch_compile_does_not_import_it(text_file: Path, tmp_path: Path) -> None:
     words = ["train", "tiny", f"data.source={text_file}", "train.max_steps=2", "run.device=cpu"]
     program = (

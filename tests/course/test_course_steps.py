@@ -18,14 +18,14 @@ Judged = dict[str, tuple[Change, FileReport]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
-    """The reports of 80 mistakes, each in one of its styles; with --slow all, in all styles."""
+    """The reports of 40 mistakes, each in one of its styles; with --slow all, in all styles."""
     folder = tmp_path_factory.mktemp("steps")
     by_mistake: dict[str, list[str]] = {}
     for name in wrong_files():
         by_mistake.setdefault(name.partition("__")[2], []).append(name)
     chosen = [
         name
-        for i, names in some(list(enumerate(by_mistake.values())), 80, slow)
+        for i, names in some(list(enumerate(by_mistake.values())), 40, slow)
         for name in (names if slow else [names[i % len(names)]])
     ]
     files = {name: wrong_files()[name] for name in chosen}
@@ -40,7 +40,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
 
 
 def test_every_wrong_file_fails(judged: Judged) -> None:
-    assert len(judged) >= 80  # of 240 mistakes and pairs of mistakes
+    assert len(judged) >= 40  # of 240 mistakes and pairs of mistakes
     assert [name for name, (_, report) in judged.items() if report.ok] == []
 
 

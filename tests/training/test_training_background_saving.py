@@ -113,6 +113,7 @@ def newest_renamed(operations: list[Operation]) -> int | None:
     return max(steps, default=None)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_operation(
     begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:

@@ -10,6 +10,7 @@ from tests.training.disk_fault_trials import crashed_after_any_operation
 from tests.training.faulty_disks import STORIES, Story, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
     """After a call has returned, a crash loses nothing that the call saved."""

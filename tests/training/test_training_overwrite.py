@@ -101,6 +101,7 @@ def check_not_mixed(run: Path) -> None:
             check_tensors(run, step)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(old)
     new, *runs = kills(old, overwrite, monkeypatch)
@@ -117,6 +118,7 @@ def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPat
     assert had_new
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_old_run_is_restored(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(old)
     create(old, 2)
@@ -172,7 +174,10 @@ def test_the_exit_code_tells_a_failing_disk_from_a_wrong_path(
         shutil.rmtree(run, ignore_errors=True)
 
 
-@pytest.mark.parametrize(("number", "code"), REFUSALS)
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [*REFUSALS[::4], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSALS[1::2])],
+)
 def test_the_command_shows_the_reason(
     number: int, code: int, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

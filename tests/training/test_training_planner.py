@@ -151,7 +151,9 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [{k: r[k] for k in r if k not in ("seconds", "tokens_per_second")} for r in found]
 
 
-@pytest.mark.parametrize("keep", [3, 6, 9, 12, 15])
+@pytest.mark.parametrize(
+    "keep", [6, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 9, 12, 15))]
+)
 def test_a_resumed_run_replays_its_plans(
     keep: int, cli: Any, text_file: Path, tmp_path: Path, scripted: dict[int, int]
 ) -> None:

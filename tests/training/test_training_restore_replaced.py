@@ -235,6 +235,7 @@ def killed_during_restore(old: Path) -> Iterator[Path]:
             yield run
 
 
+@pytest.mark.slow
 def test_any_command_completes_a_restore_that_a_kill_interrupted(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork and SIGKILL as POSIX has them")
 @pytest.mark.parametrize(
     "more",
