@@ -399,7 +399,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
     """The finding for a mask that is made from the scores: the line that hides them."""
-    forward = repeat_forward(learner)
+    forward = forward_of_case(learner) or repeat_forward(learner)
     hides = [op for op in forward.trace.operations if "fill" in op.name or op.name == "where"]
     line = forward.line(hides[-1].index) if hides else None
     return finding_from_check(forward, 5, failed, line)
