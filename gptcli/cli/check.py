@@ -76,8 +76,9 @@ def check_attention(
         list[str] | None,
         typer.Argument(
             metavar="FILE[:CLASS]",
-            help="Python files with an attention class, `CausalSelfAttention` unless you name "
-            "another. gptcli runs only these files, in a separate process.",
+            help="Python files or notebooks with an attention class. It is `CausalSelfAttention`, "
+            "or the class that looks most like one, unless you name another. gptcli runs only "
+            "these files, in a separate process.",
         ),
     ] = None,
     hint: Hint = 1,
@@ -87,6 +88,12 @@ def check_attention(
 
     If a FILE is wrong, the report names the first of the eight steps that is wrong, the line and
     the mistake. For example: `gptcli check-attention my/attention.py --hint 2`.
+
+    The course's form is Class(config), where config has n_embd, n_head, dropout, bias and block_size;
+    layers query, key, value (or one c_attn) and c_proj; forward(x) takes and returns (B, T, C).
+    Other forms are understood too: other names, constructors and layers, one layer for each head,
+    code of LLMs from Scratch, Karpathy's lecture, CS336 and ARENA. docs/course/coming-from has
+    the table.
 
     Without a file, the command compares every path of the builtin attention with the reference and
     with PyTorch's own, in all dtypes and on all devices of this machine. The exit code is 1 if
