@@ -48,7 +48,8 @@ def reference_fingerprints() -> set[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        bodies: list[list[ast.stmt]] = [tree.body, *([*imports, node] for node in classes)]
+        bodies: list[list[ast.stmt]] = [tree.body]
+        bodies += [[*imports, node] for node in classes]
         for body in bodies:
             if (key := fingerprint(ast.Module(body, []))) is not None:
                 found.add(key)

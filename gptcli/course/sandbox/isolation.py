@@ -26,6 +26,7 @@ from gptcli.errors import GptcliError
 START_S = 180.0  # to import torch from a cold, slow disk
 GRACE_S = 10.0  # wait this much longer than a file's limit: the worker enforces the limit itself
 MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
+IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of the worker
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -160,7 +161,7 @@ class _Process:
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
         )
         # torch.compile and torch.jit are off in the worker: code runs eagerly and can be traced.
-        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0"}
+        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0", IN_CHECK: "1"}
         # A separate session: Ctrl-C reaches only this process, which then kills the worker and
         # everything that a learner's file has started.
         self._popen = subprocess.Popen(
