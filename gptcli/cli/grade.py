@@ -75,8 +75,8 @@ def grade(
     if not as_json:
         _show(grades, stdout_console())
         note(
-            "5/8: five of eight steps are right; ok: passes; -: not begun; stop: ran too long or "
-            "ended; error: cannot be run"
+            "5/8: five of eight steps are right; ok: passes; -: not begun;\n"
+            "stop: ran too long or ended its process; error: cannot be run"
         )
     if goal is not None:
         note(f"wrote {goal}")
@@ -123,7 +123,7 @@ def _write_csv(path: Path, grades: list[Grade]) -> None:
             mistake = state.report.mistake if state.report else None
             if state.state == "unusable":
                 mistake = state.message
-            others = " ".join(each.same_as.get(state.exercise.name, ()))
+            others = "; ".join(each.same_as.get(state.exercise.name, ()))
             row += [state.state, str(step or ""), _plain(mistake or ""), _plain(others)]
         rows.writerow(row)
     try:
@@ -195,9 +195,11 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 def _cell(state: Progress) -> str:
     """The state in at most five letters: "ok", "5/8" right steps, "stop", "wrong", "error", "-"."""
+    from gptcli.course.grading import STOPPED
+
     report = state.report
     if state.state == "wrong" and report is not None:
-        if report.mistake in ("time-limit", "crash"):
+        if report.mistake in STOPPED:
             return "stop"
         step = report.first_wrong_step
         return "wrong" if step is None else f"{step - 1}/{len(state.exercise.steps)}"

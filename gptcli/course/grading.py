@@ -27,6 +27,7 @@ from gptcli.memory import available_memory
 LIMIT_S = 8.0  # for one file; a right one takes under a second
 PATIENCE_S = 14.0  # for the files of one student that hang; after that each gets SHORT_S
 SHORT_S = 3.0
+STOPPED = ("time-limit", "crash")  # what the report of a file that did not end calls its mistake
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
@@ -130,7 +131,7 @@ def _states(
         limit = limit_s if lost < PATIENCE_S else min(limit_s, SHORT_S)
         start = time.monotonic()
         state = _check(student, exercise, path, checker, limit)
-        if state.report is not None and state.report.mistake in ("time-limit", "crash"):
+        if state.report is not None and state.report.mistake in STOPPED:
             lost += time.monotonic() - start
         yield state
 
@@ -190,7 +191,7 @@ class StepMistake:
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
     """The most frequent mistake of each step that anybody has wrong, in the order of the course.
 
-    A step that is still to be written is no mistake."""
+    A step that is still to be written is no mistake, and neither is a file that did not end."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}
     exercises: dict[str, Exercise] = {}
     for each in grades:
@@ -199,7 +200,7 @@ def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
             report = state.report
             if report is None or report.ok or report.first_wrong_step is None:
                 continue
-            if report.mistake not in (None, "not-implemented"):
+            if report.mistake not in (None, "not-implemented", *STOPPED):
                 place = at.setdefault((state.exercise.name, report.first_wrong_step), {})
                 place.setdefault(str(report.mistake), []).append(each.student)
     order = list(exercises)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.course import grading
+from gptcli.course import check_file, grading
 from gptcli.course.catalogue import EXERCISES
-from gptcli.course.folder import write_exercises
+from gptcli.course.folder import Progress, write_exercises
 from gptcli.course.grading import Grade, frequent_mistakes, grade
+from gptcli.course.report import FileReport
 from gptcli.course.sandbox.descendants import descendants
 from gptcli.course.students import find_students
 from tests.course.part_files import BASE
@@ -233,18 +234,43 @@ def test_the_table_fits_80_columns(
     assert "5/8: five of eight steps are right" in outcome.err
 
 
-def test_the_most_frequent_mistake_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grading, "_MOST_WORKERS", 1)
-    names = ("no_mask", "mask_off_by_one", "no_mask")
-    for number, name in enumerate(names):
-        student(tmp_path, f"{number}", attention=WRONG[name])
-    grades = list(grade(find_students(tmp_path), EXERCISES[:1]))
-    (found,) = frequent_mistakes(grades)
-    assert (found.step, found.mistake, found.students, found.wrong) == (
-        5,
-        "mask-missing",
-        ("0", "2"),
-        3,
-    )
+def test_the_most_frequent_mistake_of_a_step() -> None:
+    exercise = EXERCISES[0]
+    grades = []
+    for number, (step, mistake) in enumerate(
+        [
+            (5, "mask-missing"),
+            (5, "mask-transposed"),
+            (5, "mask-missing"),
+            (4, "scale-missing"),
+            (1, "not-implemented"),
+            (1, "crash"),
+            (None, "gradient-lost"),
+        ]
+    ):
+        report = FileReport("x", exercise.name, "X", False, "", mistake, step)
+        state = Progress(exercise, Path("x"), "wrong", "", report)
+        grades.append(Grade(str(number), Path("x"), (state,)))
+    found = [(f.step, f.mistake, f.students, f.wrong) for f in frequent_mistakes(grades)]
+    assert found == [(4, "scale-missing", ("3",), 1), (5, "mask-missing", ("0", "2"), 3)]
+
+
+def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
+    """A right file, one of whose processes has left its session, and one that starts hundreds."""
+    started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
+    crowd = "import os\nos.system('for i in $(seq 500); do sleep 662 & done; wait')\n"
+    for name, code in (("daemon", started), ("crowd", inside(crowd))):
+        text = code + RIGHT if name == "daemon" else code
+        path = tmp_path / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        found = check_file(str(path), limit_s=10.0)
+        assert found.ok == (name == "daemon"), found.message
+    assert "it started more than 64 processes" in found.message
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _sleeps(path)]
+
+
+def _sleeps(path: Path) -> bool:
+    try:
+        return path.read_bytes() in (b"sleep\x00661\x00", b"sleep\x00662\x00")
+    except OSError:
+        return False
