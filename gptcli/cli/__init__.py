@@ -20,6 +20,7 @@ from gptcli.cli import (
     configs,
     evaluate,
     exercise,
+    grade,
     inspect_batch,
     runs,
     sample,
@@ -89,6 +90,7 @@ for _exercise, _what, _interface in check.COMMANDS:
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
+_add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
 _add("show", show.show, "gptcli show mine deeper")

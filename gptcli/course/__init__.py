@@ -4,5 +4,6 @@ Importing this package does not import torch. The checks do, in a worker process
 """
 
 from gptcli.course.checking import check_builtin, check_file, check_files, load_attention
+from gptcli.course.verdict import Verdict, check
 
-__all__ = ["check_file", "check_files", "check_builtin", "load_attention"]
+__all__ = ["check", "Verdict", "check_file", "check_files", "check_builtin", "load_attention"]

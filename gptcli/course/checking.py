@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.course.attention import STEP_NAMES
 from gptcli.course.report import BuiltinReport, Check, FileReport
-from gptcli.course.sandbox.isolation import Unfinished, Worker
+from gptcli.course.sandbox.isolation import Limits, Unfinished, Worker
 from gptcli.course.sandbox.learner_class import load_class
 from gptcli.course.sandbox.learner_file import LearnerFile, find_file
 from gptcli.errors import GptcliError
@@ -62,31 +62,46 @@ class Checker:
 
     The worker starts with the first file that can be read."""
 
-    def __init__(self, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, limit_s: float = LIMIT_S, limits: Limits | None = None) -> None:
         self._limit_s = limit_s
+        self._limits = limits
         self._worker: Worker | None = None
 
     def __enter__(self) -> Checker:
         return self
 
     def __exit__(self, *how: object) -> None:
-        if self._worker is not None:
-            self._worker.__exit__(None, None, None)
+        self.stop()
 
     def check(self, spec: str, exercise: str = "attention") -> FileReport:
         """The report on one file. Raises GptcliError if the file cannot be used at all."""
-        file = find_file(spec, exercise)
+        return self.check_found(find_file(spec, exercise), self._limit_s)
+
+    def check_found(
+        self, file: LearnerFile, limit_s: float, folder: Path | None = None
+    ) -> FileReport:
+        """The report on a file that was found, which runs in `folder` (default: the current one).
+
+        Raises GptcliError if the file cannot be used at all."""
         if self._worker is None:
-            self._worker = Worker().__enter__()
-        return ask(self._worker, file, self._limit_s)
+            self._worker = Worker(limits=self._limits).__enter__()
+        return ask(self._worker, file, limit_s, folder)
+
+    def stop(self) -> None:
+        """End the worker, in the middle of a check too. The next check starts another one."""
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+            self._worker = None
 
 
-def ask(worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S) -> FileReport:
+def ask(
+    worker: Worker, file: LearnerFile, limit_s: float = LIMIT_S, folder: Path | None = None
+) -> FileReport:
     """The report of `worker` on one file. Raises GptcliError if the file cannot be used at all."""
     try:
-        return FileReport.from_worker(worker.ask(file, limit_s))
+        return FileReport.from_worker(worker.ask(file, limit_s, folder=folder))
     except Unfinished as unfinished:
-        return _unfinished(worker, file, unfinished)
+        return _unfinished(worker, file, unfinished, folder)
 
 
 def load_attention(spec: str) -> type[nn.Module]:
@@ -97,13 +112,15 @@ def load_attention(spec: str) -> type[nn.Module]:
     return load_class(find_file(spec))
 
 
-def _unfinished(worker: Worker, file: LearnerFile, how: Unfinished) -> FileReport:
+def _unfinished(
+    worker: Worker, file: LearnerFile, how: Unfinished, folder: Path | None
+) -> FileReport:
     """The report of a file that hangs or ends its process."""
     found = re.fullmatch(r"step (\d+): (.*)", how.doing)
     step, doing = (int(found[1]), found[2]) if found else (None, how.doing)
     where = ""
     if step is None and doing.startswith("forward"):
-        step = _step_of_end(worker, file)
+        step = _step_of_end(worker, file, folder)
         where = "" if step is None else f", in step {step}, {STEP_NAMES[step]}"
     if how.line is not None:
         linecache.checkcache(str(file.path))
@@ -132,10 +149,10 @@ def _unfinished(worker: Worker, file: LearnerFile, how: Unfinished) -> FileRepor
     )
 
 
-def _step_of_end(worker: Worker, file: LearnerFile) -> int | None:
+def _step_of_end(worker: Worker, file: LearnerFile, folder: Path | None) -> int | None:
     """The step of attention at which a file hangs or ends its process, or None."""
     try:
-        worker.ask(file, FOLLOW_S, follow=True)
+        worker.ask(file, FOLLOW_S, follow=True, folder=folder)
     except Unfinished as again:
         found = re.fullmatch(r"step (\d)", again.doing)
         return int(found.group(1)) if found else None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
     """Show `what` and three dots on the terminal (stderr) until the block ends.
 
+    Gives the block a function that replaces the text, for a count of what is done.
     Output to the terminal appears above the line. A terminal without cursor control keeps the line.
     A file or a pipe gets nothing."""
     if not sys.stderr.isatty():
-        yield
+        yield _nothing
         return
     from rich.console import Console
     from rich.text import Text
@@ -23,19 +24,33 @@ def waiting(what: str) -> Iterator[None]:
     from gptcli.view.safe_text import clean, crop, ellipsis_for
 
     console = Console(stderr=True, highlight=False)
-    words = clean(what, console.encoding) + " " + ellipsis_for(console.encoding)
+
+    def shown(text: str) -> str:
+        return clean(text, console.encoding) + " " + ellipsis_for(console.encoding)
+
+    words = shown(what)
     if not console.is_interactive or console.is_dumb_terminal or console.legacy_windows:
         console.print(Text(words))
-        yield
+        yield _nothing
         return
 
     def lines(width: int, height: int) -> list[Text]:
         return [Text(crop(words, width), style="dim", end="")] if height > 0 else []
 
     region = Region(console, lines)
+
+    def replace(text: str) -> None:
+        nonlocal words
+        words = shown(text)
+        region.refresh()
+
     region.open()
     try:
         region.refresh()
-        yield
+        yield replace
     finally:
         region.close()
+
+
+def _nothing(text: str) -> None:
+    """Ignore the text: nothing on this output can be replaced."""

@@ -22,6 +22,7 @@ COMMANDS = (
     "check-tokenizer",
     "check-training",
     "exercise",
+    "grade",
     "bench",
     "runs",
     "show",

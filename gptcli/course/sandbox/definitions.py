@@ -15,6 +15,7 @@ _QUICK_CALLS = {
     "dict", "list", "tuple", "set", "int", "float", "bool", "str", "max", "min", "round", "len",
     "sqrt", "device", "is_available", "SimpleNamespace", "namedtuple", "TypeVar", "getenv", "get",
     "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
+    "tensor",
 }  # fmt: skip
 """What an assignment at module level can call and still be kept."""
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,6 +25,8 @@ from gptcli.errors import GptcliError
 
 START_S = 180.0  # to import torch from a cold, slow disk
 GRACE_S = 10.0  # wait this much longer than a file's limit: the worker enforces the limit itself
+MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
+IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of the worker
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -41,19 +44,35 @@ class Unfinished(Exception):
         self.reason, self.doing, self.detail, self.line = reason, doing, detail, line
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a file can use. `memory` is in bytes, for the file and the processes that it starts.
+
+    `file_bytes` is the size of the largest file that it can write (None: any). With `quiet`, what
+    it prints is dropped. Only forks have limits on memory and files."""
+
+    memory: int = MEMORY
+    file_bytes: int | None = None
+    quiet: bool = False
+
+
 class Worker:
     """A process that has imported torch and checks one file after another. Use it in a `with`.
 
     With `fork`, each file runs in its own fork, so that files cannot affect each other. Forking a
     process with torch in it is safe only on Linux."""
 
-    def __init__(self, *, fork: bool = sys.platform == "linux") -> None:
+    def __init__(
+        self, *, fork: bool = sys.platform == "linux", limits: Limits | None = None
+    ) -> None:
         self._fork = fork
+        self._limits = limits or Limits()
         self._folder = tempfile.TemporaryDirectory(prefix="gptcli-check-")
         self._process: _Process | None = None
+        self._closed = False
 
     def __enter__(self) -> Worker:
-        self._process = _Process(self._fork)
+        self._process = self._start()
         return self
 
     def __exit__(
@@ -62,22 +81,33 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed = True
         self._stop()
         self._folder.cleanup()
 
-    def ask(self, file: LearnerFile, limit_s: float, *, follow: bool = False) -> dict[str, Any]:
+    def ask(
+        self,
+        file: LearnerFile,
+        limit_s: float,
+        *,
+        follow: bool = False,
+        folder: Path | None = None,
+    ) -> dict[str, Any]:
         """Check `file` within `limit_s` seconds and return its report as a JSON object.
 
-        With `follow`, run the file once instead, to see which step the run reaches. Raises
-        GptcliError if the file cannot be used, and Unfinished if the check does not finish."""
+        With `follow`, run the file once instead, to see which step the run reaches. The file runs
+        in `folder`, by default the current one. Raises GptcliError if the file cannot be used, and
+        Unfinished if the check does not finish."""
+        if self._closed:  # by another thread, after Ctrl-C
+            raise Unfinished("crash", "", "interrupted")
         if self._process is None:
-            self._process = _Process(self._fork)
+            self._process = self._start()
         process = self._process
         process.wait_until_ready()
         stack = Path(self._folder.name) / "stack.txt"
         stack.write_bytes(b"")
         doing = "loading the file"
-        process.send(
+        number = process.send(
             {
                 "name": file.name,
                 "path": str(file.path),
@@ -87,10 +117,15 @@ class Worker:
                 "limit_s": limit_s,
                 "follow": follow,
                 "stack": str(stack),
+                "folder": None if folder is None else str(folder),
+                "memory": self._limits.memory,
+                "file_bytes": self._limits.file_bytes,
             }
         )
         while True:
             message = process.receive(limit_s + GRACE_S)
+            if message.get("id", number) != number:
+                continue  # an answer about the file before, which was killed after its report
             if "doing" in message:
                 doing = message["doing"]
             elif "report" in message:
@@ -109,32 +144,37 @@ class Worker:
             raise Unfinished("time-limit", doing, f"still running after {limit_s:g} s", line)
         raise Unfinished("crash", doing, message["died"], line)
 
+    def _start(self) -> _Process:
+        return _Process(self._fork, quiet=self._limits.quiet)
+
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
 
 
 class _Process:
     """The worker process, and a thread that reads its answers."""
 
-    def __init__(self, fork: bool) -> None:
+    def __init__(self, fork: bool, *, quiet: bool = False) -> None:
         settings = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
         )
         # torch.compile and torch.jit are off in the worker: code runs eagerly and can be traced.
-        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0"}
+        settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0", IN_CHECK: "1"}
         # A separate session: Ctrl-C reaches only this process, which then kills the worker and
         # everything that a learner's file has started.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else None,
             env={**os.environ, **settings},
             start_new_session=os.name == "posix",
         )
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
         self._ready = False
+        self._sent = 0
         assert self._popen.stdout is not None
         threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True).start()
 
@@ -150,12 +190,15 @@ class _Process:
                 )
             self._ready = True
 
-    def send(self, request: dict[str, Any]) -> None:
-        """Send one request to the worker."""
+    def send(self, request: dict[str, Any]) -> int:
+        """Send one request to the worker. Returns its number, which the answers to it have."""
+        self._sent += 1
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError):  # receive() reports a worker that died
-            self._popen.stdin.write((json.dumps(request) + "\n").encode("ascii"))
+            line = json.dumps({"id": self._sent, **request}) + "\n"
+            self._popen.stdin.write(line.encode("ascii"))
             self._popen.stdin.flush()
+        return self._sent
 
     def receive(self, limit_s: float) -> dict[str, Any]:
         """The next message of the worker, or {"died": None} if none comes in time."""

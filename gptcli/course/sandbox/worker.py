@@ -19,14 +19,22 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gptcli.course.sandbox.descendants import (
+    MOST,
+    adopt_orphans,
+    descendants,
+    kill_descendants,
+    limit_processes,
+    memory_of,
+)
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
 
-MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
 SERVED = 93  # exit code of a fork that has answered; a file's own exit() hardly uses it
 Answer = Callable[[dict[str, Any]], None]
 
@@ -44,6 +52,7 @@ def main(*, fork: bool) -> None:
     def answer(message: dict[str, Any]) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
+    adopt_orphans()
     # Import torch before the first fork.
     from gptcli.course.examination import LESSONS
 
@@ -52,10 +61,15 @@ def main(*, fork: bool) -> None:
         request = json.loads(line)
         file = _file_of(request)
         LESSONS[file.exercise].prepare(file)
+        with_id = partial(_answer_with_id, answer, request["id"])
         if fork:
-            _serve_in_fork(request, answer)
+            _serve_in_fork(request, with_id)
         else:
-            _serve(request, answer)
+            _serve(request, with_id)
+
+
+def _answer_with_id(answer: Answer, number: int, message: dict[str, Any]) -> None:
+    answer({"id": number, **message})
 
 
 def _serve(request: dict[str, Any], answer: Answer) -> None:
@@ -63,25 +77,37 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
 
     from gptcli.course.examination import examine, follow
 
+    me = os.getpid()
+
+    def tell(message: dict[str, Any]) -> None:
+        if os.getpid() != me:  # the file has forked, and its child runs on through this code
+            os._exit(0)
+        answer(message)
+
+    def say(what: str) -> None:
+        tell({"doing": what})
+
     torch.set_num_threads(1)
     file = _file_of(request)
+    if request["folder"] is not None:
+        os.chdir(request["folder"])
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
         # This timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
             if request["follow"]:
-                follow(file, lambda what: answer({"doing": what}))
-                answer({"report": {}})
+                follow(file, say)
+                tell({"report": {}})
                 return
             with few_prints(), warnings.catch_warnings():
                 # The report says more about k.T on four dimensions.
                 warnings.filterwarnings("ignore", message="The use of `x.T`")
-                report = examine(file, lambda what: answer({"doing": what}))
-            answer({"report": asdict(report)})
+                report = examine(file, say)
+            tell({"report": asdict(report)})
         except GptcliError as error:
-            answer({"error": {"message": error.message, "hint": error.hint}})
+            tell({"error": {"message": error.message, "hint": error.hint}})
         except MemoryError as error:
-            answer({"died": in_words(error)})
+            tell({"died": in_words(error)})
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -101,7 +127,9 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
     if child == 0:
         code = 1
         try:
-            _limit_memory()
+            _limit_memory(request["memory"])
+            _limit_files(request["file_bytes"])
+            limit_processes()
             _serve(request, answer)
             code = SERVED
         except BaseException as error:
@@ -110,35 +138,57 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
             with contextlib.suppress(Exception):
                 sys.stderr.flush()
             os._exit(code)
-    status = _wait(child, request["limit_s"] + 2.0)
-    if os.WIFSIGNALED(status):
+    status, too_much = _wait(child, request["limit_s"] + 2.0, request["memory"])
+    kill_descendants()
+    if too_much is not None:
+        answer({"died": too_much})
+    elif os.WIFSIGNALED(status):
         answer({"died": signal.Signals(os.WTERMSIG(status)).name})
     elif os.WEXITSTATUS(status) != SERVED:
         answer({"died": f"exit code {os.WEXITSTATUS(status)}"})
 
 
-def _wait(child: int, limit_s: float) -> int:
-    """Wait for the child and return its status. Kill it at the limit."""
+def _wait(child: int, limit_s: float, memory: int) -> tuple[int, str | None]:
+    """Wait for the child. Return its status, and why it was killed, unless at the time limit.
+
+    It is killed if it and its own children are too many or hold more than `memory` bytes."""
     deadline = time.monotonic() + limit_s
     pause = 0.001
+    too_much: str | None = None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return status
-        if time.monotonic() > deadline:
+            return status, too_much
+        if too_much is None and pause > 0.01:  # a right file ends before the first look, mostly
+            started = descendants()
+            if len(started) > 2 * MOST:  # of another language; limit_processes holds in Python
+                too_much = f"it started more than {2 * MOST} processes"
+            elif len(started) > 1 and memory_of(started) > memory:
+                too_much = f"its processes need more than {memory / (1 << 30):.1f} GiB together"
+        if too_much is not None or time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
             deadline = float("inf")
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
 
 
-def _limit_memory() -> None:
+def _limit_memory(most: int) -> None:
     """Make allocations fail, with an error that names a line, before memory runs out."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
+    limit = pages * resource.getpagesize() + most
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > limit:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _limit_files(most: int | None) -> None:
+    """Make a write fail that would make a file larger than `most` bytes."""
+    import resource
+
+    if most is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))

@@ -1,0 +1,282 @@
+"""`gptcli grade`: how far each student of a class is, their frequent mistakes, and equal files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.cli.output import note, print_json, stdout_console
+from gptcli.errors import GptcliError
+from gptcli.files.paths import escape_undecodable, expanded
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gptcli.course.catalogue import Exercise
+    from gptcli.course.folder import Progress
+    from gptcli.course.grading import Grade
+
+_STYLES = {"ok": "green", "-": "dim"}
+_SHORT = 5  # letters of a heading in a narrow window
+_NAME_WIDTH = 20  # if there is less room for names, the headings are shortened
+_NAMES = 4  # the most students that a line names
+
+
+def grade(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A folder with one folder, .py file or notebook for each student. gptcli runs "
+            "copies of these files, in separate processes with limits on time and memory.",
+        ),
+    ],
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", metavar="FILE", help="Also write a table: a row per student, for spreadsheets."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only one JSON object per student on stdout.")
+    ] = False,
+) -> None:
+    """Grade a class: how far each student is in each exercise.
+
+    Then come the most frequent mistake at each step, the files that could not be run, and files
+    that are the same except for names and comments. In a student's folder, gptcli looks for files
+    named after the exercises, such as `attention.py`. The students' files stay as they are.
+
+    The exit code is 0 if the grading worked, whatever the grades are.
+    """
+    from gptcli.course.grading import grade as grades_of
+    from gptcli.course.students import find_students
+    from gptcli.view.waiting import waiting
+
+    students = find_students(expanded(folder))
+    goal = None if table is None else _checked_goal(expanded(table))
+    count = len(students)
+    grades: list[Grade] = []
+    with waiting(f"grading {count} students") as say:
+        for each in grades_of(students):
+            grades.append(each)
+            say(f"graded {len(grades)} of {count} students")
+            if as_json:
+                print_json(each.to_json())
+    if goal is not None:
+        _write_csv(goal, grades)
+    if not as_json:
+        _show(grades, stdout_console())
+        note(
+            "5/8: five of eight steps are right; ok: passes; -: not begun;\n"
+            "stop: ran too long or ended its process; error: cannot be run"
+        )
+    if goal is not None:
+        note(f"wrote {goal}")
+
+
+def _checked_goal(path: Path) -> Path:
+    """The path of the table. Raises GptcliError if the table cannot be written, or replaces work.
+
+    An earlier table is replaced."""
+    if path.is_dir():
+        raise GptcliError(f"--csv {path} is a folder", "name a file, for example grades.csv")
+    if not path.parent.is_dir():
+        raise GptcliError(f"there is no folder {path.parent}", "create it, or name another --csv")
+    if path.exists():
+        try:
+            with path.open("rb") as file:
+                is_table = file.read(8) in (b"student,", b"")
+        except OSError as error:
+            raise GptcliError(
+                f"--csv {path} cannot be read: {error.strerror}", "name another file"
+            ) from None
+        if not is_table:
+            raise GptcliError(
+                f"--csv {path} exists and is no table of grades",
+                "gptcli kept it; name another file",
+            )
+    return path
+
+
+def _write_csv(path: Path, grades: list[Grade]) -> None:
+    from gptcli.files.durable import write_atomically, write_error
+
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    columns = ["student", "passed"]
+    for state in grades[0].exercises:
+        name = state.exercise.name
+        columns += [name, f"{name}_step", f"{name}_mistake", f"{name}_same_as"]
+    rows.writerow(columns)
+    for each in grades:
+        row = [_plain(each.student), str(each.passed)]
+        for state in each.exercises:
+            step = state.report.first_wrong_step if state.report else None
+            mistake = state.report.mistake if state.report else None
+            if state.state == "unusable":
+                mistake = state.message
+            others = "; ".join(each.same_as.get(state.exercise.name, ()))
+            row += [state.state, str(step or ""), _plain(mistake or ""), _plain(others)]
+        rows.writerow(row)
+    try:
+        write_atomically(path, escape_undecodable(text.getvalue()).encode("utf-8"))
+    except OSError as error:
+        raise write_error(path, error, "name another file with --csv") from None
+
+
+def _plain(text: str) -> str:
+    """The text, written so that no spreadsheet takes it for a formula: students choose it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _show(grades: list[Grade], console: Console) -> None:
+    """Print the table of students, frequent mistakes, files that cannot be run, and equal files."""
+    console.print(_table(grades, console))
+    for heading, lines in (
+        ("most frequent mistake at each step", _mistake_lines(grades)),
+        ("could not be graded", _unusable_lines(grades)),
+        ("the same except for names and comments", _same_lines(grades)),
+    ):
+        if lines:
+            console.print(f"\n{heading}", style="bold", markup=False)
+            for line in lines:
+                line.truncate(console.width, overflow="ellipsis" if _unicode(console) else "crop")
+                console.print(line, no_wrap=True, crop=True)
+    console.print()
+
+
+def _unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def _table(grades: list[Grade], console: Console) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    exercises = [state.exercise for state in grades[0].exercises]
+    longest = max(Text(_shown(each.student)).cell_len for each in grades)
+
+    def room(letters: int) -> int:  # that is left for the students' names
+        return console.width - sum(max(_SHORT, len(e.name[:letters])) + 2 for e in exercises)
+
+    short = room(99) < min(longest, _NAME_WIDTH)
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_footer=True
+    )
+    long = len(grades) > console.height - 4  # then the headings are out of sight at the end
+    count = f"{len(grades)} students"
+    table.add_column(
+        "student",
+        count + ("\npassed by" if long else ""),
+        overflow="ellipsis" if _unicode(console) else "crop",
+        no_wrap=True,
+        width=max(len(count), min(longest, room(_SHORT if short else 99))),
+    )
+    for at, each in enumerate(exercises):
+        name = each.name[:_SHORT] if short else each.name
+        passes = str(sum(row.exercises[at].state == "passes" for row in grades))
+        table.add_column(
+            name, f"{name}\n{passes}" if long else passes, no_wrap=True, min_width=_SHORT
+        )
+    for row in grades:
+        cells = [_cell(state) for state in row.exercises]
+        styled = [Text(cell, style=_STYLES.get(cell, "red")) for cell in cells]
+        table.add_row(Text(_shown(row.student)), *styled)
+    return table
+
+
+def _cell(state: Progress) -> str:
+    """The state in at most five letters: "ok", "5/8" right steps, "stop", "wrong", "error", "-"."""
+    from gptcli.course.grading import STOPPED
+
+    report = state.report
+    if state.state == "wrong" and report is not None:
+        if report.mistake in STOPPED:
+            return "stop"
+        step = report.first_wrong_step
+        return "wrong" if step is None else f"{step - 1}/{len(state.exercise.steps)}"
+    return {"passes": "ok", "unusable": "error"}.get(state.state, "-")
+
+
+def _shown(text: str) -> str:
+    """A name or a message, safe to print on one line."""
+    from gptcli.view.safe_text import clean
+
+    return " ".join(clean(text).split())
+
+
+def _some(names: Iterable[str]) -> str:
+    """The names, or the first of them and how many more there are."""
+    shown = [_shown(name) for name in names]
+    more = len(shown) - _NAMES
+    return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])
+
+
+def _mistake_lines(grades: list[Grade]) -> list[Text]:
+    from rich.text import Text
+
+    from gptcli.course.grading import frequent_mistakes
+
+    rows = []
+    before: Exercise | None = None
+    for found in frequent_mistakes(grades):
+        name = "" if found.exercise == before else found.exercise.name
+        before = found.exercise
+        count = str(len(found.students))
+        if found.wrong > len(found.students):
+            count += f" of {found.wrong}"
+        rows.append((name, f"step {found.step}", found.mistake, count, _some(found.students)))
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(4)]
+    return [
+        Text("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False))).append(
+            f"  {row[4]}", style="dim"
+        )
+        for row in rows
+    ]
+
+
+def _unusable_lines(grades: list[Grade]) -> list[Text]:
+    from rich.text import Text
+
+    return [
+        Text(f"{_shown(each.student)}/{state.exercise.name}: ").append(
+            _shown(state.message), style="dim"
+        )
+        for each in grades
+        for state in each.exercises
+        if _cell(state) in ("stop", "error")
+    ]
+
+
+def _same_lines(grades: list[Grade]) -> list[Text]:
+    """One line for each group of equal files.
+
+    If a quarter of the class has the same file, it is the usual solution of a short exercise."""
+    from rich.text import Text
+
+    lines = []
+    for at, state in enumerate(grades[0].exercises):
+        name = state.exercise.name
+        begun = sum(each.exercises[at].state != "not begun" for each in grades)
+        seen: set[str] = set()
+        for each in grades:
+            others = each.same_as.get(name, ())
+            if not others or each.student in seen:
+                continue
+            group = (each.student, *others)
+            seen.update(group)
+            if len(group) > max(4, begun // 4):
+                line = Text(f"{name}: {len(group)} of {begun}")
+                line.append(" (many: the usual solution of a short exercise)", style="dim")
+            else:
+                line = Text(f"{name}: {_some(group)}")
+            lines.append(line)
+    return lines

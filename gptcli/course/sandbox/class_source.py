@@ -1,0 +1,267 @@
+"""Writes a class of a running session, and what it needs, to a file that the worker can run.
+
+The class can come from a notebook cell, a test function or a module. Code around it is not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import linecache
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.errors import GptcliError
+
+_MOST_NUMBERS = 10_000  # of a tensor that is written into the file
+
+
+def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
+    """A file in `folder` with the source of `cls` and of what it uses, ready to be checked.
+
+    Lines keep their numbers if the class is in a file. In a notebook they count in their cell.
+    Raises GptcliError if Python does not know the source."""
+    pieces = _Pieces(cls)
+    name, text, cells = pieces.text()
+    path = folder / f"{cls.__name__}.py"
+    path.write_text(text, encoding="utf-8")
+    return LearnerFile(name, path, cls.__name__, exercise, cells)
+
+
+@dataclasses.dataclass
+class _Source:
+    """A file or a cell: its lines, its tree, and the statements of it that are needed."""
+
+    lines: list[str]
+    tree: ast.Module
+    needed: list[ast.ClassDef | ast.FunctionDef] = dataclasses.field(default_factory=list)
+
+
+class _Pieces:
+    """The pieces of source that a class needs, found from the values of the names in it."""
+
+    def __init__(self, cls: type) -> None:
+        self._cls = cls
+        self._sources: dict[str, _Source] = {}
+        self._imports: list[str] = []
+        self._values: list[str] = []
+        self._after: list[str] = []  # what needs the classes
+        self._done: set[str] = set()
+        self._names: dict[str, Any] = {}
+        for function in _functions(cls):
+            self._names |= function.__globals__
+        for function in _functions(cls):
+            for free, cell in zip(
+                function.__code__.co_freevars, function.__closure__ or (), strict=True
+            ):
+                if free != "__class__":
+                    try:
+                        self._names[free] = cell.cell_contents
+                    except ValueError:  # a variable of the function that has no value yet
+                        continue
+        for base in cls.__mro__[1:-1]:
+            self._names.setdefault(base.__name__, base)
+        if not self._add_source(cls):
+            raise GptcliError(
+                f"the source of `{cls.__name__}` cannot be found",
+                "write the class in a notebook cell or a .py file, or name the file: "
+                'check("my/attention.py")',
+            )
+
+    def text(self) -> tuple[str, str, tuple[tuple[int, int], ...]]:
+        """The file's name for messages, its text, and where the cells begin in it."""
+        future = any(_has_future(source.tree) for source in self._sources.values())
+        head = "; ".join(
+            ["from __future__ import annotations"] * future
+            + list(dict.fromkeys(self._imports))
+            + self._values
+        )
+        (first, source), *others = self._sources.items()
+        if not others and Path(first).is_file():
+            lines = _blanked(source)
+            before = next(number for number, line in enumerate(lines) if line.strip())
+            if before:
+                lines[before - 1] = head
+            else:
+                lines.insert(0, head)
+            return first, "\n".join([*lines, *self._after]) + "\n", ()
+        lines = [head]
+        cells: list[tuple[int, int]] = []
+        for number, filename in sorted((_cell_number(name), name) for name in self._sources):
+            cells.append((len(lines) + 1, number or len(cells) + 1))
+            lines += _blanked(self._sources[filename])
+        text = "\n".join([*lines, *self._after]) + "\n"
+        return self._cls.__name__, text, tuple(cells)
+
+    def _add_source(self, value: type | FunctionType) -> bool:
+        """Add the definition of a class or a function. False if its source is not known."""
+        kinds = ast.FunctionDef if isinstance(value, FunctionType) else ast.ClassDef
+        for filename, names, line in self._places(value):
+            source = self._source(filename, names)
+            for node in ast.walk(source.tree) if source is not None else ():
+                if not isinstance(node, kinds) or node.name != value.__name__:
+                    continue
+                if line is None or _first_line(node) <= line <= (node.end_lineno or 0):
+                    assert source is not None
+                    self._sources[filename] = source
+                    source.needed.append(node)
+                    self._add_names(node)
+                    return True
+        return False
+
+    def _places(
+        self, value: type | FunctionType
+    ) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+        """(file, globals, a line or None) where a definition can be."""
+        functions = [value] if isinstance(value, FunctionType) else _functions(value)
+        if functions:
+            code = functions[0].__code__
+            yield code.co_filename, functions[0].__globals__, code.co_firstlineno
+            return
+        # A class without functions does not say where it is: look in its module and in all cells.
+        module = sys.modules.get(value.__module__)
+        if (filename := getattr(module, "__file__", None)) is not None:
+            yield filename, {}, None
+        for filename in reversed([*linecache.cache]):
+            if not Path(filename).exists():
+                yield filename, {}, None
+
+    def _source(self, filename: str, names: dict[str, Any]) -> _Source | None:
+        """A file or a cell that Python knows, or None."""
+        if filename in self._sources:
+            return self._sources[filename]
+        linecache.checkcache(filename)
+        lines = linecache.getlines(filename, names)
+        try:
+            tree = ast.parse("".join(lines))
+        except (SyntaxError, ValueError, RecursionError):
+            return None
+        return _Source([line.rstrip("\n") for line in lines], tree) if tree.body else None
+
+    def _add_names(self, node: ast.AST) -> None:
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id not in self._done:
+                self._done.add(part.id)
+                if part.id in self._names:
+                    self._add(part.id, self._names[part.id])
+
+    def _add(self, name: str, value: Any) -> None:
+        """Add what gives `name` its value. Leaves out a value that cannot be written as code."""
+        if value is self._cls:
+            return
+        if isinstance(value, ModuleType):
+            self._imports.append(f"import {value.__name__} as {name}")
+        elif isinstance(value, type | FunctionType) and self._is_own(value):
+            if self._add_source(value) and value.__name__ != name:
+                self._after.append(f"{name} = {value.__name__}")
+        elif (place := _importable(value)) is not None:
+            self._imports.append(f"from {place[0]} import {place[1]} as {name}")
+        elif (text := _as_code(value)) is not None:
+            self._imports.append("import types, torch")
+            self._values.append(f"{name} = {text}")
+        elif dataclasses.is_dataclass(value) and self._is_own(type(value)):
+            fields = {each.name: _as_code(getattr(value, each.name)) for each in _fields(value)}
+            kind = type(value).__name__
+            if None not in fields.values():
+                self._add(kind, type(value))
+                inside = ", ".join(f"{key}={part}" for key, part in fields.items())
+                self._after.append(f"{name} = {kind}({inside})")
+
+    def _is_own(self, value: type | FunctionType) -> bool:
+        return value.__module__ in (self._cls.__module__, "__main__")
+
+
+def _functions(cls: type) -> list[FunctionType]:
+    """The functions that the body of a class defines."""
+    found = []
+    for value in vars(cls).values():
+        if isinstance(value, staticmethod | classmethod):
+            value = value.__func__
+        if isinstance(value, property):
+            value = value.fget
+        value = inspect.unwrap(value) if callable(value) else value
+        own = isinstance(value, FunctionType) and value.__qualname__.startswith(cls.__qualname__)
+        if own and value.__code__.co_filename != "<string>":  # that @dataclass has made
+            found.append(value)
+    return found
+
+
+def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(value)
+
+
+def _first_line(node: ast.ClassDef | ast.FunctionDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _has_future(tree: ast.Module) -> bool:
+    return any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body)
+
+
+def _blanked(source: _Source) -> list[str]:
+    """The lines of a source, empty where nothing is needed. The needed lines keep their places.
+
+    A definition inside a function stays indented, under `if True:`."""
+    lines = [""] * len(source.lines)
+    for node in source.needed:
+        first, last = _first_line(node), node.end_lineno or node.lineno
+        lines[first - 1 : last] = source.lines[first - 1 : last]
+        if node.col_offset and first > 1:
+            lines[first - 2] = "if True:"
+    return lines
+
+
+def _cell_number(filename: str) -> int:
+    """The number of a notebook's cell, which IPython prints beside it; 0 if it is not known."""
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive is not None else None
+    numbers = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    if filename in numbers:
+        return int(numbers[filename])
+    found = re.search(r"input-(\d+)", filename)
+    return int(found[1]) if found else 0
+
+
+def _importable(value: Any) -> tuple[str, str] | None:
+    """Module and name from which a class or a function can be imported, or None."""
+    name = getattr(value, "__name__", None)
+    if not isinstance(name, str):
+        return None
+    for home in (getattr(value, "__module__", None), "torch", "torch.nn.functional", "math"):
+        if home in sys.modules and getattr(sys.modules[home], name, None) is value:
+            return str(home), name
+    return None
+
+
+def _as_code(value: Any) -> str | None:
+    """An expression for a literal, a SimpleNamespace of literals or a small tensor, or None."""
+    if _is_literal(value):
+        return repr(value)
+    if isinstance(value, SimpleNamespace) and all(map(_is_literal, vars(value).values())):
+        inside = ", ".join(f"{key}={part!r}" for key, part in vars(value).items())
+        return f"types.SimpleNamespace({inside})"
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
+        return f"torch.{value!r}" if kind.__name__ == "device" else repr(value)
+    if kind.__module__ == "torch" and kind.__name__ == "Tensor" and value.numel() <= _MOST_NUMBERS:
+        numbers = re.sub(r"inf|nan", r"float('\g<0>')", repr(value.tolist()))
+        return f"torch.tensor({numbers}, dtype={value.dtype})"
+    return None
+
+
+def _is_literal(value: Any) -> bool:
+    """Whether Python reads the value's repr as the same value."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if type(value) in (list, tuple):
+        return all(map(_is_literal, value))
+    if type(value) is dict:
+        return all(map(_is_literal, [*value, *value.values()]))
+    return type(value) in (int, str, bytes, bool, type(None))

@@ -1,0 +1,133 @@
+"""Finds the students of a class: a folder or a file for each, and their file for each exercise."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.course.attention.conventions.class_choice import looks_right
+from gptcli.course.catalogue import EXERCISES, Exercise
+from gptcli.course.sandbox.copied_folder import LEFT_OUT, regular_files
+from gptcli.course.sandbox.learner_file import parsed
+from gptcli.course.sandbox.notebooks import as_python
+from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
+
+_SUFFIXES = (".py", ".ipynb")
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student: name, folder or single file, and the file of each exercise that there is."""
+
+    name: str
+    path: Path
+    files: dict[str, Path]
+
+
+def find_students(folder: Path) -> list[Student]:
+    """One student for each folder or Python file in `folder`, by name.
+
+    Raises GptcliError if there is no such folder, or if it holds the work of one student."""
+    if not folder.is_dir():
+        raise GptcliError(
+            f"{folder} is a file" if folder.exists() else f"there is no folder {folder}",
+            "name the folder that holds a folder for each student",
+        )
+    try:
+        entries = sorted(folder.iterdir(), key=lambda path: path.name.casefold())
+    except OSError as error:
+        raise GptcliError(
+            f"{folder} cannot be read: {error.strerror}", "check the folder's permissions"
+        ) from None
+    seen = [path for path in entries if not path.name.startswith(".")]
+    folders = [path for path in seen if path.is_dir() and path.name not in LEFT_OUT]
+    files = [path for path in seen if path.is_file() and path.suffix in _SUFFIXES]
+    exercises = {each.name for each in EXERCISES}
+    named = [path for path in files if path.stem in exercises]
+    if named and not folders:
+        raise GptcliError(
+            f"{folder} holds the files of one student, such as {named[0].name}",
+            f"name the folder above it; gptcli exercise --status {shell_word(folder)} shows how "
+            "far this student is",
+        )
+    students = [Student(path.name, path, _files_in(path)) for path in folders]
+    for path in files:
+        if path not in named:  # the teacher's own, beside the students' folders
+            students.append(Student(path.stem, path, dict.fromkeys(_exercises_in(path), path)))
+    if not students:
+        raise GptcliError(
+            f"{folder} holds no students",
+            "put one folder or one .py file for each student into it",
+        )
+    return _with_different_names(students)
+
+
+def tree_of(path: Path) -> ast.Module | None:
+    """The syntax tree of a Python file or a notebook; None if it cannot be read or is large."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            return None
+        python = as_python(str(path), path)[0] if path.suffix == ".ipynb" else path
+        return parsed(str(path), python)
+    except (GptcliError, OSError):
+        return None
+
+
+def _with_different_names(students: list[Student]) -> list[Student]:
+    """The students in the order of their names. A folder and a file of one name get both names."""
+    names = [student.name for student in students]
+    return sorted(
+        (
+            Student(each.path.name, each.path, each.files) if names.count(each.name) > 1 else each
+            for each in students
+        ),
+        key=lambda student: (student.name.casefold(), student.name),
+    )
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """The file of each exercise in a student's folder, by name; else by what the files define."""
+    files = [path for path in regular_files(folder) if path.suffix in _SUFFIXES]
+    found: dict[str, Path] = {}
+    for path in files:
+        stem = path.stem.casefold()
+        # Uploads rename files: `attention (1).py`, `attention_20311.py`.
+        for name in (stem, re.sub(r"[ _-]*(\(\d+\)|[_-]\d+)$", "", stem)):
+            if any(each.name == name for each in EXERCISES):
+                found.setdefault(name, path)
+    if found:
+        return found
+    for path in files:
+        for name in _exercises_in(path):
+            found.setdefault(name, path)
+    return found
+
+
+def _exercises_in(path: Path) -> list[str]:
+    """The exercises that one file solves: the one in its name, or those that it defines."""
+    words = re.split(r"[^a-z0-9]+", path.stem.casefold())
+    named = [each.name for each in EXERCISES if each.name in words]
+    if named:
+        return named[:1]
+    tree = tree_of(path)
+    if tree is None:
+        return [EXERCISES[0].name]  # its check says why it cannot be read
+    return [each.name for each in EXERCISES if _defines(tree, each)]
+
+
+def _defines(tree: ast.Module, exercise: Exercise) -> bool:
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    if exercise.target:
+        like = exercise.name == "attention" and any(map(looks_right, classes))
+        return exercise.target in classes or like
+    functions = _functions(tree)
+    asked = _functions(ast.parse(exercise.skeleton()))
+    return 2 * len(functions & asked) >= len(asked)
+
+
+def _functions(tree: ast.Module) -> set[str]:
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

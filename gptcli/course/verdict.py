@@ -1,0 +1,148 @@
+"""check(MyAttention): the verdict on a class, for notebooks and tests.
+
+from gptcli.course import check
+
+assert check(MyAttention)
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gptcli.course.catalogue import EXERCISES, exercise_named
+from gptcli.course.checking import LIMIT_S, Checker
+from gptcli.course.report import FileReport, StepMark
+from gptcli.course.sandbox.class_source import file_of_class
+from gptcli.course.sandbox.isolation import IN_CHECK
+from gptcli.course.sandbox.learner_file import find_file
+from gptcli.errors import GptcliError
+
+_SIGNS = {"right": "✓", "wrong": "✗", "unseen": "?", "after": "·"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` returns. It is true if everything is right. A notebook shows it as HTML."""
+
+    report: FileReport
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step is right."""
+        return self.report.ok
+
+    @property
+    def message(self) -> str:
+        """What is wrong, or how close a right class is to the reference."""
+        return self.report.message
+
+    @property
+    def first_wrong_step(self) -> int | None:
+        """The number of the first wrong step, from 1; None if all are right or it is not known."""
+        return self.report.first_wrong_step
+
+    @property
+    def mistake(self) -> str | None:
+        """The name of the mistake, such as "mask-missing"; None if there is none."""
+        return self.report.mistake
+
+    def hint(self, level: int = 1) -> str | None:
+        """The hint of strength 1, 2 or 3; None if there is nothing to correct."""
+        return self.report.hint(max(1, level))
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `gptcli check-* --json` prints."""
+        return self.report.to_json()
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [_line(mark) for mark in _marks(self.report)]
+        lines += [
+            f"  note: {check.name}: {check.detail}" for check in self.report.checks if check.note
+        ]
+        lines += ["", f"{'ok' if self.ok else 'wrong'}: {self.message}"]
+        if (hint := self.hint()) is not None:
+            lines += ["", f"hint: {hint}"]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        where = f" at step {self.first_wrong_step}" if self.first_wrong_step else ""
+        word = "ok" if self.ok else f"wrong{where}"
+        return f"<check of {self.report.class_name}: {word}: {self.message}>"
+
+    def _repr_html_(self) -> str:
+        from gptcli.course.verdict_page import as_html
+
+        return as_html(self.report, _marks(self.report))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython prints in a terminal."""
+        printer.text(str(self))
+
+
+def check(thing: object, exercise: str | None = None) -> Verdict:
+    """The verdict on a class, or on a file as the `check-*` commands take it.
+
+    `exercise` is by default the one that asks for a class or file of that name, else attention. The
+    code runs in another process, so it cannot disturb this one. A class that is wrong or that
+    cannot be run gives a verdict, not an exception. Raises GptcliError if there is no such
+    exercise."""
+    if not isinstance(thing, type | str | Path):
+        thing = type(thing)  # of a module that was built already
+    name = _exercise_of(thing) if exercise is None else exercise_named(exercise).name
+    if IN_CHECK in os.environ:  # a script that ends with check(...) is itself being checked
+        return Verdict(FileReport(str(thing), name, str(thing), True, "checked from outside"))
+    with tempfile.TemporaryDirectory(prefix="gptcli-class-") as folder:
+        try:
+            if isinstance(thing, type):
+                file = file_of_class(thing, name, Path(folder))
+            else:
+                file = find_file(str(thing), name)
+            return Verdict(_checker().check_found(file, LIMIT_S, Path.cwd()))
+        except GptcliError as error:
+            shown = thing.__name__ if isinstance(thing, type) else str(thing)
+            report = FileReport(
+                shown, name, shown, False, error.message, "unusable", hints=(error.hint,) * 3
+            )
+            return Verdict(report)
+
+
+@cache
+def _checker() -> Checker:
+    """One worker for all checks of this process, because it takes seconds to import torch."""
+    checker = Checker()
+    atexit.register(checker.stop)
+    return checker
+
+
+def _exercise_of(thing: type | str | Path) -> str:
+    name = thing.__name__ if isinstance(thing, type) else Path(thing).stem
+    found = [each.name for each in EXERCISES if name in (each.target, each.name)]
+    return found[0] if found else EXERCISES[0].name
+
+
+def _marks(report: FileReport) -> list[StepMark]:
+    """The steps of the exercise, each with its state; [] if the class could not be run."""
+    if report.picture is not None and report.picture.steps:
+        return list(report.picture.steps)
+    wrong = report.first_wrong_step
+    if wrong is None and not report.ok:
+        return []
+    marks = []
+    for number, name in enumerate(exercise_named(report.exercise).steps, 1):
+        state = "right" if wrong is None or number < wrong else "after"
+        marks.append(StepMark(number, name, "wrong" if number == wrong else state, None))
+    return marks
+
+
+def _line(mark: StepMark) -> str:
+    line = f"  {_SIGNS[mark.state]} {mark.step}  {mark.name:<30}"
+    return (line + (f"{mark.line:>4}  {mark.code}" if mark.line is not None else "")).rstrip()
