@@ -67,7 +67,8 @@ from gptcli.training.estimate import memory_bytes, seconds_per_step
 from gptcli.training.passes import choose_engine
 
 # A clock that counts its readings: the number of steps does not depend on the machine's speed.
-estimate.time = SimpleNamespace(perf_counter=itertools.count().__next__)
+ticks = itertools.count().__next__
+estimate.time = SimpleNamespace(perf_counter=ticks, process_time=ticks)
 
 def resident():
     with open("/proc/self/status") as status:
