@@ -21,6 +21,7 @@ from gptcli.cli import (
     evaluate,
     exercise,
     inspect_batch,
+    learn,
     runs,
     sample,
     score,
@@ -88,6 +89,7 @@ for _exercise, _what, _interface in check.COMMANDS:
         check.check_command(_exercise, _what, _interface),
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
+_add("learn", learn.learn, "gptcli learn my")
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")

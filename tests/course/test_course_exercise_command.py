@@ -32,7 +32,8 @@ def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> 
     my = tmp_path / "my"
     outcome = cli("exercise", name, "--out", my)
     assert outcome.code == 0
-    assert outcome.out.splitlines() == [str(my / f"{name}.py"), str(my / f"{name}.md")]
+    written = [f"{name}.py", f"{name}.md", "AGENTS.md"]
+    assert outcome.out.splitlines() == [str(my / file) for file in written]
     text = (my / f"{name}.py").read_text("utf-8")
     exercise = next(e for e in EXERCISES if e.name == name)
     for number in range(1, len(exercise.steps) + 1):
@@ -41,12 +42,14 @@ def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> 
     compile(text, name, "exec")
     assert f"gptcli check-{name}" in (my / f"{name}.md").read_text("utf-8")
     (my / f"{name}.py").write_text("mine\n", encoding="utf-8")
+    (my / "AGENTS.md").write_text("my own rules\n", encoding="utf-8")
     outcome = cli("exercise", name, "--out", my)
     assert outcome.code == 2
     assert "exists already" in outcome.err
     assert (my / f"{name}.py").read_text("utf-8") == "mine\n"
     assert cli("exercise", name, "--out", my, "--overwrite", "--blank").code == 0
     assert "NotImplementedError" in (my / f"{name}.py").read_text("utf-8")
+    assert (my / "AGENTS.md").read_text("utf-8") == "my own rules\n"
     notes = (my / f"{name}.md").read_text("utf-8")
     assert cli("exercise", name).out == notes.replace(str(my), "my")
 
