@@ -61,7 +61,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`.")
+@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`. Learn with `gptcli learn`.")
 def _gptcli(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

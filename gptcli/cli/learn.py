@@ -223,9 +223,7 @@ def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
     """Print the state of the course as lines: once, or after every save until Ctrl-C."""
     from gptcli.cli.learn_session import Session
 
-    session = Session(
-        folder, edit=lambda path, line: "", said=lambda text: console.print(text, soft_wrap=True)
-    )
+    session = Session(folder, edit=None, said=lambda text: None)
     try:
         _check_on(session, console)
         while follow and session.state.view != "done":
@@ -247,8 +245,10 @@ def _check_on(session: Session, console: Console) -> None:
         if session.state.view != "done":
             session.wait()
         passes = session.state.view == "compare" or session.state.passes
-        if session.state.note:
-            note(session.state.note)
+        for told in (session.state.trouble, session.state.note):
+            if told:
+                note(f"note: {told}")
+        session.state.trouble = ""
         for line in render_plain(session.state, console.width, unicode=unicode):
             console.print(line, soft_wrap=True)
         if not passes or session.state.view == "done":

@@ -39,9 +39,11 @@ class State:
     to_write: int | None = None  # the line of the first `raise NotImplementedError`
     pairs: list[Pair] = field(default_factory=list)  # of the view "compare"
     note: str = ""
+    trouble: str = ""  # with progress.json
     offset: int = 0  # the first line of the body that is shown
     selected: int = 0  # of the view "list"
     checked_at: str = ""
+    started: bool = False  # PyTorch is there, so checks are quick
 
     @property
     def exercise(self) -> Exercise:
@@ -207,7 +209,10 @@ def _verdict(state: State, width: int) -> list[Text]:
             lines += [Text(), *_labelled("hint: ", clean(state.error.hint), width)]
         return lines
     if report is None:
-        return [Text("The first check starts PyTorch, which takes a few seconds.", style="dim")]
+        if state.started:
+            return [Text("The first check is running.", style="dim")]
+        slow = "The first check starts PyTorch, which takes a few seconds. Read the questions."
+        return _wrapped(Text(slow, style="dim"), width)
     if report.ok:
         return _wrapped(Text.assemble(("ok: ", "bold green"), clean(report.message)), width)
     if is_to_write(report):
@@ -417,13 +422,15 @@ def keys_of(state: State, unicode: bool = True) -> list[tuple[str, str]]:
 
 def _foot(state: State, width: int, unicode: bool) -> list[Text]:
     lines = [Text()]
+    if state.trouble:
+        lines += _wrapped(Text(clean(f"note: {state.trouble}"), style="bold yellow"), width)
     if state.note:
         lines += _wrapped(Text(clean(state.note), style="yellow"), width)
     if state.checking_s is not None:
         slow = state.checking_s > 4
-        what = "checking" if state.checked_at else "starting PyTorch"
+        what = "checking" if state.started else "starting PyTorch"
         what += f", {state.checking_s:.0f} s" * slow
-        ends = " (a loop without end is stopped)" * (slow and bool(state.checked_at))
+        ends = " (a loop without end is stopped)" * (slow and state.started)
         lines.append(Text(f"{what} ...{ends}", style="dim"))
     elif state.checked_at and state.view == "work":
         again = "save the file to check it again"

@@ -78,13 +78,14 @@ class BackgroundCheck:
 class Session:
     """One learner at work in a folder.
 
-    `edit` opens a file at a line and returns a note. `said` gets lines for the scrollback."""
+    `edit` opens a file at a line and returns a note; without it there are no keys. `said` gets
+    lines for the scrollback. `prints` returns what the files have printed since the last call."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        edit: Callable[[Path, int | None], str],
+        edit: Callable[[Path, int | None], str] | None,
         said: Callable[[str], None],
         prints: Callable[[], list[str]] = list,
         exercises: tuple[Exercise, ...] = EXERCISES,
@@ -135,7 +136,8 @@ class Session:
                 "name another folder, for example: gptcli learn ~/course",
             ) from None
         if state.path in written:
-            state.note = f"new: {state.path}. Press e to open it, or open it in any editor."
+            keys = "Press e to open it, or open it" if self._edit is not None else "Open it"
+            state.note = f"new: {state.path}. {keys} in any editor."
         self._files = saved(state.folder)
         self._due, self._settling = False, False
         self.changed = True
@@ -178,7 +180,7 @@ class Session:
         self._count_time()
         asked, self._asked = self._asked, ""
         state, self.changed = self.state, True
-        note, state.note = state.note, ""
+        note, state.note, state.trouble = state.note, "", ""
         if key == "q":
             self.done = True
         elif key in ("up", "down", "page up", "page down", "home", "end"):
@@ -214,6 +216,8 @@ class Session:
     def _begin_check(self) -> None:
         state, by_save = self.state, bool(self._due)
         self._due, self.changed = None, True
+        if by_save:
+            state.note = ""  # it was about the text before
         if not state.path.exists():
             state.missing, state.report, state.error = True, None, None
             state.view = "work"
@@ -231,6 +235,7 @@ class Session:
         state, before, name = self.state, self.state.report, self.state.exercise.name
         self.changed = True
         prints = self._prints()[:_MOST_PRINTS]
+        state.started = True
         if self._due is not None or self._checked != name:
             return  # the result of an old text, or of another exercise; the next check is due
         state.prints, state.checked_at = prints, time.strftime("%H:%M:%S")
@@ -245,7 +250,8 @@ class Session:
         if same != self._same_hints:
             self._same_hints, state.hint = same, 0
         state.to_write = _line_to_write(self._text, report)
-        state.note = _praise(before, report, state.exercise) if self._is_attempt else state.note
+        if self._is_attempt:
+            state.note = _praise(before, report) or state.note
         if passes:
             state.note = ""
             if is_new:
@@ -276,8 +282,7 @@ class Session:
 
     def _tell_trouble(self) -> None:
         if self.progress.trouble:
-            self.state.note = f"note: {self.progress.trouble}"
-            self.progress.trouble = ""
+            self.state.trouble, self.progress.trouble = self.progress.trouble, ""
             self.changed = True
 
     # ---- keys ----
@@ -299,6 +304,7 @@ class Session:
         if line is None and state.report is not None and state.report.picture is not None:
             wrong = [s.line for s in state.report.picture.steps if s.state == "wrong"]
             line = wrong[0] if wrong else None
+        assert self._edit is not None
         state.note = self._edit(state.path, line)
         if state.view == "compare":
             state.view, state.offset = "work", 0
@@ -400,7 +406,7 @@ def _line_to_write(text: str | None, report: FileReport) -> int | None:
     return next((i for i, line in enumerate(lines, 1) if sign.search(line)), None)
 
 
-def _praise(before: FileReport | None, now: FileReport, exercise: Exercise) -> str:
+def _praise(before: FileReport | None, now: FileReport) -> str:
     """What a save has brought: which steps hold now that did not hold before."""
     old, new = (r and r.first_wrong_step for r in (before, now))
     if not old or not new or new == old:

@@ -360,6 +360,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     hints = hints_of_step(step, message_numbers(forward.p))
     if failed.mistake != "not-implemented":
         message += f" (step {step}, {STEP_NAMES[step]})"
+        hints = (failed.hints[0], *hints[1:])
     else:
         number = step_named_in_source(trace.error, forward.learner.file.path)
         if number is not None and number > step:
@@ -367,9 +368,8 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
                 f"step {step}, {STEP_NAMES[step]}, is missing or wrong: its numbers do not appear "
                 f"before the code of step {number}, which is still to be written"
             )
-            return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
-        message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
-    hints = (failed.hints[0], *hints[1:])
+        else:
+            message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
     return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 

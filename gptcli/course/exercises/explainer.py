@@ -55,7 +55,6 @@ class Explainer:
                 step,
                 "not-implemented",
                 f"step {step}, {name}, is still to be written: {where}",
-                "replace that line with your code",
             )
         return self.failed_at(
             step,
