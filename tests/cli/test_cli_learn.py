@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.cli.learn_screen import is_to_write
 from gptcli.cli.learn_session import LONGEST_PAUSE_S, Session
-from gptcli.course.catalogue import EXERCISES
+from gptcli.course.catalogue import EXERCISES, Exercise
+from gptcli.course.checking import check_file
 from gptcli.course.progress_file import ProgressFile
 from gptcli.course.solutions import solution
 
@@ -98,6 +100,29 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
     assert learner.record()["attempts"] == 1
     learner.save(LAYERNORM.skeleton())
     assert learner.state.note == "Step 1 holds no longer; it did before this save."
+
+
+@pytest.mark.parametrize("exercise", [EXERCISES[0], LAYERNORM], ids=lambda e: e.name)
+def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
+    exercise: Exercise, tmp_path: Path
+) -> None:
+    """The usual state of a file: one step is wrong, and the next is still to be written."""
+    right = solution(exercise).splitlines()
+    todo = next(i for i, line in enumerate(right) if "Step 2." in line)
+    text = "\n".join(right[:todo]) + '\n        raise NotImplementedError("step 2: later")\n'
+    text = text.replace("self.key(x)", "self.query(x)").replace("x.mean(dim=-1", "x.mean(dim=1")
+    path = tmp_path / f"{exercise.name}.py"
+    path.write_text(text, encoding="utf-8")
+    report = check_file(str(path), exercise.name)
+    assert (report.ok, report.first_wrong_step) == (False, 1)
+    assert "step 1" in report.message
+    assert "is missing or wrong" in report.message
+    assert not is_to_write(report)
+    assert len(set(report.hints)) == 3
+    path.write_text(exercise.skeleton(path), encoding="utf-8")
+    report = check_file(str(path), exercise.name)
+    assert is_to_write(report)
+    assert len(set(report.hints)) == 3
 
 
 def test_hints_grow_and_begin_again_for_another_mistake(learner: Learner) -> None:
