@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError
 
-_USUAL = ("sensible-editor", "nano", "vim", "vi")
+_USUAL = ("nano", "vim", "vi")
 _TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # as `+12`
 _HINT = "set it, for example `export EDITOR=nano`, or open {} in any editor: a save is enough"
 

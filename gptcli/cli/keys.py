@@ -91,9 +91,13 @@ class Keys:
     def stop(self) -> None:
         """Stop this process until `fg`, with the terminal in order meanwhile."""
         self._give_back()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        # A stopped process that is killed must end at once: the terminal belongs to the shell.
+        caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # the process stands still here
-        signal.signal(signal.SIGTSTP, self._note_signal)
+        for number in caught:
+            signal.signal(number, self._note_signal)
         self._take()
 
     @contextmanager

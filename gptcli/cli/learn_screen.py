@@ -108,12 +108,12 @@ def _parts(state: State, width: int, height: int, unicode: bool) -> tuple[list[T
 def _work_head(state: State, width: int, unicode: bool) -> list[Text]:
     left = f"{state.exercise.name} (week {state.exercise.week})"
     left += f", exercise {state.at + 1} of {len(state.exercises)}"
-    spent = _spent(state.record)
+    cost = spent(state.record)
     notes = state.path.with_suffix(".md")
     title = Text(left, style="bold")
-    if cell_len(left) + len(spent) + 2 <= width:
-        title.append(" " * (width - cell_len(left) - len(spent)))
-        title.append(spent, style="dim")
+    if cell_len(left) + len(cost) + 2 <= width:
+        title.append(" " * (width - cell_len(left) - len(cost)))
+        title.append(cost, style="dim")
     files = Text.assemble(("write ", "dim"), _path(state.path, width - 6, unicode))
     beside = Text.assemble(("   questions ", "dim"), clean(str(notes)))
     if files.cell_len + beside.cell_len <= width:
@@ -126,7 +126,8 @@ def _path(path: Path, width: int, unicode: bool) -> str:
     return crop(clean(str(path)), width, ellipsis="…" if unicode else "...", keep_end=True)
 
 
-def _spent(record: Record) -> str:
+def spent(record: Record) -> str:
+    """What an exercise took: "12 attempts, 34 min, 3 hints"."""
     minutes = f"{record.seconds / 60:.0f} min" if record.seconds >= 60 else "under 1 min"
     return f"{_count(record.attempts, 'attempt')}, {minutes}, {_count(record.hints_used, 'hint')}"
 
@@ -269,7 +270,7 @@ def _compare_head(state: State, width: int, unicode: bool) -> list[Text]:
         title = Text(
             f"{sign} {name} passes: all {len(state.exercise.steps)} steps", style=f"bold {style}"
         )
-        title.append(f"   {_spent(state.record)}", style="dim")
+        title.append(f"   {spent(state.record)}", style="dim")
     else:
         title = Text(f"{name}: the reference, before yours passes", style="bold")
     lines = [title]
@@ -382,7 +383,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
             begun = "begun" if record.attempts or record.seconds else "not begun"
             line.append(f"{begun:<18} ", style="dim")
         if record.attempts:
-            line.append(_spent(record))
+            line.append(spent(record))
         if record.solution_seen:
             line.append(", solution seen", style="yellow")
         lines.append(line)

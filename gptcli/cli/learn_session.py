@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptcli.cli.learn_screen import State, is_to_write, strengths
+from gptcli.cli.learn_screen import State, is_to_write, spent, strengths
 from gptcli.course.catalogue import EXERCISES, Exercise
 from gptcli.course.checking import Checker
 from gptcli.course.folder import saved, write_missing
@@ -255,11 +255,7 @@ class Session:
         if passes:
             state.note = ""
             if is_new:
-                record = state.record
-                self._said(
-                    f"{name} passes: {record.attempts} attempts, {record.seconds / 60:.0f} min, "
-                    f"{record.hints_used} hints"
-                )
+                self._said(f"{name} passes: {spent(state.record)}")
             if is_new or self._is_attempt:
                 self._compare()
         elif state.view == "compare":

@@ -143,7 +143,7 @@ def test_passing_shows_the_reference_and_n_goes_on(learner: Learner) -> None:
     learner.save(RIGHT)
     assert learner.state.view == "compare"
     assert [pair.step for pair in learner.state.pairs] == [1, 2, 3, 4]
-    assert learner.said == ["layernorm passes: 1 attempts, 0 min, 0 hints"]
+    assert learner.said == ["layernorm passes: 1 attempt, under 1 min, 0 hints"]
     assert learner.record()["passed"] is not None
     learner.press("n")
     assert learner.state.exercise is MLP
