@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,12 @@ def test_a_right_attention_shows_its_steps_and_what_is_next(cli) -> None:  # typ
     steps = [line.split()[1] for line in lines[1:9]]
     assert steps == list("12345678")
     assert f"next: gptcli train course --attention {file}" in lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+@pytest.mark.parametrize("command", [["exercise", "mlp", "--out"], ["learn"]])
+def test_a_folder_whose_name_is_not_utf8(command: list[str], tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / os.fsdecode(b"caf\xe9 ein")
+    assert cli(*command, folder).code == 0
+    text = next(folder.glob("*.py")).read_text("utf-8")
+    assert re.search(r"gptcli check-\w+ \$'[^']*caf\\xe9 ein/\w+\.py'", text)
