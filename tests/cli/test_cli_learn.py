@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from gptcli.cli.learn_session import LONGEST_PAUSE_S, Session
 from gptcli.course.catalogue import EXERCISES, Exercise
 from gptcli.course.checking import check_file
 from gptcli.course.progress_file import ProgressFile
+from gptcli.course.report import FileReport
 from gptcli.course.solutions import solution
+from gptcli.errors import GptcliError
 
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 LAYERNORM, MLP = BY_NAME["layernorm"], BY_NAME["mlp"]
@@ -59,8 +62,24 @@ class Learner:
         return record
 
 
+def quick_check(self: object, spec: str, exercise: str) -> FileReport:
+    """Stands for the checker, which takes a second for each file. Judges by the text alone."""
+    text = Path(spec).read_text("utf-8")
+    if "class LayerNorm(\n" in text:
+        raise GptcliError(f"{spec}:1: '(' was never closed", "fix it")
+    step, slug = None, None
+    if todo := re.search(r'NotImplementedError\("step (\d)', text):
+        step, slug = int(todo[1]), "not-implemented"
+    elif wrong := [i for i, sign in ((2, ".var("), (3, "+ 0.1"), (4, "normal\n")) if sign in text]:
+        step, slug = wrong[0], f"mistake-{wrong[0]}"
+    hints = () if step is None else ("one?", "two!", f"three, {step}.")
+    message = f"step {step} is still to be written: line 1" if step else "right"
+    return FileReport(spec, exercise, "X", step is None, message, slug, step, hints=hints)
+
+
 @pytest.fixture
-def learner(tmp_path: Path) -> Iterator[Learner]:
+def learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Learner]:
+    monkeypatch.setattr("gptcli.cli.learn_session.Checker.check", quick_check)
     edited: list[tuple[Path, int | None]] = []
 
     def edit(path: Path, line: int | None) -> str:
@@ -135,7 +154,7 @@ def test_hints_grow_and_begin_again_for_another_mistake(learner: Learner) -> Non
     assert learner.record()["hints_used"] == 3
     learner.save(RIGHT.replace("+ self.eps", "+ 0.1") + "\n# the same mistake\n")
     assert learner.state.hint == 3
-    learner.save(RIGHT.replace("* self.weight", ""))
+    learner.save(RIGHT.replace("normal * self.weight", "normal"))
     assert learner.state.hint == 0
 
 

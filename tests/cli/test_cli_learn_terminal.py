@@ -158,11 +158,19 @@ def test_ctrl_c_restores_the_terminal(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("command", "note"),
     [
-        ("nosuch-editor", "there is no program `nosuch-editor`, which $EDITOR names"),
-        ("false", "false ended with exit code 1"),
-        ('{python} -c \'import sys; open(sys.argv[1], "w").write("explode")\'', "in the checker"),
+        pytest.param(
+            "nosuch-editor",
+            "there is no program `nosuch-editor`, which $EDITOR names",
+            id="missing",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("false", "false ended with exit code 1", id="fails", marks=pytest.mark.slow),
+        pytest.param(
+            '{python} -c \'import sys; open(sys.argv[1], "w").write("explode")\'',
+            "in the checker",
+            id="saves",
+        ),
     ],
-    ids=["missing", "fails", "saves"],
 )
 def test_the_editor_gets_the_terminal(command: str, note: str, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, EDITOR=command.format(python=sys.executable), NO_COLOR="1")
