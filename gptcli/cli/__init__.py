@@ -22,6 +22,7 @@ from gptcli.cli import (
     exercise,
     grade,
     inspect_batch,
+    learn,
     runs,
     sample,
     score,
@@ -61,7 +62,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`.")
+@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`. Learn with `gptcli learn`.")
 def _gptcli(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -89,6 +90,7 @@ for _exercise, _what, _interface in check.COMMANDS:
         check.check_command(_exercise, _what, _interface),
         f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
     )
+_add("learn", learn.learn, "gptcli learn my")
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.course.attention import STEP_NAMES
 from gptcli.errors import GptcliError, nearest
+from gptcli.files.paths import shell_word
 
 MATERIAL = Path(__file__).parent / "exercises" / "material"
 
@@ -59,7 +59,7 @@ class Exercise:
         folder = Path("my") if path is None else path.parent
 
         def placed(match: re.Match[str]) -> str:
-            return re.sub(r"\b[a-z]+\.py\b", lambda m: shlex.quote(str(folder / m[0])), match[0])
+            return re.sub(r"\b[a-z]+\.py\b", lambda m: shell_word(folder / m[0]), match[0])
 
         return re.sub(r"gptcli (?:check-\w+|train) [^`\n]*", placed, text)
 

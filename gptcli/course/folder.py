@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.course.catalogue import Exercise
+from gptcli.course.catalogue import MATERIAL, Exercise
 from gptcli.course.checking import Checker
 from gptcli.course.report import FileReport
 from gptcli.errors import GptcliError
 from gptcli.files.durable import make_folder, write_atomically
 from gptcli.files.paths import shell_word
+
+TUTOR = "AGENTS.md"
 
 
 def write_exercises(
@@ -21,6 +23,7 @@ def write_exercises(
 ) -> list[Path]:
     """Write the skeleton and the notes of each exercise, and return their paths.
 
+    Writes AGENTS.md too, which asks coding assistants to be tutors, if the folder has none.
     Raises GptcliError if a file exists already (unless `overwrite`); then nothing is written.
     Raises GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
@@ -35,6 +38,9 @@ def write_exercises(
             + (f", with {len(existing) - 1} more" * (len(existing) > 1)),
             "gptcli kept your work; choose another --out, or replace it with --overwrite",
         )
+    tutor = folder / TUTOR
+    if not tutor.exists():  # else it is the learner's own, which --overwrite keeps too
+        texts[tutor] = tutor_page()
     try:
         make_folder(folder)
         for path, text in texts.items():
@@ -44,6 +50,28 @@ def write_exercises(
             f"{folder}: cannot be written ({error.strerror})", "choose another folder with --out"
         ) from None
     return list(texts)
+
+
+def tutor_page() -> str:
+    """The AGENTS.md of a learner's folder: what a coding assistant may do there, and what not."""
+    return (MATERIAL / "tutor.md").read_text(encoding="utf-8")
+
+
+def write_missing(exercise: Exercise, folder: Path) -> list[Path]:
+    """Write those of the skeleton, the notes and AGENTS.md that are missing; return their paths.
+
+    Raises OSError if the folder cannot be made or written."""
+    path = folder / f"{exercise.name}.py"
+    texts = {
+        path: exercise.skeleton(path),
+        path.with_suffix(".md"): exercise.notes(path),
+        folder / TUTOR: tutor_page(),
+    }
+    make_folder(folder)
+    missing = [path for path in texts if not path.exists()]
+    for each in missing:
+        write_atomically(each, texts[each].encode("utf-8"))
+    return missing
 
 
 @dataclass(frozen=True)
@@ -94,17 +122,18 @@ def find_folder(folder: Path) -> Path:
 
 def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
     """Watch `folder` forever. Yields the names of .py files that were saved, added or removed."""
-    before = _saved(folder)
+    before = saved(folder)
     while True:
         time.sleep(pause_s)
-        now = _saved(folder)
+        now = saved(folder)
         changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
         before = now
         if changed:
             yield changed
 
 
-def _saved(folder: Path) -> dict[str, tuple[int, int]]:
+def saved(folder: Path) -> dict[str, tuple[int, int]]:
+    """When each .py file of the folder was saved (in ns), and its size, by name."""
     found = {}
     for path in folder.glob("*.py"):
         try:

@@ -21,6 +21,7 @@ COMMANDS = (
     "check-block",
     "check-tokenizer",
     "check-training",
+    "learn",
     "exercise",
     "grade",
     "bench",

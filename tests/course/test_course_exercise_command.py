@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> 
     my = tmp_path / "my"
     outcome = cli("exercise", name, "--out", my)
     assert outcome.code == 0
-    assert outcome.out.splitlines() == [str(my / f"{name}.py"), str(my / f"{name}.md")]
+    written = [f"{name}.py", f"{name}.md", "AGENTS.md"]
+    assert outcome.out.splitlines() == [str(my / file) for file in written]
     text = (my / f"{name}.py").read_text("utf-8")
     exercise = next(e for e in EXERCISES if e.name == name)
     for number in range(1, len(exercise.steps) + 1):
@@ -41,12 +43,14 @@ def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> 
     compile(text, name, "exec")
     assert f"gptcli check-{name}" in (my / f"{name}.md").read_text("utf-8")
     (my / f"{name}.py").write_text("mine\n", encoding="utf-8")
+    (my / "AGENTS.md").write_text("my own rules\n", encoding="utf-8")
     outcome = cli("exercise", name, "--out", my)
     assert outcome.code == 2
     assert "exists already" in outcome.err
     assert (my / f"{name}.py").read_text("utf-8") == "mine\n"
     assert cli("exercise", name, "--out", my, "--overwrite", "--blank").code == 0
     assert "NotImplementedError" in (my / f"{name}.py").read_text("utf-8")
+    assert (my / "AGENTS.md").read_text("utf-8") == "my own rules\n"
     notes = (my / f"{name}.md").read_text("utf-8")
     assert cli("exercise", name).out == notes.replace(str(my), "my")
 
@@ -199,3 +203,12 @@ def test_a_right_attention_shows_its_steps_and_what_is_next(cli) -> None:  # typ
     steps = [line.split()[1] for line in lines[1:9]]
     assert steps == list("12345678")
     assert f"next: gptcli train course --attention {file}" in lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+@pytest.mark.parametrize("command", [["exercise", "mlp", "--out"], ["learn"]])
+def test_a_folder_whose_name_is_not_utf8(command: list[str], tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / os.fsdecode(b"caf\xe9 ein")
+    assert cli(*command, folder).code == 0
+    text = next(folder.glob("*.py")).read_text("utf-8")
+    assert re.search(r"gptcli check-\w+ \$'[^']*caf\\xe9 ein/\w+\.py'", text)

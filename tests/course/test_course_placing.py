@@ -22,19 +22,19 @@ OUTPUT = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=con
 # name: (step, slug, part of the message, replacements in course_style.py)
 FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
     "wrong_scale_then_stop": (
-        4, "scale-sqrt-n-embd", "further on, the file stops: NotImplementedError: step 6",
+        4, "scale-sqrt-n-embd", "later steps are still to be written",
         [(SCALE, "/ math.sqrt(C)"), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "multiplied_mask_then_stop": (
-        5, "mask-filled-with-0", "further on, the file stops",
+        5, "mask-filled-with-0", "later steps are still to be written",
         [(MASK, "scores = scores * mask"), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "no_mask_then_stop": (
-        5, "not-implemented", "step 5, causal mask, is missing: forward on x",
+        5, "not-implemented", "step 5, causal mask, is missing or wrong: its numbers",
         [(MASK, ""), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "diagonal_hidden_then_stop": (
-        5, "step-5", "further on, the file stops",
+        5, "step-5", "later steps are still to be written",
         [("torch.tril(torch.ones(T, T, device=x.device))",
           "torch.tril(torch.ones(T, T, device=x.device), -1)"), (SOFTMAX, STOP)],
     ),

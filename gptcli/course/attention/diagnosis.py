@@ -357,15 +357,19 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
         line = line_to_quote(forward, last.index, search=False)
     elif trace.error is None and line is not None:
         message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
-    if failed.mistake == "not-implemented":
-        number = step_named_in_source(trace.error, forward.learner.file.path)
-        state = "is still to be written"
-        if number is not None and number > step:
-            state = "is missing"
-        message = f"step {step}, {STEP_NAMES[step]}, {state}: {failed.message}"
-    else:
+    hints = hints_of_step(step, message_numbers(forward.p))
+    if failed.mistake != "not-implemented":
         message += f" (step {step}, {STEP_NAMES[step]})"
-    hints = (failed.hints[0], *hints_of_step(step, message_numbers(forward.p))[1:])
+        hints = (failed.hints[0], *hints[1:])
+    else:
+        number = step_named_in_source(trace.error, forward.learner.file.path)
+        if number is not None and number > step:
+            message = (
+                f"step {step}, {STEP_NAMES[step]}, is missing or wrong: its numbers do not appear "
+                f"before the code of step {number}, which is still to be written"
+            )
+        else:
+            message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
     return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
 
 
@@ -387,10 +391,12 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         fit = mistake_with_value(forward, step)
     if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
         fit = _from_bank("scores-transposed", forward)
-    words = "forward returns nothing of the right shape"
-    if trace.error is not None:
-        words = in_words(trace.error)
-    later = CheckFailed(f"step-{step}", f"further on, the file stops: {words}", "")
+    words = "further on, forward returns nothing of the right shape"
+    if isinstance(trace.error, NotImplementedError):
+        words = "later steps are still to be written"
+    elif trace.error is not None:
+        words = f"further on, the file stops: {in_words(trace.error)}"
+    later = CheckFailed(f"step-{step}", words, "")
     if fit is None:
         return _unknown_mistake(forward, step, later)
     finding = _known_mistake(forward, *fit)

@@ -53,11 +53,17 @@ class Explainer:
         where = f"line {place[0]} of {self.file.path.name}, `{place[1]}`" if place else doing
         name = self.steps[step - 1].name
         if isinstance(error, NotImplementedError):
+            message = f"step {step}, {name}, is still to be written: {where}"
+            named = re.search(r"\bstep (\d+)", str(error))
+            if named is not None and int(named[1]) > step:
+                message = (
+                    f"step {step}, {name}, is missing or wrong: its numbers do not appear before "
+                    f"the code of step {named[1]}, which is still to be written"
+                )
             return self.failed_at(
                 step,
                 "not-implemented",
-                f"step {step}, {name}, is still to be written: {where}",
-                "replace that line with your code",
+                message,
             )
         return self.failed_at(
             step,

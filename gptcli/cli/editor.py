@@ -1,0 +1,53 @@
+"""The user's editor: $VISUAL, else $EDITOR, else one that is installed; opens a file at a line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+
+_USUAL = ("nano", "vim", "vi")
+_TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # as `+12`
+_HINT = "set it, for example `export EDITOR=nano`, or open {} in any editor: a save is enough"
+
+
+def editor(environ: Mapping[str, str], path: Path) -> list[str]:
+    """The words of the command that opens an editor, without the file.
+
+    Raises GptcliError if none is set or installed, or if the one that is set is missing."""
+    for variable in ("VISUAL", "EDITOR"):
+        value = environ.get(variable, "").strip()
+        if not value:
+            continue
+        try:
+            words = shlex.split(value)
+        except ValueError:
+            words = [value]
+        if shutil.which(words[0]) is None:
+            raise GptcliError(
+                f"there is no program `{words[0]}`, which ${variable} names", _HINT.format(path)
+            )
+        return words
+    for name in _USUAL:
+        if shutil.which(name):
+            return [name]
+    raise GptcliError("no editor is set ($VISUAL, $EDITOR)", _HINT.format(path))
+
+
+def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
+    """Run the editor until it ends. Returns a note, or "" if all went well.
+
+    `stderr` is the number of the terminal's file, which the editor needs."""
+    at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []
+    try:
+        done = subprocess.run([*words, *at, os.fspath(path)], stderr=stderr, check=False)
+    except OSError as error:
+        return f"{words[0]} cannot be started: {error.strerror or error}"
+    if done.returncode:
+        return f"{words[0]} ended with exit code {done.returncode}"
+    return ""

@@ -1,0 +1,152 @@
+"""Reads single key presses from a terminal, and always leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import re
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+_NAMES = {
+    "\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down",
+    "\x1b[C": "right", "\x1b[D": "left", "\x1bOC": "right", "\x1bOD": "left",
+    "\x1b[5~": "page up", "\x1b[6~": "page down", "\x1b[H": "home", "\x1b[F": "end",
+    "\x1b[1~": "home", "\x1b[4~": "end", "\x1b": "esc",
+    "\r": "enter", "\n": "enter", " ": "page down", "\x04": "q", "k": "up", "j": "down",
+}  # fmt: skip
+_PRESS = re.compile(r"\x1b\[[\d;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
+_ESCAPE_S = 0.05  # the rest of an arrow key follows within this time, also over a slow line
+
+
+def names_of(text: str) -> list[str]:
+    """The names of the keys whose characters these are: "up", "enter", "h". Capitals count too."""
+    pressed = (_NAMES.get(part.group(), part.group().lower()) for part in _PRESS.finditer(text))
+    return [_NAMES.get(key, key) for key in pressed]
+
+
+def has_keys() -> bool:
+    """Whether standard input is a terminal whose keys can be read one by one."""
+    try:
+        import termios  # noqa: F401
+    except ImportError:  # Windows
+        return False
+    return sys.stdin.isatty()
+
+
+class Keys:
+    """The keys of the terminal at standard input. Use it in a `with`.
+
+    Within, a key needs no Enter and is not echoed. Signals wait until the next `read`, so that
+    none interrupts the drawing of a screen: Ctrl-C raises KeyboardInterrupt there, and Ctrl-Z is
+    the key "stop", after which the caller clears the screen and calls `stop`."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno()
+        self._before: list[Any] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self._came: list[int] = []  # signals
+
+    def __enter__(self) -> Keys:
+        for number in (signal.SIGINT, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP):
+            self._handlers[number] = signal.signal(number, self._note_signal)
+        self._take()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._give_back()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def read(self, wait_s: float) -> list[str]:
+        """The keys pressed within `wait_s` seconds, as soon as there are any.
+
+        Raises KeyboardInterrupt after Ctrl-C, and SystemExit after SIGTERM or if the terminal was
+        closed."""
+        text = self._text(wait_s)
+        while text.endswith("\x1b") or re.search(r"\x1b\[[\d;]*$|\x1bO$", text):
+            more = self._text(_ESCAPE_S)
+            if not more:
+                break
+            text += more
+        came, self._came = self._came, []
+        if signal.SIGINT in came:
+            raise KeyboardInterrupt
+        if ends := [number for number in came if number != signal.SIGTSTP]:
+            raise SystemExit(128 + ends[0])
+        return [*names_of(text), *["stop"][: len(came)]]
+
+    def stop(self) -> None:
+        """Stop this process until `fg`, with the terminal in order meanwhile."""
+        self._give_back()
+        # A stopped process that is killed must end at once: the terminal belongs to the shell.
+        caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # the process stands still here
+        for number in caught:
+            signal.signal(number, self._note_signal)
+        self._take()
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Lend the terminal to another program, which also gets Ctrl-C and Ctrl-Z."""
+        self._give_back()
+        # A handler that does nothing, because a program would inherit SIG_IGN.
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._note_signal)
+            signal.signal(signal.SIGTSTP, self._note_signal)
+            self._take()
+
+    def _text(self, wait_s: float) -> str:
+        """What was typed within `wait_s` seconds. Raises SystemExit if the terminal is gone."""
+        ready, _, _ = select.select([self._fd], [], [], wait_s)
+        if not ready:
+            return ""
+        try:
+            data = os.read(self._fd, 1024)
+        except OSError:
+            data = b""
+        if not data:
+            raise SystemExit(128 + signal.SIGHUP)
+        return self._decoder.decode(data)
+
+    def _take(self) -> None:
+        import termios
+
+        before = termios.tcgetattr(self._fd)
+        mode = list(before)
+        mode[3] &= ~(termios.ICANON | termios.ECHO)
+        mode[6] = list(before[6])
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, mode)
+        self._before = before
+
+    def _give_back(self) -> None:
+        import termios
+
+        if self._before is not None:
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            self._before = None
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in self._came:  # pressed again: do not wait
+            raise KeyboardInterrupt
+        self._came.append(number)

@@ -1,0 +1,413 @@
+"""The course at work: what each key and each save does to the state that the screen shows."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gptcli.cli.learn_screen import State, is_to_write, spent, strengths
+from gptcli.course.catalogue import EXERCISES, Exercise
+from gptcli.course.checking import Checker
+from gptcli.course.folder import saved, write_missing
+from gptcli.course.progress_file import ProgressFile, keep_copy
+from gptcli.course.report import FileReport
+from gptcli.course.solutions import compare, solution
+from gptcli.errors import GptcliError
+from gptcli.files.durable import write_atomically
+
+LONGEST_PAUSE_S = 600.0  # a longer pause between two actions does not count as time at work
+LONGEST_EDIT_S = 3600.0  # the same for an editor that has the terminal
+_PAGE = 10  # lines that a page key moves
+_MOST_PRINTS = 25  # lines
+
+
+class BackgroundCheck:
+    """Checks one file at a time in a thread, so that keys work meanwhile."""
+
+    def __init__(self) -> None:
+        self._checker = Checker()
+        self._thread: threading.Thread | None = None
+        self._result: FileReport | GptcliError | None = None
+        self.since = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is being checked, or its result was not taken yet."""
+        return self._thread is not None
+
+    def start(self, path: Path, exercise: str) -> None:
+        """Begin to check a file."""
+        assert not self.busy
+        self.since = time.monotonic()
+        self._thread = threading.Thread(target=self._check, args=(path, exercise), daemon=True)
+        self._thread.start()
+
+    def take(self, wait_s: float | None = 0.0) -> FileReport | GptcliError | None:
+        """The result, or None if it is not there within `wait_s` seconds."""
+        if self._thread is None:
+            return None
+        self._thread.join(wait_s)
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        result, self._result = self._result, None
+        assert result is not None
+        return result
+
+    def close(self) -> None:
+        """End the worker process, and with it a check that is running."""
+        self._checker.__exit__(None, None, None)
+        if self._thread is not None:
+            self._thread.join(1.0)
+            self._checker.__exit__(None, None, None)  # the thread can have started it again
+
+    def _check(self, path: Path, exercise: str) -> None:
+        try:
+            self._result = self._checker.check(str(path), exercise)
+        except GptcliError as error:
+            self._result = error
+        except Exception as error:  # the screen must say it, whatever it is
+            self._result = GptcliError(
+                f"the check failed: {type(error).__name__}: {error}", "save the file to try again"
+            )
+
+
+class Session:
+    """One learner at work in a folder.
+
+    `edit` opens a file at a line and returns a note; without it there are no keys. `said` gets
+    lines for the scrollback. `prints` returns what the files have printed since the last call."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        edit: Callable[[Path, int | None], str] | None,
+        said: Callable[[str], None],
+        prints: Callable[[], list[str]] = list,
+        exercises: tuple[Exercise, ...] = EXERCISES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._edit, self._said, self._prints, self._clock = edit, said, prints, clock
+        self.progress = ProgressFile(folder)
+        records = {each.name: self.progress[each.name] for each in exercises}
+        self.state = State(folder, exercises, records)
+        self.check = BackgroundCheck()
+        self.done = False
+        self.changed = True  # the screen must be drawn again
+        self._asked = ""  # the key that was pressed before, if it must be pressed twice
+        self._acted = clock()
+        self._files = saved(folder)
+        self._settling = False  # a file was saved a moment ago
+        self._due: bool | None = None  # a check is due; True if a save caused it
+        self._text: str | None = None  # of the file when it was checked last
+        self._checked = ""  # the exercise whose file was given to the check
+        self._is_attempt = False  # the check was caused by a save that changed the text
+        self._unsaved_s = 0.0  # time at work that progress.json does not have yet
+        self._same_hints: tuple[object, ...] = ()
+        self.open(self._first())
+        self._tell_trouble()
+
+    def _first(self) -> int:
+        """The first exercise that has not passed; the last one if all have."""
+        names = [each.name for each in self.state.exercises]
+        todo = [i for i, name in enumerate(names) if self.progress[name].passed is None]
+        return todo[0] if todo else len(names) - 1
+
+    # ---- what happens ----
+
+    def open(self, at: int) -> None:
+        """Begin or continue the exercise number `at`: write its files if they are missing."""
+        self._count_time(write=True)
+        state = self.state
+        state.at, state.view, state.offset, state.selected = at, "work", 0, at
+        state.report = state.error = None
+        state.missing, state.hint, state.note, state.checked_at = False, 0, "", ""
+        state.prints, state.pairs, state.to_write = [], [], None
+        self._text = None
+        try:
+            written = write_missing(state.exercise, state.folder)
+        except OSError as error:
+            raise GptcliError(
+                f"{state.folder}: cannot be written ({error.strerror or error})",
+                "name another folder, for example: gptcli learn ~/course",
+            ) from None
+        if state.path in written:
+            keys = "Press e to open it, or open it" if self._edit is not None else "Open it"
+            state.note = f"new: {state.path}. {keys} in any editor."
+        self._files = saved(state.folder)
+        self._due, self._settling = False, False
+        self.changed = True
+
+    def tick(self) -> None:
+        """Look for saves, begin a check that is due, and take the result of one that has ended."""
+        self._look_for_saves()
+        if not self.check.busy and self._due is not None:
+            self._begin_check()
+        elif self.check.busy:
+            self._take(0.0)
+        seconds = time.monotonic() - self.check.since if self.check.busy else None
+        whole = None if seconds is None else float(int(seconds))
+        if whole != self.state.checking_s:
+            self.state.checking_s, self.changed = whole, True
+
+    def _look_for_saves(self) -> None:
+        now = saved(self.state.folder)
+        if now != self._files:
+            self._files, self._settling = now, True  # editors write in two steps; wait for the next
+        elif self._settling:
+            self._settling, self._due = False, True
+            self._count_time()
+
+    def wait(self) -> None:
+        """Check now, and wait for the result."""
+        if self._due is None:
+            self._due = False
+        self._begin_check()
+        self._take(None)
+
+    def await_save(self, sleep: Callable[[float], None], pause_s: float) -> None:
+        """Return when a file of the folder was saved. A check is due then."""
+        while self._due is None:
+            sleep(pause_s)
+            self._look_for_saves()
+
+    def press(self, key: str) -> None:
+        """Obey a key."""
+        self._count_time()
+        asked, self._asked = self._asked, ""
+        state, self.changed = self.state, True
+        note, state.note, state.trouble = state.note, "", ""
+        if key == "q":
+            self.done = True
+        elif key in ("up", "down", "page up", "page down", "home", "end"):
+            self._move(key)
+        elif key == "l":
+            state.view = "work" if state.view == "list" else "list"
+            state.selected, state.offset = state.at, 0
+        elif key == "esc":
+            state.view, state.offset = "work", 0
+        elif key == "enter" and state.view == "list":
+            self.open(state.selected)
+        elif key == "e":
+            self._open_editor()
+        elif key == "h" and state.view == "work":
+            self._hint()
+        elif key == "s":
+            self._solution(asked == "s")
+        elif key == "r" and state.view == "work":
+            self._reset(asked == "r")
+        elif key == "n" and state.view in ("work", "compare"):
+            self._next(asked == "n")
+        else:
+            state.note = note
+        self._tell_trouble()
+
+    def close(self) -> None:
+        """Count the time, and end the worker process."""
+        self._count_time(write=True)
+        self.check.close()
+
+    # ---- checks ----
+
+    def _begin_check(self) -> None:
+        state, by_save = self.state, bool(self._due)
+        self._due, self.changed = None, True
+        if by_save:
+            state.note = ""  # it was about the text before
+        if not state.path.exists():
+            state.missing, state.report, state.error = True, None, None
+            state.view = "work"
+            return
+        state.missing = False
+        text = _text_of(state.path)
+        self._is_attempt = by_save and text != self._text
+        self._text, self._checked = text, state.exercise.name
+        self.check.start(state.path, self._checked)
+
+    def _take(self, wait_s: float | None) -> None:
+        result = self.check.take(wait_s)
+        if result is None:
+            return
+        state, before, name = self.state, self.state.report, self.state.exercise.name
+        self.changed = True
+        prints = self._prints()[:_MOST_PRINTS]
+        state.started = True
+        if self._due is not None or self._checked != name:
+            return  # the result of an old text, or of another exercise; the next check is due
+        state.prints, state.checked_at = prints, time.strftime("%H:%M:%S")
+        report = result if isinstance(result, FileReport) else None
+        state.report, state.error = report, result if isinstance(result, GptcliError) else None
+        passes = report is not None and report.ok
+        is_new = passes and self.progress[name].passed is None
+        self._record(attempts=int(self._is_attempt), passed=passes)
+        if report is None:
+            return
+        same = (name, report.mistake, report.first_wrong_step, report.hints)
+        if same != self._same_hints:
+            self._same_hints, state.hint = same, 0
+        state.to_write = _line_to_write(self._text, report)
+        if self._is_attempt:
+            state.note = _praise(before, report) or state.note
+        if passes:
+            state.note = ""
+            if is_new:
+                self._said(f"{name} passes: {spent(state.record)}")
+            if is_new or self._is_attempt:
+                self._compare()
+        elif state.view == "compare":
+            state.view, state.offset = "work", 0
+
+    def _record(self, **more: int | float | bool) -> None:
+        name = self.state.exercise.name
+        record = self.progress.add(name, **more)  # type: ignore[arg-type]
+        self.state.records[name] = record
+        self._tell_trouble()
+
+    def _count_time(self, most: float = LONGEST_PAUSE_S, *, write: bool = False) -> None:
+        """Count the time since the last action, at most `most` seconds of it."""
+        now = self._clock()
+        self._unsaved_s += min(now - self._acted, most)
+        self._acted = now
+        if write or self._unsaved_s >= 20:  # not at every key
+            self._record(seconds=self._unsaved_s)
+            self._unsaved_s = 0.0
+
+    def _tell_trouble(self) -> None:
+        if self.progress.trouble:
+            self.state.trouble, self.progress.trouble = self.progress.trouble, ""
+            self.changed = True
+
+    # ---- keys ----
+
+    def _move(self, key: str) -> None:
+        state = self.state
+        step = {"up": -1, "down": 1, "page up": -_PAGE, "page down": _PAGE}.get(key)
+        if state.view == "list":
+            last = len(state.exercises) - 1
+            to = state.selected + step if step else last * (key == "end")
+            state.selected = max(0, min(last, to))
+        else:
+            to = state.offset + step if step else 10_000 * (key == "end")
+            state.offset = max(0, to)
+
+    def _open_editor(self) -> None:
+        state = self.state
+        line = state.to_write
+        if line is None and state.report is not None and state.report.picture is not None:
+            wrong = [s.line for s in state.report.picture.steps if s.state == "wrong"]
+            line = wrong[0] if wrong else None
+        assert self._edit is not None
+        state.note = self._edit(state.path, line)
+        if state.view == "compare":
+            state.view, state.offset = "work", 0
+        self._count_time(LONGEST_EDIT_S, write=True)
+
+    def _hint(self) -> None:
+        state, report = self.state, self.state.report
+        if state.error is not None:
+            state.note = "The hint is on the screen already."
+        elif report is None:
+            state.note = "There is no hint before the first check."
+        elif report.ok:
+            state.note = "It passes: no hint is needed."
+        elif state.hint >= strengths(report):
+            one = (
+                "This is the only hint" if strengths(report) == 1 else "This is the strongest hint"
+            )
+            state.note = f"{one}. Try it before you press s."
+        else:
+            state.hint += 1
+            self._record(hints=1)
+
+    def _solution(self, again: bool) -> None:
+        state = self.state
+        if state.view == "compare":
+            state.view, state.offset = "work", 0
+        elif state.passes:
+            self._compare()
+        elif again:
+            self._record(solution_seen=True)
+            self._compare()
+        else:
+            self._asked = "s"
+            state.note = (
+                "The reference is worth more after your own passes. Press s once more to see it "
+                "now; progress.json remembers it."
+            )
+
+    def _compare(self) -> None:
+        state = self.state
+        state.pairs = compare(self._text or "", solution(state.exercise))
+        state.view, state.offset = "compare", 0
+
+    def _reset(self, again: bool) -> None:
+        state = self.state
+        if not again and state.path.exists():
+            self._asked = "r"
+            state.note = (
+                f"Press r once more to begin {state.path.name} again. Your file is kept under "
+                "another name."
+            )
+            return
+        try:
+            if state.path.exists():
+                kept = keep_copy(state.path, state.path.read_bytes())
+                state.note = f"Your file is kept as {kept}. This is a new skeleton."
+            else:
+                state.note = f"{state.path} is a new skeleton."
+            text = state.exercise.skeleton(state.path)
+            write_atomically(state.path, text.encode("utf-8"))
+        except OSError as error:
+            state.note = f"{state.path}: {error.strerror or error}. Nothing was changed."
+            return
+        state.report = state.error = None
+        self._files, self._due, self._settling = saved(state.folder), False, False
+
+    def _next(self, again: bool) -> None:
+        state = self.state
+        if not state.passes and state.record.passed is None and not again:
+            self._asked = "n"
+            state.note = (
+                f"{state.exercise.name} does not pass yet. Press n once more to leave it for later."
+            )
+            return
+        names = [each.name for each in state.exercises]
+        todo = [i for i, name in enumerate(names) if self.progress[name].passed is None]
+        after = [i for i in todo if i > state.at] or [i for i in todo if i != state.at]
+        if after:
+            self.open(after[0])
+        elif not todo:
+            state.view, state.offset = "done", 0
+        else:
+            state.note = f"{state.exercise.name} is the last exercise that does not pass."
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _line_to_write(text: str | None, report: FileReport) -> int | None:
+    """The line of the `raise NotImplementedError` of the step that is to be written."""
+    if not is_to_write(report):
+        return None
+    sign = re.compile(rf'raise NotImplementedError\(["\']step {report.first_wrong_step}\b')
+    lines = (text or "").splitlines()
+    return next((i for i, line in enumerate(lines, 1) if sign.search(line)), None)
+
+
+def _praise(before: FileReport | None, now: FileReport) -> str:
+    """What a save has brought: which steps hold now that did not hold before."""
+    old, new = (r and r.first_wrong_step for r in (before, now))
+    if not old or not new or new == old:
+        return ""
+    if new < old:
+        return f"Step {new} holds no longer; it did before this save."
+    held = f"Step {old} holds" if new == old + 1 else f"Steps {old} to {new - 1} hold"
+    return f"{held} now."

@@ -1,0 +1,158 @@
+"""progress.json in a learner's folder: attempts, time, hints and the day of passing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
+from gptcli.files.durable import write_atomically
+
+NAME = "progress.json"
+_MADE_BY = "gptcli learn"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a learner did for one exercise. `passed` is a time in UTC, or None."""
+
+    attempts: int = 0  # checks of a file that was changed
+    seconds: float = 0.0  # at work, without long pauses
+    hints_used: int = 0
+    solution_seen: bool = False  # before it passed
+    passed: str | None = None
+
+
+class ProgressFile:
+    """The records of a folder. Every change is read, made and written again at once.
+
+    A file that cannot be read is kept under another name, and `trouble` says so. If the folder
+    cannot be written, the records stay in memory, and `trouble` says so too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.trouble = ""
+        self._records: dict[str, Record] = {}
+        self._others: dict[str, Any] = {}  # exercises that this version does not know
+        self._read()
+
+    def __getitem__(self, exercise: str) -> Record:
+        return self._records.get(exercise, Record())
+
+    def add(
+        self,
+        exercise: str,
+        *,
+        attempts: int = 0,
+        seconds: float = 0.0,
+        hints: int = 0,
+        solution_seen: bool = False,
+        passed: bool = False,
+    ) -> Record:
+        """Add to the record of an exercise, and write the file. Returns the new record."""
+        self._read()  # another window can have written meanwhile
+        before = self[exercise]
+        record = replace(
+            before,
+            attempts=before.attempts + attempts,
+            seconds=round(before.seconds + seconds, 1),
+            hints_used=before.hints_used + hints,
+            solution_seen=before.solution_seen or solution_seen,
+            passed=before.passed or (_now() if passed else None),
+        )
+        if record != before:
+            self._records[exercise] = record
+            self._write()
+        return record
+
+    def _read(self) -> None:
+        try:
+            data = read_bounded(self.path, MAX_JSON_BYTES)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.trouble = f"{self.path} cannot be read ({error.strerror})"
+            return
+        try:
+            value = json.loads(data)
+            found = records(value)
+        except (ValueError, RecursionError) as error:
+            self._set_aside(data, str(error))
+            return
+        self._records = found
+        self._others = {k: v for k, v in value["exercises"].items() if k not in found}
+
+    def _set_aside(self, data: bytes, why: str) -> None:
+        """Keep a damaged file under another name; go on with what is in memory."""
+        try:
+            kept = keep_copy(self.path, data)
+            self.path.unlink()
+        except OSError as error:
+            self.trouble = f"{self.path} is damaged, and cannot be kept aside ({error.strerror})"
+            return
+        self.trouble = (
+            f"{self.path} was damaged ({why}). It is kept as {kept.name}, and a new one begins. "
+            "Your exercises are safe: a file that passes counts again as soon as it is checked"
+        )
+
+    def _write(self) -> None:
+        value = {
+            "made_by": _MADE_BY,
+            "exercises": {k: asdict(v) for k, v in self._records.items()} | self._others,
+        }
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_atomically(self.path, text.encode("utf-8"))
+        except OSError as error:
+            self.trouble = f"your progress is not saved: {self.path}: {error.strerror or error}"
+
+
+def records(value: object) -> dict[str, Record]:
+    """The records of the JSON value of a progress file. Raises ValueError if it is none."""
+    exercises = value.get("exercises") if isinstance(value, dict) else None
+    if not isinstance(exercises, dict):
+        raise ValueError("it has no object `exercises`")
+    return {name: _record(name, entry) for name, entry in exercises.items()}
+
+
+def _record(name: str, entry: object) -> Record:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"`{name}` is no object")
+    record = Record(**{key: entry[key] for key in asdict(Record()) if key in entry})
+    numbers = (record.attempts, record.seconds, record.hints_used)
+    if (
+        any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers)
+        or not all(0 <= n < 1e12 for n in numbers)
+        or not isinstance(record.solution_seen, bool)
+        or not isinstance(record.passed, (str, type(None)))
+    ):
+        raise ValueError(f"`{name}` has a value that cannot be")
+    return replace(record, attempts=int(record.attempts), hints_used=int(record.hints_used))
+
+
+def is_course_folder(folder: Path) -> bool:
+    """Whether the folder holds a progress.json that `gptcli learn` wrote."""
+    try:
+        value = json.loads(read_bounded(folder / NAME, MAX_JSON_BYTES))
+        return bool(value.get("made_by") == _MADE_BY)
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
+def keep_copy(path: Path, data: bytes) -> Path:
+    """Write `data` beside `path` under the first free name of PATH.1, PATH.2, ...; return it."""
+    for number in count(1):
+        copy = path.with_name(f"{path.name}.{number}")
+        if not copy.exists() and not copy.is_symlink():
+            write_atomically(copy, data)
+            return copy
+    raise AssertionError("there is always a free name")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
