@@ -141,7 +141,9 @@ def check(ending: dict[str, Any]) -> None:
     if case in CASES:
         words = CASES[case][1].split("|")
         # `score` reads no state of the optimizer.
-        works = command == "score" and case in ("a_ring_of_ten_million", "link_state.safetensors")
+        works = (case, command) == ("a_ring_of_ten_million", "score")
+        if (case, command) == ("link_state.safetensors", "score"):  # it reads no optimizer's state
+            works, words = True, [""]
     else:
         words = [FILES_OF_LINES[case][1]]
         refuses = command in FILES_OF_LINES[case][2]
@@ -151,7 +153,7 @@ def check(ending: dict[str, Any]) -> None:
     assert ending["code"] in ([0] if works else [1, 2]), ending
     assert "Traceback" not in ending["words"], ending
     assert works or "error: " in ending["words"], ending
-    assert works or any(some in ending["words"] for some in words), ending
+    assert any(some in ending["words"] for some in words), ending
     assert ending["outside"], "something outside the run folder has changed"
     assert ending["seconds"] < SECONDS, ending
     assert ending["grown"] < BYTES, ending
