@@ -61,7 +61,6 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(blank: bool, tmp_path: P
     ("text", "says"),
     [
         ("class Tokeniser:\n    pass\n", "there is no class `Tokenizer`; it has `Tokeniser`"),
-        (BASE.replace("def save", "def store"), "has no method `save`"),
         (BASE.replace("__init__(self)", "__init__(self, text)"), "needs an argument `text`"),
     ],
 )

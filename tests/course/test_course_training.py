@@ -51,7 +51,7 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (BASE.replace("def loss_of", "def los_of"), "there is no def `loss_of`; it has "),
+        ("def f():\n    pass\n", "there is no def `get_batch`; it has `f`"),
         ("import torhc\n", "training.py:1: No module named"),
     ],
 )
