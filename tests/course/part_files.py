@@ -1,5 +1,6 @@
 """Right and wrong layer norms, feed-forward networks and blocks, made from three templates."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import Any

@@ -76,4 +76,5 @@ def test_an_endless_loop_is_stopped_at_its_step(tmp_path: Path) -> None:
     (report,) = check_files([str(path)], "tokenizer", limit_s=1.5)
     assert isinstance(report, FileReport)
     assert report.mistake in ("time-limit", "raises")
+    assert len(set(report.hints)) == 3
     assert report.first_wrong_step == 3

@@ -14,7 +14,7 @@ from gptcli.course.exercises.training_mistakes import MISTAKES
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from tests.course.training_files import BASE, RIGHT, WRONG, wrong_text
+from tests.course.training_files import RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> FileReport:

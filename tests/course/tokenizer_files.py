@@ -1,5 +1,6 @@
 """Right and wrong byte-pair encoders, made from one template."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import Any

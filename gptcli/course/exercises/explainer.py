@@ -87,7 +87,7 @@ class Explainer:
         return CheckFailed(
             "missing",
             f"step {step}, {known.name}, is still to be written: there is no {what} `{name}`"
-            + (f"; there are {have}" if have else ""),
+            + (f"; the file has {have}" if have else ""),
             (
                 f"did you mean to call `{like}` that?" if like else f"where is `{name}`?",
                 f"the check calls `{name}`, as the skeleton has it; {known.tell}",
@@ -131,7 +131,9 @@ class Source:
 
     def __init__(self, file: LearnerFile) -> None:
         self._file = file
-        self.name = file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
+        self.name = (
+            file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
+        )
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
         self._tree = ast.parse("\n".join(self._lines))
         self._docstrings: set[int] = set()
@@ -154,6 +156,7 @@ class Source:
             number
             for number, text in enumerate(self._lines, 1)
             if number not in self._docstrings
+            and ("def" in pattern or not re.match(r"\s*(def|class)\b", text))
             and (within is None or number in within)
             and re.search(pattern, text.partition("#")[0])
         ]

@@ -151,11 +151,13 @@ MISTAKES = (
     ExerciseMistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
             "your gain starts at {value}, not at 1",
             "at the start the layer should only normalise: gain 1, bias 0",
-            "start the gain with torch.ones", at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter\(.weight|ones"),
+            "start the gain with torch.ones",
+            at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter\(.weight|ones"),
     ExerciseMistake("bias-not-zeros", 1, "nn.Parameter(torch.ones(C)) for the bias",
             "your bias starts at {value}, not at 0",
             "at the start the layer should only normalise: gain 1, bias 0",
-            "start the bias with torch.zeros", at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
+            "start the bias with torch.zeros",
+            at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
     ExerciseMistake("mean-over-time", 1, "x.mean(dim=1)",
             "your mean goes over dim 1, the {T} tokens, not over the {C} channels",
             "a token would see its neighbours, including later ones",
@@ -234,7 +236,8 @@ MISTAKES = (
             "GPT-2 uses 1e-5, and a trained model needs the eps of its training",
             "set eps to 1e-5", tuple(form for eps in (1e-3, 1e-4, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
             for form in _scaled(lambda x, m, v, eps=eps: (x - m) / torch.sqrt(v + eps)))  # type: ignore[misc]
-            + _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS * EPS)), at=r"1e-|eps"),
+            + _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS * EPS)),
+            at=r"1e-|\beps\w*\s*=|0\.0|eps"),
     ExerciseMistake("no-root", 3, "(x - mean) / (var + eps)",
             "you divide the {C} channels by the variance, not by its root",
             "divided by the variance, the channels have variance 1 / variance, not 1",
@@ -325,10 +328,10 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
             have = f"{have} ({names})"
             yield learner.mistake("bias-ignored", within=lines, bias=size.bias, have=have)
         if not bool((w.g == 1).all()):
-            value = f"{float(w.g[w.g != 1][0]):.3g}"
+            value = f"{float(w.g[w.g != 1][0].detach()):.3g}"
             yield learner.mistake("gain-not-ones", within=lines, value=value)
         if w.b is not None and bool(w.b.any()):
-            value = f"{float(w.b[w.b != 0][0]):.3g}"
+            value = f"{float(w.b[w.b != 0][0].detach()):.3g}"
             yield learner.mistake("bias-not-zeros", within=lines, value=value)
 
 
@@ -349,8 +352,9 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
     with torch.no_grad():
         trace = TensorTrace(learner.file.path, module)
         y = learner.run(module.train(), w, x, trace)
-    if not close(y, gained(w, normal(x))):
-        difference = f"{float((y - gained(w, normal(x))).abs().max()):.3g}"
+        wanted = gained(w, normal(x))
+    if not close(y, wanted):
+        difference = f"{float((y - wanted).abs().max()):.3g}"
         yield learner.mistake_in_forward("changes-in-training", difference=difference)
     if any(isinstance(part, nn.LayerNorm) for part in module.modules()):
         yield "torch's own", "right, but torch.nn.LayerNorm does the steps for you"
@@ -363,5 +367,6 @@ SIZES = (
     Size(1, 2, 5, seed=3),
 )
 LESSON = ModuleLesson(
-    "layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, alone=frozenset({2})
-)
+    "layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train,
+    alone=frozenset({2}), names=((r"eps", 3), (r"weight|bias|gain|gamma|beta|scale|shift", 4)),
+)  # fmt: skip

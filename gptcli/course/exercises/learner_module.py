@@ -6,6 +6,7 @@ Dimensions: B batch, T time, C channels (n_embd), H heads.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,8 @@ class ModuleLesson(Lesson["LearnerModule"]):
     each step. If the trace contains one of them, the step was done. The first tensor of the last
     step is the output. `draw` draws the input x. `train` yields the faults that show only in
     training mode, or notes. `first_wrong` finds the first wrong step if the lesson knows more than
-    the trace. A step in `alone` can be right although the step before it is wrong."""
+    the trace. A step in `alone` can be right although the step before it is wrong. `names` are
+    patterns for the names of attributes, with the step in which they are used."""
 
     name: str
     steps: tuple[Step, ...]
@@ -79,6 +81,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
     train: Callable[[LearnerModule], Iterator[CheckFailed | tuple[str, str]]]
     first_wrong: Callable[[Run], int | None] = no_step
     alone: frozenset[int] = frozenset()
+    names: tuple[tuple[str, int], ...] = ()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerModule:
         """Run the file and return its class, ready to be tried."""
@@ -86,6 +89,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
 
     def check(self, learner: LearnerModule, done: list[Check]) -> str:
         """Compare construction, output, gradients and training with the reference."""
+        learner.needs_forward()
         faults = list(self.start(learner))
         error, right = 0.0, True
         try:
@@ -121,6 +125,15 @@ def _lacks_part(failed: CheckFailed) -> bool:
     return "has no attribute" in text or "'NoneType' object is not callable" in text
 
 
+_OF_CONSTRUCTOR = {"dropout-rate", "dropout-rate-inverted", "another-eps"}
+"""Mistakes that are usually written in the constructor."""
+_OF_PLACE = {
+    "gelu-after-projection", "gelu-before-expanding", "gelu-twice", "output-bent",
+    "dropout-never-acts", "dropout-elsewhere", "residual-inside",
+}  # fmt: skip
+"""Mistakes of forward alone: the line of the constructor is right."""
+
+
 class LearnerModule(Explainer):
     """A learner's class: builds modules of it and runs them. Failures become CheckFailed."""
 
@@ -131,8 +144,11 @@ class LearnerModule(Explainer):
         self.cls, self.lesson, self.say = cls, lesson, say
         self.constructor = self.source.class_lines(cls.__name__, constructor=True)
         self.methods = self.source.class_lines(cls.__name__, constructor=False)
-        if cls.forward is nn.Module.forward:
-            own = [name for name, value in vars(cls).items() if inspect.isfunction(value)]
+
+    def needs_forward(self) -> None:
+        """Raises CheckFailed if the learner's class has no forward."""
+        if self.cls.forward is nn.Module.forward:
+            own = [name for name, value in vars(self.cls).items() if inspect.isfunction(value)]
             raise self.missing(1, "method", "forward", [n for n in own if n != "__init__"])
 
     def construct(self, size: Size) -> nn.Module:
@@ -231,8 +247,15 @@ class LearnerModule(Explainer):
         last = len(self.lesson.steps)
         if error is not None and (place := place_of(error, self.file.path)) is not None:
             named = self.source.step_named_at(place[0])  # a comment `# Step 3`
-            if named is not None and step < named <= last and isinstance(error, NotImplementedError):
+            if (
+                named is not None
+                and step < named <= last
+                and isinstance(error, NotImplementedError)
+            ):
                 return named
+        if isinstance(error, AttributeError):  # forward looks it up before the step before is done
+            used = (n for p, n in self.lesson.names if re.search(p, str(error.name)))
+            step = max(step, next(used, step))
         return min(step, last)
 
     def _earlier_mistake(
@@ -259,7 +282,7 @@ class LearnerModule(Explainer):
                 return True
         return False
 
-    def facts(self, x: Tensor) -> dict[str, int]:
+    def facts(self, x: Tensor) -> dict[str, Any]:
         """The sizes that messages mention."""
         B, T, C = x.shape
         return {"B": B, "T": T, "C": C, "C1": C - 1, "C4": 4 * C}
@@ -274,9 +297,12 @@ class LearnerModule(Explainer):
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
-            [] if self.lesson.name == "block" else self.source.matches(pattern, self.constructor)
+            []
+            if self.lesson.name == "block" or slug in _OF_PLACE
+            else self.source.matches(pattern, self.constructor)
         )
-        if of_constructor and slug.startswith("dropout-rate"):
+        line: int | None
+        if of_constructor and slug in _OF_CONSTRUCTOR:
             line = of_constructor[0]
         elif suspect in lines:
             line = suspect
@@ -426,9 +452,10 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
             if all(_gives(form, each) for each in runs):
                 return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
     for mistake in lesson.mistakes:
-        if mistake.step == step and mistake.parts:
-            if all(learner.shows(mistake, each.trace, each.weights, each.x) for each in runs):
-                return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
+        if mistake.step == step and all(
+            learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
+        ):
+            return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
     known = lesson.steps[step - 1]
     if wanted is not None and bool(y.isfinite().all()):
         difference = float((y - wanted).abs().max())
@@ -605,6 +632,6 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             "differ by up to {difference}",
             "dropout acts only in training; F.dropout does not know the mode of your module",
             "use an nn.Dropout made in the constructor, or pass training=self.training",
-            at=r"[dD]ropout\((?!config)|rand",
+            at=r"[dD]rop\w*\((?!config)|rand|bernoulli",
         ),
     )

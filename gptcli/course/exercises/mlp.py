@@ -364,7 +364,7 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
     if not bool(((y == 0) & (after.abs() > 1e-9)).any()):
         factor = y / after
         if p > 0 and float(factor.std()) < 1e-9:
-            facts = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
+            facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
             return learner.mistake_in_forward("dropout-not-scaled", **facts)
         return learner.mistake_in_forward("dropout-elsewhere", p=p)
     wrong = _wrong_dropout(learner, p, y, after)
@@ -402,7 +402,7 @@ def _wrong_dropout(
     if float(factor.std()) > 1e-9:
         return learner.mistake_in_forward("dropout-elsewhere", p=p)
     if abs(float(factor.mean()) - 1 / (1 - p)) > 1e-6:
-        facts = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
+        facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
         return learner.mistake_in_forward("dropout-not-scaled", **facts)
     return None
 
@@ -413,4 +413,7 @@ SIZES = (
     Size(1, 3, 5, dropout=DROPOUT, seed=2),
     Size(4, 2, 9, dropout=0.25, seed=3),
 )
-LESSON = ModuleLesson("mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train)
+LESSON = ModuleLesson(
+    "mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train,
+    names=((r"gelu|act", 2), (r"proj|down|2$", 3), (r"drop", 4)),
+)  # fmt: skip

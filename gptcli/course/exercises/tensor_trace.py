@@ -1,4 +1,4 @@
-"""Trace a forward pass of a learner's module: its tensors, its lines, lost gradients, a changed x."""
+"""Trace a forward pass of a learner's module: tensors, lines, lost gradients, a changed x."""
 
 from __future__ import annotations
 

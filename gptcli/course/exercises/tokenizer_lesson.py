@@ -20,11 +20,13 @@ from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
 from gptcli.course.sandbox.running import error_of, run_file
+from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError, nearest
 
 METHODS = {"train": 1, "encode": 3, "decode": 4, "save": 5, "load": 5}
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
 BEGIN = "xabcbcy"  # its most frequent pair is neither its first nor its last
+LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # for one call; a right one takes milliseconds
 INSTANCE = "an instance method; the exercise asks for a classmethod"
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
@@ -65,9 +67,30 @@ class LearnerTokenizer(Explainer):
         """The result of `call`, which runs the learner's code. An exception becomes CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
-            return call()
+            with within(LIMIT_S):
+                return call()
+        except TookTooLong as error:
+            raise self.endless(error, doing, step) from None
         except (Exception, SystemExit) as error:
             raise self.stopped(error, doing, step_named_in(error) or step) from error
+
+    def endless(self, error: TookTooLong, doing: str, step: int) -> CheckFailed:
+        """The failure for code that does not end; quotes the line where it was."""
+        place = place_of(error, self.file.path)
+        known = self.steps[step - 1]
+        region = self.region(step) if step <= 2 else None
+        shown = place is not None and (region is None or place[0] in region)
+        quote = self.source.quote(place[0]) if place is not None and shown else ""
+        return CheckFailed(
+            "time-limit",
+            f"{doing} does not end within {LIMIT_S:g} seconds, in step {step}, {known.name}{quote}",
+            (
+                "which loop does not end, and what should change in each round?",
+                f"a loop ends only if its condition changes; {known.tell}",
+                f"{known.show}{quote}",
+            ),
+            step,
+        )
 
     def needs(self, method: str) -> None:
         """Raises CheckFailed if the learner's class has no such method."""
@@ -82,7 +105,10 @@ class LearnerTokenizer(Explainer):
         mine = self.ask("building a Tokenizer()", 1, self.cls)
         self.say(f"step 1: {doing}")
         try:
-            mine.train(text, n)
+            with within(LIMIT_S):
+                mine.train(text, n)
+        except TookTooLong as error:
+            raise self.endless(error, doing, self.step_of_training(error)) from None
         except (Exception, SystemExit) as error:
             step = self.step_of_training(error)
             if step == 1 and isinstance(error, UnicodeError):
@@ -92,7 +118,11 @@ class LearnerTokenizer(Explainer):
 
     def watched(self, text: str, n: int) -> Watch:
         """What the learner's functions hold and return while they train."""
-        with contextlib.suppress(Exception, SystemExit), Watch(self.file.path) as watch:
+        with (
+            contextlib.suppress(Exception, SystemExit, TookTooLong),
+            Watch(self.file.path) as watch,
+            within(WATCH_LIMIT_S),
+        ):
             self.cls().train(text, n)
         return watch
 
@@ -110,6 +140,11 @@ class LearnerTokenizer(Explainer):
             if watch.holds(pair):
                 seen.append(watch.holds(reference.merge(ids, pair, 256)))
         return all(seen) if any(seen) else None
+
+    def line_of(self, step: int) -> int | None:
+        """The line that chooses a pair (step 1), or that makes the merged list (step 2)."""
+        pattern = r"max|min|most|sort|best" if step == 1 else r"append|skip|\+=|\[.*:.*\]|replace"
+        return self.source.find(pattern, self.region(step))
 
     def region(self, step: int) -> set[int] | None:
         """The lines of step 1 or 2: those of train and of the functions that it calls."""
@@ -175,16 +210,14 @@ class LearnerTokenizer(Explainer):
                 self.notes.append(("merges", "a list of pairs; the exercise asks for a dict"))
             return pairs
         when = "after load" if step == 5 else "after train"
-        if isinstance(found, dict) and found:
-            turned = _pairs_of({pair: new for new, pair in found.items()} if _hashable(found) else 0)
-            if turned is not None and step != 5:
-                if turned == reference.learn(TRAINED[0][0], len(turned)) or self.finds_pair():
-                    raise self.mistake("merges-reversed", f" ({when} it is {_short(found)})")
-            if any(isinstance(part, bytes) for key in found for part in _parts(key)):
-                raise self.of_bytes(found, when, step)
-        elif isinstance(found, (list, tuple)) and found:
-            if any(isinstance(part, bytes) for key in found for part in _parts(key)):
-                raise self.of_bytes(found, when, step)
+        held = found if isinstance(found, (dict, list, tuple)) else ()
+        if any(isinstance(part, bytes) for key in held for part in _parts(key)):
+            raise self.of_bytes(found, when, step)
+        if isinstance(found, dict) and found and step != 5 and _hashable(found):
+            turned = _pairs_of({pair: new for new, pair in found.items()})
+            right = reference.learn(TRAINED[0][0], 0 if turned is None else len(turned))
+            if turned is not None and (turned == right or self.finds_pair()):
+                raise self.mistake("merges-reversed", f" ({when} it is {_short(found)})")
         key = next(iter(found)) if isinstance(found, dict) and found else None
         if step == 5 and key is not None:
             raise self.mistake("load-keys", "", key=repr(key)[:60])
@@ -398,7 +431,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
     return learner.failed_at(
         step,
         "wrong-merges",
-        f"{what} is wrong{evidence}",
+        f"{what} is wrong{learner.source.quote(learner.line_of(step))}{evidence}",
         "do the first merges by hand on a short text: where does yours differ?",
     )
 

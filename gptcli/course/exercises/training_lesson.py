@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gptcli.course.exercises import training as reference
 from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
-from gptcli.course.exercises.watch import last_line
+from gptcli.course.exercises.watch import lines_run
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
@@ -42,7 +42,7 @@ class TinyModel(nn.Module):
         self.calls: list[tuple[bool, bool, int | None]] = []
         self.backward_passes = 0
         self._path = str(path)
-        self.table.register_hook(self._count)
+        self.table.register_hook(self._count)  # type: ignore[no-untyped-call]
 
     def _count(self, gradient: Tensor) -> None:
         self.backward_passes += 1
@@ -95,7 +95,8 @@ class LearnerTraining(Explainer):
                 raise error
             have = ", ".join(f"`{name}`" for name in own)
             raise GptcliError(
-                f"{file.name}: there is no def `{FUNCTIONS[0]}`" + (f"; it has {have}" * bool(have)),
+                f"{file.name}: there is no def `{FUNCTIONS[0]}`"
+                + (f"; it has {have}" * bool(have)),
                 f"the exercise has six functions: {', '.join(FUNCTIONS)}",
             )
 
@@ -144,7 +145,9 @@ class LearnerTraining(Explainer):
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))
 
-    def named(self, step: int, same: Callable[[Any], bool], evidence: str, quote: str) -> CheckFailed:
+    def named(
+        self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
+    ) -> CheckFailed:
         """The known mistake of `step` if `same` holds for one of its forms, else a wrong result."""
         for mistake in MISTAKES:
             if mistake.step == step and any(same(form) for form in mistake.forms):
@@ -240,9 +243,7 @@ def _batches(learner: LearnerTraining) -> None:
     starts = set()
     for seed in range(4):
         try:
-            value = learner.call(
-                1, torch.arange(n), t, 16, torch.Generator().manual_seed(seed)
-            )
+            value = learner.call(1, torch.arange(n), t, 16, torch.Generator().manual_seed(seed))
         except CheckFailed:
             raise
         except (Exception, SystemExit) as error:
@@ -258,8 +259,8 @@ def _batches(learner: LearnerTraining) -> None:
             )
         if not bool((y - x == 1).all()) or int(x[:, 0].max()) > n - t - 1:
             row = int(x[:, 0].argmax())
-            error = f"x is {x[row].tolist()}, y is {y[row].tolist()}"
-            raise learner.mistake("start-out-of-range", n=n, t=t, error=error)
+            windows = f"x is {x[row].tolist()}, y is {y[row].tolist()}"
+            raise learner.mistake("start-out-of-range", n=n, t=t, error=windows)
         starts |= set(x[:, 0].tolist())
     if 0 not in starts:
         raise learner.mistake("first-start-missing", n=n)
@@ -308,7 +309,9 @@ def _schedule(learner: LearnerTraining) -> None:
         return
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
-    line = last_line(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
+    lines = lines_run(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
+    plain = learner.source.matches(r"^\s*return \w+\s*$")  # the line before says more
+    line = next((number for number in reversed(lines) if number not in plain), None)
     raise learner.named(
         3,
         same,
@@ -410,7 +413,7 @@ def _steps(learner: LearnerTraining) -> None:
         got, model, optimizer = results_of(lambda *arguments: learner.number(5, *arguments))
     except CheckFailed as failed:
         inside = learner.source.lines_of("train_step")
-        if failed.mistake == "raises" and not learner.source.matches("backward|grad\\(", inside):
+        if failed.mistake == "raises" and not learner.source.matches("backward|autograd", inside):
             raise learner.mistake("no-backward", f" ({failed.message})") from None
         raise
     wanted, _, _ = results_of(reference.any_step)

@@ -48,15 +48,15 @@ class Watch:
         return [name for name, value in self.returned if _same(value, wanted)]
 
 
-def last_line(path: Path, call: Callable[[], Any]) -> int | None:
-    """The last line of the file that runs in `call`, or None."""
-    last: list[int] = []
+def lines_run(path: Path, call: Callable[[], Any]) -> list[int]:
+    """The lines of the file that run in `call`, in their order."""
+    lines: list[int] = []
 
     def see(frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename != str(path):
             return None
         if event == "line":
-            last[:] = [frame.f_lineno]
+            lines.append(frame.f_lineno)
         return see
 
     before = sys.gettrace()
@@ -64,10 +64,10 @@ def last_line(path: Path, call: Callable[[], Any]) -> int | None:
     try:
         call()
     except (Exception, SystemExit):
-        return None
+        return []
     finally:
         sys.settrace(before)
-    return last[0] if last else None
+    return lines
 
 
 def _copied(value: Any) -> Any:
