@@ -128,13 +128,25 @@ def _unfinished(
         where += f", at {file.where(how.line)} of {Path(file.name).name}, `{text}`"
     if how.reason == "time-limit":
         message = f"{how.detail}{where} ({doing})"
-        hint = "look there for a loop that never ends, or for far too much work"
+        hints = (
+            "which loop does your file run at that moment, and what should end it?",
+            "look there for a loop that never ends, or for far too much work",
+            "print a counter in the loop: its condition never becomes false",
+        )
     else:
         message = f"your file ended its process ({how.detail}){where} ({doing})"
-        hint = (
-            "look for exit(), for ever-growing memory, or for indices outside a tensor"
+        hints = (
+            (
+                "what does your file do at that moment?",
+                "look for exit(), for ever-growing memory, or for indices outside a tensor",
+                "run the file alone, with `python`: it ends at the same place",
+            )
             if how.detail != "SIGKILL"
-            else "most likely the machine ran out of memory: look for a tensor that is too large"
+            else (
+                "how large are the tensors that your file makes at that moment?",
+                "most likely the machine ran out of memory: look for a tensor that is too large",
+                "print the shape of each tensor before that line",
+            )
         )
     return FileReport(
         file.name,
@@ -145,7 +157,7 @@ def _unfinished(
         how.reason,
         step,
         (Check("runs", False, message),),
-        (hint,) * 3,
+        hints,
     )
 
 

@@ -14,7 +14,8 @@ from gptcli.course.exercises.tokenizer_lesson import TokenizerLesson
 from gptcli.course.exercises.training_lesson import TrainingLesson
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check, FileReport
-from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+from gptcli.errors import GptcliError
 
 LESSONS: dict[str, Lesson[Any]] = {
     lesson.name: lesson
@@ -43,7 +44,20 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
             verdict = lesson.check(learner, done)
         except CheckFailed as failed:
             return lesson.explain(file, learner, failed, done)
+        except (GptcliError, MemoryError):
+            raise
+        except Exception as error:
+            raise _our_failure(file, error) from error
     return FileReport(file.name, lesson.name, file.class_name, True, verdict, checks=tuple(done))
+
+
+def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
+    """The error for an exception that a check did not expect: the learner is not to blame."""
+    return GptcliError(
+        f"{file.name}: the check itself failed ({in_words(error)}); this says nothing about your "
+        "file",
+        "this is a fault of gptcli: please report it together with your file",
+    )
 
 
 def follow(file: LearnerFile, say: Say) -> None:
@@ -55,9 +69,10 @@ def follow(file: LearnerFile, say: Say) -> None:
 @contextmanager
 def _float64() -> Iterator[None]:
     """Make new tensors float64, so that `torch.sqrt(torch.tensor(8))` brings in no float32."""
-    before = torch.get_default_dtype()
+    before, followed = torch.get_default_dtype(), torch.is_grad_enabled()
     torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
+        torch.set_grad_enabled(followed)  # a file can switch autograd off

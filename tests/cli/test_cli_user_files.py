@@ -28,7 +28,8 @@ MLP = (
         super().__init__()
         C = config.n_embd
         self.net = nn.Sequential(nn.Linear(C, 4 * C, bias=config.bias), nn.GELU(),
-                                 nn.Linear(4 * C, C, bias=config.bias))
+                                 nn.Linear(4 * C, C, bias=config.bias),
+                                 nn.Dropout(config.dropout))
     def forward(self, x):
         return self.net(x)
 """

@@ -1,5 +1,6 @@
 """Right and wrong layer norms, feed-forward networks and blocks, made from three templates."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import Any
@@ -104,22 +105,36 @@ WRONG: dict[str, list[Entry]] = {
         ("gain-plus-one", 4, OUT, "normal * (1 + self.weight) + b"),
         ("gain-and-bias-swapped", 4, "return " + OUT, "return normal * (self.weight if self.bias "
          "is None else self.bias) + (0 if self.bias is None else self.weight)"),
-        ("input-changed", 4, NORMAL, "x -= mean\n        normal = x / torch.sqrt(var + self.eps)"),
-        ("no-gradient", 4, NORMAL, NORMAL.replace("(x - mean)", "(x - mean).detach()")),
-        ("no-gradient", 4, "torch.sqrt(var", "torch.sqrt(var.detach()"),
+        ("input-changed", 3, NORMAL, "x -= mean\n        normal = x / torch.sqrt(var + self.eps)"),
+        ("no-gradient", 3, NORMAL, NORMAL.replace("(x - mean)", "(x - mean).detach()")),
+        ("no-gradient", 3, "torch.sqrt(var", "torch.sqrt(var.detach()"),
         ("dropout-in-evaluation", 4, "return " + OUT, "return F.dropout(normal)"),
+        ("changes-in-training", 4, "return " + OUT,
+         "return F.dropout(normal * self.weight + b, 0.5, self.training)"),
         ("not-implemented", 3, NORMAL, "raise NotImplementedError"),
         ("raises", 2, VAR, "var = ((x - mean) ** 2).mean(dim=7)"),
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
         # Two mistakes at once: the check names the earlier step.
-        ("wrong-output", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
-        ("wrong-output", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
+        ("unbiased-variance", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
+        ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),
     ],
     "mlp": [
-        ("missing-layer", 1, "self.c_proj = " + DOWN, "self.c_proj = nn.Identity()"),
+        ("no-second-layer", 3, "self.c_proj = " + DOWN, "self.c_proj = nn.Identity()"),
+        ("missing-layer", 1, "self.c_proj = " + DOWN, "self.c_proj = nn.Identity()",
+         "self.c_fc = " + UP, "self.c_fc = nn.Identity()"),
+        ("fixed-width", 1, UP, "nn.Linear(768, 3072)", DOWN, "nn.Linear(3072, 768)"),
+        ("wrong-second-layer", 3, DOWN, UP),
+        ("dropout-never-acts", 4, "self.dropout(y)", "y"),
+        ("dropout-rate-inverted", 4, "nn.Dropout(config", "nn.Dropout(1 - config"),
+        ("dropout-rate", 4, "nn.Dropout(config.dropout)", "nn.Dropout(0.1)"),
+        ("dropout-not-scaled", 4, "return self.dropout(y)",
+         "return y * (torch.rand(y.shape) >= self.p) if self.training else y"),
+        ("dropout-in-groups", 4, "return self.dropout(y)",
+         "return y * self.dropout(torch.ones(y.shape[:2]))[..., None]"),
+        ("dropout-elsewhere", 4, "self.dropout(y)", "y", "self.c_fc(x)", "self.c_fc(self.dropout(x))"),
         ("gated", 1, "self.p = config.dropout", "self.gate = " + UP, GELU,
          "F.silu(self.gate(x)) * h"),
         ("wrong-width", 1, "4 * config.n_embd", "3 * config.n_embd"),
@@ -141,16 +156,16 @@ WRONG: dict[str, list[Entry]] = {
         ("gelu-without-x", 2, GELU, "0.5 * (1 + torch.erf(h / math.sqrt(2)))"),
         ("gelu-without-root", 2, GELU, "0.5 * h * (1 + torch.erf(h))"),
         ("gelu-without-half", 2, GELU, "h * (1 + torch.erf(h / math.sqrt(2)))"),
-        ("gelu-after-projection", 3, GELU, "h", "self.c_proj(h)", "F.gelu(self.c_proj(h))"),
+        ("gelu-after-projection", 2, GELU, "h", "self.c_proj(h)", "F.gelu(self.c_proj(h))"),
         ("output-bent", 3, "self.c_proj(h)", "F.gelu(self.c_proj(h))"),
         ("residual-inside", 3, "self.c_proj(h)", "x + self.c_proj(h)"),
         ("dropout-in-evaluation", 4, "self.dropout(y)", "F.dropout(y, self.p)"),
         ("scaled-in-evaluation", 4, "self.dropout(y)", "y * (1 - self.p)"),
-        ("input-changed", 3, "h = self.c_fc(x)", "h = self.c_fc(x)\n        x.mul_(2)"),
-        ("no-gradient", 3, GELU, "F.gelu(h).detach()"),
+        ("input-changed", 2, "h = self.c_fc(x)", "h = self.c_fc(x)\n        x.mul_(2)"),
+        ("no-gradient", 2, GELU, "F.gelu(h).detach()"),
         ("not-implemented", 2, "h = F.gelu(h)", "raise NotImplementedError"),
         ("output-shape", 3, "y = self.c_proj(h)", "y = h"),
-        ("wrong-output", 2, GELU, "F.relu(h)", "self.dropout(y)", "x + y"),
+        ("relu", 2, GELU, "F.relu(h)", "self.dropout(y)", "x + y"),
         ("wrong-output", 2, GELU, "h ** 3"),
         ("wrong-output", 4, "return self.dropout(y)", "return 3 * y"),
     ],
@@ -175,7 +190,11 @@ WRONG: dict[str, list[Entry]] = {
          HALF2, "return self.mlp(self.ln_2(h))"),
         ("no-first-residual", 2, "x + self.attn", "self.attn"),
         ("residual-from-norm", 2, HALF1, "x = self.ln_1(x)\n        h = x + self.attn(x)"),
-        ("no-attention", 2, HALF1, "h = x"),
+        ("no-first-half", 1, HALF1, "h = x"),
+        ("no-attention", 2, HALF1, "h = x + self.ln_1(x)"),
+        ("sum-scaled", 2, HALF1, "h = (x + self.attn(self.ln_1(x))) / 2",
+         HALF2, "return (h + self.mlp(self.ln_2(h))) / 2"),
+        ("second-sum-scaled", 4, HALF2, "return (h + self.mlp(self.ln_2(h))) / 2"),
         ("attention-twice", 2, "x + self.attn", "x + 2 * self.attn"),
         ("residual-doubled", 2, "x + self.attn", "x + x + self.attn"),
         ("first-norm-again", 3, "self.ln_2(h)", "self.ln_1(h)"),
@@ -186,12 +205,13 @@ WRONG: dict[str, list[Entry]] = {
         ("no-second-residual", 4, HALF2, "return self.mlp(self.ln_2(h))"),
         ("second-residual-from-norm", 4, HALF2, "h = self.ln_2(h)\n        return h + self.mlp(h)"),
         ("second-residual-from-x", 4, HALF2, "return x + self.mlp(self.ln_2(h))"),
-        ("no-mlp", 4, HALF2, "return h"),
+        ("no-second-half", 3, HALF2, "return h"),
+        ("no-mlp", 4, HALF2, "return self.ln_2(h)"),
         ("norm-at-the-end", 4, HALF2, "return self.ln_2(h + self.mlp(self.ln_2(h)))"),
         ("dropout-in-evaluation", 2, "self.attn(self.ln_1(x))",
          "F.dropout(self.attn(self.ln_1(x)))"),
-        ("input-changed", 4, HALF1, "x += self.attn(self.ln_1(x))\n        h = x"),
-        ("no-gradient", 4, "self.mlp(self.ln_2(h))", "self.mlp(self.ln_2(h.detach()))"),
+        ("input-changed", 2, HALF1, "x += self.attn(self.ln_1(x))\n        h = x"),
+        ("no-gradient", 3, "self.mlp(self.ln_2(h))", "self.mlp(self.ln_2(h.detach()))"),
         ("not-implemented", 3, HALF2, "raise NotImplementedError"),
         ("wrong-output", 1, "self.ln_1(x)", "x", HALF2, "return self.mlp(self.ln_2(h))"),
         ("wrong-output", 2, "x + self.attn", "x + 0.3 * self.attn"),
@@ -280,11 +300,15 @@ RIGHT: dict[str, dict[str, str]] = {
         self.w2 = nn.Parameter(torch.randn(4 * C, C) * 0.02)
         self.b1 = nn.Parameter(torch.zeros(4 * C)) if config.bias else None
         self.b2 = nn.Parameter(torch.zeros(C)) if config.bias else None
+        self.p = config.dropout
 
     def forward(self, x):
         h = x @ self.w1 + (0 if self.b1 is None else self.b1)
         y = F.gelu(h) @ self.w2
-        return y + (0 if self.b2 is None else self.b2)
+        y = y + (0 if self.b2 is None else self.b2)
+        if self.training and self.p > 0:
+            y = y * (torch.rand_like(y) > self.p) / (1 - self.p)
+        return y
 """,
     },
     "block": {

@@ -14,7 +14,7 @@ from gptcli.course.exercises.training_mistakes import MISTAKES
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from tests.course.training_files import BASE, RIGHT, WRONG, wrong_text
+from tests.course.training_files import RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -51,7 +51,7 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (BASE.replace("def loss_of", "def los_of"), "there is no def `loss_of`; it has "),
+        ("def f():\n    pass\n", "there is no def `get_batch`; it has `f`"),
         ("import torhc\n", "training.py:1: No module named"),
     ],
 )

@@ -1,5 +1,6 @@
 """Right and wrong byte-pair encoders, made from one template."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import Any
@@ -105,6 +106,18 @@ WRONG: list[tuple[Any, ...]] = [
     ("last-id-lost", 2, "while i < len(ids):", "while i < len(ids) - 1:"),
     ("not-merged", 2, "ids = self.merge(ids, best", "self.merge(ids, best"),
     ("wrong-new-id", 2, "256 + i", "257 + i"),
+    ("not-utf8", 1, TRAIN_BYTES, 'ids = list(text.encode("latin-1", "replace"))\n        self.merges'),
+    ("merges-reversed", 2, "self.merges[best] = 256 + i", "self.merges[256 + i] = best"),
+    ("merges-not-kept", 2, "self.merges[best] = 256 + i", "pass"),
+    ("merges-of-bytes", 2, "self.merges[best] = 256 + i",
+     "self.merges[bytes([best[0] % 256]), bytes([best[1] % 256])] = 256 + i"),
+    ("encodes-not-utf8", 3, ENCODE_BYTES,
+     'ids = list(text.encode("latin-1", "replace"))\n        while'),
+    ("encode-loses-ids", 3, "return ids\n            pair", "return ids[:-1]\n            pair"),
+    ("load-keys", 5, "json.dump([list(pair) for pair in self.merges], file)",
+     "json.dump({str(pair): new for pair, new in self.merges.items()}, file)",
+     "for i, (a, b) in enumerate(json.load(file)):\n                tokenizer.merges[a, b] = 256 + i",
+     "tokenizer.merges = json.load(file)"),
     ("no-merges-applied", 3, ENCODE_BYTES, 'return list(text.encode("utf-8"))\n        while'),
     ("encodes-characters", 3, ENCODE_BYTES, "ids = [ord(c) for c in text]\n        while"),
     ("latest-merge-first", 3, PICK, "pair = max(known, key=self.merges.get)"),

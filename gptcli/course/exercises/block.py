@@ -17,10 +17,13 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
+    Run,
     Size,
+    close,
     general_mistakes,
 )
-from gptcli.course.lesson import Step
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed, Step
 
 Weights = Any
 NAMES = {
@@ -29,6 +32,9 @@ NAMES = {
     "attn": ("attn", "attention", "self_attn", "sa", "self_attention"),
     "mlp": ("mlp", "ffn", "ff", "ffwd", "feed_forward", "feedforward"),
 }
+
+MLP_CALL = r"(mlp|ffn?|ffwd|feed_?forward)\("
+ATTENTION_CALL = r"(attn|attention|\bsa)\("
 
 STEPS = (
     Step(
@@ -58,16 +64,111 @@ STEPS = (
 )
 
 
-def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
-    """The result of each step."""
+class Part:
+    """One submodule of a learner's block. It is called as the learner's forward called it.
+
+    So a part can be PyTorch's nn.MultiheadAttention, which takes x three times and returns two
+    tensors. `inputs` holds the first tensor of each call of the learner's forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inputs: list[Tensor] = []
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._replays = False
+        module.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 3]
+        if self._replays or not tensors:
+            return
+        if self._call is None:
+            self._call = args, kwargs
+        self.inputs.append(tensors[0].detach().clone())
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """The output of the submodule for h (B, T, C)."""
+        turned = (h.shape[1], h.shape[0], h.shape[2])  # (T, B, C), as MultiheadAttention takes it
+        args, kwargs = self._call or ((h,), {})
+
+        def put(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                if value.shape == h.shape:
+                    return h
+                if value.shape == turned:
+                    return h.transpose(0, 1)
+            return value
+
+        self._replays = True
+        try:
+            if self._call is None and isinstance(self.module, nn.MultiheadAttention):
+                args = (h, h, h)
+            out = self.module(*map(put, args), **{key: put(v) for key, v in kwargs.items()})
+        finally:
+            self._replays = False
+        out = out[0] if isinstance(out, (tuple, list)) else out
+        result: Tensor = out.transpose(0, 1) if out.shape == turned != h.shape else out
+        return result
+
+
+def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
+    """The result of each step, as far as the block has the parts for it."""
+    if w.n1 is None:
+        return
     first = w.n1(x)
+    yield [first]
+    if w.attn is None:
+        return
     h = x + w.attn(first)
+    yield [h]
     second = w.n2(h)
-    return [[first], [h], [second], [h + w.mlp(second)]]
+    yield [second]
+    if w.mlp is None:
+        return
+    yield [h + w.mlp(second)]
+
+
+def first_wrong(run: Run) -> int | None:
+    """The first wrong step, from what forward passes to each part."""
+    w, x = run.weights, run.x
+    marks = run.landmarks
+    if not marks:
+        return 1
+
+    def reads(part: Part, wanted: Tensor) -> bool:
+        """Whether one call of the part reads `wanted`, in either order of batch and time."""
+        return any(
+            close(each, wanted) or close(each, wanted.transpose(0, 1)) for each in part.inputs
+        )
+
+    (first,) = marks[0]
+    if w.attn is None or not w.attn.inputs:
+        return 2 if reads(w.n1, x) else 1
+    if not reads(w.attn, first):
+        return 1
+    (h,) = marks[1]
+    if not reads(w.n2, h):
+        halves = [x, first, h - x]
+        others = w.n2.inputs[-1:] if w.n2 is not w.n1 else w.n2.inputs[1:]
+        if any(close(each, one) for each in others for one in halves):
+            return 3
+        return 3 if not others and run.trace.has(h) and _keeps(run, h) else 2
+    (second,) = marks[2]
+    if w.mlp is not None and w.mlp.inputs and not reads(w.mlp, second):
+        return 3
+    return 4
+
+
+def _keeps(run: Run, h: Tensor) -> bool:
+    """Whether forward continues with h itself: the output is h, or the MLP reads h."""
+    mlp = run.weights.mlp
+    if mlp is None or not mlp.inputs:
+        return close(run.y, h)
+    return any(close(each, h) for each in mlp.inputs)
 
 
 def _h(w: Weights, x: Tensor) -> Tensor:
-    return steps(w, x)[1][0]
+    out: Tensor = x + w.attn(w.n1(x))
+    return out
 
 
 def _then(w: Weights, h: Tensor) -> Tensor:
@@ -110,7 +211,7 @@ MISTAKES = (
             "neither of your norms of {C} channels is used",
             "without norms deep stacks do not train",
             "norm the input of each branch",
-            (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"attn\(x"),
+            (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"(attn|attention|sa)\(x"),
     ExerciseMistake("no-first-norm", 1, "x = x + self.attn(x)",
             "your attention reads x of {C} channels without a norm", "the first norm is left out",
             "norm the input of the attention", (lambda w, x: _then(w, x + w.attn(x)),),
@@ -125,16 +226,16 @@ MISTAKES = (
             "first the tokens look at each other, then each is processed separately",
             "swap the two halves",
             (lambda w, x: (h := x + w.mlp(w.n2(x))) + w.attn(w.n1(h)),
-             lambda w, x: (h := x + w.mlp(w.n1(x))) + w.attn(w.n2(h))), at=r"mlp\("),
+             lambda w, x: (h := x + w.mlp(w.n1(x))) + w.attn(w.n2(h))), at=MLP_CALL),
     ExerciseMistake("no-residuals", 2, "x = self.attn(self.ln_1(x)); x = self.mlp(self.ln_2(x))",
             "neither of your branches of {C} channels is added to its input",
             "without residuals no signal and no gradient gets through many blocks",
             "add each branch to x", (lambda w, x: w.mlp(w.n2(w.attn(w.n1(x)))),),
-            at=r"attn\("),
+            at=ATTENTION_CALL),
     ExerciseMistake("no-first-residual", 2, "x = self.attn(self.ln_1(x))",
             "your attention's output of {C} channels replaces x instead of being added to it",
             "x itself is lost", "add the attention to x",
-            (lambda w, x: _then(w, w.attn(w.n1(x))),), at=r"attn\("),
+            (lambda w, x: _then(w, w.attn(w.n1(x))),), at=ATTENTION_CALL),
     ExerciseMistake("residual-from-norm", 2, "x = self.ln_1(x); x = x + self.attn(x)",
             "you add the attention to the normed x of {C} channels, not to x itself",
             "the residual stream must pass through the block unchanged",
@@ -142,10 +243,15 @@ MISTAKES = (
             (lambda w, x: _then(w, (n := w.n1(x)) + w.attn(n)),
              lambda w, x: (m := w.n2((n := w.n1(x)) + w.attn(n))) + w.mlp(m)),
             at=r"x\s*=\s*self\.(ln|norm)"),
+    ExerciseMistake("no-first-half", 1, "only the second half in forward",
+            "neither your first norm nor your attention, of {C} channels, is used",
+            "the tokens cannot see each other", "begin with the first norm and the attention",
+            (lambda w, x: _then(w, x), lambda w, x: w.mlp(w.n2(x))), at=MLP_CALL + "|return"),
     ExerciseMistake("no-attention", 2, "the attention left out of forward",
             "your attention of {C} channels is never used", "the tokens cannot see each other",
             "add the attention of the normed x to x",
-            (lambda w, x: _then(w, x), lambda w, x: _then(w, x + w.n1(x))), at=r"def forward"),
+            (lambda w, x: _then(w, x + w.n1(x)), lambda w, x: _then(w, w.n1(x))),
+            at=r"(ln|norm)_?1"),
     ExerciseMistake("nothing-done", 1,
             "return x", "your forward returns its input x of {C} channels unchanged",
             "both halves are missing", "begin with the first norm", (lambda w, x: x,),
@@ -154,18 +260,18 @@ MISTAKES = (
             "your attention's output of {C} channels is added twice", "add it once",
             "look for a second sum, or a factor",
             (lambda w, x: _then(w, x + 2 * w.attn(w.n1(x))),
-             lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=r"attn\("),
+             lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=ATTENTION_CALL),
     ExerciseMistake("residual-doubled", 2, "x = x + x + self.attn(...)",
             "you add x of {C} channels twice", "each block would double the residual stream",
             "add x once", (lambda w, x: _then(w, x + _h(w, x)),), at=r"\+"),
     ExerciseMistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
             "you use the first norm of {C} channels in both halves, and the second not at all",
             "the second half has its own norm", "use ln_2 there",
-            (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=r"mlp\("),
+            (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=MLP_CALL),
     ExerciseMistake("no-second-norm", 3, "x = x + self.mlp(x)",
             "your feed-forward network reads the {C} channels without a norm",
             "the second norm is left out", "norm its input with ln_2",
-            (lambda w, x: (h := _h(w, x)) + w.mlp(h),), at=r"mlp\("),
+            (lambda w, x: (h := _h(w, x)) + w.mlp(h),), at=MLP_CALL),
     ExerciseMistake("second-branch-normed", 3, "x = x + self.ln_2(self.mlp(x))",
             "your second norm of {C} channels comes after the feed-forward network",
             "the norm belongs on the input of the branch", "apply the norm first, then the branch",
@@ -175,16 +281,16 @@ MISTAKES = (
             "the halves follow each other: the second reads the output of the first",
             "add the attention to x first, then norm the sum",
             (lambda w, x: _h(w, x) + w.mlp(w.n2(x)),
-             lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=r"mlp\("),
+             lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=MLP_CALL),
     ExerciseMistake("attention-normed-again", 3, "self.mlp(self.ln_2(attention output))",
             "your second half reads only the attention's output of {C} channels, without x",
             "it should read the sum of x and the attention's output", "norm the sum",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n2(h - x)),
-             lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=r"mlp\("),
+             lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=MLP_CALL),
     ExerciseMistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
             "your feed-forward output of {C} channels replaces x instead of being added to it",
             "everything before it is lost", "add it to the sum after the attention",
-            (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=r"mlp\("),
+            (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=MLP_CALL),
     ExerciseMistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
             "you add the feed-forward output to the normed {C} channels, not to the sum itself",
             "the residual stream must pass through the block unchanged",
@@ -194,10 +300,30 @@ MISTAKES = (
             "you add the feed-forward output to the block's input of {C} channels",
             "the attention's output is lost", "add it to the sum after the attention",
             (lambda w, x: x + w.mlp(w.n2(_h(w, x))),), at=r"return"),
+    ExerciseMistake("no-second-half", 3, "a forward that ends after the attention",
+            "your forward ends after the attention: neither the second norm nor the feed-forward "
+            "network, of {C} channels, is used", "each token must also be processed by itself",
+            "norm the sum, pass it to the feed-forward network, and add that to the sum",
+            (lambda w, x: _h(w, x), lambda w, x: w.attn(w.n1(x))), at=r"return"),
+    ExerciseMistake("sum-scaled", 2, "(x + self.attn(...)) / 2",
+            "you scale the sum of x and the attention's output, of {C} channels",
+            "the residual stream must pass through the block unchanged",
+            "add the two, without a factor", (
+                lambda w, x: 0.5 * (_then(w, 0.5 * _h(w, x))),
+                lambda w, x: _then(w, 0.5 * _h(w, x)),
+                lambda w, x: _then(w, 2**-0.5 * _h(w, x)),
+                lambda w, x: 2**-0.5 * _then(w, 2**-0.5 * _h(w, x))), at=r"/|\*|mean|sqrt"),
+    ExerciseMistake("second-sum-scaled", 4, "return (x + self.mlp(...)) / 2",
+            "you scale the block's output of {C} channels",
+            "the residual stream must pass through the block unchanged",
+            "return the sum, without a factor", (
+                lambda w, x: 0.5 * _then(w, _h(w, x)), lambda w, x: 2**-0.5 * _then(w, _h(w, x))),
+            at=r"/|\*|mean|sqrt"),
     ExerciseMistake("no-mlp", 4, "the feed-forward network left out of forward",
             "your feed-forward network is never used: the output is the {C} channels after the "
             "attention", "the second half is missing", "add self.mlp of the second norm",
-            (lambda w, x: _h(w, x), lambda w, x: w.n2(_h(w, x))), at=r"return"),
+            (lambda w, x: w.n2(_h(w, x)), lambda w, x: (h := _h(w, x)) + w.n2(h)),
+            at=r"return"),
     ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
             "your block ends with one more norm of {C} channels",
             "the residual stream must pass through the block unchanged; the model has one norm at "
@@ -212,14 +338,14 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The learner's norms, attention and MLP, found by name or else by the shapes of the weights.
 
-    Raises CheckFailed if one of the four is missing."""
-    children = dict(module.named_children())
-    have = ", ".join(f"`{n}` ({type(m).__name__})" for n, m in children.items()) or "none"
+    Each is a Part. `attn` or `mlp` is None if there is none, and `n1` is `n2` if there is only one
+    norm; `start` says so. Raises CheckFailed if there is no norm."""
+    children = dict(_children(module))
     found: dict[str, nn.Module] = {}
     for role, names in NAMES.items():
         for name in names:
-            if role not in found and isinstance(getattr(module, name, None), nn.Module):
-                found[role] = getattr(module, name)
+            if role not in found and isinstance(children.get(name), nn.Module):
+                found[role] = children[name]
     taken = {id(part) for part in found.values()}
     rest = [part for part in children.values() if id(part) not in taken]
     norms = [p for p in rest if (q := list(p.parameters())) and all(t.dim() == 1 for t in q)]
@@ -233,22 +359,60 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     narrow = [p for p in others if p is not found.get("mlp")]
     if "attn" not in found and narrow:
         found["attn"] = narrow[0]
-    if ("n1" in found) != ("n2" in found):
-        raise learner.mistake("shared-norm", C=size.C, have=have)
-    if "n1" not in found:
-        raise learner.mistake("missing-norm", count=0, have=have)
+    if "n1" not in found and "n2" not in found:
+        raise learner.mistake(
+            "missing-norm", within=learner.constructor, count=0, have=_in_words(module)
+        )
+    for role, other in (("n1", "n2"), ("n2", "n1")):
+        found.setdefault(role, found[other]) if other in found else None
+    parts = {id(part): Part(part) for part in found.values()}
+    roles = {role: parts[id(found[role])] if role in found else None for role in NAMES}
+    return SimpleNamespace(**roles)
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The submodules by name. Of an nn.Sequential that begins with a norm, its parts."""
+    for name, part in module.named_children():
+        inner = list(part.children()) if isinstance(part, nn.Sequential) else []
+        first = list(inner[0].parameters()) if inner else []
+        if first and all(t.dim() == 1 for t in first):
+            yield from ((f"{name}.{key}", each) for key, each in part.named_children())
+        else:
+            yield name, part
+    # self.ln_2 = self.ln_1 is one submodule with two names.
+    for name, value in vars(module).get("_modules", {}).items():
+        if value is not None and name not in dict(module.named_children()):
+            yield name, value
+
+
+def _in_words(module: nn.Module) -> str:
+    children = module.named_children()
+    return ", ".join(f"`{n}` ({type(m).__name__})" for n, m in children) or "none"
+
+
+def start(learner: LearnerModule) -> Iterator[CheckFailed]:
+    """Faults of the constructor: two norms, an attention and a feed-forward network."""
+    size = SIZES[0]
+    module = learner.construct(size)
+    w = weights(learner, module, size)
+    have = _in_words(module)
+    lines = learner.constructor
     for role, slug in (("attn", "missing-attention"), ("mlp", "missing-mlp")):
-        if role not in found:
-            raise learner.mistake(slug, have=have)
-    if found["n1"] is found["n2"]:
-        raise learner.mistake("shared-norm", C=size.C, have=have)
-    return SimpleNamespace(**found)
+        if getattr(w, role) is None:
+            yield learner.mistake(slug, within=lines, have=have)
+    if w.n1 is w.n2 and _calls_of_norm(learner, module, w, size) != 1:
+        yield learner.mistake("shared-norm", within=lines, C=size.C, have=have)
 
 
-def start(learner: LearnerModule) -> None:
-    """Check that the constructor makes two norms, an attention and a feed-forward network."""
-    for size in SIZES[:2]:
-        weights(learner, learner.construct(size), size)
+def _calls_of_norm(learner: LearnerModule, module: nn.Module, w: Weights, size: Size) -> int:
+    """How often forward calls the only norm, or 0 if forward stops."""
+    x = draw(size, torch.Generator().manual_seed(1))
+    try:
+        with torch.no_grad():
+            learner.run(module, w, x, TensorTrace(learner.file.path, module))
+    except CheckFailed:
+        return 0
+    return len(w.n1.inputs)
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -256,8 +420,8 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return 1.7 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64) + 0.4
 
 
-def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
-    """No notes: the steps say everything."""
+def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
+    """Training mode is not compared: the parts have dropout of their own."""
     return iter(())
 
 
@@ -266,4 +430,8 @@ SIZES = (
     Size(3, 4, 10, H=2, bias=False, seed=1),
     Size(1, 3, 8, H=4, dropout=0.5, seed=2),
 )
-LESSON = ModuleLesson("block", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)
+LESSON = ModuleLesson(
+    "block", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong,
+    names=((r"(ln|norm)\w*1|input", 1), (r"(ln|norm)\w*2|post", 3), (r"att|^sa$", 2),
+           (r"mlp|ff|feed", 4)),
+)  # fmt: skip

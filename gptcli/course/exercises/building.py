@@ -1,28 +1,30 @@
 """Build a learner's class with the arguments that its constructor names.
 
-The usual form is `Class(config)`. If a constructor names sizes, such as `LayerNorm(n_embd, bias)`,
-the sizes are passed instead.
+The usual form is `Class(config)`. If a constructor names sizes, such as `LayerNorm(n_embd, bias)`
+or `Block(d_model, num_heads)`, the sizes are passed instead.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gptcli.course.attention.conventions import words
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from torch import nn
 
-_SIZES = ("n_embd", "ndim", "dim", "d_model", "embed_dim", "hidden_size", "normalized_shape", "C")
+_SIZES = ("normalized_shape", "C")  # as well as the names in conventions/words.py
 _FIELDS = {
-    "n_head": "n_head",
-    "num_heads": "n_head",
-    "dropout": "dropout",
-    "p": "dropout",
-    "bias": "bias",
-    "block_size": "block_size",
+    words.N_EMBD: "n_embd",
+    words.N_HEAD: "n_head",
+    words.N_KV_HEAD: "n_head",
+    words.DROPOUT: "dropout",
+    words.BIAS: "bias",
+    words.BLOCK_SIZE: "block_size",
 }
 CLASSES = ("attention", "layernorm", "mlp")  # classes that a Block's constructor can ask for
 
@@ -39,6 +41,7 @@ def build(
     the constructor itself raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
+    bound: set[str] = set()
     for i, parameter in enumerate(_parameters(cls)):
         name = parameter.name
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -47,11 +50,14 @@ def build(
             value: Any = classes[name]
         elif name in CLASSES and parameter.default is parameter.empty:
             value = _reference(name)
-        elif name in _SIZES:
-            value = config.n_embd
-        elif name in _FIELDS:
-            value = getattr(config, _FIELDS[name])
-        elif name == "eps" and parameter.default is parameter.empty:
+        elif words.names_config(name):
+            value = config
+        elif (meaning := _meaning_of(name, bound)) == words.HIDDEN_DIM:
+            value = 4 * config.n_embd
+        elif meaning in _FIELDS:
+            value = getattr(config, _FIELDS[meaning])
+            bound.add(meaning)
+        elif meaning == words.EPS and parameter.default is parameter.empty:
             value = 1e-5
         elif i == 0:
             value = config
@@ -69,6 +75,17 @@ def build(
         else:
             arguments[name] = value
     return cls(*positional, **arguments)
+
+
+def _meaning_of(name: str, bound: set[str]) -> str | None:
+    """What an argument means. After a width, `hidden_dim` is that of the feed-forward network."""
+    if name in _SIZES:
+        return words.N_EMBD
+    meaning = words.meaning_of(name) if words.is_exact(name) else None
+    inner = re.search(r"hidden|inner|ff|mlp|mid", name) is not None
+    if meaning == words.N_EMBD and meaning in bound and inner:
+        return words.HIDDEN_DIM
+    return meaning
 
 
 def _reference(name: str) -> type[nn.Module]:

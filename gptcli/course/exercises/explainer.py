@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
-from gptcli.course.sandbox.definitions import Missing
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
-from gptcli.course.sandbox.running import error_of
-from gptcli.errors import GptcliError, nearest
+
+_STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,13 +20,15 @@ class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
     Each of `forms` is a function. It computes what code with this mistake computes, from the
-    learner's own weights and inputs. Other tests find a mistake that has no forms. `at` is a
+    learner's own weights and inputs. `parts` compute the wrong result of the mistake's step, for
+    files in which a later step is wrong too. Other tests find a mistake that has neither. `at` is a
     pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
     forms: tuple[Callable[..., Any], ...] = ()
     at: str = ""
+    parts: tuple[Callable[..., Any], ...] = ()
 
 
 class Explainer:
@@ -46,30 +45,36 @@ class Explainer:
     ) -> None:
         self.file, self.steps, self.mistakes = file, steps, mistakes
         self.functions_of_steps = functions or {}
+        self.source = Source(file)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
         """The failure for an exception of the learner's code; quotes the exception and its line."""
         place = place_of(error, self.file.path)
-        where = f"line {place[0]} of {self.file.path.name}, `{place[1]}`" if place else doing
-        name = self.steps[step - 1].name
+        where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
+        known = self.steps[step - 1]
         if isinstance(error, NotImplementedError):
-            message = f"step {step}, {name}, is still to be written: {where}"
+            message = f"step {step}, {known.name}, is still to be written: {where}"
             named = re.search(r"\bstep (\d+)", str(error))
             if named is not None and int(named[1]) > step:
                 message = (
-                    f"step {step}, {name}, is missing or wrong: its numbers do not appear before "
-                    f"the code of step {named[1]}, which is still to be written"
+                    f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
+                    f"before the code of step {named[1]}, which is still to be written"
                 )
             return self.failed_at(
                 step,
                 "not-implemented",
                 message,
             )
-        return self.failed_at(
-            step,
+        look, advice = _advice_on(error)
+        return CheckFailed(
             "raises",
-            f"{doing} stops in step {step}, {name}, at {where}: {in_words(error)}",
-            "look at that line and at the values that meet in it",
+            f"{doing} stops in step {step}, {known.name}, at {where}: {in_words(error)}",
+            (
+                f"{look} (look at {self._at(place[0])})" if place else look,
+                f"{advice}; step {step}: {known.tell}",
+                f"{known.show}" + (f"; now {self._at(place[0])} is `{place[1]}`" if place else ""),
+            ),
+            step,
         )
 
     def failed_at(self, step: int, slug: str, message: str, first_hint: str = "") -> CheckFailed:
@@ -78,63 +83,195 @@ class Explainer:
         hints = (first_hint or known.ask, known.tell, known.show)
         return CheckFailed(slug, message, hints, step)
 
-    def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
-        """The known mistake of that name; `facts` fill the places in its message."""
+    def missing(self, step: int, kind: str, name: str, others: Collection[str]) -> CheckFailed:
+        """The failure for a method or function that the file does not have; `others` it has."""
+        from gptcli.errors import nearest
+
+        like = nearest(name, others)
+        have = ", ".join(f"`{other}`" for other in others)
+        known = self.steps[step - 1]
+        what = "function" if kind == "def" else kind
+        return CheckFailed(
+            "missing",
+            f"step {step}, {known.name}, is still to be written: there is no {what} `{name}`"
+            + (f"; the file has {have}" if have else ""),
+            (
+                f"did you mean to call `{like}` that?" if like else f"where is `{name}`?",
+                f"the check calls `{name}`, as the skeleton has it; {known.tell}",
+                f"write `def {name}(...)`: {known.show}",
+            ),
+            step,
+        )
+
+    def mistake(
+        self,
+        slug: str,
+        evidence: str = "",
+        *,
+        step: int = 0,
+        line: int | None = None,
+        within: Collection[int] | None = None,
+        **facts: Any,
+    ) -> CheckFailed:
+        """The known mistake of that name; `facts` fill the places in its message.
+
+        `step` replaces the mistake's own. Quotes `line`, or else the first line of `within` that
+        has the mistake's pattern."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
-        step = self.steps[mistake.step - 1]
-        function = self.functions_of_steps.get(mistake.step, "")
-        quote = quoted_line(self.file.path, mistake.at, function)
+        step = step or mistake.step
+        if line is None:
+            function = self.functions_of_steps.get(step, "")
+            inside = within if within is not None else self.source.lines_of(function)
+            line = self.source.find(mistake.at, inside)
+        quote = self.source.quote(line)
         message = mistake.message.format(**facts) + quote + evidence
-        hints = (step.ask, mistake.why, f"{mistake.hint}{quote}")
-        return CheckFailed(slug, message, hints, mistake.step)
+        first = QUESTIONS[self.file.exercise].get(slug, self.steps[step - 1].ask)
+        hints = (first, mistake.why, f"{mistake.hint}{quote}")
+        return CheckFailed(slug, message, hints, step)
+
+    def _at(self, line: int) -> str:
+        return f"{self.file.where(line)} of {self.source.name}"
 
 
-def named_in(module: ModuleType, file: LearnerFile, name: str, kind: str) -> Any:
-    """The class or function `name` of a learner's file; `kind` is "class" or "def".
+class Source:
+    """The text of a learner's file: finds lines of code, and quotes them."""
 
-    If the file has no such name, raises GptcliError with the nearest name that the file has."""
-    found = getattr(module, name, None)
-    if callable(found) and not isinstance(found, Missing):
+    def __init__(self, file: LearnerFile) -> None:
+        self._file = file
+        self.name = (
+            file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
+        )
+        self._lines = file.path.read_text("utf-8", "replace").splitlines()
+        self._tree = ast.parse("\n".join(self._lines))
+        self._docstrings: set[int] = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                self._docstrings.update(_lines(node))
+
+    def quote(self, line: int | None) -> str:
+        """`, at line 12 of FILE, `code``, or "" for None."""
+        if line is None or not 0 < line <= len(self._lines):
+            return ""
+        code = self._lines[line - 1].strip()
+        return f", at {self._file.where(line)} of {self.name}, `{code}`"
+
+    def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:
+        """The lines of code that have `pattern`, without comments and docstrings."""
+        if not pattern:
+            return []
+        return [
+            number
+            for number, text in enumerate(self._lines, 1)
+            if number not in self._docstrings
+            and ("def" in pattern or not re.match(r"\s*(def|class)\b", text))
+            and (within is None or number in within)
+            and re.search(pattern, text.partition("#")[0])
+        ]
+
+    def find(self, pattern: str, within: Collection[int] | None = None) -> int | None:
+        """The first line of code that has `pattern`, or None."""
+        return next(iter(self.matches(pattern, within)), None)
+
+    def lines_of(self, name: str) -> set[int] | None:
+        """The lines of the functions `name`, with their decorators. None for no name."""
+        if not name:
+            return None
+        found: set[int] = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                found.update(_lines(node))
+                found.update(line for part in node.decorator_list for line in _lines(part))
         return found
-    if (error := error_of(file, module, name)) is not None:
-        raise error
-    others = [
-        other
-        for other, value in vars(module).items()
-        if callable(value)
-        and getattr(value, "__module__", "") == module.__name__
-        and inspect.isclass(value) == (kind == "class")
-    ]
-    like = nearest(name, others)
-    raise GptcliError(
-        f"{file.name}: there is no {kind} `{name}`"
-        + (f"; it has {', '.join(f'`{other}`' for other in others)}" if others else ""),
-        f"did you mean to call `{like}` that?"
-        if like
-        else f"write `{kind} {name}`"
-        if kind == "class"
-        else f"write `def {name}(...)`, as the skeleton has it",
-    )
+
+    def class_lines(self, name: str, *, constructor: bool) -> set[int]:
+        """The lines of the constructor of class `name`, or those of its other methods."""
+        found: set[int] = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                for part in node.body:
+                    of_constructor = getattr(part, "name", "") == "__init__"
+                    if of_constructor == constructor:
+                        found.update(_lines(part))
+        return found
+
+    def functions(self) -> list[str]:
+        """The names of all functions of the file."""
+        return [n.name for n in ast.walk(self._tree) if isinstance(n, ast.FunctionDef)]
+
+    def step_named_at(self, line: int) -> int | None:
+        """The number of the last comment `# Step N` above the line, in the line's function."""
+        inside = [
+            node
+            for node in ast.walk(self._tree)
+            if isinstance(node, ast.FunctionDef) and line in _lines(node)
+        ]
+        first = max((node.lineno for node in inside), default=1)
+        for number in range(min(line, len(self._lines)), first, -1):
+            comment = self._lines[number - 1].partition("#")[2]
+            if (found := _STEP.search(comment)) is not None:
+                return int(found[1])
+        return None
 
 
-def quoted_line(path: Path, pattern: str, within: str = "") -> str:
-    """`, at line 12 of FILE, `code``: the first line of code that matches `pattern`, or "".
+def step_named_in(error: BaseException) -> int | None:
+    """The step that `raise NotImplementedError("step 2: merge")` names, or None."""
+    found = _STEP.match(str(error).strip()) if isinstance(error, NotImplementedError) else None
+    return int(found[1]) if found else None
 
-    If `within` names a function, looks only into that function. Skips comments and docstrings."""
-    if not pattern:
-        return ""
-    text = path.read_text("utf-8", "replace")
-    docstrings: set[int] = set()
-    inside: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        if isinstance(node, ast.FunctionDef) and node.name == within:
-            inside.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    for number, line in enumerate(text.splitlines(), 1):
-        code = line.partition("#")[0]
-        if number in docstrings or (within and number not in inside):
-            continue
-        if re.search(pattern, code):
-            return f", at line {number} of {path.name}, `{code.strip()}`"
-    return ""
+
+def _lines(node: ast.AST) -> range:
+    first = getattr(node, "lineno", 1)
+    return range(first, (getattr(node, "end_lineno", None) or first) + 1)
+
+
+def _advice_on(error: BaseException) -> tuple[str, str]:
+    """A question and an advice that fit the exception."""
+    text = str(error)
+    if isinstance(error, SystemExit):
+        return "does your code have to end the program?", "leave out exit(), quit() and sys.exit()"
+    if "before Module.__init__() call" in text:
+        return (
+            "what must a constructor of an nn.Module do first?",
+            "call super().__init__() before you assign submodules or parameters",
+        )
+    if isinstance(error, NameError):  # also UnboundLocalError
+        return (
+            "where does that name get its value?",
+            "check its spelling and its import, and whether every branch sets it",
+        )
+    if isinstance(error, AttributeError):
+        return (
+            "what is the object to the left of the dot, and which names does it have?",
+            "compare the name with what the constructor assigns; print type(...) of the object",
+        )
+    if isinstance(error, (KeyError, IndexError)):
+        return (
+            "which key or index is asked for, and which ones are there?",
+            "print the index, and the length or the keys of what it looks into",
+        )
+    if isinstance(error, RecursionError):
+        return "what ends the calls?", "a function calls itself without end"
+    if isinstance(error, UnicodeError):
+        return (
+            "in which encoding are the bytes, and in which does your code read or write them?",
+            "texts are UTF-8 here, and some bytes are not valid UTF-8",
+        )
+    if isinstance(error, ZeroDivisionError):
+        return "for which input is the divisor 0?", "treat that case before you divide"
+    if re.search(r"shape|size|dimension|must match|broadcast", text):
+        return (
+            "which shapes meet there? print them just before",
+            "compare each shape with the one in the skeleton's comment; the first that differs "
+            "comes from an earlier line",
+        )
+    if re.search(r"grad|leaf|inference", text):
+        return (
+            "which tensors does autograd follow there?",
+            "gradients need tensors that come from the parameters, outside no_grad",
+        )
+    if isinstance(error, TypeError):
+        return (
+            "of which types are the values that meet there, and how many arguments are passed?",
+            "print type(...) of each value; compare the call with the definition",
+        )
+    return "which values meet there? print them just before", "compare them with what you expect"

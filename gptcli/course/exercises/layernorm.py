@@ -19,12 +19,14 @@ from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
     Size,
+    close,
     general_mistakes,
 )
-from gptcli.course.lesson import Step
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed, Step
 
 EPS = 1e-5
-GAINS = ("weight", "gain", "gamma", "scale", "g", "a", "alpha")
+GAINS = ("weight", "gain", "gamma", "scale", "g", "a", "alpha", "w")
 BIASES = ("bias", "shift", "beta", "offset", "b", "center")
 Weights = Any
 
@@ -75,13 +77,22 @@ def gained(w: Weights, y: Tensor) -> Tensor:
     return out
 
 
-def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
+def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
     """The result of each step, in every form in which it can appear."""
     m = mean(x)
+    yield [m, x - m]
     v = variance(x, m)
     root = torch.sqrt(v + EPS)
-    y = (x - m) / root
-    return [[m, x - m], [v, v + EPS, v.sqrt(), root, 1 / root], [y], [gained(w, y)]]
+    yield [v, v + EPS, v.sqrt(), root, 1 / root]
+    y = normal(x)
+    yield [y]
+    yield [gained(w, y)]
+
+
+def normal(x: Tensor) -> Tensor:
+    """Steps 1 to 3: each token with mean 0 and variance 1."""
+    m = mean(x)
+    return (x - m) / torch.sqrt(variance(x, m) + EPS)
 
 
 def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
@@ -111,7 +122,7 @@ def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
     """A layer norm with a different step 4: change(w, normalised channels) computes the output."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
-        return change(w, steps(w, x)[2][0])
+        return change(w, normal(x))
 
     return (form,)
 
@@ -130,42 +141,50 @@ MISTAKES = (
     ExerciseMistake("missing-gain", 1, "a constructor without a gain",
             "your module has no parameter of shape ({C},) for the gain; it has {have}",
             "a plain tensor is not trained, and does not move with the module",
-            "write self.weight = nn.Parameter(torch.ones(config.n_embd))"),
+            "write self.weight = nn.Parameter(torch.ones(config.n_embd))",
+            at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|ones"),
     ExerciseMistake("bias-ignored", 1, "a bias that ignores config.bias",
             "with config.bias = {bias} your module has {have}",
             "config.bias says whether there is a bias",
             "make the bias an nn.Parameter if config.bias is True, else None",
-            at=r"self\.(bias|beta|shift|b)\s*="),
+            at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
     ExerciseMistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
             "your gain starts at {value}, not at 1",
             "at the start the layer should only normalise: gain 1, bias 0",
-            "start the gain with torch.ones", at=r"self\.(weight|gain|gamma|scale|g)\s*="),
+            "start the gain with torch.ones",
+            at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter\(.weight|ones"),
     ExerciseMistake("bias-not-zeros", 1, "nn.Parameter(torch.ones(C)) for the bias",
             "your bias starts at {value}, not at 0",
             "at the start the layer should only normalise: gain 1, bias 0",
-            "start the bias with torch.zeros", at=r"self\.(bias|beta|shift|b)\s*="),
+            "start the bias with torch.zeros",
+            at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
     ExerciseMistake("mean-over-time", 1, "x.mean(dim=1)",
             "your mean goes over dim 1, the {T} tokens, not over the {C} channels",
             "a token would see its neighbours, including later ones",
             "reduce the last dimension, dim=-1", _over(1),
-            at=r"(mean|var|std|sum)\(.*\b1\b"),
+            at=r"(mean|var|std|sum)\(.*\b1\b",
+            parts=(lambda w, x: mean(x, 1),)),
     ExerciseMistake("mean-over-batch", 1, "x.mean(dim=0), as in batch normalisation",
             "your mean goes over dim 0, the {B} sequences, not over the {C} channels",
             "that is batch normalisation; a token must not depend on other sequences",
-            "reduce the last dimension, dim=-1", _over(0), at=r"(mean|var|std|sum)\(.*\b0\b"),
+            "reduce the last dimension, dim=-1", _over(0), at=r"(mean|var|std|sum)\(.*\b0\b",
+            parts=(lambda w, x: mean(x, 0),)),
     ExerciseMistake("mean-over-everything", 1, "x.mean()",
             "you take one mean over all {B} x {T} x {C} numbers, not one per token",
             "without dim, mean() and var() reduce the whole batch",
-            "pass dim=-1 and keepdim=True", _over((0, 1, 2)), at=r"(mean|var|std)\(\s*\)"),
+            "pass dim=-1 and keepdim=True", _over((0, 1, 2)), at=r"(mean|var|std)\(\s*\)",
+            parts=(lambda w, x: x.mean(),)),
     ExerciseMistake("mean-over-tokens-and-channels", 1,
             "x.mean(dim=(-2, -1)) or normalized_shape (T, C)",
             "you take one mean over {T} x {C} numbers, not over the {C} channels of each token",
             "each token is normalised by itself", "reduce only the last dimension", _over((1, 2)),
-            at=r"(mean|var|std)\("),
+            at=r"(mean|var|std)\(",
+            parts=(lambda w, x: mean(x, (1, 2)),)),
     ExerciseMistake("mean-over-batch-and-time", 1, "x.mean(dim=(0, 1)), as nn.BatchNorm1d does",
             "you take a mean for each of the {C} channels, over all {B} x {T} tokens",
             "that is batch normalisation; here each token is normalised by itself",
-            "reduce the last dimension", _over((0, 1)), at=r"(mean|var|std)\("),
+            "reduce the last dimension", _over((0, 1)), at=r"(mean|var|std)\(",
+            parts=(lambda w, x: mean(x, (0, 1)),)),
     ExerciseMistake("rms", 1, "x / torch.sqrt((x * x).mean(-1) + eps)",
             "you subtract no mean from the {C} channels: this is RMSNorm",
             "layer normalisation subtracts the mean first; RMSNorm does not",
@@ -177,11 +196,13 @@ MISTAKES = (
             "pass unbiased=False (or correction=0)",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(_unbiased(x) + EPS))
             + _scaled(lambda x, m, v: (x - m) / (_unbiased(x).sqrt() + EPS))
-            + _scaled(lambda x, m, v: (x - m) / _unbiased(x).sqrt()), at=r"\b(var|std)\(|- 1\b"),
+            + _scaled(lambda x, m, v: (x - m) / _unbiased(x).sqrt()), at=r"\b(var|std)\(|- 1\b",
+            parts=(lambda w, x: _unbiased(x), lambda w, x: _unbiased(x).sqrt(),)),
     ExerciseMistake("sum-for-mean", 2, "((x - mean) ** 2).sum(-1)",
             "you sum the {C} squares without dividing by {C}",
             "the variance is the mean of the squares", "take the mean instead of the sum",
-            _scaled(lambda x, m, v: (x - m) / torch.sqrt(v * x.shape[-1] + EPS)), at=r"sum\("),
+            _scaled(lambda x, m, v: (x - m) / torch.sqrt(v * x.shape[-1] + EPS)), at=r"sum\(",
+            parts=(lambda w, x: variance(x, mean(x)) * x.shape[-1],)),
     ExerciseMistake("not-squared", 2, "(x - mean).abs().mean(-1)",
             "you do not square the distances of the {C} channels from their mean",
             "the variance is the mean of the squared distances",
@@ -198,7 +219,8 @@ MISTAKES = (
             "you square the {C} channels of x, not their distances from the mean",
             "the mean of x squared is the variance plus the squared mean",
             "subtract the mean before squaring",
-            _scaled(lambda x, m, v: (x - m) / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow"),
+            _scaled(lambda x, m, v: (x - m) / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow",
+            parts=(lambda w, x: mean(x * x),)),
     ExerciseMistake("eps-outside", 3, "(x - mean) / (torch.sqrt(var) + eps)",
             "you add eps = 1e-05 to the root, not to the variance of the {C} channels",
             "sqrt(v) + eps is not sqrt(v + eps): a token of small variance shows it",
@@ -214,7 +236,8 @@ MISTAKES = (
             "GPT-2 uses 1e-5, and a trained model needs the eps of its training",
             "set eps to 1e-5", tuple(form for eps in (1e-3, 1e-4, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
             for form in _scaled(lambda x, m, v, eps=eps: (x - m) / torch.sqrt(v + eps)))  # type: ignore[misc]
-            + _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS * EPS)), at=r"1e-|eps"),
+            + _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS * EPS)),
+            at=r"1e-|\beps\w*\s*=|0\.0|eps"),
     ExerciseMistake("no-root", 3, "(x - mean) / (var + eps)",
             "you divide the {C} channels by the variance, not by its root",
             "divided by the variance, the channels have variance 1 / variance, not 1",
@@ -259,6 +282,10 @@ MISTAKES = (
             "gain multiplies, bias adds", "exchange the two",
             _affine(lambda w, y: y * (w.g if w.b is None else w.b)
                     + (0 if w.b is None else w.g)), at=r"return"),
+    ExerciseMistake("changes-in-training", 4, "dropout, or statistics of the batch",
+            "in training mode your output differs by up to {difference} from that in evaluation",
+            "a layer norm does the same in training and in evaluation: it has no dropout and keeps "
+            "no statistics", "leave out what depends on self.training", at=r"training|rop"),
     *general_mistakes(4),
 )
 # fmt: on
@@ -267,33 +294,45 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """Gain and bias, each (C,), found by name. Raises CheckFailed if there is no gain."""
     gain = bias = None
-    have = []
+    have, others = [], []
     for name, parameter in module.named_parameters():
         last = name.rsplit(".", 1)[-1]
         have.append(f"`{name}` {tuple(parameter.shape)}")
         if parameter.numel() != size.C or parameter.shape[-1] != size.C:
             continue
         if last in GAINS and gain is None:
-            gain = parameter.detach().flatten()
+            gain = parameter.flatten()
         elif last in BIASES and bias is None:
-            bias = parameter.detach().flatten()
+            bias = parameter.flatten()
+        else:
+            others.append(parameter.flatten())
+    if gain is None and others:  # of another name: the gain is usually made first
+        gain = others.pop(0)
+    if bias is None and others:
+        bias = others.pop(0)
     if gain is None:
-        raise learner.mistake("missing-gain", C=size.C, have=", ".join(have) or "none")
+        raise learner.mistake(
+            "missing-gain", within=learner.constructor, C=size.C, have=", ".join(have) or "none"
+        )
     return SimpleNamespace(g=gain, b=bias)
 
 
-def start(learner: LearnerModule) -> None:
-    """Check that the gain starts at 1, the bias at 0, and that there is a bias if config.bias."""
+def start(learner: LearnerModule) -> Iterator[CheckFailed]:
+    """Faults of the constructor: where gain and bias start, and whether there is a bias."""
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
+        lines = learner.constructor
         if (w.b is not None) != size.bias:
             have = "no bias" if w.b is None else f"a bias of shape {tuple(w.b.shape)}"
             names = ", ".join(f"`{name}`" for name, _ in module.named_parameters())
-            raise learner.mistake("bias-ignored", bias=size.bias, have=f"{have} ({names})")
+            have = f"{have} ({names})"
+            yield learner.mistake("bias-ignored", within=lines, bias=size.bias, have=have)
         if not bool((w.g == 1).all()):
-            raise learner.mistake("gain-not-ones", value=f"{float(w.g[w.g != 1][0]):.3g}")
+            value = f"{float(w.g[w.g != 1][0].detach()):.3g}"
+            yield learner.mistake("gain-not-ones", within=lines, value=value)
         if w.b is not None and bool(w.b.any()):
-            raise learner.mistake("bias-not-zeros", value=f"{float(w.b[w.b != 0][0]):.3g}")
+            value = f"{float(w.b[w.b != 0][0].detach()):.3g}"
+            yield learner.mistake("bias-not-zeros", within=lines, value=value)
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -307,9 +346,17 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return x
 
 
-def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
-    """Notes. They do not make a file wrong."""
-    if any(isinstance(part, nn.LayerNorm) for part in learner.construct(SIZES[0]).modules()):
+def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
+    """Training mode changes nothing. A note names torch's own layer norm."""
+    module, w, x = learner.filled(SIZES[0])
+    with torch.no_grad():
+        trace = TensorTrace(learner.file.path, module)
+        y = learner.run(module.train(), w, x, trace)
+        wanted = gained(w, normal(x))
+    if not close(y, wanted):
+        difference = f"{float((y - wanted).abs().max()):.3g}"
+        yield learner.mistake_in_forward("changes-in-training", difference=difference)
+    if any(isinstance(part, nn.LayerNorm) for part in module.modules()):
         yield "torch's own", "right, but torch.nn.LayerNorm does the steps for you"
 
 
@@ -319,4 +366,7 @@ SIZES = (
     Size(4, 3, 8, seed=2),
     Size(1, 2, 5, seed=3),
 )
-LESSON = ModuleLesson("layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)
+LESSON = ModuleLesson(
+    "layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train,
+    alone=frozenset({2}), names=((r"eps", 3), (r"weight|bias|gain|gamma|beta|scale|shift", 4)),
+)  # fmt: skip

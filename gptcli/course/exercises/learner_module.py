@@ -5,26 +5,25 @@ Dimensions: B batch, T time, C channels (n_embd), H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gptcli.course.attention.cases import fill_parameters
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.exercises.building import build
-from gptcli.course.exercises.explainer import ExerciseMistake, Explainer
+from gptcli.course.exercises.explainer import ExerciseMistake, Explainer, step_named_in
+from gptcli.course.exercises.tensor_trace import Healed, TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_class import load_class
-from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.learner_file import LearnerFile, place_of
 from gptcli.errors import GptcliError
-
-MOST_TENSORS = 4000  # the most that a trace keeps
-MOST_NUMBERS = 1 << 20  # in one tensor of a trace
 
 
 @dataclass(frozen=True)
@@ -53,37 +52,86 @@ class Size:
         return f"B={self.B}, T={self.T}, n_embd={self.C}"
 
 
+def no_step(run: Run) -> int | None:
+    """Nothing more is known about the first wrong step than the trace tells."""
+    return None
+
+
 @dataclass(frozen=True)
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
     `weights` returns what `landmarks` and the mistakes' forms compute with, taken from a learner's
-    module, and raises CheckFailed if something is missing. `start` checks what the constructor
-    makes. `landmarks` returns a list of tensors for each step. If the trace contains one of them,
-    the step was done. The first tensor of the last step is the output. `draw` draws the input x."""
+    module, and raises CheckFailed if nothing can be compared without what is missing. `start`
+    yields the other faults of what the constructor makes. `landmarks` yields a list of tensors for
+    each step. If the trace contains one of them, the step was done. The first tensor of the last
+    step is the output. `draw` draws the input x. `train` yields the faults that show only in
+    training mode, or notes. `first_wrong` finds the first wrong step if the lesson knows more than
+    the trace. A step in `alone` can be right although the step before it is wrong. `names` are
+    patterns for the names of attributes, with the step in which they are used."""
 
     name: str
     steps: tuple[Step, ...]
     sizes: tuple[Size, ...]
     mistakes: tuple[ExerciseMistake, ...]
     weights: Callable[[LearnerModule, nn.Module, Size], Any]
-    start: Callable[[LearnerModule], None]
-    landmarks: Callable[[Any, Tensor], list[list[Tensor]]]
+    start: Callable[[LearnerModule], Iterator[CheckFailed]]
+    landmarks: Callable[[Any, Tensor], Iterator[list[Tensor]]]
     draw: Callable[[Size, torch.Generator], Tensor]
-    notes: Callable[[LearnerModule], Iterator[tuple[str, str]]]
+    train: Callable[[LearnerModule], Iterator[CheckFailed | tuple[str, str]]]
+    first_wrong: Callable[[Run], int | None] = no_step
+    alone: frozenset[int] = frozenset()
+    names: tuple[tuple[str, int], ...] = ()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerModule:
         """Run the file and return its class, ready to be tried."""
         return LearnerModule(file, load_class(file), self, say)
 
     def check(self, learner: LearnerModule, done: list[Check]) -> str:
-        """Compare construction, output and gradients with the reference."""
-        self.start(learner)
-        verdict = f"the same as the reference, largest error {compare_output(learner):.1g}"
-        compare_gradients(learner)
+        """Compare construction, output, gradients and training with the reference."""
+        learner.needs_forward()
+        faults = list(self.start(learner))
+        error, right = 0.0, True
+        try:
+            error = compare_output(learner, faults)
+        except CheckFailed as failed:
+            right = failed.mistake == "input-changed"
+            if not (faults and _lacks_part(failed)):
+                faults.append(failed)
+        if not faults or min(_step(fault) for fault in faults) > 1:
+            faults += compare_gradients(learner, right=right)
+        notes: list[tuple[str, str]] = []
+        if not faults:
+            for found in self.train(learner):
+                if isinstance(found, CheckFailed):
+                    faults.append(found)
+                else:
+                    notes.append(found)
+        if faults:
+            raise min(faults, key=_step)
+        verdict = f"the same as the reference, largest error {error:.1g}"
         done += self.all_steps(verdict)
-        done += [Check(name, True, detail, note=True) for name, detail in self.notes(learner)]
+        done += [Check(name, True, detail, note=True) for name, detail in notes]
         return verdict
+
+
+def _step(failed: CheckFailed) -> int:
+    return failed.step or 1
+
+
+def _lacks_part(failed: CheckFailed) -> bool:
+    """Whether forward stopped because of a submodule that the constructor does not make."""
+    text = str(failed)
+    return "has no attribute" in text or "'NoneType' object is not callable" in text
+
+
+_OF_CONSTRUCTOR = {"dropout-rate", "dropout-rate-inverted", "another-eps"}
+"""Mistakes that are usually written in the constructor."""
+_OF_PLACE = {
+    "gelu-after-projection", "gelu-before-expanding", "gelu-twice", "output-bent",
+    "dropout-never-acts", "dropout-elsewhere", "residual-inside",
+}  # fmt: skip
+"""Mistakes of forward alone: the line of the constructor is right."""
 
 
 class LearnerModule(Explainer):
@@ -94,10 +142,20 @@ class LearnerModule(Explainer):
     ) -> None:
         super().__init__(file, lesson.steps, lesson.mistakes)
         self.cls, self.lesson, self.say = cls, lesson, say
+        self.constructor = self.source.class_lines(cls.__name__, constructor=True)
+        self.methods = self.source.class_lines(cls.__name__, constructor=False)
+
+    def needs_forward(self) -> None:
+        """Raises CheckFailed if the learner's class has no forward."""
+        if self.cls.forward is nn.Module.forward:
+            own = [name for name, value in vars(self.cls).items() if inspect.isfunction(value)]
+            raise self.missing(1, "method", "forward", [n for n in own if n != "__init__"])
 
     def construct(self, size: Size) -> nn.Module:
         """A new module of that size, in float64 and evaluation mode, with its initial weights."""
         self.say("step 1: building the module")
+        if self.cls.__init__ is nn.Module.__init__:
+            raise self.missing(1, "method", "__init__", [])
         try:
             module = build(self.cls, size.config())
         except GptcliError as error:
@@ -106,209 +164,436 @@ class LearnerModule(Explainer):
             raise self.stopped(error, f"building `{self.cls.__name__}`", 1) from error
         return module.to(torch.float64).eval()
 
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """module(x), of the shape and dtype of x.
+    def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
+        """A new module with random weights, what the lesson's `weights` returns, and an input."""
+        module = self.construct(size)
+        generator = torch.Generator().manual_seed(1000 + size.seed)
+        fill_parameters(module, generator)
+        weights = self.lesson.weights(self, module, size)
+        return module, weights, self.lesson.draw(size, generator)
+
+    def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
+        """module(x), of the shape and dtype of x, with its operations in `trace`.
 
         Raises CheckFailed at the first step that the learner's code did not complete."""
-        self.say(f"step 1: forward on x of shape {tuple(x.shape)}")
         doing = f"forward on x of shape {tuple(x.shape)}"
-        trace = TensorTrace()
-        before = x.clone()
+        self.say(f"step 1: {doing}")
+        before = x.detach().clone()
         try:
             with trace:
                 y = module(x)
         except (Exception, SystemExit) as error:
-            raise self.stopped(error, doing, self.step_after(trace, module, before)) from error
+            step = step_named_in(error) or self.step_after(trace, weights, before, error)
+            wrong = self._earlier_mistake(trace, weights, before, step)
+            raise wrong or self.stopped(error, doing, step) from error
+        wrong_kind = self._wrong_kind(y, x, doing)
+        if wrong_kind is not None:
+            slug, message, hint = wrong_kind
+            step = self.step_after(trace, weights, before)
+            line = self.source.find(r"\breturn\b", self.methods)
+            message += self.source.quote(line)
+            raise self._earlier_mistake(trace, weights, before, step) or self.failed_at(
+                step, slug, message, hint
+            )
+        out: Tensor = y
+        return out
+
+    def _wrong_kind(self, y: Any, x: Tensor, doing: str) -> tuple[str, str, str] | None:
+        """What is wrong about the kind, shape or dtype of an output: slug, message, hint."""
         if not isinstance(y, Tensor):
             kind = "None" if y is None else f"a {type(y).__name__}"
-            raise self.failed_at(
-                self.step_after(trace, module, before),
+            return (
                 "returns-nothing" if y is None else "no-tensor",
                 f"{doing} returned {kind}, not a tensor",
-                "end forward with `return` and only the output",
+                "what does the last line of forward return?",
             )
         if y.shape != x.shape:
-            raise self.failed_at(
-                self.step_after(trace, module, before),
+            return (
                 "output-shape",
                 f"your output has shape {tuple(y.shape)}; it needs the shape of x, "
                 f"{tuple(x.shape)}",
-                "print the shape after each step and find the first that differs from the comment "
-                "in the skeleton",
+                "which is the first step whose shape differs from the comment in the skeleton?",
             )
         if y.dtype != x.dtype:
-            raise self.failed_at(
-                1,
+            return (
                 "output-dtype",
                 f"your output is {y.dtype}, but x and the weights are {x.dtype}",
-                "leave out .float() and dtype=...; compute in the dtype of x",
+                "which line leaves the dtype of x? look for .float() and dtype=...",
             )
-        return y
+        return None
 
-    def step_after(self, trace: TensorTrace, module: nn.Module, x: Tensor) -> int:
-        """The step after the last one whose result is in the trace (the last step at most)."""
-        size = Size(*x.shape)
+    def landmarks(self, weights: Any, x: Tensor) -> list[list[Tensor]]:
+        """The results of the steps, as far as the reference can compute them with `weights`."""
+        found: list[list[Tensor]] = []
+        try:
+            for wanted in self.lesson.landmarks(weights, x):
+                found.append(wanted)
+        except Exception:  # of the learner's submodules; a constructor fault tells why
+            return found
+        return found
+
+    def step_after(
+        self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException | None = None
+    ) -> int:
+        """The first step whose result is not in the trace (the last step at most).
+
+        A step whose result is there shows that those before it were done, unless it is `alone`."""
         with torch.no_grad():
-            marks = self.lesson.landmarks(self.lesson.weights(self, module, size), x)
-        done = [i for i, wanted in enumerate(marks, 1) if any(trace.has(one) for one in wanted)]
-        return min(max(done, default=0) + 1, len(marks))
-
-
-class TensorTrace(TorchFunctionMode):
-    """Records every tensor that a forward computes. Use it in a `with` around the forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else (out,):
+            marks = self.landmarks(weights, x)
+        done = {i for i, wanted in enumerate(marks, 1) if any(trace.has(one) for one in wanted)}
+        step = max(done - self.lesson.alone, default=0) + 1
+        while step in done:
+            step += 1
+        last = len(self.lesson.steps)
+        if error is not None and (place := place_of(error, self.file.path)) is not None:
+            named = self.source.step_named_at(place[0])  # a comment `# Step 3`
             if (
-                isinstance(value, Tensor)
-                and value.is_floating_point()
-                and value.numel() <= MOST_NUMBERS
-                and len(self.seen) < MOST_TENSORS
+                named is not None
+                and step < named <= last
+                and isinstance(error, NotImplementedError)
             ):
-                self.seen.append(value.detach().clone())
-        return out
+                return named
+        if isinstance(error, AttributeError):  # forward looks it up before the step before is done
+            used = (n for p, n in self.lesson.names if re.search(p, str(error.name)))
+            step = max(step, next(used, step))
+        return min(step, last)
 
-    def has(self, wanted: Tensor) -> bool:
-        """Whether one recorded tensor holds the numbers of `wanted`, in any layout."""
-        goal = wanted.double().flatten().sort().values
-        return any(
-            tensor.numel() == goal.numel()
-            and torch.allclose(tensor.double().flatten().sort().values, goal, 0.0, 1e-9)
-            for tensor in self.seen
+    def _earlier_mistake(
+        self, trace: TensorTrace, weights: Any, x: Tensor, step: int
+    ) -> CheckFailed | None:
+        """The known mistake of a step up to `step` whose wrong result is in the trace."""
+        for mistake in self.mistakes:
+            if mistake.step <= step and mistake.parts and self.shows(mistake, trace, weights, x):
+                marks = self.landmarks(weights, x)
+                right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
+                if not any(trace.has(one) for one in right):
+                    return self.mistake(mistake.slug, **self.facts(x))
+        return None
+
+    def shows(self, mistake: ExerciseMistake, trace: TensorTrace, weights: Any, x: Tensor) -> bool:
+        """Whether the trace has the wrong result of a known mistake."""
+        for part in mistake.parts:
+            try:
+                with torch.no_grad():
+                    result = part(weights, x)
+            except Exception:  # a part that these weights do not have
+                continue
+            if trace.has(result):
+                return True
+        return False
+
+    def facts(self, x: Tensor) -> dict[str, Any]:
+        """The sizes that messages mention."""
+        B, T, C = x.shape
+        return {"B": B, "T": T, "C": C, "C1": C - 1, "C4": 4 * C}
+
+    def mistake_in_forward(
+        self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
+    ) -> CheckFailed:
+        """The known mistake of that name; quotes the line of forward that has its pattern.
+
+        Among several such lines it takes `suspect`. If forward has none, it takes the line of the
+        constructor, or else `suspect`."""
+        pattern = next(m for m in self.mistakes if m.slug == slug).at
+        lines = self.source.matches(pattern, self.methods)
+        of_constructor = (
+            []
+            if self.lesson.name == "block" or slug in _OF_PLACE
+            else self.source.matches(pattern, self.constructor)
         )
+        line: int | None
+        if of_constructor and slug in _OF_CONSTRUCTOR:
+            line = of_constructor[0]
+        elif suspect in lines:
+            line = suspect
+        elif lines and not (of_constructor and all(self._is_return(line) for line in lines)):
+            line = lines[0]
+        elif of_constructor:
+            line = of_constructor[0]
+        else:
+            line = lines[0] if lines else suspect
+        return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
+
+    def _is_return(self, line: int) -> bool:
+        return line in self.source.matches(r"^\s*return\b", self.methods)
+
+    def step_of_line(
+        self, trace: TensorTrace, weights: Any, x: Tensor, line: int | None, at: int
+    ) -> int:
+        """The step to which operation number `at` of the trace belongs, which is on `line`."""
+        with torch.no_grad():
+            marks = self.landmarks(weights, x)
+        before = 0
+        for step, wanted in enumerate(marks, 1):
+            places = [p for one in wanted if (p := trace.place_of(one)) is not None]
+            if not places:
+                continue
+            place = min(places)
+            if place == at and step > before:
+                return step
+            if place < at:
+                before = step if trace.operations[place].line != line else step - 1
+        return min(before + 1, len(self.lesson.steps))
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One forward of a learner's module, with the reference's output."""
+class Run:
+    """One forward of a learner's module, with the reference's output.
+
+    `landmarks` are the results of the steps, as far as the reference could compute them."""
 
     size: Size
     module: nn.Module
     weights: Any  # what the lesson's `weights` returns
     x: Tensor
     y: Tensor
-    wanted: Tensor
+    landmarks: list[list[Tensor]]
     trace: TensorTrace
+    faults: tuple[CheckFailed, ...]
+
+    @property
+    def wanted(self) -> Tensor | None:
+        """The right output, or None if the reference could not compute it."""
+        return self.landmarks[-1][0] if self.landmarks else None
+
+    @property
+    def right(self) -> bool:
+        """Whether the output is right."""
+        return self.wanted is not None and close(self.y, self.wanted)
 
 
-def compare_output(learner: LearnerModule) -> float:
+def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) -> float:
     """The largest difference from the reference over all sizes.
 
     Raises CheckFailed if an output differs. The failure names a known mistake if this mistake gives
-    the learner's outputs for all sizes, and otherwise the first wrong step."""
+    the learner's outputs for all sizes, and otherwise the first wrong step. `known` are faults of
+    the constructor, without which the reference may be unable to run."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
-    bad = [run for run in runs if not close(run.y, run.wanted)]
+    complete = len(learner.lesson.steps)
+    lost = [run for run in runs if len(run.landmarks) < complete]
+    if lost and not list(known):
+        for _ in learner.lesson.landmarks(lost[0].weights, lost[0].x):
+            pass  # raises again what the reference raised: the fault is ours
+    faults = [fault for run in runs for fault in run.faults]
+    bad = [run for run in runs if len(run.landmarks) < complete or not run.right]
     if bad:
-        raise _explained(learner, runs, bad)
-    return max(float((run.y - run.wanted).abs().max()) for run in runs)
+        faults.append(_explained(learner, runs, bad))
+    if faults:
+        raise min(faults, key=_step)
+    return max(float((run.y - w).abs().max()) for run in runs if (w := run.wanted) is not None)
 
 
-def _run(learner: LearnerModule, size: Size) -> _Run:
-    """Run one size. Raises CheckFailed if dropout acts or x is changed."""
+def _run(learner: LearnerModule, size: Size) -> Run:
+    """Run one size. Dropout that acts, and an x that was changed, are faults of the run."""
     lesson = learner.lesson
-    module = learner.construct(size)
-    generator = torch.Generator().manual_seed(1000 + size.seed)
-    fill_parameters(module, generator)
-    weights = lesson.weights(learner, module, size)
-    x = lesson.draw(size, generator)
+    module, weights, x = learner.filled(size)
+    faults = []
     with torch.no_grad():
-        wanted = lesson.landmarks(weights, x)[-1][0]
         given = x.clone()
-        torch.manual_seed(1)
-        y = learner.run(module, given)
-        torch.manual_seed(2)
-        again = learner.run(module, x.clone())
-        trace = TensorTrace()
-        with trace:
-            module(x.clone())
-    if not torch.equal(y, again) and y.isfinite().all() and torch.equal(given, x):
-        raise learner.mistake(
-            "dropout-in-evaluation",
-            dropout=size.dropout,
-            difference=f"{float((y - again).abs().max()):.3g}",
+        trace = TensorTrace(learner.file.path, module, given, quiet=True)
+        y = learner.run(module, weights, given, trace)
+        noisy = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            plain = TensorTrace(learner.file.path, module)
+            noisy.append(learner.run(module, weights, x.clone(), plain))
+        marks = learner.landmarks(weights, x)
+    if not torch.equal(*noisy) and bool(torch.stack(noisy).isfinite().all()):
+        faults.append(
+            learner.mistake_in_forward(
+                "dropout-in-evaluation",
+                dropout=size.dropout,
+                difference=f"{float((noisy[0] - noisy[1]).abs().max()):.3g}",
+            )
         )
-    if not torch.equal(given, x) and close(y, wanted):
+    elif not close(noisy[0], y):  # a random form that happens to repeat, such as dropout of 1.0
+        y = noisy[0]
+    if trace.changed is not None or not torch.equal(given, x):
+        changed = trace.changed
+        line = None if changed is None else changed.line
+        at = 0 if changed is None else trace.operations.index(changed)
+        step = len(lesson.steps)
+        if changed is not None:
+            step = learner.step_of_line(trace, weights, x, line, at)
         difference = f"{float((given - x).abs().max()):.3g}"
-        raise learner.mistake("input-changed", difference=difference)
-    return _Run(size, module, weights, x, y, wanted, trace)
+        faults.append(
+            learner.mistake(
+                "input-changed",
+                step=step,
+                line=line,
+                within=learner.methods,
+                difference=difference,
+            )
+        )
+    return Run(size, module, weights, x, y, marks, trace, tuple(faults))
 
 
-def _explained(learner: LearnerModule, runs: list[_Run], bad: list[_Run]) -> CheckFailed:
+def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> CheckFailed:
     """What is wrong with the runs in `bad`: a known mistake, rounding, or the first wrong step."""
     lesson, run = learner.lesson, bad[0]
-    size, y, wanted = run.size, run.y, run.wanted
-    most = (y - wanted).abs().nan_to_num(nan=float("inf")).argmax()
-    token = tuple(int(i) for i in torch.unravel_index(most, y.shape))
-    yours, right = float(y[token]), float(wanted[token])
-    evidence = f" (output[{', '.join(map(str, token))}] is {yours:.4g}, expected {right:.4g})"
-    facts = {"C": size.C, "C1": size.C - 1, "B": size.B, "T": size.T, "C4": 4 * size.C}
-    with torch.no_grad():
-        for mistake in lesson.mistakes:
-            for form in mistake.forms:
-                if all(close(each.y, form(each.weights, each.x)) for each in runs):
-                    return learner.mistake(mistake.slug, evidence, **facts)
-        step = max(learner.step_after(each.trace, each.module, each.x) for each in bad)
-    known = lesson.steps[step - 1]
-    difference = float((y - wanted).abs().max())
-    if difference < 1e-5 and not bool(y.isnan().any()):
-        marks = lesson.landmarks(run.weights, run.x)
-        lost = (i for i, m in enumerate(marks, 1) if not any(run.trace.has(one) for one in m))
-        return CheckFailed(
-            "precision",
-            f"your output differs by up to {difference:.1e}: that looks like float32 rounding, "
-            f"but x is float64{evidence}",
-            ("is every tensor of x's dtype?", "leave out .float() and dtype=...", known.show),
-            next(lost, step),
+    size, y = run.size, run.y
+    wanted = run.wanted if len(run.landmarks) == len(lesson.steps) else None
+    evidence = ""
+    if wanted is not None:
+        most = int((y - wanted).abs().nan_to_num(nan=float("inf")).argmax())
+        _, T, C = y.shape
+        token = (most // (T * C), most // C % T, most % C)  # unravel_index imports sympy
+        where = ", ".join(map(str, token))
+        evidence = (
+            f" (output[{where}] is {float(y[token]):.4g}, expected {float(wanted[token]):.4g})"
         )
-    before = f"up to step {step - 1} all is right; " if step > 1 else ""
+    facts = learner.facts(run.x)
+    step = min(_first_wrong_step(learner, each) for each in bad)
+    marks = run.landmarks
+    done = [t for wanted_of in marks[: step - 1] for t in wanted_of]
+    suspect = run.trace.line_after(done)
+    for mistake in lesson.mistakes:
+        for form in mistake.forms:
+            if all(_gives(form, each) for each in runs):
+                return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
+    for mistake in lesson.mistakes:
+        if mistake.step == step and all(
+            learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
+        ):
+            return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
+    known = lesson.steps[step - 1]
+    if wanted is not None and bool(y.isfinite().all()):
+        difference = float((y - wanted).abs().max())
+        if difference < 1e-5:
+            lost = (i for i, m in enumerate(marks, 1) if not any(run.trace.has(one) for one in m))
+            step = next(lost, step)
+            line = learner.source.find(r"float\(|float32|half\(|bfloat16", learner.methods)
+            quote = learner.source.quote(line if line is not None else suspect)
+            return CheckFailed(
+                "precision",
+                f"your output differs by up to {difference:.1e}: that looks like float32 rounding, "
+                f"but x is float64{quote}{evidence}",
+                (
+                    "is every tensor of x's dtype?",
+                    "something converts to float32, or rounds a constant",
+                    f"leave out .float() and dtype=...{quote}; {lesson.steps[step - 1].show}",
+                ),
+                step,
+            )
+    quote = learner.source.quote(suspect)
+    previous = ""
+    if step > 1 and len(marks) >= step - 1 and any(run.trace.has(one) for one in marks[step - 2]):
+        previous = f"the result of step {step - 1}, {lesson.steps[step - 2].name}, is right; "
+    slug = "wrong-output" if bool(y.isfinite().all()) else "not-finite"
+    seen = len(marks) >= step and any(run.trace.has(one) for one in marks[step - 1])
+    what = (
+        f"your forward changes the result of step {step}, {known.name}, or does not use it"
+        if seen
+        else f"your forward never computes the result of step {step}, {known.name}"
+    )
     return CheckFailed(
-        "wrong-output" if bool(y.isfinite().all()) else "not-finite",
-        f"{before}your forward never computes the result of step {step}, {known.name} "
-        f"({size}){evidence}",
-        (known.ask, known.tell, known.show),
+        slug,
+        f"{previous}{what} ({size}){quote}{evidence}",
+        (known.ask, known.tell, known.show + quote),
         step,
     )
 
 
-def compare_gradients(learner: LearnerModule) -> None:
-    """Raises CheckFailed if x or a parameter gets no gradient, or if the gradient of x is wrong."""
-    lesson = learner.lesson
-    size = lesson.sizes[0]
-    module = learner.construct(size)
-    generator = torch.Generator().manual_seed(7)
-    fill_parameters(module, generator)
-    x = lesson.draw(size, generator).requires_grad_()
+def _first_wrong_step(learner: LearnerModule, run: Run) -> int:
+    found = learner.lesson.first_wrong(run)
+    return found or learner.step_after(run.trace, run.weights, run.x)
+
+
+def _gives(form: Callable[..., Any], run: Run) -> bool:
+    """Whether a known mistake gives the output of the run."""
     try:
-        y = module(x)
-        if y.requires_grad:
-            (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum().backward()
-    except (Exception, SystemExit) as error:
-        raise learner.stopped(error, "forward with gradients", len(lesson.steps)) from error
-    for name, tensor in (("x", x), *module.named_parameters()):
-        if tensor.grad is None or not bool(tensor.grad.any()):
-            raise learner.mistake("no-gradient", name=name)
-    weights = lesson.weights(learner, module, size)
-    x2 = x.detach().clone().requires_grad_()
-    right = lesson.landmarks(weights, x2)[-1][0]
-    noise = torch.randn(
-        right.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
+        with torch.no_grad():
+            result = form(run.weights, run.x)
+    except Exception:  # a form for parts that this module does not have
+        return False
+    return close(run.y, result)
+
+
+def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
+    """The fault of a module through which gradients do not flow as they should, if there is one.
+
+    If its output is not `right`, its gradients are not compared with those of the reference, but
+    with its own without what cuts the graph."""
+    lesson = learner.lesson
+    module, weights, x = learner.filled(lesson.sizes[0])
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)
+    names = [name for name, _ in module.named_parameters()]
+    parameters = list(module.parameters())
+
+    def gradients(y: Tensor, of: Tensor) -> list[Tensor | None]:
+        leaves = [of, *(p for p in parameters if p.requires_grad)]
+        if not y.requires_grad:
+            found: list[Tensor | None] = [None] * len(leaves)
+        else:
+            found = list(torch.autograd.grad((y * noise).sum(), leaves, allow_unused=True))
+        byid = {id(leaf): gradient for leaf, gradient in zip(leaves, found, strict=True)}
+        return [byid[id(of)], *(byid.get(id(p)) for p in parameters)]
+
+    def forward(broken: set[int] | None, trace: TensorTrace) -> list[Tensor | None]:
+        leaf = x.detach().clone().requires_grad_()
+        torch.manual_seed(3)  # for a forward with dropout always on
+        if broken is None:
+            return gradients(learner.run(module, weights, leaf, trace), leaf)
+        with Healed(trace, broken):
+            y = module(leaf)
+        return gradients(y, leaf)
+
+    trace = TensorTrace(learner.file.path, module)
+    try:
+        got = forward(None, trace)
+    except CheckFailed as failed:  # if forward ran before, only with gradients
+        return [failed] if right else []
+    except RuntimeError as error:
+        return [learner.stopped(error, "the backward pass", len(lesson.steps))] if right else []
+    cuts = [(i, op.line) for i, op in enumerate(trace.operations) if op.cuts and op.line]
+    if right:
+        leaf = x.detach().clone().requires_grad_()
+        marks = learner.landmarks(weights, leaf)
+        if len(marks) < len(lesson.steps):
+            return []
+        wanted = gradients(marks[-1][0], leaf)
+    else:
+        try:
+            wanted = forward(set(), trace) if cuts else got
+        except Exception:  # what cuts the graph cannot be healed
+            return []
+
+    def wrong(found: list[Tensor | None]) -> str | None:
+        """The name of the first tensor whose gradient is missing or wrong."""
+        for name, mine, right in zip(["x", *names], found, wanted, strict=True):
+            if mine is None and right is not None and bool(right.abs().max() > TOLERANCE):
+                return name
+            if mine is not None and right is not None and not close(mine, right):
+                return f"{name} (in part)"
+        return None
+
+    name = wrong(got)
+    frozen = next((n for n, p in module.named_parameters() if not p.requires_grad), None)
+    if frozen is not None and name is None:
+        line = learner.source.find(r"requires_grad")
+        return [learner.mistake("no-gradient", step=1, line=line, name=frozen)]
+    if name is None:
+        return []
+    lines = list(dict.fromkeys(line for _, line in cuts if line is not None))
+    culprit = lines[0] if lines else None
+    if len(lines) > 1:
+        for line in lines:
+            try:
+                if wrong(forward({line}, trace)) is not None:
+                    culprit = line
+                    break
+            except Exception:  # what cuts the graph cannot be healed, such as inference_mode
+                break
+    if culprit is None:
+        return [learner.mistake("no-gradient", within=learner.methods, name=name)]
+    at = next(i for i, line in cuts if line == culprit)
+    step = learner.step_of_line(trace, weights, x, culprit, at)
+    block = learner.source.find(r"no_grad|inference_mode|set_grad_enabled", learner.methods)
+    cutting = learner.source.matches(
+        r"detach|\.data\b|\.item\(|\.numpy\(|tolist|float\(", learner.methods
     )
-    (wanted,) = torch.autograd.grad((right * noise).sum(), x2)
-    x3 = x.detach().clone().requires_grad_()
-    (got,) = torch.autograd.grad((module(x3) * noise).sum(), x3)
-    if not close(got, wanted):
-        raise learner.mistake("no-gradient", name="x (in part)")
+    line = culprit if culprit in cutting or block is None or block > culprit else block
+    return [learner.mistake("no-gradient", step=step, line=line, name=name)]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -347,6 +632,6 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             "differ by up to {difference}",
             "dropout acts only in training; F.dropout does not know the mode of your module",
             "use an nn.Dropout made in the constructor, or pass training=self.training",
-            at=r"[dD]ropout\((?!config)|rand",
+            at=r"[dD]rop\w*\((?!config)|rand|bernoulli",
         ),
     )

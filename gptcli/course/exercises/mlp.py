@@ -20,12 +20,15 @@ from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
     Size,
+    close,
     general_mistakes,
 )
-from gptcli.course.lesson import Step
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed, Step
 
 Weights = Any
 DROPOUT = 0.5
+DROPOUT_LINE = r"(?i)drop|bernoulli|rand|self\.p\b|self\.net\b"
 
 STEPS = (
     Step(
@@ -61,17 +64,26 @@ def phi(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def steps(w: Weights, x: Tensor) -> list[list[Tensor]]:
-    """The result of each step, for every form in which it can appear."""
+def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
+    """The result of each step, as far as the learner's layers have the right shapes."""
     wide = w.up(x)
+    yield [wide]
     activated = wide * phi(wide)
+    yield [activated]
+    if w.down is None:
+        return
     out = w.down(activated)
-    return [[wide], [activated], [out], [out]]
+    yield [out]
+    yield [out]
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
     """An MLP with another activation function in step 2."""
     return (lambda w, x: w.down(function(w.up(x))),)
+
+
+def _tanh_gelu(a: Tensor) -> Tensor:
+    return F.gelu(a, approximate="tanh")
 
 
 # fmt: off
@@ -85,6 +97,20 @@ MISTAKES = (
             "your module has three matrices, {have}; GPT-2's feed-forward network has two",
             "newer models have a gate; that is another network",
             "leave the gate out: expand, GELU, project", at=r"nn\.Linear"),
+    ExerciseMistake("no-second-layer", 3, "one linear layer",
+            "your module has one matrix, {have}; it needs two, ({C4}, {C}) and ({C}, {C4})",
+            "one layer expands, one projects back",
+            "make c_proj in the constructor, a linear layer from 4C to C",
+            at=r"proj|Identity|fc2|down|w2"),
+    ExerciseMistake("fixed-width", 1, "nn.Linear(768, 3072)",
+            "your first layer {name} takes {into} channels; with this config x has n_embd = {C}",
+            "the config says how many channels there are",
+            "write nn.Linear(config.n_embd, 4 * config.n_embd)", at=r"Linear|Parameter"),
+    ExerciseMistake("wrong-second-layer", 3, "nn.Linear(C, 4 * C) twice, or nn.Linear(2 * C, C)",
+            "your second layer {name} has a weight of shape {shape}, expected ({C}, {C4}): from "
+            "4 x n_embd = {C4} channels back to {C}",
+            "the second layer takes what the first one gives, and gives what x has",
+            "write nn.Linear(4 * config.n_embd, config.n_embd)", at=r"Linear|Parameter"),
     ExerciseMistake("wrong-width", 1, "nn.Linear(C, C) or nn.Linear(C, 2 * C)",
             "your hidden width is {width}, which is {times:g} x n_embd; expected 4 x {C} = {C4}",
             "GPT-2 expands by 4", "write 4 * config.n_embd in both layers", at=r"nn\.Linear"),
@@ -105,14 +131,17 @@ MISTAKES = (
             "your {C4} channels go through GELU's tanh form; this exercise asks for the exact one",
             "the tanh form, which GPT-2 uses, differs by up to 0.0005: close, but not the same",
             "use the error function: F.gelu with its default",
-            _activation(lambda a: F.gelu(a, approximate="tanh")), at=r"tanh"),
+            _activation(_tanh_gelu), at=r"tanh",
+            parts=(lambda w, x: _tanh_gelu(w.up(x)),)),
     ExerciseMistake("relu", 2, "F.relu(x)", "your {C4} channels go through ReLU, not GELU",
             "the transformer of 2017 used ReLU; GPT-2 uses GELU",
-            "replace ReLU by GELU", _activation(F.relu), at=r"(?i)relu|clamp|max"),
+            "replace ReLU by GELU", _activation(F.relu), at=r"(?i)relu|clamp|max",
+            parts=(lambda w, x: F.relu(w.up(x)),)),
     ExerciseMistake("silu", 2, "F.silu(x), or x * torch.sigmoid(x)",
             "your {C4} channels go through SiLU (x times sigmoid of x), not GELU",
             "SiLU looks like GELU, but it is wider", "replace it by GELU", _activation(F.silu),
-            at=r"(?i)silu|sigmoid"),
+            at=r"(?i)silu|sigmoid",
+            parts=(lambda w, x: F.silu(w.up(x)),)),
     ExerciseMistake("sigmoid-gelu", 2, "x * torch.sigmoid(1.702 * x)",
             "your {C4} channels go through the sigmoid approximation of GELU",
             "sigmoid(1.702 * x) matches the normal distribution to only two digits",
@@ -125,10 +154,12 @@ MISTAKES = (
             at=r"c_proj\("),
     ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "your {C4} channels go through a sigmoid",
             "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
-            _activation(torch.sigmoid), at=r"(?i)sigmoid"),
+            _activation(torch.sigmoid), at=r"(?i)sigmoid",
+            parts=(lambda w, x: torch.sigmoid(w.up(x)),)),
     ExerciseMistake("tanh", 2, "torch.tanh(x)", "your {C4} channels go through tanh",
             "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
-            _activation(torch.tanh), at=r"(?i)tanh"),
+            _activation(torch.tanh), at=r"(?i)tanh",
+            parts=(lambda w, x: torch.tanh(w.up(x)),)),
     ExerciseMistake("leaky-relu", 2,
             "F.leaky_relu(x)", "your {C4} channels go through a leaky ReLU or ELU",
             "GELU is smooth and goes to 0 on the left", "replace it by GELU",
@@ -152,12 +183,13 @@ MISTAKES = (
             "your {C4} channels are twice too large: 1 + erf is not halved",
             "1 + erf runs from 0 to 2, a probability from 0 to 1", "multiply by 0.5",
             _activation(lambda a: 2 * a * phi(a)), at=r"erf"),
-    ExerciseMistake("gelu-after-projection", 3, "F.gelu(self.c_proj(self.c_fc(x)))",
+    ExerciseMistake("gelu-after-projection", 2, "F.gelu(self.c_proj(self.c_fc(x)))",
             "your GELU acts on the {C} channels of the output instead of the {C4} inside",
             "two linear layers with nothing between them are one linear layer",
             "apply GELU between the layers, not after them",
             (lambda w, x: F.gelu(w.down(w.up(x))),),
-            at=r"(?i)gelu"),
+            at=r"(?i)gelu|c_proj\(",
+            parts=(lambda w, x: F.gelu(w.down(w.up(x))),)),
     ExerciseMistake("output-bent", 3, "F.gelu(self.c_proj(F.gelu(self.c_fc(x))))",
             "an activation function also acts on the {C} channels of your output",
             "the block adds your output to x, so the output must be able to take any value",
@@ -174,6 +206,34 @@ MISTAKES = (
             "do not scale the output in evaluation",
             (lambda w, x: w.down(F.gelu(w.up(x))) * (1 - w.p),
              lambda w, x: w.down(F.gelu(w.up(x))) / (1 - w.p)), at=r"1\.?0?\s*-"),
+    ExerciseMistake("dropout-never-acts", 4, "no dropout, or one that forward does not call",
+            "in training, with config.dropout = {p}, your forward drops nothing",
+            "dropout makes some channels 0 in training; the constructor's nn.Dropout acts only if "
+            "forward calls it", "return self.dropout of the projection", at=r"^\s*return\b"),
+    ExerciseMistake("dropout-rate-inverted", 4, "nn.Dropout(1 - config.dropout)",
+            "with config.dropout = {p} your forward drops {rate:.0%} of the channels in training",
+            "nn.Dropout takes the probability to drop, not the probability to keep; at a rate of "
+            "0 yours would drop everything", "pass config.dropout itself", at=DROPOUT_LINE),
+    ExerciseMistake("dropout-rate", 4, "nn.Dropout(0.1), whatever the config says",
+            "with config.dropout = {p} your forward drops {rate:.0%} of the channels in training",
+            "config.dropout is the rate; 0 switches dropout off", "pass config.dropout",
+            at=DROPOUT_LINE),
+    ExerciseMistake("dropout-not-scaled", 4, "y * mask without / (1 - p)",
+            "in training, with config.dropout = {p}, your forward multiplies the kept values by "
+            "{factor:.3g}, expected 1 / (1 - {p}) = {wanted:.3g}",
+            "the mean of a channel must be the same in training and in evaluation",
+            "divide the kept values by 1 - config.dropout, or use nn.Dropout",
+            at=DROPOUT_LINE),
+    ExerciseMistake("dropout-in-groups", 4, "one random number per token, or per channel",
+            "in training, with config.dropout = {p}, your forward drops whole {groups}, not single "
+            "numbers", "each number is kept or dropped by itself",
+            "draw a random number for each number of the output, or use nn.Dropout",
+            at=DROPOUT_LINE),
+    ExerciseMistake("dropout-elsewhere", 4, "self.dropout(x), or dropout before GELU",
+            "in training, with config.dropout = {p}, your forward changes numbers, but it does not "
+            "drop any of its output or of GELU's result",
+            "dropout acts on the output of the second layer",
+            "return self.dropout of the projection, and nothing else", at=DROPOUT_LINE),
     *general_mistakes(3, dropout_step=4),
 )
 # fmt: on
@@ -182,50 +242,86 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
-    Accepts bare matrices in either orientation. Raises CheckFailed unless two matrices have
-    the right width."""
+    Accepts bare matrices in either orientation. `down` is None if there is no second layer of the
+    right shape; `start` says so. Raises CheckFailed unless the first layer is right."""
     C, C4 = size.C, 4 * size.C
-    found = [(n, p.detach()) for n, p in module.named_parameters()]
+    found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]
     have = ", ".join(f"`{n}` {tuple(p.shape)}" for n, p in matrices) or "no matrix"
+    lines = learner.constructor
     if len(matrices) == 3 and {p.numel() for _, p in matrices} == {matrices[0][1].numel()}:
-        raise learner.mistake("gated", have=have)
-    if len(matrices) != 2:
-        raise learner.mistake("missing-layer", have=have, C=C, C4=C4)
+        raise learner.mistake("gated", within=lines, have=have)
+    if len(matrices) not in (1, 2):
+        raise learner.mistake("missing-layer", within=lines, have=have, C=C, C4=C4)
     linear = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    up, down = matrices
+    up, down = matrices[0], matrices[-1]
     if up[0] in linear and up[1].shape[1] != C and down[1].shape[1] == C:
         up, down = down, up  # the constructor made the second layer first
+    if up[0] in linear and len(matrices) == 1 and tuple(up[1].shape) != (C4, C):
+        raise learner.mistake("missing-layer", within=lines, have=have, C=C, C4=C4)
+    if C not in up[1].shape or (up[0] in linear and up[1].shape[1] != C):
+        into = up[1].shape[1]
+        raise learner.mistake("fixed-width", within=lines, name=f"`{up[0]}`", into=into, C=C)
     width = up[1].numel() // C
-    if width != C4 or down[1].numel() != C * C4 or C not in up[1].shape:
-        raise learner.mistake("wrong-width", width=width, times=width / C, C=C, C4=C4)
+    if width != C4:
+        raise learner.mistake("wrong-width", within=lines, width=width, times=width / C, C=C, C4=C4)
 
     def layer(name: str, matrix: Tensor, into: int) -> tuple[Callable[[Tensor], Tensor], Any]:
         owner = name.rpartition(".")[0]
         out = matrix.numel() // into
         same_size = [p for n, p in found if p.dim() == 1 and p.shape[0] == out]
         named = [p for n, p in found if owner and n == f"{owner}.bias"]
-        bias = next(iter(named or same_size), None)
+        bias = next(iter(named or ([] if name in linear else same_size)), None)
         turned = matrix if matrix.shape[1] == into else matrix.T
         return (lambda x: F.linear(x, turned, bias)), bias
 
-    (go_up, up_bias), (go_down, down_bias) = layer(*up, C), layer(*down, C4)
+    go_up, up_bias = layer(*up, C)
+    second = None if len(matrices) == 1 else down
+    shapes = [(C, C4)] if down[0] in linear else [(C, C4), (C4, C)]
+    if second is None or tuple(down[1].shape) not in shapes:
+        return SimpleNamespace(
+            up=go_up, down=None, up_bias=up_bias, down_bias=None, p=size.dropout, second=second
+        )
+    go_down, down_bias = layer(*down, C4)
     return SimpleNamespace(
-        up=go_up, down=go_down, up_bias=up_bias, down_bias=down_bias, p=size.dropout
+        up=go_up, down=go_down, up_bias=up_bias, down_bias=down_bias, p=size.dropout, second=second
     )
 
 
-def start(learner: LearnerModule) -> None:
-    """Check what the constructor makes: two layers, with biases if config.bias is True."""
+def start(learner: LearnerModule) -> Iterator[CheckFailed]:
+    """Faults of the constructor: two layers, with biases if config.bias is True."""
     for size in SIZES[:2]:
-        w = weights(learner, learner.construct(size), size)
-        for slug, bias in (
-            ("bias-ignored", w.up_bias),
-            ("projection-bias-ignored", w.down_bias),
-        ):
-            if (bias is not None) != size.bias:
-                have = "no bias" if bias is None else f"a bias of shape {tuple(bias.shape)}"
-                raise learner.mistake(slug, bias=size.bias, have=have)
+        module = learner.construct(size)
+        w = weights(learner, module, size)
+        C, C4, lines = size.C, 4 * size.C, learner.constructor
+        if (w.up_bias is not None) != size.bias:
+            have = _bias_in_words(w.up_bias)
+            yield learner.mistake("bias-ignored", within=lines, bias=size.bias, have=have)
+        if w.second is None:
+            have = ", ".join(
+                f"`{n}` {tuple(p.shape)}" for n, p in module.named_parameters() if p.dim() == 2
+            )
+            yield learner.mistake("no-second-layer", within=lines, have=have, C=C, C4=C4)
+        elif w.down is None:
+            name, matrix = w.second
+            second = learner.source.matches(r"Linear|Parameter", lines)
+            yield learner.mistake(
+                "wrong-second-layer", line=second[-1] if second else None, name=f"`{name}`",
+                shape=tuple(matrix.shape), C=C, C4=C4,
+            )  # fmt: skip
+        elif (w.down_bias is not None) != size.bias:
+            have = _bias_in_words(w.down_bias)
+            layers = learner.source.matches(r"nn\.Linear", lines)
+            yield learner.mistake(
+                "projection-bias-ignored",
+                line=layers[-1] if layers else None,
+                bias=size.bias,
+                have=have,
+            )
+
+
+def _bias_in_words(bias: Tensor | None) -> str:
+    return "no bias" if bias is None else f"a bias of shape {tuple(bias.shape)}"
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
@@ -233,27 +329,82 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     return 2 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64)
 
 
-def notes(learner: LearnerModule) -> Iterator[tuple[str, str]]:
-    """Notes on dropout in training. They do not make a file wrong."""
-    size = Size(4, 8, 16, dropout=DROPOUT, seed=5)
-    module = learner.construct(size)
-    w = weights(learner, module, size)
-    x = draw(size, torch.Generator().manual_seed(3))
+def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
+    """Faults of dropout in training: its rate, its scale and its place."""
+    for p in (0.25, 0.1, 0.0):
+        found = _dropout(learner, p)
+        if isinstance(found, CheckFailed):
+            yield found
+            return
+        if found is not None and p == 0.25:
+            yield "dropout", found
+
+
+def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
+    """What is wrong about dropout in training at rate `p`, or a note, or None."""
+    size = Size(4, 32, 32, dropout=p, seed=5)
+    module, w, x = learner.filled(size)
     with torch.no_grad():
-        wanted = steps(w, x)[-1][0]
+        *_, (activated,), (wanted,), _ = steps(w, x)
         torch.manual_seed(0)
-        y = learner.run(module.train(), x)
-    if torch.allclose(y, wanted):
-        yield "dropout", f"none acts in training, although config.dropout is {DROPOUT}"
-        return
-    dropped = y.abs() < 1e-12
-    if not bool(dropped.any()):
-        yield "dropout", "acts inside the network in training, never on the output"
-    elif not torch.allclose(y[~dropped], wanted[~dropped] / (1 - DROPOUT)):
-        yield (
-            "dropout",
-            "in training it does not divide the kept values by 1 - dropout, or it acts twice",
-        )
+        trace = TensorTrace(learner.file.path, module)
+        y = learner.run(module.train(), w, x, trace)
+    if close(y, wanted):
+        return None if p == 0 else learner.mistake_in_forward("dropout-never-acts", p=p)
+    inside = _dropped(trace, activated)
+    after = wanted
+    if inside is not None:
+        wrong = _wrong_dropout(learner, p, inside, activated)
+        if wrong is not None:
+            return wrong
+        with torch.no_grad():
+            after = w.down(inside)
+        if close(y, after):
+            return "acts on GELU's result in training, not on the output"
+    if not bool(((y == 0) & (after.abs() > 1e-9)).any()):
+        factor = y / after
+        if p > 0 and float(factor.std()) < 1e-9:
+            facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
+            return learner.mistake_in_forward("dropout-not-scaled", **facts)
+        return learner.mistake_in_forward("dropout-elsewhere", p=p)
+    wrong = _wrong_dropout(learner, p, y, after)
+    if wrong is None and inside is not None:
+        return "acts twice in training: on GELU's result and on the output"
+    return wrong
+
+
+def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
+    """The tensor of the trace that is `whole` with some numbers set to 0 and the rest scaled."""
+    for operation in trace.operations:
+        for tensor in operation.results:
+            if tensor.shape != whole.shape or not bool(((tensor == 0) & (whole != 0)).any()):
+                continue
+            factor = (tensor / whole)[tensor != 0]
+            if len(factor) < 2 or float(factor.std()) < 1e-9:
+                return tensor
+    return None
+
+
+def _wrong_dropout(
+    learner: LearnerModule, p: float, y: Tensor, wanted: Tensor
+) -> CheckFailed | None:
+    """What is wrong about the dropout that made y of `wanted`, at rate `p`, or None."""
+    zero = y == 0
+    rate = float(zero[wanted != 0].double().mean())
+    for dim, groups in ((-1, "tokens"), (0, "channels of all sequences"), (1, "channels")):
+        share = zero.double().mean(dim=dim)
+        if 0 < rate < 1 and bool(((share == 0) | (share == 1)).all()):
+            return learner.mistake_in_forward("dropout-in-groups", p=p, groups=groups)
+    if abs(rate - p) > 0.03 or (p == 0 and rate > 0):
+        slug = "dropout-rate-inverted" if abs(rate - (1 - p)) < 0.03 else "dropout-rate"
+        return learner.mistake_in_forward(slug, p=p, rate=rate)
+    factor = (y / wanted)[~zero]
+    if float(factor.std()) > 1e-9:
+        return learner.mistake_in_forward("dropout-elsewhere", p=p)
+    if abs(float(factor.mean()) - 1 / (1 - p)) > 1e-6:
+        facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
+        return learner.mistake_in_forward("dropout-not-scaled", **facts)
+    return None
 
 
 SIZES = (
@@ -262,4 +413,7 @@ SIZES = (
     Size(1, 3, 5, dropout=DROPOUT, seed=2),
     Size(4, 2, 9, dropout=0.25, seed=3),
 )
-LESSON = ModuleLesson("mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, notes)
+LESSON = ModuleLesson(
+    "mlp", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train,
+    names=((r"gelu|act", 2), (r"proj|down|2$", 3), (r"drop", 4)),
+)  # fmt: skip

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import operator
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptcli.course.exercises import tokenizer as reference
-from gptcli.course.exercises.explainer import Explainer, named_in, quoted_line
+from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.tokenizer import Pair
 from gptcli.course.exercises.tokenizer_mistakes import MISTAKES, STEPS
+from gptcli.course.exercises.watch import Watch
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words
-from gptcli.course.sandbox.running import run_file
-from gptcli.errors import GptcliError
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.running import error_of, run_file
+from gptcli.course.sandbox.time_limit import TookTooLong, within
+from gptcli.errors import GptcliError, nearest
 
+METHODS = {"train": 1, "encode": 3, "decode": 4, "save": 5, "load": 5}
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
+BEGIN = "xabcbcy"  # its most frequent pair is neither its first nor its last
+LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # for one call; a right one takes milliseconds
+INSTANCE = "an instance method; the exercise asks for a classmethod"
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
 WORDS = (
@@ -52,44 +61,210 @@ class LearnerTokenizer(Explainer):
     def __init__(self, file: LearnerFile, cls: Any, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
         self.cls, self.say = cls, say
+        self.notes: list[tuple[str, str]] = []
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
         """The result of `call`, which runs the learner's code. An exception becomes CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
-            return call()
+            with within(LIMIT_S):
+                return call()
+        except TookTooLong as error:
+            raise self.endless(error, doing, step) from None
         except (Exception, SystemExit) as error:
-            raise self.stopped(error, doing, step) from error
+            raise self.stopped(error, doing, step_named_in(error) or step) from error
+
+    def endless(self, error: TookTooLong, doing: str, step: int) -> CheckFailed:
+        """The failure for code that does not end; quotes the line where it was."""
+        place = place_of(error, self.file.path)
+        known = self.steps[step - 1]
+        region = self.region(step) if step <= 2 else None
+        shown = place is not None and (region is None or place[0] in region)
+        quote = self.source.quote(place[0]) if place is not None and shown else ""
+        return CheckFailed(
+            "time-limit",
+            f"{doing} does not end within {LIMIT_S:g} seconds, in step {step}, {known.name}{quote}",
+            (
+                "which loop does not end, and what should change in each round?",
+                f"a loop ends only if its condition changes; {known.tell}",
+                f"{known.show}{quote}",
+            ),
+            step,
+        )
+
+    def needs(self, method: str) -> None:
+        """Raises CheckFailed if the learner's class has no such method."""
+        if not callable(getattr(self.cls, method, None)):
+            own = [n for n in vars(self.cls) if not n.startswith("__") and n not in METHODS]
+            raise self.missing(METHODS[method], "method", method, own)
 
     def trained(self, text: str, n: int) -> Any:
         """A new instance of the learner's class, after `train(text, n)`."""
+        self.needs("train")
         doing = f"train({_short(text)}, {n})"
         mine = self.ask("building a Tokenizer()", 1, self.cls)
-        self.ask(doing, 1, lambda: mine.train(text, n))
+        self.say(f"step 1: {doing}")
+        try:
+            with within(LIMIT_S):
+                mine.train(text, n)
+        except TookTooLong as error:
+            raise self.endless(error, doing, self.step_of_training(error)) from None
+        except (Exception, SystemExit) as error:
+            step = self.step_of_training(error)
+            if step == 1 and isinstance(error, UnicodeError):
+                raise self.mistake("not-utf8", f" (train stops: {in_words(error)})") from error
+            raise self.stopped(error, doing, step) from error
         return mine
 
-    def merges(self, mine: Any, n: int = 0) -> list[Pair]:
+    def watched(self, text: str, n: int) -> Watch:
+        """What the learner's functions hold and return while they train."""
+        with (
+            contextlib.suppress(Exception, SystemExit, TookTooLong),
+            Watch(self.file.path) as watch,
+            within(WATCH_LIMIT_S),
+        ):
+            self.cls().train(text, n)
+        return watch
+
+    def finds_pair(self) -> bool:
+        """Whether train finds the most frequent pair of a text."""
+        return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
+
+    def merges_right(self) -> bool | None:
+        """Whether train replaces the first pair rightly. None if its ids were not seen."""
+        seen = []
+        for text, _ in TRAINED:
+            ids = reference.to_bytes(text)
+            pair = reference.learn(text, 1)[0]
+            watch = self.watched(text, 1)
+            if watch.holds(pair):
+                seen.append(watch.holds(reference.merge(ids, pair, 256)))
+        return all(seen) if any(seen) else None
+
+    def line_of(self, step: int) -> int | None:
+        """The line that chooses a pair (step 1), or that makes the merged list (step 2)."""
+        pattern = r"max|min|most|sort|best" if step == 1 else r"append|skip|\+=|\[.*:.*\]|replace"
+        return self.source.find(pattern, self.region(step))
+
+    def region(self, step: int) -> set[int] | None:
+        """The lines of step 1 or 2: those of train and of the functions that it calls."""
+        watch = self.watched(BEGIN, 1)
+        pair = reference.learn(BEGIN, 1)[0]
+        merged = reference.merge(reference.to_bytes(BEGIN), pair, 256)
+        makers = [name for name in watch.makers(merged) if name != "train"]
+        if not makers:
+            makers = [name for name in watch.called if re.search(MERGES, name)]
+        others = [name for name in watch.called if name not in makers]
+        names = makers if step == 2 and makers else ["train", *others]
+        return {line for name in names for line in self.source.lines_of(name) or ()}
+
+    def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
+        """The known mistake of that name; quotes a line of the functions of its step."""
+        step = next(m.step for m in MISTAKES if m.slug == slug)
+        if step <= 2 and "within" not in facts and "line" not in facts:
+            within = self.region(step)
+            if step == 2:
+                at = next(m.at for m in MISTAKES if m.slug == slug)
+                if self.source.find(at, within) is None:
+                    within = self.source.lines_of("train")
+            facts["within"] = within
+        if step == 5 and "line" not in facts:
+            for name in ("load", "save"):
+                at = next(m.at for m in MISTAKES if m.slug == slug)
+                line = self.source.find(at, self.source.lines_of(name))
+                if line is not None:
+                    facts["line"] = line
+                    break
+        return super().mistake(slug, evidence, **facts)
+
+    def step_of_training(self, error: BaseException) -> int:
+        """The step, 1 or 2, to which an exception of train belongs."""
+        if (named := step_named_in(error)) is not None:
+            return named
+        place = place_of(error, self.file.path)
+        if place is not None and (named := self.source.step_named_at(place[0])) is not None:
+            return named
+        names = []
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == str(self.file.path):
+                names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        inner = [name for name in names if name != "train" and not name.startswith("<")]
+        if inner and re.search(MERGES, inner[-1]):
+            return 2
+        if isinstance(error, UnicodeError):
+            return 1
+        if self.finds_pair():
+            return 2
+        return 1
+
+    def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        Raises CheckFailed if a dict has `n` merges and the smallest id is not 256."""
+        `step` is 5 after load. Raises CheckFailed if there are no such merges."""
         found: Any = getattr(mine, "merges", None)
-        try:
-            if isinstance(found, dict):
-                new = {pair: int(i) for pair, i in found.items()}
-                ordered = sorted(new, key=lambda pair: new[pair])
-                ids = sorted(new.values())
-                if len(ids) == n > 0 and ids[0] != 256:
-                    raise self.mistake("wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]})")
-                found = ordered
-            return [(int(a), int(b)) for a, b in found]
-        except (TypeError, ValueError):
-            raise self.failed_at(
-                1,
-                "no-merges",
-                f"after train, your `merges` is {_short(found)}; expected a dict from pairs of ids "
-                "to new ids, or a list of pairs",
-                "start with self.merges = {}, and set self.merges[pair] = new_id for each merge",
-            ) from None
+        pairs = _pairs_of(found)
+        if pairs is not None:
+            if isinstance(found, (list, tuple)) and not self.notes:
+                self.notes.append(("merges", "a list of pairs; the exercise asks for a dict"))
+            return pairs
+        when = "after load" if step == 5 else "after train"
+        held = found if isinstance(found, (dict, list, tuple)) else ()
+        if any(isinstance(part, bytes) for key in held for part in _parts(key)):
+            raise self.of_bytes(found, when, step)
+        if isinstance(found, dict) and found and step != 5 and _hashable(found):
+            turned = _pairs_of({pair: new for new, pair in found.items()})
+            right = reference.learn(TRAINED[0][0], 0 if turned is None else len(turned))
+            if turned is not None and (turned == right or self.finds_pair()):
+                raise self.mistake("merges-reversed", f" ({when} it is {_short(found)})")
+        key = next(iter(found)) if isinstance(found, dict) and found else None
+        if step == 5 and key is not None:
+            raise self.mistake("load-keys", "", key=repr(key)[:60])
+        known = step or (2 if self.finds_pair() else 1)
+        raise self.failed_at(
+            known,
+            "no-merges",
+            f"{when}, your `merges` is {_short(found)}; expected a dict from pairs of ids "
+            "to new ids, or a list of pairs",
+            "what are the keys of `merges`, and what are its values?",
+        )
+
+    def quoted(self, name: str) -> str:
+        """The last `return` of the method `name`, or else its first line, as a quotation."""
+        lines = self.source.lines_of(name)
+        returns = self.source.matches(r"\breturn\b", lines)
+        return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
+
+    def of_bytes(self, found: Any, when: str, step: int) -> CheckFailed:
+        """The failure for merges that hold bytes instead of ids."""
+        if step == 5:
+            return self.mistake("load-keys", "", key=repr(next(iter(found)))[:60])
+        return self.mistake("merges-of-bytes", f" ({when} it is {_short(found)})")
+
+
+MERGES = r"merg|replac|appl|join|combin|substitut|fuse|swap"
+
+
+def _parts(key: Any) -> tuple[Any, ...]:
+    return tuple(key) if isinstance(key, (tuple, list)) else (key,)
+
+
+def _hashable(found: dict[Any, Any]) -> bool:
+    return all(isinstance(value, (int, str, bytes, tuple)) for value in found.values())
+
+
+def _pairs_of(found: Any) -> list[Pair] | None:
+    """The pairs of ids in a learner's `merges`, in their order; None if it has another form."""
+    try:
+        if isinstance(found, dict):
+            new = {pair: operator.index(i) for pair, i in found.items()}
+            found = sorted(new, key=lambda pair: new[pair])
+        elif not isinstance(found, (list, tuple)):
+            return None
+        return [(operator.index(a), operator.index(b)) for a, b in found]
+    except (TypeError, ValueError):
+        return None
 
 
 class TokenizerLesson(Lesson[LearnerTokenizer]):
@@ -101,7 +276,7 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
 
     def load(self, file: LearnerFile, say: Say) -> LearnerTokenizer:
         """Run the file and return its tokenizer class, ready to be tried."""
-        return LearnerTokenizer(file, tokenizer_class(file), say)
+        return LearnerTokenizer(file, _class_of(file), say)
 
     def check(self, learner: LearnerTokenizer, done: list[Check]) -> str:
         """Compare training, encoding, decoding, saving and loading with the reference."""
@@ -111,24 +286,49 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
         _saving(learner, mine, merges)
         verdict = f"the same as the reference on {len(TRAINED)} texts"
         done += self.all_steps(verdict)
+        done += [Check(name, True, detail, note=True) for name, detail in learner.notes]
         return verdict
 
 
 def tokenizer_class(file: LearnerFile) -> type[Any]:
-    """Run the file and return its tokenizer class.
+    """Run the file and return its tokenizer class, which has all methods.
 
     Raises GptcliError if a method is missing or the constructor needs an argument."""
-    cls: type[Any] = named_in(run_file(file), file, file.class_name, "class")
-    for method in ("train", "encode", "decode", "save", "load"):
+    cls = _class_of(file)
+    for method in METHODS:
         if not callable(getattr(cls, method, None)):
             raise GptcliError(
                 f"{file.name}: `{file.class_name}` has no method `{method}`",
                 "it needs train(text, num_merges), encode(text), decode(ids), save(path) and "
                 "load(path)",
             )
+    return cls
+
+
+def _class_of(file: LearnerFile) -> type[Any]:
+    """Run the file and return its tokenizer class.
+
+    Raises GptcliError if there is none, or if its constructor needs an argument."""
+    module = run_file(file)
+    cls: Any = getattr(module, file.class_name, None)
+    if not inspect.isclass(cls):
+        if (error := error_of(file, module, file.class_name)) is not None:
+            raise error
+        others = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        like = nearest(file.class_name, others)
+        raise GptcliError(
+            f"{file.name}: there is no class `{file.class_name}`"
+            + (f"; it has {', '.join(f'`{other}`' for other in others)}" if others else ""),
+            f"did you mean to call `{like}` that?" if like else f"write `class {file.class_name}`",
+        )
+    found: type[Any] = cls
     needed = [
         p.name
-        for p in inspect.signature(cls).parameters.values()
+        for p in inspect.signature(found).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if needed:
@@ -137,13 +337,17 @@ def tokenizer_class(file: LearnerFile) -> type[Any]:
             "which is not available",
             "gptcli calls Tokenizer() without arguments; train(text, num_merges) gets the text",
         )
-    return cls
+    return found
 
 
 def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     found = []
+    numbered = True
     for text, n in TRAINED:
-        found.append(learner.merges(learner.trained(text, n), n))
+        mine = learner.trained(text, n)
+        found.append(learner.merges(mine, n))
+        ids = sorted(mine.merges.values()) if isinstance(mine.merges, dict) else []
+        numbered = numbered and (not ids or ids == list(range(256, 256 + len(ids))))
     for least in (1, 2):  # it is also right to stop when every pair occurs only once
         if all(
             got == reference.learn(text, n, least=least)
@@ -152,6 +356,9 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
             break
     else:
         raise _wrong_training(learner, found)
+    if not numbered:
+        ids = sorted(learner.trained(*TRAINED[0]).merges.values())
+        raise learner.mistake("wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]})")
     for text, n in SHORT:
         mine = learner.cls()
         learner.say(f"step 1: train({_short(text)}, {n})")
@@ -168,6 +375,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
                 "wrong-merges",
                 f"train({text!r}, {n}) learns the merges {_short(got)}, expected "
                 f"{_short(reference.learn(text, n))}",
+                "how many pairs are there in such a short text?",
             )
     mine = learner.trained(WORDS, 30)
     return mine, learner.merges(mine)
@@ -186,6 +394,8 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
     have = str(got[at]) if at < len(got) else "missing"
     want = str(wanted[at]) if at < len(wanted) else "none"
     evidence = f" (train({_short(text)}, {n}): merge number {at} is {have}, expected {want})"
+    if not any(found) and learner.finds_pair():
+        return learner.mistake("merges-not-kept", evidence)
     for mistake in MISTAKES:
         for form in mistake.forms if mistake.step <= 2 else ():
             if all(
@@ -193,13 +403,37 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
                 for got, (text, n) in zip(found, TRAINED, strict=True)
             ):
                 return learner.mistake(mistake.slug, evidence)
-    first = any(
-        got[:1] != reference.learn(text, n)[:1]
-        for got, (text, n) in zip(found, TRAINED, strict=True)
-    )
-    step = 1 if first else 2
+    wants = [reference.learn(text, n) for text, n in TRAINED]
+    if all(got[: len(w)] == w[: len(got)] for got, w in zip(found, wants, strict=True)):
+        return learner.failed_at(
+            1,
+            "wrong-merges",
+            f"your merges are right as far as they go, but there are {len(got)}, expected "
+            f"{len(wanted)}{evidence}",
+            "when does the loop of train end?",
+        )
+    first = any(got[:1] != w[:1] for got, w in zip(found, wants, strict=True))
+    turned = [[(b, a) for a, b in got] for got in found]
+    if first and all(t[:1] == w[:1] for t, w in zip(turned, wants, strict=True)):
+        return learner.failed_at(
+            2 if learner.finds_pair() else 1,
+            "wrong-merges",
+            f"the two ids of your pairs are in the wrong order{evidence}",
+            "which id of a pair comes first in the text?",
+        )
+    if first:
+        step = 2 if learner.finds_pair() and learner.merges_right() is not None else 1
+        if step == 2 and any(got and got[0] not in w for got, w in zip(found, wants, strict=True)):
+            step = 2
+    else:
+        step = 1 if learner.merges_right() else 2
     what = "the first merge" if first else "a later merge"
-    return learner.failed_at(step, "wrong-merges", f"{what} is wrong{evidence}")
+    return learner.failed_at(
+        step,
+        "wrong-merges",
+        f"{what} is wrong{learner.source.quote(learner.line_of(step))}{evidence}",
+        "do the first merges by hand on a short text: where does yours differ?",
+    )
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
@@ -208,6 +442,7 @@ def _last_of_each(merges: list[Pair]) -> list[Pair]:
 
 
 def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
+    learner.needs("encode")
     classic = learner.trained(CLASSIC, 3)
     tried = [(classic, learner.merges(classic), CLASSIC)]
     tried += [(mine, merges, text) for text in ENCODED]
@@ -229,11 +464,28 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             for form in mistake.forms if mistake.step == 3 else ():
                 if all(i == form(m, t) for i, (_, m, t) in zip(found, tried, strict=True)):
                     raise learner.mistake(mistake.slug, evidence)
-        raise learner.failed_at(3, "wrong-ids", f"your encode does not merge by rank{evidence}")
+        table = reference.token_bytes(got)
+        whole = b"".join(table[i] if 0 <= i < len(table) else b"?" for i in ids)
+        if any(not 0 <= i < len(table) for i in ids):
+            worst = next(i for i in ids if not 0 <= i < len(table))
+            raise learner.failed_at(
+                3,
+                "wrong-ids",
+                f"your encode returns the id {worst}, but the ids go from 0 to {len(table) - 1}"
+                f"{evidence}",
+                "where does that id come from?",
+            )
+        if whole != text.encode("utf-8"):
+            raise learner.mistake("encode-loses-ids", evidence, yours=_short(whole))
+        raise learner.failed_at(
+            3,
+            "wrong-ids",
+            f"your ids stand for the right bytes, but your encode merges other pairs{evidence}",
+        )
     for text in ("", "a", "é"):
         learner.say(f"step 3: encode({text!r})")
         try:
-            ids = list(mine.encode(text))
+            ids = [operator.index(i) for i in mine.encode(text)]
         except (Exception, SystemExit) as error:
             raise learner.mistake("short-text", "", text=text, error=in_words(error)) from error
         if ids != reference.encode(merges, text):
@@ -243,6 +495,7 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
 
 
 def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
+    learner.needs("decode")
     tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
     invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
     found = [_decoded(learner, mine, ids) for ids in tried]
@@ -253,7 +506,7 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
         except UnicodeDecodeError as error:
             raise learner.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
         except (Exception, SystemExit) as error:
-            raise learner.stopped(error, f"decode({ids})", 4) from error
+            raise learner.stopped(error, f"decode({ids})", step_named_in(error) or 4) from error
     tried += invalid
     for text, ids in zip(found, tried, strict=True):
         wanted = reference.decode(merges, ids)
@@ -264,13 +517,23 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             for form in mistake.forms if mistake.step == 4 else ():
                 if all(t == form(merges, i) for t, i in zip(found, tried, strict=True)):
                     raise learner.mistake(mistake.slug, evidence)
-        raise learner.failed_at(4, "wrong-text", f"your decode returns another text{evidence}")
+        what = "another text" if isinstance(text, str) else f"a {type(text).__name__}, not a str"
+        line = learner.source.find(r"\breturn\b", learner.source.lines_of("decode"))
+        quote = learner.source.quote(line)
+        raise learner.failed_at(
+            4,
+            "wrong-text",
+            f"your decode returns {what}{quote}{evidence}",
+            "for which ids is the text right, and for which is it wrong?",
+        )
 
 
 def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
+    learner.needs("save")
     with tempfile.TemporaryDirectory(prefix="gptcli-check-") as folder:
         path = str(Path(folder) / "my tokenizer.json")
         learner.ask("save(path)", 5, lambda: mine.save(path))
+        learner.needs("load")
         other = learner.trained(CLASSIC, 3)
         held = learner.merges(other)
 
@@ -280,17 +543,30 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
                 return learner.cls.load(path)
             fresh = learner.cls()
             given = fresh.load(path)
+            if ("load", INSTANCE) not in learner.notes:
+                learner.notes.append(("load", INSTANCE))
             return fresh if given is None else given
 
         again = learner.ask("load(path)", 5, load)
         if again is None:
-            quote = quoted_line(learner.file.path, r"def load")
             raise learner.failed_at(
-                5, "returns-nothing", f"your load returned None, not a Tokenizer{quote}"
+                5,
+                "returns-nothing",
+                "your load returned None, not a Tokenizer" + learner.quoted("load"),
+                "what is the last line of load?",
             )
-        got = learner.merges(again)
+        if not hasattr(again, "merges"):
+            raise learner.failed_at(
+                5,
+                "returns-nothing",
+                f"your load returned a {type(again).__name__}, not a Tokenizer"
+                + learner.quoted("load"),
+                "which object does load return?",
+            )
+        got = learner.merges(again, step=5)
         if got == held != merges:
-            raise learner.mistake("load-ignores-file", f" ({len(got)} of {len(merges)} merges)")
+            count = f" ({len(got)} of {len(merges)} merges)"
+            raise learner.mistake("load-ignores-file", count)
         if len(got) != len(merges):
             raise learner.mistake("load-loses-merges", "", count=len(got), wanted=len(merges))
         for i, (a, b) in enumerate(zip(got, merges, strict=True)):
@@ -303,18 +579,23 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
                 5,
                 "load-incomplete",
                 f"after load the merges are right, but encode and decode turn {_short(WORDS)} into "
-                f"{_short(text)}",
+                f"{_short(text)}" + learner.quoted("load"),
+                "what else do encode and decode use besides `merges`, and does load set it?",
             )
 
 
 def _encoded(learner: LearnerTokenizer, mine: Any, text: str) -> list[int]:
     ids = learner.ask(f"encode({_short(text)})", 3, lambda: mine.encode(text))
     try:
-        return [int(i) for i in ids]
-    except (TypeError, ValueError):
-        quote = quoted_line(learner.file.path, r"def encode")
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        what = "not a list of ids"
+        quote = learner.quoted("encode")
         raise learner.failed_at(
-            3, "no-list", f"encode({_short(text)}) returned {_short(ids)}, not a list{quote}"
+            3,
+            "no-list",
+            f"encode({_short(text)}) returned {_short(ids)}, {what}{quote}",
+            "what does encode return, and of which type are the items?",
         ) from None
 
 

@@ -163,6 +163,17 @@ def _characters(text: str) -> list[int]:
     return [ord(character) for character in text]
 
 
+def _with_codec(codec: str, errors: str) -> Callable[[str], list[int]]:
+    return lambda text: list(text.encode(codec, errors))
+
+
+_OTHER_BYTES = tuple(
+    _with_codec(codec, errors)
+    for codec in ("latin-1", "cp1252", "ascii", "utf-16", "utf-16-le", "utf-32")
+    for errors in ("replace", "ignore", "xmlcharrefreplace", "backslashreplace")
+)
+
+
 def _table_or_fail(merges: list[Pair], ids: list[int], change: Callable[[bytes], str]) -> str:
     table = token_bytes(merges)
     return change(b"".join(table[i] for i in ids))
@@ -197,6 +208,11 @@ MISTAKES = (
             "your train reads characters, not bytes", "ids 0 to 255 are bytes; a text can have "
             "other characters, which UTF-8 writes with several bytes",
             'start with list(text.encode("utf-8"))', (_learnt(begin=_characters),), r"ord\("),
+    ExerciseMistake("not-utf8", 1, 'text.encode("latin-1")',
+            "your train does not begin with the UTF-8 bytes of the text",
+            "ids 0 to 255 are the bytes of UTF-8, which can write every character",
+            'start with list(text.encode("utf-8"))',
+            tuple(_learnt(begin=begin) for begin in _OTHER_BYTES), r"encode\(|bytes\("),
     ExerciseMistake("ties-last-seen", 1,
             "max(counts.items(), key=...) with >=, or a sort from behind",
             "if pairs tie, you take the one that comes last in the text",
@@ -267,12 +283,34 @@ MISTAKES = (
             "bytes have ids 0 to 255, so merges start at 256",
             "merge number i (from 0) makes id 256 + i",
             (_learnt(first=257), _learnt(first=255)), r"25[57]|\+ 1"),
+    ExerciseMistake("merges-reversed", 2, "self.merges[256 + i] = pair",
+            "your `merges` maps new ids to pairs, not pairs to new ids",
+            "encode asks for the id of a pair, so the pair is the key",
+            "write self.merges[pair] = 256 + i", at=r"merges\["),
+    ExerciseMistake("merges-not-kept", 2, "a local dict, or `pass` for step 2",
+            "your train finds the right pair, but `merges` is empty after it",
+            "encode, decode and save need the merges",
+            "write self.merges[pair] = 256 + i after each merge", at=r"merges|append"),
+    ExerciseMistake("merges-of-bytes", 2, "self.merges[b'a', b'b'] = 256",
+            "the pairs in your `merges` consist of bytes, not of ids",
+            "a merge joins two ids, which can stand for longer pieces",
+            "count and keep pairs of ints", at=r"merges\[|merges\.append"),
     ExerciseMistake("no-merges-applied", 3, 'return list(text.encode("utf-8"))',
             "your encode returns the bytes without merging", "encoding applies the merges",
             "merge pairs until no known pair is left", (lambda m, t: to_bytes(t),), r"return"),
     ExerciseMistake("encodes-characters", 3, "[ord(c) for c in text]",
             "your encode starts with characters, not with bytes", "ids 0 to 255 are bytes",
             'start with list(text.encode("utf-8"))', (_encoded(begin=_characters),), r"ord\("),
+    ExerciseMistake("encodes-not-utf8", 3, 'text.encode("latin-1")',
+            "your encode does not begin with the UTF-8 bytes of the text",
+            "ids 0 to 255 are the bytes of UTF-8, which can write every character",
+            'start with list(text.encode("utf-8"))',
+            tuple(_encoded(begin=begin) for begin in _OTHER_BYTES), r"encode\(|bytes\("),
+    ExerciseMistake("encode-loses-ids", 3, "an id lost or doubled while merging",
+            "your ids stand for the bytes {yours}, which are not those of the text",
+            "merging replaces pairs, and changes no byte of the text",
+            "copy every id that is not part of the pair, also the last one",
+            at=r"while |for "),
     ExerciseMistake("latest-merge-first", 3, "max(pairs, key=self.merges.get)",
             "your encode merges the pair learnt last first",
             "the merges must be applied in the order in which they were learnt",
@@ -295,7 +333,7 @@ MISTAKES = (
     ExerciseMistake("one-pass", 3, "one walk through the bytes",
             "your encode stops after one pass or one merge",
             "a merged pair can be half of the next one", "continue until no known pair is left",
-            (_one_pass, _encoded(rounds=1))),
+            (_one_pass, _encoded(rounds=1)), at=r"\bwhile\b|\bfor\b|return"),
     ExerciseMistake("first-place-only", 3, "one replacement for each merge",
             "your encode applies each merge only at its first place in the text",
             "a pair is merged wherever it occurs", "merge in the same way as in training",
@@ -325,15 +363,20 @@ MISTAKES = (
     ExerciseMistake("load-loses-merges", 5, "load() that returns a new, empty tokenizer",
             "after save and load, your tokenizer has {count} merges, expected {wanted}",
             "load does not read what save writes", "read every pair back into merges",
-            at=r"def load"),
+            at=r"json|split|read|merges|return"),
     ExerciseMistake("load-changes-merges", 5, "a set, sorted(), or keys as strings",
             "after save and load, your merge number {i} is {yours}; before it was {wanted}",
             "the order of the merges is their rank; JSON turns keys into strings",
             "write the pairs as a list in their order, and read them back as tuples of ints",
-            at=r"def load"),
+            at=r"sorted|set\(|reversed|json|split|read|merges"),
+    ExerciseMistake("load-keys", 5, "json.load of keys that are strings",
+            "after load, the keys of your `merges` are not pairs of ids, but such as {key}",
+            "JSON turns keys into strings, so tuples do not come back as tuples",
+            "write the pairs as a list, and make tuples of ints of them again",
+            at=r"json|split|merges|eval"),
     ExerciseMistake("load-ignores-file", 5, "load() that takes the merges from memory",
             "after another training, your load returns the newer merges, not those of the file",
             "a program that has just started has only the file",
-            "read the merges from the file", at=r"def load"),
+            "read the merges from the file", at=r"merges|return"),
 )
 # fmt: on

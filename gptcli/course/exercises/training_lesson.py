@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.course.exercises import training as reference
-from gptcli.course.exercises.explainer import Explainer, named_in
+from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
+from gptcli.course.exercises.watch import lines_run
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
-from gptcli.course.sandbox.running import run_file
+from gptcli.course.sandbox.running import error_of, run_file
+from gptcli.errors import GptcliError
 
 FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
 SCHEDULES = ((3e-3, 3e-4, 5, 40), (1.0, 0.1, 0, 10), (0.5, 0.0, 3, 12))
@@ -22,20 +28,51 @@ V = 7
 
 
 class TinyModel(nn.Module):
-    """A model with a table of logits and with dropout. `modes` tells how each call was made."""
+    """A model with a table of logits and with dropout.
 
-    def __init__(self) -> None:
+    `calls` tells of each call: whether it was in training mode, whether its logits had gradients,
+    and the line of the learner's file. `backward_passes` counts the backward passes."""
+
+    def __init__(self, path: Path | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(4)
         self.table = nn.Parameter(torch.randn(V, V, generator=generator))
         self.shift = nn.Parameter(torch.randn(V, generator=generator))
         self.dropout = 0.0
-        self.modes: list[tuple[bool, bool]] = []
+        self.calls: list[tuple[bool, bool, int | None]] = []
+        self.backward_passes = 0
+        self._path = str(path)
+        self.table.register_hook(self._count)  # type: ignore[no-untyped-call]
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backward_passes += 1
 
     def forward(self, x: Tensor) -> Tensor:
-        self.modes.append((self.training, torch.is_grad_enabled()))
         logits = self.table[x] + self.shift
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename != self._path:
+            frame = frame.f_back
+        line = None if frame is None else frame.f_lineno
+        self.calls.append((self.training, logits.requires_grad, line))
         return nn.functional.dropout(logits, self.dropout, self.training)
+
+
+class WatchedSGD(torch.optim.SGD):
+    """An SGD that remembers which of its methods were called."""
+
+    def __init__(self, groups: Any, lr: float) -> None:
+        super().__init__(groups, lr=lr)
+        self.events: list[str] = []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients, and remember it."""
+        self.events.append("zero")
+        super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        """Make a step, and remember it."""
+        self.events.append("step")
+        return super().step(closure)
 
 
 class LearnerTraining(Explainer):
@@ -45,16 +82,48 @@ class LearnerTraining(Explainer):
         super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
         self.say = say
         module = run_file(file)
-        self.functions = {name: named_in(module, file, name, "def") for name in FUNCTIONS}
+        own = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        self.others = [name for name in own if name not in FUNCTIONS]
+        found = {name: getattr(module, name, None) for name in FUNCTIONS}
+        self.functions = {name: f for name, f in found.items() if callable(f)}
+        if not self.functions:
+            if (error := error_of(file, module)) is not None:
+                raise error
+            have = ", ".join(f"`{name}`" for name in own)
+            raise GptcliError(
+                f"{file.name}: there is no def `{FUNCTIONS[0]}`"
+                + (f"; it has {have}" * bool(have)),
+                f"the exercise has six functions: {', '.join(FUNCTIONS)}",
+            )
+
+    def call(self, step: int, *arguments: Any) -> Any:
+        """The result of the learner's function of a step, and what it raises.
+
+        Raises CheckFailed if there is no such function, or if it leaves autograd switched off."""
+        name = FUNCTIONS[step - 1]
+        if name not in self.functions:
+            raise self.missing(step, "def", name, self.others)
+        self.say(f"step {step}: {name}")
+        before = torch.is_grad_enabled()
+        result = self.functions[name](*arguments)
+        after = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if before and not after:
+            torch.set_grad_enabled(True)
+            raise self.mistake("autograd-left-off", step=step, name=name)
+        return result
 
     def ask(self, step: int, *arguments: Any) -> Any:
         """The result of the learner's function of a step. An exception becomes CheckFailed."""
-        name = FUNCTIONS[step - 1]
-        self.say(f"step {step}: {name}")
         try:
-            return self.functions[name](*arguments)
+            return self.call(step, *arguments)
+        except CheckFailed:
+            raise
         except (Exception, SystemExit) as error:
-            raise self.stopped(error, name, step) from error
+            raise self.stopped(error, FUNCTIONS[step - 1], step_named_in(error) or step) from error
 
     def number(self, step: int, *arguments: Any) -> float:
         """The result of the learner's function of a step, as a number."""
@@ -65,16 +134,30 @@ class LearnerTraining(Explainer):
             raise self.failed_at(
                 step,
                 "no-number",
-                f"`{FUNCTIONS[step - 1]}` returned {str(value)[:60]}, not a number",
-                "end the function with `return` and the number",
+                f"`{FUNCTIONS[step - 1]}` returned {str(value)[:60]}, not a number"
+                + self.quoted(step),
+                "what does the last line of the function return?",
             ) from None
 
-    def named(self, step: int, same: Callable[[Any], bool], evidence: str) -> CheckFailed:
+    def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
+        """The last line of the step's function that has `pattern`, as a quotation."""
+        lines = self.source.lines_of(FUNCTIONS[step - 1])
+        found = self.source.matches(pattern, lines)
+        return self.source.quote(found[-1] if found else self.source.find("def ", lines))
+
+    def named(
+        self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
+    ) -> CheckFailed:
         """The known mistake of `step` if `same` holds for one of its forms, else a wrong result."""
         for mistake in MISTAKES:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")
-        return self.failed_at(step, "wrong-result", f"`{FUNCTIONS[step - 1]}`: {evidence}")
+        return self.failed_at(
+            step,
+            "wrong-result",
+            f"`{FUNCTIONS[step - 1]}` gives another result{quote} ({evidence})",
+            "for these arguments, what is the result by hand?",
+        )
 
 
 class TrainingLesson(Lesson[LearnerTraining]):
@@ -107,7 +190,8 @@ def _draw(learner: LearnerTraining, n: int, t: int, b: int, seed: int) -> tuple[
         value = learner.ask(1, torch.arange(n), t, b, generator)
     except CheckFailed as failed:
         if "stack expects" in failed.message or "IndexError" in failed.message:
-            raise learner.mistake("start-out-of-range", n=n, t=t, error=failed.message) from None
+            error = failed.message.rpartition(": ")[2]
+            raise learner.mistake("start-out-of-range", n=n, t=t, error=error) from None
         raise
     x, y = _pair(learner, value)
     if x.shape != (b, t) or y.shape != (b, t):
@@ -125,7 +209,10 @@ def _pair(learner: LearnerTraining, value: Any) -> tuple[Tensor, Tensor]:
         and all(isinstance(part, Tensor) for part in value)
     ):
         return value[0], value[1]
-    raise learner.failed_at(1, "no-pair", f"`get_batch` returned {str(value)[:60]}, not (x, y)")
+    raise learner.failed_at(
+        1, "no-pair", f"`get_batch` returned {str(value)[:60]}, not (x, y)"
+        + learner.quoted(1), "which two tensors does the last line return?",
+    )  # fmt: skip
 
 
 def _batches(learner: LearnerTraining) -> None:
@@ -136,22 +223,30 @@ def _batches(learner: LearnerTraining) -> None:
     shown: dict[str, Any] = {"x": x[0, :3].tolist(), "y": y[0, :3].tolist()}
     if by == [0]:
         raise learner.mistake("targets-not-shifted", **shown)
+    if by == [-4, 1]:
+        shown = {"x": x[0].tolist(), "y": y[0].tolist()}
+        raise learner.mistake("targets-rolled", **shown)
     if by != [1]:
-        raise learner.mistake("targets-shifted-wrongly", by=by[0], **shown)
+        slug = "targets-shifted-wrongly" if len(by) == 1 else "targets-mixed"
+        wrong = int((y - x != 1).sum())
+        raise learner.mistake(slug, by=by[0], wrong=wrong, of=x.numel(), **shown)
     if len(set(x[:, 0].tolist())) == 1:
         raise learner.mistake("same-windows", b=4, start=int(x[0, 0]))
     again, _ = _draw(learner, 300, 5, 4, 0)
     if not torch.equal(again, x):
         raise learner.mistake("generator-ignored", x=x[:, 0].tolist(), y=again[:, 0].tolist())
+    other, _ = _draw(learner, 300, 5, 4, 1)
+    if torch.equal(other, x):
+        raise learner.mistake("same-every-time", x=x[:, 0].tolist())
     # Only the starts 0 and 1 are possible here. 64 draws practically never miss one of them.
     n, t = 7, 5
     starts = set()
     for seed in range(4):
         try:
-            value = learner.functions["get_batch"](
-                torch.arange(n), t, 16, torch.Generator().manual_seed(seed)
-            )
-        except Exception as error:
+            value = learner.call(1, torch.arange(n), t, 16, torch.Generator().manual_seed(seed))
+        except CheckFailed:
+            raise
+        except (Exception, SystemExit) as error:
             why = in_words(error)
             no_room = "from=0" in why or "random_" in why or "expects" in why
             if no_room and "stack" not in why:
@@ -162,6 +257,10 @@ def _batches(learner: LearnerTraining) -> None:
             raise learner.mistake(
                 "start-out-of-range", n=n, t=t, error=f"y has shape {tuple(y.shape)}"
             )
+        if not bool((y - x == 1).all()) or int(x[:, 0].max()) > n - t - 1:
+            row = int(x[:, 0].argmax())
+            windows = f"x is {x[row].tolist()}, y is {y[row].tolist()}"
+            raise learner.mistake("start-out-of-range", n=n, t=t, error=windows)
         starts |= set(x[:, 0].tolist())
     if 0 not in starts:
         raise learner.mistake("first-start-missing", n=n)
@@ -180,13 +279,15 @@ def _loss(learner: LearnerTraining) -> None:
             2,
             lambda form: abs(float(form(logits, targets)) - got) < 1e-6,
             f"for logits {tuple(logits.shape)} it returns {got:.4g}, expected {wanted:.4g}",
+            learner.quoted(2),
         )
     if not getattr(
         learner.ask(2, logits.clone().requires_grad_(), targets), "requires_grad", False
     ):
         raise learner.failed_at(
-            2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows",
-            "return the tensor itself, not .item() or a detached one",
+            2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows"
+            + learner.quoted(2, r"item|detach|float|no_grad|inference|tensor\(|data|return"),
+            "can train_step call backward() on what loss_of returns?",
         )  # fmt: skip
 
 
@@ -208,56 +309,82 @@ def _schedule(learner: LearnerTraining) -> None:
         return
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
+    lines = lines_run(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
+    plain = learner.source.matches(r"^\s*return \w+\s*$")  # the line before says more
+    line = next((number for number in reversed(lines) if number not in plain), None)
     raise learner.named(
-        3, same, f"learning_rate{asked[i]} returns {got[i]:.4g}, expected {wanted[i]:.4g}"
+        3,
+        same,
+        f"learning_rate{asked[i]} returns {got[i]:.4g}, expected {wanted[i]:.4g}",
+        learner.source.quote(line),
     )
 
 
+Clipped = tuple[list[Tensor], float, list[Tensor], float]
+"""Gradients before, max_norm, gradients after, and the norm that was returned."""
+
+
+def _same_clipping(form: Callable[..., Any], tried: list[Clipped]) -> bool:
+    """Whether `form` does to the gradients what the learner's function did."""
+    for before, max_norm, after, norm in tried:
+        grads, returned = form(before, max_norm)
+        close = all(torch.allclose(a, b, 1e-5, 1e-9) for a, b in zip(after, grads, strict=True))
+        if not close or abs(returned - norm) > 1e-5 * (1 + abs(norm)):
+            return False
+    return True
+
+
 def _clipping(learner: LearnerTraining) -> None:
-    tried: list[tuple[list[Tensor], float, list[Tensor], float]] = []
+    tried: list[Clipped] = []
     for seed, max_norm in ((1, 1.0), (2, 100.0), (3, 5.0)):
         generator = torch.Generator().manual_seed(seed)
         parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2, 2))]
         for i, parameter in enumerate(parameters):
             parameter.grad = torch.randn(parameter.shape, generator=generator) * 3.0**i
         before = [p.grad.clone() for p in parameters if p.grad is not None]
-        norm = learner.number(4, iter(parameters) if seed == 3 else parameters, max_norm)
+        given = iter(parameters) if seed == 3 else parameters
+        try:
+            norm = learner.number(4, given, max_norm)
+        except CheckFailed as failed:
+            if seed != 3 or failed.mistake != "raises":
+                raise
+            raise learner.mistake("parameters-exhausted", f" ({failed.message})") from None
         tried.append((before, max_norm, [p.grad for p in parameters if p.grad is not None], norm))
 
     def same(form: Callable[..., Any]) -> bool:
-        for before, max_norm, after, norm in tried:
-            grads, returned = form(before, max_norm)
-            close = all(torch.allclose(a, b, 1e-5, 1e-9) for a, b in zip(after, grads, strict=True))
-            if not close or abs(returned - norm) > 1e-5 * (1 + abs(norm)):
-                return False
-        return True
+        return _same_clipping(form, tried)
 
     def right(before: list[Tensor], max_norm: float) -> tuple[list[Tensor], float]:
         norm = float(torch.cat([g.flatten() for g in before]).norm())
         return [g * min(1.0, max_norm / norm) for g in before], norm
 
     if not same(right):
-        before, max_norm, after, norm = tried[0]
+        before, max_norm, after, norm = next(
+            case for case in tried if not _same_clipping(right, [case])
+        )
         left = float(torch.cat([g.flatten() for g in after]).norm())
         whole = float(torch.cat([g.flatten() for g in before]).norm())
-        raise learner.named(
-            4,
-            same,
+        evidence = (
             f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves norm {left:.4g} "
-            f"and returns {norm:.4g}",
+            f"and returns {norm:.4g}"
         )
+        if _same_clipping(right, tried[:2]):  # only the iterator fails
+            raise learner.mistake("parameters-exhausted", f" ({evidence})")
+        raise learner.named(4, same, evidence, learner.quoted(4, r"norm|grad"))
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     used.grad = torch.ones(3)
     try:
-        learner.functions["clip_gradients"]([used, unused], 1.0)
-    except Exception as error:
+        learner.call(4, [used, unused], 1.0)
+    except CheckFailed:
+        raise
+    except (Exception, SystemExit) as error:
         raise learner.mistake("without-gradient", error=in_words(error)) from error
 
 
-def _model_and_optimizer() -> tuple[TinyModel, torch.optim.Optimizer]:
+def _model_and_optimizer() -> tuple[TinyModel, WatchedSGD]:
     model = TinyModel()
     groups: list[dict[str, Any]] = [{"params": [model.table]}, {"params": [model.shift], "lr": 0.3}]
-    return model, torch.optim.SGD(groups, lr=0.7)
+    return model, WatchedSGD(groups, lr=0.7)
 
 
 def _data(seed: int, count: int) -> list[reference.Batch]:
@@ -270,47 +397,69 @@ def _data(seed: int, count: int) -> list[reference.Batch]:
 
 
 def _steps(learner: LearnerTraining) -> None:
-    def results_of(form: Callable[..., Any]) -> list[Tensor]:
+    def results_of(form: Callable[..., Any]) -> tuple[list[Tensor], TinyModel, WatchedSGD]:
         model, optimizer = _model_and_optimizer()
         out = []
         for seed, lr, max_norm in ((1, 0.5, 0.2), (2, 0.1, 100.0), (3, 0.9, 0.15)):
             loss = float(form(model, optimizer, _data(seed, 3), lr, max_norm))
             out += [model.table.detach().clone(), model.shift.detach().clone()]
             out.append(torch.tensor(loss))
-        return out
+        return out, model, optimizer
 
     def close(a: list[Tensor], b: list[Tensor]) -> bool:
         return all(torch.allclose(s, t, 1e-4, 1e-6) for s, t in zip(a, b, strict=True))
 
-    got = results_of(lambda *arguments: learner.number(5, *arguments))
-    wanted = results_of(reference.any_step)
-    if not close(got, wanted):
-        i = next(
-            i for i, (a, b) in enumerate(zip(got, wanted, strict=True))
-            if not torch.allclose(a, b, 1e-4, 1e-6)
-        )  # fmt: skip
-        what = ("a weight", "a weight", "the returned loss")[i % 3]
-        most = (got[i] - wanted[i]).abs().argmax()
-        raise learner.named(
-            5,
-            lambda form: close(got, results_of(form)),
-            f"after step {i // 3 + 1} of 3 batches {what} is {float(got[i].flatten()[most]):.4g}, "
-            f"expected {float(wanted[i].flatten()[most]):.4g}",
-        )
+    try:
+        got, model, optimizer = results_of(lambda *arguments: learner.number(5, *arguments))
+    except CheckFailed as failed:
+        inside = learner.source.lines_of("train_step")
+        if failed.mistake == "raises" and not learner.source.matches("backward|autograd", inside):
+            raise learner.mistake("no-backward", f" ({failed.message})") from None
+        raise
+    wanted, _, _ = results_of(reference.any_step)
+    if close(got, wanted):
+        return
+    i = next(
+        i for i, (a, b) in enumerate(zip(got, wanted, strict=True))
+        if not torch.allclose(a, b, 1e-4, 1e-6)
+    )  # fmt: skip
+    what = ("a weight", "a weight", "the returned loss")[i % 3]
+    most = (got[i] - wanted[i]).abs().argmax()
+    evidence = (
+        f"after step {i // 3 + 1} of 3 batches {what} is {float(got[i].flatten()[most]):.4g}, "
+        f"expected {float(wanted[i].flatten()[most]):.4g}"
+    )
+    unchanged = torch.equal(model.table, TinyModel().table)
+    if unchanged and model.backward_passes == 0:
+        raise learner.mistake("no-backward", f" ({evidence})")
+    if unchanged and "step" not in optimizer.events:
+        raise learner.mistake("no-step", f" ({evidence})")
+
+    def same(form: Any) -> bool:
+        return close(got, results_of(form)[0])
+
+    last_only = any(
+        same(partial(reference.any_step, zero="each", share=share)) for share in (None, 1.0)
+    )
+    if last_only and model.backward_passes <= 3:
+        raise learner.mistake("last-batch-only", f" ({evidence})")
+    quote = learner.quoted(5) if i % 3 == 2 else learner.quoted(5, r"backward|\.step\(|return")
+    raise learner.named(5, same, evidence, quote)
 
 
 def _evaluation(learner: LearnerTraining) -> None:
-    model = TinyModel().train()
+    model = TinyModel(learner.file.path).train()
     model.dropout = 0.5
     batches = _data(8, 4)
     losses = [float(reference.loss_of(model.eval()(x), y).detach()) for x, y in batches]
-    model.train().modes.clear()
+    model.train().calls.clear()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     got = learner.number(6, model, batches)
     of = len(batches)
-    if count := sum(training for training, _ in model.modes):
-        raise learner.mistake("not-in-eval-mode", count=count, of=of)
-    if count := sum(grad for _, grad in model.modes):
-        raise learner.mistake("gradients-on", count=count, of=of)
+    for slug, kind in (("not-in-eval-mode", 0), ("gradients-on", 1)):
+        bad = [call for call in model.calls if call[kind]]
+        if bad:
+            raise learner.mistake(slug, line=bad[0][2], count=len(bad), of=of)
     wanted = sum(losses) / of
     if abs(got - wanted) > 1e-6:
         kinds = {"the sum": sum(losses), "the last": losses[-1], "the first": losses[0]}
@@ -318,3 +467,12 @@ def _evaluation(learner: LearnerTraining) -> None:
         raise learner.mistake("not-the-mean", yours=got, what=what, of=of, wanted=wanted)
     if not model.training:
         raise learner.mistake("left-in-eval-mode", of=of)
+    changed = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+        or parameter.grad is not None
+        or not torch.equal(parameter, before[name])
+    ]
+    if changed:
+        raise learner.mistake("changes-the-model", name=changed[0])

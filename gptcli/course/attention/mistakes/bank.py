@@ -62,6 +62,7 @@ def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
     """(mistake, what it computes from `p`) for every variant of every mistake.
 
     Skips variants that raise because the sizes of `p` do not allow them."""
+    compute_stages(p)  # the variants begin with its values
     for mistake in BANK:
         for variant in mistake.variants:
             try:

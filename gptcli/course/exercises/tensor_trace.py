@@ -1,0 +1,163 @@
+"""Trace a forward pass of a learner's module: tensors, lines, lost gradients, a changed x."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+MOST_TENSORS = 4000  # the most that a trace keeps
+MOST_NUMBERS = 1 << 20  # in one tensor of a trace
+_DROPOUT = {
+    "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_dropout", "feature_alpha_dropout", "native_dropout",
+}  # fmt: skip
+_NEW = ("_like", "new_", "zeros", "ones", "full", "empty", "rand")
+_LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One torch operation of a forward pass. `line` is the learner's line, if it is known.
+
+    `cuts` tells whether autograd could follow the operation's inputs, but not its result."""
+
+    name: str
+    line: int | None
+    results: tuple[Tensor, ...]
+    cuts: bool
+
+
+class TensorTrace(TorchFunctionMode):
+    """Records every operation of a forward pass. Use it in a `with` around the forward.
+
+    `changed` is the first operation after which `x` is no longer what it was. With `quiet`, the
+    functions of torch that drop values return their input."""
+
+    def __init__(
+        self, path: Path, module: nn.Module, x: Tensor | None = None, *, quiet: bool = False
+    ) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.changed: Operation | None = None
+        self._path, self._module, self._quiet = str(path), module, quiet
+        self._x, self._before = x, None if x is None else x.detach().clone()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = name_of(func)
+        if self._quiet and name in _DROPOUT and args:
+            return args[0]
+        out = func(*args, **(kwargs or {}))
+        if len(self.operations) < MOST_TENSORS:
+            found = tuple(t for t in (out if isinstance(out, (tuple, list)) else (out,)))
+            floats = tuple(
+                t
+                for t in found
+                if isinstance(t, Tensor) and t.is_floating_point() and t.numel() <= MOST_NUMBERS
+            )
+            cuts = _cuts(name, out, floats, (*args, *(kwargs or {}).values()))
+            line = self._line() if floats or cuts else None
+            kept = tuple(t.detach().clone() for t in floats)
+            operation = Operation(name, line, kept, cuts)
+            self.operations.append(operation)
+            if self._x is not None and self.changed is None:
+                assert self._before is not None
+                if not torch.equal(self._x.detach(), self._before):
+                    line = self._line()
+                    self.changed = Operation(name, line, kept, cuts)
+                    self.operations[-1] = self.changed
+        return out
+
+    def _line(self) -> int | None:
+        """The line of the learner's file that runs now, outside its submodules."""
+        frame: Any = sys._getframe(2)
+        line = None
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and owner is not self._module:
+                line = None
+            elif line is None and frame.f_code.co_filename == self._path:
+                line = int(frame.f_lineno)
+            if owner is self._module:
+                break
+            frame = frame.f_back
+        return line
+
+    def place_of(self, wanted: Tensor) -> int | None:
+        """The first operation that makes the numbers of `wanted`, in any layout, or None."""
+        goal = wanted.double().flatten().sort().values
+        for i, operation in enumerate(self.operations):
+            for tensor in operation.results:
+                if tensor.numel() == goal.numel() and torch.allclose(
+                    tensor.double().flatten().sort().values, goal, 0.0, 1e-9, equal_nan=True
+                ):
+                    return i
+        return None
+
+    def has(self, wanted: Tensor) -> bool:
+        """Whether an operation makes the numbers of `wanted`, in any layout."""
+        return self.place_of(wanted) is not None
+
+    def line_after(self, wanted: Iterable[Tensor]) -> int | None:
+        """The learner's line of the first operation after those that make `wanted`."""
+        places = [place for one in wanted if (place := self.place_of(one)) is not None]
+        after = self.operations[max(places) + 1 :] if places else self.operations
+        return next((one.line for one in after if one.results and one.line is not None), None)
+
+
+class Healed(TorchFunctionMode):
+    """Lets autograd follow what cuts the graph (detach, .data, no_grad), except on some lines."""
+
+    def __init__(self, trace: TensorTrace, broken: set[int]) -> None:
+        super().__init__()
+        self._trace, self._broken = trace, broken
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if self._trace._line() in self._broken:
+            return func(*args, **(kwargs or {}))
+        if name_of(func) in ("detach", "data") and args:
+            return args[0]
+        with torch.enable_grad():
+            return func(*args, **(kwargs or {}))
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """The name of a torch function; of a property, such as .data, the property's name."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return str(name)
+
+
+def _cuts(name: str, out: Any, floats: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> bool:
+    followed = any(isinstance(a, Tensor) and a.requires_grad for a in arguments) or any(
+        isinstance(part, Tensor) and part.requires_grad
+        for a in arguments
+        if isinstance(a, (tuple, list))
+        for part in a
+    )
+    if not followed:
+        return False
+    if name in _LEAVES:
+        return True
+    if name.startswith(_NEW) or name.endswith("_like") or name in ("shape", "dtype", "grad"):
+        return False
+    return bool(floats) and not any(t.requires_grad for t in floats)
