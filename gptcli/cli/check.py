@@ -157,7 +157,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked. It gives each file one line of output."""
+    """The JSON object for a file that cannot be checked. So every file has its line."""
     return {
         "file": spec,
         "ok": False,

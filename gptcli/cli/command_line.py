@@ -108,11 +108,11 @@ class Group(TyperGroup):
         above, path = ctx.parent is not None, ctx.command_path
         inside = COMMAND_OF.get(f"{ctx.info_name} {word.lower()}")
         other = inside or COMMAND_OF.get(word.lower())
+        if other is not None and other.split()[0] in (*self.commands, "--version") and not above:
+            return f"write `gptcli {other}`"
         close = get_close_matches(same_option(word), self.commands, n=1)
         if close:
             return f"did you mean `{path} {close[0]}`?"
-        if other is not None and other.split()[0] in (*self.commands, "--version") and not above:
-            return f"write `gptcli {other}`"
         if not above and is_text_or_config(word):
             return f"to train on it: gptcli train {shlex.quote(word)}"
         return f"the commands are: {', '.join(self.commands)}"

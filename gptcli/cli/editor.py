@@ -42,7 +42,7 @@ def editor(environ: Mapping[str, str], path: Path) -> list[str]:
 def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
     """Run the editor until it ends. Returns a note, or "" if all went well.
 
-    `stderr` is the number of the terminal's file, which the editor needs."""
+    `stderr` is a file descriptor of the terminal; the editor needs it."""
     at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []
     try:
         done = subprocess.run([*words, *at, os.fspath(path)], stderr=stderr, check=False)

@@ -70,7 +70,7 @@ def render(state: State, width: int, height: int, *, unicode: bool = True) -> li
     """The whole screen: at most `height` lines of at most `width` cells.
 
     If the body is longer than its place, a line says how much of it is left; the keys ↑ and ↓ move
-    it. `state.offset` is corrected to what the body allows."""
+    it. It limits `state.offset` to the length of the body."""
     head, body = _parts(state, width, height, unicode)
     foot = _foot(state, width, unicode)
     room = max(1, height - len(head) - len(foot))

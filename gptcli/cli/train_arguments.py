@@ -141,7 +141,7 @@ def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> No
     ]
     if odd:
         raise GptcliError(
-            f"--from takes the network of {run}, and you set another one: "
+            f"--from takes the network of {run}, but you set it differently: "
             + ", ".join(f"model.{key} {now[key]} (there: {there[key]})" for key in odd),
             f"leave out {', '.join(f'model.{key}' for key in odd)}; or leave out --from, to train "
             "a new model",

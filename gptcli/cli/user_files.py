@@ -134,6 +134,9 @@ def _is_python(spec: str) -> bool:
         return not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"["))
 
 
+NO_DROPOUT = "dropout-never-acts"
+
+
 def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts | None:
     """The user's classes after each has passed its check; None if no file is named.
 
@@ -172,6 +175,8 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
             problem = None
             try:
                 report = checker.check(spec, part)
+                if report.mistake == NO_DROPOUT and config.model.dropout == 0.0:
+                    continue  # there is nothing to drop
                 if not report.ok:
                     problem = f"{report.file} does not pass its check: {report.message}"
             except GptcliError as error:

@@ -1,4 +1,4 @@
-"""Cuts an epoch into shuffled windows and makes batches of them; the windows of an evaluation.
+"""Makes batches: of the shuffled windows of an epoch, and of the windows of an evaluation.
 
 B batch (sequences), T time (block_size), N tokens of the split.
 

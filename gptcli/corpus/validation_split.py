@@ -137,7 +137,7 @@ _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 def _counts(
     store: TokenStore, start: int, size: int, count: int, vocab_size: int, places: int = 8
 ) -> Any:
-    """How often each token occurs in `count` tokens, in some places of a range of the store."""
+    """How often each token occurs in about `count` tokens, read at `places` places of a range."""
     length = count // min(places, count)
     firsts = np.linspace(start, start + size - length, min(places, count)).astype(int)
     tokens = np.concatenate([store.read(int(first), length) for first in firsts])

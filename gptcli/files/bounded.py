@@ -1,7 +1,7 @@
 """Opens run-folder files safely: type and size are checked before anything is read or written.
 
 A run folder can come from anybody. It can hold a link out of the folder, a pipe that never ends or
-a file of absurd size. These raise OSError, like a file that the system refuses to open. Only
+a file of absurd size. Opening these raises OSError, as if the system had refused. Only
 `checkpoints` and the folders in it may be links to another disk: see gptcli.training.checkpoint.
 """
 

@@ -27,8 +27,8 @@ typedef struct {
 /* library.py compares this size with that of Shape. */
 int shape_bytes(void) { return sizeof(Shape); }
 
-/* One linear layer's weights as B tiles, packed twice: forward (K, N) to compute the outputs,
- * backward (N, K) to compute the gradient at the inputs. */
+/* One linear layer's weights, packed twice as B tiles: `forward` (K, N) for the outputs,
+ * `backward` (N, K) for the gradient at the inputs. */
 typedef struct {
     long N, K; /* outputs, rounded up to 32; inputs */
     bf16 *forward, *backward;

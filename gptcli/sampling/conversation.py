@@ -11,8 +11,8 @@ from gptcli.sampling.text import StopFilter
 from gptcli.tokenization import Tokenizer
 
 _OVERTIME = 200
-"""Tokens past the limit in which an answer may reach the end of its line. After them it may reach
-the end of a word, for as many tokens again."""
+"""An answer may take this many tokens past the limit to reach the end of its line. After that it
+may take as many again to reach the end of a word."""
 
 
 class Conversation:

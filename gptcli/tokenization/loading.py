@@ -190,7 +190,7 @@ def _refuse_long_tokens(pieces: list[bytes]) -> None:
     longest = max(map(len, pieces), default=0)
     most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
     if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
-        raise _DamagedError(f"the vocabulary has tokens of up to {longest:,} bytes, or too many")
+        raise _DamagedError(f"its tokens are too long (up to {longest:,} bytes), or too many")
 
 
 def _short(value: Any) -> str:

@@ -85,7 +85,7 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
         other = load_named(section.from_).tokenizer
         if other.fingerprint() != tokenizer.fingerprint():
             raise GptcliError(
-                f"--from takes the tokenizer of {run}, and that of {section.from_} is another one",
+                f"--from takes the tokenizer of {run}, but {section.from_} has another one",
                 hint,
             )
     if "kind" in section.model_fields_set and section.kind != tokenizer.kind:

@@ -32,8 +32,9 @@ def machine_record(
 ) -> dict[str, Any]:
     """What run.json records under the key `machine`.
 
-    `run` is the section of the config before `auto` is replaced. A resumed run passes its old
-    record: what was `auto` then still counts as `auto`, unless the user has just set it (`asked`).
+    `run` is the section of the config before `auto` is replaced. `before` is the old
+    record of a resumed run: its `auto` keys stay `auto`, unless the user has just set them
+    (`asked`).
     """
     chosen = {key for key, value in run.model_dump().items() if value == "auto"}
     if isinstance(before, dict) and isinstance(before.get("auto"), list):

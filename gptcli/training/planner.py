@@ -25,8 +25,8 @@ from gptcli.training.schedule import Plan
 SECONDS_AT_END = 1.3
 """Kept free for the start of Python before the command, for the last messages and for the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
-_CONSIDER_SHARE = 0.08  # a plan lasts for this share of the time that is left,
-_CONSIDER_LEAST = 0.2  # but for at least so many seconds
+_CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
+_CONSIDER_LEAST = 0.2  # but not before this many seconds
 _TOLERANCE = 0.02  # a difference of fewer steps than this share of those left changes nothing
 _TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, so many tokens are evaluated to time it
 _SAVE_SECONDS = 0.1  # until a save has been timed

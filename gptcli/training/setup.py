@@ -353,7 +353,7 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
 
 
 def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
-    """The weights that a fine-tune without a checkpoint starts from; None if the run is none."""
+    """The weights that a fine-tuning run without a checkpoint starts from; None for other runs."""
     origin = run_folder.read_status(run).get("started_from")
     if origin is None:
         return None

@@ -129,6 +129,6 @@ class Region(RenderHook):
 def rows_on_screen(widths: Iterable[int], width: int) -> int:
     """The number of rows that lines of these widths fill in a window of `width` cells.
 
-    A line fills more than one row after the window became narrower, because terminals wrap it.
+    If the window becomes narrower, the terminal wraps a long line, which then fills several rows.
     """
     return sum(max(1, -(-cells // max(1, width))) for cells in widths)

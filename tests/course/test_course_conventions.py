@@ -4,12 +4,11 @@ placed."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from gptcli.course import check_files
 from gptcli.course.report import FileReport
+from tests.course.conftest import Judge
 from tests.course.conventions import RIGHT, WRONG
 
 TAKEN = {
@@ -27,6 +26,13 @@ TAKEN = {
 }
 
 
+CHANGES = [
+    (name, number, step, old, new)
+    for name, changes in WRONG.items()
+    for number, (step, old, new) in enumerate(changes)
+]
+
+
 def notebook_of(text: str) -> str:
     """A notebook with a magic, a shell command, a markdown cell and the code in two cells."""
     head, _, rest = text.partition("\n\n\n")
@@ -42,33 +48,27 @@ def notebook_of(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
-    folder = tmp_path_factory.mktemp("conventions")
-    specs: dict[str, Path] = {}
-    for name, text in RIGHT.items():
-        specs[name] = folder / f"{name}.py"
-        specs[name].write_text(text, encoding="utf-8")
-    for name, changes in WRONG.items():
-        for number, (_, old, new) in enumerate(changes):
-            assert old in RIGHT[name], (name, old)
-            path = folder / f"{name}-{number}.py"
-            path.write_text(RIGHT[name].replace(old, new), encoding="utf-8")
-            specs[path.stem] = path
-    for name, text in (
-        ("notebook", RIGHT["llms_from_scratch"]),
-        ("wrong-notebook", RIGHT["llms_from_scratch"].replace("diagonal=1", "diagonal=0")),
-    ):
-        specs[name] = folder / f"{name}.ipynb"
-        specs[name].write_text(notebook_of(text), encoding="utf-8")
+def reports(judge: Judge, slow: bool) -> dict[str, FileReport]:
+    """The reports of all right files and of every second wrong one; with --slow of all."""
+    texts = {f"{name}.py": text for name, text in RIGHT.items()}
+    for name, number, _, old, new in CHANGES if slow else CHANGES[::2]:
+        texts[f"{name}-{number}.py"] = RIGHT[name].replace(old, new)
+    book = RIGHT["llms_from_scratch"]
+    texts["notebook.ipynb"] = notebook_of(book)
+    texts["wrong-notebook.ipynb"] = notebook_of(book.replace("diagonal=1", "diagonal=0"))
     found = {}
-    for name, report in zip(specs, check_files(map(str, specs.values())), strict=True):
-        assert isinstance(report, FileReport), f"{name}: {report}"
-        found[name] = report
+    for file, report in judge("conventions", texts).items():
+        assert isinstance(report, FileReport), f"{file}: {report}"
+        found[file.partition(".")[0]] = report
     return found
 
 
 def detail_of(report: FileReport, name: str) -> str:
     return next((check.detail for check in report.checks if check.name == name), "")
+
+
+def test_every_change_changes_its_file() -> None:
+    assert [(name, old) for name, _, _, old, _ in CHANGES if old not in RIGHT[name]] == []
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -84,11 +84,12 @@ def test_the_report_says_what_was_taken_for_what(reports: dict[str, FileReport],
 @pytest.mark.parametrize(
     ("name", "step", "change"),
     [
-        (f"{name}-{number}", step, new)
-        for name, changes in WRONG.items()
-        for number, (step, _, new) in enumerate(changes)
+        pytest.param(
+            f"{name}-{number}", step, new, marks=[] if i % 2 == 0 else pytest.mark.slow,
+        )
+        for i, (name, number, step, _, new) in enumerate(CHANGES)
     ],
-)
+)  # fmt: skip
 def test_wrong_files_are_placed(
     reports: dict[str, FileReport], name: str, step: int, change: str
 ) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.course.checking import check_files
 from gptcli.course.report import FileReport
+from tests.course.conftest import Judge
 
 HERE = Path(__file__).parent / "files"
 SCALE = "/ math.sqrt(self.head_dim)"
@@ -115,21 +115,18 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
-    folder = tmp_path_factory.mktemp("placing")
+def reports(judge: Judge) -> dict[str, FileReport]:
+    texts = {}
     base = (HERE / "course_style.py").read_text("utf-8")
-    paths = []
     for name, (_, _, _, changes) in FILES.items():
         text = base
         for old, new in changes:
             assert old in text, f"{name}: {old!r}"
             text = text.replace(old, new, 1)
-        paths.append(folder / f"{name}.py")
-        paths[-1].write_text(text, encoding="utf-8")
-    found = check_files([str(path) for path in paths], limit_s=30.0)
+        texts[f"{name}.py"] = text
     return {
-        name: report
-        for name, report in zip(FILES, found, strict=True)
+        file.removesuffix(".py"): report
+        for file, report in judge("placing", texts).items()
         if isinstance(report, FileReport)
     }
 

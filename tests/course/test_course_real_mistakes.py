@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from gptcli.course import check_files
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
+from tests.course.conftest import Judge
 
 HEAD = """import math
 
@@ -146,13 +146,12 @@ ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport | GptcliError]:
-    folder = tmp_path_factory.mktemp("real")
-    texts = {name: text for group in (WRONG, NOTES, ERRORS) for name, (text, *_) in group.items()}
-    specs = [folder / f"{name}.py" for name in texts]
-    for path, text in zip(specs, texts.values(), strict=True):
-        path.write_text(text, encoding="utf-8")
-    return dict(zip(texts, check_files(map(str, specs)), strict=True))
+def reports(judge: Judge) -> dict[str, FileReport | GptcliError]:
+    texts = {
+        f"{name}.py": text for group in (WRONG, NOTES, ERRORS) for name, (text, *_) in group.items()
+    }
+    found = judge("real-mistakes", texts)
+    return {file.removesuffix(".py"): result for file, result in found.items()}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from gptcli.course import check_files
 from gptcli.course.report import FileReport
+from tests.course.conftest import Judge
 from tests.course.wrong_attention import WRONG_FILES, WrongFile
 
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
+def reports(judge: Judge) -> dict[str, FileReport]:
     """The reports of all wrong files. A busy machine needs a generous time limit."""
-    folder = tmp_path_factory.mktemp("wrong")
-    for wrong_file in WRONG_FILES:
-        (folder / f"{wrong_file.name}.py").write_text(wrong_file.text(), encoding="utf-8")
+    texts = {f"{wrong_file.name}.py": wrong_file.text() for wrong_file in WRONG_FILES}
+    endless = {"endless.py": texts.pop("endless.py")}
     found = {}
-    endless = [str(folder / "endless.py")]
-    others = [str(path) for path in sorted(folder.glob("*.py")) if path.stem != "endless"]
-    for specs, limit_s in ((endless, 3.0), (others, 60.0)):
-        for spec, report in zip(specs, check_files(specs, limit_s=limit_s), strict=True):
-            assert isinstance(report, FileReport), f"{spec}: {report}"
-            found[Path(spec).stem] = report
+    for name, group, limit_s in (("endless", endless, 3.0), ("wrong", texts, 60.0)):
+        for file, report in judge(name, group, limit_s).items():
+            assert isinstance(report, FileReport), f"{file}: {report}"
+            found[file.removesuffix(".py")] = report
     return found
 
 

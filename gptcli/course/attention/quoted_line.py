@@ -66,7 +66,7 @@ def line_to_quote(
 ) -> int | None:
     """The line of the learner's file to quote, or None. The file docstring has the order.
 
-    `index`: the operation where the mistake shows; `values`: what the mistake computes, if the
+    `index` is the operation in which the mistake shows; `values` are what it computes, if the
     bank knows it; `fill`: the number in the hidden scores and its operation. With `search=False`
     operation `index` itself is wrong, and the search is left out."""
     path = forward.learner.file.path

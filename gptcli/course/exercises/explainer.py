@@ -261,8 +261,8 @@ def _advice_on(error: BaseException) -> tuple[str, str]:
     if re.search(r"shape|size|dimension|must match|broadcast", text):
         return (
             "which shapes meet there? print them just before",
-            "compare each shape with the one in the skeleton's comment; the first that differs "
-            "comes from an earlier line",
+            "compare each shape with the skeleton's comment; the mistake is in the line that makes "
+            "the first different one",
         )
     if re.search(r"grad|leaf|inference", text):
         return (

@@ -27,7 +27,7 @@ def needs_other_hardware(cls: type[nn.Module]) -> str | None:
 
 
 def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> CheckFailed | None:
-    """What the class does besides the eight steps, as a failed check without a step, or None."""
+    """The failed check, without a step, for what the class does besides attention; or None."""
     if (flex := needs_other_hardware(cls)) is not None:
         return CheckFailed(
             "other-hardware",

@@ -16,7 +16,7 @@ from gptcli.course.attention.stages import Problem, Stage, split
 
 
 def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Two variants for each stage: hidden scores are -inf, or a large negative number."""
+    """Two variants of each wrong softmax: hidden scores are -inf, or a large negative number."""
     return (
         *({"weigh": stage} for stage in stages),
         *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
