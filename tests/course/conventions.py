@@ -766,6 +766,84 @@ class Attention(nn.Module):
 """
 )
 
+SUBCLASS = (
+    HEAD
+    + """
+class CausalMultiheadAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        n = x.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(n, device=x.device, dtype=x.dtype)
+        return super().forward(x, x, x, attn_mask=mask, need_weights=False, is_causal=True)[0]
+"""
+)
+
+LAZY = (
+    HEAD
+    + """
+def masked_softmax(X, valid_lens):
+    shape = X.shape
+    if valid_lens.dim() == 1:
+        valid_lens = torch.repeat_interleave(valid_lens, shape[1])
+    else:
+        valid_lens = valid_lens.reshape(-1)
+    X = X.reshape(-1, shape[-1])
+    keep = torch.arange(X.size(1), device=X.device)[None, :] < valid_lens[:, None]
+    X = X.masked_fill(~keep, -1e6)
+    return F.softmax(X.reshape(shape), dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, num_hiddens, num_heads, dropout, bias=False, **kwargs):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = nn.Dropout(dropout)
+        self.W_q = nn.LazyLinear(num_hiddens, bias=bias)
+        self.W_k = nn.LazyLinear(num_hiddens, bias=bias)
+        self.W_v = nn.LazyLinear(num_hiddens, bias=bias)
+        self.W_o = nn.LazyLinear(num_hiddens, bias=bias)
+
+    def forward(self, queries, keys, values, valid_lens):
+        queries = self.transpose_qkv(self.W_q(queries))
+        keys = self.transpose_qkv(self.W_k(keys))
+        values = self.transpose_qkv(self.W_v(values))
+        if valid_lens is not None:
+            valid_lens = torch.repeat_interleave(valid_lens, repeats=self.num_heads, dim=0)
+        scores = torch.bmm(queries, keys.transpose(1, 2)) / math.sqrt(queries.shape[-1])
+        weights = masked_softmax(scores, valid_lens)
+        output = torch.bmm(self.dropout(weights), values)
+        return self.W_o(self.transpose_output(output))
+
+    def transpose_qkv(self, X):
+        X = X.reshape(X.shape[0], X.shape[1], self.num_heads, -1).permute(0, 2, 1, 3)
+        return X.reshape(-1, X.shape[2], X.shape[3])
+
+    def transpose_output(self, X):
+        X = X.reshape(-1, self.num_heads, X.shape[1], X.shape[2]).permute(0, 2, 1, 3)
+        return X.reshape(X.shape[0], X.shape[1], -1)
+"""
+)
+
+LEARNED_SCALE = (
+    HEAD
+    + """
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, hidden_dim, num_heads=4, head_dim=None):
+        super().__init__()
+        self.h, self.d = num_heads, head_dim or hidden_dim // num_heads
+        self.proj_in = nn.ParameterDict({n: torch.empty(hidden_dim, self.h, self.d) for n in "qkv"})
+        self.proj_out = nn.Conv1d(hidden_dim, hidden_dim, kernel_size=1)
+        self.scale = nn.Parameter(torch.tensor(float(self.d)) ** -0.5)
+
+    def forward(self, x, padding_mask=None):
+        q, k, v = (torch.einsum("bte,ehd->bhtd", x, self.proj_in[n]) for n in "qkv")
+        scores = torch.einsum("bhtd,bhsd->bhts", q, k) * self.scale
+        n = x.size(1)
+        scores = scores + torch.triu(torch.full((n, n), -math.inf, device=x.device), 1)
+        out = scores.softmax(-1) @ v
+        return self.proj_out(out.permute(0, 1, 3, 2).reshape(x.shape[0], -1, n)).transpose(1, 2)
+"""
+)
+
 RIGHT = {
     "llms_from_scratch": BOOK,
     "llms_from_scratch_wrapper": BOOK_WRAPPER,
@@ -789,6 +867,9 @@ RIGHT = {
     "forward_of_q_k_v_mask": ENCODER,
     "input_and_exit": INPUT_AND_EXIT,
     "annotated_config": ANNOTATED_CONFIG,
+    "subclass_of_multihead_attention": SUBCLASS,
+    "lazy_layers_and_valid_lens": LAZY,
+    "learned_scale": LEARNED_SCALE,
 }
 
 WRONG: dict[str, tuple[tuple[int, str, str], ...]] = {
@@ -906,6 +987,19 @@ WRONG: dict[str, tuple[tuple[int, str, str], ...]] = {
         (4, "/ math.sqrt(dim // self.n_heads)", "/ math.sqrt(dim)"),
         (5, ".triu(1) == 1", ".triu(1) == 0"),
         (1, "k = self.k_linear(x)", "k = self.q_linear(x)"),
+    ),
+    "subclass_of_multihead_attention": (
+        (5, "attn_mask=mask, need_weights=False, is_causal=True", "need_weights=False"),
+    ),
+    "lazy_layers_and_valid_lens": (
+        (4, " / math.sqrt(queries.shape[-1])", ""),
+        (6, "F.softmax(X.reshape(shape), dim=-1)", "F.softmax(X.reshape(shape), dim=1)"),
+        (1, "values = self.transpose_qkv(self.W_v(values))", "values = self.transpose_qkv(self.W_k(values))"),
+    ),
+    "learned_scale": (
+        (5, "-math.inf, device=x.device), 1)", "-math.inf, device=x.device), 2)"),
+        (8, "out.permute(0, 1, 3, 2).reshape", "out.reshape"),
+        (6, "scores.softmax(-1)", "scores.softmax(-2)"),
     ),
     "annotated_config": (
         (4, "math.sqrt(self.args.head_dim)", "self.args.head_dim"),

@@ -266,7 +266,7 @@ tokenizer_model(
 )  # fmt: skip
 
 
-@case("tokenizer.json is not the tokenizer of this checkpoint|tokens of up to")
+@case("tokenizer.json is not the tokenizer of this checkpoint|its tokens are too long")
 def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
     """Long tokens, each correctly merged from two earlier ones."""
     from gptcli.tokenization.bpe import BpeTokenizer

@@ -73,6 +73,8 @@ def generator_for(case: Case, weights: bool = False) -> torch.Generator:
 def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
     """Fill every parameter with random numbers, biases too, because zeros hide mistakes."""
     for parameter in module.parameters():
+        if parameter.numel() == 1:
+            continue  # such as a learned scale: its value is the constructor's choice
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() >= 2 else 0.5
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.copy_(noise * scale)

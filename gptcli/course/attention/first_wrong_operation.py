@@ -29,7 +29,7 @@ LAYOUT = {
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
 FUSED_KERNEL = "scaled_dot_product_attention"
 # A right value goes through these into the next step.
-NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum"}
+NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum", "conv1d", "addmm"}
 FILLERS = ("_like", "new_")  # in the names of operations such as zeros_like and new_full
 LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least this
 

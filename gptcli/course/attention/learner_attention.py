@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gptcli.course.attention.cases import (
     CASES,
@@ -150,6 +151,7 @@ class LearnerAttention:
             )
             if "_parameters" in vars(module):
                 self._configs[module] = config
+                self._give_sizes(module, config["n_embd"])
                 return module
         except CheckFailed as failed:
             if early not in failed.message:
@@ -161,6 +163,21 @@ class LearnerAttention:
             "begin the constructor with super().__init__()",
             1,
         )
+
+    def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
+        """Let lazy layers get their sizes from one forward."""
+        if any(is_lazy(parameter) for parameter in module.parameters()):
+            x = torch.zeros(1, 2, n_embd)
+            self.call(lambda: self.forward(module, x), "forward on zeros", 1)
+        unused = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
+        if unused:
+            name = unused[0].removesuffix(".weight").removesuffix(".bias")
+            raise CheckFailed(
+                "projections-unused",
+                f"forward does not call `{name}`: the layer never gets its size",
+                "call each of the query, key and value layers once, on x",
+                1,
+            )
 
     def filled(self, case: Case, dropout: float = 0.0) -> tuple[nn.Module, Projections]:
         """A module in float64 and evaluation mode, with random weights, and its projections."""

@@ -53,6 +53,7 @@ class Call:
     mask_kind: str | None = None  # a key of MASKS; None passes no mask
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
+    lengths: str | None = None  # an argument with the number of visible tokens, (B, T)
     others: tuple[tuple[str, Any], ...] = ()
     rotary: str | None = None  # an argument with rotary positions
     takes_use_dropout: bool = False
@@ -62,6 +63,9 @@ class Call:
         named: dict[str, Any] = dict(self.others)
         for name in self.positions:
             named[name] = torch.arange(x.shape[1])
+        if self.lengths is not None:
+            visible = torch.arange(1, x.shape[1] + 1)
+            named[self.lengths] = visible.repeat(len(x), 1)
         if self.mask is not None and (self.mask_kind is not None or self.mask_is_required):
             kind = self.mask_kind or next(iter(MASKS))
             named[self.mask] = MASKS[kind](x.shape[1], x)
@@ -72,6 +76,8 @@ class Call:
         found = []
         if self.times > 1:
             found.append(f"forward takes {self.times} inputs: each gets x")
+        if self.lengths is not None:
+            found.append(f"forward gets the numbers of visible tokens as `{self.lengths}`")
         if self.mask is not None and self.mask_kind is not None:
             found.append(f"forward gets the causal mask as `{self.mask}`, {self.mask_kind}")
         return found
@@ -98,14 +104,16 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
         and re.match(r"^(y|kv|context|memory|x2|x_?kv|source)$", rest[0].name)
     ):
         times, rest = 2, rest[1:]
-    mask, required, rotary = None, False, None
+    mask, required, rotary, lengths = None, False, None, None
     positions: list[str] = []
     others: list[tuple[str, Any]] = []
     for parameter in rest:
         needed, label = _is_needed(parameter), parameter.name
         if label == "use_dropout":
             continue
-        if _ROTARY.match(label):
+        if re.search(r"valid_?len", label):
+            lengths = label
+        elif _ROTARY.match(label):
             rotary = label if needed else rotary
         elif _POSITION.match(label) and needed:
             positions.append(label)
@@ -134,6 +142,7 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
         None,
         required,
         tuple(positions),
+        lengths,
         tuple(others),
         rotary,
         any(p.name == "use_dropout" for p in parameters),

@@ -108,9 +108,7 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
         sizes = {words.N_EMBD, words.N_HEAD, words.HEAD_DIM}
         if i == 0 and not others & sizes and _is_config(parameter, meaning, len(required)):
             yield Argument(name, None, positional)
-        elif meaning is not None and (
-            meaning != words.SWITCH or parameter in required or parameter.default is True
-        ):
+        elif meaning is not None and (parameter in required or _is_bound(parameter, meaning)):
             yield Argument(name, meaning, positional)
         elif parameter.default is parameter.empty:
             if words.names_config(name):
@@ -122,6 +120,15 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
                 f"give it a default, `{name}=...`, or write `def __init__(self, config):`; config "
                 "has n_embd, n_head, dropout, bias and block_size",
             )
+
+
+def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:
+    """Whether an argument with a default gets a value of the check."""
+    if meaning == words.SWITCH:
+        return parameter.default is True
+    if parameter.default is None and meaning in (words.HEAD_DIM, words.N_KV_HEAD):
+        return False  # it follows from the other sizes
+    return words.is_exact(parameter.name) or meaning not in (words.BIAS, words.CAUSAL)
 
 
 def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int) -> bool:
