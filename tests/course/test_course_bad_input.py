@@ -78,6 +78,13 @@ UNUSABLE = {
         "forward needs an argument `gate`, and the checker does not know what that is",
         "`gate=None`",
     ),
+    "helper": (
+        "from torch import nn\nclass ScaledDotProductAttention(nn.Module):\n"
+        "    def __init__(self, temperature=1.0):\n        super().__init__()\n"
+        "    def forward(self, q, k, v, mask=None):\n        return q\n",
+        "`ScaledDotProductAttention` gets queries, keys and values and makes none",
+        "FILE:CLASS",
+    ),
     "more_weights": (
         file_of(
             body="self.qkv, self.proj, self.gate = (nn.Linear(config.n_embd, n * config.n_embd) "

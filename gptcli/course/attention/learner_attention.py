@@ -271,6 +271,12 @@ class LearnerAttention:
             return GptcliError(
                 f"{self.file.name}: {error.message}", f"name the projections {NAMES}"
             )
+        if error.missing == "input" and self._call.times == 3:
+            return GptcliError(
+                f"{self.file.name}: `{self.cls.__name__}` gets queries, keys and values and makes "
+                "none: it is a part of an attention",
+                "name the class with the projections: FILE:CLASS",
+            )
         hint = f"give the module nn.Linear projections named {NAMES}"
         if error.slug == "plain-list":
             hint = "use nn.ModuleList instead of the list"
