@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.course.conventions import RIGHT
 
 HEAD = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
 NORM = (
@@ -274,3 +277,20 @@ def test_an_unusual_attention_trains_to_the_builtin_loss(
     user = train(cli, tmp_path / "user", text_file, "--attention", spec, *more)
     assert user["val_loss"] == pytest.approx(builtin["val_loss"], rel=1e-4)
     assert user["train_loss"] == pytest.approx(builtin["train_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lecture", "annotated_transformer", "arena", "conv1d"])
+def test_attention_of_other_conventions_trains_and_samples(
+    name: str, cli: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Names in the config, variables of the file, q, k and v, a mask, a tuple."""
+    path, run = tmp_path / f"{name}.py", tmp_path / "run"
+    path.write_text(RIGHT[name], encoding="utf-8")
+    words = (
+        *("model.arch=gpt2", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
+        *("model.block_size=16", "train.batch_size=4", "train.max_steps=5", "run.threads=1"),
+    )
+    done = cli("train", text_file, *words, "--attention", path, "--out", run, "--json")
+    assert done.code == 0, done.err
+    done = cli("sample", run, "--attention", path, "--max-new-tokens", "5", "--json")
+    assert done.code == 0, done.err

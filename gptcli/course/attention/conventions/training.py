@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gptcli.course.attention.cases import USUAL, config_for
 from gptcli.course.attention.conventions.layout import Sizes
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.attention.learner_attention import LearnerAttention
@@ -41,7 +44,7 @@ class UserAttention:
 
     def __init__(self, file: LearnerFile) -> None:
         self.learner = LearnerAttention(file, load_class(file), lambda doing: None)
-        self._is_plain = self.learner.constructor.is_course_form and self.learner.is_called_with_x
+        self._is_plain = self.learner.constructor.is_course_form and self._tried_as_plain()
         if not self._is_plain:
             self._recognise()
 
@@ -67,12 +70,30 @@ class UserAttention:
             return None
         return [part.weight for _, part in found.items()]
 
+    def _tried_as_plain(self) -> bool:
+        """Whether the class reads the config's own names, and forward(x) returns a tensor.
+
+        Builds the class and runs it once, on small numbers."""
+        config = config_for(USUAL)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+                module = self.learner.construct(config).eval()
+                self.learner.forward(module, torch.zeros(1, 2, USUAL.C))
+        except Exception:
+            return True  # the network's own error says more
+        finally:
+            torch.set_default_dtype(before)
+        return config.read <= {*_FIELDS} and self.learner.is_called_with_x
+
     def _recognise(self) -> None:
         """Find the projections and the mask. This runs the class once, in float64."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            self.learner.layout()
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.learner.layout()
         except (CheckFailed, GptcliError):
             return  # --force trains with it anyway
         finally:
