@@ -613,13 +613,6 @@ CHANGES = (
         "skeleton fused einsum head_loop scaled_query",
     ),
     Change(
-        "float32_softmax",
-        6,
-        "precision",
-        "F.softmax(scores, dim=-1)",
-        "F.softmax(scores.float(), dim=-1).to(x.dtype)",
-    ),
-    Change(
         "dropout_always",
         6,
         "dropout-in-evaluation",

@@ -50,7 +50,7 @@ def test_the_right_step_is_named(judged: Judged, slow: bool) -> None:
         for name, (change, report) in judged.items()
         if report.first_wrong_step != change.step
     ]
-    # 14 of 676: half of them shift the input of `value`, which gives the numbers of shifted values.
+    # 14 of 668: half of them shift the input of `value`, which gives the numbers of shifted values.
     assert len(missed) <= (0.025 if slow else 0.05) * len(judged), "\n".join(missed)
 
 
