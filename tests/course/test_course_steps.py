@@ -54,13 +54,13 @@ def test_the_right_step_is_named(judged: Judged, slow: bool) -> None:
     assert len(missed) <= (0.025 if slow else 0.05) * len(judged), "\n".join(missed)
 
 
-def test_the_mistake_is_named(judged: Judged) -> None:
+def test_the_mistake_is_named(judged: Judged, slow: bool) -> None:
     missed = [
         f"{name}: {change.slugs}, named {report.mistake}"
         for name, (change, report) in judged.items()
         if change.slugs != "*" and report.mistake not in change.slugs.split()
     ]
-    assert len(missed) <= 0.08 * len(judged), "\n".join(missed)
+    assert len(missed) <= (0.08 if slow else 0.12) * len(judged), "\n".join(missed)
 
 
 def test_messages_quote_the_file(judged: Judged) -> None:
