@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -234,8 +235,11 @@ def test_long_pauses_do_not_count(learner: Learner) -> None:
 def test_a_result_of_the_exercise_before_is_not_shown(learner: Learner) -> None:
     text = "import time\ntime.sleep(0.5)\nclass LayerNorm: pass\n"
     (learner.folder / "layernorm.py").write_text(text, encoding="utf-8")
-    for _ in range(3):
+    for _ in range(500):  # until the change is seen
         learner.session.tick()
+        if learner.session.check.busy:
+            break
+        time.sleep(0.01)
     assert learner.session.check.busy
     learner.press("n", "n")
     learner.settle()
