@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config import ModelConfig
+from gptcli.model import fused_loss
 from gptcli.model.attention import CausalSelfAttention, drop
 from gptcli.model.cache import KeyValueCache, StaticCache, StreamPositions
 from gptcli.model.layers import MLP, LayerNorm, RMSNorm, SwiGLU
@@ -129,24 +130,50 @@ class GPT(nn.Module):
 
         The logits have the parameters' dtype. `last_only` computes those of the last position:
         (B, 1, V)."""
-        x = self.wte(idx)  # (B, T, C)
+        return self.lm_head(self.features(idx, cache, last_only))  # type: ignore[no-any-return]
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, float32: idx, targets int64 (B, T) -> ()."""
+        return self.loss_of(self.features(idx), targets)
+
+    def loss_of(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The loss of features x (B, T, C): mean cross-entropy in nats per token, float32 ()."""
+        if fused_loss.can_fuse(x):
+            return fused_loss.head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        logits = self.lm_head(x)
+        return F.cross_entropy(logits.view(-1, self.vocab_size).float(), targets.reshape(-1))
+
+    def features(
+        self,
+        idx: Tensor,
+        cache: KeyValueCache | StaticCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the head multiplies: int64 (B, T) -> (B, T, C), or (B, 1, C) if `last_only`."""
+        return self.body(self.wte(idx), cache, last_only)
+
+    def body(
+        self,
+        x: Tensor,
+        cache: KeyValueCache | StaticCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """The features of token embeddings x: (B, T, C) -> (B, T, C), or (B, 1, C) if `last_only`.
+
+        torch.compile gets only this part: it would add up an embedding's gradient in an order that
+        changes from run to run."""
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             if isinstance(start, StreamPositions):
                 x = x + self.wpe(start.at[:, None])  # (B, 1, C)
             else:
-                x = x + self.wpe.weight[start : start + idx.shape[1]]
+                x = x + self.wpe.weight[start : start + x.shape[1]]
         x = drop(x, self.config.dropout if self.training else 0.0)
         for i, block in enumerate(self.h):
             x = block(x) if cache is None else block(x, cache.layers[i])
         if last_only:
             x = x[:, -1:]
-        return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
-
-    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token, float32: idx, targets int64 (B, T) -> ()."""
-        logits = self(idx)
-        return F.cross_entropy(logits.view(-1, self.vocab_size).float(), targets.reshape(-1))
+        return self.ln_f(x)  # type: ignore[no-any-return]
 
     # ---- for sampling ----------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ is complete. Dimensions: B streams, T tokens, V vocabulary, W window (block_size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptcli.cuda_graphs import GraphRecorder, can_record
 from gptcli.model.cache import StaticCache
 from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
@@ -30,14 +31,21 @@ class GraphStreams:
     refills = True
 
     def __init__(
-        self, model: GPT, count: int, params: SamplingParams, table: Tensor | None = None
+        self,
+        model: GPT,
+        count: int,
+        params: SamplingParams,
+        table: Tensor | None = None,
+        least_span: int = _LEAST_SPAN,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen."""
+        """`table`: see valid_text.py. Without it, any token can be chosen. A larger `least_span`
+        records fewer graphs, which is faster for a short text."""
         assert model.has_cache
         self.count = count
         self._model, self._params = model, params
         self._device = device = model.wte.weight.device
         self._width = model.config.block_size
+        self._least_span = least_span
         self._texts: dict[int, StreamTokens] = {}  # _prefill feeds all but the last token
         self._cache = model.new_cache(count)
         # Attention also reads unused slots, with weight 0. A NaN in one would give NaN: 0 * NaN.
@@ -57,7 +65,7 @@ class GraphStreams:
         self._seen = None
         if params.repetition_penalty != 1.0:
             self._seen = torch.zeros(count, model.vocab_size, dtype=torch.bool, device=device)
-        self._recorder = _GraphRecorder(device) if _can_record(device) else None
+        self._recorder = GraphRecorder(device) if can_record(device) else None
         self._graphs: dict[int, Any] = {}  # span -> graph; None if it could not be recorded
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
@@ -129,7 +137,7 @@ class GraphStreams:
             self._prefill(streams)
             furthest = max(text.fed - text.start for text in texts)
             # Powers of two, so that few graphs are recorded.
-            span = min(self._width, max(_LEAST_SPAN, 1 << furthest.bit_length()))
+            span = min(self._width, max(self._least_span, 1 << furthest.bit_length()))
             count = min(steps - done, _MOST_STEPS)
             if span < self._width or self._model.wpe is not None:
                 count = min(count, span - furthest)
@@ -190,51 +198,3 @@ class GraphStreams:
         self._token.copy_(chosen)
         self._position.add_(self._active)
         self._step_index.add_(1)
-
-
-def _can_record(device: torch.device) -> bool:
-    """Whether steps can be recorded: on NVIDIA's GPUs, but not on AMD's, whose top-k fails."""
-    return device.type == "cuda" and torch.version.hip is None
-
-
-class _GraphRecorder:
-    """Records steps as CUDA graphs.
-
-    All graphs are recorded on one CUDA stream. They can share one memory pool, because a step
-    leaves its results in tensors outside the pool. This object keeps all graphs, even those whose
-    recording failed. For if a graph is freed, PyTorch frees the workspace of the CUDA stream, and
-    the other graphs still use that workspace."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graphs: list[torch.cuda.CUDAGraph] = []
-        self._works = True
-
-    def record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A CUDA graph of the step, or None if recording fails.
-
-        Runs the step three times first, because PyTorch sets some things up only once. Call this
-        while no text stream is active, because these runs would add tokens to it."""
-        if not self._works:
-            return None
-        pool = self._graphs[0].pool() if self._graphs else None
-        with torch.cuda.device(self._device):
-            usual = torch.cuda.current_stream(self._device)
-            self._stream.wait_stream(usual)
-            with torch.cuda.stream(self._stream):
-                for _ in range(3):
-                    step()
-            usual.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            self._graphs.append(graph)
-            try:
-                with torch.cuda.graph(
-                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
-                    step()
-            except RuntimeError:
-                torch.cuda.set_stream(usual)  # a failure at the end does not restore the stream
-                self._works = False
-                return None
-        return graph

@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
+from gptcli.cuda_graphs import can_record
 from gptcli.model.gpt import GPT
 from gptcli.sampling.generate import GenerationLoop, SampleRequest
+from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
@@ -168,7 +172,7 @@ def generate_one(
     was_training = model.training
     model.eval()
     try:
-        streams = TorchStreams(model, 1, params, table_of(tokenizer))
+        streams = _one_stream(model, params, table_of(tokenizer))
         requests = [SampleRequest(ids)]
         for item in generate_text(
             streams, tokenizer, requests, max_new_tokens=max_new_tokens, seed=seed
@@ -180,3 +184,10 @@ def generate_one(
     finally:
         model.train(was_training)
     return ""
+
+
+def _one_stream(model: GPT, params: SamplingParams, table: Tensor | None) -> Streams:
+    """PyTorch's stream, with recorded steps if the model is on an NVIDIA GPU."""
+    if can_record(model.wte.weight.device) and not model.user_parts.in_network():
+        return GraphStreams(model, 1, params, table, least_span=model.config.block_size)
+    return TorchStreams(model, 1, params, table)

@@ -91,9 +91,12 @@ def seconds_per_step(
     engine: EngineName,
     user_parts: UserParts | None = None,
     seconds: float | None = None,
+    compiled: bool = False,
 ) -> float:
     """Time of one optimizer step in seconds, measured here: see `measured_step`."""
-    return measured_step(config, vocab_size, dtype, device, engine, user_parts, seconds).wall
+    return measured_step(
+        config, vocab_size, dtype, device, engine, user_parts, seconds, compiled
+    ).wall
 
 
 def measured_step(
@@ -104,6 +107,7 @@ def measured_step(
     engine: EngineName,
     user_parts: UserParts | None = None,
     seconds: float | None = None,
+    compiled: bool = False,
 ) -> StepTime:
     """Time of one optimizer step, measured here with random tokens.
 
@@ -120,6 +124,7 @@ def measured_step(
         user_parts=user_parts,
         engine=engine,
         threads=torch.get_num_threads(),
+        compiled=compiled,
     )
     state.model.train()
     generator = torch.Generator().manual_seed(0)

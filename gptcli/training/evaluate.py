@@ -17,6 +17,7 @@ from gptcli.model.gpt import GPT
 # Tokens in one forward pass: enough to keep the matrix products busy. If the vocabulary is large,
 # a quarter of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE_ON_A_GPU = 65536
 # Parameters times tokens that a slow CPU gets through in a second of forward passes (two operations
 # for each parameter and token).
 _SECOND_ON_A_SLOW_CPU = 1e10
@@ -45,7 +46,9 @@ def evaluate(
     model.eval()
     device = model.wte.weight.device
     total, count = 0.0, 0
-    at_once = _TOKENS_AT_ONCE if model.vocab_size <= 8192 else _TOKENS_AT_ONCE // 4
+    at_once = _TOKENS_AT_ONCE_ON_A_GPU if device.type == "cuda" else _TOKENS_AT_ONCE
+    if model.vocab_size > 8192:
+        at_once //= 4
     if step_tokens is not None:  # a step's backward pass makes a token cost three times as much
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))

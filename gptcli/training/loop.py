@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus, TokenStore
+from gptcli.corpus.device_batches import DeviceBatches
 from gptcli.devices import describe_device, dtype_name
 from gptcli.events import (
     Evaluated,
@@ -45,7 +46,7 @@ from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
-from gptcli.training.step import Batch, Diverged, Updated, take_step
+from gptcli.training.step import Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
 from gptcli.training.zero_gradients import ZeroGradients, still
 
@@ -86,6 +87,7 @@ def train(
         yield from loop.events()
     finally:
         loop.saver.abandon()
+        loop.batches.close()
 
 
 class _Loop:
@@ -118,8 +120,9 @@ class _Loop:
                 read.clear()  # the model has copies; without this, the tensors would stay in memory
         self.progress = self.state.progress
         self.fine_tune = setup.start_from is not None
-        self.batches = Batches(
-            corpus.train, setup.config.model.block_size, self.config.batch_size, self.config.seed
+        block_size, size = setup.config.model.block_size, self.config.batch_size
+        self.batches = DeviceBatches(
+            Batches(corpus.train, block_size, size, self.config.seed), setup.device
         )
         self.saver = Saver(
             setup.run,
@@ -246,7 +249,7 @@ class _Loop:
         first = p.step * count
         done = take_step(
             p.step,
-            lambda: (self.batch(first + i) for i in range(count)),
+            lambda: (self.batches.batch(first + i) for i in range(count)),
             state.passes,
             state.weights,
             state.optimizers,
@@ -260,12 +263,6 @@ class _Loop:
             p.tokens += self.setup.config.tokens_per_step
             p.train_loss, p.loss_scale = done.loss, done.loss_scale
         return done
-
-    def batch(self, k: int) -> Batch:
-        """Batch number `k` of the run, on the device."""
-        idx, targets = self.batches.batch(k)
-        device = self.setup.device
-        return idx.to(device), targets.to(device)
 
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
@@ -285,7 +282,7 @@ class _Loop:
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
-            where = first_not_finite(self.state.passes.model(), [self.batch(0)])
+            where = first_not_finite(self.state.passes.model(), [self.batches.batch(0)])
             return Diverged(
                 f"step {p.step}: the validation loss is {loss:g}; first place with NaN or "
                 f"infinity: {where}",

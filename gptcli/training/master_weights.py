@@ -100,6 +100,23 @@ class MasterWeights:
         else:
             torch._foreach_add_(places, found, alpha=scale)
 
+    @torch.no_grad()
+    def take_gradients(self, *, add: bool) -> None:
+        """Move the working weights' gradients to the flat gradients, or add them there.
+
+        A CUDA graph can record this: it reads nothing back. The dtype must not be float32, and
+        each weight must have a gradient."""
+        found = [working.grad for working in self._working if working.grad is not None]
+        assert len(found) == len(self._working)
+        (torch._foreach_add_ if add else torch._foreach_copy_)(self._gradients, found)
+        for working in self._working:
+            working.grad = None
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all flat gradients by `factor`. The dtype must not be float32."""
+        self._all_gradients.mul_(factor)
+
     def norm(self) -> Tensor:
         """The global norm of the gradients, float32 ()."""
         if not self.same:

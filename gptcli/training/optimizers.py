@@ -119,9 +119,13 @@ class Muon:
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
             torch._foreach_mul_(params, 1 - rate * self.weight_decay)
-            for p, u in zip(params, updates, strict=True):
-                rows, columns = p.shape
-                p.add_(u, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+            for shape in {p.shape for p in params}:  # one operation for each: a GPU launches few
+                rows, columns = shape
+                torch._foreach_add_(
+                    [p for p in params if p.shape == shape],
+                    [u for u in updates if u.shape == shape],
+                    alpha=-rate * max(1.0, rows / columns) ** 0.5,
+                )
 
     def _native_step(self, native: Native, rate: float) -> None:
         params = [p for p in self.params if p.grad is not None]

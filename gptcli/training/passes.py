@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -17,15 +18,21 @@ from torch import Tensor
 
 from gptcli.config import Config
 from gptcli.corpus import TokenStore
+from gptcli.cuda_graphs import GraphRecorder, can_record
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.engine import Engine, unsupported_reason
+from gptcli.training.cost import matrix_parameters
 from gptcli.training.evaluate import evaluate
 from gptcli.training.master_weights import MasterWeights
+from gptcli.training.recorded_passes import RecordedPasses
 from gptcli.training.step import Batch, forward_backward
 
 EngineName = Literal["native", "torch"]
+
+# torch.compile takes 40 s on an H200, which does this many operations of a training in minutes.
+_COMPILE_FROM_OPERATIONS = 5e16
 
 
 def choose_engine(
@@ -65,6 +72,23 @@ def choose_engine(
     return "torch", None
 
 
+def choose_compile(
+    config: Config, device: torch.device, vocab_size: int, *, has_user_parts: bool
+) -> bool:
+    """Whether to compile the model with torch.compile: what `run.compile` resolves to.
+
+    `auto` compiles for a GPU, if the run lasts several minutes there."""
+    if config.run.compile != "auto":
+        return config.run.compile
+    tokens = config.tokens_per_step * config.train.max_steps
+    return (
+        device.type == "cuda"
+        and find_spec("triton") is not None  # torch.compile needs it; Windows has none
+        and not has_user_parts
+        and 6 * matrix_parameters(config, vocab_size) * tokens >= _COMPILE_FROM_OPERATIONS
+    )
+
+
 def library_for(engine: EngineName) -> ctypes.CDLL | None:
     """The C library for `native`, None for `torch`."""
     return library.find().library if engine == "native" else None
@@ -74,7 +98,8 @@ class TorchPasses:
     """PyTorch's passes, compiled or not. They support every device, every dtype and user's parts.
 
     `step_tokens` is the number of tokens in a step. It limits the size of an evaluation's batches.
-    """
+    On an NVIDIA GPU, the passes are recorded as CUDA graphs (gptcli.training.recorded_passes). The
+    user's parts are not recorded, because a graph cannot hold arbitrary Python."""
 
     def __init__(
         self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
@@ -82,14 +107,21 @@ class TorchPasses:
         self._model, self._weights = model, weights
         self._step_tokens = step_tokens
         self._loss: Callable[[Tensor, Tensor], Tensor] = model.loss
-        if compiled:
-            self._loss = torch.compile(model.loss)
+        if compiled:  # a run has one shape of batches
+            body = torch.compile(model.body, dynamic=False)
+            self._loss = lambda idx, targets: model.loss_of(body(model.wte(idx)), targets)
+        device = model.wte.weight.device
+        self._recorded: RecordedPasses | None = None
+        if can_record(device) and not weights.same and not model.user_parts.in_network():
+            self._recorded = RecordedPasses(self._loss, weights, GraphRecorder(device))
 
-    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
-        """The mean loss of `count` batches. Leaves the mean gradients in the master weights.
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
 
         Dropout's masks are a function of `seed`. `scale` is float16's loss scale, 1 for other
         dtypes."""
+        if self._recorded is not None:
+            return self._recorded.gradients(batches, count, seed, scale)
         return forward_backward(self._loss, self._weights, batches, count, seed, scale)
 
     def publish(self) -> None:
@@ -133,8 +165,8 @@ class NativePasses:
         )
         self.publish()
 
-    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
-        """The mean loss of `count` batches. Leaves the mean gradients in the master weights.
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
 
         `scale` must be 1, because bfloat16 needs no loss scale."""
         assert scale == 1.0
@@ -149,7 +181,7 @@ class NativePasses:
                 scale=1.0 / (idx.numel() * count),
                 add=part > 0,
             )
-        return total / tokens
+        return torch.tensor(total / tokens, dtype=torch.float64)
 
     def publish(self) -> None:
         """Pack the master weights for the C library's matrix products."""

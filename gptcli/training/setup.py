@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from gptcli.training.other_machine import (
     machine_record,
     refuse_other_machine,
 )
-from gptcli.training.passes import choose_engine
+from gptcli.training.passes import choose_compile, choose_engine
 from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
 from gptcli.training.resume_rules import config_for_resume, override_words
 from gptcli.training.run_commands import resume_command, train_again_command
@@ -59,9 +58,6 @@ from gptcli.training.text_of_run import (
     text_record,
 )
 from gptcli.training.training_state import progress_of
-
-# torch.compile takes about a minute on a GPU, so a run must last much longer to gain from it.
-_COMPILE_FROM_TOKENS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -116,14 +112,9 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     train, run = config.train, config.run
     device = choose_device(run.device)
     tokens_per_step = config.tokens_per_step
-    compiled = run.compile
-    if compiled == "auto":
-        compiled = (
-            device.type == "cuda"
-            and find_spec("triton") is not None  # torch.compile needs it; Windows has none
-            and not has_user_parts
-            and tokens_per_step * train.max_steps >= _COMPILE_FROM_TOKENS
-        )
+    compiled = choose_compile(
+        config, device, corpus.tokenizer.vocab_size, has_user_parts=has_user_parts
+    )
     dtype = choose_dtype(run.dtype, device)
     engine, _ = choose_engine(
         config, device, dtype, compiled=compiled, has_user_parts=has_user_parts

@@ -18,10 +18,11 @@ from gptcli.sampling.backend import Backend, choose_backend, open_streams
 from gptcli.sampling.generate import UniformNumbers
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.training.estimate import now, seconds_per_step
-from gptcli.training.passes import choose_engine
+from gptcli.training.passes import choose_compile, choose_engine
 
 BATCH = 64
 _PRODUCTS = ((4096, 1024, 1024), (2048, 2048, 2048), (8192, 512, 2048))  # (rows, inner, columns)
+_PRODUCTS_OF_A_GPU = ((8192, 8192, 8192), (16384, 4096, 4096), (32768, 1024, 4096))
 _PEAK_SECONDS = 0.7
 _SAMPLE_SECONDS = 2.0
 _READ_SECONDS = 0.3
@@ -76,7 +77,7 @@ def flops_per_token(model: GPT) -> float:
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """The highest measured floating-point operations per second of matrix products in `dtype`."""
     best = 0.0
-    for rows, inner, columns in _PRODUCTS:
+    for rows, inner, columns in _PRODUCTS if device.type == "cpu" else _PRODUCTS_OF_A_GPU:
         a = torch.randn(rows, inner, device=device).to(dtype)
         b = torch.randn(columns, inner, device=device).to(dtype)
         begin = now(device)
@@ -89,13 +90,13 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Speed:
     """Train and sample a new model for a few seconds each, and return the speeds."""
-    engine, _ = choose_engine(
-        config, device, dtype, compiled=config.run.compile is True, has_user_parts=False
-    )
+    compiled = choose_compile(config, device, vocab_size, has_user_parts=False)
+    engine, _ = choose_engine(config, device, dtype, compiled=compiled, has_user_parts=False)
     model = GPT(config.model, vocab_size)
     initialise(model, torch.Generator().manual_seed(config.train.seed))
     peak = peak_flops(dtype, device)
-    speed = config.tokens_per_step / seconds_per_step(config, vocab_size, dtype, device, engine)
+    seconds = seconds_per_step(config, vocab_size, dtype, device, engine, compiled=compiled)
+    speed = config.tokens_per_step / seconds
     model.eval()
     backend = choose_backend("auto", device, has_user_parts=False, arch=config.model.traits)
     model.to(device, torch.float32 if backend.native else backend.dtype)

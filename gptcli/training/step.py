@@ -46,8 +46,8 @@ _DOUBLE_SCALE_EVERY = 1000  # steps
 class Passes(Protocol):
     """Forward and backward pass, by PyTorch or by the C library: gptcli.training.passes."""
 
-    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> float:
-        """The mean loss of `count` batches. Leaves the mean gradients in the master weights."""
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -102,13 +102,14 @@ def take_step(
     )
     seed = dropout_seed(config.seed, step)
     while True:
-        loss = passes.gradients(micro_batches(), config.grad_accum, seed, loss_scale)
-        norm = float(weights.norm())
+        mean = passes.gradients(micro_batches(), config.grad_accum, seed, loss_scale)
+        # Read both numbers after both are computed: each float() waits for the device.
+        loss, norm = map(float, (mean, weights.norm()))
         if math.isfinite(norm) or loss_scale <= 1.0 or not math.isfinite(loss):
             break
         loss_scale /= 2.0  # float16: the scaled gradients overflowed; do the same step again
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        torch.manual_seed(seed)
+        seed_dropout(seed, passes.model().wte.weight.device)
         where = first_not_finite(passes.model(), micro_batches())
         return Diverged(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g} at learning rate "
@@ -134,21 +135,27 @@ def forward_backward(
     count: int,
     seed: int,
     scale: float,
-) -> float:
+) -> Tensor:
     """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
 
     `loss_of` is the model's loss, compiled or not. The loss is multiplied by `scale`, so that
     float16 gradients do not vanish. The gradients of the master weights are divided by `scale`."""
-    torch.manual_seed(seed)
     weights.clear_grads()
     total: Tensor | None = None
     for idx, targets in batches:
+        if total is None:
+            seed_dropout(seed, idx.device)
         loss = loss_of(idx, targets)
         (loss * (scale / count)).backward()  # type: ignore[no-untyped-call]
         weights.collect(1.0 / scale)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return float(total) / count  # waits for the device; elsewhere in a step only float(norm) does
+    return mean_loss(total, count)
+
+
+def mean_loss(total: Tensor, count: int) -> Tensor:
+    """`total` (), the sum of `count` losses, divided by `count`; float64 if the device has it."""
+    return (total if total.device.type == "mps" else total.double()) / count
 
 
 def dropout_seed(seed: int, step: int) -> int:
@@ -156,6 +163,19 @@ def dropout_seed(seed: int, step: int) -> int:
 
     NativePasses derives one seed for each micro-batch from this one."""
     return (seed * 1_000_003 + step) % 2**63
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the random generator of `device`, from which dropout draws its masks.
+
+    torch.manual_seed seeds the generators of all devices. If there is no GPU, it formats three
+    stack traces for that, which takes as long as a small matrix product."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def first_loss_scale(dtype: torch.dtype) -> float:

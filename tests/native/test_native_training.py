@@ -41,7 +41,7 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     state.model.train()
     found = []
     for step in range(STEPS):
-        found.append(state.passes.gradients([windows(step)], 1, step, 1.0))
+        found.append(float(state.passes.gradients([windows(step)], 1, step, 1.0)))
         state.weights.clip(float(state.weights.norm()), 1.0)
         state.optimizers.step((0.02 if optimizer == "muon" else 3e-3) * min(1.0, (step + 1) / 10))
         state.passes.publish()

@@ -18,6 +18,7 @@ from gptcli.sampling.generate import UniformNumbers
 from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.torch_streams import TorchStreams
+from tests.gpu import gpu
 from tests.sampling.sampling_models import model
 
 ARCHS = pytest.mark.parametrize("arch", ["modern", "gpt2"])
@@ -184,9 +185,6 @@ def test_the_extra_memory_of_a_prefill_is_bounded(
     assert sum(slots) == 39 * 4
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
 def written(streams: GraphStreams, *, recorded: bool = True) -> list[list[int]]:
     if not recorded:
         streams._recorder = None
@@ -232,6 +230,7 @@ def test_steps_do_not_wait_for_the_host(arch: str) -> None:
     streams = GraphStreams(m, 2, ALL)
     written(streams)
     streams._step_index.zero_()
+    streams._position.zero_()  # the steps below must stay in the window
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):

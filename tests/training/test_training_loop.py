@@ -286,7 +286,7 @@ def test_dropout_masks_differ_from_step_to_step(new: Any) -> None:
         new("r", "model.arch=gpt2", "model.dropout=0.5", "train.learning_rate=1e-9"), lambda: False
     )
     loop.state.model.train()
-    batch = loop.batch(0)
+    batch = loop.batches.batch(0)
     losses = []
     for _ in range(2):
         loop.one_step()

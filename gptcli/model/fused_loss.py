@@ -1,0 +1,92 @@
+"""Computes the head and its cross-entropy together on an NVIDIA GPU, with a Triton kernel.
+
+GPT-2's logits are the largest tensor of a step: 3.3 GB for 32 x 1,024 tokens in bfloat16. PyTorch's
+cross-entropy reads and writes them five times. The kernel reads each row twice, the second time
+from the GPU's cache, and replaces the logits by their gradient.
+
+Dimensions: N tokens, C channels, V vocabulary, P rows of the padded head.
+
+First reading: skip this file. `GPT.loss` gives the formula.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Columns that a program reads at once, 8 for each thread. Two programs of 32 warps fill a
+# multiprocessor, so that their rows stay in the cache until they are read again.
+_BLOCK = 8192
+_WARPS = 32
+PADDED_VOCABULARY = 128
+"""A GPU multiplies the head several times as fast if it has a multiple of this many rows."""
+
+
+def can_fuse(x: Tensor) -> bool:
+    """Whether head_loss works on x: on an NVIDIA GPU with Triton, in bfloat16 or float32.
+
+    In float16, gradients that are not multiplied by the loss scale would vanish."""
+    return x.is_cuda and x.dtype != torch.float16 and _has_triton()
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return torch.version.hip is None and find_spec("triton") is not None
+
+
+def padded(weight: Tensor) -> Tensor:
+    """The head's matrix with rows of zeros at its end: (V, C) -> (P, C)."""
+    rows = -len(weight) % PADDED_VOCABULARY
+    return torch.cat((weight, weight.new_zeros(rows, weight.shape[1]))) if rows else weight
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """F.cross_entropy(x @ weight.T, targets), float32 ().
+
+    x is (N, C), weight (V, C), targets int64 (N,). Softmax and loss are computed in float32."""
+    loss: Tensor = _HeadLoss.apply(x, weight, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        whole = padded(weight)
+        logits = x @ whole.T  # (N, P)
+        losses = loss_and_gradient_(logits, targets, len(weight))
+        ctx.save_for_backward(x, whole, logits)
+        ctx.rows = len(weight)
+        return losses.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, whole, of_logits = ctx.saved_tensors
+        scale = grad.to(x.dtype)
+        return (of_logits @ whole) * scale, (of_logits.T @ x)[: ctx.rows] * scale, None
+
+
+def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """The loss of each row, float32 (N,). Replaces the logits by the gradient of the mean loss.
+
+    logits are (N, P), contiguous. Columns from `vocab_size` on do not take part; their gradient
+    is 0."""
+    from gptcli.model.fused_loss_kernel import kernel
+
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    kernel[(len(logits),)](
+        logits,
+        targets,
+        losses,
+        logits.shape[1],
+        vocab_size,
+        1.0 / len(logits),
+        BLOCK=_BLOCK,
+        num_warps=_WARPS,
+    )
+    return losses

@@ -1,0 +1,113 @@
+"""The forward and backward pass of a micro-batch, recorded once as a CUDA graph and replayed.
+
+On a GPU, Python needs longer to launch the kernels of a small network than the GPU to run them. A
+recorded pass is one launch. It runs the same kernels on the same numbers as `forward_backward` in
+gptcli.training.step, so the losses are equal to the last bit. The masks of dropout are also
+equal: a replay reads the seed and position of the GPU's random generator.
+
+First reading: skip this file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gptcli.training.master_weights import MasterWeights
+from gptcli.training.step import Batch, forward_backward, mean_loss, seed_dropout
+
+
+class Graph(Protocol):
+    """A recorded CUDA graph."""
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+
+
+class Recorder(Protocol):
+    """Records work as CUDA graphs: gptcli.cuda_graphs.GraphRecorder."""
+
+    def record(self, work: Callable[[], None]) -> Graph | None:
+        """A graph of `work`, or None if recording fails. Runs the work a few times first."""
+
+
+class RecordedPasses:
+    """The gradients of a step, with one CUDA graph for each shape of a micro-batch.
+
+    `loss_of` is the model's loss, compiled or not. The working weights must be shorter than
+    float32, because the graph moves their gradients to the flat gradients of the master weights.
+    A second graph adds the gradients of all micro-batches of a step but the first."""
+
+    def __init__(
+        self,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        weights: MasterWeights,
+        recorder: Recorder,
+    ) -> None:
+        assert not weights.same
+        self._loss_of, self._weights, self._recorder = loss_of, weights, recorder
+        self._shapes: dict[tuple[int, ...], _OneShape] = {}
+
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The same as `forward_backward`: the mean loss, and the mean gradients in the masters."""
+        waiting = iter(batches)
+        first = next(waiting)
+        shape = tuple(first[0].shape)
+        if shape not in self._shapes:
+            self._shapes[shape] = _OneShape(first)
+        one = self._shapes[shape]
+        if not self._record(one, count):
+            both = itertools.chain((first,), waiting)
+            return forward_backward(self._loss_of, self._weights, both, count, seed, scale)
+        seed_dropout(seed, first[0].device)
+        self._weights.use_gradients()
+        one.factor.fill_(scale / count)
+        one.total.zero_()
+        one.replay(first, add=False)
+        for batch in waiting:
+            one.replay(batch, add=True)
+        if scale != 1.0:
+            self._weights.scale_gradients(1.0 / scale)
+        return mean_loss(one.total, count)
+
+    def _record(self, one: _OneShape, count: int) -> bool:
+        """Whether the graphs that `count` micro-batches need are recorded; records missing ones."""
+        for add in (False, True) if count > 1 else (False,):
+            if add not in one.graphs:
+                self._weights.clear_grads()
+                one.graphs[add] = self._recorder.record(partial(self._work, one, add))
+                self._weights.clear_grads()
+            if one.graphs[add] is None:
+                return False
+        return True
+
+    def _work(self, one: _OneShape, add: bool) -> None:
+        loss = self._loss_of(one.idx, one.targets)
+        (loss * one.factor).backward()  # type: ignore[no-untyped-call]
+        self._weights.take_gradients(add=add)
+        one.total.add_(loss.detach())
+
+
+class _OneShape:
+    """The graphs for micro-batches of one shape, and the tensors that they read and write."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.idx, self.targets = (tensor.clone() for tensor in batch)
+        device = self.idx.device
+        self.factor = torch.ones((), device=device)  # multiplies the loss before its backward pass
+        self.total = torch.zeros((), device=device)  # sum of the losses of the micro-batches
+        self.graphs: dict[bool, Graph | None] = {}
+        """By whether the gradients are added. None: it could not be recorded."""
+
+    def replay(self, batch: Batch, *, add: bool) -> None:
+        """Add the loss of a micro-batch, and set or add its gradients."""
+        self.idx.copy_(batch[0], non_blocking=True)
+        self.targets.copy_(batch[1], non_blocking=True)
+        graph = self.graphs[add]
+        assert graph is not None
+        graph.replay()
