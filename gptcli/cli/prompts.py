@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,12 @@ def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> s
             )
         return data.decode("utf-8-sig")
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG or "\n" in str(file):
+            instead = ", or use --prompt TEXT" if command.startswith("--prompt") else ""
+            raise GptcliError(
+                f"`{cropped(str(file))}` is not the name of a file: it looks like a text itself",
+                f"save the text in a file and name the file{instead}",
+            ) from None
         raise GptcliError(
             f"{cropped(str(file))}: cannot be read ({error.strerror})",
             f"{command} takes a UTF-8 text file",
@@ -48,9 +55,20 @@ def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> s
             with suppress(UnicodeError):
                 return data.decode(other).removeprefix("\ufeff")
         read = f" and not {other}" if other is not None else ""
-        raise GptcliError(
-            f"{file}: not UTF-8 text (byte {error.start}){read}", "save it as UTF-8"
-        ) from None
+        message = f"{file}: not UTF-8 text (byte {error.start}){read}"
+        raise GptcliError(*_with_encoding(file, message, data)) from None
+
+
+def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
+    """The message and the hint, with the encoding that `data` looks like and the conversion."""
+    from gptcli.corpus.conversion import conversion_command
+    from gptcli.corpus.undecodable import looks_like, public_name
+
+    looks = looks_like(data[: 1 << 15])
+    if looks is None:
+        return message, "save it as UTF-8"
+    name = public_name(looks)
+    return f"{message}; it looks like {name}", f"convert it: {conversion_command(file, name)}"
 
 
 def typed(text: str, where: str, *, escape: bool) -> str:

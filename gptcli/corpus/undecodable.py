@@ -80,7 +80,7 @@ def _explained(
     whole = "if a file is cut off, get it again, or remove the incomplete character in an editor"
     if cut is not None:
         return f"{name} {cut} in the middle of a character: cut off?", whole + leave_out
-    looks = _looks_like(data)
+    looks = looks_like(data)
     message = f"{name} is not UTF-8: {where} does not belong there"
     if error.incomplete and not _has_other(data, error.offset - start):
         message += " (the last byte: cut off?)"
@@ -90,7 +90,7 @@ def _explained(
             f"or save the file as UTF-8 in an editor{leave_out}"
         )
         return message, hint
-    public = looks.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
+    public = public_name(looks)
     command = conversion_command(path if only else _any_file(path), public)
     what = "it" if name == STANDARD_INPUT else "the file"
     return (
@@ -147,7 +147,12 @@ def _has_other(data: bytes, end: int) -> bool:
     return not data[:end].isascii()
 
 
-def _looks_like(data: bytes) -> str | None:
+def public_name(encoding: str) -> str:
+    """The name of an encoding for people and for iconv: "WINDOWS-1252" for "cp1252"."""
+    return encoding.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
+
+
+def looks_like(data: bytes) -> str | None:
     """Python's name of the encoding that bytes seem to be in; None if none is likely."""
     if _is_western(data):
         return "cp1252"

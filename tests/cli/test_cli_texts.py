@@ -288,6 +288,15 @@ def test_another_file_is_read_in_the_encoding_of_the_run(cli: Any, here: Path) -
     assert "not UTF-8 text (byte 5) and not cp1252" in cli("score", "lat", "bad.txt").err
     (here / "a.txt").write_text(TEXT, "utf-8")
     assert cli("train", "a.txt", *TINY).code == 0
+    for command in (("score", "a"), ("sample", "a", "--prompt-file")):
+        outcome = cli(*command, "lat.txt")
+        assert "it looks like WINDOWS-1252" in outcome.err
+        assert "iconv -f WINDOWS-1252 -t UTF-8 lat.txt > utf8-lat.txt" in outcome.err
+        for text in (TEXT[:5000], "two\nlines"):
+            outcome = cli(*command, text)
+            assert outcome.code == 2
+            assert "is not the name of a file: it looks like a text itself" in outcome.err
+            assert ("--prompt TEXT" in outcome.err) == (command[0] == "sample")
     outcome = cli("eval", "a", "--file", "lat.txt")
     assert outcome.code == 2
     assert "data.encoding=" not in outcome.err
