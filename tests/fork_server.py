@@ -84,7 +84,8 @@ def warm() -> None:
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
         for module in pkgutil.iter_modules(folder.__path__, f"gptcli.{package}."):
-            importlib.import_module(module.name)
+            if module.name != "gptcli.model.fused_loss_kernel":  # it needs Triton, and thus a GPU
+                importlib.import_module(module.name)
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # else the garbage collector of each fork would copy all of the memory
