@@ -24,9 +24,10 @@ def bench(
     """Measure training and sampling speed on this machine.
 
     First, bench measures the machine's peak in matrix products. The training figure says which
-    share of that peak a training step reaches. The limit for sampling is estimated from the time to
-    read and multiply all weights once for each token; the context is full. The command takes about
-    ten seconds. Run nothing else meanwhile. Nothing is saved."""
+    share of that peak a training step reaches. The limit for sampling is an estimate. For each
+    token, the machine must at least read and multiply all weights, and the keys and values of a
+    full context. The command takes about ten seconds. Run nothing else meanwhile. Nothing is
+    saved."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])

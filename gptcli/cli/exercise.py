@@ -171,7 +171,9 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
 
 
 def _cell(row: Progress) -> str:
-    """The state of an exercise in one word: "ok", "5/8" right steps, "wrong", "error" or "-"."""
+    """The state of an exercise in one word: "ok", "wrong", "error" or "-".
+
+    "5/8" says that five of eight steps are right."""
     if row.state == "wrong":
         step = row.report.first_wrong_step if row.report else None
         return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"

@@ -194,7 +194,9 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 
 def _cell(state: Progress) -> str:
-    """The state in at most five letters: "ok", "5/8" right steps, "stop", "wrong", "error", "-"."""
+    """The state in at most five letters: "ok", "stop", "wrong", "error" or "-".
+
+    "5/8" says that five of eight steps are right."""
     from gptcli.course.grading import STOPPED
 
     report = state.report

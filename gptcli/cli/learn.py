@@ -172,7 +172,7 @@ def _at_a_terminal(folder: Path, console: Console) -> None:
 
 
 def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
-    """Ctrl-Z: leave a tidy terminal to the shell, and paint again after `fg`."""
+    """Stop on Ctrl-Z: restore the terminal for the shell, and draw the screen again after `fg`."""
     screen.close()
     keys.stop()
     screen.open()

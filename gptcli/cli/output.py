@@ -115,7 +115,7 @@ def _wrap(stream: TextIO, wrapper: type[_Wrapped], *, line_buffering: bool = Fal
 
 
 def stderr_console() -> Console:
-    """A rich console on stderr. It uses colour only on a terminal and if NO_COLOR is not set."""
+    """A rich console on stderr. It uses colour on a terminal if NO_COLOR is not set."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)

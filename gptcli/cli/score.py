@@ -56,8 +56,8 @@ def score(
 
     On a terminal, the colour of a token shows its probability, and a list names the most surprising
     tokens with what the model expected instead. In a file or a pipe, each token gets
-    a line: its log-probability in nats, its id, its text. A token is predicted from the tokens that
-    `sample` would look at."""
+    a line: its log-probability in nats, its id, its text. The model predicts each token from
+    the earlier tokens that `sample` would use."""
     if len(words) > 2:
         raise GptcliError(
             f"score takes a run and a file; got {len(words)} words",

@@ -48,9 +48,9 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def leave_on_signals() -> Iterator[None]:
-    """Use while there is nothing to save: SIGTERM and a closed terminal act like Ctrl-C.
+    """Use while there is nothing to save. SIGTERM and a closed terminal then act like Ctrl-C.
 
-    The command then cleans up and exits with 130, instead of dying during a file operation."""
+    The command cleans up and exits with 130, instead of dying during a file operation."""
     with _handled_by(_leave):
         yield
 

@@ -189,8 +189,8 @@ def _found(
         else:
             raise GptcliError(
                 f"{shown(path)} is neither a file nor a folder",
-                "a text is read more than once: save the data of a pipe or a device in a file, or "
-                f"pass it on: gptcli train - < {shown(path)}",
+                "gptcli reads a text more than once, which a pipe or a device does not allow: save "
+                f"the data in a file, or use standard input: gptcli train - < {shown(path)}",
             )
         used = before | for_validation
         twice = [file.path for file in found if used and file.path.resolve() in used]

@@ -22,7 +22,7 @@ _COMMON = [
 
 
 class UndecodableFilesError(GptcliError):
-    """All files of a text that are not UTF-8. `problems` has a (message, hint) for each."""
+    """A text has files that are not UTF-8. `problems` has a (message, hint) for each file."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(*problems[0])

@@ -107,7 +107,7 @@ class FileReport:
 
 @dataclass
 class PathResult:
-    """The largest error of one way to compute attention, over `cases` cases.
+    """The largest error of one way to compute attention. `cases` cases were checked.
 
     Inputs are of unit scale, so the absolute error is also a relative one."""
 

@@ -43,7 +43,7 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 
 
 def path_of(name: str) -> Path:
-    """The path that a name of `shown` or of the user means, with `~` expanded.
+    """The path of a name that `shown` returned or the user typed, with `~` expanded.
 
     A file with exactly this name comes first. Raises GptcliError if no file can have this name, or
     if a folder on the way cannot be entered."""

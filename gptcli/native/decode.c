@@ -259,8 +259,8 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
-    /* The visible slots are one range of the ring, up to `slot`; or two, if the first reaches back
-     * past slot 0. Two ranges share no group of 16 slots. */
+    /* The visible slots are one range of the ring, from `from` to `slot`. If `from` is below 0, the
+     * range wraps around and makes two ranges. They share no group of 16 slots. */
     const int from = slot + 1 - seen;
     const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
                            slot + 1};

@@ -81,8 +81,8 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions end at the end of their table, rotary positions at the largest int32,
-        # because the library counts them in int32.
+        # Learned positions end with their table. Rotary positions end at the largest int32, because
+        # the library counts positions in int32.
         learned = config.traits.positions == "learned"
         self._last_position = config.block_size if learned else 2**31 - 1
         self._piece = int(library.dec_max_chunk(self._decoder))

@@ -287,7 +287,7 @@ def _build_and_load(source: Source, features: frozenset[str]) -> ctypes.CDLL:
 
 
 class _Builder:
-    """A running compiler. It writes a temporary file, which is renamed when complete.
+    """A running compiler. It writes to a temporary file. `wait` renames the complete file.
 
     If the cache cannot be used, each process compiles the library into a private temporary folder.
     Raises _BuildError if the compiler cannot be started."""

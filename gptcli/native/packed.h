@@ -142,9 +142,9 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
 
-/* out (n, 16 panels) = rows (n, K) times `panels` panels, from number `panel` on. `panels` is even,
- * n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need room for so many.
- */
+/* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first one.
+ * `panels` is even, n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need
+ * room for 16 or 32. */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {

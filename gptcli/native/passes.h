@@ -1,4 +1,4 @@
-/* The forward and the backward pass of a GPT, by groups of rows, heads and layers.
+/* The forward and the backward pass of a GPT: functions for a group of rows or a head of a layer.
  *
  * Dimensions as in model.h. A group is one or four blocks of 32 rows. A group's rows stay in the
  * cache between two products. Weights too large for the cache are read once for the whole group.

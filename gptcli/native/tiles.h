@@ -211,8 +211,8 @@ INLINE void transpose16(__m512i r[16]) {
     }
 }
 
-/* Packs X (32, columns) as B tiles: one for each 16 columns, `tile` apart. A product with them sums
- * over the 32 rows of X. */
+/* Packs X (32, columns) as B tiles, one for each 16 columns. They begin `tile` numbers apart in
+ * `out`. A product with them sums over the 32 rows of X. */
 static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
@@ -220,8 +220,8 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
                                 interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* Packs the transpose of X (32, columns) as A tiles: one for each 16 columns, `tile` apart. A
- * product with them sums over the 32 rows of X. */
+/* Packs the transpose of X (32, columns) as A tiles, one for each 16 columns. They begin `tile`
+ * numbers apart in `out`. A product with them sums over the 32 rows of X. */
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];

@@ -10,7 +10,7 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""Bytes of the largest tokenizer.json that can be read: about 300,000 tokens."""
+"""The largest tokenizer.json that can be read, in bytes. It has about 300,000 tokens."""
 
 # The most commas and brackets in tokenizer.json. Each starts a value, and a parsed value takes up
 # to 200 bytes of memory.

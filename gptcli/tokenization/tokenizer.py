@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The name of the end-of-text token. In a text, the name is thirteen ordinary characters."""
+"""The name of the end-of-text token. In a text, it is thirteen ordinary characters, not a token."""
 
 
 class Tokenizer(ABC):

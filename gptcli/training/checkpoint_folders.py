@@ -55,7 +55,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def refuse_other_link(run: Path) -> None:
-    """Raise GptcliError (exit code 1) if `checkpoints` is a link to a place that is not this run's.
+    """Raise GptcliError (exit code 1) if `checkpoints` links to another run or to other files.
 
     Call it before the first write. Such a folder holds other files than checkpoints, or belongs to
     another run. A run folder that came from somebody else could contain such a link."""

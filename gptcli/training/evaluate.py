@@ -49,7 +49,7 @@ def evaluate(
     at_once = _TOKENS_AT_ONCE_ON_A_GPU if device.type == "cuda" else _TOKENS_AT_ONCE
     if model.vocab_size > 8192:
         at_once //= 4
-    if step_tokens is not None:  # a step's backward pass makes a token cost three times as much
+    if step_tokens is not None:  # a step has a backward pass, so a token costs three times as much
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     if native_loss is not None:

@@ -61,7 +61,7 @@ class Saver:
     def due(self, step: int) -> bool:
         """Whether `checkpoint_every` asks for a checkpoint of this step.
 
-        `auto` asks for one each minute, but for fewer if saving takes over 1 % of the time."""
+        `auto` asks for one each minute, or less often if saving takes over 1 % of the time."""
         if step in (self.saved_at, self._tried_at):
             return False
         if self._every != "auto":

@@ -45,9 +45,9 @@ SECONDS_APART = 60.0  # the longest time without a line
 class PlainView:
     """Prints about thirty lines in a run, and at least one a minute.
 
-    Each kind of line has its share, spread over the steps of the run. The first line of each kind
-    is always printed, and so are those of the last step, each warning and the first notices.
-    metrics.jsonl and samples.txt have all of them.
+    PARTS says how many lines of each kind a run prints. They are spread evenly over its steps. The
+    first line of each kind is always printed. So are the lines of the last step, each warning and
+    the first notices. metrics.jsonl and samples.txt leave nothing out.
     """
 
     def __init__(self, console: Console) -> None:

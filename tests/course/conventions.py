@@ -844,6 +844,102 @@ class SelfAttentionLayer(nn.Module):
 """
 )
 
+OWN_MASK = (
+    HEAD
+    + """
+def visible(n):
+    return torch.tril(torch.ones(n, n, dtype=torch.bool))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.ask = nn.Linear(width, width)
+        self.offer = nn.Linear(width, width)
+        self.give = nn.Linear(width, width)
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, q, k, v, mask=None):
+        if mask is None:
+            mask = visible(q.shape[1])
+        q, k, v = self.heads_of(self.ask(q)), self.heads_of(self.offer(k)), self.heads_of(self.give(v))
+        logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+        logits = logits.masked_fill(mask == 0, -1e9)
+        weights = logits.softmax(dim=-1)
+        return self.mix(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2))
+
+    def heads_of(self, t):
+        return t.unflatten(-1, (self.heads, -1))
+"""
+)
+
+UNKNOWN_NAMES = (
+    HEAD
+    + """
+class Aufmerksamkeit(nn.Module):
+    def __init__(self, breite, koepfe=4):
+        super().__init__()
+        self.koepfe = koepfe
+        self.qkv = nn.Linear(breite, 3 * breite)
+        self.aus = nn.Linear(breite, breite)
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.koepfe, c // self.koepfe).permute(2, 0, 3, 1, 4)
+        w = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        w = w + torch.full((t, t), -math.inf).triu(1)
+        return self.aus((w.softmax(-1) @ v).transpose(1, 2).reshape(b, t, c))
+"""
+)
+
+DEFAULT_SIZES = (
+    HEAD
+    + """
+class AttentionLayer(nn.Module):
+    def __init__(self, units=96, num_heads=4, rate=0.0):
+        super().__init__()
+        self.units, self.num_heads = units, num_heads
+        self.wq, self.wk, self.wv = (nn.Linear(units, units) for _ in range(3))
+        self.wo = nn.Linear(units, units)
+        self.dropout = nn.Dropout(rate)
+
+    def forward(self, inputs):
+        n, length = inputs.shape[:2]
+        size = self.units // self.num_heads
+        q, k, v = (
+            layer(inputs).reshape(n, length, self.num_heads, size).permute(0, 2, 1, 3)
+            for layer in (self.wq, self.wk, self.wv)
+        )
+        scores = torch.matmul(q, k.mT) * size**-0.5
+        hidden = 1 - torch.tril(torch.ones(length, length))
+        scores = scores - 1e9 * hidden
+        probs = self.dropout(F.softmax(scores, dim=-1))
+        joined = torch.matmul(probs, v).permute(0, 2, 1, 3).reshape(n, length, self.units)
+        return self.wo(joined)
+"""
+)
+
+TWO_SIZES = (
+    HEAD
+    + """
+class Attn(nn.Module):
+    def __init__(self, nx, n_ctx, config):
+        super().__init__()
+        self.n_head, self.nx = config.n_head, nx
+        self.into = nn.Linear(nx, 3 * nx)
+        self.back = nn.Linear(nx, nx)
+        self.register_buffer("keep", torch.ones(n_ctx, n_ctx).tril().bool())
+
+    def forward(self, h):
+        b, t, _ = h.shape
+        q, k, v = (z.view(b, t, self.n_head, -1).transpose(1, 2) for z in self.into(h).split(self.nx, 2))
+        s = q @ k.transpose(2, 3) / math.sqrt(v.size(3))
+        s = torch.where(self.keep[:t, :t], s, torch.tensor(-1e10, dtype=s.dtype))
+        return self.back((torch.softmax(s, 3) @ v).transpose(1, 2).reshape(b, t, self.nx))
+"""
+)
+
 RIGHT = {
     "llms_from_scratch": BOOK,
     "llms_from_scratch_wrapper": BOOK_WRAPPER,
@@ -870,9 +966,33 @@ RIGHT = {
     "subclass_of_multihead_attention": SUBCLASS,
     "lazy_layers_and_valid_lens": LAZY,
     "learned_scale": LEARNED_SCALE,
+    "own_mask_if_none_is_given": OWN_MASK,
+    "unknown_names": UNKNOWN_NAMES,
+    "default_sizes": DEFAULT_SIZES,
+    "size_beside_the_config": TWO_SIZES,
 }
 
 WRONG: dict[str, tuple[tuple[int, str, str], ...]] = {
+    "own_mask_if_none_is_given": (
+        (5, "dtype=torch.bool))", "dtype=torch.bool), -1)"),
+        (4, " / math.sqrt(q.shape[-1])", ""),
+        (5, "mask == 0", "mask == 1"),
+        (6, "softmax(dim=-1)", "softmax(dim=2)"),
+    ),
+    "unknown_names": (
+        (4, "math.sqrt(q.size(-1))", "math.sqrt(c)"),
+        (8, ".transpose(1, 2).reshape(b, t, c)", ".reshape(b, t, c)"),
+        (5, ".triu(1)", ".triu()"),
+    ),
+    "default_sizes": (
+        (4, " * size**-0.5", ""),
+        (5, "- 1e9", "+ 1e9"),
+        (6, "F.softmax(scores, dim=-1)", "F.softmax(scores, dim=1)"),
+    ),
+    "size_beside_the_config": (
+        (4, " / math.sqrt(v.size(3))", ""),
+        (5, ".tril()", ".triu()"),
+    ),
     "llms_from_scratch": (
         (4, "keys.shape[-1] ** 0.5", "self.d_out ** 0.5"),
         (4, "attn_scores / keys.shape[-1] ** 0.5", "attn_scores"),

@@ -101,7 +101,7 @@ def _search(
     argument = line_of_argument(path, line, step, slug)
     if argument is not None:
         return argument
-    if step in (2, 4):
+    if step == 2 or slug.startswith("scale-"):
         return line_of_size(path, line, forward, slug) or line
     return None if operation is None else line
 
@@ -218,9 +218,10 @@ def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -
 
 
 def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
-    """The first operation that puts queries, keys or values in an order that no right split makes.
+    """The first operation that puts queries, keys or values into a wrong order.
 
-    If there is none, it is the last slice or reshape before the first product."""
+    An order is wrong if no correct split makes it. If there is no such operation, returns the last
+    slice or reshape before the first product."""
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
             names = forward.found.values_of_output.get((operation.index, j), [])
@@ -327,7 +328,7 @@ def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _wrong_merge(forward: ComparedForward) -> Operation | None:
-    """The operation that puts the weighted values in an order that no right merge makes."""
+    """The operation that puts the weighted values into an order that no correct merge makes."""
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):

@@ -74,7 +74,9 @@ def _line_of_target(tree: ast.Module, name: str) -> int | None:
 
 
 def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
-    """The line that assigns a wrong head size, head count or scale that `line` uses, or None."""
+    """The line that assigns a wrong head size, head count or scale, or None.
+
+    Looks only at the values that `line` uses."""
     tree = _tree(path)
     for name in _names(tree, line):
         if name.startswith("self."):

@@ -209,7 +209,8 @@ MISTAKES = (
     ExerciseMistake("dropout-never-acts", 4, "no dropout, or one that forward does not call",
             "in training, with config.dropout = {p}, your forward drops nothing",
             "dropout makes some channels 0 in training; the constructor's nn.Dropout acts only if "
-            "forward calls it", "return self.dropout of the projection", at=r"^\s*return\b"),
+            "forward calls it", "apply self.dropout to the output of the second layer",
+            at=r"^\s*return\b"),
     ExerciseMistake("dropout-rate-inverted", 4, "nn.Dropout(1 - config.dropout)",
             "with config.dropout = {p} your forward drops {rate:.0%} of the channels in training",
             "nn.Dropout takes the probability to drop, not the probability to keep; at a rate of "
@@ -233,7 +234,7 @@ MISTAKES = (
             "in training, with config.dropout = {p}, your forward changes numbers, but it does not "
             "drop any of its output or of GELU's result",
             "dropout acts on the output of the second layer",
-            "return self.dropout of the projection, and nothing else", at=DROPOUT_LINE),
+            "apply self.dropout to that output only, and return the result", at=DROPOUT_LINE),
     *general_mistakes(3, dropout_step=4),
 )
 # fmt: on

@@ -179,11 +179,11 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "load-loses-merges": _FILE,
         "load-changes-merges": _FILE,
         "load-ignores-file": _FILE,
-        "load-keys": "of which type are the pairs after load: of which type were they before?",
+        "load-keys": "which type do the pairs have after load, and which type before?",
     },
     "training": {
         "batch-shape": "what are the shapes of x and y for 4 windows of 5 tokens?",
-        "not-int64": "of which dtype must token ids be for an embedding?",
+        "not-int64": "which dtype must token ids have for an embedding?",
         "targets-not-shifted": _TARGET,
         "targets-shifted-wrongly": _TARGET,
         "targets-rolled": "which token follows the last one of a window?",

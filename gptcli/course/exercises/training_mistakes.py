@@ -100,7 +100,7 @@ def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # Forms of step 2: (logits, targets) -> loss. Step 3: (step, max_lr, min_lr, warmup, max) -> rate.
-# Step 4: (gradients, max_norm) -> gradients and norm. Step 5: any_step with some arguments set.
+# Step 4: (gradients, max_norm) -> gradients and norm. Step 5: any_step with keyword arguments.
 # fmt: off
 MISTAKES = (
     ExerciseMistake("batch-shape", 1,

@@ -1,6 +1,6 @@
-"""Runs the imports, functions and classes of a file, and leaves out everything that does work.
+"""Runs the imports, functions and classes of a file, but not the code that uses them.
 
-Scripts train, read texts or ask questions at module level. Their classes do not need that.
+Many scripts train, read texts or ask questions at module level. Their classes do not need that.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from gptcli.errors import GptcliError
 
 START_S = 180.0  # to import torch from a cold, slow disk
 GRACE_S = 10.0  # wait this much longer than a file's limit: the worker enforces the limit itself
-MEMORY = 4 << 30  # bytes that a file can allocate in addition to torch
+MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
 IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of the worker
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "

@@ -100,13 +100,16 @@ class Constructor:
 def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
     """The arguments of the constructor with what they mean, without those that keep a default."""
     parameters = _parameters(cls)
+    guessed = _guessed(cls, parameters)
     required = [p for p in parameters if p.default is p.empty]
     for i, parameter in enumerate(parameters):
         name, positional = parameter.name, parameter.kind == parameter.POSITIONAL_ONLY
         meaning = words.meaning_of(name)
         others = {words.meaning_of(p.name) for p in parameters if p is not parameter}
         sizes = {words.N_EMBD, words.N_HEAD, words.HEAD_DIM}
-        if i == 0 and not others & sizes and _is_config(parameter, meaning, len(required)):
+        if name in guessed:
+            yield Argument(name, guessed[name], positional)
+        elif i == 0 and not others & sizes and _is_config(parameter, meaning, len(required)):
             yield Argument(name, None, positional)
         elif meaning is not None and (parameter in required or _is_bound(parameter, meaning)):
             yield Argument(name, meaning, positional)
@@ -120,6 +123,29 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
                 f"give it a default, `{name}=...`, or write `def __init__(self, config):`; config "
                 "has n_embd, n_head, dropout, bias and block_size",
             )
+
+
+def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
+    """The meaning of arguments with unknown names, if n_embd or n_head is missing among the others.
+
+    The first such argument is n_embd, as in almost every attention, and the next one n_head."""
+    meanings = {words.meaning_of(p.name) for p in parameters}
+    meanings |= {meaning for _, _, meaning in _variables_of(cls)}
+    if None in {meaning for _, _, meaning in _variables_of(cls)} or any(
+        words.names_config(p.name) for p in parameters
+    ):
+        return {}
+    missing = [size for size in (words.N_EMBD, words.N_HEAD) if size not in meanings]
+    unknown = [
+        p.name
+        for p in parameters
+        if words.meaning_of(p.name) is None
+        and (p.default is p.empty or type(p.default) is int)
+        and p.annotation in (p.empty, int, "int")
+    ]
+    if len(missing) == 2 and len(unknown) < 2:  # a single argument is a config
+        return {}
+    return dict(zip(unknown, missing, strict=False))
 
 
 def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:

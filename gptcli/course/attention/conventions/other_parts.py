@@ -48,16 +48,16 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
         what = "its queries and keys" if re.search(r"q|k", norms[0].lower()) else "numbers"
         return CheckFailed(
             "normalises",
-            f"`{cls.__name__}` normalises {what} (`{norms[0]}`), which the attention that is "
-            "checked here does not, so nothing was compared",
+            f"`{cls.__name__}` normalises {what} (`{norms[0]}`); the attention that is "
+            "checked here does not do this, so nothing was compared",
             "take the norm out of the class, or make it optional",
         )
     if any(_RELATIVE.search(name) for name in _parts_of(cls, module)):
         name = next(n for n in _parts_of(cls, module) if _RELATIVE.search(n))
         return CheckFailed(
             "relative-positions",
-            f"`{cls.__name__}` adds positions to its scores (`{name}`), which the attention that "
-            "is checked here does not, so nothing was compared",
+            f"`{cls.__name__}` adds positions to its scores (`{name}`); the attention that is "
+            "checked here does not do this, so nothing was compared",
             "make the positions optional, and check the class without them",
         )
     return None

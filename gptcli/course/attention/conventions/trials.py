@@ -52,7 +52,8 @@ def best_layout(
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
     """The call with the kind of mask that forward understands.
 
-    Without a mask if forward hides later tokens by itself. `right` returns the right output."""
+    Without a mask if forward hides tokens by itself, even wrong ones. `right` returns the right
+    output."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
@@ -68,6 +69,8 @@ def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tens
                 continue
             if right is not None and bool(((y - right()).abs() <= TOLERANCE).all()):
                 return candidate
+            if kind is None and _hides_tokens(candidate, module, x):
+                return candidate
             runs.append(kind)
             changed = x.clone()
             changed[:, -1] += 1.0
@@ -79,6 +82,19 @@ def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tens
     # Without a mask, a forward that is not causal by itself would get the blame for its caller.
     likely = [*causal, *(kind for kind in runs if kind is not None), next(iter(MASKS))]
     return call.with_mask(likely[0])
+
+
+def _hides_tokens(call: Call, module: nn.Module, x: Tensor) -> bool:
+    """Whether some token's output does not depend on some other token: forward makes a mask."""
+    y = _first(call(module, x.clone()))
+    for token in range(x.shape[1]):
+        changed = x.clone()
+        changed[:, token] += 1.0
+        same = (_first(call(module, changed)) == y).all(dim=-1).any(dim=0)  # (T,)
+        same[token] = False
+        if bool(same.any()):
+            return True
+    return False
 
 
 def _first(result: Any) -> Any:

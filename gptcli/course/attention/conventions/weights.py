@@ -1,7 +1,7 @@
 """Finds the projections of an attention module: by shape first, then by name.
 
 Dimensions: C channels (n_embd), H heads, D head_dim. A matrix has its outputs as rows, as in
-nn.Linear, unless it says `columns`.
+nn.Linear. `Matrix.transposed` and `Layout.columns` mark the exceptions.
 
 | what the module has | layout |
 |---|---|
@@ -56,8 +56,8 @@ class Matrix:
     path: str
     tensor: Tensor
     bias: Tensor | None
-    oriented: bool  # whether it belongs to an nn.Linear, which has its outputs as rows
-    transposed: bool = False  # whether it belongs to a layer with its outputs as columns
+    oriented: bool  # whether its layer is an nn.Linear, which has the outputs as rows
+    transposed: bool = False  # whether its layer has the outputs as columns
 
     @property
     def rows(self) -> int:

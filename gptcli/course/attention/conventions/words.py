@@ -20,7 +20,7 @@ _EXACT = {
         "inner_dim query_dim context_dim d_input d_output input_embedding_dim c d embed "
         "k_dim_total d_out_kq d_out_v d_out_qk dmodel hidden hidden_dim hidden_dims "
         "hidden_channels dim_in dim_out token_dim emb embd dims hid hid_dim n_dim ndim e nd "
-        "feat_dim feature_dim dim_embed dim_emb dim_embedding size n_features"
+        "feat_dim feature_dim dim_embed dim_emb dim_embedding size n_features nx nf units n_unit"
     ),
     N_HEAD: (
         "n_head n_heads num_heads num_head nhead heads head h num_attention_heads n_attn_heads "
