@@ -296,6 +296,7 @@ for _ in range(6):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_once_all_read_the_right_tokens(text: Path, cache: Path) -> None:
     text.write_text(TEXT * 3000, encoding="utf-8", newline="")
     racers = [

@@ -175,6 +175,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB")
 def test_the_worst_line_takes_less_than_half_a_gigabyte(tmp_path: Path) -> None:
     done = subprocess.run(

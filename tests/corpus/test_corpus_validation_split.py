@@ -125,6 +125,7 @@ def stores(lengths: list[int], val_fraction: float) -> tuple[list[int], list[int
     return both[0].read(0, len(both[0])).tolist(), both[1].read(0, len(both[1])).tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),

@@ -18,14 +18,14 @@ Judged = dict[str, tuple[Change, FileReport]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
-    """The reports of 40 mistakes, each in one of its styles; with --slow all, in all styles."""
+    """The reports of 20 mistakes, each in one of its styles; with --slow all, in all styles."""
     folder = tmp_path_factory.mktemp("steps")
     by_mistake: dict[str, list[str]] = {}
     for name in wrong_files():
         by_mistake.setdefault(name.partition("__")[2], []).append(name)
     chosen = [
         name
-        for i, names in some(list(enumerate(by_mistake.values())), 40, slow)
+        for i, names in some(list(enumerate(by_mistake.values())), 20, slow)
         for name in (names if slow else [names[i % len(names)]])
     ]
     files = {name: wrong_files()[name] for name in chosen}
@@ -91,6 +91,7 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
     assert len(missed) <= 0.15 * asked, "\n".join(missed)
 
 
+@pytest.mark.slow
 def test_messages_do_not_guess(tmp_path: Path) -> None:
     """If two mistakes give the same numbers, a second size or the trace decides between them."""
     fused = STYLES["fused"]

@@ -40,6 +40,12 @@ SHAPES: list[dict[str, Any]] = [
         "bias": True,
     },
 ]  # fmt: skip
+FEW_SHAPES = pytest.mark.parametrize(
+    "shape",
+    [shape if i in (1, 5) else pytest.param(shape, marks=pytest.mark.slow)
+     for i, shape in enumerate(SHAPES)],
+    ids=str,
+)  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 
 
@@ -156,7 +162,7 @@ def test_weights_that_are_not_finite_show_in_the_logits(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@FEW_SHAPES
 def test_a_row_does_not_depend_on_its_neighbours(
     decoding: ctypes.CDLL, shape: dict[str, Any], dtype: torch.dtype
 ) -> None:

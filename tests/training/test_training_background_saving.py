@@ -119,7 +119,7 @@ def test_a_kill_at_any_operation(
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in some(moments(operations), 16, slow):
+    for count in some(moments(operations), 8, slow):
         setup = begin(f"killed-{count}")
 
         def body(setup: Setup = setup, count: int = count) -> None:

@@ -44,7 +44,13 @@ def begun(story: Story, tmp_path: Path) -> Path:
 
 
 @needs_fork
-@pytest.mark.parametrize("half", [False, True], ids=["between", "within-a-write"])
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(False, id="between"),
+        pytest.param(True, id="within-a-write", marks=pytest.mark.slow),
+    ],
+)
 @all_stories
 def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path) -> None:
     writes = sum(name == "write" for name, *_ in record(story, begun))

@@ -70,6 +70,7 @@ def test_refused_lines_are_written_once_there_is_space(
     assert disk.calls > 4
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_error_of_run_json_names_the_file_and_the_free_space(
     assert "MiB free there\n\nhint: " in outcome.err
 
 
+@pytest.mark.slow
 def test_a_resume_reports_missing_lines_of_the_metrics(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:

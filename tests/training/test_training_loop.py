@@ -42,8 +42,15 @@ def weights(run: Path, step: int) -> bytes:
     return (checkpoint.folder_of(run, step) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("arch", ["modern", "gpt2"])
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    ("arch", "optimizer"),
+    [
+        ("modern", "muon"),
+        ("gpt2", "adamw"),
+        pytest.param("modern", "adamw", marks=pytest.mark.slow),
+        pytest.param("gpt2", "muon", marks=pytest.mark.slow),
+    ],
+)
 def test_one_batch_is_overfitted_in_100_steps(arch: Any, optimizer: Any) -> None:
     torch.manual_seed(0)
     model = ModelConfig(arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=32)
@@ -108,7 +115,9 @@ def test_gradient_accumulation_equals_the_large_batch(new: Any, drive: Drive) ->
     )
 
 
-@pytest.mark.parametrize("stop", [1, 7, 19])
+@pytest.mark.parametrize(
+    "stop", [7, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 19))]
+)
 @pytest.mark.parametrize(
     "more",
     [

@@ -56,6 +56,7 @@ def test_spikes_are_reported_at_most_once_in_50_steps() -> None:
     assert reported(growing) == [100, 150]
 
 
+@pytest.mark.slow
 def test_the_notice_names_the_command_that_shows_the_batch(
     tmp_path: Path, new: Any, drive: Any, cli: Any
 ) -> None:

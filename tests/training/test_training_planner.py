@@ -193,6 +193,7 @@ def test_a_time_limit_for_many_documents(
     assert json.loads(done.out)["val_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_a_time_limit_is_extended(
     cli: Any, text_file: Path, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_finished_run_with_a_time_limit_is_extended(
     assert "minutes: null" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_with_a_time_limit_repeats_the_choice(
     cli: Any, text_file: Path, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
