@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types map wheel-check fuzz interop check reliability soak clean
+.PHONY: install train test lint types map wheel-check fuzz interop programs check reliability soak clean
 
 install: $(STAMP)
 
@@ -47,6 +47,11 @@ fuzz: $(STAMP)
 # process; `make test` forks one.
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
+
+# Installs the programs that exports are made for (extra `interop`), and runs the tests with them.
+programs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
+	$(BIN)/python -m pytest -n 2 --slow tests/interop
 
 check: test lint types wheel-check
 

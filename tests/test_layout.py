@@ -16,7 +16,18 @@ TOP = {"files", "top"}
 """What every package may import: files/, and the modules next to it (config, errors, events)."""
 
 MAY_IMPORT = {
-    "cli": {"training", "sampling", "course", "view", "model", "native", "corpus", "tokenization"},
+    "cli": {
+        "interop",
+        "training",
+        "sampling",
+        "course",
+        "view",
+        "model",
+        "native",
+        "corpus",
+        "tokenization",
+    },
+    "interop": {"training", "sampling", "native", "model", "corpus", "tokenization"},
     "training": {"sampling", "native", "model", "corpus", "tokenization"},
     "sampling": {"native", "model", "tokenization"},
     "course": {"model"},

@@ -20,6 +20,7 @@ from gptcli.cli import (
     configs,
     evaluate,
     exercise,
+    export,
     grade,
     inspect_batch,
     learn,
@@ -83,6 +84,7 @@ _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/m
 _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("score", score.score, "gptcli score mine poem.txt")
+_add("export", export.export, "gptcli export mine --to huggingface --out mine-hf")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
 for _exercise, _what, _interface in check.COMMANDS:
     _add(

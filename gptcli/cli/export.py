@@ -1,0 +1,97 @@
+"""`gptcli export`: writes a trained model for other programs, and proves that it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from gptcli.cli.options import CheckpointOption, JsonOption, ModelOptions, RunArgument, load_model
+from gptcli.cli.output import print_json
+from gptcli.errors import GptcliError, nearest
+from gptcli.files.paths import expanded, shell_word
+from gptcli.view.waiting import waiting
+
+TYPES = ("f32", "f16", "bf16", "q8_0")
+FORMATS = ("huggingface", "gguf")
+_ALIASES = {
+    "hf": "huggingface",
+    "hugging-face": "huggingface",
+    "transformers": "huggingface",
+    "llama.cpp": "gguf",
+}
+
+
+def export(
+    run: RunArgument = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="huggingface: a folder for transformers. gguf: a file for llama.cpp.",
+        ),
+    ] = "huggingface",
+    type_name: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Of the matrices in gguf: f32 (default), f16, bf16, q8_0.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="PATH", help="What to write. Default: RUN-FORMAT in this folder."
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trained model in the format of another program.
+
+    The export proves itself: if the other program's library is installed, it reads the files back,
+    and gptcli compares its logits and token ids. A file that gives other numbers is not kept."""
+    format = _ALIASES.get(to.lower(), to.lower())
+    if format not in FORMATS:
+        close = nearest(format, FORMATS)
+        raise GptcliError(
+            f"--to `{to}` is not a format that gptcli writes",
+            f"did you mean `{close}`?" if close else f"the formats are: {', '.join(FORMATS)}",
+        )
+    if type_name is not None and format != "gguf":
+        raise GptcliError(f"--type has no effect with --to {format}", "leave it out")
+    if type_name is not None and type_name.lower() not in TYPES:
+        raise GptcliError(f"--type `{type_name}` is unknown", f"the types are: {', '.join(TYPES)}")
+    type_name = (type_name or "f32").lower()
+    with waiting("loading the model"):
+        options = ModelOptions(checkpoint=checkpoint, device="cpu", dtype="float32")
+        trained = load_model(run, options, "export", dtype_of_run=False)
+    from gptcli.interop import export as exporting
+    from gptcli.interop.model_card import proof_sentence
+
+    name = trained.run.resolve().name
+    default = f"{name}-{type_name}.gguf" if format == "gguf" else f"{name}-{format}"
+    path = expanded(out) if out is not None else Path(default)
+    with waiting("writing and proving the export"):
+        done = exporting.export(trained, cast(exporting.Format, format), path, type_name)
+    if as_json:
+        print_json(
+            {
+                "format": done.format,
+                "path": str(done.path),
+                "files": list(done.files),
+                "proven": done.proof.largest_difference is not None,
+                "largest_difference": done.proof.largest_difference,
+                "not_expressible": list(done.not_expressible),
+                "checkpoint": trained.step,
+            }
+        )
+        return
+    files = f": {', '.join(done.files)}" if format == "huggingface" else ""
+    typer.echo(f"wrote {shell_word(done.path)}{files}")
+    typer.echo(proof_sentence(done.proof))
+    for sentence in done.not_expressible:
+        typer.echo(sentence)

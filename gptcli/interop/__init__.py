@@ -1,0 +1,1 @@
+"""Takes trained models to other programs: Hugging Face."""

@@ -1,0 +1,106 @@
+"""Exports a trained model: writes the files, proves them, and writes the card."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.interop import gguf_file, hugging_face, model_card, proof
+from gptcli.training.loading import Trained
+
+Format = Literal["huggingface", "gguf"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, what the proof gave, and what the other program cannot do."""
+
+    format: Format
+    path: Path
+    files: tuple[str, ...]
+    proof: proof.Proof
+    not_expressible: tuple[str, ...]
+
+
+def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> Export:
+    """Write a trained model in the format `to` to `out`, which must not exist.
+
+    That is a folder for Hugging Face and a file for GGUF, whose matrices are stored in `type_name`.
+    It appears when it is complete and proven. Raises GptcliError if the model cannot be exported,
+    or if the other program computes something else from it (exit code 1)."""
+    if trained.model.user_parts.in_network() or trained.tokenizer.kind == "own":
+        raise GptcliError(
+            f"{trained.run} was trained with your own parts, which other programs do not have",
+            "only models of builtin parts can be exported",
+            exit_code=1,
+        )
+    if out.exists() or out.is_symlink():
+        raise GptcliError(f"{out} exists", "name another --out, or move it away")
+    temporary = durable.temporary_path(out)
+    with durable.path_errors(out.parent):
+        durable.make_folder(out.parent)
+    limits = not_expressible(trained, to)
+    try:
+        with _write_errors(out):
+            if to == "gguf":
+                gguf_file.write_file(trained, temporary, type_name)
+                found = proof.gguf(trained, temporary, type_name)
+                files = [temporary]
+            else:
+                temporary.mkdir()
+                hugging_face.write_folder(trained, temporary)
+                found = proof.hugging_face(trained, temporary)
+                model_card.write(trained, temporary, found, limits)
+                files = sorted(temporary.iterdir())
+            names = tuple(out.name if path == temporary else path.name for path in files)
+            for path in files:
+                path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
+                durable.fsync_file(path)
+            durable.disk.rename(temporary, out)
+            durable.fsync_folder(out.parent)
+    except BaseException:
+        durable.remove_tree(temporary)
+        raise
+    return Export(to, out, names, found, limits)
+
+
+@contextlib.contextmanager
+def _write_errors(out: Path) -> Iterator[None]:
+    """Turn an OSError while `out` is written into a GptcliError, for example on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise durable.write_error(
+            out, error, "free some space, or choose another disk with --out"
+        ) from None
+
+
+def _umask() -> int:
+    """The permission bits that the user's new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
+    """What the other program's model cannot do as ours does, in sentences."""
+    config = trained.config.model
+    if config.traits.positions == "learned":
+        program = "llama.cpp" if to == "gguf" else "GPT2LMHeadModel"
+        does = "cannot continue texts past" if to == "gguf" else "raises an error for texts past"
+        return (
+            f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
+            "quarter of the window.",
+        )
+    if to == "gguf":
+        return (
+            f"llama.cpp has no sliding window for this layout. Past {config.block_size:,} tokens "
+            "it looks at all earlier tokens, so its texts differ from gptcli's.",
+        )
+    return ()

@@ -1,0 +1,176 @@
+"""Writes a model as a GGUF file, which llama.cpp and programs built on it run.
+
+`arch: modern` becomes llama.cpp's qwen3, `arch: gpt2` its gpt2. The package `gguf` writes the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+from gptcli.errors import GptcliError
+from gptcli.interop.layouts import to_hugging_face
+from gptcli.model.rotary import THETA
+from gptcli.tokenization import Tokenizer
+from gptcli.tokenization.bpe import RankedTokenizer
+from gptcli.tokenization.byte_level import to_characters
+from gptcli.tokenization.tokenizer import END_OF_TEXT
+from gptcli.training.loading import Trained
+
+TYPES = ("f32", "f16", "bf16", "q8_0")
+"""What the matrices can be stored in. Norms, biases and positions are always float32."""
+
+_Q8_BLOCK = 32
+_OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "transformer.wte.weight": "token_embd.weight",
+    "transformer.wpe.weight": "position_embd.weight",
+    "transformer.ln_f.weight": "output_norm.weight",
+    "transformer.ln_f.bias": "output_norm.bias",
+}
+_IN_BLOCK = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def write_file(trained: Trained, path: Path, type_name: str) -> None:
+    """Write a trained model with its tokenizer; matrices are stored in `type_name`.
+
+    Raises GptcliError if the package gguf is missing."""
+    try:
+        import gguf
+    except ImportError:
+        raise GptcliError(
+            "--to gguf needs the package gguf, which is not installed", "pip install gguf"
+        ) from None
+    config, tokenizer = trained.config.model, trained.tokenizer
+    writer = gguf.GGUFWriter(path, "qwen3" if config.arch == "modern" else "gpt2")
+    writer.add_name(trained.run.resolve().name)
+    _add_sizes(writer, config, tokenizer)
+    _add_tokenizer(writer, tokenizer)
+    for name, tensor in named_tensors(trained):
+        kind = gguf.GGMLQuantizationType[_type_of(name, tensor, type_name).upper()]
+        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the file with their names, in float32, matrices as (outputs, inputs)."""
+    config = trained.config.model
+    weights = to_hugging_face(config, dict(trained.model.named_parameters()))
+    for name, tensor in weights.items():
+        # Hugging Face's GPT-2 keeps the matrices of its blocks transposed.
+        turned = config.arch == "gpt2" and ".h." in name and tensor.dim() == 2
+        yield gguf_name(name), (tensor.T if turned else tensor).detach().contiguous().float()
+
+
+def gguf_name(name: str) -> str:
+    """The name in GGUF of a parameter that has the name `name` in Hugging Face's model."""
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    inside = name.removeprefix("model.layers.").removeprefix("transformer.h.")
+    block, _, rest = inside.partition(".")
+    part, _, ending = rest.rpartition(".")
+    return f"blk.{block}.{_IN_BLOCK[part]}.{ending}"
+
+
+def _type_of(name: str, tensor: Tensor, type_name: str) -> str:
+    """The type in which a tensor is stored."""
+    if tensor.dim() < 2 or name == "position_embd.weight":
+        return "f32"
+    return "f16" if type_name == "q8_0" and tensor.shape[1] % _Q8_BLOCK else type_name
+
+
+def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.traits.hidden_width(config.n_embd))
+    writer.add_head_count(config.n_head)
+    writer.add_vocab_size(tokenizer.vocab_size)
+    if config.arch == "gpt2":
+        writer.add_layer_norm_eps(1e-5)
+        return
+    writer.add_head_count_kv(config.n_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(THETA)
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
+    """Write the vocabulary: subwords as "gpt2", characters and bytes as "rwkv".
+
+    "rwkv" takes the longest token at each place of the text. It has no merges and, unlike "gpt2",
+    no end-of-text by default."""
+    import gguf
+
+    kinds = [int(gguf.TokenType.NORMAL)] * tokenizer.vocab_size
+    to_text: Callable[[bytes], str]
+    if isinstance(tokenizer, RankedTokenizer) and tokenizer.kind in ("bpe", "gpt2"):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        to_text = to_characters
+        merges = [f"{to_characters(a)} {to_characters(b)}" for a, b in tokenizer.merges]
+        writer.add_token_merges(merges)
+    else:
+        writer.add_tokenizer_model("rwkv")
+        to_text = _escaped
+    names = [to_text(piece) for piece in tokenizer.pieces]
+    if tokenizer.eot is not None:
+        names[tokenizer.eot] = END_OF_TEXT
+        kinds[tokenizer.eot] = int(gguf.TokenType.CONTROL)
+        writer.add_eos_token_id(tokenizer.eot)
+        writer.add_bos_token_id(tokenizer.eot)
+    writer.add_add_bos_token(False)
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+
+
+def _escaped(piece: bytes) -> str:
+    """The text of a token in a vocabulary of the kind "rwkv", which reads escapes as C does."""
+    try:
+        text = piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in piece)
+    named = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return "".join(named.get(char, char if char >= " " else f"\\x{ord(char):02x}") for char in text)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a GGUF file by name, in float32, as (outputs, inputs)."""
+    import gguf
+
+    return {
+        tensor.name: torch.from_numpy(
+            np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        )
+        for tensor in gguf.GGUFReader(path).tensors
+    }

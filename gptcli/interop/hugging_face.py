@@ -1,0 +1,141 @@
+"""Writes a model as a folder that Hugging Face's transformers loads without remote code.
+
+`arch: modern` becomes Qwen3ForCausalLM, `arch: gpt2` becomes GPT2LMHeadModel. The files are written
+with safetensors and json; transformers is needed only for the proof.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+from gptcli.interop.layouts import to_hugging_face
+from gptcli.model.rotary import THETA
+from gptcli.tokenization import Tokenizer
+from gptcli.tokenization.tokenizer import END_OF_TEXT
+from gptcli.training.loading import Trained
+
+SHARD_BYTES = 5 << 30
+"""The largest file of weights. Above it, the weights are written in several files."""
+
+
+def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write config, weights and tokenizer of a trained model into an empty folder."""
+    config, tokenizer = trained.config.model, trained.tokenizer
+    weights = to_hugging_face(config, dict(trained.model.named_parameters()))
+    _write_weights(folder, {name: w.detach() for name, w in weights.items()}, shard_bytes)
+    _write_json(folder / "config.json", model_config(config, tokenizer))
+    _write_json(folder / "generation_config.json", _generation(tokenizer))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+    (folder / "tokenizer.json").write_text(tokenizer.to_json() + "\n", encoding="utf-8")
+
+
+def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of config.json."""
+    shared: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.eot,
+        "eos_token_id": tokenizer.eot,
+        "pad_token_id": tokenizer.eot,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the name before transformers 4.56
+        "tie_word_embeddings": config.traits.tied_head,
+        "use_cache": True,
+    }
+    if config.arch == "gpt2":
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            **shared,
+            "n_positions": config.block_size,
+            "n_ctx": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.traits.hidden_width(config.n_embd),
+            "activation_function": "gelu_new",  # the tanh form
+            "resid_pdrop": config.dropout,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+            "layer_norm_epsilon": 1e-5,
+        }
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        **shared,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.traits.hidden_width(config.n_embd),
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": THETA,  # for transformers before version 5
+        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        # Past the window, a token looks at itself and at the block_size - 1 tokens before it.
+        "use_sliding_window": True,
+        "sliding_window": config.block_size,
+        "max_window_layers": 0,
+        "layer_types": ["sliding_attention"] * config.n_layer,
+    }
+
+
+def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.eot,
+        "eos_token_id": tokenizer.eot,
+        "pad_token_id": tokenizer.eot,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 0,
+    }
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    # Without this class, AutoTokenizer takes the tokenizer of the model_type. Qwen3's would replace
+    # the rules of tokenizer.json, and give other ids without a word.
+    found: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.eot is not None:
+        found |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    return found
+
+
+def _write_weights(folder: Path, weights: dict[str, Tensor], shard_bytes: int) -> None:
+    """Write model.safetensors, or numbered shards with an index if it would be too large."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in weights.items():
+        here = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + here > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.contiguous()
+        size += here
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    total = sum(t.numel() * t.element_size() for t in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

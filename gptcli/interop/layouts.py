@@ -1,0 +1,64 @@
+"""Renames and reshapes weights between our model and the Hugging Face models that hold it exactly.
+
+The names are in the table of gptcli.model.parameters. Dimensions: C channels (n_embd).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS, Parameter
+
+_Weights = dict[str, Tensor]
+
+
+def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
+    """Our weights under the names of GPT2LMHeadModel or Qwen3ForCausalLM, in float32.
+
+    GPT-2 keeps the matrices of its blocks transposed, and query, key and value as one matrix. It
+    has a bias everywhere: a bias that our model does not have is written as zeros."""
+    found: _Weights = {}
+    if config.arch == "modern":
+        for name, theirs, _ in _pairs(config):
+            found[theirs] = weights[name]
+        return found
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, theirs, row in _pairs(config):
+        tensor = weights.get(name)
+        if tensor is None:
+            assert row.role == "bias", name
+            gain = weights[name.removesuffix("bias") + "weight"]
+            tensor = gain.new_zeros(gain.shape[0])
+        if row.role == "matrix":
+            tensor = tensor.T
+        if row.gpt2_part is None:
+            found[theirs] = tensor.contiguous()
+        else:
+            parts.setdefault(theirs, {})[row.gpt2_part] = tensor
+    for theirs, three in parts.items():
+        found[theirs] = torch.cat([three[i] for i in range(3)], dim=-1).contiguous()
+    return found
+
+
+def _pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
+    """Our name, the Hugging Face name and the row of each parameter of this arch.
+
+    A tied head is left out. GPT-2's biases are in the list if our model has them or not."""
+    modern = config.arch == "modern"
+    prefix = "model.layers." if modern else "transformer.h."
+    found: list[tuple[str, str, Parameter]] = []
+
+    def add(rows: tuple[Parameter, ...], ours: str, theirs: str) -> None:
+        for row in rows:
+            name = row.qwen3 if modern else row.gpt2
+            if name is not None and not (row.role == "head" and config.traits.tied_head):
+                found.append((ours + row.name, theirs + name, row))
+
+    add(OUTSIDE_BLOCKS, "", "")
+    for i in range(config.n_layer):
+        add(IN_BLOCK, f"h.{i}.", f"{prefix}{i}.")
+    return found

@@ -1,0 +1,182 @@
+"""Writes the model card of an export: README.md with data, loss curve, sample, proof and limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gptcli import __version__
+from gptcli.config_files import dump_config
+from gptcli.errors import GptcliError
+from gptcli.files.bounded import read_lines
+from gptcli.interop.proof import Proof
+from gptcli.model.gpt import count_parameters
+from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.text import generate_one
+from gptcli.training.loading import Trained
+from gptcli.training.training_state import progress_of
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # of the curve, in pixels
+_SAMPLE_TOKENS = 300
+
+Points = list[tuple[int, float]]
+"""Pairs of step and loss."""
+
+
+def write(trained: Trained, folder: Path, proof: Proof, limits: Sequence[str]) -> None:
+    """Write README.md, and loss.svg if the run has losses, into the folder of an export."""
+    losses = _losses(trained.run)
+    has_curve = len(losses[0]) > 1
+    if has_curve:
+        (folder / "loss.svg").write_text(loss_curve(*losses), encoding="utf-8")
+    text = "\n".join(_lines(trained, proof, limits, has_curve=has_curve))
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _lines(
+    trained: Trained, proof: Proof, limits: Sequence[str], *, has_curve: bool
+) -> Iterator[str]:
+    config, name = trained.config, trained.run.resolve().name
+    model_type = "qwen3" if config.model.arch == "modern" else "gpt2"
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:")
+    yield from ("- gptcli", f"- {model_type}", "---", "", f"# {name}", "")
+    size = count_parameters(trained.model).total
+    texts = ", ".join(f"`{Path(source).name}`" for source in config.data.sources)
+    yield f"A GPT with {size:,} parameters, trained on {texts} with gptcli {__version__}."
+    yield from ("", "| | |", "|---|---|")
+    for what, value in _facts(trained):
+        yield f"| {what} | {value} |"
+    if has_curve:
+        yield from ("", "![loss during training](loss.svg)")
+    yield from ("", "## Use it", "", "```python")
+    yield "from transformers import pipeline"
+    yield 'write = pipeline("text-generation", model="THIS FOLDER")'
+    yield f"text = write({_prompt(trained)!r}, max_new_tokens=100)"
+    yield 'print(text[0]["generated_text"])'
+    yield "```"
+    sample = generate_one(
+        trained.model,
+        trained.tokenizer,
+        "",
+        max_new_tokens=_SAMPLE_TOKENS,
+        params=SamplingParams(),
+        seed=0,
+    )
+    yield from (
+        "",
+        "## What it writes",
+        "",
+        *(f"    {line}" for line in (sample or "").split("\n")),
+    )
+    yield from ("", "## The export", "", proof_sentence(proof))
+    yield from limits
+    yield from ("", "## Config", "", "```yaml", *_config_lines(trained), "```")
+
+
+def proof_sentence(proof: Proof) -> str:
+    """What the proof showed, in a sentence."""
+    if proof.largest_difference is None:
+        package = "xllamacpp" if "xllamacpp" in proof.reader else "transformers"
+        return (
+            f"Nothing was proven: {proof.reader}. To prove it: pip install {package}; export again."
+        )
+    lengths = ", ".join(f"{length:,}" for length in proof.lengths)
+    return (
+        f"{proof.reader} read the export back. On prompts of {lengths} tokens, its "
+        f"{'log-probabilities' if 'xllamacpp' in proof.reader else 'logits'} differ from gptcli's "
+        f"by at most {proof.largest_difference:.1e}; the compared texts have the same tokens."
+    )
+
+
+def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
+    config = trained.config.model
+    layers = f"{config.n_layer} layer" + ("s" if config.n_layer != 1 else "")
+    heads = f"{config.n_head} head" + ("s" if config.n_head != 1 else "")
+    yield "layout", f"`{config.arch}`: {layers}, {heads}"
+    yield "width, context length", f"{config.n_embd}, {config.block_size} tokens"
+    tokens = f"`{trained.tokenizer.kind}`, {trained.tokenizer.vocab_size:,} tokens"
+    yield "tokenizer", tokens
+    progress = progress_of(trained.meta)
+    yield "checkpoint", f"step {trained.step:,}, {progress.tokens:,} tokens seen"
+    if progress.val_loss is not None:
+        yield "validation loss", f"{progress.val_loss:.4f} nats per token"
+
+
+def _prompt(trained: Trained) -> str:
+    """A short prompt that the tokenizer can encode."""
+    tokenizer = trained.tokenizer
+    with suppress(GptcliError):
+        tokenizer.encode("The")
+        return "The"
+    return next((piece.decode() for piece in tokenizer.pieces if piece.isalpha()), "")
+
+
+def _config_lines(trained: Trained) -> Iterator[str]:
+    """The sections `model` and `train` of the config; the others name places of the machine."""
+    inside = False
+    for line in dump_config(trained.config).splitlines():
+        if line and not line.startswith((" ", "#")):
+            inside = line.split(":")[0] in ("model", "train")
+        if inside:
+            yield line
+
+
+def _losses(run: Path) -> tuple[Points, Points]:
+    """The training losses and the validation losses that metrics.jsonl holds."""
+    train: Points = []
+    val: Points = []
+    with suppress(OSError):
+        for line in read_lines(run / "metrics.jsonl", run):
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                kind = {"step": "loss", "eval": "val_loss"}.get(record["kind"])
+                if kind is not None and math.isfinite(float(record[kind])):
+                    points = train if kind == "loss" else val
+                    points.append((int(record["step"]), float(record[kind])))
+    return train, val
+
+
+def loss_curve(train: Points, val: Points) -> str:
+    """An SVG of both losses against the steps; `train` has at least two points."""
+    steps = [step for step, _ in (*train, *val)]
+    losses = [loss for _, loss in (*train, *val)]
+    last, low, high = max(steps), min(losses), max(losses)
+    high = max(high, low + 1e-6)
+    width, height = _WIDTH - _LEFT - 16, _HEIGHT - _TOP - _BOTTOM
+
+    def path(points: Points) -> str:
+        return " ".join(
+            f"{_LEFT + width * step / last:.1f},{_TOP + height * (high - loss) / (high - low):.1f}"
+            for step, loss in points
+        )
+
+    base = _TOP + height
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="sans-serif" font-size="12" role="img" aria-label="loss against steps">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
+        f'<path d="M{_LEFT},{_TOP} V{base} H{_LEFT + width}" fill="none" stroke="#888888"/>',
+        f'<polyline points="{path(train)}" fill="none" stroke="#7aa6d8" stroke-width="1.5"/>',
+    ]
+    if val:
+        lines.append(
+            f'<polyline points="{path(val)}" fill="none" stroke="#c1440e" stroke-width="2"/>'
+        )
+    for loss in (low, high):
+        y = _TOP + height * (high - loss) / (high - low)
+        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>')
+    lines += [
+        f'<text x="{_LEFT}" y="{base + 16}">0</text>',
+        f'<text x="{_LEFT + width}" y="{base + 16}" text-anchor="end">step {last:,}</text>',
+        f'<text x="{_LEFT + width}" y="{_TOP + 12}" text-anchor="end" fill="#7aa6d8">training'
+        "</text>",
+    ]
+    if val:
+        lines.append(
+            f'<text x="{_LEFT + width}" y="{_TOP + 28}" text-anchor="end" fill="#c1440e">'
+            "validation</text>"
+        )
+    return "\n".join((*lines, "</svg>")) + "\n"

@@ -1,0 +1,223 @@
+"""Proves an export: reads it back with the other program and compares logits and token ids.
+
+Dimensions: T tokens, V vocabulary, W window (block_size).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptcli.errors import GptcliError
+from gptcli.interop import gguf_file, llama_cpp
+from gptcli.model.gpt import GPT
+from gptcli.tokenization import Tokenizer
+from gptcli.training.loading import Trained
+
+TOLERANCE = 1e-3
+"""Largest difference of two logits that rounding explains, for logits of up to 10."""
+
+_TEXTS = (
+    "To be, or not to be, that is the question.\n",
+    "  two  spaces, a tab\tand\r\nline ends\n\n",
+    "naïve façade, größer, 你好, привет, مرحبا, 🙂🙃",
+    "<|endoftext|> as a text",
+    "x = 3.14159 * r**2  # don't\n",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the other program computed with the exported files, compared with our model.
+
+    `largest_difference` is that of all compared logits, None if nothing was compared. `lengths` are
+    the prompts' lengths in tokens. `reader` names the program with its version, or says why there
+    is none."""
+
+    largest_difference: float | None
+    lengths: tuple[int, ...]
+    reader: str
+
+
+@torch.no_grad()
+def prove(
+    trained: Trained, logits_of: Callable[[Tensor], Tensor], reader: str, *, past_window: bool
+) -> Proof:
+    """Compare `logits_of` (int64 (1, T) -> (1, T, V)) with our model on a fixed set of prompts.
+
+    With `past_window`, one prompt is longer than the window. Raises GptcliError (exit code 1) if a
+    logit differs by more than rounding."""
+    window = trained.config.model.block_size
+    lengths = sorted({1, min(3, window), max(1, window // 2), window})
+    lengths += [window + min(window, 50) + 3] if past_window else []
+    largest = 0.0
+    for length, idx in zip(lengths, _prompts(trained.tokenizer, lengths), strict=True):
+        ours, theirs = our_logits(trained.model, idx), logits_of(idx).float()
+        difference = float((ours - theirs).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(ours.abs().max()) / 10):
+            raise GptcliError(
+                f"the export was not kept: {reader} computes other logits from it (a prompt of "
+                f"{length} tokens differs by {difference:.2g})",
+                "this is a fault of gptcli or of that version: please report it",
+                exit_code=1,
+            )
+        largest = max(largest, difference)
+    return Proof(largest, tuple(lengths), reader)
+
+
+@torch.no_grad()
+def our_logits(model: GPT, idx: Tensor) -> Tensor:
+    """Our logits, also past the window, where a token sees the W tokens up to itself.
+
+    int64 (1, T) -> float32 (1, T, V)."""
+    window = model.config.block_size
+    if idx.shape[1] <= window:
+        logits: Tensor = model(idx)
+        return logits.float()
+    cache = model.new_cache(1)
+    parts = [model(piece, cache=cache) for piece in torch.split(idx, window, dim=1)]
+    return torch.cat(parts, dim=1).float()
+
+
+def same_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], reader: str) -> None:
+    """Compare the token ids of a few texts. Raises GptcliError (exit code 1) if some differ."""
+    for text in _texts_for(tokenizer):
+        if encode(text) != tokenizer.encode(text, allow_eot=True):
+            raise GptcliError(
+                f"the export was not kept: {reader} gives other token ids for {text[:40]!r}",
+                "this is a fault of gptcli or of that version: please report it",
+                exit_code=1,
+            )
+
+
+def hugging_face(trained: Trained, folder: Path) -> Proof:
+    """The proof of a folder of `gptcli.interop.hugging_face`, by transformers if it is there."""
+    with _quiet_and_offline():
+        try:
+            import transformers
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except Exception as error:  # a broken installation raises more than ImportError
+            if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+                return Proof(None, (), "transformers is not installed")
+            return Proof(None, (), f"transformers cannot be imported: {error}")
+        reader = f"transformers {transformers.__version__}"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        same_ids(trained.tokenizer, lambda text: list(tokenizer(text)["input_ids"]), reader)
+        with torch.no_grad():
+            return prove(
+                trained,
+                lambda idx: model(idx).logits,
+                reader,
+                past_window=trained.config.model.traits.positions == "rotary",
+            )
+
+
+_GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
+"""The largest difference of two log-probabilities that the type of the matrices explains.
+
+llama.cpp computes GELU from a table of 16 bits, so float32 needs a tolerance, too."""
+_LEAST_LOG_PROBABILITY = -15.0  # below it, llama.cpp's sums in float32 are too rough to compare
+
+
+def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
+    """The proof of a file of `gptcli.interop.gguf_file`: its tensors, and llama.cpp if it is there.
+
+    The largest difference is one of log-probabilities of the next token."""
+    _same_tensors(trained, path, type_name)
+    if not llama_cpp.is_installed():
+        return Proof(None, (), "llama.cpp (the package xllamacpp) is not installed")
+    window, tokenizer = trained.config.model.block_size, trained.tokenizer
+    letters = [i for i, p in enumerate(tokenizer.pieces) if p.isalpha() and p.isascii()]
+    if not letters:
+        return Proof(None, (), "the vocabulary has no letter, without which llama.cpp gives none")
+    lengths = sorted({1, min(3, window), max(1, window // 2), max(1, window - 1)})
+    prompts = [idx[0].tolist() for idx in _prompts(tokenizer, lengths)]
+    texts = [text for text in _texts_for(tokenizer) if 0 < len(tokenizer.encode(text)) < window]
+    reader = f"llama.cpp (xllamacpp {llama_cpp.version()})"
+    answer = llama_cpp.ask(path, prompts, texts, tokenizer.vocab_size, letters[0])
+    if answer is None:
+        raise GptcliError(
+            f"the export was not kept: {reader} cannot run it",
+            "this is a fault of gptcli or of that version: please report it",
+            exit_code=1,
+        )
+    largest = 0.0
+    for ids, theirs in zip(prompts, answer.log_probabilities, strict=True):
+        logits = our_logits(trained.model, torch.tensor([ids]))[0, -1]
+        ours = torch.log_softmax(logits.double(), dim=-1).tolist()
+        if len(theirs) != len(ours):
+            raise GptcliError(f"{reader} gives {len(theirs)} probabilities", "", exit_code=1)
+        seen = [i for i, value in enumerate(ours) if value > _LEAST_LOG_PROBABILITY]
+        largest = max(largest, *(abs(ours[i] - theirs[i]) for i in seen))
+    counts = [len(tokenizer.encode(text, allow_eot=True)) for text in texts]
+    if not largest <= _GGUF_TOLERANCE[type_name] or counts != answer.counts:
+        raise GptcliError(
+            f"the export was not kept: {reader} computes something else from it (log-probabilities "
+            f"differ by {largest:.2g}; texts of {counts} tokens have {answer.counts} there)",
+            "this is a fault of gptcli or of that version: please report it",
+            exit_code=1,
+        )
+    return Proof(largest, tuple(lengths), reader)
+
+
+_TENSOR_TOLERANCE = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "q8_0": 2**-6}
+"""The largest error of a stored number, divided by the largest number of its tensor."""
+
+
+def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
+    """Read the file back and compare each tensor. Raises GptcliError (exit code 1)."""
+    stored = dict(gguf_file.read_tensors(path))
+    for name, tensor in gguf_file.named_tensors(trained):
+        error = (stored.pop(name) - tensor).abs().max()
+        if not error <= _TENSOR_TOLERANCE[type_name] * tensor.abs().max():
+            raise GptcliError(
+                f"the export was not kept: `{name}` reads back with an error of {float(error):.2g}",
+                "this is a fault of gptcli or of the package gguf: please report it",
+                exit_code=1,
+            )
+    assert not stored
+
+
+def _prompts(tokenizer: Tokenizer, lengths: list[int]) -> Iterator[Tensor]:
+    """For each length, token ids that are the same every time, int64 (1, T)."""
+    generator = torch.Generator().manual_seed(20_000)
+    for length in lengths:
+        yield torch.randint(0, tokenizer.vocab_size, (1, length), generator=generator)
+
+
+def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts that the tokenizer can encode, some of them made of its own tokens."""
+    generator = torch.Generator().manual_seed(20_001)
+    drawn = torch.randint(0, tokenizer.vocab_size, (8, 40), generator=generator)
+    for text in (*_TEXTS, *(tokenizer.decode(row.tolist()) for row in drawn)):
+        with contextlib.suppress(GptcliError):
+            tokenizer.encode(text, allow_eot=True)
+            yield text
+
+
+@contextlib.contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Let the Hugging Face libraries print nothing and ask no server."""
+    wanted = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,176 @@
+"""What `gptcli export` writes, refuses and says, without any other program."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gptcli.errors import GptcliError
+from gptcli.interop import export as exporting
+from gptcli.interop import hugging_face, proof
+from gptcli.interop.model_card import loss_curve, proof_sentence
+from gptcli.interop.proof import Proof
+from tests.interop.models import KINDS, trained
+
+TINY = (
+    "train.max_steps=4", "model.n_layer=1", "model.n_head=2", "model.n_embd=16",
+    "model.block_size=8",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of this file have no proof, which takes seconds."""
+    nothing = Proof(None, (), "transformers is not installed")
+    monkeypatch.setattr(proof, "hugging_face", lambda *_: nothing)
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_the_command_writes_a_folder(
+    arch: str, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = f"data.source={text_file}"
+    assert cli("train", text, *TINY, f"model.arch={arch}", "--out", "runs/mine").code == 0
+    outcome = cli("export", "mine", "--to", "hf")
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "mine-huggingface"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "README.md", "config.json", "generation_config.json", "loss.svg", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert "Nothing was proven: transformers is not installed" in outcome.out
+    assert ("raises an error for texts past" in outcome.out) == (arch == "gpt2")
+    assert not list(tmp_path.glob(".*tmp"))
+    card = (folder / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert str(tmp_path) not in card
+    assert f"`{text_file.name}`" in card
+    assert "Nothing was proven" in card
+    assert load_file(folder / "model.safetensors")
+    again = cli("export", "mine", "--to", "hf")
+    assert (again.code, "mine-huggingface exists" in again.err) == (2, True)
+    told = json.loads(cli("export", "mine", "--out", "other", "--json").out)
+    assert told["format"] == "huggingface"
+    assert told["proven"] is False
+    assert told["largest_difference"] is None
+    assert set(told["files"]) == names
+    assert bool(told["not_expressible"]) == (arch == "gpt2")
+
+
+def test_other_formats_are_named(cli: Any) -> None:
+    outcome = cli("export", "--to", "hugingface")
+    assert outcome.code == 2
+    assert "did you mean `huggingface`?" in outcome.err
+    assert cli("export", "no-such-run").code == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_config_and_tokenizer_name_the_same_end_of_text(
+    kind: str, arch: str, tmp_path: Path
+) -> None:
+    model = trained(tmp_path / "run", kind, arch=arch, n_layer=1, n_head=1, n_embd=8, block_size=4)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    hugging_face.write_folder(model, folder)
+    config, generation, tokenizer = (
+        json.loads((folder / name).read_text("utf-8"))
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    for stored in (config, generation):
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            assert stored[key] == model.tokenizer.eot
+    assert ("eos_token" in tokenizer) == (model.tokenizer.eot is not None)
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    weights = load_file(folder / "model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert config["vocab_size"] == model.tokenizer.vocab_size
+
+
+def test_large_weights_are_written_in_shards(tmp_path: Path) -> None:
+    model = trained(tmp_path / "run", "char", arch="modern", n_layer=2, n_head=1, n_embd=8)
+    for name, limit in (("one", 1 << 30), ("many", 600)):
+        (tmp_path / name).mkdir()
+        hugging_face.write_folder(model, tmp_path / name, shard_bytes=limit)
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text("utf-8"))
+    files = set(index["weight_map"].values())
+    assert len(files) > 3
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        shard = load_file(tmp_path / "many" / file)
+        assert {index["weight_map"][name] for name in shard} == {file}
+        found |= shard
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    total = sum(tensor.numel() * 4 for tensor in whole.values())
+    assert index["metadata"]["total_size"] == total
+
+
+def test_an_export_with_other_logits_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(tmp_path / "run", "char", arch="modern", n_layer=1, n_head=1, n_embd=8)
+
+    def wrong(trained: Any, folder: Path) -> Proof:
+        return proof.prove(
+            trained, lambda idx: trained.model(idx) + 0.01, "another 1.0", past_window=False
+        )
+
+    monkeypatch.setattr(proof, "hugging_face", wrong)
+    with pytest.raises(GptcliError, match=r"another 1\.0 computes other logits") as error:
+        exporting.export(model, "huggingface", tmp_path / "out")
+    assert error.value.exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_proof_compares_past_the_window(tmp_path: Path) -> None:
+    model = trained(
+        tmp_path / "run", "byte", arch="modern", n_layer=2, n_head=2, n_embd=8, block_size=6
+    )
+
+    def ours(idx: torch.Tensor) -> torch.Tensor:
+        return proof.our_logits(model.model, idx)
+
+    found = proof.prove(model, ours, "itself", past_window=True)
+    assert found.largest_difference == 0.0
+    assert max(found.lengths) > 6
+    with pytest.raises(GptcliError):
+        proof.prove(model, lambda idx: ours(idx) * math.nan, "nan", past_window=False)
+
+
+def test_other_token_ids_are_refused(tmp_path: Path) -> None:
+    tokenizer = trained(tmp_path, "byte", n_layer=1, n_head=1, n_embd=8).tokenizer
+    proof.same_ids(tokenizer, lambda text: tokenizer.encode(text, allow_eot=True), "itself")
+    with pytest.raises(GptcliError, match="other token ids"):
+        proof.same_ids(tokenizer, lambda text: tokenizer.encode(text), "one without end-of-text")
+
+
+def test_the_sentence_of_a_proof() -> None:
+    sentence = proof_sentence(Proof(1.5e-6, (1, 2048), "transformers 9.9"))
+    assert "transformers 9.9 read the export back" in sentence
+    assert "1, 2,048 tokens" in sentence
+    assert "at most 1.5e-06" in sentence
+
+
+def test_the_curve_is_an_svg_inside_its_frame() -> None:
+    train, val = [(1, 4.0), (10, 2.0), (20, 1.0)], [(10, 2.5), (20, 1.5)]
+    root = ET.fromstring(loss_curve(train, val))
+    lines = [line.attrib["points"] for line in root if line.tag.endswith("polyline")]
+    assert [len(line.split()) for line in lines] == [3, 2]
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    for line in lines:
+        for point in line.split():
+            x, y = map(float, point.split(","))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+    assert ET.fromstring(loss_curve([(1, 2.0), (2, 2.0)], [])) is not None
