@@ -15,6 +15,7 @@ COMMANDS = (
     "sample",
     "eval",
     "score",
+    "export",
     "check-attention",
     "check-layernorm",
     "check-mlp",
