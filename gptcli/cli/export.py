@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -9,6 +10,7 @@ import typer
 
 from gptcli.cli.options import CheckpointOption, JsonOption, ModelOptions, RunArgument, load_model
 from gptcli.cli.output import print_json
+from gptcli.cli.run_argument import named_run
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.paths import expanded, shell_word
 from gptcli.view.waiting import waiting
@@ -66,9 +68,15 @@ def export(
     if type_name is not None and type_name.lower() not in TYPES:
         raise GptcliError(f"--type `{type_name}` is unknown", f"the types are: {', '.join(TYPES)}")
     type_name = (type_name or "f32").lower()
+    if format == "gguf" and find_spec("gguf") is None:
+        raise GptcliError(
+            "--to gguf needs the package gguf, which is not installed", "pip install gguf"
+        )
+    folder = named_run(run, "export")
+    _refuse_user_parts(folder)
     with waiting("loading the model"):
         options = ModelOptions(checkpoint=checkpoint, device="cpu", dtype="float32")
-        trained = load_model(run, options, "export", dtype_of_run=False)
+        trained = load_model(str(folder), options, "export", dtype_of_run=False)
     from gptcli.interop import export as exporting
     from gptcli.interop.model_card import proof_sentence
 
@@ -95,3 +103,16 @@ def export(
     typer.echo(proof_sentence(done.proof))
     for sentence in done.not_expressible:
         typer.echo(sentence)
+
+
+def _refuse_user_parts(run: Path) -> None:
+    """Raise GptcliError if a run was trained with the user's parts."""
+    from gptcli.model.user_parts import parts_of
+    from gptcli.training.run_folder import read_status
+
+    if parts := parts_of(read_status(run)):
+        raise GptcliError(
+            f"{run} was trained with your own {', '.join(parts)}, which other programs do not have",
+            "only models of builtin parts can be exported",
+            exit_code=1,
+        )

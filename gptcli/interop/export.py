@@ -31,15 +31,11 @@ class Export:
 def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> Export:
     """Write a trained model in the format `to` to `out`, which must not exist.
 
-    That is a folder for Hugging Face and a file for GGUF, whose matrices are stored in `type_name`.
-    It appears when it is complete and proven. Raises GptcliError if the model cannot be exported,
-    or if the other program computes something else from it (exit code 1)."""
-    if trained.model.user_parts.in_network() or trained.tokenizer.kind == "own":
-        raise GptcliError(
-            f"{trained.run} was trained with your own parts, which other programs do not have",
-            "only models of builtin parts can be exported",
-            exit_code=1,
-        )
+    The model must have builtin parts only. `out` is a folder for Hugging Face and a file for GGUF,
+    whose matrices are stored in `type_name`. It appears when it is complete and proven. Raises
+    GptcliError if the other program computes something else from it (exit code 1)."""
+    assert not trained.model.user_parts.in_network()
+    assert trained.tokenizer.kind != "own"
     if out.exists() or out.is_symlink():
         raise GptcliError(f"{out} exists", "name another --out, or move it away")
     temporary = durable.temporary_path(out)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.errors import GptcliError
 from gptcli.interop.layouts import to_hugging_face
 from gptcli.model.rotary import THETA
 from gptcli.tokenization import Tokenizer
@@ -60,13 +59,9 @@ _IN_BLOCK = {
 def write_file(trained: Trained, path: Path, type_name: str) -> None:
     """Write a trained model with its tokenizer; matrices are stored in `type_name`.
 
-    Raises GptcliError if the package gguf is missing."""
-    try:
-        import gguf
-    except ImportError:
-        raise GptcliError(
-            "--to gguf needs the package gguf, which is not installed", "pip install gguf"
-        ) from None
+    The package gguf must be installed."""
+    import gguf
+
     config, tokenizer = trained.config.model, trained.tokenizer
     writer = gguf.GGUFWriter(path, "qwen3" if config.arch == "modern" else "gpt2")
     writer.add_name(trained.run.resolve().name)

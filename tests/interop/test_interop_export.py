@@ -174,3 +174,16 @@ def test_the_curve_is_an_svg_inside_its_frame() -> None:
             assert 0 <= x <= width
             assert 0 <= y <= height
     assert ET.fromstring(loss_curve([(1, 2.0), (2, 2.0)], [])) is not None
+
+
+def test_models_with_the_users_parts_are_refused(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("from gptcli.model.attention import CausalSelfAttention\n", "utf-8")
+    words = (f"data.source={text_file}", *TINY, "model.arch=gpt2", "--out", "runs/mine")
+    assert cli("train", *words, "--attention", "mine.py").code == 0
+    outcome = cli("export", "mine")
+    assert outcome.code == 1
+    assert "was trained with your own attention" in outcome.err
+    assert not Path("mine-huggingface").exists()
