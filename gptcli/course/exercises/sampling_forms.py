@@ -120,8 +120,21 @@ def by_sign(x: Tensor, penalty: float) -> Tensor:
 DrawForm = Callable[[Tensor, float], int]
 
 
-def first_over(sums: Callable[[Tensor], Tensor]) -> DrawForm:
-    return lambda logits, u: int((sums(logits) > u).int().argmax())
+def first_over(sums: Callable[[Tensor], Tensor]) -> tuple[DrawForm, ...]:
+    """Forms of step 6: the first id at which `sums(logits)` exceeds u. If none does, people return
+    the first id, the last one, the last one that is not cut, or the number of ids."""
+
+    def form(other: Callable[[Tensor], int]) -> DrawForm:
+        return lambda logits, u: next(
+            (i for i, total in enumerate(sums(logits).tolist()) if total > u), other(logits)
+        )
+
+    return (
+        form(lambda logits: 0),
+        form(lambda logits: len(logits) - 1),
+        form(lambda logits: int(logits.isfinite().nonzero()[-1])),
+        form(len),
+    )
 
 
 def drawn(logits: Tensor, u: float) -> int:
