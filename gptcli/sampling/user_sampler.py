@@ -65,7 +65,7 @@ class UserSampler:
             params.repetition_penalty,
         )
         given = logits.detach().to("cpu", torch.float64, copy=True)
-        found = self._call(self.next_token, given, list(seen_ids), float(uniform), *settings)
+        found = self._call("next_token", given, list(seen_ids), float(uniform), *settings)
         try:
             value: Any = found.item() if isinstance(found, Tensor) else found
             token = operator.index(value)
@@ -85,8 +85,7 @@ class UserSampler:
 
     def cut(self, text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         """What the user's cut_at_stop makes of a text. Raises GptcliError if it fails."""
-        assert self.cut_at_stop is not None
-        found = self._call(self.cut_at_stop, text, list(stops))
+        found = self._call("cut_at_stop", text, list(stops))
         try:
             show, hold, stopped = found
         except (TypeError, ValueError):
@@ -97,18 +96,17 @@ class UserSampler:
                 return show, hold, bool(stopped)
         raise self._unusable(f"its cut_at_stop returned {_short(found)}, not (show, hold, stopped)")
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any) -> Any:
         """The result of the user's function; what it prints goes to stderr."""
         try:
             with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
-                return function(*arguments)
+                return getattr(self, name)(*arguments)
         except (Exception, SystemExit) as error:
             words = " ".join(str(error).split())[:200]
             what = type(error).__name__ + (f": {words}" if words else "")
             frames = traceback.extract_tb(error.__traceback__)
             line = next((f.lineno for f in reversed(frames) if f.filename == str(self.path)), None)
             where = "" if line is None else f", at line {line}"
-            name = getattr(function, "__name__", "function")
             raise self._unusable(f"its {name} raises {what}{where}") from error
 
     def _unusable(self, what: str) -> GptcliError:

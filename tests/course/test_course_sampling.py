@@ -16,6 +16,7 @@ from gptcli.course.sandbox.learner_file import find_file
 from gptcli.course.solutions import solution
 from gptcli.errors import GptcliError
 from tests.course.sampling_files import NANOGPT, RIGHT, WRONG, with_functions, wrong_text
+from tests.course.unseen_sampling import WRONG as UNSEEN
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -38,6 +39,13 @@ def test_mistakes_are_named_with_their_step(index: int, tmp_path: Path) -> None:
     assert len(set(report.hints)) == 3, report.hints
     assert re.search(r"\d|`.+`", report.message)
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+@pytest.mark.parametrize("index", range(len(UNSEEN)), ids=lambda i: UNSEEN[i][0])
+def test_mistakes_in_other_styles_are_named(index: int, tmp_path: Path) -> None:
+    _, slug, step, function, body = UNSEEN[index]
+    report = report_of(tmp_path, with_functions({function: body}))
+    assert (report.mistake, report.first_wrong_step) == (slug, step), report.message
 
 
 def test_every_mistake_of_the_bank_has_a_file() -> None:

@@ -122,7 +122,7 @@ DrawForm = Callable[[Tensor, float], int]
 
 def first_over(sums: Callable[[Tensor], Tensor]) -> tuple[DrawForm, ...]:
     """Forms of step 6: the first id at which `sums(logits)` exceeds u. If none does, people return
-    the first id, the last one, the last one that is not cut, or the number of ids."""
+    None (-1 here), the first id, the last, the last that is not cut, the likeliest, or V."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(
@@ -130,9 +130,11 @@ def first_over(sums: Callable[[Tensor], Tensor]) -> tuple[DrawForm, ...]:
         )
 
     return (
+        form(lambda logits: -1),
         form(lambda logits: 0),
         form(lambda logits: len(logits) - 1),
         form(lambda logits: int(logits.isfinite().nonzero()[-1])),
+        form(lambda logits: int(logits.argmax())),
         form(len),
     )
 

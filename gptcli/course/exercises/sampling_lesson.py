@@ -90,22 +90,27 @@ class LearnerSampling(LearnerFunctions):
         return got.detach().to(torch.float64)
 
     def token(self, step: int, *arguments: Any) -> int:
-        """The id that the learner's function of a step returns.
+        """The id that the learner's function of a step returns; -1 for None.
 
         Raises CheckFailed if it is no whole number."""
         got = self.ask(step, *arguments)
+        if got is None:
+            return -1
         try:
             if isinstance(got, Tensor):
                 got = got.item()
             return int(got) if isinstance(got, float) and got.is_integer() else operator.index(got)
         except (TypeError, ValueError, RuntimeError):
-            raise self.failed_at(
-                step,
-                "no-id",
-                f"`{FUNCTIONS[step - 1]}` returned {str(got)[:60]}, not the id of a token"
-                + self.quoted(step),
-                "what does the function return if no condition in it is true?",
-            ) from None
+            raise self.no_id(step, str(got)[:60]) from None
+
+    def no_id(self, step: int, got: str) -> CheckFailed:
+        """The failure of a function that returns no id."""
+        return self.failed_at(
+            step,
+            "no-id",
+            f"`{FUNCTIONS[step - 1]}` returned {got}, not the id of a token" + self.quoted(step),
+            "what does the function return if no condition in it is true?",
+        )
 
 
 class SamplingLesson(Lesson[LearnerSampling]):
@@ -192,8 +197,8 @@ def _is_softmax(got: Tensor, wanted: Tensor) -> bool:
 
 def _has_zeros(got: Tensor, wanted: Tensor) -> bool:
     cut = wanted.isneginf()
-    filled = wanted.masked_fill(cut, 0.0)
-    return bool(torch.allclose(got.masked_fill(cut & got.isneginf(), 0.0), filled, atol=CLOSE))
+    zeros = got.masked_fill(cut & ~got.isfinite(), 0.0)  # -inf of an earlier filter; times 0: nan
+    return bool(torch.allclose(zeros, wanted.masked_fill(cut, 0.0), atol=CLOSE))
 
 
 def _is_reordered(got: Tensor, wanted: Tensor) -> bool:
@@ -322,7 +327,7 @@ def _draw(learner: LearnerSampling) -> None:
         logits, u = cases[i]
         evidence = (
             f"for probabilities {_numbers(torch.softmax(logits, 0))} and u = {u:.3g} it returns "
-            f"{got[i]}, expected {wanted[i]}"
+            f"{_id(got[i])}, expected {wanted[i]}"
         )
         if again != got:
             raise learner.mistake("u-ignored", f" ({evidence})", name="draw")
@@ -330,7 +335,9 @@ def _draw(learner: LearnerSampling) -> None:
         def same(form: Callable[..., int]) -> bool:
             return all(form(*case) == token for case, token in zip(cases, got, strict=True))
 
-        raise learner.named(6, same, evidence, learner.quoted(6))
+        failed = learner.named(6, same, evidence, learner.quoted(6))
+        nothing = failed.mistake == "wrong-result" and -1 in got
+        raise learner.no_id(6, "None") if nothing else failed
     _edges_of_draw(learner, cut)
 
 
@@ -347,6 +354,10 @@ def _edges_of_draw(learner: LearnerSampling, cut: Tensor) -> None:
             fine = False
         if not fine:
             learner.notes["draw"] = why
+
+
+def _id(token: int) -> str:
+    return "None" if token == -1 else str(token)
 
 
 def _settings() -> list[tuple[float, int, float, float, float]]:
@@ -386,6 +397,8 @@ def _next(learner: LearnerSampling) -> None:
         evidence = _shown_choice(drawn[wrong[0]], got[wrong[0]])
         if again != got:
             raise learner.mistake("u-ignored", f" ({evidence})", step=7, name="next_token")
+        if -1 in got:
+            raise learner.no_id(7, "None")
         raise _order(learner, drawn, got, evidence)
     for case in greedy:
         try:
@@ -403,7 +416,7 @@ def _shown_choice(case: Case, got: int) -> str:
     logits, seen, u, t, k, p, m, penalty = case
     return (
         f"for logits {_numbers(logits)}, seen_ids {seen}, u = {u:g}, t = {t:g}, k = {k}, "
-        f"p = {p:g}, m = {m:g}, penalty = {penalty:g} it returns {got}, expected "
+        f"p = {p:g}, m = {m:g}, penalty = {penalty:g} it returns {_id(got)}, expected "
         f"{reference.next_token(*case)}"
     )
 

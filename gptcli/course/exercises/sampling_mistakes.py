@@ -140,6 +140,7 @@ MISTAKES = (
             "you keep the smallest logits, not the largest", "a large logit is a likely token",
             "sort with descending=True, and cut what is below the threshold",
             (keeping(lambda x, k: rank_up(x) < int(k)), keeping(
+                lambda x, k: rank_up(x) >= int(k) - 1), keeping(
                 lambda x, k: x.argsort(descending=True).argsort() >= int(k))),
             r"sort|topk|<|>|="),
     ExerciseMistake("by-size-without-sign", 2, "topk of logits.abs()",
@@ -394,6 +395,7 @@ MISTAKES = (
             "of a longer beginning a part would be shown too early",
             "try the longest end first",
             (stop_form(hold=lambda t, s: min(ends(t, s), default=0)), stop_form(
+                hold=lambda t, s: next(iter(ends(t, s)), 0)), stop_form(
                 hold=lambda t, s: int(bool(t) and t[-1] in [x[:1] for x in s]))),
             r"for |range|\[-1\]|min"),
     ExerciseMistake("one-stop-only", 8, "stops[0]",
