@@ -103,6 +103,21 @@ class LearnerSampling(LearnerFunctions):
         except (TypeError, ValueError, RuntimeError):
             raise self.no_id(step, str(got)[:60]) from None
 
+    def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
+        """The known mistake of that name. Of its patterns, the first that a line has counts.
+
+        For `return` that is the last line, for other patterns the first."""
+        mistake = next(m for m in MISTAKES if m.slug == slug)
+        lines = self.source.lines_of(FUNCTIONS[(more.get("step") or mistake.step) - 1])
+        guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`
+        for pattern in mistake.at.split("|"):
+            found = [n for n in self.source.matches(pattern, lines) if n not in guards]
+            if found:
+                return super().mistake(
+                    slug, evidence, line=found[-1 if pattern == "return" else 0], **more
+                )
+        return super().mistake(slug, evidence, **more)
+
     def no_id(self, step: int, got: str) -> CheckFailed:
         """The failure of a function that returns no id."""
         return self.failed_at(
@@ -285,7 +300,7 @@ def _top_p(learner: LearnerSampling) -> None:
 
 def _min_p(learner: LearnerSampling) -> None:
     show = partial(_shown_kept, "p")
-    cases = [(FIVE, 0.5), (PEAKED, 0.1), (FIVE, 0.2), (_random(13), 0.3)]
+    cases = [(FIVE, 0.4), (PEAKED, 0.1), (FIVE, 0.2), (_random(13), 0.3)]
     cases += [(_random(14) - 9, 0.05), (_partly_cut(15), 0.4), (_random(16) + 9, 0.6)]
     _compare(learner, 4, reference.min_p, cases, show)
     _edge(learner, 4, "likeliest-cut", reference.min_p, [(FIVE, 1.0), (EQUAL_TEN, 1.0)], show)
@@ -414,9 +429,17 @@ def _next(learner: LearnerSampling) -> None:
 
 def _shown_choice(case: Case, got: int) -> str:
     logits, seen, u, t, k, p, m, penalty = case
+    parts = (
+        (penalty != 1, f"seen_ids {seen}, penalty = {penalty:g}"),
+        (True, f"t = {t:g}"),
+        (k < V, f"k = {k}"),
+        (p < 1, f"p = {p:g}"),
+        (m > 0, f"m = {m:g}"),
+        (t > 0, f"u = {u:g}"),
+    )
+    on = ", ".join(text for is_on, text in parts if is_on)
     return (
-        f"for logits {_numbers(logits)}, seen_ids {seen}, u = {u:g}, t = {t:g}, k = {k}, "
-        f"p = {p:g}, m = {m:g}, penalty = {penalty:g} it returns {_id(got)}, expected "
+        f"for logits {_numbers(logits)}, {on} it returns {_id(got)}, expected "
         f"{reference.next_token(*case)}"
     )
 

@@ -135,7 +135,7 @@ MISTAKES = (
     ExerciseMistake("one-too-many", 2, "sorted[k] as the threshold",
             "you keep one token more than k", "places count from 0: the k-th largest is at k - 1",
             "take the k-th largest itself as the threshold",
-            (ranks(0, 1),), r"\[|topk|sort"),
+            (ranks(0, 1),), r"\[k|\+ 1|topk|sort|\["),
     ExerciseMistake("keeps-the-smallest", 2, "ascending order, or the mask turned round",
             "you keep the smallest logits, not the largest", "a large logit is a likely token",
             "sort with descending=True, and cut what is below the threshold",
@@ -168,7 +168,7 @@ MISTAKES = (
             "you add up the probabilities in the order of the ids",
             "top-p keeps the likeliest tokens, so the sum begins with the likeliest",
             "sort the probabilities first, with descending=True",
-            (in_id_order(reached_before), in_id_order(sum_over)), r"cumsum|sum"),
+            (in_id_order(reached_before), in_id_order(sum_over)), r"cumsum|sum|\+=|for "),
     ExerciseMistake("least-likely-first", 3, "sort without descending=True",
             "you begin with the least likely token", "torch.sort sorts upwards unless you say "
             "otherwise", "sort with descending=True",
@@ -220,7 +220,7 @@ MISTAKES = (
             "it must stay", "cut only what is below the threshold", at=r"<=|>|<"),
     ExerciseMistake("p-zero", 4, "log(p) with p = 0", "your min_p is wrong at p = 0",
             "p = 0 keeps all tokens, and log(0) does not exist", "compare probabilities, or treat "
-            "p = 0 first", at=r"log|/"),
+            "p = 0 first", at=r"log\(|/"),
     ExerciseMistake("negative-divided", 5, "logits[i] / penalty for all",
             "you divide negative logits too", "-2 / 1.5 is larger than -2: such a token would "
             "become likelier", "multiply negative logits by the penalty",
@@ -229,7 +229,7 @@ MISTAKES = (
             "you make tokens of the text likelier", "a penalty makes the logit smaller",
             "divide positive logits, multiply negative ones",
             (penalised(lambda x, r: x * r if x > 0 else x / r), penalised(lambda x, r: x * r)),
-            r"/|\*|where|<|>"),
+            r"if |where|<|>|/|\*"),
     ExerciseMistake("penalty-subtracted", 5, "logits[i] - penalty", "you subtract the penalty",
             "a penalty of 1 must change nothing", "divide or multiply by it",
             (penalised(lambda x, r: x - r), penalised(lambda x, r: x - math.log(r)), penalised(
@@ -248,7 +248,7 @@ MISTAKES = (
             "you penalise the tokens that are not in the text",
             "the penalty is for repetition", "change the places in seen_ids",
             (penalised(by_sign, lambda x, seen: [i for i in range(len(x)) if i not in seen]),),
-            r"not|~|where"),
+            r"not|~|where|for "),
     ExerciseMistake("some-of-the-text", 5, "only the last token, or not id 0",
             "you penalise only some of the tokens in the text",
             "every id of seen_ids counts, 0 too", "change all places in seen_ids",
@@ -268,12 +268,12 @@ MISTAKES = (
     ExerciseMistake("penalty-unused", 5, "a copy is changed, or x = logits[i]",
             "your penalty changes nothing", "a changed copy does not change the tensor",
             "assign to out[i], and return out",
-            (penalised(lambda x, r: x),), r"=(?!=)|return"),
+            (penalised(lambda x, r: x),), r"/|-=|return"),
     ExerciseMistake("u-ignored", 6, "torch.multinomial",
             "your `{name}` gives other tokens for the same arguments",
             "u is the only random number, so that a seed repeats a text",
             "compare u with the cumulative sum; draw no other number",
-            at=r"multinomial|rand|sample|choice|Categorical"),
+            at=r"multinomial|choices?\(|sample|Categorical|rand"),
     ExerciseMistake("always-the-likeliest", 6, "argmax of the probabilities",
             "you always return the likeliest token", "then no two texts would differ",
             "return the first id at which the cumulative sum exceeds u",
@@ -317,7 +317,7 @@ MISTAKES = (
             "(sums > u) is false first, and true from the drawn id on",
             "take the first true place of sums > u",
             (lambda x, u: 0, lambda x, u: len(x) - 1, lambda x, u: int(x.isfinite().nonzero()[0]),
-             lambda x, u: int(x.isfinite().nonzero()[-1])), r"argmax|nonzero|<|>|return"),
+             lambda x, u: int(x.isfinite().nonzero()[-1])), r"> ?0\b|argmax|nonzero|<|>|return"),
     ExerciseMistake("zero-temperature", 7, "logits / 0",
             "your next_token is wrong at t = 0", "dividing by 0 gives inf and nan; t = 0 means the "
             "largest logit", "if t == 0, return int(logits.argmax()) after the penalty",
@@ -328,7 +328,7 @@ MISTAKES = (
             "apply the penalty first", (partial(any_choice, greedy="before"),), r"argmax"),
     ExerciseMistake("always-greedy", 7, "argmax at every temperature",
             "you take the largest logit at every temperature", "only t = 0 is greedy",
-            "draw with u if t > 0", (partial(any_choice, greedy="always"),), r"argmax|return"),
+            "draw with u if t > 0", (partial(any_choice, greedy="always"),), r"return|argmax"),
     ExerciseMistake("left-out", 7, "a part is not called, or its result is not used",
             "your next_token leaves out {what}", "each function returns new logits; the next one "
             "must get them", "call it, and assign what it returns", at=r"return|logits ="),
@@ -339,7 +339,7 @@ MISTAKES = (
     ExerciseMistake("temperature-late", 7, "temperature after top-p or min-p",
             "you apply the temperature after {what}", "top-p and min-p look at probabilities, "
             "which the temperature changes", "call temperature before the filters",
-            at=r"temperature"),
+            at=r"temperature|/ ?t\b"),
     ExerciseMistake("filters-reordered", 7, "top-p before top-k",
             "you apply the filters in another order: {what}",
             "each filter sees the probabilities that the one before it left",
@@ -351,7 +351,7 @@ MISTAKES = (
     ExerciseMistake("stop-shown", 8, "text[: at + len(stop)]", "you show the stop string itself",
             "a text ends before its stop string", "show text[:at]",
             (stop_form(shows=lambda t, at, s: t[:end_of_stop(t, at, s)]), stop_form(
-                shows=lambda t, at, s: t)), r"return|len\("),
+                shows=lambda t, at, s: t)), r"True|len\(|return"),
     ExerciseMistake("rest-held", 8, "hold is what follows the stop string",
             "after a stop string you still hold text", "what follows a stop string is thrown away",
             'return text[:at], "", True',
@@ -372,7 +372,8 @@ MISTAKES = (
             "what comes after the earliest stop string must not be shown",
             "take the smallest place of all that are found",
             (stop_form(find=first_of_list), stop_form(find=lambda t, s: max(
-                (t.find(x) for x in s if x in t), default=None))), r"for |find|return|max"),
+                (t.find(x) for x in s if x in t), default=None))),
+            r"find|index|partition|split|max|for |return"),
     ExerciseMistake("last-occurrence", 8, "rfind, or split()[-1]",
             "you take the last occurrence of the stop string",
             "the text ends at the first", "use find, not rfind",
@@ -389,7 +390,7 @@ MISTAKES = (
             (stop_form(hold=lambda t, s: max((len(x) for x in s), default=1) - 1), stop_form(
                 hold=lambda t, s: max((len(x) for x in s), default=0)), stop_form(
                 hold=lambda t, s: len(t) if s else 0), stop_form(hold=lambda t, s: len(t)),
-             stop_form(hold=lambda t, s: len(t) if ends(t, s) else 0)), r"len\(|return"),
+             stop_form(hold=lambda t, s: len(t) if ends(t, s) else 0)), r"max|len\(|return"),
     ExerciseMistake("shortest-held", 8, "the first end that fits",
             "you hold the shortest end that fits, not the longest",
             "of a longer beginning a part would be shown too early",
@@ -397,7 +398,7 @@ MISTAKES = (
             (stop_form(hold=lambda t, s: min(ends(t, s), default=0)), stop_form(
                 hold=lambda t, s: next(iter(ends(t, s)), 0)), stop_form(
                 hold=lambda t, s: int(bool(t) and t[-1] in [x[:1] for x in s]))),
-            r"for |range|\[-1\]|min"),
+            r"endswith|startswith|== text|\[-1\]|min|for "),
     ExerciseMistake("one-stop-only", 8, "stops[0]",
             "you look at only one of the stop strings", "each of them can end the text",
             "go through all stops",
