@@ -298,4 +298,35 @@ WRONG: list[tuple[str, str, int, str, str]] = [
                 return text[:-n], text[-n:], False
     return text, "", False
 """),
+    ("a share of the tokens", "wrong-result", 3, "top_p", """
+    n = max(1, int(p * len(logits)))
+    return top_k(logits, n)
+"""),
+    ("the closest sum", "wrong-result", 6, "draw", """
+    c = torch.softmax(logits, 0).cumsum(0)
+    return int((c - u).abs().argmin())
+"""),
+    ("the truth of a comparison", "no-id", 6, "draw", """
+    c = torch.softmax(logits, 0).cumsum(0)
+    return (c > u).any()
+"""),
+    ("letters of a stop string", "wrong-result", 8, "cut_at_stop", """
+    f = [text.find(s) for s in stops if s in text]
+    if f:
+        return text[: min(f)], "", True
+    n = 0
+    while n < len(text) and any(text[-n - 1] in s for s in stops):
+        n += 1
+    return text[: len(text) - n], text[len(text) - n :], False
+"""),
+    ("the longest start of the first that fits", "one-stop-only", 8, "cut_at_stop", """
+    f = [text.find(s) for s in stops if s in text]
+    if f:
+        return text[: min(f)], "", True
+    for s in stops:
+        for n in range(len(s) - 1, 0, -1):
+            if text.endswith(s[:n]):
+                return text[:-n], text[-n:], False
+    return text, "", False
+"""),
 ]  # fmt: skip

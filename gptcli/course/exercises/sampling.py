@@ -87,8 +87,8 @@ def any_choice(
 ) -> int:
     """Step 7. With other keyword arguments, this does what a known mistake does.
 
-    `order` has a letter for each part: r penalty, t temperature, k, p, m filters. `greedy` is when
-    the likeliest token is taken: "before" the penalty, "after" it, or "always"."""
+    `order` has a letter for each part: r penalty, t temperature, k, p, m filters, s softmax.
+    `greedy` is when the likeliest token is taken: "before" the penalty, "after" it, or "always"."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:
@@ -102,6 +102,8 @@ def any_choice(
             logits = top_p(logits, p)
         elif part == "m":
             logits = min_p(logits, m)
+        elif part == "s":
+            logits = torch.softmax(logits, dim=0)
     if greedy == "always" or t == 0:
         return int(logits.argmax())
     return draw(logits, u)

@@ -113,6 +113,11 @@ def penalised(
     return form
 
 
+def last_ids(count: int) -> Callable[[Tensor, Sequence[int]], Sequence[int]]:
+    """What `penalised` takes as `which`, for the last `count` tokens of the text."""
+    return lambda logits, seen: seen[-count:]
+
+
 def by_sign(x: Tensor, penalty: float) -> Tensor:
     return x / penalty if x > 0 else x * penalty
 

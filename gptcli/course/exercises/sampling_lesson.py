@@ -14,6 +14,7 @@ from torch import Tensor
 from gptcli.course.exercises import sampling as reference
 from gptcli.course.exercises.learner_functions import LearnerFunctions
 from gptcli.course.exercises.sampling_mistakes import MISTAKES, STEPS
+from gptcli.course.exercises.sampling_stops import check_stops
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile
@@ -99,6 +100,8 @@ class LearnerSampling(LearnerFunctions):
         try:
             if isinstance(got, Tensor):
                 got = got.item()
+            if isinstance(got, bool):
+                raise TypeError
             return int(got) if isinstance(got, float) and got.is_integer() else operator.index(got)
         except (TypeError, ValueError, RuntimeError):
             raise self.no_id(step, str(got)[:60]) from None
@@ -141,7 +144,7 @@ class SamplingLesson(Lesson[LearnerSampling]):
 
     def check(self, learner: LearnerSampling, done: list[Check]) -> str:
         """Compare each function with the reference."""
-        for check in (_temperature, _top_k, _top_p, _min_p, _penalty, _draw, _next, _stops):
+        for check in (_temperature, _top_k, _top_p, _min_p, _penalty, _draw, _next, check_stops):
             check(learner)
         verdict = "the same as the reference in all eight functions"
         done += self.all_steps(verdict)
@@ -207,7 +210,10 @@ def _compare(
 
 
 def _is_softmax(got: Tensor, wanted: Tensor) -> bool:
-    return bool(torch.allclose(got, torch.softmax(wanted, 0), rtol=0.0, atol=CLOSE))
+    """Whether `got` is proportional to the wanted probabilities."""
+    if not bool((got >= 0).all()) or not 0 < float(got.sum()) < INF:
+        return False
+    return bool(torch.allclose(got / got.sum(), torch.softmax(wanted, 0), rtol=0.0, atol=CLOSE))
 
 
 def _has_zeros(got: Tensor, wanted: Tensor) -> bool:
@@ -473,62 +479,3 @@ def _order(
         what = ", ".join(f"`{PARTS[part]}`" for part in order if part in "kpm")
         return learner.mistake("filters-reordered", f" ({evidence})", what=what)
     return learner.named(7, same, evidence, learner.quoted(7))
-
-
-# ---- step 8 --------------------------------------------------------------------------------------
-
-TEXTS: tuple[tuple[str, list[str]], ...] = (
-    ("What light? KIN", ["KING:"]),
-    ("What light? KING: is", ["KING:"]),
-    ("KING: What", ["KING:"]),
-    ("a KING: b KING: c", ["KING:"]),
-    ("a light", ["KING:"]),
-    ("K", ["KING:"]),
-    ("a\n\n", ["\n\n\n", "END"]),
-    ("one END two STOP", ["STOP", "END"]),
-    ("one STOP two END", ["STOP", "END"]),
-    ("one EN", ["STOP", "END"]),
-    ("one ST", ["STOP", "END"]),
-    ("aab", ["aabc", "b"]),
-    ("x aba", ["abac"]),
-    ("x abab", ["ababc", "bb"]),
-    ("x END", ["END"]),
-    ("x KING", ["KING", "KINGS"]),
-    ("any text", []),
-    ("", ["END"]),
-    ("", []),
-)
-
-
-def _stops(learner: LearnerSampling) -> None:
-    got = [_three(learner, text, stops) for text, stops in TEXTS]
-    wanted = [reference.cut_at_stop(text, stops) for text, stops in TEXTS]
-    if got == wanted:
-        return
-    i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
-    text, stops = TEXTS[i]
-    evidence = f"cut_at_stop({text!r}, {stops}) returns {got[i]}, expected {wanted[i]}"
-
-    def same(form: Callable[..., tuple[str, str, bool]]) -> bool:
-        return all(form(*case) == three for case, three in zip(TEXTS, got, strict=True))
-
-    raise learner.named(8, same, evidence, learner.quoted(8))
-
-
-def _three(learner: LearnerSampling, text: str, stops: list[str]) -> tuple[str, str, bool]:
-    """(show, hold, stopped) of the learner's function; None for a text counts as ""."""
-    given = list(stops)
-    got = learner.ask(8, text, given)
-    if not isinstance(got, (tuple, list)) or len(got) != 3:
-        raise learner.failed_at(
-            8, "not-three", f"`cut_at_stop` returned {str(got)[:60]}, not (show, hold, stopped)"
-            + learner.quoted(8), "which three values does each `return` give?",
-        )  # fmt: skip
-    show, hold, stopped = got
-    show, hold = show or "", hold or ""
-    if not isinstance(show, str) or not isinstance(hold, str):
-        raise learner.failed_at(
-            8, "not-three", f"`cut_at_stop` returned {str(got)[:60]}, but show and hold must be "
-            "texts" + learner.quoted(8), "of which type is each value that you return?",
-        )  # fmt: skip
-    return show, hold, bool(stopped)

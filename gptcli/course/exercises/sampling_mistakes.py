@@ -20,6 +20,7 @@ from gptcli.course.exercises.sampling_forms import (
     first_over,
     in_id_order,
     keeping,
+    last_ids,
     longest,
     not_at_start,
     nucleus,
@@ -252,7 +253,9 @@ MISTAKES = (
     ExerciseMistake("some-of-the-text", 5, "only the last token, or not id 0",
             "you penalise only some of the tokens in the text",
             "every id of seen_ids counts, 0 too", "change all places in seen_ids",
-            (penalised(by_sign, lambda x, seen: [seen[-1]]), penalised(
+            (penalised(by_sign, lambda x, seen: [seen[-1]]),
+             *(penalised(by_sign, last_ids(n)) for n in (2, 3, 4)),
+             penalised(by_sign, lambda x, seen: [next(iter(set(seen)))]), penalised(
                 by_sign, lambda x, seen: [seen[0]]), penalised(
                 by_sign, lambda x, seen: [i for i in seen if i]), penalised(
                 by_sign, lambda x, seen: seen[:-1]), penalised(
@@ -344,6 +347,11 @@ MISTAKES = (
             "you apply the filters in another order: {what}",
             "each filter sees the probabilities that the one before it left",
             "call top_k, then top_p, then min_p", at=r"top_p|min_p"),
+    ExerciseMistake("softmax-twice", 7, "draw(logits.softmax(0), u)",
+            "you pass probabilities to draw, not logits",
+            "draw takes the softmax itself; of probabilities it makes nearly equal ones",
+            "pass the logits that the last filter returned", (partial(any_choice, order="rtkpms"),),
+            r"softmax|return"),
     ExerciseMistake("values-swapped", 7, "top_p(logits, m), min_p(logits, p)",
             "you pass m to top_p and p to min_p", "p belongs to top-p, m to min-p",
             "swap them", (lambda x, s, u, t, k, p, m, r: any_choice(x, s, u, t, k, m, p, r),),
@@ -382,7 +390,17 @@ MISTAKES = (
     ExerciseMistake("nothing-held", 8, "no hold", "you hold nothing back",
             "a stop string can lie across two tokens: once its beginning is shown, it is too late",
             "hold the longest end of text with which a stop string begins",
-            (stop_form(hold=lambda t, s: 0),), r"return"),
+            (stop_form(hold=lambda t, s: 0), stop_form(hold=lambda t, s: 0, rest=lambda t, at, s:
+             t[end_of_stop(t, at, s):])), r"return"),
+    ExerciseMistake("not-stopped", 8, "stopped is False in every return",
+            "you do not say that a stop string was found",
+            "stopped ends the text; without it the model goes on", "return True as the third value",
+            (lambda t, s: (*stop_form()(t, s)[:2], False),), r"return"),
+    ExerciseMistake("minus-zero", 8, "text[:-hold] with hold = 0",
+            "if there is nothing to hold, you hold everything",
+            "-0 is 0: text[:-0] is empty, and text[-0:] is the whole text",
+            "cut at len(text) - n", (lambda t, s: ("", t, False) if stop_form()(t, s)[1:] ==
+             ("", False) else stop_form()(t, s),), r"\[:-|\[: -|\[-|return"),
     ExerciseMistake("holds-too-much", 8, "always the length of the longest stop string - 1",
             "you hold back text that cannot become a stop string",
             "the reader would wait for no reason", "hold only an end that some stop string begins "
