@@ -391,6 +391,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("not-implemented", 3, "    sums =", "    raise NotImplementedError\n    sums ="),
     ("not-implemented", 8, "    first = -1\n",
      "    raise NotImplementedError(\"step 8\")\n    first = -1\n"),
+    ("time-limit", 3, "    sums =", "    while p < 1:\n        pass\n    sums ="),
     ("missing", 4, "def min_p(", "def minimum_p("),
     ("raises", 2, "out[ids] = values", "out[0, ids] = values"),
     ("no-tensor", 5, "    return out\n\n\ndef draw", "\n\ndef draw"),

@@ -17,7 +17,8 @@ from gptcli.course.exercises.sampling_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.sampling_stops import check_stops
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.learner_file import LearnerFile, place_of
+from gptcli.course.sandbox.time_limit import TookTooLong, within
 
 FUNCTIONS = (
     "temperature",
@@ -32,6 +33,7 @@ FUNCTIONS = (
 PARTS = {"r": "repetition_penalty", "t": "temperature", "k": "top_k", "p": "top_p", "m": "min_p"}
 INF = float("inf")
 NEARLY_ONE = 1 - 2**-53  # the largest random number in float64
+LIMIT_S = 2.0  # for one call; a right one takes well under a millisecond
 CLOSE = 1e-6  # of probabilities; a learner can compute in float32
 V = 8
 
@@ -105,6 +107,25 @@ class LearnerSampling(LearnerFunctions):
             return int(got) if isinstance(got, float) and got.is_integer() else operator.index(got)
         except (TypeError, ValueError, RuntimeError):
             raise self.no_id(step, str(got)[:60]) from None
+
+    def ask(self, step: int, *arguments: Any) -> Any:
+        """The result of the learner's function of a step. A loop without end is CheckFailed."""
+        try:
+            with within(LIMIT_S):
+                return super().ask(step, *arguments)
+        except TookTooLong as error:
+            place, known = place_of(error, self.file.path), STEPS[step - 1]
+            quote = self.source.quote(place[0]) if place is not None else ""
+            raise CheckFailed(
+                "time-limit",
+                f"`{FUNCTIONS[step - 1]}` does not end within {LIMIT_S:g} seconds{quote}",
+                (
+                    "which loop does not end, and what should change in each round?",
+                    f"a loop ends only if its condition changes; {known.tell}",
+                    f"{known.show}{quote}",
+                ),
+                step,
+            ) from None
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
         """The known mistake of that name. Of its patterns, the first that a line has counts.
