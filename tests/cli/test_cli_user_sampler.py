@@ -82,3 +82,19 @@ def test_an_unusable_file_is_an_error(
     assert says in message.replace("\n", " ")
     assert hint in advice
     assert "Traceback" not in outcome.err
+
+
+def test_the_check_says_how_to_use_a_right_file(cli: Any, tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(solution(exercise_named("sampling")), encoding="utf-8")
+    wrong.write_text(right.read_text("utf-8").replace("set(seen_ids)", "seen_ids[1:]"), "utf-8")
+    outcome = cli("check-sampling", right)
+    assert outcome.code == 0
+    assert f"next: gptcli sample --sampler {right}" in outcome.out.splitlines()
+    outcome = cli("check-sampling", right, wrong, "--json")
+    assert outcome.code == 1
+    first, second = map(json.loads, outcome.out.splitlines())
+    assert (first["ok"], first["exercise"], first["first_wrong_step"]) == (True, "sampling", None)
+    assert (second["first_wrong_step"], second["mistake"]) == (5, "some-of-the-text")
+    assert "set(seen_ids)" not in second["message"]
+    assert "`for i in seen_ids[1:]:`" in second["message"]

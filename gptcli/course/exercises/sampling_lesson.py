@@ -482,6 +482,9 @@ def _order(
     def same(form: Callable[..., int]) -> bool:
         return all(form(*case) == token for case, token in tried)
 
+    failed = learner.named(7, same, evidence, learner.quoted(7))
+    if failed.mistake != "wrong-result":
+        return failed
     whole = "rtkpm"
     fewer = ["".join(part) for n in (4, 3, 2, 1, 0) for part in combinations(whole, n)]
     orders = ["".join(order) for part in (whole, *fewer[:5]) for order in permutations(part)]
@@ -499,4 +502,4 @@ def _order(
                 return learner.mistake(slug, f" ({evidence})", what=what)
         what = ", ".join(f"`{PARTS[part]}`" for part in order if part in "kpm")
         return learner.mistake("filters-reordered", f" ({evidence})", what=what)
-    return learner.named(7, same, evidence, learner.quoted(7))
+    return failed

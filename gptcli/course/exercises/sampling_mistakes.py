@@ -261,7 +261,7 @@ MISTAKES = (
                 by_sign, lambda x, seen: seen[:-1]), penalised(
                 by_sign, lambda x, seen: seen[1:]), penalised(
                 by_sign, lambda x, seen: [i for i in seen if seen.count(i) > 1])),
-            r"\[-1\]|\[0\]|if |for "),
+            r"seen_ids\[|if not|if i\b|for |if "),
     ExerciseMistake("one-sign-only", 5, "if logits[i] > 0, without else",
             "you penalise only tokens whose logit has one of the signs",
             "a negative logit also becomes smaller: multiply it",
