@@ -362,6 +362,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("no-sum", 6, "total += ", "total = "),
     ("equally-likely", 6, "    total = 0.0\n", "    return int(u * len(probs))\n"),
     ("last-or-first", 6, "total > u", "total > 0"),
+    ("comparison-reversed", 6, "total > u", "total < u"),
     ("zero-temperature", 7, GREEDY, ""),
     ("greedy-without-penalty", 7, PENALTY + GREEDY, GREEDY + PENALTY),
     ("always-greedy", 7, "return draw(logits, u)", "return logits.argmax()"),

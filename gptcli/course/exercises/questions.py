@@ -298,6 +298,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "no-sum": _DRAWN,
         "equally-likely": "how often does each token come if u is anywhere between 0 and 1?",
         "last-or-first": _DRAWN,
+        "comparison-reversed": _DRAWN,
         "zero-temperature": "what does your function do before it divides by t = 0?",
         "greedy-without-penalty": "which logits does the greedy choice look at?",
         "always-greedy": "where does your function use u?",

@@ -5,6 +5,7 @@ Dimensions: V vocabulary. A form takes the arguments of its step and returns wha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -125,13 +126,15 @@ def by_sign(x: Tensor, penalty: float) -> Tensor:
 DrawForm = Callable[[Tensor, float], int]
 
 
-def first_over(sums: Callable[[Tensor], Tensor]) -> tuple[DrawForm, ...]:
+def first_over(
+    sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
+) -> tuple[DrawForm, ...]:
     """Forms of step 6: the first id at which `sums(logits)` exceeds u. If none does, people return
     None (-1 here), the first id, the last, the last that is not cut, the likeliest, or V."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(
-            (i for i, total in enumerate(sums(logits).tolist()) if total > u), other(logits)
+            (i for i, total in enumerate(sums(logits).tolist()) if exceeds(total, u)), other(logits)
         )
 
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from functools import partial
 
 import torch
@@ -321,6 +322,11 @@ MISTAKES = (
             "take the first true place of sums > u",
             (lambda x, u: 0, lambda x, u: len(x) - 1, lambda x, u: int(x.isfinite().nonzero()[0]),
              lambda x, u: int(x.isfinite().nonzero()[-1])), r"> ?0\b|argmax|nonzero|<|>|return"),
+    ExerciseMistake("comparison-reversed", 6, "total < u",
+            "you compare u with the sums the wrong way round",
+            "the sums grow; the drawn id is the first whose sum is larger than u",
+            "return the first id at which the sum exceeds u",
+            first_over(lambda x: torch.softmax(x, 0).cumsum(0), operator.lt), r"<|>|return"),
     ExerciseMistake("zero-temperature", 7, "logits / 0",
             "your next_token is wrong at t = 0", "dividing by 0 gives inf and nan; t = 0 means the "
             "largest logit", "if t == 0, return int(logits.argmax()) after the penalty",
@@ -414,7 +420,8 @@ MISTAKES = (
             "of a longer beginning a part would be shown too early",
             "try the longest end first",
             (stop_form(hold=lambda t, s: min(ends(t, s), default=0)), stop_form(
-                hold=lambda t, s: next(iter(ends(t, s)), 0)), stop_form(
+                hold=lambda t, s: next(iter(ends(t, s)), 0)), stop_form(hold=lambda t, s: max(
+                (min(ends(t, [x]), default=0) for x in s), default=0)), stop_form(
                 hold=lambda t, s: int(bool(t) and t[-1] in [x[:1] for x in s]))),
             r"endswith|startswith|== text|\[-1\]|min|for "),
     ExerciseMistake("one-stop-only", 8, "stops[0]",
