@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 from gptcli.sampling.next_token import SamplingParams, is_greedy, second_number
 from gptcli.sampling.stop_filter import StopFilter
 
@@ -112,7 +113,7 @@ class UserSampler:
     def _unusable(self, what: str) -> GptcliError:
         return GptcliError(
             f"your own sampler {self.file} cannot be used: {what}",
-            f"gptcli check-sampling {self.file} explains more",
+            f"gptcli check-sampling {shell_word(self.file)} explains more",
             exit_code=1,
         )
 
