@@ -53,6 +53,14 @@ COMMANDS = (
         "clip_gradients(parameters, max_norm), "
         "train_step(model, optimizer, batches, lr, max_norm) and evaluate(model, batches).",
     ),
+    (
+        "sampling",
+        "sampling: temperature, top-k, top-p, min-p, penalty, draw, next token, stop strings",
+        "The file has eight functions, with logits (V,): temperature(logits, t), top_k(logits, k), "
+        "top_p(logits, p), min_p(logits, p), repetition_penalty(logits, seen_ids, penalty), "
+        "draw(logits, u), next_token(logits, seen_ids, u, t, k, p, m, penalty) and "
+        "cut_at_stop(text, stops).",
+    ),
 )
 
 Hint = Annotated[
@@ -210,7 +218,9 @@ def _next_lines(report: FileReport) -> list[str]:
     names = [each.name for each in EXERCISES]
     at = names.index(report.exercise)
     lines = []
-    if report.exercise != "training":
+    if report.exercise == "sampling":
+        lines.append(f"next: gptcli sample --sampler {shlex.quote(report.file)}")
+    elif report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"
         lines.append(f"next: gptcli train course --{report.exercise} {shlex.quote(file)}")

@@ -396,11 +396,12 @@ def what_now(state: State) -> list[str]:
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
+    sampler = f" --sampler {shell_word(files['sampling'])}"
     return [
         "Train a model that is made of your files, and let it write:",
         "",
         "gptcli train course " + " ".join(options) + " --out runs/own",
-        "gptcli sample runs/own " + " ".join(options),
+        "gptcli sample runs/own " + " ".join(options) + sampler,
     ]
 
 

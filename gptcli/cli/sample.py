@@ -21,6 +21,7 @@ from gptcli.cli.options import (
 )
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import encoding_of_run, read_prompts, typed
+from gptcli.cli.user_files import SamplerOption, load_sampler
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.streams import Streams
     from gptcli.sampling.text import Sample
+    from gptcli.sampling.user_sampler import UserSampler
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class GenerationOptions:
             help="The same seed gives the same text. Default: a new one.",
         ),
     ] = None
+    sampler: SamplerOption = None
 
     def check(self) -> None:
         """Raise GptcliError if a value is not finite, or the penalty is out of range."""
@@ -220,11 +223,14 @@ def sample(
             "leave out --num-samples, --prompt-file and --json",
         )
     with waiting("loading the model"):
+        sampler = load_sampler(generation.sampler)
+        if sampler is not None:
+            sampler.stop_filter(stops)  # before the model is loaded
         model = load_for_sampling(run, options, "sample")
     generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None
-        _converse(model, options, first, generation, escape=prompts.escape)
+        _converse(model, options, first, generation, sampler, escape=prompts.escape)
         return
     texts = _readable(model, texts, prompts.prompt_file)
     requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)
@@ -232,7 +238,7 @@ def sample(
     live = stream and not several and not output.as_json
     if live:
         _show(texts[0])
-    samples, seconds = _generate(model, requests, generation, live=live)
+    samples, seconds = _generate(model, requests, generation, sampler, live=live)
     if live:
         _show("\n")
     for i, one in enumerate(samples):
@@ -290,6 +296,7 @@ def _generate(
     model: SamplingModel,
     requests: list[SampleRequest],
     generation: GenerationOptions,
+    sampler: UserSampler | None,
     *,
     live: bool,
 ) -> tuple[list[Sample], float]:
@@ -297,13 +304,14 @@ def _generate(
     shown as it comes."""
     import time
 
+    from gptcli.sampling.stop_filter import StopFilter
     from gptcli.sampling.text import NewText, generate_text
 
     assert generation.seed is not None
     samples = []
     out = sys.stdout
     with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
-        streams = _open_streams(model, len(requests), generation.params())
+        streams = _open_streams(model, len(requests), generation.params(), sampler)
         start = time.perf_counter()
         for item in generate_text(
             streams,
@@ -312,6 +320,7 @@ def _generate(
             max_new_tokens=generation.max_new_tokens,
             seed=generation.seed,
             stops=generation.stop or (),
+            stop_filter=StopFilter if sampler is None else sampler.stop_filter,
         ):
             if not isinstance(item, NewText):
                 samples.append(item)
@@ -327,23 +336,26 @@ def _converse(
     options: SamplingModelOptions,
     first: str | None,
     generation: GenerationOptions,
+    sampler: UserSampler | None,
     *,
     escape: bool,
 ) -> None:
     from gptcli.cli.interactive import Settings, Turns, converse
     from gptcli.sampling.conversation import Conversation
+    from gptcli.sampling.stop_filter import StopFilter
 
     def load(run: str | None, settings: Settings) -> Turns:
         loaded = model if run is None else load_for_sampling(run, options, "sample")
 
         def open_streams(params: SamplingParams) -> Streams:
-            return _open_streams(loaded, 1, params)
+            return _open_streams(loaded, 1, params, sampler)
 
         conversation = Conversation(
             open_streams(settings.params),
             loaded.trained.tokenizer,
             seed=settings.seed,
             stops=generation.stop or (),
+            stop_filter=StopFilter if sampler is None else sampler.stop_filter,
         )
         unknown = loaded.trained.config.data.unknown
         name = f"{loaded.path}, step {loaded.trained.step}"
@@ -354,7 +366,9 @@ def _converse(
     converse(load, settings, _show, first, escape=escape)
 
 
-def _open_streams(model: SamplingModel, count: int, params: SamplingParams) -> Streams:
+def _open_streams(
+    model: SamplingModel, count: int, params: SamplingParams, sampler: UserSampler | None
+) -> Streams:
     from gptcli.sampling.backend import open_streams
     from gptcli.sampling.valid_text import table_of
 
@@ -365,6 +379,7 @@ def _open_streams(model: SamplingModel, count: int, params: SamplingParams) -> S
         model.backend,
         model.threads,
         table_of(model.trained.tokenizer),
+        sampler,
     )
 
 

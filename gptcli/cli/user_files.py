@@ -1,4 +1,4 @@
-"""The options --attention, --layernorm, --mlp, --block and --tokenizer: the user's parts."""
+"""The options --attention, --layernorm, --mlp, --block, --tokenizer, --sampler: user's parts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from gptcli.config import Config
     from gptcli.model.user_parts import UserParts
+    from gptcli.sampling.user_sampler import UserSampler
 
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
@@ -38,6 +39,15 @@ LayerNormOption = Annotated[str | None, _option("layernorm", "layer norm")]
 MlpOption = Annotated[str | None, _option("mlp", "feed-forward network")]
 BlockOption = Annotated[str | None, _option("block", "block")]
 TokenizerOption = Annotated[str | None, _option("tokenizer", "byte-pair encoding")]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="FILE",
+        help="Choose tokens with your own functions next_token and cut_at_stop. This runs the "
+        "file.",
+    ),
+]
 AnyTokenizerOption = Annotated[
     str | None,
     typer.Option(
@@ -245,3 +255,27 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
     if attention is not None:
         makers["matrices"] = attention.matrices
     return UserParts(**makers)
+
+
+def load_sampler(spec: str | None) -> UserSampler | None:
+    """The user's sampling functions; None if no file is named. This runs the file in this process.
+
+    Raises GptcliError if there is no such file, if it cannot be run, or if it has no next_token."""
+    if spec is None:
+        return None
+    from gptcli.course.sandbox.learner_file import find_file
+    from gptcli.course.sandbox.running import error_of, run_file
+    from gptcli.sampling.user_sampler import UserSampler
+
+    file = find_file(spec, "sampling")
+    module = run_file(file)
+    choose, cut = (getattr(module, name, None) for name in ("next_token", "cut_at_stop"))
+    if not callable(choose):
+        if (error := error_of(file, module)) is not None:
+            raise error
+        raise GptcliError(
+            f"--sampler {file.name}: there is no function `next_token`",
+            "it needs next_token(logits, seen_ids, u, t, k, p, m, penalty), and for --stop also "
+            "cut_at_stop(text, stops); gptcli exercise sampling explains them",
+        )
+    return UserSampler(file.name, file.path, choose, cut if callable(cut) else None)

@@ -61,7 +61,7 @@ class Exercise:
         def placed(match: re.Match[str]) -> str:
             return re.sub(r"\b[a-z]+\.py\b", lambda m: shell_word(folder / m[0]), match[0])
 
-        return re.sub(r"gptcli (?:check-\w+|train) [^`\n]*", placed, text)
+        return re.sub(r"gptcli (?:check-\w+|train|sample) [^`\n]*", placed, text)
 
 
 EXERCISES = (
@@ -106,6 +106,22 @@ EXERCISES = (
         "",
         "batches, loss, schedule, the step",
         ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
+    ),
+    Exercise(
+        "sampling",
+        "7",
+        "",
+        "logits to tokens: filters, draw, stop strings",
+        (
+            "temperature",
+            "top-k",
+            "top-p",
+            "min-p",
+            "repetition penalty",
+            "draw",
+            "next token",
+            "stop strings",
+        ),
     ),
 )
 

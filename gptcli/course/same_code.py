@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptcli.course.catalogue import Exercise
+from gptcli.course.catalogue import EXERCISES, Exercise
+from gptcli.course.solutions import solution
 
 _LEAST_WORDS = 60  # a shorter file, such as one import, says nothing about who wrote it
 _NOT_WRITTEN = {"ctx", "type_comment", "kind", "annotation", "returns", "type_ignores"}
@@ -36,13 +37,17 @@ def given_fingerprints(exercise: Exercise) -> set[str]:
 
 
 def reference_fingerprints() -> set[str]:
-    """The fingerprints of the references: of each file, and of each of their classes alone."""
+    """The fingerprints of the references: of each file and solution, and of each class alone."""
     course = Path(__file__).parent
     found = set()
+    for exercise in EXERCISES:
+        if (key := fingerprint(ast.parse(solution(exercise)))) is not None:
+            found.add(key)
     for path in (
         course / "parts.py",
         course / "exercises" / "tokenizer.py",
         course / "exercises" / "training.py",
+        course / "exercises" / "sampling.py",
         course.parent / "model" / "attention.py",
     ):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from gptcli.sampling.native_streams import NativeStreams
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
+from gptcli.sampling.user_sampler import UserSampler
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # of the free memory
@@ -83,9 +84,10 @@ def open_streams(
     backend: Backend,
     threads: int,
     table: Tensor | None = None,
+    sampler: UserSampler | None = None,
 ) -> Streams:
     """`wanted` streams, or as many as the memory holds. `table` keeps texts valid UTF-8
-    (valid_text.py).
+    (valid_text.py). `sampler` chooses the tokens instead of the engine.
 
     For the C library, the model must be in float32. For PyTorch, its branches must be in the
     backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
@@ -94,8 +96,9 @@ def open_streams(
         each = _stream_bytes(model)
         fitting = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
         fitting = max(1, min(count, fitting))
-        streams = GraphStreams if backend.engine == "graph" else TorchStreams
-        return streams(model, fitting, params, table)
+        if backend.engine == "graph" and sampler is None:
+            return GraphStreams(model, fitting, params, table)
+        return TorchStreams(model, fitting, params, table, sampler)
     found = library.find(library.SAMPLING).library
     assert found is not None
 
@@ -115,7 +118,7 @@ def open_streams(
     while needed(count) <= free:
         try:
             decoder = Decoder(found, model, dtype=backend.dtype, streams=count, threads=threads)
-            return NativeStreams(decoder, model, params, table)
+            return NativeStreams(decoder, model, params, table, sampler)
         except MemoryError:
             if count == 1:
                 break

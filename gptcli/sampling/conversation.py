@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gptcli.errors import GptcliError
 from gptcli.sampling.generate import UniformNumbers
+from gptcli.sampling.stop_filter import StopFilter
 from gptcli.sampling.streams import Streams
-from gptcli.sampling.text import StopFilter
 from gptcli.tokenization import Tokenizer
 
 _OVERTIME = 200
@@ -19,9 +19,16 @@ class Conversation:
     """One stream that the user and the model extend in turns. `new` starts an empty text."""
 
     def __init__(
-        self, streams: Streams, tokenizer: Tokenizer, *, seed: int, stops: Sequence[str] = ()
+        self,
+        streams: Streams,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        stops: Sequence[str] = (),
+        stop_filter: Callable[[Sequence[str]], StopFilter] = StopFilter,
     ) -> None:
-        self._streams, self._tokenizer, self._stops = streams, tokenizer, stops
+        self._streams, self._tokenizer = streams, tokenizer
+        self._stops, self._stop_filter = stops, stop_filter
         self._uniforms = UniformNumbers(seed, 0)
         try:
             self._has_newline = bool(tokenizer.encode("\n"))
@@ -84,7 +91,7 @@ class Conversation:
     def _answer(
         self, max_new_tokens: int, should_stop: Callable[[], bool], to_line_end: bool
     ) -> Iterator[str]:
-        decoder, stops = self._tokenizer.stream(), StopFilter(self._stops)
+        decoder, stops = self._tokenizer.stream(), self._stop_filter(self._stops)
         count, end = 0, max_new_tokens == 0
         while not (end or should_stop() or stops.stopped):
             token = int(self._streams.run([0], self._uniforms.take(1)[None])[0, 0])

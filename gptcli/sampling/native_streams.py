@@ -12,7 +12,8 @@ from gptcli.native.decoder import Decoder
 from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import StreamTokens, window_start
-from gptcli.sampling.valid_text import state_after
+from gptcli.sampling.user_sampler import UserSampler
+from gptcli.sampling.valid_text import advance, allowed, state_after
 
 
 class NativeStreams:
@@ -21,9 +22,17 @@ class NativeStreams:
     refills = True
 
     def __init__(
-        self, decoder: Decoder, model: GPT, params: SamplingParams, table: Tensor | None = None
+        self,
+        decoder: Decoder,
+        model: GPT,
+        params: SamplingParams,
+        table: Tensor | None = None,
+        sampler: UserSampler | None = None,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen."""
+        """`table`: see valid_text.py. Without it, any token can be chosen.
+
+        `sampler` chooses the tokens instead of the C library."""
+        self._sampler, self._sampling_params = sampler, params
         self.count = decoder.streams
         self._decoder = decoder
         self._width = None if model.wpe is None else model.config.block_size  # None: never full
@@ -78,6 +87,9 @@ class NativeStreams:
 
     def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
         """As in Streams."""
+        if self._sampler is not None:
+            chosen = [self._ask(self._sampler, streams, u) for u in uniform.unbind(1)]
+            return torch.tensor(chosen, dtype=torch.int32)
         texts = [self._texts[stream] for stream in streams]
         parts: list[Tensor] = []
         done, steps = 0, uniform.shape[1]
@@ -100,3 +112,20 @@ class NativeStreams:
             parts.append(tokens)
             done += count
         return torch.cat(parts)
+
+    def _ask(self, sampler: UserSampler, streams: Sequence[int], uniform: Tensor) -> list[int]:
+        """The next token of each stream, as the user's sampler chooses it."""
+        self._prefill(streams)
+        chosen = []
+        for stream, u in zip(streams, uniform, strict=True):
+            text, may = self._texts[stream].tokens, None
+            state = self._states[stream].long()[None]
+            if self._table is not None:
+                may = allowed(self._table, state)[0]
+            logits = self._decoder.logits(stream)
+            token = sampler.choose(logits, text, self._sampling_params, u, may)
+            text.append(token)
+            if self._table is not None:
+                self._states[stream] = advance(self._table, state, torch.tensor([token]))[0]
+            chosen.append(token)
+        return chosen

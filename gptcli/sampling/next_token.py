@@ -29,6 +29,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # lower the logits of tokens already in the text; 1: no effect
 
 
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether the temperature is 0, or so small that dividing by it could overflow."""
+    return params.temperature < _GREEDY_BELOW
+
+
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits in which tokens already in the text are less likely.
 
@@ -84,7 +89,7 @@ def choose_token(
     if params.repetition_penalty != 1.0:
         assert seen is not None
         logits = penalise(logits, seen, params.repetition_penalty)
-    if params.temperature < _GREEDY_BELOW:
+    if is_greedy(params):
         return logits.argmax(dim=-1)
     logits = logits / params.temperature
     if params.top_k is not None:

@@ -1,4 +1,4 @@
-"""Generated tokens -> text as it comes: stop strings across token borders, no half characters."""
+"""Generated tokens -> text as it comes, up to a stop string or end-of-text; no half characters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gptcli.model.gpt import GPT
 from gptcli.sampling.generate import GenerationLoop, SampleRequest
 from gptcli.sampling.graph_streams import GraphStreams
 from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.stop_filter import StopFilter
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.sampling.valid_text import table_of
@@ -40,43 +41,6 @@ class NewText:
     text: str
 
 
-class StopFilter:
-    """Returns text as it comes, but holds back an end that could begin a stop string."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """The text that can be shown now that `text` is added; nothing after a stop string."""
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            ready, self._held = self._held[: min(found)], ""
-            return ready
-        keep = max(
-            (
-                n
-                for stop in self._stops
-                for n in range(1, len(stop))
-                if self._held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        cut = len(self._held) - keep
-        ready, self._held = self._held[:cut], self._held[cut:]
-        return ready
-
-    def flush(self) -> str:
-        """The text that was held back. Call it at the end of the text."""
-        ready, self._held = self._held, ""
-        return ready
-
-
 @dataclass
 class _Continuation:
     sample: Sample
@@ -94,13 +58,14 @@ def generate_text(
     max_new_tokens: int,
     seed: int,
     stops: Sequence[str] = (),
+    stop_filter: Callable[[Sequence[str]], StopFilter] = StopFilter,
 ) -> Iterator[NewText | Sample]:
     """Continue prompts: yields each NewText as soon as it is ready, and a Sample after each text.
 
     NewText and Sample have the index of their request. End-of-text ends a text and is not part of
     it."""
     continuations = [
-        _Continuation(Sample(i), tokenizer.stream(), StopFilter(stops))
+        _Continuation(Sample(i), tokenizer.stream(), stop_filter(stops))
         for i in range(len(requests))
     ]
     loop = GenerationLoop(streams, requests, max_new_tokens=max_new_tokens, seed=seed)

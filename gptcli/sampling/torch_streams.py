@@ -15,6 +15,7 @@ from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
 from gptcli.sampling.next_token import SamplingParams, choose_token, second_number
 from gptcli.sampling.streams import window_start
+from gptcli.sampling.user_sampler import UserSampler
 
 
 class Decoder:
@@ -62,6 +63,7 @@ class _Group:
     idx: Tensor  # tokens that the decoder has not read yet
     seen: Tensor | None  # for the repetition penalty
     states: Tensor  # of UTF-8, int64 (B,)
+    texts: list[list[int]]  # for a user's sampler; else empty
 
 
 class TorchStreams:
@@ -70,10 +72,17 @@ class TorchStreams:
     refills = False
 
     def __init__(
-        self, model: GPT, count: int, params: SamplingParams, table: Tensor | None = None
+        self,
+        model: GPT,
+        count: int,
+        params: SamplingParams,
+        table: Tensor | None = None,
+        sampler: UserSampler | None = None,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen."""
-        self.count = count
+        """`table`: see valid_text.py. Without it, any token can be chosen.
+
+        `sampler` chooses the tokens instead of choose_token."""
+        self.count, self._sampler = count, sampler
         self._model, self._params, self._table = model, params, table
         self._groups: list[_Group] = []
 
@@ -86,6 +95,8 @@ class TorchStreams:
                 group.idx = torch.cat((group.idx, more), dim=1)
                 group.states = self._states(texts[i] for i in group.streams)
                 self._mark_seen(group, more)
+                for read, tokens in zip(group.texts, more.tolist(), strict=False):
+                    read += tokens
             return
         self._groups = [g for g in self._groups if not set(g.streams) & set(texts)]
         by_length: dict[int, list[int]] = {}
@@ -94,7 +105,9 @@ class TorchStreams:
         for streams in by_length.values():
             idx = torch.tensor([list(texts[i]) for i in streams], device=device)
             states = self._states(texts[i] for i in streams)
-            group = _Group(streams, Decoder(self._model, len(streams)), idx, None, states)
+            decoder = Decoder(self._model, len(streams))
+            texts_read = [] if self._sampler is None else idx.tolist()
+            group = _Group(streams, decoder, idx, None, states, texts_read)
             if self._params.repetition_penalty != 1.0:
                 group.seen = torch.zeros(len(streams), self._model.vocab_size, dtype=torch.bool)
             self._mark_seen(group, idx)
@@ -108,6 +121,8 @@ class TorchStreams:
 
     def _choose(self, group: _Group, logits: Tensor, uniform: Tensor) -> Tensor:
         """The next token of each stream; the same as choose_valid_token, but usually faster."""
+        if self._sampler is not None:
+            return self._ask(group, self._sampler, logits, uniform)
         token = choose_token(logits, self._params, uniform, group.seen)
         if self._table is None:
             return token
@@ -117,6 +132,19 @@ class TorchStreams:
             second = choose_token(valid, self._params, second_number(uniform), group.seen)
             token = torch.where(allowed.gather(1, token[:, None])[:, 0], token, second)
         group.states = valid_text.advance(self._table, group.states, token)
+        return token
+
+    def _ask(self, group: _Group, sampler: UserSampler, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The next token of each stream, as the user's sampler chooses it."""
+        table = self._table
+        allowed = None if table is None else valid_text.allowed(table, group.states)
+        token = torch.zeros(len(group.texts), dtype=torch.int64)
+        for i, text in enumerate(group.texts):
+            may = None if allowed is None else allowed[i]
+            token[i] = sampler.choose(logits[i], text, self._params, uniform[i], may)
+            text.append(int(token[i]))
+        if table is not None:
+            group.states = valid_text.advance(table, group.states, token)
         return token
 
     @staticmethod

@@ -22,6 +22,7 @@ COMMANDS = (
     "check-block",
     "check-tokenizer",
     "check-training",
+    "check-sampling",
     "learn",
     "exercise",
     "grade",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from gptcli.course.catalogue import EXERCISES, Exercise
 from gptcli.course.checking import check_file
+from gptcli.course.same_code import fingerprint, reference_fingerprints
 from gptcli.course.solutions import compare, solution
 
 
@@ -31,6 +33,11 @@ def test_every_step_of_a_skeleton_stands_beside_its_solution(exercise: Exercise)
         assert f"Step {pair.step}." in ours
         assert "NotImplementedError" in mine
         assert "NotImplementedError" not in ours
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_a_solution_counts_as_nobodys_copy(exercise: Exercise) -> None:
+    assert fingerprint(ast.parse(solution(exercise))) in reference_fingerprints()
 
 
 def test_a_file_without_the_comments_of_the_steps_is_shown_whole() -> None:

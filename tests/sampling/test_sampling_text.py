@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptcli.sampling.generate import SampleRequest
-from gptcli.sampling.text import NewText, Sample, StopFilter, generate_text
+from gptcli.sampling.stop_filter import StopFilter
+from gptcli.sampling.text import NewText, Sample, generate_text
 from gptcli.tokenization import build_tokenizer
 
 

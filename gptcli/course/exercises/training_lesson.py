@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.exercises import training as reference
-from gptcli.course.exercises.explainer import Explainer, step_named_in
+from gptcli.course.exercises.learner_functions import LearnerFunctions
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.watch import lines_run
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
-from gptcli.course.sandbox.running import error_of, run_file
-from gptcli.errors import GptcliError
 
 FUNCTIONS = ("get_batch", "loss_of", "learning_rate", "clip_gradients", "train_step", "evaluate")
 SCHEDULES = ((3e-3, 3e-4, 5, 40), (1.0, 0.1, 0, 10), (0.5, 0.0, 3, 12))
@@ -75,89 +72,23 @@ class WatchedSGD(torch.optim.SGD):
         return super().step(closure)
 
 
-class LearnerTraining(Explainer):
+class LearnerTraining(LearnerFunctions):
     """The functions of a learner's file. Failures become CheckFailed."""
 
     def __init__(self, file: LearnerFile, say: Say) -> None:
-        super().__init__(file, STEPS, MISTAKES, dict(enumerate(FUNCTIONS, 1)))
-        self.say = say
-        module = run_file(file)
-        own = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__
-        ]
-        self.others = [name for name in own if name not in FUNCTIONS]
-        found = {name: getattr(module, name, None) for name in FUNCTIONS}
-        self.functions = {name: f for name, f in found.items() if callable(f)}
-        if not self.functions:
-            if (error := error_of(file, module)) is not None:
-                raise error
-            have = ", ".join(f"`{name}`" for name in own)
-            raise GptcliError(
-                f"{file.name}: there is no def `{FUNCTIONS[0]}`"
-                + (f"; it has {have}" * bool(have)),
-                f"the exercise has six functions: {', '.join(FUNCTIONS)}",
-            )
+        super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
 
     def call(self, step: int, *arguments: Any) -> Any:
         """The result of the learner's function of a step, and what it raises.
 
         Raises CheckFailed if there is no such function, or if it leaves autograd switched off."""
-        name = FUNCTIONS[step - 1]
-        if name not in self.functions:
-            raise self.missing(step, "def", name, self.others)
-        self.say(f"step {step}: {name}")
         before = torch.is_grad_enabled()
-        result = self.functions[name](*arguments)
+        result = super().call(step, *arguments)
         after = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if before and not after:
             torch.set_grad_enabled(True)
-            raise self.mistake("autograd-left-off", step=step, name=name)
+            raise self.mistake("autograd-left-off", step=step, name=FUNCTIONS[step - 1])
         return result
-
-    def ask(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step. An exception becomes CheckFailed."""
-        try:
-            return self.call(step, *arguments)
-        except CheckFailed:
-            raise
-        except (Exception, SystemExit) as error:
-            raise self.stopped(error, FUNCTIONS[step - 1], step_named_in(error) or step) from error
-
-    def number(self, step: int, *arguments: Any) -> float:
-        """The result of the learner's function of a step, as a number."""
-        value = self.ask(step, *arguments)
-        try:
-            return float(value.detach() if isinstance(value, Tensor) else value)
-        except (TypeError, ValueError, RuntimeError):
-            raise self.failed_at(
-                step,
-                "no-number",
-                f"`{FUNCTIONS[step - 1]}` returned {str(value)[:60]}, not a number"
-                + self.quoted(step),
-                "what does the last line of the function return?",
-            ) from None
-
-    def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The last line of the step's function that has `pattern`, as a quotation."""
-        lines = self.source.lines_of(FUNCTIONS[step - 1])
-        found = self.source.matches(pattern, lines)
-        return self.source.quote(found[-1] if found else self.source.find("def ", lines))
-
-    def named(
-        self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
-    ) -> CheckFailed:
-        """The known mistake of `step` if `same` holds for one of its forms, else a wrong result."""
-        for mistake in MISTAKES:
-            if mistake.step == step and any(same(form) for form in mistake.forms):
-                return self.mistake(mistake.slug, f" ({evidence})")
-        return self.failed_at(
-            step,
-            "wrong-result",
-            f"`{FUNCTIONS[step - 1]}` gives another result{quote} ({evidence})",
-            "for these arguments, what is the result by hand?",
-        )
 
 
 class TrainingLesson(Lesson[LearnerTraining]):

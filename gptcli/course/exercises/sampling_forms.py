@@ -1,0 +1,210 @@
+"""What wrong sampling code computes: the functions of which the bank of mistakes is made.
+
+Dimensions: V vocabulary. A form takes the arguments of its step and returns what a mistake returns.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+INF = float("inf")
+LogitsForm = Callable[[Tensor, float], Tensor]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """The probabilities of the tokens."""
+    return torch.softmax(logits, dim=0)
+
+
+def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
+    """A form that keeps the tokens for which `keep(logits, value)`, bool (V,), is true."""
+    return lambda logits, value: logits.masked_fill(~keep(logits, value), -INF)
+
+
+def ranks(first: int, last: int = 0) -> LogitsForm:
+    """A form of step 2 that keeps the ranks from `first` to before k + `last`, largest first."""
+
+    def keep(logits: Tensor, k: float) -> Tensor:
+        ranks = logits.argsort(descending=True).argsort()
+        return (ranks >= first) & (ranks < int(k) + last)
+
+    return keeping(keep)
+
+
+def rank_up(logits: Tensor) -> Tensor:
+    return logits.argsort().argsort()
+
+
+def nucleus(
+    cut: Callable[[Tensor, Tensor, float], Tensor],
+    *,
+    descending: bool = True,
+    of: Callable[[Tensor], Tensor] = softmax,
+    back: str = "scatter",
+    first: bool = False,
+) -> LogitsForm:
+    """A form of step 3. `cut(probabilities, their sums, p)` is a mask in sorted order.
+
+    `of` is what is summed. `back` is how the mask gets to the ids: "scatter" is right, "gather" is
+    the wrong way round, "none" leaves it sorted. With `first`, the first token is kept always."""
+
+    def form(logits: Tensor, p: float) -> Tensor:
+        values, order = of(logits).sort(descending=descending, stable=True)
+        mask = cut(values, values.cumsum(0), p)
+        if first:
+            mask[0] = False
+        if back == "scatter":
+            mask = torch.zeros_like(mask).scatter(0, order, mask)
+        elif back == "gather":
+            mask = mask[order]
+        return logits.masked_fill(mask, -INF)
+
+    return form
+
+
+def reached_before(values: Tensor, sums: Tensor, p: float) -> Tensor:
+    return sums - values >= p - 1e-12
+
+
+def sum_over(values: Tensor, sums: Tensor, p: float) -> Tensor:
+    return sums > p
+
+
+def one_later(values: Tensor, sums: Tensor, p: float) -> Tensor:
+    return torch.cat((torch.zeros(2, dtype=torch.bool), (sums >= p)[:-2]))
+
+
+def in_id_order(cut: Callable[[Tensor, Tensor, float], Tensor]) -> LogitsForm:
+    def form(logits: Tensor, p: float) -> Tensor:
+        values = torch.softmax(logits, dim=0)
+        return logits.masked_fill(cut(values, values.cumsum(0), p), -INF)
+
+    return form
+
+
+def cut_below(threshold: Callable[[Tensor, float], Tensor]) -> LogitsForm:
+    """A form of step 4 with another threshold of the probabilities."""
+    return lambda logits, p: logits.masked_fill(
+        torch.softmax(logits, dim=0) < threshold(torch.softmax(logits, dim=0), p), -INF
+    )
+
+
+PenaltyForm = Callable[[Tensor, Sequence[int], float], Tensor]
+
+
+def penalised(
+    change: Callable[[Tensor, float], Tensor],
+    which: Callable[[Tensor, Sequence[int]], Sequence[int]] = lambda logits, seen: list(seen),
+    *,
+    once: bool = True,
+) -> PenaltyForm:
+    """A form of step 5: `change` for the tokens `which`, `once` or for each occurrence."""
+
+    def form(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+        out = logits.clone()
+        ids = which(logits, seen)
+        for i in set(ids) if once else ids:
+            out[i] = change(out[i], penalty)
+        return out
+
+    return form
+
+
+def last_ids(count: int) -> Callable[[Tensor, Sequence[int]], Sequence[int]]:
+    """What `penalised` takes as `which`, for the last `count` tokens of the text."""
+    return lambda logits, seen: seen[-count:]
+
+
+def by_sign(x: Tensor, penalty: float) -> Tensor:
+    return x / penalty if x > 0 else x * penalty
+
+
+DrawForm = Callable[[Tensor, float], int]
+
+
+def first_over(
+    sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
+) -> tuple[DrawForm, ...]:
+    """Forms of step 6: the first id at which `sums(logits)` exceeds u. If none does, people return
+    None (-1 here), the first id, the last, the last that is not cut, the likeliest, or V."""
+
+    def form(other: Callable[[Tensor], int]) -> DrawForm:
+        return lambda logits, u: next(
+            (i for i, total in enumerate(sums(logits).tolist()) if exceeds(total, u)), other(logits)
+        )
+
+    return (
+        form(lambda logits: -1),
+        form(lambda logits: 0),
+        form(lambda logits: len(logits) - 1),
+        form(lambda logits: int(logits.isfinite().nonzero()[-1])),
+        form(lambda logits: int(logits.argmax())),
+        form(len),
+    )
+
+
+def drawn(logits: Tensor, u: float) -> int:
+    return int((torch.softmax(logits, dim=0).cumsum(0) > u).int().argmax())
+
+
+def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
+    """The rank and the id of a draw in the order of the probabilities."""
+    values, order = torch.softmax(logits, dim=0).sort(descending=descending)
+    rank = int((values.cumsum(0) > u).int().argmax())
+    return rank, int(order[rank])
+
+
+StopForm = Callable[[str, Sequence[str]], tuple[str, str, bool]]
+
+
+def stop_form(
+    *,
+    find: Callable[[str, Sequence[str]], int | None] | None = None,
+    hold: Callable[[str, Sequence[str]], int] | None = None,
+    shows: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: text[:at],
+    rest: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: "",
+) -> StopForm:
+    """A form of step 8. `find` gives the place of the stop string, `hold` how much is held."""
+
+    def form(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+        at = (find or earliest)(text, stops)
+        if at is not None:
+            return shows(text, at, stops), rest(text, at, stops), True
+        count = min(len(text), (hold or longest)(text, stops))
+        return text[: len(text) - count], text[len(text) - count :], False
+
+    return form
+
+
+def earliest(text: str, stops: Sequence[str]) -> int | None:
+    """The place of the first stop string in the text, or None."""
+    return min((text.find(stop) for stop in stops if stop in text), default=None)
+
+
+def longest(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of the text with which a stop string begins."""
+    return max(ends(text, stops), default=0)
+
+
+def ends(text: str, stops: Sequence[str]) -> list[int]:
+    return [n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])]
+
+
+def end_of_stop(text: str, at: int, stops: Sequence[str]) -> int:
+    return at + min(len(stop) for stop in stops if text.startswith(stop, at))
+
+
+def first_of_list(text: str, stops: Sequence[str]) -> int | None:
+    return next((text.find(stop) for stop in stops if stop in text), None)
+
+
+def at_the_end(text: str, stops: Sequence[str]) -> int | None:
+    return next((len(text) - len(stop) for stop in stops if text.endswith(stop)), None)
+
+
+def not_at_start(text: str, stops: Sequence[str]) -> int | None:
+    return min((text.find(stop) for stop in stops if text.find(stop) > 0), default=None)
