@@ -164,12 +164,13 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def room(letters: int) -> int:  # that is left for the students' names
-        return console.width - sum(max(_SHORT, len(e.name[:letters])) + 2 for e in exercises)
+    def room(letters: int, gap: int) -> int:  # that is left for the students' names
+        return console.width - sum(max(_SHORT, len(e.name[:letters])) + gap for e in exercises)
 
-    short = room(99) < min(longest, _NAME_WIDTH)
+    short = room(99, 2) < min(longest, _NAME_WIDTH)
+    gap = 1 if short else 2
     table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_footer=True
+        box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
     long = len(grades) > console.height - 4  # then the headings are out of sight at the end
     count = f"{len(grades)} students"
@@ -178,7 +179,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
         count + ("\npassed by" if long else ""),
         overflow="ellipsis" if _unicode(console) else "crop",
         no_wrap=True,
-        width=max(len(count), min(longest, room(_SHORT if short else 99))),
+        width=max(len(count), min(longest, room(_SHORT if short else 99, gap))),
     )
     for at, each in enumerate(exercises):
         name = each.name[:_SHORT] if short else each.name
