@@ -53,6 +53,14 @@ COMMANDS = (
         "clip_gradients(parameters, max_norm), "
         "train_step(model, optimizer, batches, lr, max_norm) and evaluate(model, batches).",
     ),
+    (
+        "cache",
+        "the key/value cache: store, read, positions, full window, mask, equality",
+        "The file has a class KeyValueCache, built as KeyValueCache(block_size), with append(k, v) "
+        "for keys and values (B, H, T, D), length, fits(T) and clear(); and a class "
+        "CausalSelfAttention, built as CausalSelfAttention(config), whose forward(x, cache=None) "
+        "takes and returns (B, T, C).",
+    ),
 )
 
 Hint = Annotated[

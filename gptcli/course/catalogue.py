@@ -107,6 +107,13 @@ EXERCISES = (
         "batches, loss, schedule, the step",
         ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
     ),
+    Exercise(
+        "cache",
+        "8",
+        "KeyValueCache",
+        "each token is computed only once",
+        ("store", "read", "positions", "full window", "mask", "equality with recomputation"),
+    ),
 )
 
 

@@ -1,0 +1,481 @@
+"""Probes of a learner's cache alone: what it stores and returns, its length, the full window.
+
+Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gptcli.course.exercises.cache_class import CacheSizes
+from gptcli.course.exercises.cache_mistakes import MISTAKES
+from gptcli.course.exercises.explainer import step_named_in
+from gptcli.course.lesson import CheckFailed
+from gptcli.course.sandbox.learner_file import in_words
+
+if TYPE_CHECKING:
+    from gptcli.course.exercises.cache_lesson import LearnerCache
+
+_DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
+_MOST_NESTED = 4  # lists in lists
+
+
+def _sizes(
+    block_size: int = 64, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> CacheSizes:
+    return CacheSizes(2, 3, 5, block_size, dtype, torch.device(device))
+
+
+def _pieces(*counts: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values, each (B, H, T, D), of pieces of a text. All numbers differ."""
+    generator = torch.Generator().manual_seed(sum(counts))
+
+    def draw(count: int) -> Tensor:
+        return torch.randn(2, 3, count, 5, generator=generator, dtype=torch.float64)
+
+    return [(draw(count), draw(count)) for count in counts]
+
+
+def _joined(pieces: list[tuple[Tensor, Tensor]], part: int, dim: int = 2) -> Tensor:
+    return torch.cat([piece[part] for piece in pieces], dim=dim)
+
+
+def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in an object, its lists and its dicts."""
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif depth < _MOST_NESTED:
+        parts: Any = ()
+        if isinstance(value, dict):
+            parts = value.values()
+        elif isinstance(value, (list, tuple)) or hasattr(value, "append"):
+            parts = list(value) if isinstance(value, (list, tuple)) else ()
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _tensors(part, depth + 1)
+
+
+def _stored(cache: Any) -> list[Tensor]:
+    """The tensors that a cache holds, in its attributes or in those of its class."""
+    slots = [getattr(cache, name, None) for name in getattr(type(cache), "__slots__", ())]
+    own = {**vars(type(cache)), **getattr(cache, "__dict__", {})}
+    return list(_tensors([list(own.values()), slots]))
+
+
+def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
+    """Whether the tensors together contain all numbers of `wanted`."""
+    floats = [t.double().flatten() for t in stored if t.is_floating_point()]
+    return bool(floats) and bool(torch.isin(wanted, torch.cat(floats)).all())
+
+
+def _same(a: Any, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.shape == b.shape and bool(torch.equal(a.to(b.dtype), b))
+
+
+# ---- steps 1 and 2 ----
+
+
+def check_store(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless append stores the tokens and returns all of them."""
+    cache = learner.new(_sizes())
+    pieces = _pieces(2, 2, 3, 1)
+    unread: CheckFailed | None = None  # step 2 is still to be written
+    for number in range(1, len(pieces) + 1):
+        seen = pieces[:number]
+        try:
+            got = _append(learner, cache, seen[-1])
+        except CheckFailed as failed:
+            if failed.step != 2 or failed.mistake != "not-implemented":
+                raise
+            unread, got = failed, None
+        fault = _compare(learner, cache, seen, got, to_read=unread is not None)
+        if fault is not None:
+            raise fault
+    other = learner.new(_sizes())
+    first = _pieces(3)
+    try:
+        got = _append(learner, other, first[0])
+    except CheckFailed as failed:
+        if unread is None or failed.step != 2:
+            raise
+    total = sum(piece[0].shape[2] for piece in pieces)
+    keys = got[0] if unread is None else next(iter(_stored(other)), first[0][0])
+    if keys.dim() == 4 and keys.shape[2] > 3 and _holds([keys], pieces[0][0]):
+        raise learner.mistake("shared-between-caches", found=total)
+    if unread is not None:
+        raise unread
+    _check_dtype(learner)
+    _check_device(learner)
+
+
+def _append(learner: LearnerCache, cache: Any, piece: tuple[Tensor, Tensor]) -> Any:
+    """What append returns. An exception becomes CheckFailed, of step 1 or 2."""
+    own = learner.needs_cache()
+    k, v = piece[0].clone(), piece[1].clone()
+    learner.say("step 1: append")
+    try:
+        return own.append(cache, k, v)
+    except (Exception, SystemExit) as error:
+        named = step_named_in(error) or 1
+        stored = named > 1 and _holds(_stored(cache), k) and _holds(_stored(cache), v)
+        step = min(named, 2) if stored else 1
+        raise learner.stopped(error, f"append of keys {tuple(k.shape)}", step) from error
+
+
+def _compare(
+    learner: LearnerCache,
+    cache: Any,
+    seen: list[tuple[Tensor, Tensor]],
+    got: Any,
+    *,
+    to_read: bool,
+) -> CheckFailed | None:
+    """The mistake in what append returned after these pieces; None if it is right."""
+    wanted = (_joined(seen, 0), _joined(seen, 1))
+    S, new = wanted[0].shape[2], seen[-1][0].shape[2]
+    stored = _stored(cache)
+    holds = all(_holds(stored, one) for one in wanted)
+    pair = _pair(got)
+    if pair is None and not to_read:
+        if holds or not stored:
+            kind = _kind(got)
+            if kind.startswith("(None") and len(seen) == 1:
+                return learner.mistake("returns-old", new=new, within=learner.lines("append"))
+            step = 2 if holds else 1
+            return learner.mistake(
+                "returns-nothing", step=step, got=kind, S=S, within=learner.lines("append")
+            )
+    if pair is None:  # judge what is stored
+        pair = _stored_pair(stored, wanted)
+        if pair is None:
+            if holds:
+                return None
+            return _wrong(learner, 1, f"after {S} tokens your cache does not hold all of them")
+        right = all(_begins(one, other) for one, other in zip(pair, wanted, strict=True))
+        fault = None if right else _name(learner, pair, seen, stored, 1)
+        if fault is None and not to_read:
+            fault = learner.mistake(
+                "returns-nothing", got=_kind(got), S=S, within=learner.lines("append")
+            )
+        return fault
+    if pair[0].dtype != torch.float64:
+        return _other_dtype(learner, pair[0], seen[-1][0], step=2 if holds else 1)
+    if _same(pair[0], wanted[0]) and _same(pair[1], wanted[1]):
+        return None
+    return _name(learner, pair, seen, stored, 2 if holds else 1)
+
+
+def _pair(got: Any) -> tuple[Tensor, Tensor] | None:
+    """Keys and values of what append returned."""
+    if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
+        return got[0], got[1]
+    if isinstance(got, (tuple, list)) and len(got) == 2:
+        if all(isinstance(one, Tensor) for one in got):
+            return got[0], got[1]
+    return None
+
+
+def _kind(got: Any) -> str:
+    if isinstance(got, tuple):
+        return "(" + ", ".join(_kind(one) for one in got) + ")"
+    return "None" if got is None else f"a {type(got).__name__}"
+
+
+def _stored_pair(
+    stored: list[Tensor], wanted: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """The stored tensors that have most numbers of the keys, and of the values."""
+    found = []
+    for one in wanted:
+        counts = [
+            int(torch.isin(one, t.double()).sum()) if t.is_floating_point() else 0 for t in stored
+        ]
+        if not counts or max(counts) == 0:
+            return None
+        found.append(stored[counts.index(max(counts))])
+    total = found[0].numel() + found[1].numel()
+    whole = wanted[0].numel() + wanted[1].numel()
+    if total < whole and _holds(stored, wanted[0]) and _holds(stored, wanted[1]):
+        return None  # a list of pieces
+    return found[0], found[1]
+
+
+def _begins(one: Tensor, wanted: Tensor) -> bool:
+    """Whether a stored tensor is `wanted`, or a buffer that begins with it."""
+    if one.dim() != 4 or one.shape[2] < wanted.shape[2]:
+        return False
+    return _same(one[:, :, : wanted.shape[2]], wanted)
+
+
+def _name(
+    learner: LearnerCache,
+    pair: tuple[Tensor, Tensor],
+    seen: list[tuple[Tensor, Tensor]],
+    stored: list[Tensor],
+    step: int,
+) -> CheckFailed:
+    """The known mistake that gives these keys and values."""
+    wanted = (_joined(seen, 0), _joined(seen, 1))
+    S, new = wanted[0].shape[2], seen[-1][0].shape[2]
+    within = learner.lines("append")
+
+    def forms(part: int) -> dict[str, Tensor]:
+        found = {
+            "right": wanted[part],
+            "other": wanted[1 - part],
+            "reversed": _joined(seen[::-1], part),
+            "new": seen[-1][part],
+            "first": seen[0][part],
+        }
+        if len(seen) > 1:
+            found["old"] = _joined(seen[:-1], part)
+        if len({piece[0].shape for piece in seen}) == 1:
+            found |= {f"dim {d}": _joined(seen, part, d) for d in _DIMENSIONS}
+            found |= {f"reversed dim {d}": _joined(seen[::-1], part, d) for d in _DIMENSIONS}
+        return found
+
+    kinds = []
+    for part in (0, 1):
+        same = [name for name, form in forms(part).items() if _same(pair[part], form)]
+        if not same and _begins(pair[part], wanted[part]):
+            same = ["buffer"]
+        kinds.append(same[0] if same else "?")
+    keys, values = kinds
+    held = step == 2
+    shape = tuple(pair[0].shape)
+    if keys == values == "new":
+        if held:
+            return learner.mistake("returns-new-only", S=S, found=new, within=within)
+        return learner.mistake("overwrites", S=S, found=new, within=within)
+    if keys == values == "first" and len(seen) == 2 and held or keys == values == "old":
+        if held:
+            return learner.mistake("returns-old", new=new, within=within)
+        return learner.mistake("keeps-the-first", S=S, found=S - new, within=within)
+    if keys == values == "first":
+        return learner.mistake("keeps-the-first", S=S, found=seen[0][0].shape[2], within=within)
+    at_step = 1 if any(_same(one, pair[0]) for one in stored) else step
+    if "dim" in keys:
+        dim = int(keys[-1])
+        return learner.mistake(
+            "wrong-dimension", step=at_step, dim=dim, what=_DIMENSIONS[dim], S=S, shape=shape,
+            wanted=tuple(wanted[0].shape), within=within,
+        )  # fmt: skip
+    if keys == values == "reversed":
+        return learner.mistake("new-before-old", step=at_step, S=S, within=within)
+    if keys == values == "buffer":
+        return learner.mistake("whole-buffer", found=pair[0].shape[2], S=S, within=within)
+    if keys == values == "other":
+        return learner.mistake("swapped", S=S, within=within)
+    if keys == "right" and values == "other":
+        return learner.mistake(
+            "keys-for-values", step=at_step, one="values", other="keys", S=S, within=within
+        )
+    if keys == "other" and values == "right":
+        return learner.mistake(
+            "keys-for-values", step=at_step, one="keys", other="values", S=S, within=within
+        )
+    if keys == "right":
+        return learner.mistake(
+            "values-not-stored", S=S, shape=tuple(pair[1].shape), within=within, step=step
+        )
+    if values == "right":
+        return learner.mistake("keys-not-stored", S=S, shape=shape, within=within, step=step)
+    got = pair[0]
+    if got.dim() == 4 and got.shape[:2] == wanted[0].shape[:2] and got.shape[3] == 5:
+        count = min(got.shape[2], S)
+        right = [
+            t for t in range(count) if all(_same(p[:, :, t], w[:, :, t])
+                                           for p, w in zip(pair, wanted, strict=True))
+        ]  # fmt: skip
+        bad = sorted(set(range(S)) - set(right))
+        if right:
+            lost = f"token {bad[0]} is" if len(bad) == 1 else f"tokens {bad} are"
+            return learner.mistake("tokens-lost", S=S, found=count, lost=lost, within=within)
+    what = "returns" if held else "stores"
+    return _wrong(
+        learner, step,
+        f"after {S} tokens your append {what} keys of shape {shape} and values of shape "
+        f"{tuple(pair[1].shape)} with other numbers than were appended; expected "
+        f"{tuple(wanted[0].shape)}",
+    )  # fmt: skip
+
+
+def _wrong(learner: LearnerCache, step: int, message: str) -> CheckFailed:
+    line = learner.source.find(r"\breturn\b" if step == 2 else r"=(?!=)", learner.lines("append"))
+    return learner.failed_at(step, "wrong-result", message + learner.source.quote(line))
+
+
+def _check_dtype(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless keys of another dtype come back in that dtype."""
+    cache = learner.new(_sizes(dtype=torch.bfloat16))
+    for k, v in _pieces(2, 1):
+        got = _pair(_append(learner, cache, (k.bfloat16(), v.bfloat16())))
+        if got is not None and got[0].dtype != torch.bfloat16:
+            raise _other_dtype(learner, got[0], k.bfloat16(), step=1)
+
+
+def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -> CheckFailed:
+    names = (str(one.dtype).removeprefix("torch.") for one in (given, got))
+    return learner.mistake("other-dtype", step=step, given=next(names), got=next(names))
+
+
+def _check_device(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless append works on another device: `meta`, which has no numbers."""
+    own = learner.needs_cache()
+    try:
+        cache = own.make(_sizes(device="meta"))
+        for k, v in _pieces(2, 1):
+            got = _pair(own.append(cache, k.to("meta"), v.to("meta")))
+            if got is not None and got[0].device.type != "meta":
+                raise learner.mistake("other-device", error=f"it returns keys on {got[0].device}")
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        raise learner.mistake("other-device", error=in_words(error)) from error
+
+
+# ---- step 3 ----
+
+
+def check_length(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless length is the number of tokens stored."""
+    cache = learner.new(_sizes())
+    own = learner.needs_cache()
+    within = learner.lines("length")
+    pieces = _pieces(4, 7, 1)
+    if not own.has_length(cache):
+        names = [name for name in vars(own.cls) if not name.startswith("_")]
+        raise learner.missing(3, "method", "length", names)
+    empty: Any = None
+    problem = ""
+    try:
+        empty = own.length(cache)
+        if empty is None or int(empty) != 0:
+            problem = f"is {empty}"
+    except NotImplementedError as error:
+        raise learner.stopped(error, "length", 3) from error
+    except (Exception, SystemExit) as error:
+        problem = f"stops: {in_words(error)}"
+    got, totals = [], []
+    for number, piece in enumerate(pieces, 1):
+        _append(learner, cache, piece)
+        value = learner.method(3, "length", lambda: own.length(cache))
+        if not isinstance(value, int) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise learner.failed_at(
+                3, "no-number", f"your length is {_kind(value)}, not a number"
+                + learner.source.quote(learner.source.find(r"\breturn\b", within)),
+                "what does the last line of length return?",
+            )  # fmt: skip
+        got.append(int(value))
+        totals.append(sum(each[0].shape[2] for each in pieces[:number]))
+    if got == totals:
+        learner.length_is_right = True
+        if problem:
+            raise learner.mistake("length-of-nothing", problem=problem, within=within)
+        return
+    last = {"got": got[-1], "S": totals[-1]}
+    counts = [piece[0].shape[2] for piece in pieces]
+    for dim, (what, size) in enumerate((("texts", 2), ("heads", 3), ("", 0), ("channels", 5))):
+        if got == [size] * 3 and size:
+            raise learner.mistake(
+                "length-of-another-dimension", what=f"{what}, dim {dim}", within=within, **last
+            )
+    if got == [0, 0, 0]:
+        raise learner.mistake("length-always-zero", S=totals[-1], within=within)
+    if got == [1, 2, 3]:
+        raise learner.mistake("length-counts-calls", **last)
+    if got == counts:
+        raise learner.mistake("length-of-newest", **last)
+    if {a - b for a, b in zip(got, totals, strict=True)} in ({1}, {-1}):
+        raise learner.mistake("length-off-by-one", within=within, **last)
+    raise learner.failed_at(
+        3, "wrong-result", f"your length is {got[-1]} after {totals[-1]} tokens"
+        + learner.source.quote(learner.source.find(r"\breturn\b", within)),
+    )  # fmt: skip
+
+
+# ---- step 4 ----
+
+
+def check_window(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless the cache knows when it is full, and can forget."""
+    own = learner.needs_cache()
+    if own.names["fits"] is None:
+        _check_overflow(learner)
+    else:
+        _check_fits(learner, own.names["fits"])
+    if own.names["clear"] is None:
+        names = [name for name in vars(own.cls) if not name.startswith("_")]
+        raise learner.missing(4, "method", "clear", names)
+    cache = learner.new(_sizes())
+    _append(learner, cache, _pieces(4)[0])
+    learner.method(4, "clear", lambda: own.clear(cache))
+    within = learner.lines("clear")
+    piece = _pieces(3)[0]
+    try:
+        got = _append(learner, cache, piece)
+    except CheckFailed as failed:
+        problem = "cannot store the next token: " + failed.message.rpartition(": ")[2]
+        raise learner.mistake("clear-incomplete", problem=problem, within=within) from failed
+    length = learner.method(3, "length", lambda: own.length(cache))
+    pair = _pair(got)
+    for number, name in enumerate(("keys", "values")):
+        if pair is not None and not _same(pair[number], piece[number]):
+            more = pair[number].shape[2] - piece[number].shape[2]
+            problem = f"still has {more} {name} of the tokens before"
+            raise learner.mistake("clear-incomplete", problem=problem, within=within)
+    if int(length) != 3:
+        problem = f"counts {int(length)} tokens when 3 new ones were stored"
+        raise learner.mistake("clear-incomplete", problem=problem, within=within)
+
+
+def _check_fits(learner: LearnerCache, name: str) -> None:
+    W = 8
+    asked, got = [], []
+    for stored in (0, 5, 8):
+        cache = learner.new(_sizes(W))
+        if stored:
+            _append(learner, cache, _pieces(stored)[0])
+        for T in (1, 3, 4, 8, 9):
+            value = learner.method(4, f"{name}({T})", lambda T=T: getattr(cache, name)(T))
+            asked.append((stored, T, W))
+            got.append(None if value is None else bool(value))
+    wanted = [stored + T <= W for stored, T, W in asked]
+    if got == wanted:
+        return
+    i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
+    stored, T, _ = asked[i]
+    facts = {"length": stored, "T": T, "W": W, "got": got[i], "what": "fits", "count": stored + T}
+    for mistake in MISTAKES:
+        if mistake.step == 4 and any(
+            [form(*one) for one in asked] == got for form in mistake.forms
+        ):
+            raise learner.mistake(mistake.slug, within=learner.lines("fits"), **facts)
+    raise learner.failed_at(
+        4, "wrong-result",
+        f"with {stored} tokens stored and a block_size of {W}, your fits({T}) is {got[i]}"
+        + learner.source.quote(learner.source.find(r"\breturn\b", learner.lines("fits"))),
+    )  # fmt: skip
+
+
+def _check_overflow(learner: LearnerCache) -> None:
+    """Raise CheckFailed unless append itself refuses more than block_size tokens."""
+    W = 8
+    own = learner.needs_cache()
+    cache = learner.new(_sizes(W))
+    (first, second) = _pieces(W, 2)
+    _append(learner, cache, first)
+    try:
+        got = _pair(own.append(cache, *second))
+    except (Exception, SystemExit):
+        return
+    if got is not None and got[0].dim() == 4 and got[0].shape[2] <= W:
+        raise learner.mistake(
+            "drops-the-oldest", W=W, count=W + 2, found=got[0].shape[2],
+            within=learner.lines("append"),
+        )  # fmt: skip
+    names = [name for name in vars(own.cls) if not name.startswith("_")]
+    raise learner.missing(4, "method", "fits", names)
