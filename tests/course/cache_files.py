@@ -81,7 +81,7 @@ FITS = "self.length + T <= self.block_size"
 CLEAR = "        self.keys = None\n        self.values = None\n\n\nclass"
 INIT = "        self.keys = None\n        self.values = None\n\n    def append"
 CALL = "            k, v = cache.append(k, v)\n"
-GUARD = "            if not cache.fits(T):\n                raise ValueError(\"full\")\n"
+GUARD = '            if not cache.fits(T):\n                raise ValueError("full")\n'
 MASK = "torch.ones(T, S, dtype=torch.bool, device=x.device).tril(diagonal=S - T)"
 FILL = '        scores = scores.masked_fill(~mask, float("-inf"))\n'
 MERGE = ".transpose(1, 2).contiguous().view(B, T, C)"
@@ -157,12 +157,15 @@ TIME_FIRST = (
     + ATTENTION.replace(CALL, "            k, v = cache.append(k.transpose(1, 2), v.transpose(1, 2))\n"
                         "            k, v = k.transpose(1, 2), v.transpose(1, 2)\n")
 )  # fmt: skip
-SDPA = ATTENTION[: ATTENTION.index("        scores")] + """        start = S - T
+SDPA = (
+    ATTENTION[: ATTENTION.index("        scores")]
+    + """        start = S - T
         at = torch.arange(start, S, device=x.device)
         seen = at[:, None] >= torch.arange(S, device=x.device)[None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 """
+)
 FUSED = """class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -185,20 +188,26 @@ FUSED = """class CausalSelfAttention(nn.Module):
         y = F.softmax(att, dim=-1) @ v
         return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
 """
-LOOP = ATTENTION[: ATTENTION.index("        scores")] + """        out = torch.zeros_like(q)
+LOOP = (
+    ATTENTION[: ATTENTION.index("        scores")]
+    + """        out = torch.zeros_like(q)
         for t in range(T):
             last = S - T + t + 1
             w = (q[:, :, t : t + 1] @ k[:, :, :last].transpose(2, 3) / D**0.5).softmax(-1)
             out[:, :, t : t + 1] = w @ v[:, :, :last]
         return self.c_proj(torch.cat(out.unbind(1), dim=-1))
 """
-EINSUM = ATTENTION[: ATTENTION.index("        scores")] + """        scores = torch.einsum("bhtd,bhsd->bhts", q, k) * D**-0.5
+)
+EINSUM = (
+    ATTENTION[: ATTENTION.index("        scores")]
+    + """        scores = torch.einsum("bhtd,bhsd->bhts", q, k) * D**-0.5
         if T > 1:
             bad = torch.full((T, S), float("-inf"), dtype=x.dtype, device=x.device)
             scores = scores + torch.triu(bad, diagonal=S - T + 1)
         y = torch.einsum("bhts,bhsd->bthd", scores.softmax(dim=-1), v)
         return self.c_proj(y.flatten(2))
 """
+)
 
 RIGHT = {
     "template": BASE,

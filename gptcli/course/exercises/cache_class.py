@@ -50,7 +50,9 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
     for usual in (name, *_CLASSES):
         if usual in own:
             return own[usual]
-    return next((cls for cls in own.values() if method_of(cls, "append", ("append", "update"))), None)
+    return next(
+        (cls for cls in own.values() if method_of(cls, "append", ("append", "update"))), None
+    )
 
 
 def method_of(cls: type[Any], what: str, names: Iterable[str] = ()) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -185,6 +185,29 @@ class LearnerCache(Explainer):
         own = self.cache
         return int(self.method(3, "length", lambda: own.length(cache)))
 
+    def mistake(
+        self,
+        slug: str,
+        evidence: str = "",
+        *,
+        step: int = 0,
+        line: int | None = None,
+        within: Collection[int] | None = None,
+        **facts: Any,
+    ) -> CheckFailed:
+        """The known mistake of that name. Its `at` has several patterns, the best one first."""
+        if line is None:
+            known = next(each for each in MISTAKES if each.slug == slug)
+            line = next(
+                (
+                    found[-1 if pattern.startswith("last:") else 0]
+                    for pattern in known.at.split(" || ")
+                    if (found := self.source.matches(pattern.removeprefix("last:"), within))
+                ),
+                0,
+            )
+        return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
+
     # ---- the attention ----
 
     def module(self, size: Size) -> nn.Module:
@@ -224,7 +247,9 @@ class LearnerCache(Explainer):
             layout = possible_layouts(module, sizes, needs_output=True, any_output=False)[0]
             parts = layout.projections(module, sizes)
         except ProjectionError as error:
-            raise self.failed_at(5, "projections", f"with n_embd = {size.C}: {error.message}") from None
+            raise self.failed_at(
+                5, "projections", f"with n_embd = {size.C}: {error.message}"
+            ) from None
         query, key, value, output = (part.as_linear() for _, part in parts.items())
         return Weights(query, key, value, output, size.H)
 
@@ -242,7 +267,11 @@ class LearnerCache(Explainer):
         except (Exception, SystemExit) as error:
             raise self._stopped_in_forward(error, doing, trace) from error
         if isinstance(y, (tuple, list)) and y and isinstance(y[0], Tensor):
-            raise self.mistake("returns-more", got=f"a {type(y).__name__} of {len(y)} things")
+            raise self.mistake(
+                "returns-more",
+                within=_forward_lines(self),
+                got=f"a {type(y).__name__} of {len(y)} things",
+            )
         if not isinstance(y, Tensor):
             kind = "None" if y is None else f"a {type(y).__name__}"
             raise self.failed_at(
@@ -252,7 +281,11 @@ class LearnerCache(Explainer):
         if y.shape != x.shape:
             if y.shape[::2] == x.shape[::2] and y.shape[1] > T:
                 raise self.mistake(
-                    "output-of-all-tokens", T=T, got=tuple(y.shape), wanted=tuple(x.shape)
+                    "output-of-all-tokens",
+                    within=_forward_lines(self),
+                    T=T,
+                    got=tuple(y.shape),
+                    wanted=tuple(x.shape),
                 )
             raise self.failed_at(
                 6, "output-shape",
@@ -538,4 +571,3 @@ def _refuses(learner: LearnerCache) -> None:
         "never-full", W=size.block_size, what="forward", count=size.block_size + 2,
         within=_forward_lines(learner),
     )  # fmt: skip
-

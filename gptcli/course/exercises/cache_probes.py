@@ -5,15 +5,17 @@ Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gptcli.course.exercises.cache_class import CacheSizes
 from gptcli.course.exercises.cache_mistakes import MISTAKES
 from gptcli.course.exercises.explainer import step_named_in
+from gptcli.course.exercises.tensor_trace import name_of
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -24,10 +26,8 @@ _DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
 _MOST_NESTED = 4  # lists in lists
 
 
-def _sizes(
-    block_size: int = 64, dtype: torch.dtype = torch.float64, device: str = "cpu"
-) -> CacheSizes:
-    return CacheSizes(2, 3, 5, block_size, dtype, torch.device(device))
+def _sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> CacheSizes:
+    return CacheSizes(2, 3, 5, block_size, dtype, torch.device("cpu"))
 
 
 def _pieces(*counts: int) -> list[tuple[Tensor, Tensor]]:
@@ -321,20 +321,74 @@ def _check_dtype(learner: LearnerCache) -> None:
 
 def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -> CheckFailed:
     names = (str(one.dtype).removeprefix("torch.") for one in (given, got))
-    return learner.mistake("other-dtype", step=step, given=next(names), got=next(names))
+    return learner.mistake(
+        "other-dtype", step=step, within=learner.cache_lines, given=next(names), got=next(names)
+    )
+
+
+class _Devices(TorchFunctionMode):
+    """Watches for tensors that are made on the CPU whatever device the keys are on.
+
+    No other device is needed for that. `torch.zeros` without a device makes such a tensor, and
+    `.cpu()` moves one there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+        self.moved: list[Tensor] = []
+        self.why = ""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name, kwargs = name_of(func), kwargs or {}
+        out = func(*args, **kwargs)
+        if name in _FACTORIES and kwargs.get("device") is None and isinstance(out, Tensor):
+            self.made.append(out)
+        elif name in ("to", "type_as", "cuda"):
+            self.moved.append(args[0])
+        elif name in ("cpu", "numpy", "tolist") and not self.why:
+            self.why = f"`{name}()` moves them to the CPU"
+        elif name in ("cat", "concat", "concatenate") and args and self._stays(args[0]):
+            self.why = "a tensor that was made on the CPU is concatenated with them"
+        return out
+
+    def _stays(self, tensors: Any) -> bool:
+        """Whether one of the tensors was made on the CPU and not moved."""
+        if not isinstance(tensors, (tuple, list)):
+            return False
+        return any(
+            one is made and not any(one is moved for moved in self.moved)
+            for one in tensors
+            for made in self.made
+        )
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is in the memory of one that was made on the CPU."""
+        at = tensor.untyped_storage().data_ptr()
+        return any(at == made.untyped_storage().data_ptr() for made in self.made) and not any(
+            at == moved.untyped_storage().data_ptr() for moved in self.moved
+        )
+
+
+_FACTORIES = {"zeros", "ones", "empty", "full", "tensor", "rand", "randn", "as_tensor"}
 
 
 def _check_device(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless append works on another device: `meta`, which has no numbers."""
-    own = learner.needs_cache()
-    try:
-        cache = own.make(_sizes(device="meta"))
-        for k, v in _pieces(2, 1):
-            got = _pair(own.append(cache, k.to("meta"), v.to("meta")))
-            if got is not None and got[0].device.type != "meta":
-                raise learner.mistake("other-device", error=f"it returns keys on {got[0].device}")
-    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
-        raise learner.mistake("other-device", error=in_words(error)) from error
+    """Raise CheckFailed if keys on a GPU would meet tensors on the CPU."""
+    watch = _Devices()
+    with watch:
+        cache = learner.new(_sizes())
+        for piece in _pieces(2, 1):
+            got = _pair(_append(learner, cache, piece))
+    if got is not None and not watch.why and any(map(watch.holds, got)):
+        watch.why = "the tensor that holds them was made on the CPU"
+    if watch.why:
+        raise learner.mistake("other-device", within=learner.cache_lines, why=watch.why)
 
 
 # ---- step 3 ----
@@ -386,9 +440,9 @@ def check_length(learner: LearnerCache) -> None:
     if got == [0, 0, 0]:
         raise learner.mistake("length-always-zero", S=totals[-1], within=within)
     if got == [1, 2, 3]:
-        raise learner.mistake("length-counts-calls", **last)
+        raise learner.mistake("length-counts-calls", within=learner.cache_lines, **last)
     if got == counts:
-        raise learner.mistake("length-of-newest", **last)
+        raise learner.mistake("length-of-newest", within=within, **last)
     if {a - b for a, b in zip(got, totals, strict=True)} in ({1}, {-1}):
         raise learner.mistake("length-off-by-one", within=within, **last)
     raise learner.failed_at(
