@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.conventions import words
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
 
 NAME = "KeyValueCache"
 _CLASSES = (NAME, "KVCache", "LayerCache", "AttentionCache", "Cache")
@@ -142,3 +145,74 @@ def cache_argument(cls: type[nn.Module]) -> str | None:
         if name in _ARGUMENTS or "cache" in name and not name.startswith(("use", "return")):
             return name
     return None
+
+
+class LayerCaches:
+    """A learner's cache for each layer, as the network uses them."""
+
+    def __init__(self, kind: CacheClass, n_layer: int, sizes: CacheSizes) -> None:
+        self._kind = kind
+        self.layers = [kind.make(sizes) for _ in range(n_layer)]
+
+    @property
+    def seen(self) -> int:
+        """The position of the next token: the learner's length."""
+        return int(self._kind.length(self.layers[0]))
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        for layer in self.layers:
+            self._kind.clear(layer)
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A learner's file with an attention and a key/value cache, to sample with."""
+
+    file: LearnerFile
+    kind: CacheClass
+
+    @classmethod
+    def of(
+        cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
+    ) -> CachedFile | None:
+        """The cache of a file that was run; None if it has none, or if forward takes none.
+
+        Raises GptcliError if the class of the cache lacks a method, or forward takes the cache in
+        another place than the second."""
+        own = cache_class(module)
+        argument = cache_argument(attention)
+        if own is None or argument is None:
+            return None
+        kind = CacheClass(own)
+        lacks = [what for what in ("append", "clear") if kind.names[what] is None]
+        if lacks:
+            raise GptcliError(
+                f"{file.name}: your `{own.__name__}` has no method `{lacks[0]}`",
+                f"see gptcli check-cache {shell_word(file.name)}",
+            )
+        if list(inspect.signature(attention.forward).parameters)[2] != argument:
+            raise GptcliError(
+                f"{file.name}: forward takes `{argument}` in another place than after x",
+                f"write `def forward(self, x, {argument}=None):`",
+            )
+        return cls(file, kind)
+
+    def __call__(
+        self, config: Any, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> LayerCaches:
+        """New caches for all layers of a network."""
+        sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
+        return LayerCaches(self.kind, config.n_layer, sizes)
+
+    def failure(self, error: Exception) -> GptcliError | None:
+        """The error to show for one that the file raised while it sampled; None if it did not."""
+        place = place_of(error, self.file.path)
+        if place is None or isinstance(error, GptcliError):
+            return None
+        return GptcliError(
+            f"{self.file.name}:{self.file.where_in_name(place[0])}: sampling with your cache "
+            f"stops: {in_words(error)}: `{place[1]}`",
+            f"see gptcli check-cache {shell_word(self.file.name)}",
+            exit_code=1,
+        )
