@@ -1,4 +1,4 @@
-"""Sampling with the learner's key/value cache, compared with sampling without it: text and speed."""
+"""Compares sampling with the learner's key/value cache and without it: the text and the speed."""
 
 from __future__ import annotations
 

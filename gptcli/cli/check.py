@@ -218,10 +218,13 @@ def _next_lines(report: FileReport) -> list[str]:
     names = [each.name for each in EXERCISES]
     at = names.index(report.exercise)
     lines = []
+    option = {"cache": "attention"}.get(report.exercise, report.exercise)
     if report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"
-        lines.append(f"next: gptcli train course --{report.exercise} {shlex.quote(file)}")
+        lines.append(f"next: gptcli train course --{option} {shlex.quote(file)}")
+    if report.exercise == "cache":
+        lines.append(f"      gptcli sample --attention {shlex.quote(file)}")
     if at + 1 < len(names):
         lines.append(f"      gptcli exercise {names[at + 1]} --out my")
     return lines

@@ -61,7 +61,7 @@ class Exercise:
         def placed(match: re.Match[str]) -> str:
             return re.sub(r"\b[a-z]+\.py\b", lambda m: shell_word(folder / m[0]), match[0])
 
-        return re.sub(r"gptcli (?:check-\w+|train) [^`\n]*", placed, text)
+        return re.sub(r"gptcli (?:check-\w+|train|sample) [^`\n]*", placed, text)
 
 
 EXERCISES = (

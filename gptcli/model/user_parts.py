@@ -52,7 +52,7 @@ class UserParts:
         return any(name != "tokenizer" for name in self.names())
 
     def has_cache(self) -> bool:
-        """Whether the attention can be sampled with a key/value cache, the builtin or the user's."""
+        """Whether the attention can be sampled with a key/value cache, builtin or the user's."""
         return self.block is None and (self.attention is None or self.cache is not None)
 
     def owns(self, parameter: str) -> bool:

@@ -154,7 +154,8 @@ UPDATE = """class KVCache:
 """
 TIME_FIRST = (
     CACHE.replace("dim=2", "dim=1").replace("size(2)", "size(1)")
-    + ATTENTION.replace(CALL, "            k, v = cache.append(k.transpose(1, 2), v.transpose(1, 2))\n"
+    + ATTENTION.replace(CALL, "            k, v = k.transpose(1, 2), v.transpose(1, 2)\n"
+                        "            k, v = cache.append(k, v)\n"
                         "            k, v = k.transpose(1, 2), v.transpose(1, 2)\n")
 )  # fmt: skip
 SDPA = (

@@ -49,7 +49,7 @@ def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
 def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Path) -> None:
     """The solution, with `raise NotImplementedError` from a step on."""
     skeleton, whole = exercise_named("cache").skeleton(), solution(exercise_named("cache"))
-    at = rf"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
+    at = r"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
     pattern = re.compile(at, re.MULTILINE | re.DOTALL)
     ours = iter([found[0] for found in pattern.finditer(whole)])
     text = pattern.sub(lambda m: (next(ours), m[0])[int(m[1]) >= step], skeleton)

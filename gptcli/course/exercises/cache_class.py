@@ -142,7 +142,7 @@ def cache_argument(cls: type[nn.Module]) -> str | None:
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in names[1:]:
-        if name in _ARGUMENTS or "cache" in name and not name.startswith(("use", "return")):
+        if name in _ARGUMENTS or ("cache" in name and not name.startswith(("use", "return"))):
             return name
     return None
 

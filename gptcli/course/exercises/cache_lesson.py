@@ -37,7 +37,7 @@ from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say
 from gptcli.course.report import Check
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.learner_file import LearnerFile, place_of
 from gptcli.course.sandbox.running import error_of, failed_class, run_file
 from gptcli.errors import GptcliError
 
@@ -130,7 +130,7 @@ class LearnerCache(Explainer):
         self.attention = named if is_module else getattr(module, ATTENTION, None)
         if not (inspect.isclass(self.attention) and issubclass(self.attention, nn.Module)):
             self.attention = next((each for each in attentions), None)
-        if cls is None and self.attention is None or failed_class(module, NAME) is not None:
+        if (cls is None and self.attention is None) or failed_class(module, NAME) is not None:
             if (error := error_of(file, module, NAME)) is not None:
                 raise error
             have = ", ".join(f"`{name}`" for name in self.classes)
@@ -255,7 +255,7 @@ class LearnerCache(Explainer):
 
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
         """The output for x, of x's shape and dtype. Raises CheckFailed."""
-        B, T, C = x.shape
+        T = x.shape[1]
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 5: {doing}")
         self.trace = trace = TensorTrace(self.file.path, module)
@@ -276,7 +276,8 @@ class LearnerCache(Explainer):
             kind = "None" if y is None else f"a {type(y).__name__}"
             raise self.failed_at(
                 6, "returns-nothing" if y is None else "no-tensor",
-                f"{doing} returned {kind}, not a tensor", "what does the last line of forward return?",
+                f"{doing} returned {kind}, not a tensor",
+                "what does the last line of forward return?",
             )  # fmt: skip
         if y.shape != x.shape:
             if y.shape[::2] == x.shape[::2] and y.shape[1] > T:

@@ -6,6 +6,7 @@ Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -90,12 +91,8 @@ def _stored_only(T: int, S: int) -> Tensor:
     return allowed if T != S else causal(T, S)
 
 
-def _by(diagonal: str) -> Mask:
-    """The lower triangle with another diagonal."""
-    at = {
-        "T": lambda T, S: T, "S": lambda T, S: S, "S - 1": lambda T, S: S - 1,
-        "T - S": lambda T, S: T - S,
-    }[diagonal]  # fmt: skip
+def _by(at: Callable[[int, int], int]) -> Mask:
+    """The lower triangle with another diagonal, at(T, S)."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 
@@ -117,13 +114,15 @@ _RETURN = r"last:\breturn\b"
 
 # fmt: off
 MISTAKES = (
-    ExerciseMistake("shared-between-caches", 1, "keys = None and self.keys.append in the class body",
+    ExerciseMistake("shared-between-caches", 1, "keys = [] in the class body",
             "a new cache begins with {found} tokens of another one: all caches share what they "
             "store",
             "a list or tensor in the class body, in a default argument or in a global variable "
             "exists once, for all layers and texts",
             "make it in __init__: self.keys = None",
-            at=r"^\s{2,4}\w+\s*=\s*(\[|None|\{|torch) || def __init__.*=\s*(\[\]|\{\}) || ^\w+\s*=\s*(\[|None|\{)"),
+
+            at=r"^\s{2,4}\w+\s*=\s*(\[|None|\{|torch) || def __init__.*=\s*(\[\]|\{\}) || "
+            r"^\w+\s*=\s*(\[|None|\{)"),
     ExerciseMistake("overwrites", 1, "self.keys, self.values = k, v",
             "your cache keeps only the newest tokens: after {S} tokens it has {found}",
             "each append replaces what was stored", "concatenate the stored and the new ones",
@@ -138,9 +137,10 @@ MISTAKES = (
             "of (B, H, T, D) only T grows", "concatenate along dim=2 (or dim=-2)",
             at=_CAT + r"|append\( || \[.*\]\s*=(?!=)"),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, self.keys), dim=2)",
-            "you put new tokens before the stored ones; after {S} tokens the first one is the newest",
+            "you put new tokens before the stored ones: of {S} tokens the first is the newest",
             "mask and positions follow the order of the text",
-            "exchange the two: the stored ones come first", at=_CAT + r"|insert\( || \[.*\]\s*=(?!=)"),
+            "exchange the two: the stored ones come first",
+            at=_CAT + r"|insert\( || \[.*\]\s*=(?!=)"),
     ExerciseMistake("values-not-stored", 1, "only self.keys is concatenated",
             "your values are not those of all {S} tokens (shape {shape}), although your keys are",
             "each key needs the value of its token", "treat the values exactly as the keys",
@@ -178,7 +178,8 @@ MISTAKES = (
             at=_CALL),
     ExerciseMistake("not-stored", 1, "forward concatenates, but stores nothing",
             "after a forward over {T} tokens your cache has {found}",
-            "the next token has to find them", "call cache.append in forward", at=_CALL + " || " + _CAT),
+            "the next token has to find them", "call cache.append in forward",
+            at=_CALL + " || " + _CAT),
     ExerciseMistake("returns-nothing", 2, "no return",
             "your append returns {got}, not the keys and the values of all {S} tokens",
             "forward takes two tensors from it", "end append with return self.keys, self.values",
@@ -208,7 +209,8 @@ MISTAKES = (
             "ones", "a token looks at itself, too",
             "append first, and use what append returns", (
                 _form(reads="old", mask=_alone), _form(reads="old"),
-                _form(reads="old", mask=_everything)), at=r"cache\.(keys|values|k|v)\b || " + _CALL),
+                _form(reads="old", mask=_everything)),
+            at=r"cache\.(keys|values|k|v)\b || " + _CALL),
     ExerciseMistake("swapped-in-forward", 2, "v, k = cache.append(k, v)",
             "your forward takes the keys for values and the values for keys",
             "append takes and returns keys first", "write k, v = cache.append(k, v)", (
@@ -261,7 +263,8 @@ MISTAKES = (
     ExerciseMistake("fits-inverted", 4, "self.length + T > self.block_size",
             "with {length} tokens stored and a block_size of {W}, your fits({T}) is {got}",
             "fits is True if there is room", "turn the comparison round", (
-                lambda n, T, W: n + T > W, lambda n, T, W: n + T >= W), at=r"last:[<>] || last:return"),
+                lambda n, T, W: n + T > W, lambda n, T, W: n + T >= W),
+            at=r"last:[<>] || last:return"),
     ExerciseMistake("never-full", 4, "return True, or forward that does not ask fits",
             "with a block_size of {W} your {what} takes {count} tokens",
             "the model has no position for them",
@@ -283,12 +286,14 @@ MISTAKES = (
             "with a cache your forward has no mask: each new token looks at later ones, "
             "too",
             "several tokens can come at once, and then the mask is needed as before",
-            "mask the scores with and without a cache", (_form(mask=_everything),), at=r"if .*cache\b.* (is|==) None || " + _MASK),
+            "mask the scores with and without a cache", (_form(mask=_everything),),
+            at=r"if .*cache\b.* (is|==) None || " + _MASK),
     ExerciseMistake("no-mask-after-stored", 5, "if T == S: mask",
             "your forward has no mask if tokens are stored: several new tokens look at each "
             "other",
             "only one new token alone needs no mask", "make a mask of T rows and S columns", (
-                _form(mask=_alone),), at=r"if\b(?!.*fits).*(==|!=|<|>) || if .*cache.* None || " + _MASK),
+                _form(mask=_alone),),
+            at=r"if\b(?!.*fits).*(==|!=|<|>) || if .*cache.* None || " + _MASK),
     ExerciseMistake("mask-from-the-corner", 5, "torch.tril(torch.ones(T, S)), is_causal=True",
             "your mask begins at the first stored token: new token t looks at keys 0 to t only",
             "query t is token S - T + t of the text, not token t (is_causal=True counts from the "
@@ -318,12 +323,14 @@ MISTAKES = (
             "the diagonal of your mask is not at S - T",
             "after append, length is S, the number of all tokens",
             "the diagonal is shifted by the number of tokens stored before, S - T", (
-                *(_form(mask=_by(d)) for d in ("T", "S - 1", "T - S")),
+                _form(mask=_by(lambda T, S: T)), _form(mask=_by(lambda T, S: S - 1)),
+                _form(mask=_by(lambda T, S: T - S)),
                 *(_form(mask=_diagonal(n)) for n in (2, -2))), at=_MASK),
     ExerciseMistake("mask-inverted", 5, "masked_fill(allowed, -inf)",
             "your mask hides what should be seen",
             "masked_fill hides where the mask is True; scaled_dot_product_attention shows there",
-            "turn the mask round with ~", (_form(mask=lambda T, S: ~causal(T, S)),), at=r"masked_fill|where\(|attn_mask || " + _MASK),
+            "turn the mask round with ~", (_form(mask=lambda T, S: ~causal(T, S)),),
+            at=r"masked_fill|where\(|attn_mask || " + _MASK),
     ExerciseMistake("mask-is-square", 5, "torch.ones(T, T).tril()",
             "your mask does not fit the scores of T = {T} queries and S = {S} keys",
             "there is a row for each new query, and a column for each key",
@@ -331,18 +338,22 @@ MISTAKES = (
     ExerciseMistake("mask-not-infinite", 5, "masked_fill(future, 0)",
             "you fill masked scores with 0, not with -inf",
             "the softmax of 0 is no weight of 0", 'fill with float("-inf")', (
-                _form(fill=0.0), _form(fill=-1.0), _form(fill=1.0)), at=r"masked_fill|where\( || " + _MASK),
+                _form(fill=0.0), _form(fill=-1.0), _form(fill=1.0)),
+            at=r"masked_fill|where\( || " + _MASK),
     ExerciseMistake("mask-after-softmax", 5, "softmax, then masked_fill",
             "you mask after the softmax, so the weights do not sum to 1",
             "later tokens take part in the softmax", "mask the scores, before the softmax", (
-                _form(soft="then masked"),), at=r"last:masked_fill|\* *\w*mask || last:softmax || " + _MASK),
+                _form(soft="then masked"),),
+            at=r"last:masked_fill|\* *\w*mask || last:softmax || " + _MASK),
     ExerciseMistake("another-scale", 5, "scores without / math.sqrt(D)",
             "your scores are not scaled by 1 / sqrt(D)",
             "the scale depends on the channels of a head alone, not on the number of tokens",
             "divide by math.sqrt(D), D = C // H", (
                 _form(scale=lambda T, S, D: 1.0), _form(scale=lambda T, S, D: D),
-                _form(scale=lambda T, S, D: math.sqrt(T)), _form(scale=lambda T, S, D: math.sqrt(S)),
-                _form(scale=lambda T, S, D: 1 / math.sqrt(D))), at=r"sqrt|\*\* *-?0?\.5|scale || @ *k|matmul|einsum || softmax"),
+                _form(scale=lambda T, S, D: math.sqrt(T)),
+                _form(scale=lambda T, S, D: math.sqrt(S)),
+                _form(scale=lambda T, S, D: 1 / math.sqrt(D))),
+            at=r"sqrt|\*\* *-?0?\.5|scale || @ *k|matmul|einsum || softmax"),
     ExerciseMistake("softmax-over-queries", 6, "softmax(dim=-2)",
             "your softmax goes over the {T} new queries, not over the {S} keys",
             "the weights of one query sum to 1", "take dim=-1", (_form(soft="queries"),),
@@ -371,6 +382,7 @@ MISTAKES = (
     ExerciseMistake("output-of-all-tokens", 6, "x or q of all tokens",
             "with T = {T} new tokens your output has shape {got}, expected {wanted}",
             "forward returns the outputs of the new tokens alone",
-            "T rows come in, T rows go out: (B, T, C)", at=r"last:reshape|view\(|flatten|cat\( || last:return"),
+            "T rows come in, T rows go out: (B, T, C)",
+            at=r"last:reshape|view\(|flatten|cat\( || last:return"),
 )
 # fmt: on

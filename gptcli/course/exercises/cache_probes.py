@@ -6,6 +6,7 @@ Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,15 +142,12 @@ def _compare(
     stored = _stored(cache)
     holds = all(_holds(stored, one) for one in wanted)
     pair = _pair(got)
-    if pair is None and not to_read:
-        if holds or not stored:
-            kind = _kind(got)
-            if kind.startswith("(None") and len(seen) == 1:
-                return learner.mistake("returns-old", new=new, within=learner.lines("append"))
-            step = 2 if holds else 1
-            return learner.mistake(
-                "returns-nothing", step=step, got=kind, S=S, within=learner.lines("append")
-            )
+    if pair is None and not to_read and (holds or not stored):
+        kind, within = _kind(got), learner.lines("append")
+        if kind.startswith("(None") and len(seen) == 1:
+            return learner.mistake("returns-old", new=new, within=within)
+        step = 2 if holds else 1
+        return learner.mistake("returns-nothing", step=step, got=kind, S=S, within=within)
     if pair is None:  # judge what is stored
         pair = _stored_pair(stored, wanted)
         if pair is None:
@@ -174,9 +172,8 @@ def _pair(got: Any) -> tuple[Tensor, Tensor] | None:
     """Keys and values of what append returned."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
         return got[0], got[1]
-    if isinstance(got, (tuple, list)) and len(got) == 2:
-        if all(isinstance(one, Tensor) for one in got):
-            return got[0], got[1]
+    if isinstance(got, (tuple, list)) and len(got) == 2 and all(map(torch.is_tensor, got)):
+        return got[0], got[1]
     return None
 
 
@@ -252,7 +249,7 @@ def _name(
         if held:
             return learner.mistake("returns-new-only", S=S, found=new, within=within)
         return learner.mistake("overwrites", S=S, found=new, within=within)
-    if keys == values == "first" and len(seen) == 2 and held or keys == values == "old":
+    if (keys == values == "first" and len(seen) == 2 and held) or keys == values == "old":
         if held:
             return learner.mistake("returns-old", new=new, within=within)
         return learner.mistake("keeps-the-first", S=S, found=S - new, within=within)
@@ -430,7 +427,7 @@ def check_length(learner: LearnerCache) -> None:
         if problem:
             raise learner.mistake("length-of-nothing", problem=problem, within=within)
         return
-    last = {"got": got[-1], "S": totals[-1]}
+    last: dict[str, Any] = {"got": got[-1], "S": totals[-1]}
     counts = [piece[0].shape[2] for piece in pieces]
     for dim, (what, size) in enumerate((("texts", 2), ("heads", 3), ("", 0), ("channels", 5))):
         if got == [size] * 3 and size:
@@ -494,7 +491,7 @@ def _check_fits(learner: LearnerCache, name: str) -> None:
         if stored:
             _append(learner, cache, _pieces(stored)[0])
         for T in (1, 3, 4, 8, 9):
-            value = learner.method(4, f"{name}({T})", lambda T=T: getattr(cache, name)(T))
+            value = learner.method(4, f"{name}({T})", partial(getattr(cache, name), T))
             asked.append((stored, T, W))
             got.append(None if value is None else bool(value))
     wanted = [stored + T <= W for stored, T, W in asked]
@@ -502,7 +499,8 @@ def _check_fits(learner: LearnerCache, name: str) -> None:
         return
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
     stored, T, _ = asked[i]
-    facts = {"length": stored, "T": T, "W": W, "got": got[i], "what": "fits", "count": stored + T}
+    facts: dict[str, Any] = {"length": stored, "T": T, "W": W, "got": got[i]}
+    facts |= {"what": "fits", "count": stored + T}
     for mistake in MISTAKES:
         if mistake.step == 4 and any(
             [form(*one) for one in asked] == got for form in mistake.forms

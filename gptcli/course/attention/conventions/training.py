@@ -14,8 +14,8 @@ from gptcli.course.attention.conventions.layout import Sizes
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.projections import ProjectionError
-from gptcli.course.lesson import CheckFailed
 from gptcli.course.exercises.cache_class import CachedFile
+from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_class import class_in
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.running import run_file
