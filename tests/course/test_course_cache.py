@@ -16,6 +16,7 @@ from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.course.solutions import solution
 from gptcli.errors import GptcliError
+from tests.course import cache_unseen
 from tests.course.cache_files import RIGHT, WRONG, wrong_text
 
 
@@ -38,6 +39,21 @@ def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_pat
     assert len(set(report.hints)) == 3
     assert re.search(r"cache\.py, `.+`", report.message), report.message
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+@pytest.mark.parametrize("name", cache_unseen.RIGHT)
+def test_right_ones_in_other_styles_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, cache_unseen.RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", cache_unseen.WRONG, ids=lambda entry: entry[0].replace(" ", "-"))
+def test_wrong_ones_in_other_styles_get_their_step(entry: tuple[str, ...], tmp_path: Path) -> None:
+    report = report_of(tmp_path, cache_unseen.wrong_text(entry))
+    assert not report.ok
+    assert str(report.first_wrong_step) == entry[1], report.message
+    assert report.mistake in {mistake.slug for mistake in MISTAKES}, report.message
+    assert re.search(r"cache\.py, `.+`", report.message), report.message
 
 
 def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:

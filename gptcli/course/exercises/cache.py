@@ -102,7 +102,11 @@ def any_weights(
     if soft == "none":
         return scores.masked_fill(~allowed, 0.0), v
     weights = F.softmax(scores, dim=-2 if soft == "queries" else -1)
-    return weights.masked_fill(~allowed, 0.0) if soft == "then masked" else weights, v
+    if soft == "then masked":
+        weights = weights.masked_fill(~allowed, 0.0)
+    if soft == "safe":  # as scaled_dot_product_attention treats a query that sees nothing
+        weights = weights.nan_to_num(0.0)
+    return weights, v
 
 
 def any_attention(

@@ -185,12 +185,9 @@ class CachedFile:
         if own is None or argument is None:
             return None
         kind = CacheClass(own)
-        lacks = [what for what in ("append", "clear") if kind.names[what] is None]
-        if lacks:
-            raise GptcliError(
-                f"{file.name}: your `{own.__name__}` has no method `{lacks[0]}`",
-                f"see gptcli check-cache {shell_word(file.name)}",
-            )
+        for what in ("append", "clear"):
+            if kind.names[what] is None:
+                raise _lacks(file, kind, f"method `{what}`")
         if list(inspect.signature(attention.forward).parameters)[2] != argument:
             raise GptcliError(
                 f"{file.name}: forward takes `{argument}` in another place than after x",
@@ -203,7 +200,10 @@ class CachedFile:
     ) -> LayerCaches:
         """New caches for all layers of a network."""
         sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
-        return LayerCaches(self.kind, config.n_layer, sizes)
+        caches = LayerCaches(self.kind, config.n_layer, sizes)
+        if not self.kind.has_length(caches.layers[0]):
+            raise _lacks(self.file, self.kind, "`length`")
+        return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
         """The error to show for one that the file raised while it sampled; None if it did not."""
@@ -216,3 +216,10 @@ class CachedFile:
             f"see gptcli check-cache {shell_word(self.file.name)}",
             exit_code=1,
         )
+
+
+def _lacks(file: LearnerFile, kind: CacheClass, what: str) -> GptcliError:
+    return GptcliError(
+        f"{file.name}: your `{kind.cls.__name__}` has no {what}",
+        f"see gptcli check-cache {shell_word(file.name)}",
+    )

@@ -106,6 +106,8 @@ class Seen:
         """The numbers that show it, for the end of a message."""
         by = f"by up to {self.error:.2g}" if self.error < float("inf") else "by NaN or infinity"
         new = f"{self.count} new token{'s' * (self.count > 1)}"
+        if self.got is None:
+            return f" ({new} after {self.start}: forward stops)"
         return f" ({new} after {self.start}: the output differs from recomputation {by})"
 
 
@@ -429,11 +431,9 @@ def _named(
     first = next(one for one in seen if not one.right)
     tried = [one for one in seen if one.got is not None]
     lines = _forward_lines(learner)
-    for mistake in MISTAKES:
-        if mistake.step == 4:
-            continue
-        for form in mistake.forms:
-            if _explains(form, w, text, tried):
+    for strict in (True, False):
+        for mistake, form in _FORMS:
+            if _explains(form, w, text, tried, strict):
                 wrong = next((one for one in tried if not one.right), first)
                 slug = mistake.slug
                 if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
@@ -480,8 +480,15 @@ def _masked_wrongly(
     return None
 
 
-def _explains(form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen]) -> bool:
-    """Whether a mistake's form gives all outputs of the learner, and at least one wrong one."""
+_FORMS = [(m, form) for m in MISTAKES if m.step != 4 for form in m.forms]
+
+
+def _explains(
+    form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen], strict: bool
+) -> bool:
+    """Whether a mistake's form gives all outputs of the learner, and at least one wrong one.
+
+    If not `strict`, it has to give only the wrong ones: a file can have branches."""
     some = False
     for one in tried:
         assert one.got is not None
@@ -492,7 +499,7 @@ def _explains(form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list
         same = torch.isclose(one.got, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
         if not bool(same.all()):
             # Mistakes with a cache can leave the forward without one right.
-            if one is tried[0] and one.right:
+            if one.right and (one is tried[0] or not strict):
                 continue
             return False
         some = some or not one.right
@@ -536,7 +543,12 @@ def _two_texts(learner: LearnerCache) -> None:
         text = texts[number]
         wanted = any_attention(weights, text, start, count)
         piece = text[:, start : start + count].clone()
-        one = Seen(start, count, wanted, learner.forward(module, piece, cache))
+        one = Seen(start, count, wanted)
+        try:
+            one.got = learner.forward(module, piece, cache)
+        except CheckFailed as failed:
+            if failed.mistake != "raises":
+                raise
         if not one.right:
             raise learner.mistake(
                 "kept-in-module", one.evidence(), within=_forward_lines(learner), what=when

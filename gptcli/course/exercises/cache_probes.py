@@ -255,15 +255,13 @@ def _name(
         return learner.mistake("keeps-the-first", S=S, found=S - new, within=within)
     if keys == values == "first":
         return learner.mistake("keeps-the-first", S=S, found=seen[0][0].shape[2], within=within)
-    at_step = 1 if any(_same(one, pair[0]) for one in stored) else step
+    at_step = 2 if held and _in_order(stored, wanted[0]) else 1
     if "dim" in keys:
         dim = int(keys[-1])
         return learner.mistake(
             "wrong-dimension", step=at_step, dim=dim, what=_DIMENSIONS[dim], S=S, shape=shape,
             wanted=tuple(wanted[0].shape), within=within,
         )  # fmt: skip
-    if keys == values == "reversed":
-        return learner.mistake("new-before-old", step=at_step, S=S, within=within)
     if keys == values == "buffer":
         return learner.mistake("whole-buffer", found=pair[0].shape[2], S=S, within=within)
     if keys == values == "other":
@@ -282,17 +280,15 @@ def _name(
         )
     if values == "right":
         return learner.mistake("keys-not-stored", S=S, shape=shape, within=within, step=step)
-    got = pair[0]
-    if got.dim() == 4 and got.shape[:2] == wanted[0].shape[:2] and got.shape[3] == 5:
-        count = min(got.shape[2], S)
-        right = [
-            t for t in range(count) if all(_same(p[:, :, t], w[:, :, t])
-                                           for p, w in zip(pair, wanted, strict=True))
-        ]  # fmt: skip
-        bad = sorted(set(range(S)) - set(right))
-        if right:
-            lost = f"token {bad[0]} is" if len(bad) == 1 else f"tokens {bad} are"
-            return learner.mistake("tokens-lost", S=S, found=count, lost=lost, within=within)
+    order = _tokens_in(pair, wanted)
+    if order is not None and sorted(order) == list(range(S)):
+        return learner.mistake("new-before-old", step=at_step, order=order, within=within)
+    if order is not None and held and order == list(range(S))[-len(order) :]:
+        return learner.mistake("returns-new-only", S=S, found=len(order), within=within)
+    if order is not None:
+        missing = sorted(set(range(S)) - set(order))
+        lost = f"token {missing[0]} is" if len(missing) == 1 else f"tokens {missing} are"
+        return learner.mistake("tokens-lost", step=step, S=S, lost=lost, within=within)
     what = "returns" if held else "stores"
     return _wrong(
         learner, step,
@@ -300,6 +296,30 @@ def _name(
         f"{tuple(pair[1].shape)} with other numbers than were appended; expected "
         f"{tuple(wanted[0].shape)}",
     )  # fmt: skip
+
+
+def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
+    """The tokens of the text that keys and values both have, in their order; None if none."""
+    if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
+        return None
+    found = []
+    for at in range(min(one.shape[2] for one in pair)):
+        for token in range(wanted[0].shape[2]):
+            if all(_same(one[:, :, at], whole[:, :, token])
+                   for one, whole in zip(pair, wanted, strict=True)):  # fmt: skip
+                found.append(token)
+    return found or None
+
+
+def _in_order(stored: list[Tensor], keys: Tensor) -> bool:
+    """Whether a list of pieces is stored, in the order of the text."""
+    places = []
+    for tensor in stored:
+        flat = tensor.double().flatten()
+        at = (keys[0, 0, :, 0] == flat[0]).nonzero() if flat.numel() else []
+        if len(at):
+            places.append(int(at[0]))
+    return len(places) > 1 and places == sorted(places)
 
 
 def _wrong(learner: LearnerCache, step: int, message: str) -> CheckFailed:
@@ -439,7 +459,7 @@ def check_length(learner: LearnerCache) -> None:
     if got == [1, 2, 3]:
         raise learner.mistake("length-counts-calls", within=learner.cache_lines, **last)
     if got == counts:
-        raise learner.mistake("length-of-newest", within=within, **last)
+        raise learner.mistake("length-of-newest", within=learner.cache_lines, **last)
     if {a - b for a, b in zip(got, totals, strict=True)} in ({1}, {-1}):
         raise learner.mistake("length-off-by-one", within=within, **last)
     raise learner.failed_at(
