@@ -21,6 +21,7 @@ COMMANDS = (
     "check-block",
     "check-tokenizer",
     "check-training",
+    "check-cache",
     "learn",
     "exercise",
     "grade",

@@ -132,8 +132,8 @@ MISTAKES = (
             "the second append has to add its tokens", "concatenate, and assign the result",
             at=_CAT + " || is None || " + _KEPT),
     ExerciseMistake("wrong-dimension", 1, "torch.cat((self.keys, k), dim=1)",
-            "you put new tokens along dim {dim}, the {what}: after {S} tokens your keys have shape "
-            "{shape}, expected {wanted}",
+            "you put new tokens along dim {dim}, the {what}: after {S} tokens your {part} have "
+            "shape {shape}, expected {wanted}",
             "of (B, H, T, D) only T grows", "concatenate along dim=2 (or dim=-2)",
             at=_CAT + r"|append\( || \[.*\]\s*=(?!=)"),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, self.keys), dim=2)",

@@ -1,4 +1,4 @@
-"""Probes of a learner's cache alone: what it stores and returns, its length, the full window.
+"""Probes of a learner's cache, steps 1 and 2: what append stores, and what it returns.
 
 Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head.
 """
@@ -6,32 +6,27 @@ Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gptcli.course.exercises.cache_class import CacheSizes
-from gptcli.course.exercises.cache_mistakes import MISTAKES
+from gptcli.course.exercises.cache_learner import LearnerCache
 from gptcli.course.exercises.explainer import step_named_in
 from gptcli.course.exercises.tensor_trace import name_of
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.sandbox.learner_file import in_words
-
-if TYPE_CHECKING:
-    from gptcli.course.exercises.cache_lesson import LearnerCache
 
 _DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
 _MOST_NESTED = 4  # lists in lists
 
 
-def _sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> CacheSizes:
+def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> CacheSizes:
     return CacheSizes(2, 3, 5, block_size, dtype, torch.device("cpu"))
 
 
-def _pieces(*counts: int) -> list[tuple[Tensor, Tensor]]:
+def pieces_of(*counts: int) -> list[tuple[Tensor, Tensor]]:
     """Keys and values, each (B, H, T, D), of pieces of a text. All numbers differ."""
     generator = torch.Generator().manual_seed(sum(counts))
 
@@ -74,22 +69,19 @@ def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
     return bool(floats) and bool(torch.isin(wanted, torch.cat(floats)).all())
 
 
-def _same(a: Any, b: Tensor) -> bool:
+def same(a: Any, b: Tensor) -> bool:
     return isinstance(a, Tensor) and a.shape == b.shape and bool(torch.equal(a.to(b.dtype), b))
-
-
-# ---- steps 1 and 2 ----
 
 
 def check_store(learner: LearnerCache) -> None:
     """Raise CheckFailed unless append stores the tokens and returns all of them."""
-    cache = learner.new(_sizes())
-    pieces = _pieces(2, 2, 3, 1)
+    cache = learner.new(probe_sizes())
+    pieces = pieces_of(2, 2, 3, 1)
     unread: CheckFailed | None = None  # step 2 is still to be written
     for number in range(1, len(pieces) + 1):
         seen = pieces[:number]
         try:
-            got = _append(learner, cache, seen[-1])
+            got = append(learner, cache, seen[-1])
         except CheckFailed as failed:
             if failed.step != 2 or failed.mistake != "not-implemented":
                 raise
@@ -97,10 +89,10 @@ def check_store(learner: LearnerCache) -> None:
         fault = _compare(learner, cache, seen, got, to_read=unread is not None)
         if fault is not None:
             raise fault
-    other = learner.new(_sizes())
-    first = _pieces(3)
+    other = learner.new(probe_sizes())
+    first = pieces_of(3)
     try:
-        got = _append(learner, other, first[0])
+        got = append(learner, other, first[0])
     except CheckFailed as failed:
         if unread is None or failed.step != 2:
             raise
@@ -114,7 +106,7 @@ def check_store(learner: LearnerCache) -> None:
     _check_device(learner)
 
 
-def _append(learner: LearnerCache, cache: Any, piece: tuple[Tensor, Tensor]) -> Any:
+def append(learner: LearnerCache, cache: Any, piece: tuple[Tensor, Tensor]) -> Any:
     """What append returns. An exception becomes CheckFailed, of step 1 or 2."""
     own = learner.needs_cache()
     k, v = piece[0].clone(), piece[1].clone()
@@ -141,9 +133,9 @@ def _compare(
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     stored = _stored(cache)
     holds = all(_holds(stored, one) for one in wanted)
-    pair = _pair(got)
+    pair = pair_of(got)
     if pair is None and not to_read and (holds or not stored):
-        kind, within = _kind(got), learner.lines("append")
+        kind, within = kind_of(got), learner.lines("append")
         if kind.startswith("(None") and len(seen) == 1:
             return learner.mistake("returns-old", new=new, within=within)
         step = 2 if holds else 1
@@ -158,17 +150,17 @@ def _compare(
         fault = None if right else _name(learner, pair, seen, stored, 1)
         if fault is None and not to_read:
             fault = learner.mistake(
-                "returns-nothing", got=_kind(got), S=S, within=learner.lines("append")
+                "returns-nothing", got=kind_of(got), S=S, within=learner.lines("append")
             )
         return fault
     if pair[0].dtype != torch.float64:
         return _other_dtype(learner, pair[0], seen[-1][0], step=2 if holds else 1)
-    if _same(pair[0], wanted[0]) and _same(pair[1], wanted[1]):
+    if same(pair[0], wanted[0]) and same(pair[1], wanted[1]):
         return None
     return _name(learner, pair, seen, stored, 2 if holds else 1)
 
 
-def _pair(got: Any) -> tuple[Tensor, Tensor] | None:
+def pair_of(got: Any) -> tuple[Tensor, Tensor] | None:
     """Keys and values of what append returned."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
         return got[0], got[1]
@@ -177,9 +169,9 @@ def _pair(got: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _kind(got: Any) -> str:
+def kind_of(got: Any) -> str:
     if isinstance(got, tuple):
-        return "(" + ", ".join(_kind(one) for one in got) + ")"
+        return "(" + ", ".join(kind_of(one) for one in got) + ")"
     return "None" if got is None else f"a {type(got).__name__}"
 
 
@@ -206,7 +198,7 @@ def _begins(one: Tensor, wanted: Tensor) -> bool:
     """Whether a stored tensor is `wanted`, or a buffer that begins with it."""
     if one.dim() != 4 or one.shape[2] < wanted.shape[2]:
         return False
-    return _same(one[:, :, : wanted.shape[2]], wanted)
+    return same(one[:, :, : wanted.shape[2]], wanted)
 
 
 def _name(
@@ -238,10 +230,10 @@ def _name(
 
     kinds = []
     for part in (0, 1):
-        same = [name for name, form in forms(part).items() if _same(pair[part], form)]
-        if not same and _begins(pair[part], wanted[part]):
-            same = ["buffer"]
-        kinds.append(same[0] if same else "?")
+        names = [name for name, form in forms(part).items() if same(pair[part], form)]
+        if not names and _begins(pair[part], wanted[part]):
+            names = ["buffer"]
+        kinds.append(names[0] if names else "?")
     keys, values = kinds
     held = step == 2
     shape = tuple(pair[0].shape)
@@ -256,12 +248,13 @@ def _name(
     if keys == values == "first":
         return learner.mistake("keeps-the-first", S=S, found=seen[0][0].shape[2], within=within)
     at_step = 2 if held and _in_order(stored, wanted[0]) else 1
-    if "dim" in keys:
-        dim = int(keys[-1])
-        return learner.mistake(
-            "wrong-dimension", step=at_step, dim=dim, what=_DIMENSIONS[dim], S=S, shape=shape,
-            wanted=tuple(wanted[0].shape), within=within,
-        )  # fmt: skip
+    for part, name in enumerate(("keys", "values")):
+        if "dim" in kinds[part]:
+            dim = int(kinds[part][-1])
+            return learner.mistake(
+                "wrong-dimension", step=at_step, dim=dim, what=_DIMENSIONS[dim], S=S, part=name,
+                shape=tuple(pair[part].shape), wanted=tuple(wanted[part].shape), within=within,
+            )  # fmt: skip
     if keys == values == "buffer":
         return learner.mistake("whole-buffer", found=pair[0].shape[2], S=S, within=within)
     if keys == values == "other":
@@ -305,7 +298,7 @@ def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> li
     found = []
     for at in range(min(one.shape[2] for one in pair)):
         for token in range(wanted[0].shape[2]):
-            if all(_same(one[:, :, at], whole[:, :, token])
+            if all(same(one[:, :, at], whole[:, :, token])
                    for one, whole in zip(pair, wanted, strict=True)):  # fmt: skip
                 found.append(token)
     return found or None
@@ -316,7 +309,9 @@ def _in_order(stored: list[Tensor], keys: Tensor) -> bool:
     places = []
     for tensor in stored:
         flat = tensor.double().flatten()
-        at = (keys[0, 0, :, 0] == flat[0]).nonzero() if flat.numel() else []
+        if not flat.numel():
+            continue
+        at = (keys[0, 0, :, 0] == flat[0]).nonzero()
         if len(at):
             places.append(int(at[0]))
     return len(places) > 1 and places == sorted(places)
@@ -329,9 +324,9 @@ def _wrong(learner: LearnerCache, step: int, message: str) -> CheckFailed:
 
 def _check_dtype(learner: LearnerCache) -> None:
     """Raise CheckFailed unless keys of another dtype come back in that dtype."""
-    cache = learner.new(_sizes(dtype=torch.bfloat16))
-    for k, v in _pieces(2, 1):
-        got = _pair(_append(learner, cache, (k.bfloat16(), v.bfloat16())))
+    cache = learner.new(probe_sizes(dtype=torch.bfloat16))
+    for k, v in pieces_of(2, 1):
+        got = pair_of(append(learner, cache, (k.bfloat16(), v.bfloat16())))
         if got is not None and got[0].dtype != torch.bfloat16:
             raise _other_dtype(learner, got[0], k.bfloat16(), step=1)
 
@@ -399,155 +394,10 @@ def _check_device(learner: LearnerCache) -> None:
     """Raise CheckFailed if keys on a GPU would meet tensors on the CPU."""
     watch = _Devices()
     with watch:
-        cache = learner.new(_sizes())
-        for piece in _pieces(2, 1):
-            got = _pair(_append(learner, cache, piece))
+        cache = learner.new(probe_sizes())
+        for piece in pieces_of(2, 1):
+            got = pair_of(append(learner, cache, piece))
     if got is not None and not watch.why and any(map(watch.holds, got)):
         watch.why = "the tensor that holds them was made on the CPU"
     if watch.why:
         raise learner.mistake("other-device", within=learner.cache_lines, why=watch.why)
-
-
-# ---- step 3 ----
-
-
-def check_length(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless length is the number of tokens stored."""
-    cache = learner.new(_sizes())
-    own = learner.needs_cache()
-    within = learner.lines("length")
-    pieces = _pieces(4, 7, 1)
-    if not own.has_length(cache):
-        names = [name for name in vars(own.cls) if not name.startswith("_")]
-        raise learner.missing(3, "method", "length", names)
-    empty: Any = None
-    problem = ""
-    try:
-        empty = own.length(cache)
-        if empty is None or int(empty) != 0:
-            problem = f"is {empty}"
-    except NotImplementedError as error:
-        raise learner.stopped(error, "length", 3) from error
-    except (Exception, SystemExit) as error:
-        problem = f"stops: {in_words(error)}"
-    got, totals = [], []
-    for number, piece in enumerate(pieces, 1):
-        _append(learner, cache, piece)
-        value = learner.method(3, "length", lambda: own.length(cache))
-        if not isinstance(value, int) and not (isinstance(value, Tensor) and value.numel() == 1):
-            raise learner.failed_at(
-                3, "no-number", f"your length is {_kind(value)}, not a number"
-                + learner.source.quote(learner.source.find(r"\breturn\b", within)),
-                "what does the last line of length return?",
-            )  # fmt: skip
-        got.append(int(value))
-        totals.append(sum(each[0].shape[2] for each in pieces[:number]))
-    if got == totals:
-        learner.length_is_right = True
-        if problem:
-            raise learner.mistake("length-of-nothing", problem=problem, within=within)
-        return
-    last: dict[str, Any] = {"got": got[-1], "S": totals[-1]}
-    counts = [piece[0].shape[2] for piece in pieces]
-    for dim, (what, size) in enumerate((("texts", 2), ("heads", 3), ("", 0), ("channels", 5))):
-        if got == [size] * 3 and size:
-            raise learner.mistake(
-                "length-of-another-dimension", what=f"{what}, dim {dim}", within=within, **last
-            )
-    if got == [0, 0, 0]:
-        raise learner.mistake("length-always-zero", S=totals[-1], within=within)
-    if got == [1, 2, 3]:
-        raise learner.mistake("length-counts-calls", within=learner.cache_lines, **last)
-    if got == counts:
-        raise learner.mistake("length-of-newest", within=learner.cache_lines, **last)
-    if {a - b for a, b in zip(got, totals, strict=True)} in ({1}, {-1}):
-        raise learner.mistake("length-off-by-one", within=within, **last)
-    raise learner.failed_at(
-        3, "wrong-result", f"your length is {got[-1]} after {totals[-1]} tokens"
-        + learner.source.quote(learner.source.find(r"\breturn\b", within)),
-    )  # fmt: skip
-
-
-# ---- step 4 ----
-
-
-def check_window(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless the cache knows when it is full, and can forget."""
-    own = learner.needs_cache()
-    if own.names["fits"] is None:
-        _check_overflow(learner)
-    else:
-        _check_fits(learner, own.names["fits"])
-    if own.names["clear"] is None:
-        names = [name for name in vars(own.cls) if not name.startswith("_")]
-        raise learner.missing(4, "method", "clear", names)
-    cache = learner.new(_sizes())
-    _append(learner, cache, _pieces(4)[0])
-    learner.method(4, "clear", lambda: own.clear(cache))
-    within = learner.lines("clear")
-    piece = _pieces(3)[0]
-    try:
-        got = _append(learner, cache, piece)
-    except CheckFailed as failed:
-        problem = "cannot store the next token: " + failed.message.rpartition(": ")[2]
-        raise learner.mistake("clear-incomplete", problem=problem, within=within) from failed
-    length = learner.method(3, "length", lambda: own.length(cache))
-    pair = _pair(got)
-    for number, name in enumerate(("keys", "values")):
-        if pair is not None and not _same(pair[number], piece[number]):
-            more = pair[number].shape[2] - piece[number].shape[2]
-            problem = f"still has {more} {name} of the tokens before"
-            raise learner.mistake("clear-incomplete", problem=problem, within=within)
-    if int(length) != 3:
-        problem = f"counts {int(length)} tokens when 3 new ones were stored"
-        raise learner.mistake("clear-incomplete", problem=problem, within=within)
-
-
-def _check_fits(learner: LearnerCache, name: str) -> None:
-    W = 8
-    asked, got = [], []
-    for stored in (0, 5, 8):
-        cache = learner.new(_sizes(W))
-        if stored:
-            _append(learner, cache, _pieces(stored)[0])
-        for T in (1, 3, 4, 8, 9):
-            value = learner.method(4, f"{name}({T})", partial(getattr(cache, name), T))
-            asked.append((stored, T, W))
-            got.append(None if value is None else bool(value))
-    wanted = [stored + T <= W for stored, T, W in asked]
-    if got == wanted:
-        return
-    i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
-    stored, T, _ = asked[i]
-    facts: dict[str, Any] = {"length": stored, "T": T, "W": W, "got": got[i]}
-    facts |= {"what": "fits", "count": stored + T}
-    for mistake in MISTAKES:
-        if mistake.step == 4 and any(
-            [form(*one) for one in asked] == got for form in mistake.forms
-        ):
-            raise learner.mistake(mistake.slug, within=learner.lines("fits"), **facts)
-    raise learner.failed_at(
-        4, "wrong-result",
-        f"with {stored} tokens stored and a block_size of {W}, your fits({T}) is {got[i]}"
-        + learner.source.quote(learner.source.find(r"\breturn\b", learner.lines("fits"))),
-    )  # fmt: skip
-
-
-def _check_overflow(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless append itself refuses more than block_size tokens."""
-    W = 8
-    own = learner.needs_cache()
-    cache = learner.new(_sizes(W))
-    (first, second) = _pieces(W, 2)
-    _append(learner, cache, first)
-    try:
-        got = _pair(own.append(cache, *second))
-    except (Exception, SystemExit):
-        return
-    if got is not None and got[0].dim() == 4 and got[0].shape[2] <= W:
-        raise learner.mistake(
-            "drops-the-oldest", W=W, count=W + 2, found=got[0].shape[2],
-            within=learner.lines("append"),
-        )  # fmt: skip
-    names = [name for name in vars(own.cls) if not name.startswith("_")]
-    raise learner.missing(4, "method", "fits", names)
