@@ -74,6 +74,31 @@ def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Pat
     assert "is still to be written: line" in report.message
 
 
+SCORES = "        scores = scores.mask"
+HALF_WRITTEN = [
+    ("mask-from-the-corner", "diagonal=S - T", "diagonal=0"),
+    ("mask-one-too-far", "diagonal=S - T", "diagonal=S - T + 1"),
+    ("mask-is-square", "torch.ones(T, S, ", "torch.ones(T, T, "),
+    ("no-mask-after-stored", SCORES, "        if T == S:\n    " + SCORES),
+    ("no-mask", SCORES, "        if cache is None:\n    " + SCORES),
+    ("no-mask", SCORES, "        pass  # scores = scores.mask"),
+    ("cache-not-read", "k, v = cache.append", "cache.append"),
+]
+
+
+@pytest.mark.parametrize("entry", HALF_WRITTEN, ids=lambda entry: entry[0])
+def test_a_wrong_mask_gets_no_tick_before_step_6_is_written(
+    entry: tuple[str, str, str], tmp_path: Path
+) -> None:
+    slug, old, new = entry
+    text = RIGHT["template"].replace(old, new)
+    unwritten = '        raise NotImplementedError("step 6: output")\n'
+    text = text.replace("        weights = ", unwritten + "        weights = ")
+    report = report_of(tmp_path, text)
+    step = 2 if slug == "cache-not-read" else 5
+    assert (report.mistake, report.first_wrong_step) == (slug, step), report.message
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

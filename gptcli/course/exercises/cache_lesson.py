@@ -117,6 +117,8 @@ def _equality(learner: LearnerCache) -> float:
         generator = torch.Generator().manual_seed(7 + size.B)
         text = torch.randn(size.B, size.N, size.C, generator=generator)
         seen = _read(learner, module, weights, text, size)
+        if any(one.failed and one.failed.mistake == "not-implemented" for one in seen):
+            raise _half_written(learner, weights, text, seen)
         if not all(one.right for one in seen):
             raise _named(learner, weights, text, seen, size)
         largest = max(largest, *(one.error for one in seen))
@@ -140,7 +142,8 @@ def _read(
         try:
             one.got = learner.forward(module, piece, cache if number else None)
         except CheckFailed as failed:
-            if failed.mistake == "not-implemented" or (failed.step or 6) < 5:
+            unwritten = failed.mistake == "not-implemented" and failed.step != 6
+            if unwritten or (failed.step or 6) < 5:
                 raise
             one.failed = failed
         one.trace = learner.trace
@@ -219,7 +222,56 @@ def _masked_wrongly(
     return None
 
 
-_FORMS = [(m, form) for m in MISTAKES if m.step != 4 for form in m.forms]
+def _half_written(learner: LearnerCache, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
+    """The failure of a file without step 6. The masked scores tell whether step 5 is right."""
+    for one in seen:
+        if one.failed is not None and one.failed.mistake != "not-implemented":
+            return _square_mask(learner, one) or one.failed
+    last = next(one.failed for one in seen if one.failed is not None)
+    if all(_shows_weights(one, w, text, {}) for one in seen):
+        return last
+    for strict in (True, False):
+        for mistake, form in _FORMS:
+            parts = form.keywords
+            if mistake.step < 6 and "merge" not in parts:
+                wrong = [one for one in seen if not _shows_weights(one, w, text, {})]
+                if all(_shows_weights(one, w, text, parts) for one in (seen if strict else wrong)):
+                    one = wrong[0]
+                    new = f"{one.count} new token{'s' * (one.count > 1)} after {one.start}"
+                    return learner.mistake(
+                        mistake.slug, f" ({new})", within=learner.forward_lines(),
+                        T=one.count, S=one.start + one.count,
+                    )  # fmt: skip
+    return learner.failed_at(
+        5,
+        "not-implemented",
+        "step 5, mask, is missing or wrong: its numbers do not appear before the code of step 6, "
+        "which is still to be written",
+    )
+
+
+def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -> bool:
+    """Whether the last scores of a forward, or their softmax, are the weights of any_weights."""
+    try:
+        weights, _ = any_weights(w, text, one.start, one.count, **parts)
+    except RuntimeError:  # parts that these sizes do not have
+        return False
+    operations = one.trace.operations if one.trace is not None else ()
+    scores = [
+        tensor.reshape(weights.shape)
+        for operation in operations
+        for tensor in operation.results
+        if tensor.numel() == weights.numel() and tensor.shape[-2:] == weights.shape[-2:]
+    ]
+    return bool(scores) and any(
+        bool(torch.isclose(mine, weights, 1e-9, 1e-9, equal_nan=True).all())
+        for mine in (scores[-1], scores[-1].softmax(-1))
+    )
+
+
+_FORMS = [
+    (m, form) for m in MISTAKES for form in m.forms if m.step != 4 and isinstance(form, partial)
+]
 
 
 def _explains(
