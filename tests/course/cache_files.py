@@ -258,6 +258,8 @@ WRONG: list[tuple[Any, ...]] = [
     ("whole-buffer", 2, "return self.k[:, :, : self.n], self.v[:, :, : self.n]",
      "return self.k, self.v"),
     ("cache-not-read", 2, "k, v = cache.append(k, v)", "cache.append(k, v)"),
+    ("half-read", 2, "k, v = cache.append(k, v)", "k, _ = cache.append(k, v)"),
+    ("half-read", 2, "k, v = cache.append(k, v)", "_, v = cache.append(k, v)"),
     ("new-not-read", 2, CALL, "            old = cache.keys, cache.values\n"
      "            cache.append(k, v)\n            if old[0] is not None:\n"
      "                k, v = old\n", "diagonal=S - T", "diagonal=S"),

@@ -19,6 +19,7 @@ from gptcli.course.exercises.cache_learner import LearnerCache, Size
 from gptcli.course.exercises.cache_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.cache_storing import check_store
 from gptcli.course.exercises.cache_window import check_length, check_window
+from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say
 from gptcli.course.report import Check
@@ -184,21 +185,61 @@ def _named(
                     slug, wrong.evidence(), within=lines,
                     T=wrong.count, S=wrong.start + wrong.count,
                 )  # fmt: skip
-    if (square := _square_mask(learner, first)) is not None:
-        return square
-    if (masked := _masked_wrongly(learner, w, text, first)) is not None:
-        return masked
+    for one in seen:
+        found = _half_read(learner, one) or _square_mask(learner, one)
+        if found is None and not one.right:
+            found = _masked_wrongly(learner, w, text, one)
+        if found is not None:
+            return found
     if first.failed is not None:
         return first.failed
-    weights, _ = any_weights(w, text, first.start, first.count)
+    step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
+    at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
     return learner.failed_at(
-        6 if first.trace is not None and first.trace.has(weights) else 5,
+        step,
         "wrong-result",
         "your attention gives another result"
         + (" without a cache" if first is seen[0] else " with the cache")
+        + learner.source.quote(learner.source.find(at, lines))
         + first.evidence(),
         "for one new token after 6, which keys does it look at, and with which weights?",
     )
+
+
+def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:
+    """Whether a forward shows masked scores or weights that are right."""
+    weights, _ = any_weights(w, text, one.start, one.count)
+    for operation in one.trace.operations if one.trace is not None else ():
+        for tensor in operation.results:
+            if tensor.numel() == weights.numel() and tensor.shape[-1] == weights.shape[-1]:
+                mine = tensor.reshape(weights.shape)
+                if close(mine, weights) or close(mine.softmax(-1), weights):
+                    return True
+    return False
+
+
+def _half_read(learner: LearnerCache, one: Seen) -> CheckFailed | None:
+    """The mistake of a forward that takes only keys, or only values, from the cache."""
+    T, S = one.count, one.start + one.count
+    failed = one.failed
+    if failed is None or failed.mistake != "raises" or failed.step != 6 or T == S:
+        return None
+    error = failed.message.partition("Error: ")[2]
+    numbers = {int(number) for number in re.findall(r"\d+", error)}
+    if not numbers >= {T, S}:
+        return None
+    keys = _has_scores(one, T)
+    if not keys and not any(
+        t.dim() >= 3 and t.shape[-2:] == (T, T)
+        for op in (one.trace.operations if one.trace is not None else ())
+        for t in op.results
+    ):
+        return None
+    which = ("keys", "values") if keys else ("values", "keys")
+    return learner.mistake(
+        "half-read", f" ({error})", within=learner.forward_lines(),
+        T=T, S=S, one=which[0], other=which[1],
+    )  # fmt: skip
 
 
 def _masked_wrongly(
@@ -264,8 +305,7 @@ def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -
         if tensor.numel() == weights.numel() and tensor.shape[-2:] == weights.shape[-2:]
     ]
     return bool(scores) and any(
-        bool(torch.isclose(mine, weights, 1e-9, 1e-9, equal_nan=True).all())
-        for mine in (scores[-1], scores[-1].softmax(-1))
+        close(mine, weights) for mine in (scores[-1], scores[-1].softmax(-1))
     )
 
 
@@ -287,8 +327,7 @@ def _explains(
             wanted = form(w, text, one.start, one.count)
         except RuntimeError:  # a form that these sizes do not have
             return False
-        same = torch.isclose(one.got, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
-        if not bool(same.all()):
+        if not close(one.got, wanted):
             # Mistakes with a cache can leave the forward without one right.
             if one.right and (one is tried[0] or not strict):
                 continue

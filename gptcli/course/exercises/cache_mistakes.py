@@ -126,7 +126,7 @@ MISTAKES = (
     ExerciseMistake("overwrites", 1, "self.keys, self.values = k, v",
             "your cache keeps only the newest tokens: after {S} tokens it has {found}",
             "each append replaces what was stored", "concatenate the stored and the new ones",
-            at=_KEPT),
+            at=_KEPT + " || " + _CAT),
     ExerciseMistake("keeps-the-first", 1, "if self.keys is None: self.keys = k",
             "your cache keeps the first {found} tokens and stores no later ones; there are {S}",
             "the second append has to add its tokens", "concatenate, and assign the result",
@@ -205,6 +205,11 @@ MISTAKES = (
             "the cache returns those of all tokens, and forward has to use them",
             "write k, v = cache.append(k, v)", (
                 _form(reads="new"), _form(reads="new", mask=_everything)), at=_CALL),
+    ExerciseMistake("half-read", 2, "k, _ = cache.append(k, v)",
+            "your forward takes the {one} of all {S} tokens from the cache, but the {other} of the "
+            "{T} new ones alone", "each key needs the value of its token",
+            "write k, v = cache.append(k, v)",
+            at=_CALL),
     ExerciseMistake("new-not-read", 2, "keys read before append",
             "your forward computes with the stored keys and values only, without the new "
             "ones", "a token looks at itself, too",

@@ -282,6 +282,8 @@ def _name(
         missing = sorted(set(range(S)) - set(order))
         lost = f"token {missing[0]} is" if len(missing) == 1 else f"tokens {missing} are"
         return learner.mistake("tokens-lost", step=step, S=S, lost=lost, within=within)
+    if any(same(one, pair[0]) for one in stored):  # stored as it is returned
+        step, held = 1, False
     what = "returns" if held else "stores"
     return _wrong(
         learner, step,

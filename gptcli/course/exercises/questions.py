@@ -270,6 +270,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "swapped": "in which order does forward take the two tensors?",
         "whole-buffer": "how many tokens are in the cache, and how many places does it have?",
         "cache-not-read": _MANY_KEYS,
+        "half-read": "which two tensors come from the cache, and which of them do you use?",
         "new-not-read": _ITSELF,
         "swapped-in-forward": "in which order does append give the two tensors back?",
         "appended-twice": "how often does one forward call append?",
