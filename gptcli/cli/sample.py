@@ -203,6 +203,9 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
+    If the file of --attention has a key/value cache (check-cache), it is used, and the text and
+    the speed are compared with those without it.
+
     `gptcli chat` is short for `gptcli sample --interactive`."""
     generation.check()
     texts = read_prompts(
@@ -226,7 +229,8 @@ def sample(
     generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None
-        _converse(model, options, first, generation, escape=prompts.escape)
+        with errors_of_cache(model.trained.model):
+            _converse(model, options, first, generation, escape=prompts.escape)
         return
     texts = _readable(model, texts, prompts.prompt_file)
     requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from gptcli.course.catalogue import exercise_named
+from gptcli.course.solutions import solution
+
 HEAD = """import torch
 import torch.nn as nn
 from torch.nn import functional as F
@@ -163,6 +166,7 @@ RIGHT = {
     "dict": HEAD + DICT + PLAIN,
     "one tensor": HEAD + TENSOR + ROWS,
     "token by token": HEAD + TOKENS + SDPA,
+    "skeleton": solution(exercise_named("cache")),
 }
 
 # (what it is, step, file, then pairs of old text and new text)
@@ -227,6 +231,21 @@ WRONG: list[tuple[str, ...]] = [
     ("cache kept in the module", "6", "one tensor", "        if cache is not None:\n            if",
      "        if cache is None:\n            cache = getattr(self, 'last', None)\n"
      "        self.last = cache\n        if cache is not None:\n            if"),
+    ("keeps the first, quietly", "1", "skeleton", "self.keys, self.values = k, v",
+     "if self.keys is None:\n            self.keys, self.values = k, v"),
+    ("cuts at the window", "1", "skeleton", "self.keys, self.values = k, v",
+     "self.keys, self.values = k[:, :, :4], v[:, :, :4]"),
+    ("takes the keys alone", "2", "skeleton", "k, v = cache.append(k, v)",
+     "k, _ = cache.append(k, v)"),
+    ("forgets what does not fit", "4", "skeleton",
+     "return self.length + T <= self.block_size", "if self.length + T > self.block_size:\n"
+     "            self.clear()\n        return True"),
+    ("clear makes another cache", "4", "skeleton", "self.keys = self.values = None\n\n\n",
+     "return KeyValueCache(self.block_size)\n\n\n"),
+    ("mask from the corner and heads mixed", "5", "skeleton", "diagonal=S - T + 1", "diagonal=1",
+     ".transpose(1, 2).reshape(B, T, C)", ".reshape(B, T, C)"),
+    ("no mask for pieces and no projection", "5", "skeleton", "        scores = scores.mask",
+     "        if S == T:\n            scores = scores.mask", "self.c_proj(merged)", "merged"),
 ]  # fmt: skip
 
 

@@ -104,11 +104,18 @@ class LearnerCache(Explainer):
     def needs_cache(self) -> CacheClass:
         """The cache class. Raises CheckFailed if the file has none, or it has no `append`."""
         if self.cache is None:
-            raise self.missing(1, "class", NAME, self.classes)
+            raise self.missing_class(1, NAME)
         if self.cache.names["append"] is None:
             own = [n for n, value in vars(self.cache.cls).items() if inspect.isfunction(value)]
             raise self.missing(1, "method", "append", [n for n in own if n != "__init__"])
         return self.cache
+
+    def missing_class(self, step: int, name: str) -> CheckFailed:
+        """The failure for a class that the file does not have."""
+        failed = self.missing(step, "class", name, self.classes)
+        tell = f"the check builds `{name}`, as the skeleton has it; {self.steps[step - 1].tell}"
+        show = f"write `class {name}`; gptcli exercise cache --out DIR writes a file that has it"
+        return CheckFailed(failed.mistake, failed.message, (failed.hints[0], tell, show), step)
 
     def new(self, sizes: CacheSizes) -> Any:
         """A new cache of the learner's class."""
@@ -170,7 +177,7 @@ class LearnerCache(Explainer):
         """A new attention in float64 and evaluation mode, with random weights."""
         cls = self.attention
         if cls is None:
-            raise self.missing(5, "class", ATTENTION, self.classes)
+            raise self.missing_class(5, ATTENTION)
         if cls.forward is nn.Module.forward:
             raise self.missing(5, "method", "forward", [])
         if cache_argument(cls) is None:
