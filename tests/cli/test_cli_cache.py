@@ -58,6 +58,14 @@ def test_sampling_uses_the_cache_and_gives_the_same_text(cli: Any, text: str, ru
     assert "your cache" not in without.err
 
 
+def test_rounding_can_change_the_text_in_bfloat16(cli: Any, text: str, run: Path) -> None:
+    wrong = text.replace(LENGTH, "return 0")  # a difference larger than rounding
+    (run.parent / "cache.py").write_text(wrong, encoding="utf-8")
+    outcome = sampled(cli, run, "--dtype", "bfloat16")
+    assert outcome.code == 0, outcome.err
+    assert "another text, as the rounding of bfloat16 can make; see --dtype float32" in outcome.err
+
+
 def test_json_has_both_speeds(cli: Any, run: Path) -> None:
     outcome = sampled(cli, run, "--json")
     assert outcome.code == 0, outcome.err
