@@ -23,15 +23,21 @@ def text() -> str:
     return solution(exercise_named("cache"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def run(cli: Any, text: str, text_file: Path, tmp_path: Path) -> Path:
-    """A run trained with the solution, which lies beside it as cache.py."""
-    path = tmp_path / "cache.py"
+def run(cli: Any, text: str, text_file: Path, folder: Path) -> Path:
+    """A run trained with the solution, which lies beside it as cache.py. Trained once."""
+    path = folder / "cache.py"
     path.write_text(text, encoding="utf-8")
-    words = ("train", "course", f"data.source={text_file}", *SMALL, "--attention", path)
-    outcome = cli(*words, "--out", tmp_path / "run", "--json")
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "run"
+    if not (folder / "run").exists():
+        words = ("train", "course", f"data.source={text_file}", *SMALL, "--attention", path)
+        outcome = cli(*words, "--out", folder / "run", "--json")
+        assert outcome.code == 0, outcome.err
+    return folder / "run"
 
 
 def sampled(cli: Any, run: Path, *words: object) -> Any:
