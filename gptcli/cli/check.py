@@ -61,6 +61,14 @@ COMMANDS = (
         "draw(logits, u), next_token(logits, seen_ids, u, t, k, p, m, penalty) and "
         "cut_at_stop(text, stops).",
     ),
+    (
+        "cache",
+        "the key/value cache: store, read, positions, full window, mask, equality",
+        "The file has a class KeyValueCache, built as KeyValueCache(block_size), with append(k, v) "
+        "for keys and values (B, H, T, D), length, fits(T) and clear(); and a class "
+        "CausalSelfAttention, built as CausalSelfAttention(config), whose forward(x, cache=None) "
+        "takes and returns (B, T, C).",
+    ),
 )
 
 Hint = Annotated[
@@ -218,12 +226,15 @@ def _next_lines(report: FileReport) -> list[str]:
     names = [each.name for each in EXERCISES]
     at = names.index(report.exercise)
     lines = []
+    option = {"cache": "attention"}.get(report.exercise, report.exercise)
     if report.exercise == "sampling":
         lines.append(f"next: gptcli sample --sampler {shlex.quote(report.file)}")
     elif report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"
-        lines.append(f"next: gptcli train course --{report.exercise} {shlex.quote(file)}")
+        lines.append(f"next: gptcli train course --{option} {shlex.quote(file)}")
+    if report.exercise == "cache":
+        lines.append(f"      gptcli sample --attention {shlex.quote(file)}")
     if at + 1 < len(names):
         lines.append(f"      gptcli exercise {names[at + 1]} --out my")
     return lines

@@ -392,7 +392,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def what_now(state: State) -> list[str]:
-    """What a learner can do after the last exercise: train a model with the own files."""
+    """What a learner can do after the last exercise: train and sample with the own files."""
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
@@ -402,6 +402,11 @@ def what_now(state: State) -> list[str]:
         "",
         "gptcli train course " + " ".join(options) + " --out runs/own",
         "gptcli sample runs/own " + " ".join(options) + sampler,
+        "",
+        "Sample with your key/value cache, and see how much faster it is:",
+        "",
+        f"gptcli train course --attention {shell_word(files['cache'])} --out runs/cache",
+        f"gptcli sample runs/cache --attention {shell_word(files['cache'])}",
     ]
 
 

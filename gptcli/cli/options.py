@@ -200,7 +200,7 @@ def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> S
     path = named_run(run, command)
     device = choose_device(options.device)
     threads = choose_threads(options.threads or "auto")
-    user_parts = load_user_parts(options.user_files)
+    user_parts = load_user_parts(options.user_files, with_cache=True)
     backend = choose_backend(
         options.dtype,
         device,

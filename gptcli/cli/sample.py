@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli.cache_comparison import compare_without_cache, errors_of_cache
 from gptcli.cli.escapes import EscapeOption
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import (
@@ -26,6 +27,7 @@ from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
+    from gptcli.cli.cache_comparison import CacheComparison
     from gptcli.sampling.generate import SampleRequest
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.streams import Streams
@@ -204,6 +206,9 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
+    If the file of --attention has a key/value cache (check-cache), it is used, and the text and
+    the speed are compared with those without it.
+
     `gptcli chat` is short for `gptcli sample --interactive`."""
     generation.check()
     texts = read_prompts(
@@ -230,7 +235,8 @@ def sample(
     generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None
-        _converse(model, options, first, generation, sampler, escape=prompts.escape)
+        with errors_of_cache(model.trained.model):
+            _converse(model, options, first, generation, sampler, escape=prompts.escape)
         return
     texts = _readable(model, texts, prompts.prompt_file)
     requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)
@@ -241,10 +247,25 @@ def sample(
     samples, seconds = _generate(model, requests, generation, sampler, live=live)
     if live:
         _show("\n")
+    cache = None
+    if model.trained.model.user_parts.cache is not None:
+        assert generation.seed is not None
+        with waiting("the same without your cache"), redirect_stdout(sys.stderr):
+            cache = compare_without_cache(
+                model,
+                requests,
+                samples,
+                seconds,
+                open_streams=lambda: _open_streams(
+                    model, len(requests), generation.params(), sampler
+                ),
+                seed=generation.seed,
+                stops=generation.stop or (),
+            )
     for i, one in enumerate(samples):
         text = texts[one.index // generation.num_samples]
         if output.as_json:
-            _print_sample(one, text, model, generation.seed, seconds)
+            _print_sample(one, text, model, generation.seed, seconds, cache)
         elif not live:
             _show(("---\n" if i else "") + text + one.text + "\n")
     if not output.as_json and sys.stderr.isatty():
@@ -253,6 +274,8 @@ def sample(
             f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {model.path}, "
             f"step {model.trained.step}; seed {generation.seed})"
         )
+    if cache is not None:
+        cache.report()
 
 
 def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
@@ -310,7 +333,8 @@ def _generate(
     assert generation.seed is not None
     samples = []
     out = sys.stdout
-    with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
+    # A user's module can print; that is not data.
+    with redirect_stdout(sys.stderr), errors_of_cache(model.trained.model):
         streams = _open_streams(model, len(requests), generation.params(), sampler)
         start = time.perf_counter()
         for item in generate_text(
@@ -384,7 +408,12 @@ def _open_streams(
 
 
 def _print_sample(
-    sample: Sample, prompt: str, model: SamplingModel, seed: int | None, seconds: float
+    sample: Sample,
+    prompt: str,
+    model: SamplingModel,
+    seed: int | None,
+    seconds: float,
+    cache: CacheComparison | None,
 ) -> None:
     print_json(
         {
@@ -398,6 +427,7 @@ def _print_sample(
             "run": str(model.path),
             "checkpoint": model.trained.step,
             "dtype": str(model.backend.dtype).removeprefix("torch."),
+            **({} if cache is None else cache.to_json()),
         }
     )
 

@@ -204,10 +204,11 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     return load_user_parts(files)
 
 
-def load_user_parts(files: UserFiles) -> UserParts | None:
+def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts | None:
     """The user's classes; None if no file is named. This runs the files in this process.
 
-    Raises GptcliError if a file is missing. Also raises GptcliError if the user's block has no
+    `with_cache` takes the key/value cache of the attention's file, too, if it has one. Raises
+    GptcliError if a file is missing. Also raises GptcliError if the user's block has no
     argument for another part that is named.
     """
     given = files.given()
@@ -254,6 +255,8 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
         makers["block"] = maker(block, dict(makers))
     if attention is not None:
         makers["matrices"] = attention.matrices
+        if with_cache and "block" not in classes and (cache := attention.cache()) is not None:
+            makers["cache"] = cache
     return UserParts(**makers)
 
 

@@ -123,6 +123,13 @@ EXERCISES = (
             "stop strings",
         ),
     ),
+    Exercise(
+        "cache",
+        "8",
+        "KeyValueCache",
+        "each token is computed only once",
+        ("store", "read", "positions", "full window", "mask", "equality with recomputation"),
+    ),
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from gptcli.course.attention.lesson import AttentionLesson
 from gptcli.course.exercises import block, layernorm, mlp
 from gptcli.course.exercises.sampling_lesson import SamplingLesson
+from gptcli.course.exercises.cache_lesson import CacheLesson
 from gptcli.course.exercises.tokenizer_lesson import TokenizerLesson
 from gptcli.course.exercises.training_lesson import TrainingLesson
 from gptcli.course.lesson import CheckFailed, Lesson, Say
@@ -28,6 +29,7 @@ LESSONS: dict[str, Lesson[Any]] = {
         TokenizerLesson(),
         TrainingLesson(),
         SamplingLesson(),
+        CacheLesson(),
     )
 }
 

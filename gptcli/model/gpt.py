@@ -90,7 +90,8 @@ class GPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
 
     `user_parts` replace builtin layers; `attention` is short for UserParts(attention=...). If the
-    user wrote the attention or the block, the model samples without a cache. Parameters are float32
+    user wrote the attention or the block, the model samples without a cache, or with the user's.
+    Parameters are float32
     until `.to(dtype)`.
     """
 
@@ -199,7 +200,14 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, width: int | None = None) -> KeyValueCache:
         """An empty key/value cache for `batch` streams, on the device of the weights.
 
-        The cache keeps the last `width` tokens, block_size by default."""
+        The cache keeps the last `width` tokens, block_size by default. It is the user's if the user
+        wrote one."""
+        if self.user_parts.cache is not None:
+            device = self.wte.weight.device
+            users: KeyValueCache = self.user_parts.cache(
+                self.config, batch, self.cache_dtype, device
+            )
+            return users
         return KeyValueCache(
             self.config.n_layer,
             batch,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from gptcli.errors import GptcliError
 
 Maker = Callable[[Any], nn.Module]
+CacheMaker = Callable[[Any, int, torch.dtype, torch.device], Any]
+"""Makes the caches of all layers from a ModelConfig, the number of streams, dtype and device."""
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 
@@ -29,7 +31,9 @@ class UserParts:
 
     `matrices` finds the weights of query, key, value and output in a user's attention of any
     layout, given the module, n_embd and n_head. It returns them in this order, each (C, C), or None
-    if it cannot find them."""
+    if it cannot find them.
+
+    `cache` makes the key/value cache of the user's attention, for sampling; None if it has none."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
@@ -37,6 +41,7 @@ class UserParts:
     block: Maker | None = None
     tokenizer: type[Any] | None = None
     matrices: Callable[[nn.Module, int, int], list[Tensor] | None] | None = None
+    cache: CacheMaker | None = None
 
     def names(self) -> tuple[str, ...]:
         """The names of the parts that the user wrote."""
@@ -47,8 +52,8 @@ class UserParts:
         return any(name != "tokenizer" for name in self.names())
 
     def has_cache(self) -> bool:
-        """Whether the attention can be sampled with the builtin key/value cache."""
-        return self.attention is None and self.block is None
+        """Whether the attention can be sampled with a key/value cache, builtin or the user's."""
+        return self.block is None and (self.attention is None or self.cache is not None)
 
     def owns(self, parameter: str) -> bool:
         """Whether the model's parameter of that name belongs to a user's part."""

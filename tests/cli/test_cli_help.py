@@ -23,6 +23,7 @@ COMMANDS = (
     "check-tokenizer",
     "check-training",
     "check-sampling",
+    "check-cache",
     "learn",
     "exercise",
     "grade",

@@ -22,6 +22,13 @@ _SECOND_NORM = "what does the feed-forward network read, and which norm made it?
 _PARTS = "which four submodules does a block have?"
 _WINDOW = "with 7 tokens and windows of 5, at which tokens can a window begin?"
 _TARGET = "if x begins with the tokens 8, 9, 10, with which does y begin?"
+_SECOND_APPEND = "after a second append, which tokens are in your cache?"
+_EVERY_PART = "after two appends, how many tokens have the keys, and how many the values?"
+_MANY_KEYS = "with how many keys does one new query have to be compared?"
+_ITSELF = "does a new token look at itself, and is its key among those that you use?"
+_NEXT_POSITION = "if 5 tokens are stored, which position does the next one have?"
+_LATER = "if three new tokens come at once, can the first of them look at the third?"
+_FIRST_ROW = "with 6 tokens stored, which keys can the first of 3 new tokens look at?"
 _MEAN_LOSS = "over how many numbers is the loss averaged?"
 _DECAY = "what are the rates at warmup_steps, half way, at max_steps, and one step later?"
 _ONE_NORM = "how many norms are there: one per parameter, one per number, or one in total?"
@@ -320,5 +327,65 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "holds-too-much": "the stop string is `KING:`, and the text ends with `light`: what now?",
         "shortest-held": "the stop string is `ababc`, and the text ends with `abab`: what is held?",
         "one-stop-only": "what do you do with the second stop string?",
+    },
+    "cache": {
+        "shared-between-caches": "how many caches has a network of 4 layers, and where does each "
+        "one's storage begin to exist?",
+        "overwrites": _SECOND_APPEND,
+        "keeps-the-first": _SECOND_APPEND,
+        "wrong-dimension": "of (B, H, T, D), which of the four grows with each token?",
+        "new-before-old": "in which order do the tokens of the text stand in your cache?",
+        "values-not-stored": _EVERY_PART,
+        "keys-not-stored": _EVERY_PART,
+        "keys-for-values": "which of the two tensors says where to look, and which is passed on?",
+        "tokens-lost": "which places does an append of three tokens write, and which the next one?",
+        "other-dtype": "of which dtype are the keys that come in, and those that go out?",
+        "other-device": "on which device are the keys that come in, and those that go out?",
+        "queries-stored": "which of queries, keys and values does a later token still need?",
+        "not-stored": "after a forward, how does the next one find the tokens of this one?",
+        "returns-nothing": "what does the last line of append give back?",
+        "returns-new-only": _MANY_KEYS,
+        "returns-old": _ITSELF,
+        "swapped": "in which order does forward take the two tensors?",
+        "whole-buffer": "how many tokens are in the cache, and how many places does it have?",
+        "cache-not-read": _MANY_KEYS,
+        "half-read": "which two tensors come from the cache, and which of them do you use?",
+        "new-not-read": _ITSELF,
+        "swapped-in-forward": "in which order does append give the two tensors back?",
+        "appended-twice": "how often does one forward call append?",
+        "length-always-zero": _NEXT_POSITION,
+        "length-of-another-dimension": "keys are (B, H, S, D): which of the four is the length?",
+        "length-counts-calls": "if 5 tokens come at once, by how much does the length grow?",
+        "length-of-newest": _NEXT_POSITION,
+        "length-off-by-one": _NEXT_POSITION,
+        "length-of-nothing": "which position has the first token of a text?",
+        "fits-off-by-one": "with a block_size of 8 and 5 tokens stored, do 3 more fit?",
+        "fits-ignores-new": "with a block_size of 8 and 5 tokens stored, do 4 more fit?",
+        "fits-ignores-stored": "with a block_size of 8 and 5 tokens stored, do 4 more fit?",
+        "fits-inverted": "of an empty cache, is fits(1) True or False?",
+        "never-full": "with a block_size of 8, which position would token number 9 have?",
+        "drops-the-oldest": "which positions have the tokens that stay, and which would the new "
+        "one get?",
+        "clear-incomplete": "what does append change, and which of it does clear set back?",
+        "no-mask": _LATER,
+        "no-mask-after-stored": _LATER,
+        "mask-from-the-corner": _FIRST_ROW,
+        "mask-one-too-far": _FIRST_ROW,
+        "mask-hides-itself": _FIRST_ROW,
+        "mask-hides-stored": _FIRST_ROW,
+        "mask-hides-new": "of three new tokens, which ones can the last look at?",
+        "another-diagonal": _FIRST_ROW,
+        "mask-inverted": "where your mask is True, is the key seen or hidden?",
+        "mask-is-square": "how many rows and how many columns have the scores?",
+        "mask-not-infinite": "after the softmax, which weight has a masked key?",
+        "mask-after-softmax": "what is the sum of a row of weights after your mask?",
+        "another-scale": "by what does week 1 divide the scores, and does it change with a cache?",
+        "softmax-over-queries": "over which numbers do the weights of one query sum to 1?",
+        "no-softmax": "what turns the scores of a query into weights?",
+        "heads-mixed": "after weights @ v, in which order are tokens and heads?",
+        "not-projected": "which layer of the attention does your forward never call?",
+        "kept-in-module": "if two texts take turns, where does each one's past belong?",
+        "returns-more": "what does the network add to the residual stream?",
+        "output-of-all-tokens": "how many tokens come in, and how many outputs go out?",
     },
 }

@@ -14,9 +14,11 @@ from gptcli.course.attention.conventions.layout import Sizes
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.projections import ProjectionError
+from gptcli.course.exercises.cache_class import CachedFile
 from gptcli.course.lesson import CheckFailed
-from gptcli.course.sandbox.learner_class import load_class
+from gptcli.course.sandbox.learner_class import class_in
 from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.running import run_file
 from gptcli.errors import GptcliError
 
 _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
@@ -43,7 +45,8 @@ class UserAttention:
     Raises GptcliError if there is no such class, or the file cannot be run."""
 
     def __init__(self, file: LearnerFile) -> None:
-        self.learner = LearnerAttention(file, load_class(file), lambda doing: None)
+        self._module = run_file(file)
+        self.learner = LearnerAttention(file, class_in(file, self._module), lambda doing: None)
         self._is_plain = self.learner.constructor.is_course_form and self._tried_as_plain()
         if not self._is_plain:
             self._recognise()
@@ -54,6 +57,14 @@ class UserAttention:
             module: nn.Module = self.learner.cls(config)
             return module
         return AdaptedAttention(self.learner, config)
+
+    def cache(self) -> CachedFile | None:
+        """The key/value cache of the file, or None if it has none that its attention takes.
+
+        Raises GptcliError if the class of the cache lacks something."""
+        if not self._is_plain:
+            return None
+        return CachedFile.of(self.learner.file, self._module, self.learner.cls)
 
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
         """The query, key, value and output weights of a module of `make`, as (C, C) views.

@@ -1,0 +1,165 @@
+"""Compares sampling with the learner's key/value cache and without it: the text and the speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.output import note
+from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gptcli.cli.options import SamplingModel
+    from gptcli.model.gpt import GPT
+    from gptcli.sampling.generate import SampleRequest
+    from gptcli.sampling.streams import Streams
+    from gptcli.sampling.text import Sample
+
+LIMIT_S = 20.0  # for the generation without the cache
+
+
+@dataclass(frozen=True)
+class CacheComparison:
+    """What the learner's cache changed: tokens per second with and without it, and the text."""
+
+    file: str
+    with_cache: float
+    without: float
+    difference: str | None  # what differs between the texts, or None
+    whole: bool  # whether the text was generated to its end without the cache
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What `gptcli sample --json` adds."""
+        return {
+            "tokens_per_second_without_cache": self.without,
+            "same_text_without_cache": self.difference is None,
+        }
+
+    def report(self) -> None:
+        """Say how much faster the cache is. Raises GptcliError if it changes the text."""
+        if self.difference is not None and self.dtype == "float32":
+            raise GptcliError(
+                f"with your cache the text is another one: {self.difference}",
+                f"see gptcli check-cache {shell_word(self.file)}",
+                exit_code=1,
+            )
+        text = "the same text"
+        if not self.whole:
+            text += f" in the first {LIMIT_S:.0f} seconds without it"
+        if self.difference is not None:
+            text = f"another text, as the rounding of {self.dtype} can make; see --dtype float32"
+        note(
+            f"your cache: {self.with_cache:,.0f} tokens a second; without it "
+            f"{self.without:,.0f}: {self.with_cache / self.without:.1f} times as fast, and {text}"
+        )
+
+
+def compare_without_cache(
+    model: SamplingModel,
+    requests: Sequence[SampleRequest],
+    samples: Sequence[Sample],
+    seconds: float,
+    *,
+    open_streams: Callable[[], Streams],
+    seed: int,
+    stops: Sequence[str],
+) -> CacheComparison | None:
+    """Generate the samples once more without the learner's cache, for at most LIMIT_S seconds.
+
+    None if no tokens were generated."""
+    from gptcli.sampling.text import NewText, generate_text
+
+    longest = max((one.tokens for one in samples), default=0)
+    if longest == 0:
+        return None
+    trained = model.trained
+    cache: Any = trained.model.user_parts.cache
+    texts = dict.fromkeys(range(len(requests)), "")
+    ended: set[int] = set()
+    with _without_cache(trained.model):
+        streams = _Counted(open_streams())
+        start = time.perf_counter()
+        for item in generate_text(
+            streams,
+            trained.tokenizer,
+            requests,
+            max_new_tokens=longest,
+            seed=seed,
+            stops=stops,
+        ):
+            if isinstance(item, NewText):
+                texts[item.index] += item.text
+            else:
+                ended.add(item.index)
+            if time.perf_counter() - start > LIMIT_S:
+                break
+        elapsed = time.perf_counter() - start
+    difference = None
+    for index, one in enumerate(samples):
+        text = texts[index]
+        if not (one.text == text if index in ended else one.text.startswith(text)):
+            difference = difference or _difference(one.text, text)
+    return CacheComparison(
+        cache.file.name,
+        sum(one.tokens for one in samples) / seconds,
+        streams.tokens / elapsed,
+        difference,
+        len(ended) == len(requests),
+        str(model.backend.dtype).removeprefix("torch."),
+    )
+
+
+def _difference(cached: str, plain: str) -> str:
+    """Where two texts part."""
+    at = next((i for i, (a, b) in enumerate(zip(cached, plain, strict=False)) if a != b), 0)
+    return (
+        f"from character {at + 1} on it is {cached[at : at + 20]!r}, and without it "
+        f"{plain[at : at + 20]!r}"
+    )
+
+
+@contextmanager
+def _without_cache(model: GPT) -> Iterator[None]:
+    model.has_cache = False
+    try:
+        yield
+    finally:
+        model.has_cache = True
+
+
+@contextmanager
+def errors_of_cache(model: GPT) -> Iterator[None]:
+    """Turn what the learner's cache or attention raises into a GptcliError with its line."""
+    try:
+        yield
+    except Exception as error:
+        cache: Any = model.user_parts.cache
+        if cache is None or (failure := cache.failure(error)) is None:
+            raise
+        raise failure from error
+
+
+class _Counted:
+    """Streams that count the tokens which they generate."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self.count, self.refills = streams.count, streams.refills
+        self.tokens = 0
+
+    def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
+        """As in Streams."""
+        self._streams.feed(texts, restart=restart)
+
+    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+        """As in Streams."""
+        out = self._streams.run(streams, uniform)
+        self.tokens += out.numel()
+        return out

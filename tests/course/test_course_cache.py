@@ -1,0 +1,130 @@
+"""The check of the cache exercise accepts right files and names each known mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gptcli.course.catalogue import exercise_named
+from gptcli.course.examination import examine
+from gptcli.course.exercises.cache_mistakes import MISTAKES
+from gptcli.course.exercises.questions import QUESTIONS
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
+from gptcli.course.solutions import solution
+from gptcli.errors import GptcliError
+from tests.course import cache_unseen
+from tests.course.cache_files import RIGHT, WRONG, wrong_text
+
+
+def report_of(folder: Path, text: str) -> FileReport:
+    path = folder / "cache.py"
+    path.write_text(text, encoding="utf-8")
+    return examine(find_file(str(path), "cache"), lambda doing: None)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
+def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert len(set(report.hints)) == 3
+    assert re.search(r"cache\.py, `.+`", report.message), report.message
+    assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+@pytest.mark.parametrize("name", cache_unseen.RIGHT)
+def test_right_ones_in_other_styles_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, cache_unseen.RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", cache_unseen.WRONG, ids=lambda entry: entry[0].replace(" ", "-"))
+def test_wrong_ones_in_other_styles_get_their_step(entry: tuple[str, ...], tmp_path: Path) -> None:
+    report = report_of(tmp_path, cache_unseen.wrong_text(entry))
+    assert not report.ok
+    assert str(report.first_wrong_step) == entry[1], report.message
+    assert report.mistake in {mistake.slug for mistake in MISTAKES}, report.message
+    assert re.search(r"cache\.py, `.+`", report.message), report.message
+
+
+def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
+    bank = {mistake.slug for mistake in MISTAKES}
+    assert bank == {entry[0] for entry in WRONG} == set(QUESTIONS["cache"])
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Path) -> None:
+    """The solution, with `raise NotImplementedError` from a step on."""
+    skeleton, whole = exercise_named("cache").skeleton(), solution(exercise_named("cache"))
+    at = r"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
+    pattern = re.compile(at, re.MULTILINE | re.DOTALL)
+    ours = iter([found[0] for found in pattern.finditer(whole)])
+    text = pattern.sub(lambda m: (next(ours), m[0])[int(m[1]) >= step], skeleton)
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", step), report.message
+    assert "is still to be written: line" in report.message
+
+
+SCORES = "        scores = scores.mask"
+HALF_WRITTEN = [
+    ("mask-from-the-corner", "diagonal=S - T", "diagonal=0"),
+    ("mask-one-too-far", "diagonal=S - T", "diagonal=S - T + 1"),
+    ("mask-is-square", "torch.ones(T, S, ", "torch.ones(T, T, "),
+    ("no-mask-after-stored", SCORES, "        if T == S:\n    " + SCORES),
+    ("no-mask", SCORES, "        if cache is None:\n    " + SCORES),
+    ("no-mask", SCORES, "        pass  # scores = scores.mask"),
+    ("cache-not-read", "k, v = cache.append", "cache.append"),
+]
+
+
+@pytest.mark.parametrize("entry", HALF_WRITTEN, ids=lambda entry: entry[0])
+def test_a_wrong_mask_gets_no_tick_before_step_6_is_written(
+    entry: tuple[str, str, str], tmp_path: Path
+) -> None:
+    slug, old, new = entry
+    text = RIGHT["template"].replace(old, new)
+    unwritten = '        raise NotImplementedError("step 6: output")\n'
+    text = text.replace("        weights = ", unwritten + "        weights = ")
+    report = report_of(tmp_path, text)
+    step = 2 if slug == "cache-not-read" else 5
+    assert (report.mistake, report.first_wrong_step) == (slug, step), report.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("class A:\n    pass\n", "there is no class `KeyValueCache`; it has `A`"),
+        ("import torhc\n", "cache.py:1: No module named"),
+    ],
+)
+def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(GptcliError, match=re.escape(says)) as caught:
+        report_of(tmp_path, text)
+    assert caught.value.hint
+
+
+PART_MISSING = {
+    "class CausalSelfAttention(nn.Module)": ("class Part", 5, "there is no class `CausalSelfAtt"),
+    "def fits": ("def _fits", 4, "there is no method `fits`"),
+    "def clear": ("def _clear", 4, "there is no method `clear`"),
+    "def length": ("def _length", 3, "there is no method `length`"),
+    "def append": ("def _append", 1, "there is no method `append`"),
+    "x, cache=None": ("x", 5, "has no argument `cache`"),
+}
+
+
+@pytest.mark.parametrize("old", PART_MISSING)
+def test_a_missing_part_is_named_at_its_step(old: str, tmp_path: Path) -> None:
+    new, step, says = PART_MISSING[old]
+    report = report_of(tmp_path, RIGHT["template"].replace(old, new))
+    assert report.first_wrong_step == step
+    assert says in report.message
