@@ -53,6 +53,14 @@ COMMANDS = (
         "clip_gradients(parameters, max_norm), "
         "train_step(model, optimizer, batches, lr, max_norm) and evaluate(model, batches).",
     ),
+    (
+        "modern",
+        "a GPT of 2025: RMSNorm, rotary positions, grouped queries",
+        "The file has the classes RMSNorm and GroupedQueryAttention, built as Class(config) with "
+        "n_embd, n_head and n_kv_head; forward(x) and forward(x, start=0) take and return "
+        "(B, T, C); Parameter `weight`, layers `query`, `key`, `value` and `c_proj`; and the "
+        "functions rotary_angles(head_dim, length) -> cos, sin and rotate(x, cos, sin).",
+    ),
 )
 
 Hint = Annotated[
@@ -210,7 +218,10 @@ def _next_lines(report: FileReport) -> list[str]:
     names = [each.name for each in EXERCISES]
     at = names.index(report.exercise)
     lines = []
-    if report.exercise != "training":
+    if report.exercise == "modern":
+        file = shlex.quote(report.file)
+        lines.append(f"next: gptcli train course --layernorm {file} --attention {file}")
+    elif report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"
         lines.append(f"next: gptcli train course --{report.exercise} {shlex.quote(file)}")

@@ -396,12 +396,20 @@ def what_now(state: State) -> list[str]:
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
-    return [
+    lines = [
         "Train a model that is made of your files, and let it write:",
         "",
         "gptcli train course " + " ".join(options) + " --out runs/own",
         "gptcli sample runs/own " + " ".join(options),
     ]
+    if "modern" in files:
+        modern = shell_word(files["modern"])
+        lines += [
+            "",
+            "The same with the norm and the attention of 2025:",
+            f"gptcli train course --layernorm {modern} --attention {modern} --out runs/modern",
+        ]
+    return lines
 
 
 # ---- the foot, and cutting ----

@@ -107,6 +107,20 @@ EXERCISES = (
         "batches, loss, schedule, the step",
         ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
     ),
+    Exercise(
+        "modern",
+        "9",
+        "",
+        "RMSNorm, rotary positions, grouped queries",
+        (
+            "RMSNorm",
+            "rotary angles",
+            "rotate",
+            "rotated heads",
+            "grouped queries",
+            "attention",
+        ),
+    ),
 )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from gptcli.course.attention.lesson import AttentionLesson
 from gptcli.course.exercises import block, layernorm, mlp
+from gptcli.course.exercises.modern_lesson import ModernLesson
 from gptcli.course.exercises.tokenizer_lesson import TokenizerLesson
 from gptcli.course.exercises.training_lesson import TrainingLesson
 from gptcli.course.lesson import CheckFailed, Lesson, Say
@@ -26,6 +27,7 @@ LESSONS: dict[str, Lesson[Any]] = {
         block.LESSON,
         TokenizerLesson(),
         TrainingLesson(),
+        ModernLesson(),
     )
 }
 

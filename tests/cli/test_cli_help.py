@@ -21,6 +21,7 @@ COMMANDS = (
     "check-block",
     "check-tokenizer",
     "check-training",
+    "check-modern",
     "learn",
     "exercise",
     "grade",

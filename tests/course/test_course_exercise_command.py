@@ -186,8 +186,8 @@ def test_the_status_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert outcome.code == 0
     heading, ada, bob = outcome.out.splitlines()
     assert heading.split() == ["student", *NAMES]
-    assert ada.split() == ["ada", "-", "ok", "0/4", "-", "-", "-"]
-    assert bob.split() == ["bob", "lee", "-", "-", "error", "-", "-", "-"]
+    assert ada.split() == ["ada", "-", "ok", "0/4", *"-" * (len(NAMES) - 3)]
+    assert bob.split() == ["bob", "lee", "-", "-", "error", *"-" * (len(NAMES) - 3)]
     assert "note: readme.txt is no folder; it was left out" in outcome.err
     rows = cli("exercise", "mlp", "--status", "ada", "bob lee", "--json").out.splitlines()
     found = [(row["student"], row["state"]) for row in map(json.loads, rows)]
