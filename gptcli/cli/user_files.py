@@ -17,9 +17,8 @@ from gptcli.files.names import shown
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gptcli.config import Config
+    from gptcli.course.sandbox.learner_file import LearnerFile
     from gptcli.model.user_parts import UserParts
 
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
@@ -217,31 +216,33 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
     from gptcli.course.exercises.modern_modules import modern_config
     from gptcli.course.exercises.tokenizer_lesson import tokenizer_class
     from gptcli.course.sandbox.learner_class import load_class
-    from gptcli.course.sandbox.modern_file import find_part
+    from gptcli.course.sandbox.modern_file import find_part, naming_both
     from gptcli.model.user_parts import UserParts
 
     found = {part: find_part(spec, part) for part, spec in given.items()}
-    modern = [part for part, file in found.items() if file.exercise == "modern"]
-    has_own_form = "attention" in found and "attention" not in modern
-    attention = UserAttention(found["attention"]) if has_own_form else None
-    classes: dict[str, Any] = {
-        part: attention.make
-        if part == "attention" and attention is not None
-        else (tokenizer_class if part == "tokenizer" else load_class)(file)
-        for part, file in found.items()
-    }
 
-    def maker(cls: type[nn.Module], inner: dict[str, Any], part: str = "") -> Any:
-        if part in modern:
+    def loaded(part: str, file: LearnerFile) -> Any:
+        try:
+            if part == "tokenizer":
+                return tokenizer_class(file)
+            if file.exercise == "attention":
+                return UserAttention(file)
+            return load_class(file)
+        except GptcliError as error:
+            raise naming_both(error, file, part) from None
+
+    def maker(part: str, cls: Any, inner: dict[str, Any]) -> Any:
+        if part == "tokenizer":
+            return cls
+        if isinstance(cls, UserAttention):
+            return cls.make
+        if found[part].exercise == "modern":
             return lambda config: build(cls, modern_config(config), inner)
         return lambda config: build(cls, config, inner)
 
+    classes = {part: loaded(part, file) for part, file in found.items()}
     makers: dict[str, Any] = {
-        part: cls
-        if part == "tokenizer" or (part == "attention" and attention is not None)
-        else maker(cls, {}, part)
-        for part, cls in classes.items()
-        if part != "block"
+        part: maker(part, cls, {}) for part, cls in classes.items() if part != "block"
     }
     if "block" in classes:
         block = classes["block"]
@@ -252,7 +253,7 @@ def load_user_parts(files: UserFiles) -> UserParts | None:
                     f"would not be used: its constructor has no argument `{part}`",
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
-        makers["block"] = maker(block, dict(makers))
-    if attention is not None:
+        makers["block"] = maker("block", block, dict(makers))
+    if isinstance(attention := classes.get("attention"), UserAttention):
         makers["matrices"] = attention.matrices
     return UserParts(**makers)

@@ -223,6 +223,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("no-mask", 6, 'scores.masked_fill(future, float("-inf"))', "scores"),
     ("mask-reversed", 6, "triu(1)", "tril(-1)"),
     ("mask-of-zeros", 6, 'float("-inf")', "0"),
+    ("mask-hides-itself", 6, "triu(1)", "triu(0)"),
     ("mask-after-softmax", 6, SOFTMAX, "F.softmax(scores, dim=-1).masked_fill(future, 0)"),
     ("softmax-over-queries", 6, '"-inf")), dim=-1)', '"-inf")), dim=1)'),
     ("keys-for-values", 6, "weights @ v", "weights @ k"),

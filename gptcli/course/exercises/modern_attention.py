@@ -8,16 +8,14 @@ projections w.q, w.k, w.v and w.o, each (weight, bias or None), and the sizes w.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcli.course.exercises import modern
 from gptcli.course.exercises.explainer import ExerciseMistake
@@ -30,6 +28,7 @@ from gptcli.course.exercises.learner_module import (
 )
 from gptcli.course.exercises.modern_mistakes import STEPS
 from gptcli.course.exercises.modern_modules import GroupedSize
+from gptcli.course.exercises.modern_projections import WORDS, weights
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
@@ -113,6 +112,18 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
         return 4
     grouped = w.H == w.K or all(_holds(trace, one) for one in wide)
     return 6 if grouped else 5
+
+
+def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
+    """The slug of a mistake that the trace of a forward shows, whatever comes after it."""
+    _, k, v = _turn(*heads(w, x))
+    if trace.has(turned(v)):
+        return "values-rotated"
+    group = w.H // w.K
+    in_turn = [_in_turn(part, group) for part in (k, v)]
+    if group > 1 and w.K > 1 and all(_holds(trace, part) for part in in_turn):
+        return "repeated-in-turn"
+    return None
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
@@ -210,10 +221,10 @@ def _viewed(w: Weights, x: Tensor) -> Heads:
     return q, k, v
 
 
-_ROTATION = r"rotat|rope|cos|rotary"
-_REPEAT = r"repeat|expand|cat|stack|einsum|view|reshape"
+_ROTATION = r"rotate\(|rotat|rope|cos"
+_REPEAT = r"repeat_interleave|repeat|expand|%|//.*\bh\b|torch\.cat|stack|einsum|view|reshape"
 _SCALE = r"sqrt|\*\*|scale"
-_MASK = r"mask|tril|triu|causal|inf"
+_MASK = r"tril|triu|mask|causal|inf"
 
 # fmt: off
 MISTAKES = (
@@ -221,7 +232,7 @@ MISTAKES = (
             "your attention has no {what} projection of {shape} (or none that is known by its "
             "name); it has {have}",
             "the names are query, key, value and c_proj, as in weeks 1 and 2",
-            "make four nn.Linear: query, key, value and c_proj", at=r"Linear|Parameter|super"),
+            "make four nn.Linear: query, key, value and c_proj", at=r"Linear|Parameter"),
     ExerciseMistake("no-start", 4, "forward(self, x)",
             "your forward does not take the position of the first token: forward{signature}",
             "while a model writes, it computes only the new token, whose position is not 0",
@@ -239,7 +250,7 @@ MISTAKES = (
             "positions decide who looks at whom; what is passed on stays as it is",
             "rotate only q and k",
             _turning(lambda q, k, v: (turned(q), turned(k), turned(v))),
-            r"\bv\w*\s*=.*rot|rot.*\bv\b|rot",
+            r"\bv\w*\s*=.*rotate\(|rotate\(\s*v|rot",
             (lambda w, x: turned(heads(w, x)[2]),)),
     ExerciseMistake("queries-only", 4, "k is not rotated",
             "you rotate the queries, and not the {K} key heads",
@@ -313,7 +324,7 @@ MISTAKES = (
             "{wanted}",
             "fewer key/value heads: that is what saves memory in the cache",
             "make it nn.Linear(n_embd, n_kv_head * head_dim)",
-            at=r"(key|k_proj|\bk\b|wk|w_k|value|v_proj|wv|w_v|kv\w*)\s*=.*Linear|Linear"),
+            at=r"Linear"),
     ExerciseMistake("repeated-in-turn", 5, "k.repeat(1, group, 1, 1)",
             "you repeat the {K} key/value heads in turn (0 1 0 1), not side by side (0 0 1 1)",
             "neighbouring query heads form a group: query head h uses key/value head h // {G}",
@@ -363,6 +374,13 @@ MISTAKES = (
             "you set later scores to 0, and softmax gives a score of 0 weight",
             "only -inf gets weight 0", "fill with float('-inf') before the softmax",
             _weighing(lambda q, k, v: F.softmax(_scores(q, k).tril(), -1) @ v), _MASK),
+    ExerciseMistake("mask-hides-itself", 6, "triu(0) for triu(1)",
+            "your mask hides a token from itself: token 0 of {T} sees nothing, and softmax gives "
+            "nan",
+            "a query looks at itself and at earlier tokens", "use triu(1): above the diagonal",
+            _weighing(lambda q, k, v: F.softmax(_scores(q, k).masked_fill(
+                torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(), -math.inf), -1) @ v),
+            _MASK),
     ExerciseMistake("mask-after-softmax", 6, "weights.masked_fill(future, 0)",
             "you mask after the softmax: the weights of a query no longer sum to 1",
             "the softmax must divide only among the tokens that a query can see",
@@ -380,7 +398,7 @@ MISTAKES = (
             "you put the {H} heads together without transpose(1, 2)",
             "the channels of one token must stand side by side", "transpose(1, 2), then reshape",
             _merging(lambda w, y: F.linear(y.reshape(y.shape[0], y.shape[2], -1), *w.o)),
-            r"view|reshape|flatten"),
+            r"reshape|flatten|view"),
     ExerciseMistake("no-output-projection", 6, "return mixed",
             "you do not use c_proj", "the last projection mixes what the heads found",
             "return self.c_proj(...)", _merging(lambda w, y: modern.merge(y)), r"return"),
@@ -402,61 +420,6 @@ def _back(x: Tensor) -> Tensor:
     return modern.rotate(x, angles.cos(), -angles.sin())
 
 
-_NAMES = {
-    "q": r"q|query|queries|wq|q_?lin\w*",
-    "k": r"k|key|keys|wk",
-    "v": r"v|value|values|wv",
-    "o": r"o|out|output|c|wo|proj|projection|outproj|cproj|oproj|toout",
-}
-_WORDS = {"q": "query", "k": "key", "v": "value", "o": "output"}
-
-
-def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The four projections, found by shape and name. Raises CheckFailed if one is missing."""
-    assert isinstance(size, GroupedSize)
-    D = size.C // size.H
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
-    layers = {
-        name.rpartition(".")[0] or name: parameter
-        for name, parameter in module.named_parameters()
-        if parameter.dim() == 2
-    }
-    biases = dict(module.named_parameters())
-    wide = {"q": size.C, "k": size.K * D, "v": size.K * D}
-    for name, weight in layers.items():
-        bias = biases.get(f"{name}.bias")
-        part = _part_of(name)
-        rows = [wide[one] for one in part] if part != "o" else [size.C]
-        if len(part) > 1 and sum(rows) == weight.shape[0]:  # one layer for several
-            none = [None] * len(rows)
-            cuts = none if bias is None else torch.split(bias, rows)
-            for one, piece, cut in zip(part, torch.split(weight, rows), cuts, strict=True):
-                found[one] = piece, cut
-        elif len(part) == 1:
-            found.setdefault(part, (weight, bias))
-    have = ", ".join(f"`{name}` {tuple(w.shape)}" for name, w in layers.items()) or "none"
-    for part in "qkvo":
-        if part not in found:
-            shape = f"({wide.get(part, size.C)}, {size.C})"
-            raise learner.mistake("missing-projection", within=learner.constructor,
-                                  what=_WORDS[part], shape=shape, have=have)  # fmt: skip
-    return SimpleNamespace(**found, H=size.H, K=size.K, D=D)
-
-
-def _part_of(name: str) -> str:
-    """Which projections a layer is, from its name: "q", "k", "v", "o", "kv", "qkv" or ""."""
-    last = name.rpartition(".")[2].lower() if not name.rpartition(".")[2].isdigit() else name
-    plain = re.sub(r"_?(proj(ection)?|linear|layer|lin|weight|fc)s?$|^(to|w|c|attn)_", "", last)
-    plain = plain.replace("_", "")
-    if re.fullmatch(r"(w|c)?(attn|qkv|inproj|in)", plain):
-        return "qkv"
-    if re.fullmatch(r"w?(kv|keyvalue|kandv)", plain):
-        return "kv"
-    if last in ("c_proj", "proj", "out_proj", "o_proj", "resid_proj"):
-        return "o"
-    return next((part for part, names in _NAMES.items() if re.fullmatch(names, plain)), "")
-
-
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
     """Faults of the constructor: the widths of the key and value projections."""
     for size in SIZES:
@@ -465,9 +428,11 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
         for part in "kv":
             have = getattr(w, part)[0].shape[0]
             if have != wanted:
+                named = rf"self\.(w?_?{part}|{WORDS[part]})\w*\s*=|self\.\w*kv\w*\s*="
                 yield learner.mistake(
-                    "kv-width", within=learner.constructor, what=_WORDS[part], have=have,
+                    "kv-width", within=learner.constructor, what=WORDS[part], have=have,
                     wanted=wanted, K=size.K, D=w.D,
+                    line=learner.source.find(named, learner.constructor),
                 )  # fmt: skip
                 return
 

@@ -11,8 +11,8 @@ from gptcli.course.exercises.double_precision import DoublePrecision
 from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.learner_module import ModuleLesson
 from gptcli.course.exercises.modern_mistakes import MISTAKES, STEPS
-from gptcli.course.exercises.modern_modules import ModernModule
-from gptcli.course.lesson import Say
+from gptcli.course.exercises.modern_modules import ModernModule, ranked_line
+from gptcli.course.lesson import CheckFailed, Say
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.running import error_of, failed_class, run_file
 from gptcli.errors import GptcliError
@@ -56,6 +56,21 @@ class LearnerModern(Explainer):
             others = [one for one in self.own if one not in (NORM, ATTENTION, *FUNCTIONS.values())]
             raise self.missing(step, kind, name, others)
         return found
+
+    def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
+        """The known mistake of that name; quotes the function of its step, or one that helps it."""
+        mistake = next(m for m in self.mistakes if m.slug == slug)
+        inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
+        line = ranked_line(self.source, mistake.at, inside)
+        if line is None:
+            rest = [
+                number
+                for name in self.own
+                if name not in FUNCTIONS.values() and inspect.isfunction(vars(self.module)[name])
+                for number in self.source.lines_of(name) or ()
+            ]
+            line = ranked_line(self.source, mistake.at, rest)
+        return super().mistake(slug, evidence, **{"line": line, "within": (), **more})
 
     def class_of(self, step: int, name: str, lesson: ModuleLesson) -> ModernModule:
         """The learner's class of that name, ready to be compared."""

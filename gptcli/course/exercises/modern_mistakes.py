@@ -157,7 +157,7 @@ def _overwritten_second(a: Tensor, b: Tensor, c: Tensor, s: Tensor) -> tuple[Ten
 
 
 _PAIRS = r"::\s*2|unbind|reshape|view|unflatten|stack|complex|rearrange"
-_EXPONENT = r"\*\*|pow|exp|arange"
+_EXPONENT = r"\*\*|pow\(|\bexp\(|arange\(\s*0\s*,|arange"
 
 # fmt: off
 MISTAKES = (
@@ -178,7 +178,8 @@ MISTAKES = (
             "you make {D} frequencies, one for each channel; two channels share an angle, so there "
             "are {half}", "a rotation turns a pair of channels by one angle",
             "use torch.arange(0, head_dim, 2) / head_dim",
-            (_too_many(1), _too_many(2)), r"arange"),
+            (_too_many(1), _too_many(2)),
+            r"arange\((head_dim|d|dim|D)\b|\*\*|pow\(|arange"),
     ExerciseMistake("exponent-not-doubled", 2, "theta ** (-torch.arange(D // 2) / D)",
             "your frequencies are 10000^(-i/D): the last of {half} is {last:.4g}, expected "
             "{wanted:.4g}", "the exponent goes from 0 to nearly -1: -2i/D for i below D/2",
@@ -190,7 +191,7 @@ MISTAKES = (
             "use torch.arange(0, head_dim, 2) / head_dim", (_with(lambda i, D: -4 * i / D),),
             _EXPONENT),
     ExerciseMistake("exponent-positive", 2, "positions * theta ** (arange(0, D, 2) / D)",
-            "your frequencies grow: the last of {half} is {last:.4g}, expected {wanted:.4g}",
+            "your {half} frequencies grow, from 1 on; the last should be {wanted:.4g}",
             "the first pair turns fastest: the exponent is negative, or you divide by the power",
             "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim)",
             (_with(lambda i, D: 2 * i / D),),
@@ -213,7 +214,8 @@ MISTAKES = (
                 10.0, 100.0, 1e3, 1e5, 1e6, 1e7, 5e5, 2e4, 5e4, 2.0, math.e, 10240.0, 1e4 - 1)),
             r"\b(10|100|1000|1e3|100_?000|500_?000|1_?000_?000|1e[567]|5e5|theta|base)\b|\*\*|exp"),
     ExerciseMistake("one-frequency", 2, "torch.arange(0, D, 2) // D",
-            "your {half} frequencies are 1 or {last:.4g}, all or most of them equal",
+            "most of your {half} frequencies are equal: the last is {last:.4g}, expected "
+            "{wanted:.4g}",
             "integer division rounds the exponents, or they do not depend on i",
             "use / and not //", tuple(map(_with, (
                 lambda i, D: 0 * i, lambda i, D: 0 * i - 1, lambda i, D: (-2 * i / D).floor(),
@@ -341,7 +343,7 @@ MISTAKES = (
             "your second line uses the new half of {half} channels, which the first line has "
             "overwritten", "both halves of the result are made from the old a and b",
             "give the results new names", (_halves(_overwritten), _halves(_overwritten_second)),
-            r"^\s*\S+\s*=.*sin"),
+            r"=.*\*\s*sin"),
     ExerciseMistake("halves-swapped", 3, "torch.cat((second, first), dim=-1)",
             "you put the two halves of {half} channels together in the wrong order",
             "channel i of the result belongs to channel i of x", "put the first half first",

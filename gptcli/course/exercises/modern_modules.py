@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.exercises.double_precision import DoublePrecision
+from gptcli.course.exercises.explainer import Source
 from gptcli.course.exercises.learner_module import LearnerModule, ModuleLesson, Size
 from gptcli.course.exercises.modern import EPS
 from gptcli.course.exercises.tensor_trace import TensorTrace
@@ -40,6 +42,31 @@ def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
     if n_kv_head is None:
         n_kv_head = 1 if config.n_head % 2 else config.n_head // 2
     return LearnerConfig(**values, n_kv_head=n_kv_head, eps=EPS)
+
+
+def ranked_line(
+    source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
+) -> int | None:
+    """The line to quote for a mistake's pattern, whose alternatives are tried in their order.
+
+    Among the lines that have the first alternative, it takes `suspect` if that is one."""
+    for alternative in _alternatives(pattern):
+        if lines := source.matches(alternative, within):
+            return suspect if suspect in lines else lines[0]
+    return None
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The parts of a pattern between the bars that are in no bracket."""
+    parts, depth = [""], 0
+    for before, character in zip(" " + pattern, pattern, strict=False):
+        if before != "\\":
+            depth += (character in "([") - (character in ")]")
+        if character == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 class ModernModule(LearnerModule):
@@ -97,6 +124,17 @@ class ModernModule(LearnerModule):
         assert isinstance(size, GroupedSize)
         more = {"H": size.H, "K": size.K, "D": size.C // size.H, "G": size.H // size.K}
         return {**super().facts(x), **more}
+
+    def mistake_in_forward(
+        self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
+    ) -> CheckFailed:
+        """The known mistake of that name; quotes the line that has its pattern."""
+        pattern = next(m for m in self.mistakes if m.slug == slug).at
+        line = ranked_line(self.source, pattern, self.methods, suspect)
+        if line is None or self._is_return(line):
+            of_constructor = ranked_line(self.source, pattern, self.constructor)
+            line = of_constructor or line or suspect
+        return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
         """What forward gives in `dtype`, without any replacement: an exception or its output."""

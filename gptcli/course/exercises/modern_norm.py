@@ -86,7 +86,7 @@ def _length(x: Tensor) -> Tensor:
     return out
 
 
-_ROOT = r"sqrt\(|\*\*\s*-?\s*\(?\s*0?\.5|pow|norm\(|/"
+_ROOT = r"sqrt\(|\*\*\s*-?\s*\(?\s*0?\.5|norm\(|/"
 _SQUARES = r"\*\*\s*2|pow|square|mean\(|sum\(|norm\("
 
 # fmt: off
@@ -162,7 +162,7 @@ MISTAKES = (
             "you add eps = 1e-06 to the root, not to the mean of the {C} squares",
             "sqrt(m) + eps is not sqrt(m + eps): a small token shows it",
             "move eps inside the root",
-            _sized(lambda x: x / (_mean(x**2).sqrt() + EPS)), r"\+\s*(self\.)?(eps\w*|1e-0?6)"),
+            _sized(lambda x: x / (_mean(x**2).sqrt() + EPS)), r"\+\s*[\w.]*eps|\+\s*1e-|eps"),
     ExerciseMistake("no-eps", 1, "x / torch.sqrt((x ** 2).mean(-1))",
             "you add no eps to the mean of the {C} squares",
             "a token of zeros would give 0 / 0", "add eps = 1e-6 to the mean of the squares",
@@ -260,7 +260,8 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
     """Tokens of many sizes. For the small ones eps matters; one token is zero."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
-    x = x * (10.0 ** torch.linspace(-3, 1, size.B * size.T)).view(size.B, size.T, 1)
+    least = -6 if size.seed == 3 else -3  # a very small token tells any two eps apart
+    x = x * (10.0 ** torch.linspace(least, 1, size.B * size.T)).view(size.B, size.T, 1)
     if size.seed == 2:
         x[0, 0] = 0.0
     return x

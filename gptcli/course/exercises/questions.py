@@ -342,6 +342,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "no-mask": "what can token 0 look at?",
         "mask-reversed": "what can token 0 look at, and what the last token?",
         "mask-of-zeros": "what does softmax make of a score of 0?",
+        "mask-hides-itself": "what can token 0 look at?",
         "mask-after-softmax": "do the weights of token 0 sum to 1?",
         "softmax-over-queries": "for one query, over which dimension do the weights sum to 1?",
         "keys-for-values": "what is passed on: the keys or the values?",
