@@ -161,6 +161,7 @@ WRONG: list[tuple[Any, ...]] = [
      "    turned = torch.stack((-b, a), dim=-1).flatten(-2)\n"
      "    return x * torch.cat((cos, cos), -1) + turned * torch.cat((sin, sin), -1)"),
     ("halves-with-interleaved", 3, CAT, "return torch.stack((first, second), dim=-1).flatten(-2)"),
+    ("interleaved-with-cat", 3, HALVES, "a, b = x[..., ::2], x[..., 1::2]"),
     ("sine-sign", 3, A, "a * cos + b * sin", B, "b * cos - a * sin"),
     ("no-minus", 3, A, "a * cos + b * sin"),
     ("own-half", 3, A, "a * cos - a * sin", B, "b * cos + b * sin"),

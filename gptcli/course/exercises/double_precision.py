@@ -1,8 +1,9 @@
-"""Runs a learner's code in float64, also where it asks for float32 by name."""
+"""Runs a learner's code in float64, even if it asks for float32 by name, or in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,17 @@ from torch.overrides import TorchFunctionMode
 
 _LESS = {torch.float32, torch.float16, torch.bfloat16}
 _NAMES = {"float", "half", "bfloat16"}
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """New tensors are float32, as in a program that sets nothing."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class DoublePrecision(TorchFunctionMode):

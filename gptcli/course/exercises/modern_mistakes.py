@@ -300,7 +300,7 @@ MISTAKES = (
             "transformers, and this exercise, pair the two halves. A model needs the one of its "
             "training",
             "take the halves: a, b = x.chunk(2, dim=-1), and torch.cat((...), dim=-1)",
-            (_interleaved, lambda x, c, s: torch.cat(_paired(_interleaved(x, c, s)), -1)), _PAIRS),
+            (_interleaved,), _PAIRS),
     ExerciseMistake("interleaved-with-halves", 3, "pairs (0, 1), (2, 3) with tables for halves",
             "you pair channel 2i with 2i + 1, but the tables belong to the pairs i and i + D/2: "
             "two channels of a pair get different angles",
@@ -309,11 +309,16 @@ MISTAKES = (
             (_mismatched(1), _mismatched(-1)), _PAIRS),
     ExerciseMistake("halves-with-interleaved", 3, "halves on the way in, stack on the way out",
             "you take the pairs from the two halves of the {D} channels, and return them as "
-            "neighbours (or the other way round)",
+            "neighbours",
             "channel i of the result belongs to channel i of x",
             "use torch.cat((first, second), dim=-1), not torch.stack",
             (lambda x, c, s: torch.stack(rotate(x, c, s).chunk(2, -1), -1).flatten(-2),),
             r"stack|reshape|flatten|cat"),
+    ExerciseMistake("interleaved-with-cat", 3, "x[..., 0::2] and x[..., 1::2], then torch.cat",
+            "you take pairs of neighbours, channels 2i and 2i + 1, and return them as two halves",
+            "that is half of the interleaved convention; here channel i is paired with i + D/2",
+            "take the halves: a, b = x.chunk(2, dim=-1)",
+            (lambda x, c, s: torch.cat(_paired(_interleaved(x, c, s)), -1),), _PAIRS),
     ExerciseMistake("sine-sign", 3, "a * cos + b * sin, b * cos - a * sin",
             "you rotate backwards: the sine of position 1 has the wrong sign",
             "(a, b) becomes (a cos - b sin, b cos + a sin): (1, 0) turned by 90 degrees is (0, 1)",

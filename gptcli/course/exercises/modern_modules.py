@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.conventions.settings import LearnerConfig
-from gptcli.course.exercises.double_precision import DoublePrecision
+from gptcli.course.exercises.building import build
+from gptcli.course.exercises.double_precision import DoublePrecision, single_precision
 from gptcli.course.exercises.explainer import Source
 from gptcli.course.exercises.learner_module import LearnerModule, ModuleLesson, Size
 from gptcli.course.exercises.modern import EPS
@@ -138,10 +139,10 @@ class ModernModule(LearnerModule):
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
         """What forward gives in `dtype`, without any replacement: an exception or its output."""
-        module = self.construct(size).to(dtype)
         x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), single_precision():
+                module = build(self.cls, size.config()).eval().to(dtype)
                 out: Tensor = module(x.to(dtype))
         except Exception as error:
             return error

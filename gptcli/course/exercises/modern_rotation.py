@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.course.exercises import modern
+from gptcli.course.exercises.double_precision import single_precision
 from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.modern_learner import LearnerModern
 from gptcli.course.exercises.modern_mistakes import MISTAKES
@@ -171,12 +172,8 @@ def _shapes(*tables: Tensor) -> str:
 def _check_precision(learner: LearnerModern) -> None:
     """Step 2: the angles in the precision that the code asks for."""
     D, n = LONG
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+    with single_precision():
         cos, _ = _tables(learner, D, n, exactly=False)
-    finally:
-        torch.set_default_dtype(before)
     wanted = _right(D, n)[0]
     mine = cos[:, : D // 2].double()
     wrong = ((mine - wanted).abs() > 2e-2).nonzero()
@@ -210,8 +207,9 @@ def check_rotation(learner: LearnerModern) -> None:
         raise learner.mistake("rotation-without-gradient")
     for dtype in (torch.float32, torch.bfloat16):
         given = x.detach().to(dtype)
-        tables = learner.call(2, *_case(x), exactly=False)
-        returned = learner.call(3, given, *tables, exactly=False).dtype
+        with single_precision():
+            tables = learner.call(2, *_case(x), exactly=False)
+            returned = learner.call(3, given, *tables, exactly=False).dtype
         if returned != dtype:
             raise learner.mistake("dtype-changed", given=dtype, returned=returned)
 

@@ -299,6 +299,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "low-precision": "which is the largest whole number that your dtype tells from the next?",
         "interleaved": _PAIR,
         "interleaved-with-halves": _PAIR,
+        "interleaved-with-cat": _PAIR,
         "halves-with-interleaved": "in your result, where is the partner of channel 0?",
         "sine-sign": _QUARTER,
         "no-minus": "does your result have the length of x? a rotation keeps it",
