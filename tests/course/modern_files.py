@@ -182,6 +182,11 @@ WRONG: list[tuple[Any, ...]] = [
     ("missing-projection", 4, "self.c_proj = ", "self.last = ", "self.c_proj(", "self.last("),
     ("no-start", 4, ", start=0", "", "start + T", "T", "        " + FROM + "\n", ""),
     ("start-ignored", 4, FROM, "cos, sin = cos[:T], sin[:T]"),
+    ("start-of-one", 4, FROM, "early, cos, sin = (cos[:T], sin[:T]), cos[start:], sin[start:]",
+     K, "k = rotate(k, *early)"),
+    ("start-of-one", 4, FROM, "early, cos, sin = (cos[:T], sin[:T]), cos[start:], sin[start:]",
+     K, "k = rotate(k, *early)", "scores = ",
+     'raise NotImplementedError("step 6")\n        scores = '),
     ("start-stops", 4, "start + T", "T"),
     ("values-rotated", 4, K, K + "\n        v = rotate(v, cos, sin)"),
     ("queries-only", 4, K, "pass"),
@@ -441,11 +446,56 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.modern import *\n",
 }
 
+# In the style of other programs: (slug, step, name of a right file, then pairs of old and new text)
+OTHER_STYLES: list[tuple[Any, ...]] = [
+    ("mean-subtracted", 1, "llama", "        variance =", "        hidden_states = hidden_states - "
+     "hidden_states.mean(-1, keepdim=True)\n        variance ="),
+    ("sum-for-mean", 1, "loops", " / math.sqrt(x.size(-1))", ""),
+    ("another-eps", 1, "einsum", ", eps=1e-6", ""),
+    ("exponent-not-doubled", 2, "loops", "(2 * i / head_dim)", "(i / head_dim)"),
+    ("one-frequency", 2, "loops", "(2 * i / head_dim)", "(2 * i // head_dim)"),
+    ("exponent-positive", 2, "einsum", "torch.exp(-2 * i", "torch.exp(2 * i"),
+    ("interleaved-angles", 2, "llama", "torch.cat((freqs, freqs), dim=-1)",
+     "torch.stack((freqs, freqs), dim=-1).flatten(1)"),
+    ("sine-sign", 3, "llama", "torch.cat((-x2, x1), dim=-1)", "torch.cat((x2, -x1), dim=-1)"),
+    ("interleaved-with-halves", 3, "llama", "x[..., : x.shape[-1] // 2]", "x[..., ::2]",
+     "x[..., x.shape[-1] // 2 :]", "x[..., 1::2]", "torch.cat((-x2, x1), dim=-1)",
+     "torch.stack((-x2, x1), dim=-1).flatten(-2)"),
+    ("dtype-changed", 3, "llama", ".type_as(x)", ""),
+    ("rotated-over-heads", 3, "llama", "    return ((x * cos)",
+     "    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)\n    return ((x * cos)"),
+    ("interleaved", 3, "loops", "x[..., i]", "x[..., 2 * i]", "x[..., i + half]",
+     "x[..., 2 * i + 1]", "    for i in range(half):\n        channels.append(x[..., 2 * i + 1]",
+     "        channels.append(x[..., 2 * i + 1]"),
+    ("rotated-by-head", 4, "llama", "self.q_proj(hidden_states).view(shape).transpose(1, 2)",
+     "self.q_proj(hidden_states).view(shape)", "rotate(query_states, cos, sin), ",
+     "rotate(query_states, cos, sin).transpose(1, 2), "),
+    ("start-ignored", 4, "einsum", "[..., start:, :]", "[..., :T, :]"),
+    ("repeated-in-turn", 5, "loops", "h * self.n_kv_head // self.n_head", "h % self.n_kv_head"),
+    ("repeated-in-turn", 5, "einsum",
+     "self.K, self.H // self.K, self.D).permute(0, 2, 3, 1, 4)",
+     "self.H // self.K, self.K, self.D).permute(0, 3, 2, 1, 4)", "->btkgd", "->btgkd"),
+    ("kv-width", 5, "llama", "self.num_key_value_heads * self.head_dim",
+     "self.num_heads * self.head_dim"),
+    ("scale-of-n-embd", 6, "einsum", "self.D ** -0.5", "C ** -0.5"),
+    ("mask-reversed", 6, "loops", ".triu(1)", ".tril(-1)"),
+    ("no-output-projection", 6, "loops", "self.wo(torch.cat(heads, dim=-1))",
+     "torch.cat(heads, dim=-1)"),
+]  # fmt: skip
+
+
+def in_other_style(entry: tuple[Any, ...]) -> str:
+    """The right file of another style with the replacements of `entry`."""
+    return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
+
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
     """The right file with the replacements of `entry`."""
-    text = BASE
-    for old, new in zip(entry[2::2], entry[3::2], strict=True):
-        assert old in text, f"{entry[0]}: {old!r}"
+    return _replaced(BASE, entry[0], entry[2:])
+
+
+def _replaced(text: str, slug: str, pairs: tuple[str, ...]) -> str:
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, f"{slug}: {old!r}"
         text = text.replace(old, new)
     return text

@@ -241,6 +241,10 @@ MISTAKES = (
             "with start = {start} you still rotate as if the first token had position {seen}",
             "the output is the same here, since only distances count, but not once older keys come "
             "from a cache", "take the rows cos[start : start + T]", at=_ROTATION),
+    ExerciseMistake("start-of-one", 4, "rows from start for q, but from 0 for k",
+            "with start = {start} your output changes by {difference}: queries and keys do not "
+            "begin at the same position", "only distances count, so the output must stay the same",
+            "take the rows cos[start : start + T] for q and for k", at=_ROTATION),
     ExerciseMistake("start-stops", 4, "tables of T rows for every start",
             "with start = {start} and {T} tokens your forward stops: {error}",
             "the last token has position start + T - 1", "make tables for start + T positions",

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptcli.course.exercises import modern_attention, modern_norm
 from gptcli.course.exercises.double_precision import DoublePrecision
-from gptcli.course.exercises.learner_module import compare_gradients, compare_output
+from gptcli.course.exercises.learner_module import close, compare_gradients, compare_output
 from gptcli.course.exercises.modern_learner import ATTENTION, NORM, LearnerModern
 from gptcli.course.exercises.modern_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.modern_modules import GroupedSize, ModernModule, ranked_line
@@ -145,22 +146,33 @@ def _start(whole: ModernModule, *, stops: bool) -> None:
     name = "start" if "start" in forward.parameters else takes[1].name
     trace = TensorTrace(whole.file.path, module)
     try:
-        with torch.no_grad(), DoublePrecision(), trace:
-            module(x, **{name: _LATER})
+        with torch.no_grad(), DoublePrecision():
+            before = module(x) if stops else None
+            with trace:
+                after = module(x, **{name: _LATER})
     except Exception as error:  # in a later step, q and k are in the trace all the same
+        before = after = None
         if stops:
             raise whole.mistake(
                 "start-stops", within=whole.methods, start=_LATER, T=size.T, error=in_words(error)
             ) from error
     q, k, _ = modern_attention.heads(w, x)
-    seen = [
-        start
-        for start in (_LATER, *range(-1, 2 * _LATER + size.T))
-        if all(trace.has(modern_attention.turned(part, start)) for part in (q, k))
-    ]
-    if seen and seen[0] != _LATER:
-        line = ranked_line(whole.source, r"cos\w*\[|\[.*:|rotary_angles\(", whole.methods)
+    seen = [_first_position(trace, part, size.T) for part in (q, k)]
+    line = ranked_line(whole.source, r"cos\w*\[|\[.*:|rotary_angles\(", whole.methods)
+    if None not in seen and seen[0] == seen[1] != _LATER:
         raise whole.mistake("start-ignored", line=line, start=_LATER, seen=seen[0])
+    if before is not None and not close(before, after):
+        difference = f"{float((before - after).abs().max()):.3g}"
+        raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
+    if None not in seen and seen[0] != seen[1]:
+        difference = "an amount that depends on later steps"
+        raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
+
+
+def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
+    """The position from which q or k was rotated, if the trace shows one."""
+    likely = (_LATER, *range(-1, 2 * _LATER + T))
+    return next((at for at in likely if trace.has(modern_attention.turned(part, at))), None)
 
 
 def _bfloat16(whole: ModernModule) -> None:

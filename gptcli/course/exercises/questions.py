@@ -318,6 +318,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "missing-projection": "which four linear layers does an attention have?",
         "no-start": "which position has the first token, if earlier ones are in a cache?",
         "start-ignored": "with start = 3, which row of the table belongs to the first token?",
+        "start-of-one": "with start = 3, which rows of the table does q get, and which ones k?",
         "start-stops": "with start = 3 and 5 tokens, which is the last position?",
         "values-rotated": _WHICH,
         "queries-only": _WHICH,
