@@ -188,7 +188,7 @@ class LearnerModule(Explainer):
         before = x.detach().clone()
         try:
             with trace:
-                y = module(x)
+                y = self.forward(module, x)
         except (Exception, SystemExit) as error:
             step = step_named_in(error) or self.step_after(trace, weights, before, error)
             wrong = self._earlier_mistake(trace, weights, before, step)
@@ -204,6 +204,10 @@ class LearnerModule(Explainer):
             )
         out: Tensor = y
         return out
+
+    def forward(self, module: nn.Module, x: Tensor) -> Any:
+        """What the learner's forward returns."""
+        return module(x)
 
     def _wrong_kind(self, y: Any, x: Tensor, doing: str) -> tuple[str, str, str] | None:
         """What is wrong about the kind, shape or dtype of an output: slug, message, hint."""

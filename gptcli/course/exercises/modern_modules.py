@@ -93,8 +93,12 @@ class ModernModule(LearnerModule):
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
         """module(x), of the shape and dtype of x, with its operations in `trace`."""
         self._running = trace, weights, x.detach().clone()
+        return super().run(module, weights, x, trace)
+
+    def forward(self, module: nn.Module, x: Tensor) -> Any:
+        """What the learner's forward returns, computed in float64."""
         with DoublePrecision():
-            return super().run(module, weights, x, trace)
+            return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
         """The failure for an exception, at the first step whose numbers were not seen before it."""
