@@ -69,6 +69,14 @@ COMMANDS = (
         "CausalSelfAttention, built as CausalSelfAttention(config), whose forward(x, cache=None) "
         "takes and returns (B, T, C).",
     ),
+    (
+        "modern",
+        "a GPT of 2025: RMSNorm, rotary positions, grouped queries",
+        "The file has the classes RMSNorm and GroupedQueryAttention, built as Class(config) with "
+        "n_embd, n_head and n_kv_head; forward(x) and forward(x, start=0) take and return "
+        "(B, T, C); Parameter `weight`, layers `query`, `key`, `value` and `c_proj`; and the "
+        "functions rotary_angles(head_dim, length) -> cos, sin and rotate(x, cos, sin).",
+    ),
 )
 
 Hint = Annotated[
@@ -229,6 +237,9 @@ def _next_lines(report: FileReport) -> list[str]:
     option = {"cache": "attention"}.get(report.exercise, report.exercise)
     if report.exercise == "sampling":
         lines.append(f"next: gptcli sample --sampler {shlex.quote(report.file)}")
+    elif report.exercise == "modern":
+        file = shlex.quote(report.file)
+        lines.append(f"next: gptcli train course --layernorm {file} --attention {file}")
     elif report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"

@@ -397,6 +397,7 @@ def what_now(state: State) -> list[str]:
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
     sampler = f" --sampler {shell_word(files['sampling'])}"
+    modern = shell_word(files["modern"])
     return [
         "Train a model that is made of your files, and let it write:",
         "",
@@ -407,6 +408,10 @@ def what_now(state: State) -> list[str]:
         "",
         f"gptcli train course --attention {shell_word(files['cache'])} --out runs/cache",
         f"gptcli sample runs/cache --attention {shell_word(files['cache'])}",
+        "",
+        "Train with the norm and the attention of 2025:",
+        "",
+        f"gptcli train course --layernorm {modern} --attention {modern} --out runs/modern",
     ]
 
 

@@ -17,9 +17,8 @@ from gptcli.files.names import shown
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gptcli.config import Config
+    from gptcli.course.sandbox.learner_file import LearnerFile
     from gptcli.model.user_parts import UserParts
     from gptcli.sampling.user_sampler import UserSampler
 
@@ -156,11 +155,12 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
     given = files.given()
     if not given:
         return None
-    from gptcli.course.sandbox.learner_file import find_file
+    from gptcli.course.sandbox.modern_file import find_part, naming_both, right_enough
 
+    found = {}
     for part, spec in given.items():
         try:
-            find_file(spec, part)
+            found[part] = find_part(spec, part)
         except GptcliError as error:
             if part != "tokenizer" or ".py" in spec:
                 raise
@@ -178,25 +178,28 @@ def check_and_load(files: UserFiles, config: Config, force: bool) -> UserParts |
             f"--{first} needs `arch: gpt2`; the modern arch {why}",
             "add model.arch=gpt2 to the command",
         )
-    from gptcli.course.checking import Checker
+    from gptcli.course.checking import LIMIT_S, Checker
 
     with Checker() as checker:
         for part, spec in given.items():
-            problem = None
+            file, problem = found[part], None
             try:
-                report = checker.check(spec, part)
+                report = checker.check_found(file, LIMIT_S)
+                if right_enough(file, part, report):
+                    continue
                 if report.mistake == NO_DROPOUT and config.model.dropout == 0.0:
                     continue  # there is nothing to drop
                 if not report.ok:
                     problem = f"{report.file} does not pass its check: {report.message}"
             except GptcliError as error:
                 if not force:
-                    raise
+                    raise naming_both(error, file, part) from None
                 problem = error.message
             if problem is not None and not force:
                 raise GptcliError(
                     problem,
-                    f"see gptcli check-{part} {shell_word(spec)}; --force trains with it anyway",
+                    f"see gptcli check-{file.exercise} {shell_word(spec)}; --force trains with it "
+                    "anyway",
                     exit_code=1,
                 )
             if problem is not None:
@@ -221,27 +224,36 @@ def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts 
         )
     from gptcli.course.attention.conventions.training import UserAttention
     from gptcli.course.exercises.building import build, takes
+    from gptcli.course.exercises.modern_modules import modern_config
     from gptcli.course.exercises.tokenizer_lesson import tokenizer_class
     from gptcli.course.sandbox.learner_class import load_class
-    from gptcli.course.sandbox.learner_file import find_file
+    from gptcli.course.sandbox.modern_file import find_part, naming_both
     from gptcli.model.user_parts import UserParts
 
-    found = {part: find_file(spec, part) for part, spec in given.items()}
-    attention = UserAttention(found["attention"]) if "attention" in found else None
-    classes: dict[str, Any] = {
-        part: attention.make
-        if part == "attention" and attention is not None
-        else (tokenizer_class if part == "tokenizer" else load_class)(file)
-        for part, file in found.items()
-    }
+    found = {part: find_part(spec, part) for part, spec in given.items()}
 
-    def maker(cls: type[nn.Module], inner: dict[str, Any]) -> Any:
+    def loaded(part: str, file: LearnerFile) -> Any:
+        try:
+            if part == "tokenizer":
+                return tokenizer_class(file)
+            if file.exercise == "attention":
+                return UserAttention(file)
+            return load_class(file)
+        except GptcliError as error:
+            raise naming_both(error, file, part) from None
+
+    def maker(part: str, cls: Any, inner: dict[str, Any]) -> Any:
+        if part == "tokenizer":
+            return cls
+        if isinstance(cls, UserAttention):
+            return cls.make
+        if found[part].exercise == "modern":
+            return lambda config: build(cls, modern_config(config), inner)
         return lambda config: build(cls, config, inner)
 
+    classes = {part: loaded(part, file) for part, file in found.items()}
     makers: dict[str, Any] = {
-        part: cls if part in ("attention", "tokenizer") else maker(cls, {})
-        for part, cls in classes.items()
-        if part != "block"
+        part: maker(part, cls, {}) for part, cls in classes.items() if part != "block"
     }
     if "block" in classes:
         block = classes["block"]
@@ -252,8 +264,8 @@ def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts 
                     f"would not be used: its constructor has no argument `{part}`",
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
-        makers["block"] = maker(block, dict(makers))
-    if attention is not None:
+        makers["block"] = maker("block", block, dict(makers))
+    if isinstance(attention := classes.get("attention"), UserAttention):
         makers["matrices"] = attention.matrices
         if with_cache and "block" not in classes and (cache := attention.cache()) is not None:
             makers["cache"] = cache

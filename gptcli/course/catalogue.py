@@ -130,6 +130,20 @@ EXERCISES = (
         "each token is computed only once",
         ("store", "read", "positions", "full window", "mask", "equality with recomputation"),
     ),
+    Exercise(
+        "modern",
+        "9",
+        "",
+        "RMSNorm, rotary positions, grouped queries",
+        (
+            "RMSNorm",
+            "rotary angles",
+            "rotate",
+            "rotated heads",
+            "grouped queries",
+            "attention",
+        ),
+    ),
 )
 
 

@@ -10,8 +10,9 @@ import torch
 
 from gptcli.course.attention.lesson import AttentionLesson
 from gptcli.course.exercises import block, layernorm, mlp
-from gptcli.course.exercises.sampling_lesson import SamplingLesson
 from gptcli.course.exercises.cache_lesson import CacheLesson
+from gptcli.course.exercises.modern_lesson import ModernLesson
+from gptcli.course.exercises.sampling_lesson import SamplingLesson
 from gptcli.course.exercises.tokenizer_lesson import TokenizerLesson
 from gptcli.course.exercises.training_lesson import TrainingLesson
 from gptcli.course.lesson import CheckFailed, Lesson, Say
@@ -30,6 +31,7 @@ LESSONS: dict[str, Lesson[Any]] = {
         TrainingLesson(),
         SamplingLesson(),
         CacheLesson(),
+        ModernLesson(),
     )
 }
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "check-training",
     "check-sampling",
     "check-cache",
+    "check-modern",
     "learn",
     "exercise",
     "grade",

@@ -21,7 +21,8 @@ _SIZES = ("normalized_shape", "C")  # as well as the names in conventions/words.
 _FIELDS = {
     words.N_EMBD: "n_embd",
     words.N_HEAD: "n_head",
-    words.N_KV_HEAD: "n_head",
+    words.N_KV_HEAD: "n_kv_head",
+    words.HEAD_DIM: "head_dim",
     words.DROPOUT: "dropout",
     words.BIAS: "bias",
     words.BLOCK_SIZE: "block_size",
@@ -55,10 +56,10 @@ def build(
         elif (meaning := _meaning_of(name, bound)) == words.HIDDEN_DIM:
             value = 4 * config.n_embd
         elif meaning in _FIELDS:
-            value = getattr(config, _FIELDS[meaning])
+            value = _setting(config, _FIELDS[meaning])
             bound.add(meaning)
         elif meaning == words.EPS and parameter.default is parameter.empty:
-            value = 1e-5
+            value = getattr(config, "eps", 1e-5)
         elif i == 0:
             value = config
         elif parameter.default is not parameter.empty:
@@ -75,6 +76,13 @@ def build(
         else:
             arguments[name] = value
     return cls(*positional, **arguments)
+
+
+def _setting(config: Any, field: str) -> Any:
+    """A field of the config. Without key/value heads of its own, it has one for each head."""
+    if field == "head_dim":
+        return config.n_embd // config.n_head
+    return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:

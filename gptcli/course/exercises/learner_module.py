@@ -57,6 +57,11 @@ def no_step(run: Run) -> int | None:
     return None
 
 
+def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
+    """Nothing more is known about a forward that stops than the trace tells."""
+    return None
+
+
 @dataclass(frozen=True)
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
@@ -64,11 +69,12 @@ class ModuleLesson(Lesson["LearnerModule"]):
     `weights` returns what `landmarks` and the mistakes' forms compute with, taken from a learner's
     module, and raises CheckFailed if nothing can be compared without what is missing. `start`
     yields the other faults of what the constructor makes. `landmarks` yields a list of tensors for
-    each step. If the trace contains one of them, the step was done. The first tensor of the last
-    step is the output. `draw` draws the input x. `train` yields the faults that show only in
-    training mode, or notes. `first_wrong` finds the first wrong step if the lesson knows more than
-    the trace. A step in `alone` can be right although the step before it is wrong. `names` are
-    patterns for the names of attributes, with the step in which they are used."""
+    each step, empty for a step outside the module. If the trace contains one of them, the step was
+    done. The first tensor of the last step is the output. `draw` draws the input x. `train` yields
+    the faults that show only in training mode, or notes. `first_wrong` finds the first wrong step
+    if the lesson knows more than the trace; `unseen` does for a forward that stops. A step in
+    `alone` can be right although the step before it is wrong. `names` are patterns for the names
+    of attributes, with the step in which they are used."""
 
     name: str
     steps: tuple[Step, ...]
@@ -80,6 +86,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
     draw: Callable[[Size, torch.Generator], Tensor]
     train: Callable[[LearnerModule], Iterator[CheckFailed | tuple[str, str]]]
     first_wrong: Callable[[Run], int | None] = no_step
+    unseen: Callable[[TensorTrace, Any, Tensor], int | None] = no_unseen
     alone: frozenset[int] = frozenset()
     names: tuple[tuple[str, int], ...] = ()
 
@@ -181,7 +188,7 @@ class LearnerModule(Explainer):
         before = x.detach().clone()
         try:
             with trace:
-                y = module(x)
+                y = self.forward(module, x)
         except (Exception, SystemExit) as error:
             step = step_named_in(error) or self.step_after(trace, weights, before, error)
             wrong = self._earlier_mistake(trace, weights, before, step)
@@ -197,6 +204,10 @@ class LearnerModule(Explainer):
             )
         out: Tensor = y
         return out
+
+    def forward(self, module: nn.Module, x: Tensor) -> Any:
+        """What the learner's forward returns."""
+        return module(x)
 
     def _wrong_kind(self, y: Any, x: Tensor, doing: str) -> tuple[str, str, str] | None:
         """What is wrong about the kind, shape or dtype of an output: slug, message, hint."""
@@ -240,7 +251,11 @@ class LearnerModule(Explainer):
         A step whose result is there shows that those before it were done, unless it is `alone`."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
-        done = {i for i, wanted in enumerate(marks, 1) if any(trace.has(one) for one in wanted)}
+        done = {
+            i
+            for i, wanted in enumerate(marks, 1)
+            if not wanted or any(trace.has(one) for one in wanted)
+        }
         step = max(done - self.lesson.alone, default=0) + 1
         while step in done:
             step += 1

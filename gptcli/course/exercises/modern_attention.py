@@ -1,0 +1,463 @@
+"""Steps 4 to 6 of the exercise modern, grouped-query attention: how it is compared, its mistakes.
+
+Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim,
+G = H / K query heads for each key/value head. In the `forms` of MISTAKES, w holds the learner's
+projections w.q, w.k, w.v and w.o, each (weight, bias or None), and the sizes w.H and w.K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.course.exercises import modern
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.learner_module import (
+    LearnerModule,
+    ModuleLesson,
+    Run,
+    Size,
+    general_mistakes,
+)
+from gptcli.course.exercises.modern_mistakes import STEPS
+from gptcli.course.exercises.modern_modules import GroupedSize
+from gptcli.course.exercises.modern_projections import WORDS, weights
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed
+
+Weights = Any
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+def heads(w: Weights, x: Tensor) -> Heads:
+    """Queries (B, H, T, D), keys and values (B, K, T, D), before the rotation."""
+    D = w.q[0].shape[0] // w.H
+    q, k, v = (modern.split(F.linear(x, *layer), D) for layer in (w.q, w.k, w.v))
+    return q, k, v
+
+
+def turned(x: Tensor, start: float = 0) -> Tensor:
+    """x (B, heads, T, D) rotated by its positions, the first of which is `start`."""
+    angles = modern.angles_of(x.shape[-1], x.shape[-2])
+    angles = angles + start * modern.frequencies(x.shape[-1])
+    return modern.rotate(x, angles.cos(), angles.sin())
+
+
+def _turn(q: Tensor, k: Tensor, v: Tensor) -> Heads:
+    return turned(q), turned(k), v
+
+
+def _share(k: Tensor, v: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    return k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+
+
+def _merge(w: Weights, mixed: Tensor) -> Tensor:
+    return F.linear(modern.merge(mixed), *w.o)
+
+
+def attention(
+    w: Weights,
+    x: Tensor,
+    *,
+    make: Callable[[Weights, Tensor], Heads] = heads,
+    turn: Callable[[Tensor, Tensor, Tensor], Heads] = _turn,
+    share: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = _share,
+    weigh: Callable[[Tensor, Tensor, Tensor], Tensor] = modern.attend,
+    merge: Callable[[Weights, Tensor], Tensor] = _merge,
+) -> Tensor:
+    """Grouped-query attention. With parts replaced, this computes what a known mistake computes."""
+    q, k, v = turn(*make(w, x))
+    k, v = share(k, v, w.H // w.K)
+    return merge(w, weigh(q, k, v))
+
+
+def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
+    """The result of each step, in the forms in which it can appear."""
+    yield from ([], [], [])  # RMSNorm and the two functions are checked before
+    q, k, v = _turn(*heads(w, x))
+    yield [k]
+    k, v = _share(k, v, w.H // w.K)
+    mixed = modern.attend(q, k, v)
+    yield _seen_after_groups(q, k, mixed)
+    yield [_merge(w, mixed)]
+
+
+def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
+    """What only a right step 5 makes: the scores in several forms, and the mixed values."""
+    scores = q @ k.transpose(2, 3)
+    scaled = scores / math.sqrt(q.shape[-1])
+    masked = scaled + modern.future(scaled)
+    return [scores, scaled, masked, F.softmax(masked, -1), mixed]
+
+
+def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
+    """The first of the steps 4 to 6 whose numbers the forward does not show."""
+    q, k, v = heads(w, x)
+    try:
+        q, k, v = _turn(q, k, v)
+        wide = _share(k, v, w.H // w.K)
+        after = _seen_after_groups(q, wide[0], modern.attend(q, *wide))
+    except RuntimeError:  # heads of another size: a fault of the constructor
+        return 4
+    if any(trace.has(one) for one in after) and not trace.has(turned(v)):
+        return 6
+    if not (trace.has(q) and trace.has(k)) or trace.has(turned(v)):
+        return 4
+    grouped = w.H == w.K or all(_holds(trace, one) for one in wide)
+    return 6 if grouped else 5
+
+
+def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
+    """The slug of a mistake that the trace of a forward shows, whatever comes after it."""
+    _, k, v = _turn(*heads(w, x))
+    if trace.has(turned(v)):
+        return "values-rotated"
+    group = w.H // w.K
+    in_turn = [_in_turn(part, group) for part in (k, v)]
+    if group > 1 and w.K > 1 and all(_holds(trace, part) for part in in_turn):
+        return "repeated-in-turn"
+    return None
+
+
+def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
+    """Whether the trace has the numbers of `wanted`, in the order of any of its layouts."""
+    layouts = [wanted.permute(order).flatten() for order in permutations(range(wanted.dim()))]
+    return any(
+        torch.allclose(result.flatten(), layout)
+        for operation in trace.operations
+        for result in operation.results
+        if result.numel() == wanted.numel() and result.dtype == wanted.dtype
+        for layout in layouts
+    )
+
+
+def first_wrong(run: Run) -> int | None:
+    """The first wrong step of a complete forward."""
+    return unseen(run.trace, run.weights, run.x)
+
+
+def _turning(*changes: Callable[[Tensor, Tensor, Tensor], Heads]) -> tuple[Any, ...]:
+    return tuple(partial(attention, turn=change) for change in changes)
+
+
+def _sharing(*changes: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
+    return tuple(partial(attention, share=change) for change in changes)
+
+
+def _weighing(*changes: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
+    return tuple(partial(attention, weigh=change) for change in changes)
+
+
+def _merging(*changes: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
+    return tuple(partial(attention, merge=change) for change in changes)
+
+
+def _scaled(factor: Callable[[int, int, int], float]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention whose scores are multiplied by factor(D, H, T) instead of 1 / sqrt(D)."""
+
+    def weigh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _, H, T, D = q.shape
+        return modern.attend(q * (factor(D, H, T) * math.sqrt(D)), k, v)
+
+    return weigh
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+
+
+def _softmax_over(dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def weigh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = _scores(q, k)
+        return F.softmax(scores + modern.future(scores), dim) @ v
+
+    return weigh
+
+
+def _over(dim: int) -> Callable[[Tensor], Tensor]:
+    """The rotation by the index of dimension `dim` instead of the position."""
+    return lambda x: turned(x.transpose(dim, 2)).transpose(dim, 2)
+
+
+def _before_split(w: Weights, x: Tensor) -> Heads:
+    D = w.q[0].shape[0] // w.H
+    q, k, v = (F.linear(x, *layer) for layer in (w.q, w.k, w.v))
+    return modern.split(turned(q), D), modern.split(turned(k), D), modern.split(v, D)
+
+
+def _angles_of_width(w: Weights, x: Tensor) -> Heads:
+    """Heads rotated by the first D/2 of the frequencies for C channels."""
+    q, k, v = heads(w, x)
+    D = q.shape[-1]
+    angles = modern.angles_of(w.H * D, x.shape[1])[:, : D // 2]
+    q, k = (modern.rotate(part, angles.cos(), angles.sin()) for part in (q, k))
+    return q, k, v
+
+
+def _in_turn(x: Tensor, group: int) -> Tensor:
+    return x.repeat(1, group, 1, 1)
+
+
+def _wide(x: Tensor, group: int) -> Tensor:
+    return x.repeat_interleave(group, 1)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _viewed(w: Weights, x: Tensor) -> Heads:
+    """Heads made by one view of (B, T, width), without a transpose."""
+    B, T, _ = x.shape
+    D = w.q[0].shape[0] // w.H
+    q, k, v = (F.linear(x, *layer).view(B, -1, T, D) for layer in (w.q, w.k, w.v))
+    return q, k, v
+
+
+_ROTATION = r"rotate\(|rotat|rope|cos"
+_REPEAT = r"repeat_interleave|repeat|expand|%|//.*\bh\b|torch\.cat|stack|einsum|view|reshape"
+_SCALE = r"sqrt|\*\*|scale"
+_MASK = r"tril|triu|mask|causal|inf"
+
+# fmt: off
+MISTAKES = (
+    ExerciseMistake("missing-projection", 4, "a constructor without query, key, value or c_proj",
+            "your attention has no {what} projection of {shape} (or none that is known by its "
+            "name); it has {have}",
+            "the names are query, key, value and c_proj, as in weeks 1 and 2",
+            "make four nn.Linear: query, key, value and c_proj", at=r"Linear|Parameter"),
+    ExerciseMistake("no-start", 4, "forward(self, x)",
+            "your forward does not take the position of the first token: forward{signature}",
+            "while a model writes, it computes only the new token, whose position is not 0",
+            "write `def forward(self, x, start=0):`", at=r"def forward"),
+    ExerciseMistake("start-ignored", 4, "cos[:T] with every start",
+            "with start = {start} you still rotate as if the first token had position {seen}",
+            "the output is the same here, since only distances count, but not once older keys come "
+            "from a cache", "take the rows cos[start : start + T]", at=_ROTATION),
+    ExerciseMistake("start-of-one", 4, "rows from start for q, but from 0 for k",
+            "with start = {start} your output changes by {difference}: queries and keys do not "
+            "begin at the same position", "only distances count, so the output must stay the same",
+            "take the rows cos[start : start + T] for q and for k", at=_ROTATION),
+    ExerciseMistake("start-stops", 4, "tables of T rows for every start",
+            "with start = {start} and {T} tokens your forward stops: {error}",
+            "the last token has position start + T - 1", "make tables for start + T positions",
+            at=_ROTATION),
+    ExerciseMistake("values-rotated", 4, "v = rotate(v, cos, sin)",
+            "you rotate the values too: the mixed values depend on absolute positions",
+            "positions decide who looks at whom; what is passed on stays as it is",
+            "rotate only q and k",
+            _turning(lambda q, k, v: (turned(q), turned(k), turned(v))),
+            r"\bv\w*\s*=.*rotate\(|rotate\(\s*v|rot",
+            (lambda w, x: turned(heads(w, x)[2]),)),
+    ExerciseMistake("queries-only", 4, "k is not rotated",
+            "you rotate the queries, and not the {K} key heads",
+            "the score must depend on the distance: both turn, and the difference is left",
+            "rotate k as well", _turning(lambda q, k, v: (turned(q), k, v)), _ROTATION),
+    ExerciseMistake("keys-only", 4, "q is not rotated",
+            "you rotate the keys, and not the {H} query heads",
+            "the score must depend on the distance: both turn, and the difference is left",
+            "rotate q as well", _turning(lambda q, k, v: (q, turned(k), v)), _ROTATION),
+    ExerciseMistake("never-rotated", 4, "no rotation, or its result is not kept",
+            "neither queries nor keys are rotated by their position: your attention of {H} heads "
+            "knows no positions",
+            "rotate returns a new tensor, and does not change its argument",
+            "write q = rotate(q, cos, sin), and the same for k",
+            _turning(lambda q, k, v: (q, k, v)), _ROTATION),
+    ExerciseMistake("values-for-keys-rotated", 4, "q and v are rotated",
+            "you rotate queries and values, and not the keys", "the score is made of q and k",
+            "rotate q and k", _turning(lambda q, k, v: (turned(q), k, turned(v)),
+                                       lambda q, k, v: (q, k, turned(v))), _ROTATION,),
+    ExerciseMistake("rotated-by-head", 4, "rotate before transpose(1, 2)",
+            "you rotate by the index of the head, not by the position",
+            "rotate expects (B, heads, T, D): positions in the second dimension from the end",
+            "transpose(1, 2) first, then rotate",
+            _turning(lambda q, k, v: (_over(1)(q), _over(1)(k), v)), _ROTATION,
+            (lambda w, x: _over(1)(heads(w, x)[0]),)),
+    ExerciseMistake("rotated-before-split", 4, "rotate(self.query(x), ...), then view",
+            "you rotate all {C} channels at once, before you split them into heads of {D}",
+            "pairs are two halves of one head, and each head has the same angles",
+            "split into heads first, then rotate", (partial(attention, make=_before_split,
+                                                            turn=lambda q, k, v: (q, k, v)),),
+            _ROTATION, (lambda w, x: turned(F.linear(x, *w.q)),)),
+    ExerciseMistake("angles-of-n-embd", 4, "rotary_angles(n_embd, T)",
+            "your angles are those for {C} channels, but a head has {D}",
+            "the frequencies depend on the number of channels that are rotated: head_dim",
+            "call rotary_angles(self.head_dim, ...)", (partial(
+                attention, make=_angles_of_width, turn=lambda q, k, v: (q, k, v)),),
+            r"rotary|angles"),
+    ExerciseMistake("rotated-twice", 4, "rotate(rotate(q))",
+            "you rotate twice: a distance of 1 counts as 2",
+            "one rotation by the position is enough",
+            "rotate q and k once each", _turning(
+                lambda q, k, v: (turned(turned(q)), turned(turned(k)), v),
+                lambda q, k, v: (turned(turned(q)), turned(k), v),
+                lambda q, k, v: (turned(q), turned(turned(k)), v)), _ROTATION),
+    ExerciseMistake("different-positions", 4, "other rows of the table for k than for q",
+            "your queries and keys count their positions differently: a token is not at distance 0 "
+            "from itself", "both have the position of their token",
+            "use the same cos and sin for q and k", _turning(
+                *(lambda q, k, v, by=by: (turned(q), turned(k, by), v) for by in (1, -1, 2, -2)),
+                lambda q, k, v: (turned(q), turned(k.flip(2)).flip(2), v)), _ROTATION),
+    ExerciseMistake("rotated-apart", 4, "sin for q, -sin for k",
+            "queries and keys turn in opposite directions: the score depends on the sum of the "
+            "positions", "both turn in the same direction, so that the difference is left",
+            "use the same cos and sin for q and k", _turning(
+                lambda q, k, v: (turned(q), _back(k), v), lambda q, k, v: (_back(q), turned(k), v)),
+            _ROTATION),
+    ExerciseMistake("rotated-after", 4, "rotate(weights @ v, cos, sin)",
+            "you rotate after the scores, when the {H} heads have looked already",
+            "a rotation must change who looks at whom", "rotate q and k before q @ k.transpose",
+            (*_weighing(lambda q, k, v: turned(modern.attend(q, k, v))),
+             *(partial(attention, turn=lambda q, k, v: (q, k, v),
+                       weigh=lambda q, k, v: turned(modern.attend(q, k, v))),)), _ROTATION),
+    ExerciseMistake("heads-without-transpose", 4, "view(B, H, T, D)",
+            "you make the {H} heads with one view, without transpose(1, 2): a head gets the "
+            "channels of several tokens", "view keeps the order of the numbers",
+            "view(B, T, heads, D) first, then transpose(1, 2)", (partial(attention, make=_viewed),
+            partial(attention, make=_viewed, merge=lambda w, y: F.linear(
+                y.reshape(y.shape[0], y.shape[2], -1), *w.o))), r"view|reshape"),
+    ExerciseMistake("kv-width", 5, "nn.Linear(n_embd, n_embd) for the keys",
+            "your {what} projection makes {have} channels; {K} key/value heads of {D} need "
+            "{wanted}",
+            "fewer key/value heads: that is what saves memory in the cache",
+            "make it nn.Linear(n_embd, n_kv_head * head_dim)",
+            at=r"Linear"),
+    ExerciseMistake("repeated-in-turn", 5, "k.repeat(1, group, 1, 1)",
+            "you repeat the {K} key/value heads in turn (0 1 0 1), not side by side (0 0 1 1)",
+            "neighbouring query heads form a group: query head h uses key/value head h // {G}",
+            "use repeat_interleave(group, dim=1)",
+            _sharing(lambda k, v, g: (_in_turn(k, g), _in_turn(v, g))), _REPEAT),
+    ExerciseMistake("values-in-turn", 5, "repeat_interleave for k, repeat for v",
+            "you repeat the keys side by side (0 0 1 1), and the values in turn (0 1 0 1)",
+            "a head's keys and values belong together", "use repeat_interleave for both",
+            _sharing(lambda k, v, g: (_wide(k, g), _in_turn(v, g))), _REPEAT),
+    ExerciseMistake("keys-in-turn", 5, "repeat for k, repeat_interleave for v",
+            "you repeat the keys in turn (0 1 0 1), and the values side by side (0 0 1 1)",
+            "a head's keys and values belong together", "use repeat_interleave for both",
+            _sharing(lambda k, v, g: (_in_turn(k, g), _wide(v, g))), _REPEAT),
+    ExerciseMistake("one-head-for-all", 5, "k[:, :1].expand(...), or the mean of the heads",
+            "all {H} query heads use the same keys and values, though there are {K} key/value "
+            "heads",
+            "each group has its own", "use repeat_interleave(group, dim=1)",
+            _sharing(*(lambda k, v, g, of=of: (of(k).expand(-1, k.shape[1] * g, -1, -1),
+                                               of(v).expand(-1, k.shape[1] * g, -1, -1))
+                       for of in (lambda t: t[:, :1], lambda t: t[:, -1:],
+                                  lambda t: t.mean(1, keepdim=True)))), _REPEAT),
+    ExerciseMistake("scale-of-n-embd", 6, "/ math.sqrt(C)",
+            "you divide the scores by sqrt({C}), from n_embd; a head has {D} channels",
+            "a score is a sum over the channels of one head", "divide by sqrt(head_dim)",
+            _weighing(_scaled(lambda D, H, T: (H * D) ** -0.5)), _SCALE),
+    ExerciseMistake("no-scale", 6, "q @ k.transpose(-2, -1)",
+            "you do not divide the scores by sqrt({D})",
+            "the variance of a score grows with the channels of a head", "divide by sqrt(head_dim)",
+            _weighing(_scaled(lambda D, H, T: 1)), r"@|matmul|einsum|bmm|scaled_dot"),
+    ExerciseMistake("another-scale", 6, "/ D, * sqrt(D), / sqrt(T)",
+            "you scale the scores, but not with 1 / sqrt({D})", "the scale is 1 / sqrt(head_dim)",
+            "divide by math.sqrt(head_dim)",
+            _weighing(*(map(_scaled, (lambda D, H, T: 1 / D, lambda D, H, T: D**0.5,
+                       lambda D, H, T: T**-0.5, lambda D, H, T: H**-0.5, lambda D, H, T: D**-0.25,
+                       lambda D, H, T: 1 / (H * D), lambda D, H, T: (D // 2) ** -0.5)))), _SCALE),
+    ExerciseMistake("no-mask", 6, "no is_causal=True",
+            "your tokens look at later tokens: there is no causal mask",
+            "a query looks at itself and at earlier tokens", "mask the scores with -inf, or pass "
+            "is_causal=True", _weighing(lambda q, k, v: F.softmax(_scores(q, k), -1) @ v),
+            r"softmax|scaled_dot"),
+    ExerciseMistake("mask-reversed", 6, "tril for triu",
+            "your mask is reversed: tokens look at later tokens, not at earlier ones",
+            "a query looks at itself and at earlier tokens", "exchange triu and tril",
+            _weighing(lambda q, k, v: F.softmax(
+                _scores(q, k) + modern.future(_scores(q, k)).T, -1) @ v), _MASK),
+    ExerciseMistake("mask-of-zeros", 6, "scores * mask, masked_fill(mask, 0)",
+            "you set later scores to 0, and softmax gives a score of 0 weight",
+            "only -inf gets weight 0", "fill with float('-inf') before the softmax",
+            _weighing(lambda q, k, v: F.softmax(_scores(q, k).tril(), -1) @ v), _MASK),
+    ExerciseMistake("mask-hides-itself", 6, "triu(0) for triu(1)",
+            "your mask hides a token from itself: token 0 of {T} sees nothing, and softmax gives "
+            "nan",
+            "a query looks at itself and at earlier tokens", "use triu(1): above the diagonal",
+            _weighing(lambda q, k, v: F.softmax(_scores(q, k).masked_fill(
+                torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(), -math.inf), -1) @ v),
+            _MASK),
+    ExerciseMistake("mask-after-softmax", 6, "weights.masked_fill(future, 0)",
+            "you mask after the softmax: the weights of a query no longer sum to 1",
+            "the softmax must divide only among the tokens that a query can see",
+            "mask the scores before the softmax",
+            _weighing(lambda q, k, v: F.softmax(_scores(q, k), -1).tril() @ v), _MASK),
+    ExerciseMistake("softmax-over-queries", 6, "softmax(dim=-2), softmax(dim=1)",
+            "your softmax does not go over the keys", "the weights of one query sum to 1",
+            "use dim=-1", _weighing(_softmax_over(-2), _softmax_over(1), _softmax_over(0)),
+            r"softmax"),
+    ExerciseMistake("keys-for-values", 6, "weights @ k",
+            "you sum the keys instead of the values", "the values are what is passed on",
+            "multiply the weights with v", _weighing(lambda q, k, v: modern.attend(q, k, k)),
+            r"@|matmul|einsum|bmm|scaled_dot"),
+    ExerciseMistake("merged-without-transpose", 6, "reshape(B, T, C) of (B, H, T, D)",
+            "you put the {H} heads together without transpose(1, 2)",
+            "the channels of one token must stand side by side", "transpose(1, 2), then reshape",
+            _merging(lambda w, y: F.linear(y.reshape(y.shape[0], y.shape[2], -1), *w.o)),
+            r"reshape|flatten|view"),
+    ExerciseMistake("no-output-projection", 6, "return mixed",
+            "you do not use c_proj", "the last projection mixes what the heads found",
+            "return self.c_proj(...)", _merging(lambda w, y: modern.merge(y)), r"return"),
+    ExerciseMistake("residual-inside", 6, "return x + self.c_proj(...)",
+            "you add x to the output", "the block around the attention adds x",
+            "return only self.c_proj(...)", (lambda w, x: x + attention(w, x),), r"return"),
+    ExerciseMistake("stops-in-bfloat16", 6, "tables or masks in float32",
+            "with weights and x in {dtype} your forward {stops}",
+            "gptcli trains in bfloat16: q, k and v, and what is added to the scores, must have one "
+            "dtype", "let rotate return the dtype of x, and convert masks with .to(x)",
+            at=r"softmax|@|scaled_dot|return"),
+    *general_mistakes(6),
+)
+# fmt: on
+
+
+def _back(x: Tensor) -> Tensor:
+    angles = modern.angles_of(x.shape[-1], x.shape[-2])
+    return modern.rotate(x, angles.cos(), -angles.sin())
+
+
+def start(learner: LearnerModule) -> Iterator[CheckFailed]:
+    """Faults of the constructor: the widths of the key and value projections."""
+    for size in SIZES:
+        w = weights(learner, learner.construct(size), size)
+        wanted = size.K * w.D
+        for part in "kv":
+            have = getattr(w, part)[0].shape[0]
+            if have != wanted:
+                named = rf"self\.(w?_?{part}|{WORDS[part]})\w*\s*=|self\.\w*kv\w*\s*="
+                yield learner.mistake(
+                    "kv-width", within=learner.constructor, what=WORDS[part], have=have,
+                    wanted=wanted, K=size.K, D=w.D,
+                    line=learner.source.find(named, learner.constructor),
+                )  # fmt: skip
+                return
+
+
+def draw(size: Size, generator: torch.Generator) -> Tensor:
+    """An input of unit scale."""
+    shape = (size.B, size.T, size.C)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5
+
+
+def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
+    """Nothing: the exercise has no dropout."""
+    return iter(())
+
+
+SIZES = (
+    GroupedSize(2, 5, 24, 6, K=2),  # D 4, groups of 3
+    GroupedSize(3, 4, 32, 4, seed=1, K=2),  # D 8, groups of 2
+    GroupedSize(2, 7, 18, 3, bias=False, seed=2, K=3),  # D 6, each head by itself
+    GroupedSize(1, 6, 16, 4, seed=3, K=1),  # D 4, all heads share one
+)
+LESSON = ModuleLesson(
+    "modern", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong, unseen
+)

@@ -1,0 +1,189 @@
+"""The lesson on what makes a GPT modern: RMSNorm, rotary positions, grouped-query attention."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.course.exercises import modern_attention, modern_norm
+from gptcli.course.exercises.double_precision import DoublePrecision
+from gptcli.course.exercises.learner_module import close, compare_gradients, compare_output
+from gptcli.course.exercises.modern_learner import ATTENTION, NORM, LearnerModern
+from gptcli.course.exercises.modern_mistakes import MISTAKES, STEPS
+from gptcli.course.exercises.modern_modules import GroupedSize, ModernModule, ranked_line
+from gptcli.course.exercises.modern_rotation import check_angles, check_rotation
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed, Lesson, Say
+from gptcli.course.report import Check
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words
+
+_LATER = 3  # a position of the first token, other than 0
+
+
+class ModernLesson(Lesson[LearnerModern]):
+    """RMSNorm, rotary positions, grouped queries."""
+
+    name = "modern"
+    steps = STEPS
+    mistakes = (*modern_norm.MISTAKES, *MISTAKES, *modern_attention.MISTAKES)
+
+    def load(self, file: LearnerFile, say: Say) -> LearnerModern:
+        """Run the file and return its parts, ready to be tried."""
+        return LearnerModern(file, say)
+
+    def check(self, learner: LearnerModern, done: list[Check]) -> str:
+        """Compare each part with the reference."""
+        notes = _norm(learner)
+        check_angles(learner)
+        check_rotation(learner)
+        _attention(learner)
+        verdict = "the same as the reference in all six steps"
+        done += self.all_steps(verdict)
+        done += [Check(name, True, detail, note=True) for name, detail in notes]
+        return verdict
+
+
+def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
+    """Step 1. Returns notes."""
+    norm = learner.class_of(1, NORM, modern_norm.LESSON)
+    done: list[Check] = []
+    norm.lesson.check(norm, done)
+    got = norm.in_dtype(modern_norm.SIZES[0], torch.bfloat16)
+    returned = in_words(got) if isinstance(got, BaseException) else str(got.dtype)
+    if returned != str(torch.bfloat16):
+        raise norm.failed_at(
+            1,
+            "dtype-changed",
+            f"with weights and x in torch.bfloat16 your RMSNorm returns {returned}"
+            + norm.source.quote(norm.source.find(r"return", norm.methods)),
+            "which line leaves the dtype of x, and which one comes back to it?",
+        )
+    return [(check.name, check.detail) for check in done if check.note]
+
+
+def _attention(learner: LearnerModern) -> None:
+    """Steps 4 to 6."""
+    whole = learner.class_of(4, ATTENTION, modern_attention.LESSON)
+    lesson = whole.lesson
+    whole.needs_forward()
+    faults = list(modern_attention.start(whole))
+    if faults:  # the widths of the projections: an earlier step shows with K = H only
+        alone = replace(lesson, sizes=tuple(s for s in lesson.sizes if _each_by_itself(s)))
+        try:
+            compare_output(learner.class_of(4, ATTENTION, alone))
+        except CheckFailed as failed:
+            if failed.step == 4:
+                raise
+        raise faults[0]
+    failure = None
+    try:
+        compare_output(whole)
+    except CheckFailed as failed:
+        failure = _with_equal_sizes(learner, failed) or _shown(whole, failed) or failed
+    if failure is None or (failure.step or 0) > 4:
+        _start(whole, stops=failure is None)
+    if failure is not None:
+        cut = compare_gradients(whole, right=failure.mistake == "input-changed")
+        raise min([failure, *cut], key=lambda failed: failed.step or 1)
+    if cut := compare_gradients(whole, right=True):
+        raise cut[0]
+    _bfloat16(whole)
+
+
+def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
+    """The known mistake of step 4 behind shapes that do not fit, tried with H = T."""
+    if failed.mistake != "raises" or failed.step != 4:
+        return None
+    size = GroupedSize(2, 4, 32, 4, seed=1, K=4)
+    lesson = replace(
+        modern_attention.LESSON,
+        sizes=(size,),
+        mistakes=tuple(m for m in modern_attention.MISTAKES if m.step == 4 or not m.forms),
+    )
+    try:
+        compare_output(learner.class_of(4, ATTENTION, lesson))
+    except CheckFailed as same:
+        if same.step == 4 and same.mistake in {m.slug for m in lesson.mistakes}:
+            return CheckFailed(same.mistake, f"{same} ({failed})", same.hints, 4)
+    return None
+
+
+def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
+    """The known mistake that a forward shows, if nothing better is known about its failure."""
+    if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
+        return None
+    for size in whole.lesson.sizes:
+        module, w, x = whole.filled(size)
+        trace = TensorTrace(whole.file.path, module)
+        with contextlib.suppress(CheckFailed), torch.no_grad():
+            whole.run(module, w, x, trace)
+        slug = modern_attention.shown(trace, w, x)
+        if slug is not None:
+            found = whole.mistake_in_forward(slug, **whole.facts(x))
+            return found if found.step == failed.step else None
+    return None
+
+
+def _each_by_itself(size: Any) -> bool:
+    return isinstance(size, GroupedSize) and size.K == size.H
+
+
+def _start(whole: ModernModule, *, stops: bool) -> None:
+    """Step 4: the position of the first token. The output does not depend on it, but q and k do.
+
+    With `stops`, it is a fault of this step if forward stops."""
+    size = modern_attention.SIZES[0]
+    module, w, x = whole.filled(size)
+    forward = inspect.signature(type(module).forward)
+    takes = [p for p in forward.parameters.values() if p.name != "self"]
+    if len(takes) < 2 and not any(p.kind == p.VAR_KEYWORD for p in takes):
+        raise whole.mistake("no-start", within=whole.methods, signature=str(forward))
+    name = "start" if "start" in forward.parameters else takes[1].name
+    trace = TensorTrace(whole.file.path, module)
+    try:
+        with torch.no_grad(), DoublePrecision():
+            before = module(x) if stops else None
+            with trace:
+                after = module(x, **{name: _LATER})
+    except Exception as error:  # in a later step, q and k are in the trace all the same
+        before = after = None
+        if stops:
+            raise whole.mistake(
+                "start-stops", within=whole.methods, start=_LATER, T=size.T, error=in_words(error)
+            ) from error
+    q, k, _ = modern_attention.heads(w, x)
+    seen = [_first_position(trace, part, size.T) for part in (q, k)]
+    line = ranked_line(whole.source, r"cos\w*\[|\[.*:|rotary_angles\(", whole.methods)
+    if None not in seen and seen[0] == seen[1] != _LATER:
+        raise whole.mistake("start-ignored", line=line, start=_LATER, seen=seen[0])
+    if before is not None and not close(before, after):
+        difference = f"{float((before - after).abs().max()):.3g}"
+        raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
+    if None not in seen and seen[0] != seen[1]:
+        difference = "an amount that depends on later steps"
+        raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
+
+
+def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
+    """The position from which q or k was rotated, if the trace shows one."""
+    likely = (_LATER, *range(-1, 2 * _LATER + T))
+    return next((at for at in likely if trace.has(modern_attention.turned(part, at))), None)
+
+
+def _bfloat16(whole: ModernModule) -> None:
+    """Step 6: forward runs in bfloat16, in which gptcli trains."""
+    got = whole.in_dtype(modern_attention.SIZES[1], torch.bfloat16)
+    if isinstance(got, BaseException):
+        stops = f"stops ({in_words(got)})"
+    elif got.dtype != torch.bfloat16:
+        stops = f"returns {got.dtype}"
+    else:
+        return
+    raise whole.mistake(
+        "stops-in-bfloat16", within=whole.methods, dtype=torch.bfloat16, stops=stops
+    )

@@ -1,0 +1,153 @@
+"""A learner's RMSNorm or grouped-query attention, built and run in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.course.attention.conventions.settings import LearnerConfig
+from gptcli.course.exercises.building import build
+from gptcli.course.exercises.double_precision import DoublePrecision, single_precision
+from gptcli.course.exercises.explainer import Source
+from gptcli.course.exercises.learner_module import LearnerModule, ModuleLesson, Size
+from gptcli.course.exercises.modern import EPS
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed, Say
+from gptcli.course.sandbox.learner_file import LearnerFile
+
+
+@dataclass(frozen=True)
+class GroupedSize(Size):
+    """A size with K key/value heads."""
+
+    K: int = 1
+
+    def config(self) -> LearnerConfig:
+        """The config that the constructor gets."""
+        return modern_config(super().config(), self.K)
+
+    def __str__(self) -> str:
+        return f"B={self.B}, T={self.T}, n_embd={self.C}, n_head={self.H}, n_kv_head={self.K}"
+
+
+def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
+    """The config for the classes of the exercise: the fields of `config`, n_kv_head and eps.
+
+    Unless given, n_kv_head is half of n_head, or 1 if n_head is odd."""
+    fields = ("n_embd", "n_head", "dropout", "bias", "block_size")
+    values = {name: getattr(config, name) for name in fields}
+    if n_kv_head is None:
+        n_kv_head = 1 if config.n_head % 2 else config.n_head // 2
+    return LearnerConfig(**values, n_kv_head=n_kv_head, eps=EPS)
+
+
+def ranked_line(
+    source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
+) -> int | None:
+    """The line to quote for a mistake's pattern, whose alternatives are tried in their order.
+
+    Among the lines that have the first alternative, it takes `suspect` if that is one."""
+    for alternative in _alternatives(pattern):
+        if lines := source.matches(alternative, within):
+            return suspect if suspect in lines else lines[0]
+    return None
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The parts of a pattern between the bars that are in no bracket."""
+    parts, depth = [""], 0
+    for before, character in zip(" " + pattern, pattern, strict=False):
+        if before != "\\":
+            depth += (character in "([") - (character in ")]")
+        if character == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+class ModernModule(LearnerModule):
+    """A learner's class of this exercise, whose first step is number `first`.
+
+    `.float()` and float32 in the learner's code become float64, so that it compares exactly."""
+
+    def __init__(
+        self, file: LearnerFile, cls: type[nn.Module], lesson: ModuleLesson, say: Say, first: int
+    ) -> None:
+        super().__init__(
+            file, cls, lesson, lambda doing: say(doing.replace("step 1:", f"step {first}:"))
+        )
+        self.first = first
+        self._running: tuple[TensorTrace, Any, Tensor] | None = None
+
+    def construct(self, size: Size) -> nn.Module:
+        """A new module of that size, in float64 and evaluation mode, with its initial weights."""
+        self._running = None
+        with DoublePrecision():
+            return super().construct(size)
+
+    def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
+        """module(x), of the shape and dtype of x, with its operations in `trace`."""
+        self._running = trace, weights, x.detach().clone()
+        return super().run(module, weights, x, trace)
+
+    def forward(self, module: nn.Module, x: Tensor) -> Any:
+        """What the learner's forward returns, computed in float64."""
+        with DoublePrecision():
+            return module(x)
+
+    def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
+        """The failure for an exception, at the first step whose numbers were not seen before it."""
+        if self._running is not None and step > self.first:
+            step = min(step, self.step_after(*self._running))
+        return super().stopped(error, doing, max(step, self.first))
+
+    def step_after(
+        self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException | None = None
+    ) -> int:
+        """The first step whose result is not in the trace (the last step at most)."""
+        with torch.no_grad():
+            return self.lesson.unseen(trace, weights, x) or super().step_after(
+                trace, weights, x, error
+            )
+
+    def missing(self, step: int, kind: str, name: str, others: Any) -> CheckFailed:
+        """The failure for a method that the class does not have."""
+        return super().missing(max(step, self.first), kind, name, others)
+
+    def mistake(self, slug: str, evidence: str = "", *, step: int = 0, **more: Any) -> CheckFailed:
+        """The known mistake of that name, at `step` if that is a step of this class."""
+        return super().mistake(slug, evidence, step=max(step, self.first) if step else 0, **more)
+
+    def facts(self, x: Tensor) -> dict[str, Any]:
+        """The sizes that messages mention."""
+        size = next(s for s in self.lesson.sizes if tuple(x.shape) == (s.B, s.T, s.C))
+        assert isinstance(size, GroupedSize)
+        more = {"H": size.H, "K": size.K, "D": size.C // size.H, "G": size.H // size.K}
+        return {**super().facts(x), **more}
+
+    def mistake_in_forward(
+        self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
+    ) -> CheckFailed:
+        """The known mistake of that name; quotes the line that has its pattern."""
+        pattern = next(m for m in self.mistakes if m.slug == slug).at
+        line = ranked_line(self.source, pattern, self.methods, suspect)
+        if line is None or self._is_return(line):
+            of_constructor = ranked_line(self.source, pattern, self.constructor)
+            line = of_constructor or line or suspect
+        return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
+
+    def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
+        """What forward gives in `dtype`, without any replacement: an exception or its output."""
+        x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
+        try:
+            with torch.no_grad(), single_precision():
+                module = build(self.cls, size.config()).eval().to(dtype)
+                out: Tensor = module(x.to(dtype))
+        except Exception as error:
+            return error
+        return out

@@ -1,0 +1,106 @@
+"""The check of the exercise modern accepts right files and names each known mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gptcli.course.catalogue import MATERIAL, exercise_named
+from gptcli.course.examination import LESSONS, examine
+from gptcli.course.report import FileReport
+from gptcli.course.sandbox.learner_file import find_file
+from gptcli.errors import GptcliError
+from tests.course.modern_files import OTHER_STYLES, RIGHT, WRONG, in_other_style, wrong_text
+
+
+def report_of(folder: Path, text: str) -> FileReport:
+    path = folder / "modern.py"
+    path.write_text(text, encoding="utf-8")
+    return examine(find_file(str(path), "modern"), lambda doing: None)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, RIGHT[name])
+    assert report.ok, report.message
+
+
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
+def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert len(report.hints) == 3
+    assert re.search(r"\d|`.+`", report.message)
+    assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
+
+
+@pytest.mark.parametrize("entry", OTHER_STYLES, ids=lambda entry: f"{entry[0]}-{entry[2]}")
+def test_mistakes_in_other_styles_are_named(entry: tuple[str, int, str], tmp_path: Path) -> None:
+    report = report_of(tmp_path, in_other_style(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert len(set(report.hints)) == 3, report.hints
+    assert ", at line " in report.message
+
+
+def test_every_mistake_of_the_bank_has_a_file() -> None:
+    bank = {mistake.slug for mistake in LESSONS["modern"].mistakes}
+    assert bank - {entry[0] for entry in WRONG} == set()
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path, blank: bool) -> None:
+    report = report_of(tmp_path, exercise_named("modern").skeleton(blank=blank))
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", 1)
+    assert "is still to be written: line" in report.message
+
+
+@pytest.mark.parametrize("done", range(1, 6))
+def test_a_half_written_file_is_judged_up_to_the_next_step(done: int, tmp_path: Path) -> None:
+    text = half_written(done)
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("not-implemented", done + 1)
+    assert [check.ok for check in report.checks] == [True] * done + [False]
+
+
+@pytest.mark.parametrize(
+    ("done", "old", "new", "mistake", "step"),
+    [
+        (4, "        k = rotate(k, cos[start:], sin[start:])\n", "", "not-implemented", 4),
+        (4, "k = rotate(k,", "v = rotate(v, cos[start:], sin[start:])\n        k = rotate(k,",
+         "values-rotated", 4),
+        (4, "cos[start:], sin[start:]", "cos[:T], sin[:T]", "start-ignored", 4),
+        (5, "repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)", "repeated-in-turn", 5),
+        (5, "        v = v.repeat_interleave(group, dim=1)\n", "", "not-implemented", 5),
+    ],
+)  # fmt: skip
+def test_no_step_counts_whose_numbers_are_not_there(
+    done: int, old: str, new: str, mistake: str, step: int, tmp_path: Path
+) -> None:
+    text = half_written(done)
+    assert old in text
+    report = report_of(tmp_path, text.replace(old, new))
+    assert (report.mistake, report.first_wrong_step) == (mistake, step), report.message
+
+
+def half_written(done: int) -> str:
+    """The skeleton with the first `done` steps filled in as in the solution."""
+    exercise = exercise_named("modern")
+    pieces = iter((MATERIAL / "modern.solution.txt").read_text("utf-8").split("---\n"))
+    todo = re.compile(r"^ *raise NotImplementedError\(.*\)\n", re.MULTILINE)
+    return todo.sub(lambda _: next(pieces), exercise.skeleton(), count=done)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def f():\n    pass\n", "there is no class `RMSNorm`; it has `f`"),
+        ("import torhc\n", "modern.py:1: No module named"),
+    ],
+)
+def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(GptcliError, match=re.escape(says)) as caught:
+        report_of(tmp_path, text)
+    assert caught.value.hint
