@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gptcli.course.checking import Checker
     from gptcli.course.folder import Progress
 
+_SHORT = 6  # letters of a heading in a narrow window
+_ROOM_FOR_NAMES = 10  # columns, besides the word `student`
 _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
 
 
@@ -151,10 +153,15 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
             note(f"note: {other} is no folder; it was left out")
     if not students:
         raise GptcliError(f"there is no folder {folders[0]}", "name the students' folders")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("student", overflow="ellipsis", no_wrap=True)
-    for each in chosen:
-        table.add_column(each.name, no_wrap=True)
+    console = stdout_console()
+    names = ["student", *(each.name for each in chosen)]
+    is_wide = sum(len(name) + 2 for name in names) + _ROOM_FOR_NAMES <= console.width
+    table = Table(
+        box=None, padding=(0, 2 if is_wide else 1, 0, 0), pad_edge=False, header_style="bold"
+    )
+    table.add_column(names[0], overflow="ellipsis", no_wrap=True)
+    for name in names[1:]:
+        table.add_column(name if is_wide else name[:_SHORT], no_wrap=True)
     with Checker() as checker:
         for folder in students:
             student = folder.name or str(folder)
@@ -166,7 +173,7 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
                 cells.append(Text(_cell(row), style=_STYLES[row.state]))
             table.add_row(student, *cells)
     if not as_json:
-        stdout_console().print(table)
+        console.print(table)
         note("\n5/8: five of eight steps are right; ok: passes; -: not begun; error: cannot be run")
 
 

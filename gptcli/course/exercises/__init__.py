@@ -1,4 +1,4 @@
-"""The lessons besides attention: layer norm, MLP, block, tokenizer, training and sampling.
+"""The lessons besides attention: norms, MLP, block, tokenizer, training, sampling, cache, modern.
 
 Each has its steps, its known mistakes and a reference. Importing this package imports no torch.
 """
