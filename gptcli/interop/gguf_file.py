@@ -63,7 +63,7 @@ def write_file(trained: Trained, path: Path, type_name: str) -> None:
     import gguf
 
     config, tokenizer = trained.config.model, trained.tokenizer
-    writer = gguf.GGUFWriter(path, "qwen3" if config.arch == "modern" else "gpt2")
+    writer = gguf.GGUFWriter(path, config.traits.model_type)
     writer.add_name(trained.run.resolve().name)
     _add_sizes(writer, config, tokenizer)
     _add_tokenizer(writer, tokenizer)
@@ -82,7 +82,7 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
     weights = to_hugging_face(config, dict(trained.model.named_parameters()))
     for name, tensor in weights.items():
         # Hugging Face's GPT-2 keeps the matrices of its blocks transposed.
-        turned = config.arch == "gpt2" and ".h." in name and tensor.dim() == 2
+        turned = config.traits.model_type == "gpt2" and ".h." in name and tensor.dim() == 2
         yield gguf_name(name), (tensor.T if turned else tensor).detach().contiguous().float()
 
 
@@ -110,7 +110,7 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
     writer.add_feed_forward_length(config.traits.hidden_width(config.n_embd))
     writer.add_head_count(config.n_head)
     writer.add_vocab_size(tokenizer.vocab_size)
-    if config.arch == "gpt2":
+    if config.traits.model_type == "gpt2":
         writer.add_layer_norm_eps(1e-5)
         return
     writer.add_head_count_kv(config.n_head)

@@ -47,7 +47,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "tie_word_embeddings": config.traits.tied_head,
         "use_cache": True,
     }
-    if config.arch == "gpt2":
+    if config.traits.model_type == "gpt2":
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",

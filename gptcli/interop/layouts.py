@@ -22,7 +22,7 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
     GPT-2 keeps the matrices of its blocks transposed, and query, key and value as one matrix. It
     has a bias everywhere: a bias that our model does not have is written as zeros."""
     found: _Weights = {}
-    if config.arch == "modern":
+    if config.traits.model_type == "qwen3":
         for name, theirs, _ in _pairs(config):
             found[theirs] = weights[name]
         return found
@@ -48,7 +48,7 @@ def _pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
     """Our name, the Hugging Face name and the row of each parameter of this arch.
 
     A tied head is left out. GPT-2's biases are in the list if our model has them or not."""
-    modern = config.arch == "modern"
+    modern = config.traits.model_type == "qwen3"
     prefix = "model.layers." if modern else "transformer.h."
     found: list[tuple[str, str, Parameter]] = []
 

@@ -40,7 +40,7 @@ def _lines(
     trained: Trained, proof: Proof, limits: Sequence[str], *, has_curve: bool
 ) -> Iterator[str]:
     config, name = trained.config, trained.run.resolve().name
-    model_type = "qwen3" if config.model.arch == "modern" else "gpt2"
+    model_type = config.model.traits.model_type
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:")
     yield from ("- gptcli", f"- {model_type}", "---", "", f"# {name}", "")
     size = count_parameters(trained.model).total

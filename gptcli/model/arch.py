@@ -47,6 +47,8 @@ class Arch:
     """Whether `model.bias: true` is allowed."""
     can_have_user_parts: bool
     """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
+    model_type: Literal["qwen3", "gpt2"]
+    """The layout's name in Hugging Face's config.json and in GGUF files: gptcli.interop."""
     initialisation: Literal["fixed_std", "fan_in"]
     """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
 
@@ -78,6 +80,7 @@ ARCHS: dict[ArchName, Arch] = {
         tied_head=False,
         can_have_biases=False,
         can_have_user_parts=False,
+        model_type="qwen3",
         initialisation="fan_in",
     ),
     # GPT-2 (Radford et al. 2019).
@@ -91,6 +94,7 @@ ARCHS: dict[ArchName, Arch] = {
         tied_head=True,
         can_have_biases=True,
         can_have_user_parts=True,
+        model_type="gpt2",
         initialisation="fixed_std",
     ),
 }

@@ -183,7 +183,8 @@ class RunTrials:
         step = self.step_of(path)
         if step is None:
             return self.small_file(path, trained.notes)
-        if trained.step != (12 if step == 8 and path.name != "state.safetensors" else 8):
+        usual = 12 if step == 8 and path.name != "state.safetensors" else 8
+        if trained.step != usual and not self.unchanged(path, step):
             return f"sampled from step {trained.step}"
         try:
             checkpoint.load(self.run, step, with_state=True)
@@ -202,7 +203,10 @@ class RunTrials:
 
     def unchanged(self, path: Path, step: int) -> bool:
         """Whether the file still means the same, such as `1E-3` for `1e-3`."""
-        return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
+        try:
+            return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
+        except GptcliError:
+            return False
 
     def right(self, saved: checkpoint.Checkpoint, with_state: bool) -> bool:
         whole = self.whole[saved.step]
