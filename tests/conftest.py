@@ -237,6 +237,14 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
     return [whole[round(i * (len(whole) - 1) / (count - 1))] for i in range(count)]
 
 
+def every_third(series: Iterable[Any]) -> list[Any]:
+    """The parameters of a test: every third item of a long series; with --slow the others too."""
+    return [
+        item if i % 3 == 0 else pytest.param(item, marks=pytest.mark.slow)
+        for i, item in enumerate(series)
+    ]
+
+
 @pytest.fixture(scope="session")
 def program(slow: bool) -> Iterator[list[str]]:
     """The start of a command line that is `gptcli`, as a process with its own streams.
