@@ -154,7 +154,12 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
         logits = our_logits(trained.model, torch.tensor([ids]))[0, -1]
         ours = torch.log_softmax(logits.double(), dim=-1).tolist()
         if len(theirs) != len(ours):
-            raise GptcliError(f"{reader} gives {len(theirs)} probabilities", "", exit_code=1)
+            raise GptcliError(
+                f"the export was not kept: {reader} gives {len(theirs):,} probabilities for "
+                f"{len(ours):,} tokens",
+                "this is a fault of gptcli or of that version: please report it",
+                exit_code=1,
+            )
         seen = [i for i, value in enumerate(ours) if value > _LEAST_LOG_PROBABILITY]
         largest = max(largest, *(abs(ours[i] - theirs[i]) for i in seen))
     counts = [len(tokenizer.encode(text, allow_eot=True)) for text in texts]

@@ -1,8 +1,8 @@
 """Computes the head and its cross-entropy together on an NVIDIA GPU, with a Triton kernel.
 
-GPT-2's logits are the largest tensor of a step: 3.3 GB for 32 x 1,024 tokens in bfloat16. PyTorch's
-cross-entropy reads and writes them five times. The kernel reads each row twice, the second time
-from the GPU's cache, and replaces the logits by their gradient.
+GPT-2's logits are the largest tensor of a step: 3.3 GB for 32 x 1,024 tokens in bfloat16. On an
+H200, PyTorch's cross-entropy took 8.5 of the step's 60 ms. The kernel reads each row twice, the
+second time from the GPU's cache if it is still there, and replaces the logits by their gradient.
 
 Dimensions: N tokens, C channels, V vocabulary, P rows of the padded head.
 
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128
-"""A GPU multiplies the head several times as fast if it has a multiple of this many rows."""
+"""The padded head has a multiple of this many rows, because a GPU multiplies in such tiles."""
 
 
 def can_fuse(x: Tensor) -> bool:

@@ -31,7 +31,7 @@ from gptcli.training.step import Batch, forward_backward
 
 EngineName = Literal["native", "torch"]
 
-# torch.compile takes 40 s on an H200, which does this many operations of a training in minutes.
+# torch.compile took 20 to 50 s on an H200, which does this many operations in about two minutes.
 _COMPILE_FROM_OPERATIONS = 5e16
 
 
@@ -77,7 +77,7 @@ def choose_compile(
 ) -> bool:
     """Whether to compile the model with torch.compile: what `run.compile` resolves to.
 
-    `auto` compiles for a GPU, if the run lasts several minutes there."""
+    `auto` compiles for a GPU, if the run lasts about two minutes there."""
     if config.run.compile != "auto":
         return config.run.compile
     tokens = config.tokens_per_step * config.train.max_steps

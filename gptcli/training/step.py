@@ -169,7 +169,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
     torch.manual_seed seeds the generators of all devices. If there is no GPU, it formats three
-    stack traces for that, which takes as long as a small matrix product."""
+    stack traces for that."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":
