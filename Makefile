@@ -1,5 +1,6 @@
 # make train | make test | make install; the README explains how to work without make.
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
 STAMP = .venv/.installed
 
@@ -17,7 +18,8 @@ train: $(STAMP)
 	$(BIN)/gptcli train
 	$(BIN)/gptcli sample --max-new-tokens 400
 
-# Gives the same answer every time: no random examples, no clocks.
+# Gives the same answer every time: no random examples, no clocks. Python keeps the compiled modules,
+# because hundreds of processes import them.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,17 +211,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --slow, leave out tests marked `slow`.
+    """Without --slow, leave out tests marked `slow`, and two thirds of each `long_series`.
 
     With it, keep only those and the tests that use the fixture `slow`."""
     slow = config.getoption("--slow")
+    seen: Counter[tuple[Path, str]] = Counter()
+    kept, left_out = [], []
+    for item in items:
+        is_slow = item.get_closest_marker("slow") is not None
+        if item.get_closest_marker("long_series") is not None:
+            series = (item.path, getattr(item, "originalname", item.name))
+            i = seen[series]
+            is_slow = (
+                is_slow or (i + i // 3) % 3 != 0
+            )  # a diagonal, if a parameter has three values
+            seen[series] += 1
+        is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
+        (kept if is_wanted else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
-    def wanted(item: pytest.Item) -> bool:
-        marked = item.get_closest_marker("slow") is not None
-        return marked or "slow" in getattr(item, "fixturenames", ()) if slow else not marked
 
-    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
-    items[:] = [item for item in items if wanted(item)]
+def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
+    """The values of a parameter in the tests of this module that will run, and `always`.
+
+    For a fixture that prepares something for each value."""
+    params = (
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    )
+    return {*always, *(found[parameter] for found in params if parameter in found)}
 
 
 @pytest.fixture(scope="session")
@@ -235,14 +256,6 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
     if slow or len(whole) <= count:
         return whole
     return [whole[round(i * (len(whole) - 1) / (count - 1))] for i in range(count)]
-
-
-def every_third(series: Iterable[Any]) -> list[Any]:
-    """The parameters of a test: every third item of a long series; with --slow the others too."""
-    return [
-        item if i % 3 == 0 else pytest.param(item, marks=pytest.mark.slow)
-        for i, item in enumerate(series)
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def status(run: Path) -> tuple[str, int]:
     return json.loads((run / "run.json").read_bytes())["stopped"], int(newest.name[5:])
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("controls", "term"),
     [
@@ -119,6 +120,7 @@ def test_a_closed_terminal_does_not_lose_the_run(
     assert (code, *status(run)) == ((130, "interrupted", 3) if controls else (0, "done", 6))
 
 
+@pytest.mark.long_series
 @needs_full
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_a_full_stderr_changes_nothing(

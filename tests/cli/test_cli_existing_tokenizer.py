@@ -199,6 +199,7 @@ def test_other_commands_do_not_take_data_for_code(
 # ---- characters that the tokenizer does not know -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_message_offers_what_works_and_it_works(
     cli: Any, tmp_path: Path, accented: Path, trained: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     assert "does not know" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
 def test_a_tokenizer_whose_name_is_not_utf8(
     cli: Any, tmp_path: Path, text_file: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_every_screen_fits_and_marks_what_it_cuts(name: str, unicode: bool) -> N
             assert screen.replace("混ざ", "").isascii()
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("size", SIZES[:3], ids=str)
 def test_the_keys_are_always_there_and_the_rest_can_be_scrolled_to(size: tuple[int, int]) -> None:
     wanted = set(shown(render_plain(replace(STATES["passes"]), size[0])).splitlines()[1:])

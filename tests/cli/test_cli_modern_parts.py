@@ -17,6 +17,7 @@ from tests.cli.test_cli_user_files import SMALL
 from tests.course.modern_files import BASE, LLAMA
 
 
+@pytest.mark.slow
 def test_both_parts_train_resume_and_sample(
     text_file: Path,
     tmp_path: Path,

@@ -156,6 +156,7 @@ def test_another_text_is_refused_and_not_remembered(
     assert refused.code == 2
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("command", ["eval", "inspect-batch", "train"])
 def test_a_moved_validation_text_is_named_and_remembered(
     command: str, project: Path, cli: Any

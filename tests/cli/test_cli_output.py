@@ -39,6 +39,7 @@ def shell(program: list[str]) -> Shell:
     return run_line
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("words", [SAMPLE, ("score", "TEXT"), ("eval",)], ids=lambda w: w[0])
 def test_closed_streams(
     words: tuple[str, ...], trained: Path, text_file: Path, shell: Shell
@@ -67,6 +68,7 @@ def test_no_other_file_gets_the_number_of_a_closed_stream() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.long_series
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_a_full_stdout_is_named_in_the_error(
     assert rest == []
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_a_cut_off_output_fails(

@@ -90,6 +90,7 @@ def test_the_form_that_a_hint_names_works(here: Path, cli: Any) -> None:
     assert cli("eval", "--file", "my.txt").code == 0
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("text", ["a long text " * 500, "x" * 300], ids=["words", "one word"])
 @pytest.mark.parametrize(
     "words",

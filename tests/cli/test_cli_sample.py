@@ -124,6 +124,7 @@ def test_zero_new_tokens(cli: Any, trained: Path) -> None:
 # ---- prompts by lines ----------------------------------------------------------------------------
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "int8"])
 def test_each_line_is_a_prompt_with_the_text_of_that_prompt_only(
@@ -225,6 +226,7 @@ def command(trained: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "gptcli", "sample", str(trained), "--interactive", *words]
 
 
+@pytest.mark.slow
 def test_turns_from_a_pipe(trained: Path, cli: Any) -> None:
     words = ("--temperature", "0", "--max-new-tokens", "30")
     finished = subprocess.run(
@@ -268,6 +270,7 @@ def test_options_that_contradict_interactive_are_refused(cli: Any, trained: Path
         assert "--interactive generates one text" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_ctrl_c_stops_the_answer_but_not_the_program(trained: Path) -> None:
     import pty

@@ -309,6 +309,7 @@ STRINGS = [json.dumps(text) + "\n" for text in BODIES]
 CSV = "id;body\n" + "".join(f'7;"{text}"\n' for text in BODIES)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("content", "kind", "given"),
     [

@@ -84,6 +84,7 @@ def test_user_layer_norm_and_attention_train_to_the_builtin_loss(
     assert meta_of(tmp_path / "builtin")["own_parts"] == []
 
 
+@pytest.mark.slow
 def test_all_parts_together_and_sampled_with_the_same_files(
     my: Path,
     text_file: Path,
@@ -253,6 +254,7 @@ def test_a_user_tokenizer_that_fails_its_check_needs_force(
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     "name",
     [
@@ -279,6 +281,7 @@ def test_an_unusual_attention_trains_to_the_builtin_loss(
     assert user["train_loss"] == pytest.approx(builtin["train_loss"], rel=1e-4)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", ["lecture", "annotated_transformer", "arena", "conv1d"])
 def test_attention_of_other_conventions_trains_and_samples(
     name: str, cli: Any, text_file: Path, tmp_path: Path

@@ -16,7 +16,6 @@ from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.course.solutions import solution
 from gptcli.errors import GptcliError
-from tests.conftest import every_third
 from tests.course import cache_unseen
 from tests.course.cache_files import RIGHT, WRONG, wrong_text
 
@@ -33,7 +32,8 @@ def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     assert report.ok, report.message
 
 
-@pytest.mark.parametrize("entry", every_third(WRONG), ids=lambda entry: entry[0])
+@pytest.mark.long_series
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
 def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
     report = report_of(tmp_path, wrong_text(entry))
     assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
@@ -48,9 +48,8 @@ def test_right_ones_in_other_styles_are_accepted(name: str, tmp_path: Path) -> N
     assert report.ok, report.message
 
 
-@pytest.mark.parametrize(
-    "entry", every_third(cache_unseen.WRONG), ids=lambda entry: entry[0].replace(" ", "-")
-)
+@pytest.mark.long_series
+@pytest.mark.parametrize("entry", cache_unseen.WRONG, ids=lambda entry: entry[0].replace(" ", "-"))
 def test_wrong_ones_in_other_styles_get_their_step(entry: tuple[str, ...], tmp_path: Path) -> None:
     report = report_of(tmp_path, cache_unseen.wrong_text(entry))
     assert not report.ok

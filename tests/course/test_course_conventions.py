@@ -8,6 +8,7 @@ import json
 import pytest
 
 from gptcli.course.report import FileReport
+from tests.conftest import wanted
 from tests.course.conftest import Judge
 from tests.course.conventions import RIGHT, WRONG
 
@@ -25,6 +26,12 @@ TAKEN = {
     "value: `heads.*.W_value`; no output projection",
 }
 
+
+QUOTED = (
+    *("lecture", "input_and_exit", "arena", "annotated_transformer", "conv1d", "mingpt"),
+    *("llms_from_scratch_wrapper", "annotated_config"),
+)
+"""The files whose notes a test reads."""
 
 CHANGES = [
     (name, number, step, old, new)
@@ -48,11 +55,13 @@ def notebook_of(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def reports(judge: Judge, slow: bool) -> dict[str, FileReport]:
-    """The reports of all right files and of every fourth wrong one; with --slow of all."""
-    texts = {f"{name}.py": text for name, text in RIGHT.items()}
-    for name, number, _, old, new in CHANGES if slow else CHANGES[::4]:
-        texts[f"{name}-{number}.py"] = RIGHT[name].replace(old, new)
+def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport]:
+    """The reports of all files that a test asks for."""
+    names = wanted(request, "name", *QUOTED)
+    texts = {f"{name}.py": text for name, text in RIGHT.items() if name in names}
+    for name, number, _, old, new in CHANGES:
+        if f"{name}-{number}" in names:
+            texts[f"{name}-{number}.py"] = RIGHT[name].replace(old, new)
     book = RIGHT["llms_from_scratch"]
     texts["notebook.ipynb"] = notebook_of(book)
     texts["wrong-notebook.ipynb"] = notebook_of(book.replace("diagonal=1", "diagonal=0"))
@@ -71,25 +80,23 @@ def test_every_change_changes_its_file() -> None:
     assert [(name, old) for name, _, _, old, _ in CHANGES if old not in RIGHT[name]] == []
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_files_pass_without_an_edit(reports: dict[str, FileReport], name: str) -> None:
     assert reports[name].ok, reports[name].message
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_report_says_what_was_taken_for_what(reports: dict[str, FileReport], name: str) -> None:
     assert detail_of(reports[name], "projections") == TAKEN[name]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("name", "step", "change"),
-    [
-        pytest.param(
-            f"{name}-{number}", step, new, marks=[] if i % 4 == 0 else pytest.mark.slow,
-        )
-        for i, (name, number, step, _, new) in enumerate(CHANGES)
-    ],
-)  # fmt: skip
+    [(f"{name}-{number}", step, new) for name, number, step, _, new in CHANGES],
+)
 def test_wrong_files_are_placed(
     reports: dict[str, FileReport], name: str, step: int, change: str
 ) -> None:

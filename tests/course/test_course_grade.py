@@ -63,6 +63,7 @@ def states(each: Grade) -> dict[str, str]:
     return {state.exercise.name: state.state for state in each.exercises}
 
 
+@pytest.mark.slow
 def test_a_small_class_with_hostile_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -255,6 +256,7 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
     assert found == [(4, "scale-missing", ("3",), 1), (5, "mask-missing", ("0", "2"), 3)]
 
 
+@pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
     """A right file, one of whose processes has left its session, and one that starts hundreds."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"

@@ -13,7 +13,6 @@ from gptcli.course.examination import LESSONS, examine
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from tests.conftest import every_third
 from tests.course.modern_files import OTHER_STYLES, RIGHT, WRONG, in_other_style, wrong_text
 
 
@@ -29,7 +28,8 @@ def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     assert report.ok, report.message
 
 
-@pytest.mark.parametrize("entry", every_third(WRONG), ids=lambda entry: entry[0])
+@pytest.mark.long_series
+@pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
 def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
     report = report_of(tmp_path, wrong_text(entry))
     assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
@@ -38,9 +38,8 @@ def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_pat
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
 
 
-@pytest.mark.parametrize(
-    "entry", every_third(OTHER_STYLES), ids=lambda entry: f"{entry[0]}-{entry[2]}"
-)
+@pytest.mark.long_series
+@pytest.mark.parametrize("entry", OTHER_STYLES, ids=lambda entry: f"{entry[0]}-{entry[2]}")
 def test_mistakes_in_other_styles_are_named(entry: tuple[str, int, str], tmp_path: Path) -> None:
     report = report_of(tmp_path, in_other_style(entry))
     assert (report.mistake, report.first_wrong_step) == entry[:2], report.message

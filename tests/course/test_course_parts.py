@@ -15,6 +15,7 @@ from gptcli.course.exercises import block, layernorm, mlp
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
+from tests.conftest import wanted
 from tests.course.part_files import BASE, RIGHT, WRONG, wrong_text
 
 BANKS = {"layernorm": layernorm.LESSON, "mlp": mlp.LESSON, "block": block.LESSON}
@@ -23,12 +24,20 @@ CASES = [(name, i) for name, entries in WRONG.items() for i in range(len(entries
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
+def reports(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, FileReport]:
     """The reports of all files of part_files.py. Examined in this process, since none hangs."""
     folder = tmp_path_factory.mktemp("parts")
+    keys, cases = wanted(request, "key"), wanted(request, "case")
     texts = {
-        **{f"{e}/{i}": wrong_text(e, WRONG[e][i]) for e, i in CASES},
-        **{f"{e}/{name}": text for e, those in RIGHT.items() for name, text in those.items()},
+        **{f"{e}/{i}": wrong_text(e, WRONG[e][i]) for e, i in CASES if (e, i) in cases},
+        **{
+            f"{e}/{name}": text
+            for e, those in RIGHT.items()
+            for name, text in those.items()
+            if f"{e}/{name}" in keys
+        },
         **{f"{e}/skeleton": exercise_named(e).skeleton() for e in WRONG},
         **{f"{e}/blank": exercise_named(e).skeleton(blank=True) for e in WRONG},
         **{
@@ -48,6 +57,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileReport]:
     return found
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("key", [f"{e}/{n}" for e in RIGHT for n in (*RIGHT[e], "reference")])
 def test_right_ones_are_accepted(reports: dict[str, FileReport], key: str) -> None:
     report = reports[key]
@@ -56,10 +66,12 @@ def test_right_ones_are_accepted(reports: dict[str, FileReport], key: str) -> No
     assert not any(check.note for check in report.checks) or key == "layernorm/moments"
 
 
-@pytest.mark.parametrize(("exercise", "index"), CASES)
+@pytest.mark.long_series
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_mistakes_are_named_with_their_step(
-    reports: dict[str, FileReport], exercise: str, index: int
+    reports: dict[str, FileReport], case: tuple[str, int]
 ) -> None:
+    exercise, index = case
     slug, step, *_ = WRONG[exercise][index]
     report = reports[f"{exercise}/{index}"]
     assert (report.mistake, report.first_wrong_step) == (slug, step), report.message

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.course.report import FileReport
+from tests.conftest import wanted
 from tests.course.conftest import Judge
 
 HERE = Path(__file__).parent / "files"
@@ -115,15 +116,17 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
 
 
 @pytest.fixture(scope="module")
-def reports(judge: Judge) -> dict[str, FileReport]:
+def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport]:
     texts = {}
+    names = wanted(request, "name")
     base = (HERE / "course_style.py").read_text("utf-8")
     for name, (_, _, _, changes) in FILES.items():
         text = base
         for old, new in changes:
             assert old in text, f"{name}: {old!r}"
             text = text.replace(old, new, 1)
-        texts[f"{name}.py"] = text
+        if name in names:
+            texts[f"{name}.py"] = text
     return {
         file.removesuffix(".py"): report
         for file, report in judge("placing", texts).items()
@@ -131,6 +134,7 @@ def reports(judge: Judge) -> dict[str, FileReport]:
     }
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", FILES)
 def test_first_wrong_step_and_mistake_are_reported(
     reports: dict[str, FileReport], name: str

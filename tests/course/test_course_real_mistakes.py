@@ -8,6 +8,7 @@ import pytest
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
+from tests.conftest import wanted
 from tests.course.conftest import Judge
 
 HEAD = """import math
@@ -146,14 +147,19 @@ ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def reports(judge: Judge) -> dict[str, FileReport | GptcliError]:
+def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport | GptcliError]:
+    names = wanted(request, "name", "by-value")
     texts = {
-        f"{name}.py": text for group in (WRONG, NOTES, ERRORS) for name, (text, *_) in group.items()
+        f"{name}.py": text
+        for group in (WRONG, NOTES, ERRORS)
+        for name, (text, *_) in group.items()
+        if name in names
     }
     found = judge("real-mistakes", texts)
     return {file.removesuffix(".py"): result for file, result in found.items()}
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_files(reports: dict[str, FileReport], name: str) -> None:
     _, step, mistake, says = WRONG[name]
@@ -165,6 +171,7 @@ def test_wrong_files(reports: dict[str, FileReport], name: str) -> None:
     assert says in report.message
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", NOTES)
 def test_right_files_with_notes(reports: dict[str, FileReport], name: str) -> None:
     _, note, says = NOTES[name]
@@ -188,8 +195,12 @@ def test_files_that_need_something_else(reports: dict[str, GptcliError], name: s
 
 
 def test_no_step_is_ticked_whose_numbers_were_not_seen(reports: dict[str, FileReport]) -> None:
-    for name, (_, step, *_) in WRONG.items():
-        picture = reports[name].picture
+    for name, report in reports.items():
+        if name not in WRONG:
+            continue
+        assert isinstance(report, FileReport), report
+        _, step, *_ = WRONG[name]
+        picture = report.picture
         if step is None or picture is None:
             continue
         states = {mark.step: mark.state for mark in picture.steps}

@@ -15,7 +15,6 @@ from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.course.solutions import solution
 from gptcli.errors import GptcliError
-from tests.conftest import every_third
 from tests.course.sampling_files import NANOGPT, RIGHT, WRONG, with_functions, wrong_text
 from tests.course.unseen_sampling import WRONG as UNSEEN
 
@@ -32,9 +31,8 @@ def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     assert report.ok, report.message
 
 
-@pytest.mark.parametrize(
-    "index", every_third(range(len(WRONG))), ids=lambda i: f"{i}-{WRONG[i][0]}"
-)
+@pytest.mark.long_series
+@pytest.mark.parametrize("index", range(len(WRONG)), ids=lambda i: f"{i}-{WRONG[i][0]}")
 def test_mistakes_are_named_with_their_step(index: int, tmp_path: Path) -> None:
     entry = WRONG[index]
     report = report_of(tmp_path, wrong_text(entry))
@@ -44,7 +42,8 @@ def test_mistakes_are_named_with_their_step(index: int, tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_json(3)))["hint"] == report.hints[2]
 
 
-@pytest.mark.parametrize("index", every_third(range(len(UNSEEN))), ids=lambda i: UNSEEN[i][0])
+@pytest.mark.long_series
+@pytest.mark.parametrize("index", range(len(UNSEEN)), ids=lambda i: UNSEEN[i][0])
 def test_mistakes_in_other_styles_are_named(index: int, tmp_path: Path) -> None:
     _, slug, step, function, body = UNSEEN[index]
     report = report_of(tmp_path, with_functions({function: body}))

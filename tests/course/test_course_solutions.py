@@ -13,6 +13,7 @@ from gptcli.course.same_code import fingerprint, reference_fingerprints
 from gptcli.course.solutions import compare, solution
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_the_solution_passes_its_check(exercise: Exercise, tmp_path: Path) -> None:
     path = tmp_path / f"{exercise.name}.py"
@@ -35,6 +36,7 @@ def test_every_step_of_a_skeleton_stands_beside_its_solution(exercise: Exercise)
         assert "NotImplementedError" not in ours
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_a_solution_counts_as_nobodys_copy(exercise: Exercise) -> None:
     assert fingerprint(ast.parse(solution(exercise))) in reference_fingerprints()

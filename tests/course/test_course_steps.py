@@ -115,6 +115,7 @@ def test_messages_do_not_guess(tmp_path: Path) -> None:
     assert "without a softmax" not in said["log"][1] + said["power"][1]
 
 
+@pytest.mark.slow
 def test_right_files_of_every_style_pass(tmp_path: Path) -> None:
     specs = []
     for style, text in STYLES.items():

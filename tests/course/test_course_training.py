@@ -29,6 +29,7 @@ def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     assert report.ok, report.message
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("entry", WRONG, ids=lambda entry: entry[0])
 def test_mistakes_are_named_with_their_step(entry: tuple[str, int, str], tmp_path: Path) -> None:
     report = report_of(tmp_path, wrong_text(entry))

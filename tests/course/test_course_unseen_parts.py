@@ -26,6 +26,7 @@ def test_right_ones_in_other_styles_are_accepted(exercise: str, index: int, tmp_
     assert report.ok, report.message
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("exercise", "index"), [(e, i) for e in WRONG for i in range(len(WRONG[e]))]
 )

@@ -29,6 +29,7 @@ def _new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_NEW_WORKER", "1")
 
 
+@pytest.mark.slow
 def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     report = check_file(str(FILES / "loop_over_heads.py"))
     assert report.ok
@@ -37,6 +38,7 @@ def test_prints_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     assert "a loop over 3 heads" in captured.err
 
 
+@pytest.mark.slow
 def test_output_that_bypasses_python_goes_to_stderr(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from gptcli.course.report import FileReport
+from tests.conftest import wanted
 from tests.course.conftest import Judge
 from tests.course.wrong_attention import WRONG_FILES, WrongFile
 
@@ -15,9 +16,11 @@ KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"
 
 
 @pytest.fixture(scope="module")
-def reports(judge: Judge) -> dict[str, FileReport]:
-    """The reports of all wrong files. A busy machine needs a generous time limit."""
-    texts = {f"{wrong_file.name}.py": wrong_file.text() for wrong_file in WRONG_FILES}
+def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport]:
+    """The reports of the wrong files. A busy machine needs a generous time limit."""
+    names = {wrong_file.name for wrong_file in wanted(request, "wrong_file")}
+    names |= {"no_output_projection", "blank_constructor", "no_mask", "endless"}
+    texts = {f"{file.name}.py": file.text() for file in WRONG_FILES if file.name in names}
     endless = {"endless.py": texts.pop("endless.py")}
     found = {}
     for name, group, limit_s in (("endless", endless, 3.0), ("wrong", texts, 60.0)):
@@ -27,6 +30,7 @@ def reports(judge: Judge) -> dict[str, FileReport]:
     return found
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("wrong_file", WRONG_FILES, ids=lambda wrong_file: wrong_file.name)
 def test_wrong_files_fail(reports: dict[str, FileReport], wrong_file: WrongFile) -> None:
     report = reports[wrong_file.name]
@@ -38,6 +42,7 @@ def test_wrong_files_fail(reports: dict[str, FileReport], wrong_file: WrongFile)
     assert all(check.ok for check in report.checks[:-1])
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("wrong_file", WRONG_FILES, ids=lambda wrong_file: wrong_file.name)
 def test_messages_quote_a_number_or_name_of_the_file(
     reports: dict[str, FileReport],

@@ -28,6 +28,7 @@ def test_every_target_is_run_and_has_right_names(found: list[targets.Target]) ->
     assert INTERESTING.keys() <= set(NAMES)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", NAMES)
 def test_any_input_is_accepted_or_refused_in_words(name: str, found: list[targets.Target]) -> None:
     (target,) = [target for target in found if target.name == name]

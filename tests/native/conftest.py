@@ -57,8 +57,17 @@ DECODERS = {
 }
 """More compiler flags, which build the C decoder of other processors."""
 
+IN_MAKE_TEST = ("as it is", "without vectors")
+"""Compiling the others takes 8 seconds each."""
 
-@pytest.fixture(scope="session", params=list(DECODERS))
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=[] if name in IN_MAKE_TEST else pytest.mark.slow)
+        for name in DECODERS
+    ],
+)
 def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
     """The sampling library, built with each of DECODERS."""
     found = library.find(library.SAMPLING)

@@ -70,6 +70,7 @@ def decoder(
     return Decoder(found, m, dtype=dtype, streams=streams, threads=threads)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_logits_are_pytorchs(decoding: ctypes.CDLL, shape: dict[str, Any]) -> None:
     m = made(shape)
@@ -83,6 +84,7 @@ def test_logits_are_pytorchs(decoding: ctypes.CDLL, shape: dict[str, Any]) -> No
         torch.testing.assert_close(one.logits(0), expected[last], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bfloat16_logits_are_close_to_pytorchs(
     decoding: ctypes.CDLL, shape: dict[str, Any]
@@ -115,6 +117,7 @@ def in_bytes(weight: torch.Tensor) -> torch.Tensor:
     return (whole * scale).view(N, -1)[:, :K]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[4]], ids=str)
 def test_int8_logits_are_those_of_rounded_weights(
     decoding: ctypes.CDLL, shape: dict[str, Any]
@@ -146,6 +149,7 @@ def test_int8_logits_are_those_of_rounded_weights(
     assert slope == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_weights_that_are_not_finite_show_in_the_logits(
@@ -161,6 +165,7 @@ def test_weights_that_are_not_finite_show_in_the_logits(
     assert one.logits(0).isnan().all()
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("dtype", DTYPES)
 @FEW_SHAPES
 def test_a_row_does_not_depend_on_its_neighbours(
@@ -177,6 +182,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
         assert torch.equal(alone.logits(0), many.logits(i)), i
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("width", [5, 16, 33, 64, 70])
 def test_logits_far_past_the_window_are_pytorchs(decoding: ctypes.CDLL, width: int) -> None:
     m = model("modern", 2, width)
@@ -189,6 +195,7 @@ def test_logits_far_past_the_window_are_pytorchs(decoding: ctypes.CDLL, width: i
         one.feed([(0, at, [ids[at]])])
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("far", [1000, 1024 * 255, 1024 * 256 - 5, 10_000_000])
 def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int) -> None:
     m = model("modern", 2, 16)
@@ -203,6 +210,7 @@ def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int
     torch.testing.assert_close(here.logits(0), there.logits(0), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(("streams", "threads"), [(1, 1), (1, 2), (3, 2), (40, 2), (40, 3)])
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -29,6 +29,7 @@ def spoil(run: Path, step: int, name: str = "model.safetensors") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_random_damage_is_noticed_and_named(
     small_run: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_resume_continues_from_the_newest_valid_checkpoint(run: Path, name: str)
     assert note.startswith(f"{path} is damaged: ")
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
 @pytest.mark.parametrize("command", ["sample", "eval", "score"])
 def test_commands_fall_back_with_a_notice_unless_a_checkpoint_was_named(

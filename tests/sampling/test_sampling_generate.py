@@ -50,6 +50,7 @@ def greedy(m: GPT, backend: Backend, prompt: list[int], n: int) -> list[int]:
     return write(m, backend, [prompt], n)[0]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("prompt", [1, 3, W, W + 1, 3 * W + 5])
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_modern_equals_recomputation_under_a_banded_mask(
@@ -73,6 +74,7 @@ def test_up_to_block_size_both_archs_equal_the_forward_pass(backend: Backend) ->
             text.append(token)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 @pytest.mark.parametrize("prompt", [1, 7, 20])
 def test_gpt2_equals_recomputation_of_its_window(width: int, prompt: int, backend: Backend) -> None:
@@ -120,6 +122,7 @@ def test_the_users_attention_samples_without_a_cache() -> None:
     assert greedy(with_user_part, backend, [1, 2], 20) == greedy(builtin, backend, [1, 2], 20)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_a_stream_does_not_depend_on_the_others(arch: str, backend: Backend) -> None:
     m = model(arch)
@@ -134,6 +137,7 @@ def test_a_stream_does_not_depend_on_the_others(arch: str, backend: Backend) -> 
     assert draw(1, 8)[0] != four[0]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_prompts_of_any_lengths_give_the_same_together_as_one_by_one(
@@ -152,6 +156,7 @@ def test_prompts_of_any_lengths_give_the_same_together_as_one_by_one(
     assert write(m, backend, prompts, 21, params=params, seed=5, samples=2, streams=4) == alone
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_the_number_of_steps_per_call_does_not_matter(steps: int, backend: Backend) -> None:
     m = model("gpt2")

@@ -66,6 +66,7 @@ class _Rehearsal:
             step()
 
 
+@pytest.mark.long_series
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:

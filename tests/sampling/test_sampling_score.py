@@ -46,6 +46,7 @@ def c_decoder() -> None:
         pytest.skip("no C decoder on this machine")
 
 
+@pytest.mark.long_series
 @pytest.mark.usefixtures("c_decoder")
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("width", [1, 3, 8, 40])

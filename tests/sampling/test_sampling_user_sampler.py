@@ -30,6 +30,7 @@ def sampler(**functions: Callable[..., Any]) -> UserSampler:
     return UserSampler("mine.py", Path(__file__), **found)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("arch", "params"),
     [

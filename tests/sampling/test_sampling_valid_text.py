@@ -30,6 +30,7 @@ PARAMS = [
 ]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_samples_of_an_untrained_model_are_valid(
@@ -49,6 +50,7 @@ def test_samples_of_an_untrained_model_are_valid(
         assert any(not text.isascii() for text in texts)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_a_text_changes_only_where_a_byte_would_be_invalid(arch: str, backend: Backend) -> None:
     m, table = model(arch, 1, vocab_size=BYTE.vocab_size), table_of(BYTE)

@@ -140,6 +140,7 @@ def _rename_last_merge(stored: dict[str, Any]) -> None:
     stored["model"]["vocab"] = {"zqxj" if name == token else name: id for name, id in vocab.items()}
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [

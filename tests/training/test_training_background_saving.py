@@ -136,6 +136,7 @@ def test_a_kill_at_any_operation(
         assert checkpoint.choose_step(setup.run, "best") == checkpoint.best_step(whole.run)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_any_operation_that_fails(
     number: int, begin: Callable[[str], Setup], monkeypatch: pytest.MonkeyPatch, slow: bool
@@ -186,6 +187,7 @@ class Interrupting(Watched):
         return do()
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_a_checkpoint_is_written(
     number: int, begin: Callable[[str], Setup], cli: Any, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def begun(story: Story, tmp_path: Path) -> Path:
     return disk_fault_trials.begin(story, tmp_path)
 
 
+@pytest.mark.long_series
 @needs_fork
 @pytest.mark.parametrize(
     "half",
@@ -58,6 +59,7 @@ def test_a_kill_at_any_operation(story: Story, half: bool, begun: Path) -> None:
     assert len(tried) == (writes if half else len(record(story, begun)) + 1)
 
 
+@pytest.mark.long_series
 @all_stories
 def test_any_operation_that_fails(story: Story, begun: Path) -> None:
     tried = list(disk_fault_trials.failing_at_any_operation(story, begun))
@@ -89,6 +91,7 @@ def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatc
     assert [path.name for path in (tmp_path / "checkpoints").glob(".*")] == []
 
 
+@pytest.mark.long_series
 @all_stories
 def test_a_disk_that_fails_permanently(story: Story, begun: Path) -> None:
     tried = list(disk_fault_trials.failing_for_good(story, begun))

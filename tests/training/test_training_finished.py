@@ -91,9 +91,8 @@ def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
     assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "stop", [*(pytest.param(step, marks=pytest.mark.slow) for step in (6, 9, 12)), 20]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [6, 9, 12, 20])
 def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
     stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def trained(cli: Any, text: Path, run: Path) -> tuple[Any, list[dict[str, Any]],
     return outcome, records, (run / "samples.txt").read_text("utf-8")
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
 def test_refused_lines_are_written_once_there_is_space(
     name: str, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -229,6 +229,7 @@ def test_minutes_on_the_command_line(
     assert stored["train"]["max_steps"] > 40
 
 
+@pytest.mark.slow
 def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ WORDS = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_si
          "train.batch_size=8", "train.max_steps=3", "run.dtype=float32")  # fmt: skip
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("where", ["model", "optimizer", "first step"])
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a run"])
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(

@@ -75,6 +75,7 @@ def three_steps(state: TrainingState, passes: Any, count: int, scale: float) -> 
     return [*found, *(weight.cpu() for weight in state.weights.named().values())]
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])

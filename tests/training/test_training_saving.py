@@ -144,6 +144,7 @@ def test_a_bug_is_not_reported_as_a_full_disk(
         list(train(new("r", *OFTEN)))
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("what", ["a copy", "the thread"])
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
 def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(

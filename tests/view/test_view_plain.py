@@ -182,6 +182,7 @@ def a_whole_run(steps: int, log_every: int, eval_every: int, sample_every: int) 
     yield Finished(steps, 1, 1.0, "done", 2.0, 2.0, 2.0, steps)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     "every", [(1, 1, 1), (2, 13, 52), (26, 26, 26), (1, 10**6, 10**6)], ids=str
 )

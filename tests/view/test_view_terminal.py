@@ -114,6 +114,7 @@ def test_a_run_without_a_step_leaves_no_picture() -> None:
     assert screen.rows() == ["interrupted at step 0 of 3,000", "0 tokens in 0.0 s", ""]
 
 
+@pytest.mark.slow
 def test_a_large_window_is_used(clock: list[float]) -> None:
     screen = Screen(200, 60)
     with LiveView(screen.console()) as view:
@@ -131,6 +132,7 @@ def test_a_large_window_is_used(clock: list[float]) -> None:
         assert max(map(len, sample)) <= 103, "longer lines of text are hard to read"
 
 
+@pytest.mark.slow
 def test_the_note_of_a_run_that_memorises_stays_above_the_panel(clock: list[float]) -> None:
     screen = Screen(120, 24)
     with LiveView(screen.console()) as view:
@@ -214,6 +216,7 @@ def test_an_echoed_ctrl_c_is_painted_over(clock: list[float]) -> None:
         assert sum("2/3,000" in row for row in screen.rows()) == 1
 
 
+@pytest.mark.slow
 def test_a_narrower_window_is_repainted(clock: list[float]) -> None:
     screen = Screen(100, 60)
     console = screen.console()
