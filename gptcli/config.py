@@ -7,6 +7,7 @@ gptcli.config_files reads YAML files into these classes. This file does not impo
 from __future__ import annotations
 
 import codecs
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -146,11 +147,37 @@ class ModelConfig(_Section):
     """Share of the activations that training sets to 0 at random: from 0 to below 1."""
     bias: bool = False
     """Whether linear layers and norms have biases. Only gpt2 can have them."""
+    n_kv_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] | None = None
+    """Number of key and value heads (grouped-query attention); it must divide n_head. Only modern
+    can have fewer than n_head. null: n_head."""
+    rope_theta: Annotated[Number, Field(gt=1.0, le=1e12)] | None = None
+    """Base of the rotary positions' frequencies, for modern only. null: 10000."""
+    head_dim_: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(None, alias="head_dim")
+    """Number of channels of each head, for modern only. null: n_embd / n_head."""
+    hidden_width: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Width of the feed-forward network's hidden layer. null: 4 n_embd for gpt2; 8/3 n_embd,
+    rounded up to a multiple of 32, for modern."""
+    qk_norm: bool | None = None
+    """Whether modern normalises queries and keys, as Qwen3 does. false: Llama's layout. null:
+    true."""
+    tied_head: bool | None = None
+    """Whether the output head is the token embedding. null: true for gpt2, false for modern."""
+    norm_eps: Annotated[Number, Field(gt=0.0, le=0.1)] | None = None
+    """What the norms add to the variance. null: 1e-5 for gpt2, 1e-6 for modern."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
         rotary = self.traits.positions == "rotary"
-        if self.n_embd % width_unit(self.arch, self.n_head):
+        if not rotary:
+            self._refuse_rotary_keys()
+        if rotary and self.head_dim_ is not None:
+            if self.head_dim_ % 2:
+                raise PydanticCustomError(
+                    "head_dim",
+                    "head_dim {head_dim} is odd: rotary positions turn pairs of channels",
+                    {"head_dim": self.head_dim_, "keys": ("head_dim",)},
+                )
+        elif self.n_embd % width_unit(self.arch, self.n_head):
             context = {
                 "n_embd": self.n_embd,
                 "n_head": self.n_head,
@@ -169,6 +196,18 @@ class ModelConfig(_Section):
                     "rotary positions turn pairs of channels"
                 )
             raise PydanticCustomError("n_head", message, context)
+        if self.n_head % (self.n_kv_head or self.n_head):
+            divisors = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            raise PydanticCustomError(
+                "n_kv_head",
+                "n_head {n_head} is not divisible by n_kv_head {n_kv_head}",
+                {
+                    "n_head": self.n_head,
+                    "n_kv_head": self.n_kv_head,
+                    "keys": ("n_kv_head", "n_head"),
+                    "hint": "n_kv_head could be " + ", ".join(map(str, divisors[-8:])),
+                },
+            )
         if self.bias and not self.traits.can_have_biases:
             raise PydanticCustomError(
                 "bias",
@@ -200,15 +239,58 @@ class ModelConfig(_Section):
             choices.append(archs_that(lambda arch: arch.positions == "learned"))
         return ", or ".join(choices)
 
+    def _refuse_rotary_keys(self) -> None:
+        """Raise if a key is set that only rotary attention has."""
+        usual = {"n_kv_head": (None, self.n_head), "qk_norm": (None, False)}
+        for key in ("n_kv_head", "rope_theta", "head_dim", "qk_norm"):
+            if self.model_dump()[key] not in usual.get(key, (None,)):
+                raise PydanticCustomError(
+                    "rotary_only",
+                    "`arch: {arch}` has no {key}",
+                    {
+                        "arch": self.arch,
+                        "key": key,
+                        "keys": (key, "arch"),
+                        "hint": f"set `{key}: null`, or "
+                        + archs_that(lambda arch: arch.positions == "rotary"),
+                    },
+                )
+
     @property
     def head_dim(self) -> int:
         """Number of channels of each head."""
-        return self.n_embd // self.n_head
+        return self.head_dim_ or self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads; n_head / kv_heads query heads share one."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def attention_width(self) -> int:
+        """Number of channels of all query heads together: n_head * head_dim."""
+        return self.n_head * self.head_dim
 
     @property
     def traits(self) -> Arch:
-        """The description of the arch: norms, positions, feed-forward network, head."""
-        return arch_named(self.arch)
+        """The description of the arch: norms, positions, feed-forward network, head.
+
+        The keys that this config sets replace what the arch says."""
+        arch = arch_named(self.arch)
+        changes: dict[str, object] = {
+            trait: value
+            for trait, value in (
+                ("rope_theta", self.rope_theta),
+                ("fixed_hidden_width", self.hidden_width),
+                ("qk_norm", self.qk_norm),
+                ("tied_head", self.tied_head),
+                ("norm_eps", self.norm_eps),
+            )
+            if value is not None
+        }
+        if arch.qk_norm and self.qk_norm is False:
+            changes["model_type"] = "llama"
+        return replace(arch, **changes) if changes else arch  # type: ignore[arg-type]
 
 
 class TrainConfig(_Section):

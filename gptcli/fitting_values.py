@@ -29,7 +29,8 @@ def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
     arch, n_embd, n_head = (values[f"model.{name}"] for name in ("arch", "n_embd", "n_head"))
     known = get_args(ModelConfig.model_fields["arch"].annotation)
     valid = type(n_embd) is type(n_head) is int and n_embd > 0 and n_head > 0 and arch in known
-    if not valid or n_embd % width_unit(arch, n_head) == 0:
+    has_head_dim = values.get("model.head_dim") is not None  # then n_embd need not fit n_head
+    if not valid or has_head_dim or n_embd % width_unit(arch, n_head) == 0:
         return changed
     if "model.n_head" not in asked and (heads := heads_that_fit(arch, n_embd)):
         changed["model.n_head"] = _nearest(n_head, heads)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gptcli.config import ModelConfig
 from gptcli.interop.layouts import to_hugging_face
-from gptcli.model.rotary import THETA
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.byte_level import to_characters
@@ -111,13 +110,13 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
     writer.add_head_count(config.n_head)
     writer.add_vocab_size(tokenizer.vocab_size)
     if config.traits.model_type == "gpt2":
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(config.traits.norm_eps)
         return
-    writer.add_head_count_kv(config.n_head)
+    writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(THETA)
+    writer.add_layer_norm_rms_eps(config.traits.norm_eps)
+    writer.add_rope_freq_base(config.traits.rope_theta)
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:

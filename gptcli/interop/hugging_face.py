@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gptcli.config import ModelConfig
 from gptcli.interop.layouts import to_hugging_face
-from gptcli.model.rotary import THETA
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
@@ -37,6 +36,7 @@ def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYT
 
 def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of config.json."""
+    traits = config.traits
     shared: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "bos_token_id": tokenizer.eot,
@@ -44,10 +44,10 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token_id": tokenizer.eot,
         "dtype": "float32",
         "torch_dtype": "float32",  # the name before transformers 4.56
-        "tie_word_embeddings": config.traits.tied_head,
+        "tie_word_embeddings": traits.tied_head,
         "use_cache": True,
     }
-    if config.traits.model_type == "gpt2":
+    if traits.model_type == "gpt2":
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -57,30 +57,36 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             "n_embd": config.n_embd,
             "n_layer": config.n_layer,
             "n_head": config.n_head,
-            "n_inner": config.traits.hidden_width(config.n_embd),
+            "n_inner": traits.hidden_width(config.n_embd),
             "activation_function": "gelu_new",  # the tanh form
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
-            "layer_norm_epsilon": 1e-5,
+            "layer_norm_epsilon": traits.norm_eps,
         }
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+    llama = traits.model_type == "llama"
+    found = {
+        "architectures": ["LlamaForCausalLM" if llama else "Qwen3ForCausalLM"],
+        "model_type": traits.model_type,
         **shared,
         "hidden_size": config.n_embd,
-        "intermediate_size": config.traits.hidden_width(config.n_embd),
+        "intermediate_size": traits.hidden_width(config.n_embd),
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_head,
+        "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.block_size,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": THETA,  # for transformers before version 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+        "rms_norm_eps": traits.norm_eps,
+        "rope_theta": traits.rope_theta,  # for transformers before version 5
+        "rope_parameters": {"rope_type": "default", "rope_theta": traits.rope_theta},
         "attention_bias": False,
         "attention_dropout": 0.0,
         "hidden_act": "silu",
+    }
+    if llama:
+        return {**found, "mlp_bias": False}
+    return {
+        **found,
         # Past the window, a token looks at itself and at the block_size - 1 tokens before it.
         "use_sliding_window": True,
         "sliding_window": config.block_size,

@@ -14,15 +14,16 @@ from gptcli.config import ModelConfig
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS, Parameter
 
 _Weights = dict[str, Tensor]
+_QK_NORM = ("attn.q_norm.weight", "attn.k_norm.weight")
 
 
 def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
-    """Our weights under the names of GPT2LMHeadModel or Qwen3ForCausalLM, in float32.
+    """Our weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
     GPT-2 keeps the matrices of its blocks transposed, and query, key and value as one matrix. It
     has a bias everywhere: a bias that our model does not have is written as zeros."""
     found: _Weights = {}
-    if config.traits.model_type == "qwen3":
+    if config.traits.model_type != "gpt2":
         for name, theirs, _ in _pairs(config):
             found[theirs] = weights[name]
         return found
@@ -47,15 +48,18 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
 def _pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
     """Our name, the Hugging Face name and the row of each parameter of this arch.
 
-    A tied head is left out. GPT-2's biases are in the list if our model has them or not."""
-    modern = config.traits.model_type == "qwen3"
+    A tied head is left out, and QK-norm if the model has none. GPT-2's biases are in the list even
+    if our model has none."""
+    modern = config.traits.model_type != "gpt2"
     prefix = "model.layers." if modern else "transformer.h."
     found: list[tuple[str, str, Parameter]] = []
 
     def add(rows: tuple[Parameter, ...], ours: str, theirs: str) -> None:
         for row in rows:
             name = row.qwen3 if modern else row.gpt2
-            if name is not None and not (row.role == "head" and config.traits.tied_head):
+            is_tied = row.role == "head" and config.traits.tied_head
+            is_off = not config.traits.qk_norm and row.name in _QK_NORM
+            if name is not None and not is_tied and not (modern and is_off):
                 found.append((ours + row.name, theirs + name, row))
 
     add(OUTSIDE_BLOCKS, "", "")

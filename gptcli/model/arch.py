@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ArchName = Literal["modern", "gpt2"]
+ROPE_THETA = 10_000.0
+"""The usual base of the frequencies of rotary positions. Source: Su et al. 2021, "RoFormer"."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Arch:
     """Whether `model.bias: true` is allowed."""
     can_have_user_parts: bool
     """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
-    model_type: Literal["qwen3", "gpt2"]
+    norm_eps: float
+    """What every norm adds to the mean square (RMSNorm) or the variance (LayerNorm)."""
+    model_type: Literal["qwen3", "llama", "gpt2"]
     """The layout's name in Hugging Face's config.json and in GGUF files: gptcli.interop."""
     initialisation: Literal["fixed_std", "fan_in"]
     """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
@@ -55,9 +59,15 @@ class Arch:
     fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) at the end of a residual branch.
     fan_in: 1 / sqrt(inputs), but 1 for the embedding, and 0 for the head and at the end of a
     residual branch."""
+    rope_theta: float = ROPE_THETA
+    """The base of the frequencies of rotary positions."""
+    fixed_hidden_width: int | None = None
+    """The hidden width, if it does not follow from n_embd."""
 
     def hidden_width(self, n_embd: int) -> int:
         """Width F of the feed-forward network's hidden layer."""
+        if self.fixed_hidden_width is not None:
+            return self.fixed_hidden_width
         over, under = self.hidden_ratio
         return -(-over * n_embd // (under * self.hidden_multiple)) * self.hidden_multiple
 
@@ -80,6 +90,7 @@ ARCHS: dict[ArchName, Arch] = {
         tied_head=False,
         can_have_biases=False,
         can_have_user_parts=False,
+        norm_eps=1e-6,
         model_type="qwen3",
         initialisation="fan_in",
     ),
@@ -94,6 +105,7 @@ ARCHS: dict[ArchName, Arch] = {
         tied_head=True,
         can_have_biases=True,
         can_have_user_parts=True,
+        norm_eps=1e-5,
         model_type="gpt2",
         initialisation="fixed_std",
     ),

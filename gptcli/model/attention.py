@@ -33,8 +33,7 @@ def causal_attention(
     """Causal multi-head attention, spelled out: (B, T, C) -> (B, T, C), in x's dtype.
 
     Tests compare every faster path with this function. `dropout` acts on the attention weights
-    (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C.
-    """
+    (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C."""
     B, T, C = x.shape
     H, D = n_head, C // n_head
 
@@ -69,16 +68,6 @@ def causal_attention(
     return F.dropout(c_proj(mixed), dropout, training=dropout > 0)
 
 
-def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
-    """Banded causal mask: a query looks at its own position and at the width - 1 before it.
-
-    `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True for keys
-    that the query can look at.
-    """
-    distance = query_at[:, None] - key_at[None, :]
-    return (distance >= 0) & (distance < width)
-
-
 class CausalSelfAttention(nn.Module):
     """Attention as a module: layers `query`, `key`, `value` and an output projection `c_proj`.
 
@@ -94,7 +83,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         if config.n_embd % config.n_head != 0:
             raise ValueError(f"n_embd {config.n_embd} is not divisible by n_head {config.n_head}")
-        self.n_head = config.n_head
+        self.n_head = self.n_kv_head = config.n_head
         self.dropout = config.dropout
         self.query = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.key = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -102,25 +91,24 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
-        B, T, C = x.shape
         dropout = self.dropout if self.training else 0.0
         if cache is None:
-            q, k, v = self.heads(self.project(x), start=0)  # each (B, H, T, D)
+            q, k, v = self.heads(self.project(x), start=0)  # q (B, H, T, D)
             mixed = attend(q, k, v, dropout)
         else:
             q, k, v = self.heads(self.project(x, cache.weights), start=cache.seen)
             k, v, allowed = cache.extend(k, v)  # (B, H, S, D), bool (T, S) or None
             mixed = attend_masked(q, k, v, allowed)
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
         return drop(self.c_proj(mixed), dropout)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
-        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3, H, D), the 3 being q, k, v.
+        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3 H, D), first the heads of q.
 
         `kept` stores the stacked weights between calls. Only sampling passes it, because sampling
         never changes the weights.
         """
-        B, T, C = x.shape
+        B, T, _ = x.shape
         if kept:
             weight, bias = kept
             assert weight is not None
@@ -131,30 +119,41 @@ class CausalSelfAttention(nn.Module):
             bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
             if kept is not None:
                 kept.extend((weight, bias))
-        return F.linear(x, weight, bias).view(B, T, 3, self.n_head, C // self.n_head)
+        return F.linear(x, weight, bias).view(B, T, self.n_head + 2 * self.n_kv_head, -1)
 
     def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Split q, k and v: (B, T, 3, H, D) -> each (B, H, T, D).
+        """Split q, k and v: (B, T, 3 H, D) -> each (B, H, T, D).
 
         `start` is the position of the first token. GPT-2 adds positions to the embedding; a
         subclass can apply them to q and k here."""
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.view(*qkv.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Steps 3 to 7 over T tokens, fast: q, k, v (B, H, T, D) -> (B, H, T, D), in their dtype.
+    """Steps 3 to 7 over T tokens, fast: q (B, H, T, D) -> (B, H, T, D), in its dtype.
+
+    k and v are (B, H, T, D). If they have fewer heads, H / G of them, each serves G query heads
+    (grouped-query attention; Ainslie et al. 2023).
 
     This uses PyTorch's fused kernel, or three batched operations with the same result. The three
     operations are faster on a CPU in bfloat16, for short T, or with dropout.
     """
     B, H, T, D = q.shape
+    K = k.shape[1]  # heads of keys and values
+    G = H // K
     fused = q.device.type != "cpu" or (q.dtype == torch.float32 and dropout == 0 and T > 64)
     if fused or q.dtype == torch.float16:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    q, k, v = (part.reshape(B * H, T, D) for part in (q, k, v))
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=G > 1
+        )
+    # The G query heads that share keys and values are one matrix of G T rows.
+    q = q.reshape(B * K, G * T, D)
+    k, v = (part.reshape(B * K, T, D) for part in (k, v))
     mask = _causal_mask.__wrapped__ if torch.compiler.is_compiling() else _causal_mask
     future = mask(T, q.dtype, q.device)  # 0 or -inf, (T, T)
+    if G > 1:
+        future = future.repeat(G, 1)  # (G T, T)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(D))
     weights = drop(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(weights, v).view(B, H, T, D)
@@ -179,11 +178,18 @@ def drop(x: Tensor, p: float) -> Tensor:
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
-    `allowed`, bool (T, S), is True for the keys that a query can look at; None means all."""
-    scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(q.shape[-1]))  # (B, H, T, S)
+    k and v can have fewer heads, as in `attend`. `allowed`, bool (T, S), is True for the keys that
+    a query can look at; None means all."""
+    B, H, T, D = q.shape
+    G = H // k.shape[1]
+    if G > 1:
+        q = q.reshape(B, H // G, G * T, D)
+        if allowed is not None and T > 1:
+            allowed = allowed.repeat(G, 1)  # (G T, S)
+    scores = (q @ k.transpose(2, 3)) * (1.0 / math.sqrt(D))  # (B, H, T, S), or (B, H/G, G T, S)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
-    return F.softmax(scores, dim=-1) @ v
+    return (F.softmax(scores, dim=-1) @ v).view(B, H, T, D)
 
 
 @lru_cache(maxsize=16)

@@ -13,7 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptcli.model.attention import banded_mask
+
+def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
+    """Banded causal mask: a query looks at its own position and at the width - 1 before it.
+
+    `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True for keys
+    that the query can look at.
+    """
+    distance = query_at[:, None] - key_at[None, :]
+    return (distance >= 0) & (distance < width)
 
 
 class LayerCache:

@@ -65,17 +65,16 @@ def norm_layer(config: ModelConfig, user_parts: UserParts) -> nn.Module:
     """The user's norm, or the arch's."""
     if user_parts.layernorm:
         return user_parts.layernorm(config)
-    if config.traits.norm == "rms":
-        return RMSNorm(config.n_embd)
-    return LayerNorm(config.n_embd, config.bias)
+    traits = config.traits
+    if traits.norm == "rms":
+        return RMSNorm(config.n_embd, traits.norm_eps)
+    return LayerNorm(config.n_embd, config.bias, traits.norm_eps)
 
 
 def attention_layer(config: ModelConfig) -> nn.Module:
     """The arch's attention."""
-    traits = config.traits
-    # RotaryCausalSelfAttention also normalises queries and keys.
-    assert traits.qk_norm == (traits.positions == "rotary")
-    return (RotaryCausalSelfAttention if traits.qk_norm else CausalSelfAttention)(config)
+    rotary = config.traits.positions == "rotary"
+    return (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
 
 
 def feed_forward_layer(config: ModelConfig) -> nn.Module:
@@ -211,7 +210,7 @@ class GPT(nn.Module):
         return KeyValueCache(
             self.config.n_layer,
             batch,
-            self.config.n_head,
+            self.config.kv_heads,
             self.config.head_dim,
             width or self.config.block_size,
             self.cache_dtype,

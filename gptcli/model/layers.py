@@ -21,13 +21,14 @@ class LayerNorm(nn.Module):
 
     (..., C) -> (..., C). Source: Ba, Kiros, Hinton 2016; eps 1e-5 as in GPT-2."""
 
-    def __init__(self, n_embd: int, bias: bool) -> None:
+    def __init__(self, n_embd: int, bias: bool, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(n_embd))
         self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -35,14 +36,15 @@ class RMSNorm(nn.Module):
 
     (..., C) -> (..., C). Source: Zhang and Sennrich 2019; eps 1e-6 as in Qwen3."""
 
-    def __init__(self, n_embd: int) -> None:
+    def __init__(self, n_embd: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.fused_is_faster(x):
-            return kernels.rms_norm(x, self.weight, 1e-6)
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+            return kernels.rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class MLP(nn.Module):

@@ -85,7 +85,7 @@ static void embed(const Step *s) {
                 sin_a = d->coarse_rotation[coarse * d->D + half_dim + j];
             } else {
                 const double angle =
-                    (double)coarse * FINE_STEPS * pow(ROTARY_THETA, -2.0 * j / d->D);
+                    (double)coarse * FINE_STEPS * pow(d->s.rope_theta, -2.0 * j / d->D);
                 cos_a = cos(angle), sin_a = sin(angle);
             }
             rotation[j] = cos_a * fine[j] - sin_a * fine[half_dim + j];
@@ -111,8 +111,8 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
             const v16 y = blend(LANE_INDEX + (int)at < C, load(x + at) - mean, broadcast(0.0f));
             square[i] += y * y;
         }
-    const float eps = d->s.modern ? RMS_NORM_EPS : LAYER_NORM_EPS;
-    const v16 scale = broadcast(1.0f / sqrtf(sum_lanes(square[0] + square[1]) / C + eps));
+    const float mean_square = sum_lanes(square[0] + square[1]) / C;
+    const v16 scale = broadcast(1.0f / sqrtf(mean_square + d->s.norm_eps));
     for (long c = 0; c < d->Cp; c += LANES)
         store_number(is_bf16, out, c,
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
@@ -149,12 +149,16 @@ static const char *quantize_if_int8(const Step *s, const Packed *p, const char *
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* x (D) becomes rotated(x / rms(x) * gain): QK-norm and rotary positions. */
+/* x (D) becomes rotated(x / rms(x) * gain): QK-norm and rotary positions. Without QK-norm, x is
+ * only rotated, and the gain is 1. */
 static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *rotation) {
     const int D = d->D, half_dim = D / 2;
-    v16 squares = broadcast(0.0f); /* over P numbers; those beyond D are 0 */
-    for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
-    const float scale = 1.0f / sqrtf(sum_lanes(squares) / D + RMS_NORM_EPS);
+    float scale = 1.0f;
+    if (d->s.qk_norm) {
+        v16 squares = broadcast(0.0f); /* over P numbers; those beyond D are 0 */
+        for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
+        scale = 1.0f / sqrtf(sum_lanes(squares) / D + d->s.norm_eps);
+    }
     int j = 0;
     for (; j + LANES <= half_dim; j += LANES) {
         const v16 a = load(x + j) * scale * load(gain + j);
@@ -316,53 +320,56 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     }
 }
 
-/* Attention of this thread's heads. First computes queries, keys and values of all rows from `in`,
- * and writes keys and values into the cache. If wants_logits is not NULL, attention itself is
+/* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys and
+ * values of all rows from `in`, and writes keys and values into the cache. If wants_logits is not NULL, attention itself is
  * computed only for the rows that it marks, and their outputs are side by side. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
-    const int P = d->P, panels = round_up(3 * P / PANEL, 2);
+    const int G = d->G, P = d->P, panels = round_up((G + 2) * P / PANEL, 2);
     const long width = panels * PANEL, row = row_bytes(&layer->qkv);
     long from, to;
     in = quantize_if_int8(s, &layer->qkv, in);
-    thread_range(s, d->s.H, &from, &to);
-    for (long h = from; h < to; h++) {
+    thread_range(s, d->s.K, &from, &to);
+    for (long k = from; k < to; k++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
             /* `panels` must be even. So for an odd number, one more panel is computed; its outputs
              * are not used. */
-            multiply_panels(&layer->qkv, in + r0 * row, n, h * 3 * P / PANEL, panels,
+            multiply_panels(&layer->qkv, in + r0 * row, n, k * (G + 2) * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
                 const int at = r0 + r;
-                float *q = s->scratch->products + r * width;
-                const float *bias = layer->qkv.bias + h * 3 * P;
-                for (int j = 0; j < 3 * P; j++) q[j] += bias[j];
+                float *q = s->scratch->products + r * width, *key = q + G * P;
+                const float *bias = layer->qkv.bias + k * (G + 2) * P;
+                for (int j = 0; j < (G + 2) * P; j++) q[j] += bias[j];
                 if (d->s.modern) {
                     const float *rotation = d->rotation + (s->first_row + at) * d->D;
-                    norm_rotate(d, q, layer->q_norm, rotation);
-                    norm_rotate(d, q + P, layer->k_norm, rotation);
+                    for (int i = 0; i < G; i++) norm_rotate(d, q + i * P, layer->q_norm, rotation);
+                    norm_rotate(d, key, layer->k_norm, rotation);
                 }
-                memcpy(d->q + (s->first_row + at) * d->HP + h * P, q, P * sizeof(float));
-                store_key_and_value(d, keys_of(d, s->stream[at], l, h), s->position[at] % d->R,
-                                    q + P, q + 2 * P);
+                memcpy(d->q + (s->first_row + at) * d->HP + k * G * P, q, G * P * sizeof(float));
+                store_key_and_value(d, keys_of(d, s->stream[at], l, k), s->position[at] % d->R, key,
+                                    key + P);
             }
         }
         for (int r = 0, to = 0; r < s->n; r++) {
             if (wants_logits && !wants_logits[r]) continue;
             const int p = s->position[r];
-            const char *keys = keys_of(d, s->stream[r], l, h);
-            const float *q = d->q + (s->first_row + r) * d->HP + h * P;
-            char *out = d->mixed + ((s->first_row + to++) * d->HP + h * P) * input_bytes(d);
+            const char *keys = keys_of(d, s->stream[r], l, k);
+            const float *q = d->q + (s->first_row + r) * d->HP + k * G * P;
+            char *out = d->mixed + ((s->first_row + to++) * d->HP + k * G * P) * input_bytes(d);
             /* If the next row is of the same stream, its keys are in the processor's cache. */
             const char *next_stream_keys = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
-                                           : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, h)
+                                           : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, k)
                                                           : keys;
-            if (cache_bytes(d) == 2)
-                attend(1, d, q, keys, p, s->scratch->scores, out, next_stream_keys);
-            else
-                attend(0, d, q, keys, p, s->scratch->scores, out, next_stream_keys);
+            for (int i = 0; i < G; i++, q += P, out += P * input_bytes(d)) {
+                const char *next = i + 1 < G ? NULL : next_stream_keys; /* the same keys are next */
+                if (cache_bytes(d) == 2)
+                    attend(1, d, q, keys, p, s->scratch->scores, out, next);
+                else
+                    attend(0, d, q, keys, p, s->scratch->scores, out, next);
+            }
         }
     }
 }
@@ -553,7 +560,7 @@ int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 void dec_copy(Decoder *d, int from, int to, int count) {
     const long slots = count < d->R ? round_up(count, LANES) : d->R;
     for (int l = 0; l < d->s.L; l++)
-        for (int h = 0; h < d->s.H; h++) {
+        for (int h = 0; h < d->s.K; h++) {
             char *a = keys_of(d, from, l, h), *b = keys_of(d, to, l, h);
             memcpy(b, a, slots * d->E * cache_bytes(d));
             memcpy(values_of(d, b), values_of(d, a), slots * d->P * cache_bytes(d));

@@ -1,11 +1,12 @@
 /* A decoder's shape, its packed weights, the KV cache of its streams, and the memory of a step.
  *
- * C channels, H heads, head width D, P = D rounded up to 16, E = D rounded up to 2, F the
- * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
- * up to 32. A stream is one text that is being generated.
+ * C channels, H query heads, K heads of keys and values, G = H / K query heads that share one of
+ * them, head width D, P = D rounded up to 16, E = D rounded up to 2, F the feed-forward's hidden
+ * width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded up to 32. A stream is
+ * one text that is being generated.
  *
- * KV cache: each stream has a ring buffer of R slots for each layer and head. The token at position
- * p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one chunk of a
+ * KV cache: each stream has a ring buffer of R slots for each layer and KV head. The token at
+ * position p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one chunk of a
  * prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2, 16, 2) in
  * bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the order in
  * which they are stored. README.md has a drawing. */
@@ -24,7 +25,9 @@
 
 /* The shape that Python passes. DecoderShape in library.py mirrors it. packed.h lists the kinds. */
 typedef struct {
-    int32_t modern, kind, L, H, C, F, V, W, streams, threads;
+    int32_t modern, qk_norm, kind, L, H, K, D, C, F, V, W, streams, threads;
+    float norm_eps;
+    double rope_theta;
 } Shape;
 
 /* library.py compares this size with that of DecoderShape. */
@@ -32,7 +35,7 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* head by head: P queries, P keys, P values; then a panel of unused zeros */
+    Packed qkv; /* by KV head: G P queries, P keys, P values; then a panel of unused zeros */
     Packed out; /* inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
@@ -43,7 +46,7 @@ typedef struct {
 typedef struct {
     char *in;        /* (32, Cp): normalised rows */
     char *quantized; /* (32, quantized_row): rows for int8 weights */
-    float *products; /* (32, 3 P + 64): outputs of a product */
+    float *products; /* (32, (G + 2) P + 64): outputs of a product */
     float *scores;   /* (R) */
     ChoiceScratch choice;
 } ThreadScratch;
@@ -51,7 +54,7 @@ typedef struct {
 /* A network, its streams, and the memory of a step. */
 typedef struct {
     Shape s;
-    int D, E, P, R;
+    int G, D, E, P, R;
     long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
     long rows;           /* the most rows that fit in memory */
     int chunk;           /* the most tokens of one stream in a step */
@@ -85,10 +88,10 @@ static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF
 /* Bytes of each number in the KV cache. */
 static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
-/* The keys of a head in the cache; its values follow them. */
+/* The keys of KV head h in the cache; its values follow them. */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
     const size_t head = (size_t)d->R * (d->E + d->P) * cache_bytes(d);
-    return d->cache + stream * d->stream_bytes + ((size_t)l * d->s.H + h) * head;
+    return d->cache + stream * d->stream_bytes + ((size_t)l * d->s.K + h) * head;
 }
 
 /* The values that follow a head's keys. */
@@ -108,7 +111,7 @@ static size_t lay_out(Decoder *d, char *at) {
      TAKE((m).bias, (m).N))
     for (int l = 0; l < s.L; l++) {
         Layer *layer = d->layers + l;
-        TAKE_PACKED(layer->qkv, round_up(3L * s.H * d->P + PANEL, 32), d->Cp);
+        TAKE_PACKED(layer->qkv, round_up((d->G + 2L) * s.K * d->P + PANEL, 32), d->Cp);
         TAKE_PACKED(layer->out, d->Cp, d->HP);
         TAKE_PACKED(layer->up, d->Fp * (s.modern ? 2 : 1), d->Cp);
         TAKE_PACKED(layer->down, d->Cp, d->Fp);
@@ -140,7 +143,7 @@ static size_t lay_out(Decoder *d, char *at) {
         ThreadScratch *o = d->scratch + t;
         TAKE_BYTES(o->in, MAX_ROWS * d->Cp * 4);
         TAKE_BYTES(o->quantized, MAX_ROWS * d->quantized_row);
-        TAKE(o->products, MAX_ROWS * (3L * d->P + 64));
+        TAKE(o->products, MAX_ROWS * ((d->G + 2L) * d->P + 64));
         TAKE(o->scores, d->R);
         TAKE(o->choice.logits, d->Vp);
         TAKE(o->choice.weights, d->Vp);
@@ -163,13 +166,15 @@ static void matrix_panel_rows(const float *W, long N, long K, long n, const floa
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
-/* The rows for a panel of Packed qkv, from the three matrices W. The queries of head h begin at
- * output 3 h P of qkv, and are padded from D to P numbers. */
+/* The rows for a panel of Packed qkv, from the three matrices W. The queries of KV head k begin at
+ * output (G + 2) k P of qkv. Each head is padded from D to P numbers. */
 static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
-    const long C = d->s.C;
+    const long C = d->s.C, G = d->G;
     for (int i = 0; i < PANEL; i++) {
-        const long h = (n + i) / (3 * d->P), which = (n + i) / d->P % 3, c = (n + i) % d->P;
-        rows[i] = h < d->s.H && c < d->D ? W[which] + (h * d->D + c) * C : NULL;
+        const long k = (n + i) / ((G + 2) * d->P), part = (n + i) / d->P % (G + 2);
+        const long c = (n + i) % d->P;
+        const long which = part < G ? 0 : part - G + 1, h = part < G ? k * G + part : k;
+        rows[i] = k < d->s.K && c < d->D ? W[which] + (h * d->D + c) * C : NULL;
     }
 }
 
@@ -204,12 +209,13 @@ static void pack_weights(Decoder *d, const float *const *parameters) {
         copy_if_present(layer->ln1_bias, w[LN1_BIAS], s.C);
         copy_if_present(layer->ln2, w[LN2], s.C);
         copy_if_present(layer->ln2_bias, w[LN2_BIAS], s.C);
+        for (int c = 0; c < d->D; c++) layer->q_norm[c] = layer->k_norm[c] = 1.0f;
         copy_if_present(layer->q_norm, w[Q_NORM], d->D);
         copy_if_present(layer->k_norm, w[K_NORM], d->D);
         copy_if_present(layer->out.bias, w[OUT_BIAS], s.C);
         copy_if_present(layer->up.bias, w[UP_BIAS], s.F);
         copy_if_present(layer->down.bias, w[DOWN_BIAS], s.C);
-        for (int h = 0; h < s.H; h++)
+        for (int h = 0; h < s.H; h++) /* only GPT-2 has biases, and G = 1 */
             for (int i = 0; i < 3; i++)
                 if (w[QUERY_BIAS + i])
                     copy_if_present(layer->qkv.bias + (3 * h + i) * d->P,
@@ -220,7 +226,7 @@ static void pack_weights(Decoder *d, const float *const *parameters) {
             qkv_panel_rows(d, w + QUERY, n, rows);
             pack_panel(&layer->qkv, n, rows, NULL, s.C);
         }
-        pack(d, &layer->out, w[OUT], s.C, s.C, head_columns);
+        pack(d, &layer->out, w[OUT], s.C, (long)s.H * d->D, head_columns);
         pack(d, &layer->down, w[DOWN], s.C, s.F, NULL);
         if (!s.modern) {
             pack(d, &layer->up, w[UP], s.F, s.C, NULL);
@@ -250,7 +256,8 @@ static Decoder *new_without_memory(const Shape *shape) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
     const Shape s = d->s = *shape;
-    d->D = s.C / s.H;
+    d->G = s.H / s.K;
+    d->D = s.D;
     d->E = round_up(d->D, 2);
     d->P = round_up(d->D, LANES);
     d->Cp = round_up(s.C, 32), d->Fp = round_up(s.F, 32), d->Vp = round_up(s.V, 32);
@@ -260,7 +267,7 @@ static Decoder *new_without_memory(const Shape *shape) {
     d->R = round_up(s.W + (s.modern ? d->chunk : 0), 64);
     /* Each thread's rows begin at a multiple of 16, and products read 16 rows at once. */
     d->rows = round_up(s.streams > 2 * MAX_CHUNK ? s.streams : 2 * MAX_CHUNK, 32) + 32L * s.threads;
-    d->stream_bytes = round_up((size_t)s.L * s.H * d->R * (d->E + d->P) * cache_bytes(d), 64);
+    d->stream_bytes = round_up((size_t)s.L * s.K * d->R * (d->E + d->P) * cache_bytes(d), 64);
     d->layers = calloc(s.L, sizeof *d->layers);
     d->scratch = calloc(s.threads, sizeof *d->scratch);
     if (!d->layers || !d->scratch) {
@@ -303,7 +310,7 @@ Decoder *dec_new(const Shape *shape, const float *const *parameters) {
                                     : d->coarse_rotation + (t - FINE_STEPS) * d->D;
         const double at = t < FINE_STEPS ? t : (double)(t - FINE_STEPS) * FINE_STEPS;
         for (int j = 0; j < d->D / 2 && d->s.modern; j++) {
-            const double angle = at * pow(ROTARY_THETA, -2.0 * j / d->D);
+            const double angle = at * pow(s.rope_theta, -2.0 * j / d->D);
             to[j] = cos(angle), to[d->D / 2 + j] = sin(angle);
         }
     }

@@ -44,15 +44,20 @@ def _shape(
     assert has_layout(arch)
     return DecoderShape(
         modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
+        qk_norm=arch.qk_norm,
         kind=_KINDS[dtype],
         L=config.n_layer,
         H=config.n_head,
+        K=config.kv_heads,
+        D=config.head_dim,
         C=config.n_embd,
         F=arch.hidden_width(config.n_embd),
         V=vocab_size,
         W=config.block_size,
         streams=streams,
         threads=threads,
+        norm_eps=arch.norm_eps,
+        rope_theta=arch.rope_theta,
     )
 
 

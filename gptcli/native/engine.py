@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.model.arch import Arch
+from gptcli.model.arch import Arch, arch_named
 from gptcli.model.parameters import names_by_place
 from gptcli.native.library import Shape
 
@@ -21,15 +21,27 @@ _WIDEST_HEAD = 512
 
 
 def has_layout(arch: Arch) -> bool:
-    """Whether the C library computes this arch: it knows Qwen3's layout and GPT-2's."""
-    qwen3 = (arch.norm == "rms", arch.positions == "rotary", arch.qk_norm, arch.gated)
-    return all(qwen3) or not any(qwen3)
+    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
+    llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
+    return all(llama) or not (any(llama) or arch.qk_norm)
 
 
 def unsupported_reason(config: ModelConfig) -> str | None:
     """Why the C library cannot train a network of this shape, or None if it can."""
     if not has_layout(config.traits):
         return f"the C library does not have `model.arch: {config.arch}`"
+    unusual = {
+        "model.n_kv_head": config.kv_heads != config.n_head,
+        "model.head_dim": config.attention_width != config.n_embd,
+        "model.qk_norm": config.traits.qk_norm != (config.traits.positions == "rotary"),
+        "model.rope_theta": config.traits.rope_theta != arch_named(config.arch).rope_theta,
+        "model.norm_eps": config.traits.norm_eps != arch_named(config.arch).norm_eps,
+    }
+    for key in (key for key, is_set in unusual.items() if is_set):
+        return f"the C library does not train with this {key}"
+    width = config.traits.hidden_width(config.n_embd)
+    if width % 32:
+        return f"model.hidden_width {width} is not a multiple of 32"
     if config.n_embd % 32:
         return f"model.n_embd {config.n_embd} is not a multiple of 32"
     if config.head_dim % 16 or config.head_dim > _WIDEST_HEAD:

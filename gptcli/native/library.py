@@ -68,8 +68,10 @@ class DecoderShape(ctypes.Structure):
     """Mirror of `Shape` in decoder.h."""
 
     _fields_ = [
-        (name, ctypes.c_int32)
-        for name in ("modern", "kind", "L", "H", "C", "F", "V", "W", "streams", "threads")
+        *((name, ctypes.c_int32) for name in ("modern", "qk_norm", "kind", "L", "H", "K", "D")),
+        *((name, ctypes.c_int32) for name in ("C", "F", "V", "W", "streams", "threads")),
+        ("norm_eps", ctypes.c_float),
+        ("rope_theta", ctypes.c_double),
     ]
 
 

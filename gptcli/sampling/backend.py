@@ -148,7 +148,10 @@ def _stream_bytes(model: GPT) -> int:
     config, each = model.config, model.cache_dtype.itemsize
     choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:
-        return choice + 2 * config.n_layer * config.block_size * config.n_embd * each
+        return (
+            choice
+            + 2 * config.n_layer * config.block_size * config.kv_heads * config.head_dim * each
+        )
     return (
         choice
         + config.block_size * (2 * config.n_head * config.block_size + 8 * config.n_embd) * each

@@ -23,7 +23,8 @@ def matrix_parameters(config: Config, vocab_size: int) -> int:
     """The number of weights in the matrices that multiply every token, the head included."""
     m, arch = config.model, config.model.traits
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
-    return m.n_layer * (4 * m.n_embd**2 + hidden * m.n_embd) + vocab_size * m.n_embd
+    attention = 2 * m.attention_width + 2 * m.kv_heads * m.head_dim
+    return m.n_layer * (attention + hidden) * m.n_embd + vocab_size * m.n_embd
 
 
 def counts(config: Config, vocab_size: int) -> dict[str, float]:
@@ -34,7 +35,7 @@ def counts(config: Config, vocab_size: int) -> dict[str, float]:
     orthogonalises = RECIPES[config.train.optimizer].orthogonalises
     return {
         "products": tokens * parameters,
-        "attention": tokens * m.n_layer * m.n_embd * m.block_size,
+        "attention": tokens * m.n_layer * m.attention_width * m.block_size,
         "rows": tokens * m.n_layer * m.n_embd,
         "orthogonalise": blocks * m.n_embd if orthogonalises else 0.0,
     }

@@ -25,16 +25,19 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
 
     | kept | numbers |
     |---|---|
-    | per token and layer: norms, q, k, v, mixed values, residual stream | 12 n_embd |
-    | with rotary positions: queries and keys before and after | 6 n_embd more |
+    | per token and layer: norms, branches, residual stream | 8 n_embd |
+    | q, k, v and the mixed values | the width of each |
+    | with rotary positions: queries and keys before and after | three times their width more |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
     | per token: logits, and in float32 the loss's copy and its gradient | 3 vocab_size |"""
     m, arch, T = config.model, config.model.traits, config.model.block_size
     tokens = config.train.batch_size * T
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
-    rotary = 6 * m.n_embd if arch.positions == "rotary" else 0
-    per_layer = (12 * m.n_embd + rotary + hidden) + m.n_head * T * (3 if m.dropout else 2)
+    q, kv = m.attention_width, m.kv_heads * m.head_dim
+    rotary = 3 * (q + kv) if arch.positions == "rotary" else 0
+    rows = 8 * m.n_embd + 2 * q + 2 * kv + rotary + hidden
+    per_layer = rows + m.n_head * T * (3 if m.dropout else 2)
     return tokens * (m.n_layer * per_layer * bytes_each + vocab_size * (bytes_each + 8))
 
 

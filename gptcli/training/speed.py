@@ -66,12 +66,13 @@ def flops_per_token(model: GPT) -> float:
     """Floating-point operations per token of a training step's matrix products.
 
     Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). The
-    attention of a layer takes 12 C operations for each earlier token: T / 2 tokens on average.
+    attention of a layer takes 12 operations for each channel of its heads and each earlier token:
+    T / 2 tokens on average.
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
     weights = multiplied_weights(model)
-    return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size / 2
+    return 6.0 * weights + 12.0 * config.n_layer * config.attention_width * config.block_size / 2
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:

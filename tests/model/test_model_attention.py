@@ -21,9 +21,9 @@ from gptcli.model.attention import (
     CausalSelfAttention,
     attend,
     attend_masked,
-    banded_mask,
     causal_attention,
 )
+from gptcli.model.cache import banded_mask
 from tests.model.model_sizes import attention, inputs
 
 EDGES = [  # B, T, H, D

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from gptcli.config import ModelConfig
 from gptcli.model import attention as attention_module
 from gptcli.model.arch import ARCHS
-from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
+from gptcli.model.attention import CausalSelfAttention, attend_masked
+from gptcli.model.cache import banded_mask
 from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.model.user_parts import UserParts
 from tests.model.model_sizes import gpt, inputs, tokens

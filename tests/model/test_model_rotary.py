@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.model.attention import CausalSelfAttention, attend_masked, banded_mask
-from gptcli.model.cache import KeyValueCache, LayerCache
-from gptcli.model.rotary import THETA, RotaryCausalSelfAttention, rotary_table, rotate
+from gptcli.model.arch import ROPE_THETA
+from gptcli.model.attention import CausalSelfAttention, attend_masked
+from gptcli.model.cache import KeyValueCache, LayerCache, banded_mask
+from gptcli.model.rotary import RotaryCausalSelfAttention, rotary_table, rotate
 from tests.model.model_sizes import attention, inputs
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def test_products_depend_only_on_the_distance(
 def test_position_0_rotates_nothing_and_1_rotates_by_the_frequency() -> None:
     x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert torch.equal(turned(x, 0), x)
-    angle = torch.tensor([1.0, THETA**-0.5], dtype=torch.float64)
+    angle = torch.tensor([1.0, ROPE_THETA**-0.5], dtype=torch.float64)
     torch.testing.assert_close(turned(x, 1), torch.cat((angle.cos(), angle.sin())))
 
 
@@ -149,10 +150,10 @@ def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> 
     """A complete table and one for these tokens only have the same values."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
-    qkv = torch.randn(1, 5, 3, 2, 8)
+    qkv = torch.randn(1, 5, 6, 8)
     q, _, _ = RotaryCausalSelfAttention(config).heads(qkv, start)
     cos, sin = rotary_table.__wrapped__(5, 8, torch.float32, torch.device("cpu"), start)
-    normed = torch.nn.functional.rms_norm(qkv[:, :, 0], (8,), eps=1e-6)
+    normed = torch.nn.functional.rms_norm(qkv[:, :, :2], (8,), eps=1e-6)
     expected = rotate(normed, cos[:, None], sin[:, None]).transpose(1, 2)
     torch.testing.assert_close(q, expected, rtol=1e-5, atol=1e-5)
     one = torch.arange(start, start + 5, dtype=torch.float64)

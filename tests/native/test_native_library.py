@@ -21,7 +21,7 @@ import torch
 from gptcli.config import Config
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError
-from gptcli.model import rotary
+from gptcli.model.arch import ROPE_THETA
 from gptcli.model.layers import LayerNorm, RMSNorm
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS
 from gptcli.native import library
@@ -335,7 +335,7 @@ def enum(text: str, first: str) -> list[str]:
 
 def test_the_c_code_has_the_models_constants() -> None:
     constants = header_constants()
-    assert constants["ROTARY_THETA"] == rotary.THETA
+    assert constants["ROTARY_THETA"] == ROPE_THETA
     x = torch.tensor([0.003, -0.003], dtype=torch.float64)  # a mean square of about eps
     with torch.no_grad():
         layer_norm, rms_norm = LayerNorm(2, bias=False).double()(x), RMSNorm(2).double()(x)

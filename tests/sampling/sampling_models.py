@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.model.attention import banded_mask
+from gptcli.model.cache import banded_mask
 from gptcli.model.gpt import GPT, initialise
 from gptcli.model.rotary import rotary_table, rotate
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptcli.course.report import BuiltinReport, PathResult
+from gptcli.model.arch import ROPE_THETA
 from gptcli.model.attention import CausalSelfAttention, causal_attention
 from gptcli.model.cache import LayerCache
-from gptcli.model.rotary import THETA, RotaryCausalSelfAttention
+from gptcli.model.rotary import RotaryCausalSelfAttention
 
 # Three to ten times the measured errors. bfloat16 keeps 8 bits and rounds about five times.
 DTYPE_TOLERANCES = {
@@ -156,6 +157,8 @@ def _rotary_errors(
 ) -> Iterator[tuple[str, float]]:
     module = RotaryCausalSelfAttention(config).to(x.device, x.dtype).eval()
     _fill(module, generator)
+    assert module.q_norm is not None
+    assert module.k_norm is not None
     q, k, v = _heads(module, x)
     q = _turned(_unit_rms(q) * _exact(module.q_norm.weight))
     k = _turned(_unit_rms(k) * _exact(module.k_norm.weight))
@@ -208,10 +211,10 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """Rotary positions: channels i and i + D/2 turn by the angle position * THETA^(-2i/D)."""
+    """Rotary positions: channels i and i + D/2 turn by the angle position * ROPE_THETA^(-2i/D)."""
     half = x.shape[-1] // 2
     at = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
-    angle = at * THETA ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = at * ROPE_THETA ** (-torch.arange(half, dtype=torch.float64) / half)
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
         torch.ones_like(angle), angle
     )
