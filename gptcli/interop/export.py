@@ -94,9 +94,10 @@ def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
             f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
             "quarter of the window.",
         )
-    if to == "gguf":
+    if to == "gguf" or config.traits.model_type == "llama":
+        program = "llama.cpp" if to == "gguf" else "LlamaForCausalLM"
         return (
-            f"llama.cpp has no sliding window for this layout. Past {config.block_size:,} tokens "
+            f"{program} has no sliding window for this layout. Past {config.block_size:,} tokens "
             "it looks at all earlier tokens, so its texts differ from gptcli's.",
         )
     return ()

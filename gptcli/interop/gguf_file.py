@@ -82,7 +82,20 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in weights.items():
         # Hugging Face's GPT-2 keeps the matrices of its blocks transposed.
         turned = config.traits.model_type == "gpt2" and ".h." in name and tensor.dim() == 2
-        yield gguf_name(name), (tensor.T if turned else tensor).detach().contiguous().float()
+        tensor = tensor.T if turned else tensor
+        if config.traits.model_type == "llama" and name.endswith(
+            ("q_proj.weight", "k_proj.weight")
+        ):
+            tensor = _in_pairs(tensor, config.head_dim)
+        yield gguf_name(name), tensor.detach().contiguous().float()
+
+
+def _in_pairs(matrix: Tensor, head_dim: int) -> Tensor:
+    """The rows (outputs) of each head in the order 0, D/2, 1, D/2 + 1, ...: (H D, C) -> same.
+
+    llama.cpp's "llama" rotates neighbouring channels, its "qwen3" the channels i and i + D/2."""
+    heads = matrix.view(-1, 2, head_dim // 2, matrix.shape[1])
+    return heads.transpose(1, 2).reshape(matrix.shape)
 
 
 def gguf_name(name: str) -> str:
@@ -116,6 +129,7 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.traits.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.traits.rope_theta)
 
 

@@ -116,7 +116,7 @@ def hugging_face(trained: Trained, folder: Path) -> Proof:
                 trained,
                 lambda idx: model(idx).logits,
                 reader,
-                past_window=trained.config.model.traits.positions == "rotary",
+                past_window=trained.config.model.traits.model_type == "qwen3",
             )
 
 

@@ -97,8 +97,8 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         self.key = nn.Linear(C, K * D, bias=config.bias)
         self.value = nn.Linear(C, K * D, bias=config.bias)
         self.c_proj = nn.Linear(H * D, C, bias=config.bias)
-        self.q_norm = RMSNorm(D) if traits.qk_norm else None
-        self.k_norm = RMSNorm(D) if traits.qk_norm else None
+        self.q_norm = RMSNorm(D, traits.norm_eps) if traits.qk_norm else None
+        self.k_norm = RMSNorm(D, traits.norm_eps) if traits.qk_norm else None
 
     def heads(self, qkv: Tensor, start: int | StreamPositions) -> tuple[Tensor, Tensor, Tensor]:
         """Split q, k and v, and normalise and rotate q and k.

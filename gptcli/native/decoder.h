@@ -310,7 +310,7 @@ Decoder *dec_new(const Shape *shape, const float *const *parameters) {
                                     : d->coarse_rotation + (t - FINE_STEPS) * d->D;
         const double at = t < FINE_STEPS ? t : (double)(t - FINE_STEPS) * FINE_STEPS;
         for (int j = 0; j < d->D / 2 && d->s.modern; j++) {
-            const double angle = at * pow(s.rope_theta, -2.0 * j / d->D);
+            const double angle = at * pow(d->s.rope_theta, -2.0 * j / d->D);
             to[j] = cos(angle), to[d->D / 2 + j] = sin(angle);
         }
     }

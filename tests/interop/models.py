@@ -50,6 +50,18 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
     }
     if arch == "gpt2":
         found["bias"] = rng.choice([True, False])
+        return found
+    if seed % 2:  # the keys that real models of this layout need
+        shared = rng.choice([n for n in range(1, n_head + 1) if n_head % n == 0])
+        found |= {
+            "n_kv_head": shared,
+            "head_dim": rng.choice([2, 8, 18]),
+            "rope_theta": rng.choice([500.0, 1e6]),
+            "hidden_width": rng.choice([16, 33, 70]),
+            "tied_head": rng.choice([True, False]),
+            "qk_norm": seed % 4 == 1,
+            "norm_eps": rng.choice([1e-6, 1e-5, 1e-3]),
+        }
     return found
 
 

@@ -34,6 +34,7 @@ def native() -> ctypes.CDLL:
     library.find.cache_clear()
     found = library.find()
     if found.library is None:
+        assert "the C compiler failed" not in found.reason, found.reason
         pytest.skip(f"no C passes on this machine: {found.reason}")
     return found.library
 
@@ -72,6 +73,7 @@ def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
     """The sampling library, built with each of DECODERS."""
     found = library.find(library.SAMPLING)
     if found.library is None:
+        assert "the C compiler failed" not in found.reason, found.reason
         pytest.skip(f"no C decoder on this machine: {found.reason}")
     off = DECODERS[request.param]
     if not off:

@@ -32,6 +32,18 @@ SHAPES: list[dict[str, Any]] = [
     {"arch": "modern", "n_layer": 1, "width": 20, "n_head": 1, "n_embd": 80, "vocab_size": 1000},
     {"arch": "gpt2", "n_layer": 2, "width": 40, "n_head": 4, "n_embd": 64, "vocab_size": 65},
     {
+        "arch": "modern", "n_layer": 2, "width": 24, "n_head": 4, "n_embd": 48, "vocab_size": 40,
+        "n_kv_head": 2, "head_dim": 20, "hidden_width": 50, "rope_theta": 1e6, "norm_eps": 1e-3,
+    },
+    {
+        "arch": "modern", "n_layer": 2, "width": 40, "n_head": 6, "n_embd": 30, "vocab_size": 90,
+        "n_kv_head": 1, "head_dim": 34, "qk_norm": False, "tied_head": True, "rope_theta": 500.0,
+    },
+    {
+        "arch": "gpt2", "n_layer": 1, "width": 12, "n_head": 2, "n_embd": 20, "vocab_size": 30,
+        "bias": True, "hidden_width": 33, "tied_head": False, "norm_eps": 0.01,
+    },
+    {
         "arch": "gpt2", "n_layer": 2, "width": 20, "n_head": 3, "n_embd": 21, "vocab_size": 300,
         "bias": True,
     },
@@ -42,7 +54,7 @@ SHAPES: list[dict[str, Any]] = [
 ]  # fmt: skip
 FEW_SHAPES = pytest.mark.parametrize(
     "shape",
-    [shape if i in (1, 5) else pytest.param(shape, marks=pytest.mark.slow)
+    [shape if i in (1, 5, 8) else pytest.param(shape, marks=pytest.mark.slow)
      for i, shape in enumerate(SHAPES)],
     ids=str,
 )  # fmt: skip
@@ -183,9 +195,12 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 
 @pytest.mark.long_series
+@pytest.mark.parametrize("shape", [{}, SHAPES[5], SHAPES[6]], ids=["usual", "grouped", "llama"])
 @pytest.mark.parametrize("width", [5, 16, 33, 64, 70])
-def test_logits_far_past_the_window_are_pytorchs(decoding: ctypes.CDLL, width: int) -> None:
-    m = model("modern", 2, width)
+def test_logits_far_past_the_window_are_pytorchs(
+    decoding: ctypes.CDLL, width: int, shape: dict[str, Any]
+) -> None:
+    m = made({"arch": "modern", "n_layer": 2, **shape, "width": width})
     ids = text(m, 6 * width + 3)
     expected = banded(m, torch.tensor([ids]))[0]
     one = decoder(decoding, m)

@@ -93,12 +93,11 @@ def model(
     n_head: int = 2,
     n_embd: int = 16,
     vocab_size: int = V,
-    bias: bool = False,
+    **more: Any,
 ) -> GPT:
     """A network in evaluation mode whose head and residual branches are not zeros."""
-    config = ModelConfig(
-        arch=arch, n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=width, bias=bias
-    )
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": width}
+    config = ModelConfig.model_validate({"arch": arch, **sizes, **more})
     built = GPT(config, vocab_size, attention)
     initialise(built, torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -112,14 +111,19 @@ def banded(m: GPT, idx: Tensor) -> Tensor:
     T = idx.shape[1]
     at = torch.arange(T)
     allowed = banded_mask(at, at, m.config.block_size)
-    cos, sin = rotary_table(T, m.config.head_dim, torch.float32, torch.device("cpu"))
+    theta, groups = m.config.traits.rope_theta, m.config.n_head // m.config.kv_heads
+    cos, sin = rotary_table(T, m.config.head_dim, torch.float32, torch.device("cpu"), theta=theta)
     x = m.wte(idx)
     for block in m.h:
         y, a = block.ln_1(x), block.attn
         q, k, v = (
-            f(y).view(1, T, m.config.n_head, -1).transpose(1, 2) for f in (a.query, a.key, a.value)
+            f(y).view(1, T, -1, m.config.head_dim).transpose(1, 2)
+            for f in (a.query, a.key, a.value)
         )
-        q, k = rotate(a.q_norm(q), cos, sin), rotate(a.k_norm(k), cos, sin)
+        if a.q_norm is not None:
+            q, k = a.q_norm(q), a.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
         scores = (q @ k.transpose(2, 3)) / m.config.head_dim**0.5
         mixed = scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v
         x = x + a.c_proj(mixed.transpose(1, 2).reshape(1, T, -1))
