@@ -25,9 +25,12 @@ import torch
 
 torch.set_num_threads(1)
 
-# A shell's background job ignores Ctrl-C, and so would every process that the tests start.
+# A shell's background job ignores Ctrl-C, and one of `nohup` ignores SIGHUP; so would every process
+# that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `make test` draws the same examples every time. `make fuzz` draws new ones, with
 # --hypothesis-profile=random; Hypothesis writes each example that fails as a patch to .hypothesis/.

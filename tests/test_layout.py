@@ -127,4 +127,6 @@ def test_nothing_that_is_loaded_can_run_code() -> None:
         if path.match("course/sandbox/*"):
             continue  # runs the learners' files that the command line names
         for line in path.read_text("utf-8").splitlines():
-            assert not pattern.search(line.partition("#")[0]), f"{path}: {line}"
+            code = line.partition("#")[0]
+            only_weights = path.name == "foreign.py" and "weights_only=True)" in code
+            assert only_weights or not pattern.search(code), f"{path}: {line}"

@@ -51,6 +51,8 @@ def run_row(run: Path) -> RunRow:
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
         damaged = True
+    if "imported" in status:  # it was trained elsewhere
+        max_steps = None
     if damaged:
         state = "damaged"
     ended = {} if running else status

@@ -1,1 +1,1 @@
-"""Takes trained models to other programs: Hugging Face."""
+"""Takes models to other programs and back: Hugging Face, llama.cpp, nanoGPT."""

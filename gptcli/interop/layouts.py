@@ -45,6 +45,30 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
     return found
 
 
+def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
+    """The inverse of to_hugging_face: weights under our names, contiguous.
+
+    Raises KeyError if a weight is missing, and ValueError if there is one that our model lacks."""
+    found: _Weights = {}
+    used = set()
+    for name, theirs, row in _pairs(config):
+        if config.traits.model_type == "gpt2" and row.role == "bias" and not config.bias:
+            used.add(theirs)  # zeros
+            continue
+        tensor = weights[theirs]
+        used.add(theirs)
+        if config.traits.model_type == "gpt2":
+            if row.gpt2_part is not None and tensor.shape[-1] % 3 == 0:
+                tensor = tensor.chunk(3, dim=-1)[row.gpt2_part]
+            if row.role == "matrix":
+                tensor = tensor.T
+        found[name] = tensor.contiguous()
+    other = sorted(set(weights) - used)
+    if other:
+        raise ValueError(f"it has the weight `{other[0]}`, which gptcli's layout lacks")
+    return found
+
+
 def _pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
     """Our name, the Hugging Face name and the row of each parameter of this arch.
 

@@ -12,11 +12,12 @@ from gptcli import __version__
 from gptcli.config_files import dump_config
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_lines
-from gptcli.interop.proof import Proof
+from gptcli.interop.proof import Doing, Proof
 from gptcli.model.gpt import count_parameters
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
+from gptcli.training.run_folder import read_status
 from gptcli.training.training_state import progress_of
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # of the curve, in pixels
@@ -45,7 +46,11 @@ def _lines(
     yield from ("- gptcli", f"- {model_type}", "---", "", f"# {name}", "")
     size = count_parameters(trained.model).total
     texts = ", ".join(f"`{Path(source).name}`" for source in config.data.sources)
-    yield f"A GPT with {size:,} parameters, trained on {texts} with gptcli {__version__}."
+    imported = read_status(trained.run).get("imported")
+    if isinstance(imported, dict):
+        yield f"A GPT with {size:,} parameters, `{imported.get('from')}`, imported by gptcli."
+    else:
+        yield f"A GPT with {size:,} parameters, trained on {texts} with gptcli {__version__}."
     yield from ("", "| | |", "|---|---|")
     for what, value in _facts(trained):
         yield f"| {what} | {value} |"
@@ -76,16 +81,16 @@ def _lines(
     yield from ("", "## Config", "", "```yaml", *_config_lines(trained), "```")
 
 
-def proof_sentence(proof: Proof) -> str:
+def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     """What the proof showed, in a sentence."""
     if proof.largest_difference is None:
         package = "xllamacpp" if "xllamacpp" in proof.reader else "transformers"
-        return (
-            f"Nothing was proven: {proof.reader}. To prove it: pip install {package}; export again."
-        )
+        prove = f"To prove it: pip install {package}; {doing} again."
+        return f"Nothing was proven: {proof.reader}. {prove}"
     lengths = ", ".join(f"{length:,}" for length in proof.lengths)
+    done = "read the export back" if doing == "export" else "read the same files"
     return (
-        f"{proof.reader} read the export back. On prompts of {lengths} tokens, its "
+        f"{proof.reader} {done}. On prompts of {lengths} tokens, its "
         f"{'log-probabilities' if 'xllamacpp' in proof.reader else 'logits'} differ from gptcli's "
         f"by at most {proof.largest_difference:.1e}; the compared texts have the same tokens."
     )

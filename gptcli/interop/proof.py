@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from gptcli.training.loading import Trained
 
 TOLERANCE = 1e-3
 """Largest difference of two logits that rounding explains, for logits of up to 10."""
+
+Doing = Literal["export", "import"]
 
 _TEXTS = (
     "To be, or not to be, that is the question.\n",
@@ -48,7 +51,12 @@ class Proof:
 
 @torch.no_grad()
 def prove(
-    trained: Trained, logits_of: Callable[[Tensor], Tensor], reader: str, *, past_window: bool
+    trained: Trained,
+    logits_of: Callable[[Tensor], Tensor],
+    reader: str,
+    *,
+    past_window: bool,
+    doing: Doing = "export",
 ) -> Proof:
     """Compare `logits_of` (int64 (1, T) -> (1, T, V)) with our model on a fixed set of prompts.
 
@@ -63,7 +71,7 @@ def prove(
         difference = float((ours - theirs).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(ours.abs().max()) / 10):
             raise GptcliError(
-                f"the export was not kept: {reader} computes other logits from it (a prompt of "
+                f"the {doing} was not kept: {reader} computes other logits from it (a prompt of "
                 f"{length} tokens differs by {difference:.2g})",
                 "this is a fault of gptcli or of that version: please report it",
                 exit_code=1,
@@ -86,19 +94,28 @@ def our_logits(model: GPT, idx: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).float()
 
 
-def same_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], reader: str) -> None:
+def same_ids(
+    tokenizer: Tokenizer,
+    encode: Callable[[str], list[int]],
+    reader: str,
+    doing: Doing = "export",
+) -> None:
     """Compare the token ids of a few texts. Raises GptcliError (exit code 1) if some differ."""
     for text in _texts_for(tokenizer):
         if encode(text) != tokenizer.encode(text, allow_eot=True):
             raise GptcliError(
-                f"the export was not kept: {reader} gives other token ids for {text[:40]!r}",
+                f"the {doing} was not kept: {reader} gives other token ids for {text[:40]!r}",
                 "this is a fault of gptcli or of that version: please report it",
                 exit_code=1,
             )
 
 
-def hugging_face(trained: Trained, folder: Path) -> Proof:
-    """The proof of a folder of `gptcli.interop.hugging_face`, by transformers if it is there."""
+def hugging_face(
+    trained: Trained, folder: Path, *, doing: Doing = "export", with_texts: bool = True
+) -> Proof:
+    """The proof of a Hugging Face folder, exported or imported, by transformers if it is there.
+
+    `with_texts`: also compare token ids."""
     with _quiet_and_offline():
         try:
             import transformers
@@ -109,14 +126,18 @@ def hugging_face(trained: Trained, folder: Path) -> Proof:
             return Proof(None, (), f"transformers cannot be imported: {error}")
         reader = f"transformers {transformers.__version__}"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        same_ids(trained.tokenizer, lambda text: list(tokenizer(text)["input_ids"]), reader)
+        if with_texts:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            same_ids(
+                trained.tokenizer, lambda text: list(tokenizer(text)["input_ids"]), reader, doing
+            )
         with torch.no_grad():
             return prove(
                 trained,
                 lambda idx: model(idx).logits,
                 reader,
-                past_window=trained.config.model.traits.model_type == "qwen3",
+                past_window=doing == "export" and trained.config.model.traits.model_type == "qwen3",
+                doing=doing,
             )
 
 

@@ -9,6 +9,7 @@ First reading: skip choose_engine and NativePasses. TorchPasses calls forward_ba
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Literal
@@ -109,7 +110,16 @@ class TorchPasses:
         self._loss: Callable[[Tensor, Tensor], Tensor] = model.loss
         if compiled:  # a run has one shape of batches
             body = torch.compile(model.body, dynamic=False)
-            self._loss = lambda idx, targets: model.loss_of(body(model.wte(idx)), targets)
+
+            def compiled_loss(idx: Tensor, targets: Tensor) -> Tensor:
+                with warnings.catch_warnings():
+                    # The compiler looks at the `grad` of every input. The embedding's output, which
+                    # is no parameter, has none.
+                    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
+                    x: Tensor = body(model.wte(idx))
+                return model.loss_of(x, targets)
+
+            self._loss = compiled_loss
         device = model.wte.weight.device
         self._recorded: RecordedPasses | None = None
         if can_record(device) and not weights.same and not model.user_parts.in_network():

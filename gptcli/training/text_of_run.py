@@ -164,6 +164,11 @@ class WantedText:
         )
 
     def _missing(self, data: DataConfig) -> GptcliError:
+        if "imported" in run_folder.read_status(self.run):
+            return GptcliError(
+                f"{self.run} is an imported model, and the text that it was trained on is not here",
+                self.other_text,
+            )
         texts = {"data.source": data.sources, "data.val_source": data.val_sources}
         lost = {key: name for key in texts if (name := _first_missing(texts[key])) is not None}
         for key, name in lost.items():

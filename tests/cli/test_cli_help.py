@@ -16,6 +16,7 @@ COMMANDS = (
     "eval",
     "score",
     "export",
+    "import",
     "check-attention",
     "check-layernorm",
     "check-mlp",

@@ -1,0 +1,103 @@
+"""`gptcli import`: turns a model of another program into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli.cli.options import JsonOption
+from gptcli.cli.output import print_json
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded, shell_word
+from gptcli.view.waiting import waiting
+
+
+def import_model(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A Hugging Face folder, nanoGPT's ckpt.pt, or a name on the Hugging Face Hub.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/NAME."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FILE",
+            help="Its tokenizer.json or a folder with one, or the text of a model of characters.",
+        ),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option("--block-size", metavar="N", min=1, help="A shorter context, in tokens."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a model of another program into a run, which every command can use.
+
+    Reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, and nanoGPT's ckpt.pt. Runs no
+    code of the model. What gptcli would compute differently is refused, and the error names it."""
+    given = expanded(Path(path))
+    is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
+    if not given.exists() and not is_name:
+        raise GptcliError(
+            f"there is no file or folder {path}",
+            "name a folder of Hugging Face, or nanoGPT's ckpt.pt",
+        )
+    from gptcli.interop import imports
+    from gptcli.training.run_folder import free_name
+
+    if is_name:
+        with waiting("downloading the model"):
+            given = imports.from_hub(path)
+    name = path.rpartition("/")[2] if is_name else _name_of(given)
+    run = expanded(out) if out is not None else free_name(name)
+    tokenizer_path = expanded(tokenizer) if tokenizer is not None else None
+    if tokenizer_path is not None and not tokenizer_path.exists():
+        raise GptcliError(f"there is no file or folder {tokenizer}", "check the path")
+    with waiting("reading and comparing the model"):
+        done = imports.import_model(
+            given,
+            run,
+            tokenizer=tokenizer_path,
+            block_size=block_size,
+            name=path if is_name else None,
+        )
+    from gptcli.interop.model_card import proof_sentence
+    from gptcli.model.gpt import count_parameters
+
+    parameters = count_parameters(done.trained.model).total
+    if as_json:
+        print_json(
+            {
+                "run": str(done.run),
+                "model_type": done.model_type,
+                "parameters": parameters,
+                "vocab_size": done.trained.tokenizer.vocab_size,
+                "proven": done.proof.largest_difference is not None,
+                "largest_difference": done.proof.largest_difference,
+                "notes": list(done.notes),
+            }
+        )
+        return
+    typer.echo(
+        f"imported {shell_word(done.run)}: {done.model_type}, {parameters:,} parameters, "
+        f"{done.trained.tokenizer.vocab_size:,} tokens"
+    )
+    for sentence in done.notes:
+        typer.echo(f"note: {sentence}")
+    typer.echo(proof_sentence(done.proof, "import"))
+    typer.echo(f"continue: gptcli sample {shell_word(done.run)}")
+
+
+def _name_of(path: Path) -> str:
+    """The name of a run for the model at `path`: its folder's, or that of ckpt.pt's folder."""
+    found = path.resolve()
+    return (found if found.is_dir() else found.parent).name or "imported"

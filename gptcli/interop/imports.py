@@ -1,0 +1,145 @@
+"""Imports a model of another program as a run folder that every command can use."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from gptcli import __version__
+from gptcli.config import Config, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.interop import proof
+from gptcli.interop.foreign import ForeignModel, read_model
+from gptcli.interop.tokenizers import padded, tokenizer_of_folder
+from gptcli.model.gpt import count_parameters
+from gptcli.training import checkpoint, run_folder
+from gptcli.training.loading import Trained
+from gptcli.training.schedule import resolve_rate
+from gptcli.training.training_state import Progress, build_model
+
+IMPORTED = "an imported model"
+"""The `data.source` of an imported run: its text is not here."""
+
+_STEP_TOKENS = 4096
+_ALLOWED = ("*.json", "*.safetensors", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Import:
+    """The run that was written, what was compared with the other program, and notes."""
+
+    run: Path
+    model_type: str
+    trained: Trained
+    proof: proof.Proof
+    notes: tuple[str, ...]
+
+
+def read_foreign(
+    path: Path, *, tokenizer: Path | None = None, block_size: int | None = None
+) -> tuple[Trained, ForeignModel]:
+    """The model and tokenizer of another program, ready to sample; nothing is written.
+
+    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. `tokenizer` names a tokenizer.json, a
+    folder with one, or a text whose characters are the vocabulary, if `path` has no tokenizer.
+    Raises GptcliError if something is missing, damaged, or not exactly what gptcli computes."""
+    foreign = read_model(path, block_size)
+    found = tokenizer_of_folder(tokenizer or path, foreign.vocab_size)
+    found, note = padded(found, foreign.vocab_size, path)
+    model = build_model(foreign.config, found.vocab_size, weights=foreign.weights).eval()
+    kind = cast(Any, found.kind)
+    sizes = {"vocab_size": found.vocab_size} if kind == "bpe" else {}
+    config = Config(
+        data=DataConfig(source=IMPORTED, val_split="tail", documents="file"),
+        tokenizer=TokenizerConfig(kind=kind, **sizes),
+        model=foreign.config,
+        train=_train_config(foreign.config),
+        run=RunConfig(),
+    )
+    notes = [*foreign.notes, *([note] if note else [])]
+    progress = {"progress": asdict(Progress())}
+    meta = {
+        **progress,
+        "vocab_size": found.vocab_size,
+        "tokenizer": found.fingerprint(),
+        "data": "imported",
+        "model": config.model.model_dump(),
+        "config": config.model_dump(),
+        "own_attention": False,
+        "own_parts": [],
+        "plans": [],
+    }
+    return Trained(path, model, found, config, 0, meta, notes), foreign
+
+
+def _train_config(model: ModelConfig) -> TrainConfig:
+    """How `train --from` goes on: AdamW, with steps of at most 4,096 tokens."""
+    train = TrainConfig(
+        optimizer="adamw", batch_size=max(1, min(16, _STEP_TOKENS // model.block_size))
+    )
+    return train.model_copy(update={"learning_rate": resolve_rate(train, model.n_embd)})
+
+
+def import_model(
+    path: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    block_size: int | None = None,
+    name: str | None = None,
+) -> Import:
+    """Write a model of another program as the run folder `out`, which must not exist.
+
+    If transformers is installed, it reads the folder too, and logits and token ids are compared.
+    The run appears when it is complete. Raises GptcliError as `read_foreign` does, if the other
+    program computes something else (exit code 1), or if the folder cannot be written."""
+    run_folder.refuse_existing(out)
+    trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
+    found = proof.Proof(None, (), "a ckpt.pt has no reader to compare with")
+    if path.is_dir():
+        found = proof.hugging_face(trained, path, doing="import", with_texts=tokenizer is None)
+    status = {
+        "imported": {"from": name or path.resolve().name, "model_type": foreign.model_type},
+        "stopped": "imported",
+        "parameters": count_parameters(trained.model).total,
+        "version": __version__,
+    }
+    with durable.path_errors(out.parent):
+        durable.make_folder(out.parent)
+    run_folder.create(out, trained.config, trained.tokenizer, status)
+    try:
+        weights = {name: p.detach() for name, p in trained.model.named_parameters()}
+        checkpoint.save(out, 0, weights, {"imported": torch.zeros(1)}, trained.meta)
+    except BaseException:
+        with suppress(OSError):
+            durable.remove_tree(out)
+        raise
+    return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
+
+
+def from_hub(name: str) -> Path:
+    """The folder of a model of the Hugging Face Hub, downloaded if it is not in the cache.
+
+    Only JSON, safetensors and merges.txt are downloaded. Raises GptcliError if huggingface_hub is
+    not installed, or if there is no such model or no network."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise GptcliError(
+            f"there is no file or folder {name}",
+            "to download a model of the Hugging Face Hub: pip install huggingface_hub",
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_ALLOWED)))
+    except Exception as error:  # its many types of errors, and those of its network library
+        words = " ".join(str(error).split())[:160] or type(error).__name__
+        raise GptcliError(
+            f"there is no file or folder {name}, and the Hugging Face Hub did not give it: {words}",
+            "check the name and the network, or name a folder that you downloaded",
+            exit_code=1,
+        ) from None

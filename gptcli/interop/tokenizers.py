@@ -1,0 +1,96 @@
+"""Finds the tokenizer of an imported model, and pads it to the rows of the model's embedding."""
+
+from __future__ import annotations
+
+import tempfile
+from json import dumps
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+from gptcli.files.bounded import read_bounded
+from gptcli.interop.foreign import read_json
+from gptcli.tokenization import Tokenizer
+from gptcli.tokenization.bpe import RankedTokenizer
+from gptcli.tokenization.char import CharTokenizer
+from gptcli.tokenization.gpt2 import gpt2_tokenizer
+from gptcli.tokenization.loading import load_tokenizer
+from gptcli.tokenization.tokenizer import END_OF_TEXT
+
+_MOST_BYTES = 64 << 20
+_GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds its embedding up to a multiple of 64
+
+
+def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a folder or file; GPT-2's for a ckpt.pt of its size.
+
+    A folder has tokenizer.json, or vocab.json and merges.txt. A file is a tokenizer.json, or a text
+    whose characters are the vocabulary. Raises GptcliError if there is none that gptcli can use."""
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return load_tokenizer(path / "tokenizer.json", other_programs=True)
+        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+            return _from_two_files(path / "vocab.json", path / "merges.txt")
+        raise GptcliError(
+            f"{path} has no tokenizer.json, and no vocab.json with merges.txt",
+            "name the tokenizer: --tokenizer FOLDER",
+        )
+    if path.suffix == ".json":
+        return load_tokenizer(path, other_programs=True)
+    if path.suffix in (".pt", ".pth"):
+        if vocab_size in _GPT2_SIZES:
+            return gpt2_tokenizer()
+        raise GptcliError(
+            f"{path} has {vocab_size:,} tokens but no tokenizer",
+            "for a model of characters, name its text: --tokenizer input.txt",
+        )
+    try:
+        text = read_bounded(path, 1 << 30).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GptcliError(
+            f"{path} cannot be read as a tokenizer or as a text: {error}",
+            "name a tokenizer.json, a folder with one, or the text of a model of characters",
+        ) from None
+    return CharTokenizer.from_texts([text])
+
+
+def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str | None]:
+    """The tokenizer with as many tokens as the embedding has rows, and a note if some were added.
+
+    Models often have more rows than tokens, because round numbers are faster. Raises GptcliError
+    if there are fewer rows, or if a vocabulary of characters or bytes has another size."""
+    missing = rows - tokenizer.vocab_size
+    if missing == 0:
+        return tokenizer, None
+    if missing < 0 or not isinstance(tokenizer, RankedTokenizer):
+        raise GptcliError(
+            f"{path}: its embedding has {rows:,} rows, but the tokenizer has "
+            f"{tokenizer.vocab_size:,} tokens",
+            "name the tokenizer with which the model was trained: --tokenizer FILE",
+            exit_code=1,
+        )
+    size = tokenizer.vocab_size
+    special = dict(tokenizer.special)
+    ranked = [piece for id, piece in enumerate(tokenizer.pieces) if id not in special]
+    special |= {id: f"<|unused_{id}|>" for id in range(size, rows)}
+    note = f"{missing:,} rows of its embedding have no token; they are named <|unused_{size}|> on"
+    return RankedTokenizer("bpe", ranked, special), note
+
+
+def _from_two_files(vocab: Path, merges: Path) -> Tokenizer:
+    """The tokenizer of GPT-2's older files: vocab.json (token: id) and merges.txt."""
+    table = read_json(vocab, _MOST_BYTES)
+    try:
+        lines = read_bounded(merges, _MOST_BYTES).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GptcliError(f"{merges} cannot be read: {error}", "download it again") from None
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    end = table.get(END_OF_TEXT)
+    stored = {
+        "model": {"type": "BPE", "vocab": table, "merges": pairs},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "added_tokens": [{"id": end, "content": END_OF_TEXT, "special": True}],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokenizer.json")
+        path.write_text(dumps(stored), encoding="utf-8")
+        return load_tokenizer(path, other_programs=True)
