@@ -21,6 +21,7 @@ from gptcli.training.training_state import progress_of
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # of the curve, in pixels
 _SAMPLE_TOKENS = 300
+_TEMPERATURE = SamplingParams().temperature
 
 Points = list[tuple[int, float]]
 """Pairs of step and loss."""
@@ -91,6 +92,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     first = " - start" if learned else ""
     yield from ("```python", "import numpy as np", "import onnxruntime")
     yield from ("from tokenizers import Tokenizer", "", 'folder = "THIS FOLDER"')
+    yield from (f"temperature = {_TEMPERATURE}", "rng = np.random.default_rng(0)")
     yield 'tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")'
     yield 'session = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx")'
     yield "empty = {"
@@ -116,7 +118,8 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     else:
         width = max(1, config.block_size - 1)  # what the next token looks at
         yield f"    cache = {{name: part[:, :, -{width}:] for name, part in zip(cache, present)}}"
-    yield "    ids.append(int(logits[0, -1].argmax()))  # the most likely token"
+    yield "    chances = np.exp((logits[0, -1] - logits[0, -1].max()) / temperature)"
+    yield "    ids.append(int(rng.choice(len(chances), p=chances / chances.sum())))"
     yield from ("print(tokenizer.decode(ids))", "```")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcli import __version__
 from gptcli.model.gpt import GPT
@@ -203,7 +203,7 @@ class _Builder:
         root = self._op("Sqrt", self._op("Add", square, self._number(self._epsilon)))
         return self._op("Mul", self._op("Div", x, root), gain)
 
-    def _linear(self, x: str, layers: Sequence[nn.Linear], name: str) -> str:
+    def _linear(self, x: str, layers: Sequence[Any], name: str) -> str:
         """One matrix product with the matrices of all `layers`, whose outputs are concatenated.
 
         The matrix is (inputs, outputs), the transposed matrix of nn.Linear."""
@@ -224,8 +224,10 @@ class _Builder:
         turns = THETA ** (-2.0 * half / self._head_dim) / (2 * math.pi)  # for each position
         parts = self._constant("turns", np.round(turns * _TURN).astype(np.int64))
         at = self._op("Unsqueeze", positions, self._integers([1, 3]))  # (B, 1, T, 1)
-        angle = self._op("Mod", self._op("Mul", at, parts), self._integers([_TURN]))
-        angle = self._op("Cast", angle, to=TensorProto.FLOAT)
+        half_turn = self._integers([_TURN // 2])
+        angle = self._op("Add", self._op("Mul", at, parts), half_turn)
+        angle = self._op("Sub", self._op("Mod", angle, self._integers([_TURN])), half_turn)
+        angle = self._op("Cast", angle, to=TensorProto.FLOAT)  # -pi to pi, in parts of a turn
         angle = self._op("Mul", angle, self._number(2 * math.pi / _TURN))
         cos, sin = self._op("Cos", angle), self._op("Sin", angle)  # (B, 1, T, D/2)
         return (

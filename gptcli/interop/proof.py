@@ -139,8 +139,15 @@ def onnx(trained: Trained, folder: Path) -> Proof:
     reader = f"onnxruntime {onnxruntime.__version__}"
     same_ids(trained.tokenizer, lambda text: list(tokenizer.encode(text).ids), reader)
     config = trained.config.model
-    text_model = onnx_runtime.TextModel(folder / onnx_folder.WITHOUT_CACHE)
-    cached = onnx_runtime.CachedModel(folder / onnx_folder.WITH_CACHE)
+    try:
+        text_model = onnx_runtime.TextModel(folder / onnx_folder.WITHOUT_CACHE)
+        cached = onnx_runtime.CachedModel(folder / onnx_folder.WITH_CACHE)
+    except Exception as error:  # onnxruntime has no class of its own for all of its errors
+        raise GptcliError(
+            f"the export was not kept: {reader} cannot load it: {' '.join(str(error).split())}",
+            "this is a fault of gptcli or of that version: please report it",
+            exit_code=1,
+        ) from None
     ways: tuple[Callable[[Tensor], Tensor], ...] = (
         text_model.logits,
         cached.in_one_call,
@@ -161,7 +168,7 @@ def _valid_onnx(folder: Path) -> None:
             onnx.checker.check_model(str(folder / name), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise GptcliError(
-                f"the export was not kept: {name} breaks a rule of ONNX: {error}",
+                f"the export was not kept: {name} breaks a rule of ONNX: {' '.join(str(error).split())}",
                 "this is a fault of gptcli or of the package onnx: please report it",
                 exit_code=1,
             ) from None

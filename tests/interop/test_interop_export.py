@@ -66,6 +66,17 @@ def test_the_command_writes_a_folder(
     assert bool(told["not_expressible"]) == (arch == "gpt2")
 
 
+@pytest.mark.parametrize("package", ["gguf", "onnx"])
+def test_a_missing_package_is_named(
+    package: str, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.cli.export.find_spec", lambda name: None)
+    outcome = cli("export", "--to", package)
+    assert outcome.code == 2
+    assert f"needs the package {package}, which is not installed" in outcome.err
+    assert f"hint: pip install {package}\n" in outcome.err
+
+
 def test_other_formats_are_named(cli: Any) -> None:
     outcome = cli("export", "--to", "hugingface")
     assert outcome.code == 2
