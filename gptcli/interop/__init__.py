@@ -1,1 +1,1 @@
-"""Takes trained models to other programs: Hugging Face."""
+"""Takes trained models to other programs: Hugging Face, llama.cpp, onnxruntime."""

@@ -154,12 +154,13 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
 
 
 def _prompt(trained: Trained) -> str:
-    """A short prompt that the tokenizer can encode."""
-    tokenizer = trained.tokenizer
-    with suppress(GptcliError):
-        tokenizer.encode("The")
-        return "The"
-    return next((piece.decode() for piece in tokenizer.pieces if piece.isalpha()), "")
+    """A short prompt that the tokenizer can encode: "The", a letter, or any other token."""
+    letters_first = sorted(trained.tokenizer.pieces, key=lambda piece: not piece.isalpha())
+    for text in (b"The", *letters_first):
+        with suppress(GptcliError, UnicodeDecodeError):
+            if trained.tokenizer.encode(text.decode()):
+                return text.decode()
+    return ""
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:

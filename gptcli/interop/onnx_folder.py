@@ -25,10 +25,10 @@ def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERN
     from gptcli.interop import onnx_graph
 
     (folder / "onnx").mkdir()
-    external = False
     for name, cache in ((WITH_CACHE, True), (WITHOUT_CACHE, False)):
-        model = onnx_graph.build(trained.model, cache=cache)
-        external = _save(model, folder / name, external_bytes)
+        external = _save(
+            onnx_graph.build(trained.model, cache=cache), folder / name, external_bytes
+        )
     # Without a dtype, transformers.js asks for another file in a browser: model_quantized.onnx.
     settings: dict[str, Any] = {"dtype": "fp32"}
     if external:

@@ -61,7 +61,7 @@ class _Builder:
         self._heads, self._head_dim = config.n_head, config.head_dim
         self._epsilon = _EPSILON[self._traits.norm]
         self._nodes: list[Any] = []
-        self._weights: dict[str, Any] = {}
+        self._weights: dict[str, np.ndarray[Any, Any]] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._count = 0
@@ -114,20 +114,16 @@ class _Builder:
         logits = helper.make_tensor_value_info(
             "logits", TensorProto.FLOAT, (_BATCH, _TIME, vocab_size)
         )
-        graph = helper.make_graph(
-            self._nodes,
-            "gpt",
-            self._inputs,
-            [logits, *self._outputs],
-            initializer=list(self._weights.values()),
-        )
-        return helper.make_model(
-            graph,
+        model = helper.make_model(
+            helper.make_graph(self._nodes, "gpt", self._inputs, [logits, *self._outputs]),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=_IR_VERSION,
             producer_name="gptcli",
             producer_version=__version__,
         )
+        for name, value in self._weights.items():  # one by one: make_graph would copy all of them
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return model
 
     # ---- the parts of the model ------------------------------------------------------------
 
@@ -303,6 +299,5 @@ class _Builder:
         return self._constant(name, tensor.detach().contiguous().float().cpu().numpy())
 
     def _constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        if name not in self._weights:
-            self._weights[name] = numpy_helper.from_array(value, name)
+        self._weights.setdefault(name, value)
         return name

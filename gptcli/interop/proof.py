@@ -167,8 +167,9 @@ def _valid_onnx(folder: Path) -> None:
         try:
             onnx.checker.check_model(str(folder / name), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            words = " ".join(str(error).split())
             raise GptcliError(
-                f"the export was not kept: {name} breaks a rule of ONNX: {' '.join(str(error).split())}",
+                f"the export was not kept: {name} breaks a rule of ONNX: {words}",
                 "this is a fault of gptcli or of the package onnx: please report it",
                 exit_code=1,
             ) from None
