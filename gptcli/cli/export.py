@@ -16,12 +16,14 @@ from gptcli.files.paths import expanded, shell_word
 from gptcli.view.waiting import waiting
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
-FORMATS = ("huggingface", "gguf")
+FORMATS = ("huggingface", "gguf", "onnx")
 _ALIASES = {
     "hf": "huggingface",
     "hugging-face": "huggingface",
     "transformers": "huggingface",
     "llama.cpp": "gguf",
+    "onnxruntime": "onnx",
+    "transformers.js": "onnx",
 }
 
 
@@ -32,7 +34,8 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="huggingface: a folder for transformers. gguf: a file for llama.cpp.",
+            help="huggingface: a folder for transformers. gguf: a file for llama.cpp. "
+            "onnx: a folder for onnxruntime.",
         ),
     ] = "huggingface",
     type_name: Annotated[
@@ -68,9 +71,10 @@ def export(
     if type_name is not None and type_name.lower() not in TYPES:
         raise GptcliError(f"--type `{type_name}` is unknown", f"the types are: {', '.join(TYPES)}")
     type_name = (type_name or "f32").lower()
-    if format == "gguf" and find_spec("gguf") is None:
+    if format in ("gguf", "onnx") and find_spec(format) is None:
         raise GptcliError(
-            "--to gguf needs the package gguf, which is not installed", "pip install gguf"
+            f"--to {format} needs the package {format}, which is not installed",
+            f"pip install {format}",
         )
     folder = named_run(run, "export")
     _refuse_user_parts(folder)
@@ -98,7 +102,7 @@ def export(
             }
         )
         return
-    files = f": {', '.join(done.files)}" if format == "huggingface" else ""
+    files = f": {', '.join(done.files)}" if format != "gguf" else ""
     typer.echo(f"wrote {shell_word(done.path)}{files}")
     typer.echo(proof_sentence(done.proof))
     for sentence in done.not_expressible:

@@ -11,10 +11,10 @@ from typing import Literal
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.interop import gguf_file, hugging_face, model_card, proof
+from gptcli.interop import gguf_file, hugging_face, model_card, onnx_folder, proof
 from gptcli.training.loading import Trained
 
-Format = Literal["huggingface", "gguf"]
+Format = Literal["huggingface", "gguf", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Export:
 def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> Export:
     """Write a trained model in the format `to` to `out`, which must not exist.
 
-    The model must have builtin parts only. `out` is a folder for Hugging Face and a file for GGUF,
-    whose matrices are stored in `type_name`. It appears when it is complete and proven. Raises
+    The model must have builtin parts only. `out` is a folder, but for GGUF a file, whose matrices
+    are stored in `type_name`. It appears when it is complete and proven. Raises
     GptcliError if the other program computes something else from it (exit code 1)."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
@@ -50,14 +50,23 @@ def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> E
                 files = [temporary]
             else:
                 temporary.mkdir()
-                hugging_face.write_folder(trained, temporary)
-                found = proof.hugging_face(trained, temporary)
-                model_card.write(trained, temporary, found, limits)
-                files = sorted(temporary.iterdir())
-            names = tuple(out.name if path == temporary else path.name for path in files)
+                if to == "onnx":
+                    onnx_folder.write_folder(trained, temporary)
+                    found = proof.onnx(trained, temporary)
+                else:
+                    hugging_face.write_folder(trained, temporary)
+                    found = proof.hugging_face(trained, temporary)
+                model_card.write(trained, temporary, to, found, limits)
+                files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            names = tuple(
+                out.name if path == temporary else path.relative_to(temporary).as_posix()
+                for path in files
+            )
             for path in files:
                 path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
                 durable.fsync_file(path)
+            for folder in {path.parent for path in files} - {out.parent}:
+                durable.fsync_folder(folder)
             durable.disk.rename(temporary, out)
             durable.fsync_folder(out.parent)
     except BaseException:
@@ -87,17 +96,23 @@ def _umask() -> int:
 def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
     """What the other program's model cannot do as ours does, in sentences."""
     config = trained.config.model
+    found: tuple[str, ...] = ()
+    if to == "onnx":
+        found = (
+            "The ONNX files compute logits. The program that runs them chooses the next token.",
+        )
     if config.traits.positions == "learned":
-        program = "llama.cpp" if to == "gguf" else "GPT2LMHeadModel"
+        program = {"gguf": "llama.cpp", "huggingface": "GPT2LMHeadModel", "onnx": "onnxruntime"}[to]
         does = "cannot continue texts past" if to == "gguf" else "raises an error for texts past"
         return (
+            *found,
             f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
             "quarter of the window.",
         )
-    if to == "gguf" or config.traits.model_type == "llama":
+    if to == "gguf" or (to == "huggingface" and config.traits.model_type == "llama"):
         program = "llama.cpp" if to == "gguf" else "LlamaForCausalLM"
         return (
             f"{program} has no sliding window for this layout. Past {config.block_size:,} tokens "
             "it looks at all earlier tokens, so its texts differ from gptcli's.",
         )
-    return ()
+    return found

@@ -25,10 +25,15 @@ SHARD_BYTES = 5 << 30
 
 def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write config, weights and tokenizer of a trained model into an empty folder."""
-    config, tokenizer = trained.config.model, trained.tokenizer
-    weights = to_hugging_face(config, dict(trained.model.named_parameters()))
+    weights = to_hugging_face(trained.config.model, dict(trained.model.named_parameters()))
     _write_weights(folder, {name: w.detach() for name, w in weights.items()}, shard_bytes)
-    _write_json(folder / "config.json", model_config(config, tokenizer))
+    write_settings(trained, folder, {})
+
+
+def write_settings(trained: Trained, folder: Path, more: dict[str, Any]) -> None:
+    """Write the tokenizer and the config files; `more` is added to config.json."""
+    config, tokenizer = trained.config.model, trained.tokenizer
+    _write_json(folder / "config.json", model_config(config, tokenizer) | more)
     _write_json(folder / "generation_config.json", _generation(tokenizer))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
     (folder / "tokenizer.json").write_text(tokenizer.to_json() + "\n", encoding="utf-8")

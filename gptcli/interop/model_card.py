@@ -22,28 +22,33 @@ from gptcli.training.training_state import progress_of
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # of the curve, in pixels
 _SAMPLE_TOKENS = 300
+_TEMPERATURE = SamplingParams().temperature
 
 Points = list[tuple[int, float]]
 """Pairs of step and loss."""
 
 
-def write(trained: Trained, folder: Path, proof: Proof, limits: Sequence[str]) -> None:
-    """Write README.md, and loss.svg if the run has losses, into the folder of an export."""
+def write(trained: Trained, folder: Path, to: str, proof: Proof, limits: Sequence[str]) -> None:
+    """Write README.md, and loss.svg if the run has losses, into the folder of an export.
+
+    `to` is the format, "huggingface" or "onnx"."""
     losses = _losses(trained.run)
     has_curve = len(losses[0]) > 1
     if has_curve:
         (folder / "loss.svg").write_text(loss_curve(*losses), encoding="utf-8")
-    text = "\n".join(_lines(trained, proof, limits, has_curve=has_curve))
+    text = "\n".join(_lines(trained, to, proof, limits, has_curve=has_curve))
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
 def _lines(
-    trained: Trained, proof: Proof, limits: Sequence[str], *, has_curve: bool
+    trained: Trained, to: str, proof: Proof, limits: Sequence[str], *, has_curve: bool
 ) -> Iterator[str]:
     config, name = trained.config, trained.run.resolve().name
     model_type = config.model.traits.model_type
-    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:")
-    yield from ("- gptcli", f"- {model_type}", "---", "", f"# {name}", "")
+    library = "transformers.js" if to == "onnx" else "transformers"
+    yield from ("---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:")
+    yield from ("- gptcli", f"- {model_type}", *(["- onnx"] if to == "onnx" else []))
+    yield from ("---", "", f"# {name}", "")
     size = count_parameters(trained.model).total
     texts = ", ".join(f"`{Path(source).name}`" for source in config.data.sources)
     imported = read_status(trained.run).get("imported")
@@ -56,12 +61,8 @@ def _lines(
         yield f"| {what} | {value} |"
     if has_curve:
         yield from ("", "![loss during training](loss.svg)")
-    yield from ("", "## Use it", "", "```python")
-    yield "from transformers import pipeline"
-    yield 'write = pipeline("text-generation", model="THIS FOLDER")'
-    yield f"text = write({_prompt(trained)!r}, max_new_tokens=100)"
-    yield 'print(text[0]["generated_text"])'
-    yield "```"
+    yield from ("", "## Use it", "")
+    yield from _onnx_usage(trained) if to == "onnx" else _hugging_face_usage(trained)
     sample = generate_one(
         trained.model,
         trained.tokenizer,
@@ -81,10 +82,57 @@ def _lines(
     yield from ("", "## Config", "", "```yaml", *_config_lines(trained), "```")
 
 
+def _hugging_face_usage(trained: Trained) -> Iterator[str]:
+    yield from ("```python", "from transformers import pipeline")
+    yield 'write = pipeline("text-generation", model="THIS FOLDER")'
+    yield f"text = write({_prompt(trained)!r}, max_new_tokens=100)"
+    yield 'print(text[0]["generated_text"])'
+    yield "```"
+
+
+def _onnx_usage(trained: Trained) -> Iterator[str]:
+    """A program that continues a prompt with the cache, and goes on past the window."""
+    config = trained.config.model
+    learned = config.traits.positions == "learned"
+    first = " - start" if learned else ""
+    yield from ("```python", "import numpy as np", "import onnxruntime")
+    yield from ("from tokenizers import Tokenizer", "", 'folder = "THIS FOLDER"')
+    yield from (f"temperature = {_TEMPERATURE}", "rng = np.random.default_rng(0)")
+    yield 'tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")'
+    yield 'session = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx")'
+    yield "empty = {"
+    yield "    put.name: np.zeros((1, put.shape[1], 0, put.shape[3]), np.float32)"
+    yield '    for put in session.get_inputs() if put.name.startswith("past_key_values")'
+    yield from ("}", f"ids = tokenizer.encode({_prompt(trained)!r}).ids")
+    yield f"cache, read{', start' if learned else ''} = empty, 0{', 0' if learned else ''}"
+    yield "for _ in range(100):"
+    if learned:
+        yield f"    while len(ids) - start > {config.block_size}:  # the window is full"
+        yield f"        start += {max(1, config.block_size // 4)}"
+        yield "        cache, read = empty, start"
+    yield '    kept = cache["past_key_values.0.key"].shape[2]'
+    yield "    logits, *present = session.run(None, {"
+    yield '        "input_ids": np.array([ids[read:]], np.int64),'
+    yield (
+        f'        "position_ids": np.arange(read{first}, len(ids){first}, dtype=np.int64)[None],'
+    )
+    yield '        "attention_mask": np.ones((1, kept + len(ids) - read), np.int64),'
+    yield from ("        **cache,", "    })", "    read = len(ids)")
+    if learned:
+        yield "    cache = dict(zip(cache, present))"
+    else:
+        width = max(1, config.block_size - 1)  # what the next token looks at
+        yield f"    cache = {{name: part[:, :, -{width}:] for name, part in zip(cache, present)}}"
+    yield "    chances = np.exp((logits[0, -1] - logits[0, -1].max()) / temperature)"
+    yield "    ids.append(int(rng.choice(len(chances), p=chances / chances.sum())))"
+    yield from ("print(tokenizer.decode(ids))", "```")
+
+
 def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     """What the proof showed, in a sentence."""
     if proof.largest_difference is None:
-        package = "xllamacpp" if "xllamacpp" in proof.reader else "transformers"
+        packages = ("xllamacpp", "onnxruntime")
+        package = next((name for name in packages if name in proof.reader), "transformers")
         prove = f"To prove it: pip install {package}; {doing} again."
         return f"Nothing was proven: {proof.reader}. {prove}"
     lengths = ", ".join(f"{length:,}" for length in proof.lengths)
@@ -111,12 +159,13 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
 
 
 def _prompt(trained: Trained) -> str:
-    """A short prompt that the tokenizer can encode."""
-    tokenizer = trained.tokenizer
-    with suppress(GptcliError):
-        tokenizer.encode("The")
-        return "The"
-    return next((piece.decode() for piece in tokenizer.pieces if piece.isalpha()), "")
+    """A short prompt that the tokenizer can encode: "The", a letter, or any other token."""
+    letters_first = sorted(trained.tokenizer.pieces, key=lambda piece: not piece.isalpha())
+    for text in (b"The", *letters_first):
+        with suppress(GptcliError, UnicodeDecodeError):
+            if trained.tokenizer.encode(text.decode()):
+                return text.decode()
+    return ""
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:

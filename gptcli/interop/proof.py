@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tokenizers
 import torch
 from torch import Tensor
 
 from gptcli.errors import GptcliError
-from gptcli.interop import gguf_file, llama_cpp
+from gptcli.interop import gguf_file, llama_cpp, onnx_folder
 from gptcli.model.gpt import GPT
 from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
@@ -139,6 +140,60 @@ def hugging_face(
                 past_window=doing == "export" and trained.config.model.traits.model_type == "qwen3",
                 doing=doing,
             )
+
+
+def onnx(trained: Trained, folder: Path) -> Proof:
+    """The proof of a folder of `gptcli.interop.onnx_folder`, by onnxruntime if it is there.
+
+    The file without a cache reads each prompt. The file with a cache reads it in one call, in
+    pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules."""
+    _valid_onnx(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        import onnxruntime
+    except Exception as error:  # a broken installation raises more than ImportError
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            return Proof(None, (), "onnxruntime is not installed")
+        return Proof(None, (), f"onnxruntime cannot be imported: {error}")
+    from gptcli.interop import onnx_runtime
+
+    reader = f"onnxruntime {onnxruntime.__version__}"
+    same_ids(trained.tokenizer, lambda text: list(tokenizer.encode(text).ids), reader)
+    config = trained.config.model
+    try:
+        text_model = onnx_runtime.TextModel(folder / onnx_folder.WITHOUT_CACHE)
+        cached = onnx_runtime.CachedModel(folder / onnx_folder.WITH_CACHE)
+    except Exception as error:  # onnxruntime has no class of its own for all of its errors
+        raise GptcliError(
+            f"the export was not kept: {reader} cannot load it: {' '.join(str(error).split())}",
+            "this is a fault of gptcli or of that version: please report it",
+            exit_code=1,
+        ) from None
+    ways: tuple[Callable[[Tensor], Tensor], ...] = (
+        text_model.logits,
+        cached.in_one_call,
+        lambda idx: cached.in_pieces(idx, config.block_size),
+        cached.in_batch,
+    )
+    past_window = config.traits.positions == "rotary"
+    found = [prove(trained, way, reader, past_window=past_window) for way in ways]
+    return max(found, key=lambda one: one.largest_difference or 0.0)
+
+
+def _valid_onnx(folder: Path) -> None:
+    """Check both files by the rules of ONNX, shapes included. Raises GptcliError (exit code 1)."""
+    import onnx
+
+    for name in (onnx_folder.WITH_CACHE, onnx_folder.WITHOUT_CACHE):
+        try:
+            onnx.checker.check_model(str(folder / name), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            words = " ".join(str(error).split())
+            raise GptcliError(
+                f"the export was not kept: {name} breaks a rule of ONNX: {words}",
+                "this is a fault of gptcli or of the package onnx: please report it",
+                exit_code=1,
+            ) from None
 
 
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from gptcli.errors import GptcliError
 from gptcli.interop import export as exporting
 from gptcli.interop import hugging_face, proof
-from gptcli.interop.model_card import loss_curve, proof_sentence
+from gptcli.interop.model_card import _prompt, loss_curve, proof_sentence
 from gptcli.interop.proof import Proof
+from gptcli.tokenization.char import CharTokenizer
 from tests.interop.models import KINDS, trained
 
 TINY = (
@@ -64,6 +66,17 @@ def test_the_command_writes_a_folder(
     assert told["largest_difference"] is None
     assert set(told["files"]) == names
     assert bool(told["not_expressible"]) == (arch == "gpt2")
+
+
+@pytest.mark.parametrize("package", ["gguf", "onnx"])
+def test_a_missing_package_is_named(
+    package: str, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.cli.export.find_spec", lambda name: None)
+    outcome = cli("export", "--to", package)
+    assert outcome.code == 2
+    assert f"needs the package {package}, which is not installed" in outcome.err
+    assert f"hint: pip install {package}\n" in outcome.err
 
 
 def test_other_formats_are_named(cli: Any) -> None:
@@ -160,6 +173,14 @@ def test_the_sentence_of_a_proof() -> None:
     assert "transformers 9.9 read the export back" in sentence
     assert "1, 2,048 tokens" in sentence
     assert "at most 1.5e-06" in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"), [("The end", "The"), ("12 ab", "a"), ("你好", "你"), ("1 + 2", " ")]
+)
+def test_the_card_has_a_prompt_for_every_alphabet(text: str, prompt: str, tmp_path: Path) -> None:
+    model = trained(tmp_path, "byte", n_layer=1, n_head=1, n_embd=8)
+    assert _prompt(replace(model, tokenizer=CharTokenizer.from_texts([text]))) == prompt
 
 
 def test_the_curve_is_an_svg_inside_its_frame() -> None:

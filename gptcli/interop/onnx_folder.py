@@ -1,0 +1,56 @@
+"""Writes a model as a folder of ONNX files, which onnxruntime, Optimum and transformers.js run.
+
+Names and places of the files are those of transformers.js: `onnx/model.onnx` has a key/value cache.
+`onnx/model_without_cache.onnx` takes complete texts. The other files are as for Hugging Face.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptcli.interop import hugging_face
+from gptcli.training.loading import Trained
+
+WITH_CACHE, WITHOUT_CACHE = "onnx/model.onnx", "onnx/model_without_cache.onnx"
+
+EXTERNAL_BYTES = 1 << 30
+"""Weights of more bytes are written to a file of their own: a protobuf ends at 2 GB."""
+
+
+def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
+    """Write both ONNX files, the config and the tokenizer of a trained model into an empty folder.
+
+    The package onnx must be installed."""
+    from gptcli.interop import onnx_graph
+
+    (folder / "onnx").mkdir()
+    for name, cache in ((WITH_CACHE, True), (WITHOUT_CACHE, False)):
+        external = _save(
+            onnx_graph.build(trained.model, cache=cache), folder / name, external_bytes
+        )
+    # Without a dtype, transformers.js asks for another file in a browser: model_quantized.onnx.
+    settings: dict[str, Any] = {"dtype": "fp32"}
+    if external:
+        settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}  # the number of files
+    hugging_face.write_settings(trained, folder, {"transformers.js_config": settings})
+
+
+def _save(model: Any, path: Path, external_bytes: int) -> bool:
+    """Write a model to a file; weights of more than `external_bytes` to NAME_data beside it.
+
+    Returns whether there is such a file."""
+    import onnx
+
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    if size <= external_bytes:
+        onnx.save_model(model, path)
+        return False
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}_data",
+    )
+    return True

@@ -1,0 +1,106 @@
+"""Runs exported ONNX files in onnxruntime, with a key/value cache or without, for the proof.
+
+Dimensions: B batch, T tokens, P tokens in the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def session(path: Path) -> Any:
+    """An InferenceSession on the CPU, with as many threads as PyTorch uses, which logs errors only.
+
+    The package onnxruntime must be installed."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class TextModel:
+    """The file without a cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = session(path)
+
+    def logits(self, idx: Tensor) -> Tensor:
+        """Logits of complete texts: int64 (B, T) -> float32 (B, T, V)."""
+        (found,) = self._session.run(None, {"input_ids": idx.numpy()})
+        return torch.from_numpy(found)
+
+
+class CachedModel:
+    """The file with a cache, and the cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = session(path)
+        self._past: dict[str, Any] = {}
+        self._mask = np.ones((1, 0), np.int64)
+
+    def clear(self, batch: int) -> None:
+        """Forget all tokens; from now on there are `batch` texts."""
+        self._mask = np.ones((batch, 0), np.int64)
+        self._past = {
+            put.name: np.zeros((batch, put.shape[1], 0, put.shape[3]), np.float32)
+            for put in self._session.get_inputs()
+            if put.name.startswith("past_key_values.")
+        }
+
+    def feed(self, idx: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Logits of T new tokens: int64 (B, T) -> float32 (B, T, V). `mask` is 0 for padding."""
+        self._mask = np.concatenate((self._mask, mask.numpy()), axis=1)
+        inputs = {
+            "input_ids": idx.numpy(),
+            "position_ids": positions.numpy(),
+            "attention_mask": self._mask,
+            **self._past,
+        }
+        logits, *present = self._session.run(None, inputs)
+        self._past = dict(zip(self._past, present, strict=True))
+        return torch.from_numpy(logits)
+
+    def keep(self, tokens: int) -> None:
+        """Drop all but the last tokens of the cache."""
+        first = max(0, self._mask.shape[1] - tokens)
+        self._mask = self._mask[:, first:]
+        self._past = {name: kept[:, :, first:] for name, kept in self._past.items()}
+
+    def in_one_call(self, idx: Tensor) -> Tensor:
+        """Logits of a text: int64 (1, T) -> float32 (1, T, V)."""
+        self.clear(1)
+        return self.feed(idx, torch.arange(idx.shape[1])[None], torch.ones_like(idx))
+
+    def in_pieces(self, idx: Tensor, window: int) -> Tensor:
+        """The same, half of the text in one call, then single tokens, then the rest in one call.
+
+        The cache keeps what the next token can look at."""
+        half = idx.shape[1] // 2
+        singles = min(32, idx.shape[1] - half)
+        sizes = [half, *[1] * singles, idx.shape[1] - half - singles]
+        self.clear(1)
+        found, start = [], 0
+        for size in filter(None, sizes):
+            end = start + size
+            piece = idx[:, start:end]
+            found.append(self.feed(piece, torch.arange(start, end)[None], torch.ones_like(piece)))
+            self.keep(window - 1)
+            start = end
+        return torch.cat(found, dim=1)
+
+    def in_batch(self, idx: Tensor) -> Tensor:
+        """The same, as the second of two texts, with two tokens of padding before it."""
+        two = torch.zeros(2, idx.shape[1] + 2, dtype=torch.int64)
+        mask = torch.ones_like(two)
+        two[1, 2:], mask[1, :2] = idx[0], 0
+        positions = torch.arange(two.shape[1]) - torch.tensor([[0], [2]])
+        self.clear(2)
+        # The end of the first text, which is not compared, has no positions in some models.
+        return self.feed(two, positions.clamp(0, idx.shape[1] - 1), mask)[1:, 2:]
