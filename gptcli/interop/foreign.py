@@ -320,7 +320,9 @@ def _foreign(
 ) -> ForeignModel:
     """Rename the weights, and check what a config cannot say. Raises GptcliError or _Refused."""
     embedding = theirs.get(
-        "transformer.wte.weight" if config.arch == "gpt2" else "model.embed_tokens.weight"
+        "transformer.wte.weight"
+        if config.traits.model_type == "gpt2"
+        else "model.embed_tokens.weight"
     )
     if embedding is None or embedding.dim() != 2:
         raise GptcliError(f"{path} has no token embedding", "is it a language model?")
@@ -330,7 +332,7 @@ def _foreign(
             raise _Refused("its config ties the head to the embedding, but the two differ")
         theirs.pop("lm_head.weight", None)
     biases = [tensor for name, tensor in theirs.items() if name.endswith(".bias")]
-    if config.bias and config.arch == "gpt2" and not any(bias.any() for bias in biases):
+    if config.bias and not any(bias.any() for bias in biases):
         config = config.model_copy(update={"bias": False})
         if biases:
             notes = [*notes, "all of its biases are 0, so the model here has none"]

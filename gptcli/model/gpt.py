@@ -229,7 +229,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
         elif fixed_std:
             _draw_gpt2(name, parameter, model.config.n_layer, generator)
         else:
-            _draw_modern(name, parameter, generator)
+            _draw_modern(name, parameter, generator, tied_head=model.config.traits.tied_head)
 
 
 def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Generator) -> None:
@@ -245,18 +245,21 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def _draw_modern(name: str, parameter: Tensor, generator: torch.Generator) -> None:
+def _draw_modern(
+    name: str, parameter: Tensor, generator: torch.Generator, *, tied_head: bool
+) -> None:
     """The modern arch: normal, with std 1 / sqrt(inputs) for matrices and 1 for the embedding.
 
     The head, and the matrices that end a residual branch, are 0. So every block starts as the
-    identity, and the loss starts at ln V. Gains are 1."""
+    identity, and the loss starts at ln V. An embedding that is also the head has std 0.02, so that
+    the loss starts near ln V. Gains are 1."""
     row = row_of(name)
     assert row is not None
     if row.role in ("gain", "bias"):
         parameter.fill_(1.0 if row.role == "gain" else 0.0)
         return
     if row.role == "embedding":
-        std = 1.0
+        std = 0.02 if tied_head else 1.0
     elif row.role == "head" or row.ends_branch:
         std = 0.0
     else:

@@ -34,6 +34,7 @@ def unsupported_reason(config: ModelConfig) -> str | None:
         "model.n_kv_head": config.kv_heads != config.n_head,
         "model.head_dim": config.attention_width != config.n_embd,
         "model.qk_norm": config.traits.qk_norm != (config.traits.positions == "rotary"),
+        "model.tied_head": config.traits.tied_head != arch_named(config.arch).tied_head,
         "model.rope_theta": config.traits.rope_theta != arch_named(config.arch).rope_theta,
         "model.norm_eps": config.traits.norm_eps != arch_named(config.arch).norm_eps,
     }

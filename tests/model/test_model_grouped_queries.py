@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from gptcli.config import ModelConfig
 from gptcli.config_files import parse_config
 from gptcli.errors import GptcliError
 from gptcli.model.attention import attend
-from gptcli.model.gpt import GPT, count_parameters
+from gptcli.model.gpt import GPT, count_parameters, initialise
 from gptcli.training.cost import matrix_parameters
 from tests.sampling.sampling_models import banded, model
 
@@ -98,3 +99,20 @@ def test_the_usual_values_change_nothing() -> None:
     assert named.traits == usual.traits
     assert (named.kv_heads, named.head_dim) == (usual.kv_heads, usual.head_dim)
     assert ModelConfig.model_validate({"arch": "gpt2", "n_kv_head": 4}).kv_heads == 4
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=str)
+def test_a_new_model_starts_near_a_uniform_guess_and_learns(keys: dict[str, Any]) -> None:
+    config = ModelConfig.model_validate({"n_layer": 2, "block_size": 16, **keys})
+    gpt = GPT(config, 50)
+    initialise(gpt, torch.Generator().manual_seed(0))
+    idx = torch.randint(0, 50, (4, 17), generator=torch.Generator().manual_seed(1))
+    first = gpt.loss(idx[:, :-1], idx[:, 1:]).item()
+    assert first == pytest.approx(math.log(50), abs=0.1)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = gpt.loss(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1.5
