@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from gptcli.loggers.rows import Row, Sample
@@ -35,23 +34,3 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Write what is left, and end the log."""
-
-
-def open_log(name: str, path: Path, facts: RunFacts) -> Log:
-    """A new log of the logger `name` at `path`. Imports the logger's package."""
-    if name == "csv":
-        from gptcli.loggers.csv_log import CsvLog
-
-        return CsvLog(path)
-    if name == "tensorboard":
-        from gptcli.loggers.tensorboard_log import TensorboardLog
-
-        return TensorboardLog(path, facts)
-    if name == "trackio":
-        from gptcli.loggers.trackio_log import TrackioLog
-
-        return TrackioLog(path, facts)
-    assert name == "wandb"
-    from gptcli.loggers.wandb_log import WandbLog
-
-    return WandbLog(path, facts)

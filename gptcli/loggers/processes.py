@@ -68,11 +68,13 @@ class Writer:
 
     def _read_answer(self) -> None:
         assert self._process.stdout is not None
-        self._answer = self._process.stdout.readline(1 << 20)
+        with self._process.stdout as pipe:
+            self._answer = pipe.readline(1 << 20)
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
-        self._last_words.extend(line for line in self._process.stderr if line.strip())
+        with self._process.stderr as pipe:
+            self._last_words.extend(line for line in pipe if line.strip())
 
     def ended(self) -> bool:
         """Whether the process has ended."""
@@ -81,6 +83,9 @@ class Writer:
     def end(self) -> None:
         """Ask the process to write what is left and to end."""
         assert self._process.stdin is not None
+        with suppress(OSError, ValueError):
+            self._process.stdin.write(b"\n")  # a fork of the training can hold the pipe open
+            self._process.stdin.flush()
         with suppress(OSError):
             self._process.stdin.close()
 

@@ -100,6 +100,9 @@ class Rows:
         newest = max(self._waiting, default=self._done)
         # The run writes a sample before it logs the next step, so read the samples afterwards.
         self._take_samples()
+        # The text of this step's own sample can be half written.
+        if self._text is not None and (ended or self._text[0] < newest):
+            self._end_sample()
         found: list[Row | Sample] = []
         for step in sorted(self._waiting):
             if ended or step < newest:
@@ -136,7 +139,6 @@ class Rows:
                 self._text = int(heading[1]), b""
             elif self._text is not None and len(self._text[1]) < _MAX_SAMPLE:
                 self._text = self._text[0], self._text[1] + line
-        self._end_sample()  # the run appends a sample whole
 
     def _end_sample(self) -> None:
         if self._text is not None:

@@ -14,26 +14,27 @@ PROJECT = "gptcli"
 
 
 class WandbLog:
-    """A wandb run whose steps are those of the training.
+    """A wandb run whose steps are those of the training, in the folder `wandb` of `folder`.
 
-    Its files are in the folder `wandb` of `folder`. Offline, it replaces the earlier files of the run. Online, the run goes on: wandb takes no step
+    Offline, it replaces the earlier files of the run. Online, the run goes on: wandb takes no step
     a second time, so rows up to its last step are left out."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        mode = os.environ.setdefault("WANDB_MODE", "offline")
-        offline = mode not in ("online", "shared", "run")
+        files = folder / "wandb"
+        files.mkdir(parents=True, exist_ok=True)
+        offline = os.environ.setdefault("WANDB_MODE", "offline") not in ("online", "shared", "run")
         # wandb reports its own errors to its makers, unless this is set.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        if offline:  # else the user's own settings and login count
-            os.environ["WANDB_CONFIG_DIR"] = str(folder / "wandb" / "config")
+        self._cache = files / "cache"
+        shutil.rmtree(self._cache, ignore_errors=True)
         for name in ("CACHE", "DATA", "ARTIFACT"):
-            os.environ[f"WANDB_{name}_DIR"] = str(folder / "wandb" / name.lower())
+            os.environ[f"WANDB_{name}_DIR"] = str(self._cache)
+        if offline:  # else the user's own settings and login count
+            os.environ["WANDB_CONFIG_DIR"] = str(self._cache)
+            for earlier in files.glob(f"offline-run-*-{facts.identity}"):
+                shutil.rmtree(earlier)
         import wandb
 
-        if offline:
-            for earlier in folder.glob(f"wandb/offline-run-*-{facts.identity}"):
-                shutil.rmtree(earlier)
         self._html = wandb.Html
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -76,3 +77,4 @@ class WandbLog:
 
     def close(self) -> None:
         self._run.finish()
+        shutil.rmtree(self._cache, ignore_errors=True)

@@ -19,7 +19,7 @@ from gptcli.config_files import parse_config, read_yaml
 from gptcli.config_problems import flatten
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import refuse_link_out
-from gptcli.loggers.log import RunFacts, open_log
+from gptcli.loggers.log import Log, RunFacts
 from gptcli.loggers.rows import Row, Rows, Sample
 from gptcli.loggers.run_clock import run_clock
 
@@ -31,7 +31,7 @@ def main(arguments: str) -> None:
 
     Prints one JSON object on stdout: `rows` and `samples`, the numbers written; or `problem` and
     `hint`. The object's keys: `run`, `logger`, `path`; `inside`, whether the path must lie in the
-    run folder; and `follow`, whether to go on until standard input ends."""
+    run folder; and `follow`, whether to go on until standard input has a line or ends."""
     answer = _own_stdout()
     request = json.loads(arguments)
     for name in ("SIGINT", "SIGHUP"):  # a Ctrl-C in the terminal is for the training
@@ -73,12 +73,13 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
     while True:
         is_end = ended.is_set()  # before reading: nothing is appended afterwards
         found = rows.read(ended=is_end)
-        if found and log is None:
+        if rows.first and found and log is None:
             clock = run_clock(run, max(map(_seconds, found)))
-            log = open_log(request["logger"], path, _facts(run, rows.first, clock(0.0)))
+            log = _open_log(request["logger"], path, _facts(run, rows.first, clock(0.0)))
             time = clock(0.0)
         for item in found:
-            assert log is not None
+            if log is None:  # samples of a run without metrics
+                break
             if isinstance(item, Row):
                 time = clock(item.values["seconds"]) if "seconds" in item.values else time
                 log.row(item, time)
@@ -93,6 +94,26 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
     if log is not None:
         log.close()
     return count
+
+
+def _open_log(name: str, path: Path, facts: RunFacts) -> Log:
+    """A new log of the logger `name` at `path`. Imports the logger's package."""
+    if name == "csv":
+        from gptcli.loggers.csv_log import CsvLog
+
+        return CsvLog(path)
+    if name == "tensorboard":
+        from gptcli.loggers.tensorboard_log import TensorboardLog
+
+        return TensorboardLog(path, facts)
+    if name == "trackio":
+        from gptcli.loggers.trackio_log import TrackioLog
+
+        return TrackioLog(path, facts)
+    assert name == "wandb"
+    from gptcli.loggers.wandb_log import WandbLog
+
+    return WandbLog(path, facts)
 
 
 def _seconds(item: Row | Sample) -> float:
@@ -119,8 +140,7 @@ def _plain(value: object) -> bool | int | float | str:
 
 
 def _wait_for_end(ended: threading.Event) -> None:
-    """Set `ended` when standard input ends: the training has ended, or was killed."""
+    """Set `ended` when standard input has a line or ends: the training has ended, or was killed."""
     with suppress(OSError):
-        while os.read(0, 4096):
-            pass
+        os.read(0, 1)
     ended.set()

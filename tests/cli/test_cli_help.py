@@ -31,6 +31,7 @@ COMMANDS = (
     "bench",
     "runs",
     "show",
+    "log",
     "inspect-batch",
     "configs",
     "schema",
