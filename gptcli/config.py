@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from gptcli.errors import cropped, nearest
 from gptcli.model.arch import Arch, ArchName, arch_named, archs_that
 
 Auto = Literal["auto"]
@@ -345,6 +353,36 @@ class TrainConfig(_Section):
         return self.batch_size * self.grad_accum * block_size
 
 
+LoggerName = Literal["csv", "tensorboard", "trackio", "wandb"]
+
+
+def _logger_names(value: object) -> list[str]:
+    """The loggers of a list, or of a text such as `csv,wandb`, each once. null: none.
+
+    Raises PydanticCustomError, with the nearest name, if one is unknown."""
+    known = get_args(LoggerName)
+    names = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wanted = "a list of loggers: " + ", ".join(known)
+        raise PydanticCustomError("loggers", "no loggers", {"wanted": wanted})
+    found = list(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
+    for name in found:
+        if name not in known:
+            close = nearest(name, known)
+            raise PydanticCustomError(
+                "loggers",
+                "no logger is named `{name}`",
+                {
+                    "name": cropped(name),
+                    "keys": ("loggers",),
+                    "hint": f"did you mean `{close}`?"
+                    if close
+                    else "the loggers are: " + ", ".join(known),
+                },
+            )
+    return found
+
+
 class RunConfig(_Section):
     """The machine."""
 
@@ -361,6 +399,9 @@ class RunConfig(_Section):
     native if it is available, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Number of CPU threads. auto: one for each core."""
+    loggers: Annotated[list[LoggerName], BeforeValidator(_logger_names)] = []
+    """Where the run is logged besides metrics.jsonl: csv (a table), tensorboard, trackio, wandb
+    (offline). A list, or names with commas. Each but csv needs the package of its name."""
 
 
 class Config(_Section):

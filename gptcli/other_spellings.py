@@ -60,6 +60,7 @@ run.device: accelerator device_type backend
 run.dtype: precision mixed_precision amp_dtype torch_dtype data_type
 run.compile: torch_compile compile_model use_compile
 run.threads: num_threads n_threads nthreads cpu_threads thread workers num_workers j
+run.loggers: logger report_to log_with log_to trackers tracker
 """
 """Config keys, and other names for them, as options or as keys."""
 
@@ -198,9 +199,10 @@ gptcli counts steps, not epochs: set train.max_steps=N, or the time with --minut
     max_epochs train_epochs e
 leave it out: gptcli keeps the best checkpoint and the newest ones: always_save_checkpoint
     save_best save_best_only save_checkpoint save_strategy save_last save_model save
-leave it out: metrics.jsonl in the run folder holds the losses and the speed of the run: wandb
-    wandb_log wandb_project wandb_run_name wandb_entity report_to tensorboard logger logger_name
-    log_dir logging_dir log_file use_wandb
+metrics.jsonl in the run folder always holds the losses and the speed of the run; to log them
+    elsewhere too, set run.loggers=wandb (or csv, tensorboard, trackio): wandb wandb_log
+    wandb_project wandb_run_name wandb_entity tensorboard trackio csv logger_name log_dir
+    logging_dir log_file use_wandb use_tensorboard
 leave it out: an evaluation reads the whole validation split: eval_iters eval_iter max_eval_steps
     eval_batch_size per_device_eval_batch_size eval_tokens eval_batches max_eval_iters
 leave it out: the learning rate falls to 0 over the last part of the steps, whose share is

@@ -18,6 +18,7 @@ TOP = {"files", "top"}
 MAY_IMPORT = {
     "cli": {
         "interop",
+        "loggers",
         "training",
         "sampling",
         "course",
@@ -27,6 +28,7 @@ MAY_IMPORT = {
         "corpus",
         "tokenization",
     },
+    "loggers": {"training"},
     "interop": {"training", "sampling", "native", "model", "corpus", "tokenization"},
     "training": {"sampling", "native", "model", "corpus", "tokenization"},
     "sampling": {"native", "model", "tokenization"},

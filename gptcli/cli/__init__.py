@@ -25,6 +25,7 @@ from gptcli.cli import (
     import_model,
     inspect_batch,
     learn,
+    log,
     runs,
     sample,
     score,
@@ -100,6 +101,7 @@ _add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
 _add("show", show.show, "gptcli show mine deeper")
+_add("log", log.log, "gptcli log mine --to tensorboard")
 _add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")
 _add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
 _add("schema", configs.schema, "gptcli schema > schema.json")

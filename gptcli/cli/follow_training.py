@@ -1,4 +1,7 @@
-"""Follows a training run: shows its events, writes metrics.jsonl, samples.txt and run.json."""
+"""Follows a training run: shows its events, writes metrics.jsonl, samples.txt and run.json.
+
+The loggers of run.loggers are processes that read metrics.jsonl and samples.txt as they grow.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
     from gptcli.events import Event, Finished
+    from gptcli.loggers.processes import RunLoggers
     from gptcli.training.journal import Journal
     from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
@@ -28,18 +32,21 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
     Exits with 130 if the user interrupted the run. Raises GptcliError if the run diverged or
     failed.
     """
+    from gptcli.loggers.processes import RunLoggers
     from gptcli.training import run_folder
     from gptcli.training.run_summary import RunSummary
 
     run = prepared.setup.run
     summary = RunSummary(prepared.setup)
+    loggers = RunLoggers(run, prepared.setup.config.run.loggers)
     # Signals are handled until the end: a signal after the last step must not lose the result.
     with stop_on_signals() as stop:
         # From now on run.json no longer says how an earlier part of the run ended.
         run_folder.write_status(run, summary.begun())
         try:
-            finished = _train(prepared, summary, stop)
+            finished = _train(prepared, summary, stop, loggers)
         except Exception as error:
+            _finish(loggers, prepared, stop)
             if as_json:
                 with suppress(OSError):  # an error of stdout must not hide why the run failed
                     print_json(summary.ended())
@@ -49,12 +56,31 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
             raise explained from error
         result = summary.ended()
         run_folder.write_status(run, result)
+        _finish(loggers, prepared, stop)
         if as_json:
             print_json(result)
         _report_end(finished, run, files)
 
 
-def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | None:
+def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
+    """Let the loggers finish, and print their warnings. Another Ctrl-C ends them.
+
+    The time of a run with a time limit is promised to 10 %; half of this is for the loggers."""
+    from gptcli.loggers.processes import FINISH_S as longest
+
+    limit, asked_at = prepared.setup.config.train.minutes, stop.asked_at
+    seconds = longest if limit is None else min(longest, max(2.0, 0.05 * 60 * limit))
+    try:
+        warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds)
+    except LeaveAtOnce:
+        return
+    for warning in warnings:
+        note(warning)
+
+
+def _train(
+    prepared: Prepared, summary: RunSummary, stop: Stop, loggers: RunLoggers
+) -> Finished | None:
     """Run the training loop and pass each event on.
 
     Returns the last event, or None if a second Ctrl-C ended the loop."""
@@ -81,7 +107,7 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
             else ()
         ):
             view.recall(earlier)
-        for message in [*prepared.notes, *journal.notes]:
+        for message in [*prepared.notes, *journal.notes, *loggers.start()]:
             view.handle(Notice(message))
         for event in events:
             summary.absorb(event)
@@ -94,6 +120,8 @@ def _train(prepared: Prepared, summary: RunSummary, stop: Stop) -> Finished | No
             problem = _record(event, journal)
             if problem is not None:
                 view.handle(Notice(f"WARNING: {problem}. Training goes on; gptcli tries again"))
+            for warning in loggers.problems():
+                view.handle(Notice(warning))
             if isinstance(event, CheckpointSaved):
                 run_folder.delete_replaced(run)
     return finished

@@ -37,6 +37,7 @@ from gptcli.cli.user_files import (
 from gptcli.errors import GptcliError
 from gptcli.files.durable import path_errors
 from gptcli.files.paths import expanded
+from gptcli.loggers.catalogue import refuse_missing_packages
 from gptcli.native import library
 from gptcli.view.waiting import waiting
 
@@ -174,6 +175,7 @@ def _plan_run(request: _Request, minutes: float | None, command_started: float) 
     steps_asked = "train.max_steps" in asked
     if not keep_config:
         config = defaults_with_overrides(target, overrides)
+    refuse_missing_packages(config.run.loggers)
     if steps_asked and "train.minutes" not in asked:  # the user's steps replace the file's minutes
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"minutes": None})}
@@ -314,6 +316,9 @@ def _resume_run(request: _Request, extend: bool) -> None:
     wanted: Config | None = changed if overrides else None
     if is_config(request.target):
         wanted, _ = config_for(request.target, overrides, None)
+    refuse_missing_packages(
+        (wanted or stored).run.loggers, "; or go on without loggers: run.loggers=[]"
+    )
     user_parts = check_and_load(request.files, stored, request.force)
     with leave_on_signals(), _locked_run_folder(run, create=False):
         with waiting("reading the text and the checkpoint"):

@@ -85,7 +85,7 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
     if not isinstance(parts, list) or not _all_text(parts):
         return "own_parts"
     for dotted, value in flatten(meta.get("config", {})).items():
-        texts = dotted in (("data", "source"), ("data", "val_source"))
+        texts = dotted in (("data", "source"), ("data", "val_source"), ("run", "loggers"))
         if isinstance(value, list) and not (texts and _all_text(value)):
             return "config"
     plans = meta.get("plans", [])

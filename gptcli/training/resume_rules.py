@@ -24,6 +24,7 @@ NO_EFFECT_ON_WEIGHTS = {
     "train.log_every",
     "train.stop_at_val_loss",
     "train.patience",
+    "run.loggers",
 }
 """Keys that can change at a resume, because they do not change the weights."""
 
@@ -119,6 +120,8 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _as_yaml(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return "null" if value is None else str(value)
 
 

@@ -2,7 +2,7 @@
 
 A run folder holds config.yaml, tokenizer.json, metrics.jsonl, samples.txt, run.json (how the run
 ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/, gptcli.training.journal
-writes metrics.jsonl and samples.txt.
+writes metrics.jsonl and samples.txt; gptcli.loggers writes metrics.csv and loggers/.
 
 With --overwrite the old run's files move to RUN/.replaced, and stay there until the new run has a
 checkpoint. If the new run ends before that, the old run comes back. config.yaml always leaves its
@@ -31,9 +31,9 @@ from gptcli.files.paths import expanded, shell_word
 from gptcli.tokenization import Tokenizer, load_tokenizer
 from gptcli.training.run_times import time_in
 
-_RUN_FILES = (
-    "config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json", *KEPT_NAMES,
-)  # fmt: skip
+_RUN_FILES = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json",
+              "metrics.csv", *KEPT_NAMES)  # fmt: skip
+_LOGS = "loggers"
 _REPLACED = ".replaced"
 _CHECKPOINT_NAMES = r"step-\d+|best"
 
@@ -147,7 +147,7 @@ def refuse_other_folder(run: Path) -> None:
 
 def _is_half_made(run: Path) -> bool:
     """Whether a folder belongs to a run that was killed before it wrote config.yaml."""
-    ours = {*_RUN_FILES, "checkpoints", ".lock", _REPLACED}
+    ours = {*_RUN_FILES, "checkpoints", _LOGS, ".lock", _REPLACED}
     names = {path.name for path in run.iterdir()} if run.is_dir() else set()
     temporary = re.compile(r"\.(tokenizer\.json|config\.yaml)\.\d+\.tmp")
     return (
@@ -179,7 +179,7 @@ def create(
         durable.make_folder(run)
         try:
             if status:
-                durable.write_atomically(run / "run.json", _as_json(status))
+                durable.write_atomically(run / "run.json", json.dumps(status, indent=1).encode())
             if text is not None:
                 shutil.copyfile(text, run / text.name)
                 durable.fsync_file(run / text.name)
@@ -240,7 +240,7 @@ def move_to_replaced(run: Path) -> None:
     interrupted, and this call completes its move."""
     replaced = run / _REPLACED
     checkpoints = run / "checkpoints"
-    old = [run / name for name in _RUN_FILES]
+    old = [run / name for name in (*_RUN_FILES, _LOGS)]
     if not checkpoints.is_symlink():
         old += [path for path in checkpoints.glob("*") if _is_checkpoint_file(path)]
     elif _has_steps(run) or not checkpoints.exists():
@@ -254,6 +254,8 @@ def move_to_replaced(run: Path) -> None:
             _move(path, goal)
         elif path.is_file() or path.is_symlink():
             durable.disk.unlink(path)
+        elif path.name == _LOGS:
+            durable.remove_tree(path)
 
 
 def link_to_leave(run: Path) -> Path | None:
@@ -274,6 +276,7 @@ def restore_replaced(run: Path) -> bool:
             if name == "config.yaml" or not (replaced / name).exists():
                 with suppress(FileNotFoundError):
                     durable.disk.unlink(run / name)
+        durable.remove_tree(run / _LOGS)
         durable.fsync_folder(run)
     # Move what is inside `checkpoints`, not the folder itself: an abandoned save may be creating
     # run/checkpoints now.
@@ -377,7 +380,7 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
 
     Raises GptcliError (exit code 1) if the disk refuses."""
     try:
-        durable.write_atomically(run / "run.json", _as_json(values))
+        durable.write_atomically(run / "run.json", json.dumps(values, indent=1).encode())
     except OSError as error:
         raise durable.write_error(
             run / "run.json",
@@ -385,10 +388,6 @@ def write_status(run: Path, values: dict[str, Any]) -> None:
             f"free some space; `gptcli train --resume --out {shell_word(run)}` continues from the "
             "newest checkpoint",
         ) from None
-
-
-def _as_json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=1).encode()
 
 
 def read_status(run: Path) -> dict[str, Any]:

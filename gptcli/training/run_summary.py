@@ -7,7 +7,7 @@ from typing import Any
 from gptcli.events import Evaluated, Event, Finished, RunStarted, StepDone
 from gptcli.training import run_folder
 from gptcli.training.loop import Setup
-from gptcli.training.run_times import now
+from gptcli.training.run_times import now, starts_of
 from gptcli.training.training_state import Progress, progress_of
 
 _KEPT = ("started_from", "text", "machine")
@@ -29,6 +29,9 @@ class RunSummary:
         self._parameters: int | None = None
         self._stopped: str | None = None
         self._began_at = now()
+        seconds = self._progress.seconds
+        earlier = [start for start in starts_of(status) if start["seconds"] < seconds]
+        self._starts = [*earlier, {"seconds": seconds, "at": self._began_at}]
 
     def absorb(self, event: Event) -> None:
         """Update the counters from one event."""
@@ -49,10 +52,12 @@ class RunSummary:
     def begun(self) -> dict[str, Any]:
         """The keys known before the first step: the user's parts, and those of _KEPT.
 
-        `began_at` is the time of this start or resume: it decides which run is the newest."""
+        `began_at` is the time of this start or resume: it decides which run is the newest.
+        `starts` has, for each part of the run, its time and the seconds trained before it."""
         user_parts: dict[str, Any] = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else [],
             "began_at": self._began_at,
+            "starts": self._starts,
         }
         return user_parts | self._kept
 

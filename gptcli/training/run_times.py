@@ -11,6 +11,21 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat()
 
 
+def starts_of(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The starts and resumes that run.json lists, without damaged ones.
+
+    Each has `seconds`, the training time before it, and `at`, its time."""
+    found = status.get("starts")
+    return [
+        start
+        for start in (found if isinstance(found, list) else [])
+        if isinstance(start, dict)
+        and time_in(start, "at") is not None
+        and type(start.get("seconds")) in (int, float)
+        and 0 <= start["seconds"] < 1e12
+    ]
+
+
 def time_in(status: dict[str, Any], key: str) -> datetime | None:
     """A time of run.json, in the local zone; None if it is missing or damaged."""
     try:

@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "runs",
     "show",
+    "log",
     "inspect-batch",
     "configs",
     "schema",

@@ -99,7 +99,8 @@ def test_sample(words: str, hint: str, cli: Any) -> None:
     [
         ("train tiny --epochs 3", "gptcli counts steps, not epochs"),
         ("train tiny train.epochs=3", "gptcli counts steps, not epochs"),
-        ("train tiny --wandb_log=True", "leave it out: metrics.jsonl"),
+        ("train tiny --wandb_log=True", "metrics.jsonl in the run folder always holds"),
+        ("train tiny --report_to wandb", "write run.loggers=wandb"),
         ("eval --block_size 32", "write --context 32"),
         ("bench --n_layer 3", "write model.n_layer=3"),
         ("tokenizer train my.txt --vocab_siz 300", "did you mean --vocab-size?"),

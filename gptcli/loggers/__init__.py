@@ -1,0 +1,1 @@
+"""Loggers: a run's metrics.jsonl and samples.txt in a table, TensorBoard, trackio or wandb."""

@@ -1,0 +1,80 @@
+"""Writes a run for wandb: offline, unless the user sets WANDB_MODE."""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+from pathlib import Path
+
+from gptcli.loggers.log import RunFacts
+from gptcli.loggers.rows import Row, Sample
+
+PROJECT = "gptcli"
+
+
+class WandbLog:
+    """A wandb run whose steps are those of the training, in the folder `wandb` of `folder`.
+
+    Offline, it replaces the earlier files of the run. Online, the run goes on: wandb takes no step
+    a second time, so rows up to its last step are left out."""
+
+    def __init__(self, folder: Path, facts: RunFacts) -> None:
+        files = folder / "wandb"
+        files.mkdir(parents=True, exist_ok=True)
+        offline = os.environ.setdefault("WANDB_MODE", "offline") not in ("online", "shared", "run")
+        # wandb reports its own errors to its makers, unless this is set.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._cache = files / "cache"
+        shutil.rmtree(self._cache, ignore_errors=True)
+        for name in ("CACHE", "DATA", "ARTIFACT"):
+            os.environ[f"WANDB_{name}_DIR"] = str(self._cache)
+        if offline:  # else the user's own settings and login count
+            os.environ["WANDB_CONFIG_DIR"] = str(self._cache)
+            for earlier in files.glob(f"offline-run-*-{facts.identity}"):
+                shutil.rmtree(earlier)
+        import wandb
+
+        self._html = wandb.Html
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=facts.identity,
+            name=facts.name,
+            dir=str(folder),
+            config=facts.config,
+            resume=None if offline else "allow",
+            settings=wandb.Settings(
+                silent=True,
+                symlink=False,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_machine_info=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+                x_start_time=facts.began,
+            ),
+        )
+        self._logged = self._run.step - 1 if self._run.resumed else -1
+
+    def row(self, row: Row, time: float) -> None:
+        if row.step > self._logged:
+            self._run.log({**row.values, "_timestamp": time}, step=row.step)
+            self._logged = row.step
+
+    def sample(self, sample: Sample, time: float) -> None:
+        text = self._html(f"<pre>{html.escape(sample.text)}</pre>", inject=False)
+        # The sample at the end belongs to the best step, which is behind.
+        self._logged = max(sample.step, self._logged)
+        self._run.log(
+            {"sample": text, "sample_step": sample.step, "_timestamp": time}, step=self._logged
+        )
+
+    def flush(self) -> None:
+        """wandb writes from a process of its own."""
+
+    def close(self) -> None:
+        self._run.finish()
+        shutil.rmtree(self._cache, ignore_errors=True)
