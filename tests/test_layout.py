@@ -17,6 +17,18 @@ TOP = {"files", "top"}
 
 MAY_IMPORT = {
     "cli": {
+        "api",
+        "interop",
+        "training",
+        "sampling",
+        "course",
+        "view",
+        "model",
+        "native",
+        "corpus",
+        "tokenization",
+    },
+    "api": {
         "interop",
         "training",
         "sampling",

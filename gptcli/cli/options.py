@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.api.user_files import UserFiles, load_user_parts
 from gptcli.cli.output import note
 from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import (
@@ -16,8 +17,6 @@ from gptcli.cli.user_files import (
     LayerNormOption,
     MlpOption,
     TokenizerOption,
-    UserFiles,
-    load_user_parts,
 )
 from gptcli.errors import GptcliError, cropped
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.api.user_files import load_sampler
 from gptcli.cli.cache_comparison import compare_without_cache, errors_of_cache
 from gptcli.cli.escapes import EscapeOption
 from gptcli.cli.option_groups import with_option_groups
@@ -22,7 +23,7 @@ from gptcli.cli.options import (
 )
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import encoding_of_run, read_prompts, typed
-from gptcli.cli.user_files import SamplerOption, load_sampler
+from gptcli.cli.user_files import SamplerOption
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
