@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,28 @@ class Wanted:
     asked: frozenset[str]  # dotted keys that the user set
     is_given: bool  # a CONFIG or --from, which is used as it is
     minutes: float | None
+
+
+def refuse_contradictions(
+    given: Mapping[str, bool], files: UserFiles, spelt: Callable[[str], str]
+) -> None:
+    """Raise GptcliError if two of the options that are `given` exclude each other, or one needs
+    another.
+
+    `spelt` gives the name of an option in messages."""
+    for flag, is_given, needed, needed_is_given in (
+        ("extend", given["extend"], spelt("resume"), given["resume"]),
+        ("force", given["force"], f"{spelt('attention')} (or another part)", bool(files.given())),
+    ):
+        if is_given and not needed_is_given:
+            raise GptcliError(
+                f"{spelt(flag)} needs {needed}", f"add {needed}, or leave {spelt(flag)} out"
+            )
+    for other in ("overwrite", "from_run", "dry_run", "minutes"):
+        if given["resume"] and given.get(other, False):
+            raise GptcliError(
+                f"{spelt('resume')} and {spelt(other)} cannot be used together", "leave one out"
+            )
 
 
 def wanted_run(request: Request, minutes: float | None) -> Wanted:

@@ -15,6 +15,7 @@ from gptcli.api.new_run import (
     locked_run_folder,
     new_folder,
     plan_run,
+    refuse_contradictions,
     wanted_run,
 )
 from gptcli.api.resumed_run import resumed_run
@@ -32,7 +33,6 @@ from gptcli.cli.user_files import (
     LayerNormOption,
     MlpOption,
 )
-from gptcli.errors import GptcliError
 from gptcli.native import library
 from gptcli.view.waiting import waiting
 
@@ -99,20 +99,19 @@ def train(
     target, overrides = split_arguments(arguments or [])
     tokenizer_file, overrides = split_tokenizer(tokenizer, overrides, resume=resume)
     files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
-    for flag, is_given, needed, needed_is_given in (
-        ("--extend", extend, "--resume", resume),
-        ("--force", force, "--attention (or another part)", files.given()),
-    ):
-        if is_given and not needed_is_given:
-            raise GptcliError(f"{flag} needs {needed}", f"add {needed}, or leave {flag} out")
-    for one, other, both_given in (
-        ("--resume", "--overwrite", resume and overwrite),
-        ("--resume", "--from", resume and from_run),
-        ("--resume", "--dry-run", resume and dry_run),
-        ("--resume", "--minutes", resume and minutes),
-    ):
-        if both_given:
-            raise GptcliError(f"{one} and {other} cannot be used together", "leave one out")
+    refuse_contradictions(
+        {
+            "resume": resume,
+            "extend": extend,
+            "overwrite": overwrite,
+            "from_run": from_run is not None,
+            "dry_run": dry_run,
+            "minutes": minutes is not None,
+            "force": force,
+        },
+        files,
+        lambda name: "--from" if name == "from_run" else "--" + name.replace("_", "-"),
+    )
     request = Request(target, overrides, out, from_run, files, force)
     if out is not None and not resume:
         folder_of_option(out)  # before the text is read
