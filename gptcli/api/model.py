@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
     from gptcli.tokenization import Tokenizer
 
+_SHOWN_TOKENS = 200  # of the text that a notebook shows
+
 
 def load(
     run: str | os.PathLike[str] | None = None,
@@ -173,7 +175,7 @@ class Model:
             seed,
         )
         wanted.refuse_wrong()
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         requests = self._requests(prompts, _count(n))
         if not requests:
             return []
@@ -346,7 +348,17 @@ class Model:
     def _repr_html_(self) -> str:
         from gptcli.api.notebook import model_page
 
-        return model_page(self)
+        config, tokenizer = self.config.model, self.tokenizer
+        loss = f", val loss {self.val_loss:.4f}" if self.val_loss is not None else ""
+        facts = (
+            f"{self.parameters:,} parameters; {config.arch}: {config.n_layer} layers of width "
+            f"{config.n_embd}, {config.n_head} heads",
+            f"context of {config.block_size:,} tokens ({tokenizer.kind}, "
+            f"{tokenizer.vocab_size:,} in the vocabulary)",
+            f"step {self.step:,}{loss}; {self.dtype} on {self.device}",
+        )
+        sample = self.generate(max_new_tokens=_SHOWN_TOKENS, seed=0)
+        return model_page(self.run, facts, sample)
 
 
 def _count(n: int | None) -> int:

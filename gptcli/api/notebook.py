@@ -5,19 +5,16 @@ from __future__ import annotations
 import html
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from gptcli.errors import GptcliError
 from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
 from gptcli.interop.loss_curve import loss_curve, recorded_losses
 from gptcli.view.number_formats import duration, human_count, loss_text, rate_text, time_taken
 from gptcli.view.run_status import RunStatus
 
-if TYPE_CHECKING:
-    from gptcli.api.model import Model
-
-_SAMPLE_TOKENS = 200
 _REFRESH_SECONDS = 0.5
 _MOST_NOTES = 20
 _PRE = "white-space:pre-wrap;font-family:monospace;margin:0.4em 0"
@@ -163,27 +160,13 @@ def _curve(status: RunStatus) -> str | None:
     return _picture(loss_curve(train, val)) if len(train) > 1 else None
 
 
-def model_page(model: Model) -> str:
-    """The page of a model: what it is, the loss curve of its run, and a text that it wrote."""
-    config = model.config.model
-    facts = [
-        f"{model.parameters:,} parameters",
-        f"{config.arch}: {config.n_layer} layers of width {config.n_embd}, {config.n_head} heads",
-        f"context of {config.block_size:,} tokens ({model.tokenizer.kind}, "
-        f"{model.tokenizer.vocab_size:,} in the vocabulary)",
-        f"step {model.step:,}"
-        + (f", val loss {model.val_loss:.4f}" if model.val_loss is not None else ""),
-        f"{model.dtype} on {model.device}",
-    ]
-    parts = [_bold(str(model.run)), *map(_line, facts)]
-    train, val = recorded_losses(model.run)
+def model_page(run: Path, facts: Sequence[str], sample: str) -> str:
+    """The page of a model: its facts, the loss curve of its run, and a text that it wrote."""
+    parts = [_bold(str(run)), *map(_line, facts)]
+    train, val = recorded_losses(run)
     if len(train) > 1:
         parts.append(_picture(loss_curve(train, val)))
-    try:
-        parts.append(_block(model.generate(max_new_tokens=_SAMPLE_TOKENS, seed=0)))
-    except GptcliError as error:  # for example because the memory is full
-        parts.append(_line(error.message))
-    return "<div>" + "".join(parts) + "</div>"
+    return "<div>" + "".join([*parts, _block(sample)]) + "</div>"
 
 
 def _picture(svg: str) -> str:

@@ -68,10 +68,10 @@ def train(
     `config` is the name of a shipped config, a YAML file, a dict with its sections, or a Config,
     which are used as they are; or a text, a folder or a list of them, for which gptcli chooses
     every setting; or None for the shipped text. `overrides` is a dict from dotted keys to values,
-    or a list of "KEY=VALUE". The other arguments are those of `gptcli train`: `out` is the run folder,
-    `from_run` a run to start from, `minutes` a time limit. `resume` continues the run in `out`, or
-    the newest. `attention` to `tokenizer` name the user's files, which are run. With `progress`, a
-    notebook shows how the training goes, and a terminal what `gptcli train` shows.
+    or a list of "KEY=VALUE". The other arguments are those of `gptcli train`: `out` is the run
+    folder, `from_run` a run to start from, `minutes` a time limit. `resume` continues the run in
+    `out`, or the newest. `attention` to `tokenizer` name the user's files, which are run. With
+    `progress`, a notebook shows how the training goes, and a terminal what `gptcli train` shows.
 
     Raises GptcliError at once if config or arguments are wrong; the texts are read later. The
     weights are those of `gptcli train`, to the last bit."""
@@ -99,6 +99,9 @@ def train(
         force,
     )
     if resume:
+        from gptcli.training.run_folder import find_run
+
+        find_run(None if out is None else os.fspath(out))
         return Training(_Resume(request, extend), progress=progress)
     if request.out is not None:
         folder_of_option(request.out)
