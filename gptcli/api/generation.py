@@ -1,4 +1,4 @@
-"""What to generate: how many tokens, how they are chosen, where to stop; and the generation."""
+"""What to generate: how many tokens, how they are chosen, where to stop; and the requests for it."""
 
 from __future__ import annotations
 

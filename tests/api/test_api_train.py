@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,14 +159,28 @@ def test_overrides_as_a_dict() -> None:
     assert _words(["train.max_steps=3"]) == ["train.max_steps=3"]
 
 
-def test_a_text_gets_settings_that_fit_it_and_the_minutes() -> None:
-    """As `gptcli train TEXT` does; `minutes` counts from the beginning of the loop."""
-    training = gptcli.train(["speeches.txt"], {"model.n_layer": 1}, minutes=0.1)
+def test_a_text_gets_settings_that_fit_it() -> None:
+    """As `gptcli train TEXT` does. The notes say which, and why."""
+    values = {"train.max_steps": 2, "model.n_layer": 1, "model.n_embd": 32}
+    events = list(gptcli.train(["speeches.txt"], values))
+    notes = "\n".join(event.message for event in events if isinstance(event, gptcli.Notice))
+    assert "n_layer: 1" in notes
+    assert "block_size" in notes
+    model = gptcli.load()
+    assert (model.run, model.step) == (Path("runs/speeches"), 2)
+    assert (model.config.model.n_layer, model.config.tokenizer.kind) == (1, "char")
+
+
+@pytest.mark.slow
+def test_minutes_end_the_run() -> None:
+    """They count from the beginning of the loop, not from the call of `train`."""
+    training = gptcli.train("speeches.txt", minutes=0.2)
+    time.sleep(3.0)
+    begun = time.perf_counter()
     last = training.finish()
-    assert last.run == Path("runs/speeches")
     assert last.stopped in ("done", "patience")
-    config = gptcli.load().config
-    assert (config.train.minutes, config.model.n_layer) == (0.1, 1)
+    assert last.stopped == "patience" or 6.0 < time.perf_counter() - begun < 15.0
+    assert gptcli.load().config.train.minutes == 0.2
 
 
 def test_a_run_of_the_users_parts(tmp_path: Path) -> None:
