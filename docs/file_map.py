@@ -17,7 +17,8 @@ BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map 
 # The order in which text flows through the packages; a folder that is not listed comes last.
 ORDER = (
     "gptcli", "gptcli/cli", "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
-    "gptcli/model", "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course", "gptcli/view",
+    "gptcli/model", "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course",
+    "gptcli/view",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What to generate: how many tokens, how they are chosen, where to stop; and the requests for it."""
+"""What to generate: how many tokens, how they are chosen, where to stop."""
 
 from __future__ import annotations
 

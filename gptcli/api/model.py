@@ -14,6 +14,7 @@ from gptcli.api.named_run import named_run
 from gptcli.api.user_files import UserFiles
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded
+from gptcli.openmp import spin_briefly
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ def load(
 
     Raises GptcliError if there is no such run or it cannot be loaded. Notes, for example about a
     damaged checkpoint, are Python warnings."""
+    spin_briefly()
     refuse_unknown("device", device, DEVICES)
     refuse_unknown("dtype", dtype, (*DTYPES, "int8"))
     name = None if run is None else os.fspath(run)

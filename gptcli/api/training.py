@@ -36,6 +36,7 @@ from gptcli.api.user_files import UserFiles, split_tokenizer
 from gptcli.api.wanted_config import GivenConfig
 from gptcli.errors import GptcliError
 from gptcli.events import Event, Finished, Notice, RunStarted
+from gptcli.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from gptcli.api.notebook import View
@@ -75,6 +76,7 @@ def train(
 
     Raises GptcliError at once if config or arguments are wrong; the texts are read later. The
     weights are those of `gptcli train`, to the last bit."""
+    spin_briefly()
     words = _words(overrides)
     tokenizer_file, words = split_tokenizer(tokenizer, words, resume=resume)
     files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
