@@ -5,7 +5,6 @@ torch, pydantic and rich are imported only when a command needs them, so `--help
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
