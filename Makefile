@@ -50,10 +50,11 @@ fuzz: $(STAMP)
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# Installs the programs that exports are made for (extra `interop`), and runs the tests with them.
+# Installs the programs that exports are made for, and Jupyter (extra `interop`), and runs the tests
+# with them.
 programs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
-	$(BIN)/python -m pytest -n 2 --slow tests/interop
+	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/api/test_api_notebook.py
 
 check: test lint types wheel-check
 

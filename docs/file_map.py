@@ -16,8 +16,9 @@ BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map 
 
 # The order in which text flows through the packages; a folder that is not listed comes last.
 ORDER = (
-    "gptcli", "gptcli/cli", "gptcli/files", "gptcli/tokenization", "gptcli/corpus", "gptcli/model",
-    "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course", "gptcli/loggers",
+    "gptcli", "gptcli/cli", "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
+    "gptcli/model", "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course",
+    "gptcli/loggers",
     "gptcli/view",
 )  # fmt: skip
 

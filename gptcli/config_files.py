@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,20 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
     Raises ConfigError with all problems, or GptcliError if the text is not YAML."""
     document = _Document(name)
     _read_yaml(document, text)
+    return _checked(document, overrides)
+
+
+def config_of_values(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "config"
+) -> Config:
+    """The config with these sections, as YAML would hold them; problems call it `name`.
+
+    Raises ConfigError with all problems."""
+    return _checked(_Document(name, {**values}), overrides)
+
+
+def _checked(document: _Document, overrides: Sequence[str]) -> Config:
+    """The config of a document's values with overrides applied."""
     for override in overrides:
         _apply(document, override)
     # An empty section (`model:`, or `model=` on the command line) means all defaults.

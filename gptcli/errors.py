@@ -16,6 +16,7 @@ class GptcliError(Exception):
 
     def __init__(self, message: str, hint: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
+        self.__notes__ = [f"hint: {hint}"] if hint else []  # tracebacks show it (PEP 678)
         self.message = message
         self.hint = hint
         self.exit_code = exit_code

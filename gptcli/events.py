@@ -106,6 +106,7 @@ class Finished:
     best_step: int | None
     diagnosis: str | None = None  # if stopped is "diverged"
     hint: str | None = None
+    run: Path | None = None  # None: unknown, for a run that is only shown
 
 
 Event: TypeAlias = (

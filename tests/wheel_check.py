@@ -56,6 +56,10 @@ def main() -> None:
             run(gptcli, "sample", "--prompt", "KING", "--max-new-tokens", "20", "--json", cwd=work)
         )
         assert sample["tokens"] == 20
+        program = "import gptcli; print(len(gptcli.load().generate('KING', max_new_tokens=20)))"
+        assert run(scripts / "python", "-c", program, cwd=work).strip() == "20"
+        typed = "import importlib.resources as r; print((r.files('gptcli') / 'py.typed').is_file())"
+        assert run(scripts / "python", "-c", typed, cwd=work).strip() == "True"
         ids = run(gptcli, "tokenizer", "encode", "Hello world", "--tokenizer", "gpt2", cwd=work)
         assert ids.split() == ["15496", "995"], ids
         print(f"{wheel.name}: installed by itself, trained {summary['steps']} steps, sampled")

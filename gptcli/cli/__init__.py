@@ -5,7 +5,6 @@ torch, pydantic and rich are imported only when a command needs them, so `--help
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +44,7 @@ from gptcli.cli.output import (
 )
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.files.paths import ESCAPE_UNDECODABLE
+from gptcli.openmp import spin_briefly
 
 app = typer.Typer(
     name="gptcli",
@@ -112,11 +112,7 @@ def main() -> None:
     """Run the command line and exit with 0, 1, 2 or 130, as README.md defines them.
 
     After a user's mistake, prints an error and a hint. Only `--debug` adds the traceback."""
-    # How long OpenMP threads spin while they wait for each other. PyTorch on Linux reads this when
-    # torch is imported. If another program keeps one of two cores busy, a step of a small network
-    # takes 231 ms with 10000, 121 ms with 1000 and 90 ms with 0. Alone it takes 55 to 58 ms with
-    # each, but a step of a larger network takes 738 ms with 0 and 580 to 625 ms with the others.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    spin_briefly()
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
     arguments, debug = without_debug(sys.argv[1:], app)

@@ -15,7 +15,7 @@ from gptcli.files.paths import shell_word
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.cli.options import SamplingModel
+    from gptcli.api.loading import SamplingModel
     from gptcli.model.gpt import GPT
     from gptcli.sampling.generate import SampleRequest
     from gptcli.sampling.streams import Streams

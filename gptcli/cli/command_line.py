@@ -14,7 +14,7 @@ from typer import Context
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from gptcli.cli.run_argument import is_run, prompt_word
+from gptcli.api.named_run import is_run, prompt_word
 from gptcli.errors import GptcliError, cropped
 from gptcli.other_spellings import (
     COMMAND_OF,

@@ -1,27 +1,27 @@
-"""Follows a training run: shows its events, writes metrics.jsonl, samples.txt and run.json.
-
-The loggers of run.loggers are processes that read metrics.jsonl and samples.txt as they grow.
-"""
+"""Follows a training run on the terminal: shows its events, handles Ctrl-C, says what is next."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout, suppress
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptcli.api.recording import (
+    explained,
+    journal_of,
+    recorded_training,
+    seconds_for_loggers,
+)
+from gptcli.api.user_files import UserFiles
 from gptcli.cli.output import note, print_json, stderr_console
 from gptcli.cli.signals import LeaveAtOnce, Stop, signals_held, stop_on_signals
-from gptcli.cli.user_files import UserFiles
-from gptcli.errors import GptcliError, is_out_of_memory
-from gptcli.files.paths import shell_word
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.events import Event, Finished
+    from gptcli.events import Finished
     from gptcli.loggers.processes import RunLoggers
-    from gptcli.training.journal import Journal
     from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
 
@@ -50,10 +50,10 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
             if as_json:
                 with suppress(OSError):  # an error of stdout must not hide why the run failed
                     print_json(summary.ended())
-            explained = _explained(error, prepared, files)
-            if explained is None:
+            clearer = explained(error, prepared, files)
+            if clearer is None:
                 raise
-            raise explained from error
+            raise clearer from error
         result = summary.ended()
         run_folder.write_status(run, result)
         _finish(loggers, prepared, stop)
@@ -63,15 +63,10 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
 
 
 def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
-    """Let the loggers finish, and print their warnings. Another Ctrl-C ends them.
-
-    The time of a run with a time limit is promised to 10 %; half of this is for the loggers."""
-    from gptcli.loggers.processes import FINISH_S as longest
-
-    limit, asked_at = prepared.setup.config.train.minutes, stop.asked_at
-    seconds = longest if limit is None else min(longest, max(2.0, 0.05 * 60 * limit))
+    """Let the loggers finish, and print their warnings. Another Ctrl-C ends them."""
+    asked_at = stop.asked_at
     try:
-        warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds)
+        warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds_for_loggers(prepared))
     except LeaveAtOnce:
         return
     for warning in warnings:
@@ -84,22 +79,20 @@ def _train(
     """Run the training loop and pass each event on.
 
     Returns the last event, or None if a second Ctrl-C ended the loop."""
-    from gptcli.events import CheckpointSaved, Finished, Notice
-    from gptcli.training import run_folder
-    from gptcli.training.loop import train
+    from gptcli.events import Finished
     from gptcli.view.history import recorded_events
     from gptcli.view.terminal import open_view
 
     run = prepared.setup.run
     finished: Finished | None = None
     with (
-        _journal(run, summary) as journal,
+        journal_of(run, summary) as journal,
         # The user's module can print. Its output must not mix with the JSON on stdout.
         redirect_stdout(sys.stderr),
         open_view(stderr_console()) as view,
         suppress(LeaveAtOnce),
         # Closing the loop gives up an unfinished save before an old run is restored.
-        closing(train(prepared.setup, stop.wanted)) as events,
+        closing(recorded_training(prepared, summary, journal, loggers, stop.wanted)) as events,
     ):
         for earlier in (
             recorded_events(run, has_time_limit=prepared.setup.config.train.minutes is not None)
@@ -107,73 +100,13 @@ def _train(
             else ()
         ):
             view.recall(earlier)
-        for message in [*prepared.notes, *journal.notes, *loggers.start()]:
-            view.handle(Notice(message))
         for event in events:
-            summary.absorb(event)
             if isinstance(event, Finished):
                 finished = event
                 # The error at the end of the command says why the run diverged.
-                view.handle(replace(event, diagnosis=None, hint=None))
-            else:
-                view.handle(event)
-            problem = _record(event, journal)
-            if problem is not None:
-                view.handle(Notice(f"WARNING: {problem}. Training goes on; gptcli tries again"))
-            for warning in loggers.problems():
-                view.handle(Notice(warning))
-            if isinstance(event, CheckpointSaved):
-                run_folder.delete_replaced(run)
+                event = replace(event, diagnosis=None, hint=None)
+            view.handle(event)
     return finished
-
-
-def _record(event: Event, journal: Journal) -> GptcliError | None:
-    """Write the event to metrics.jsonl or samples.txt. Returns the error if the disk refused."""
-    from gptcli.events import SampleDrawn
-    from gptcli.view.metrics import metrics_record
-
-    if isinstance(event, SampleDrawn):
-        return journal.sample(event.step, event.prompt, event.text)
-    record = metrics_record(event)
-    return journal.record(record) if record is not None else None
-
-
-@contextmanager
-def _journal(run: Path, summary: RunSummary) -> Iterator[Journal]:
-    """The writer of metrics.jsonl and samples.txt.
-
-    Raises GptcliError at the end if the disk refused lines and no other error happened.
-    """
-    from gptcli.training.journal import Journal
-
-    journal = Journal(run, summary.resumed_from, summary.evaluated_at, summary.sampled_at)
-    try:
-        yield journal
-    except BaseException:
-        journal.close()
-        raise
-    problem = journal.close()
-    if problem is not None:
-        raise problem
-
-
-def _explained(error: Exception, prepared: Prepared, files: UserFiles) -> GptcliError | None:
-    """A clearer error to show instead of `error`, which ended the loop; None if there is none."""
-    if is_out_of_memory(error):
-        from gptcli.training.out_of_memory import out_of_memory
-
-        return out_of_memory(prepared.setup)
-    expected = isinstance(error, (GptcliError, OSError, MemoryError))
-    if expected or not files.given():
-        return None
-    return GptcliError(
-        f"the run stopped with {type(error).__name__}: {' '.join(str(error).split())}",
-        "the run uses your own code; check it with "
-        + " and ".join(
-            f"gptcli check-{part} {shell_word(spec)}" for part, spec in files.given().items()
-        ),
-        exit_code=1,
-    )
 
 
 def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.api.user_files import UserFiles, load_user_parts
 from gptcli.cli.options import JsonOption, run_and_overrides, with_overrides
 from gptcli.cli.output import note, print_json
 from gptcli.cli.run_argument import named_run
-from gptcli.cli.user_files import TokenizerOption, UserFiles, load_user_parts
+from gptcli.cli.user_files import TokenizerOption
 from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import shell_word
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.api import loading
+from gptcli.api.loading import DEVICES, DTYPES, SamplingModel, refuse_unknown
+from gptcli.api.user_files import UserFiles, load_user_parts
 from gptcli.cli.output import note
 from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import (
@@ -16,14 +19,11 @@ from gptcli.cli.user_files import (
     LayerNormOption,
     MlpOption,
     TokenizerOption,
-    UserFiles,
-    load_user_parts,
 )
 from gptcli.errors import GptcliError, cropped
 
 if TYPE_CHECKING:
     from gptcli.config import Config
-    from gptcli.sampling.backend import Backend
     from gptcli.training.loading import Trained
 
 RunArgument = Annotated[
@@ -171,49 +171,21 @@ def load_model(
     return trained
 
 
-@dataclass(frozen=True)
-class SamplingModel:
-    """A model that is ready for sampling, and the engine that samples it."""
-
-    path: Path
-    trained: Trained
-    backend: Backend
-    threads: int
-
-
 def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
     """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here.
 
     Errors name `command`."""
-    from gptcli.native import library
-
-    if options.device in ("auto", "cpu"):
-        library.start_building(library.SAMPLING)  # in the background, while PyTorch is imported
-    import torch
-
-    from gptcli.devices import choose_device, choose_threads
-    from gptcli.sampling.backend import choose_backend
-    from gptcli.training.loading import load_trained
-    from gptcli.training.run_folder import read_config
-
     _check(options, "int8")
-    path = named_run(run, command)
-    device = choose_device(options.device)
-    threads = choose_threads(options.threads or "auto")
-    user_parts = load_user_parts(options.user_files, with_cache=True)
-    backend = choose_backend(
-        options.dtype,
-        device,
-        has_user_parts=user_parts is not None and user_parts.in_network(),
-        arch=read_config(path).model.traits,
+    model = loading.load_for_sampling(
+        named_run(run, command),
+        options.checkpoint,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        files=options.user_files,
     )
-    trained = load_trained(
-        path, options.checkpoint, device=device, dtype=torch.float32, user_parts=user_parts
-    )
-    if not backend.native and backend.dtype != torch.float32:
-        trained.model.branches_in(backend.dtype)
-    _print_notes(trained)
-    return SamplingModel(path, trained, backend, threads)
+    _print_notes(model.trained)
+    return model
 
 
 def _print_notes(trained: Trained) -> None:
@@ -222,15 +194,10 @@ def _print_notes(trained: Trained) -> None:
 
 
 def _check(options: ModelOptions, *more_dtypes: str) -> None:
-    _one_of("--device", options.device, ("auto", "cuda", "mps", "cpu"))
+    refuse_unknown("--device", options.device, DEVICES)
     if options.dtype == "int8" and not more_dtypes:
         raise GptcliError(
             "--dtype `int8` works only with `sample` and `score`",
             "use float32 or bfloat16 here, or leave it out",
         )
-    _one_of("--dtype", options.dtype, ("auto", "bfloat16", "float16", "float32", *more_dtypes))
-
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise GptcliError(f"{option} `{value}` is not known", f"one of {', '.join(choices)}")
+    refuse_unknown("--dtype", options.dtype, (*DTYPES, *more_dtypes))

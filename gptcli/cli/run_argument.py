@@ -1,103 +1,17 @@
-"""Finds the run that a command names; explains a word that is a text, a checkpoint or a file."""
+"""The argument RUN of a command, with a note if its name has two meanings."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 from pathlib import Path
 
+from gptcli.api import named_run as naming
 from gptcli.cli.shadowed_names import note_two_runs
-from gptcli.errors import GptcliError, cropped
-from gptcli.other_spellings import FORM_OF, normalised
 
 
 def named_run(name: str | None, command: str) -> Path:
     """The run folder that RUN means for `command`: a path, a name under runs/, or the newest run.
 
     Raises GptcliError with the right form of the command if RUN is something else."""
-    from gptcli.training.run_folder import find_run
-
-    try:
-        run = find_run(name)
-        note_two_runs(name)
-        return run
-    except GptcliError as error:
-        other = _instead_of_run(name, command) if name else None
-        raise (other or error) from None
-
-
-def _instead_of_run(name: str, command: str) -> GptcliError | None:
-    """An error that says what RUN is and what to write; None if only the name is wrong."""
-    start = f"gptcli {command}"
-    if (run := run_around(name)) is not None:
-        shown = shlex.quote(str(run))
-        step = re.search(r"step-(\d+)", name.removeprefix(str(run)))
-        if step:
-            shown += f" --checkpoint {int(step[1])}"
-        elif Path(name).name == "best":
-            shown += " --checkpoint best"
-        return GptcliError(f"{name} is inside the run {run}", f"write {start} {shown}")
-    quoted = shlex.quote(name)
-    if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
-        if name.lower().endswith((".yaml", ".yml")):
-            return GptcliError(f"{name} is a config, not a run", f"train it: gptcli train {quoted}")
-        use = {
-            "sample": f"to continue the text in it: gptcli sample --prompt-file {quoted}",
-            "eval": f"to measure the loss of the newest run on it: gptcli eval --file {quoted}",
-            "score": "give a run, then the file: gptcli score RUN FILE",
-        }.get(command)
-        hints = [*([use] if use else []), f"to train on it: gptcli train {quoted}"]
-        return GptcliError(f"{name} is a file, not a run", "; ".join(hints))
-    if os.path.isdir(name):  # noqa: PTH112
-        return _folder(name, start)
-    option, equals, value = name.partition("=")
-    form = FORM_OF.get(command, {}).get(normalised(option), f"--{option.replace('_', '-')} VALUE")
-    if equals and re.fullmatch(r"[A-Za-z_-]+", option) and form.startswith("--"):
-        shown = form.replace("VALUE", shlex.quote(value))
-        return GptcliError(
-            f"no run named `{cropped(name)}`", f"write an option with two dashes: {shown}"
-        )
-    if command == "sample" and (re.search(r"\s|[^\w./~-]", name) or len(name) > 60):
-        return GptcliError(
-            f"no run named `{cropped(name)}`",
-            f"to continue a text: {start} --prompt {prompt_word(name)}",
-        )
-    return None
-
-
-def prompt_word(text: str) -> str:
-    """A text as one word of a shell; `"$TEXT"` if it is too long, or not one line."""
-    return shlex.quote(text) if cropped(text) == text and len(text) <= 60 else '"$TEXT"'
-
-
-def _folder(name: str, start: str) -> GptcliError | None:
-    """The error for a folder that is not a run."""
-    from gptcli.training.run_folder import list_runs
-
-    try:
-        runs = list_runs(Path(name))
-    except OSError:
-        return None
-    if not runs:
-        return None
-    newest = max(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
-    return GptcliError(
-        f"{name} is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}, not a run",
-        f"name one of them, for example the newest: {start} {shlex.quote(str(newest))}",
-    )
-
-
-def run_around(name: str) -> Path | None:
-    """The run folder that a path lies in; None if it lies in none."""
-    for path in (Path(name), Path("runs") / name):
-        for folder in path.parents:
-            if is_run(str(folder)):
-                return folder
-    return None
-
-
-def is_run(folder: str) -> bool:
-    """Whether a folder is a run."""
-    files = (os.path.join(folder, name) for name in ("config.yaml", "tokenizer.json"))  # noqa: PTH118
-    return all(map(os.path.isfile, files))
+    run = naming.named_run(name, command)
+    note_two_runs(name)
+    return run

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.api.generation import MOST_SAMPLES, Generation, requests_of
+from gptcli.api.loading import SamplingModel
+from gptcli.api.user_files import load_sampler
 from gptcli.cli.cache_comparison import compare_without_cache, errors_of_cache
 from gptcli.cli.escapes import EscapeOption
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import (
     JsonOption,
     RunArgument,
-    SamplingModel,
     SamplingModelOptions,
     load_for_sampling,
 )
 from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import encoding_of_run, read_prompts, typed
-from gptcli.cli.user_files import SamplerOption, load_sampler
+from gptcli.cli.user_files import SamplerOption
 from gptcli.errors import GptcliError
 from gptcli.view.waiting import waiting
 
@@ -68,14 +70,14 @@ class GenerationOptions:
         typer.Option(
             "--max-new-tokens", "-n", metavar="N", min=0, help="Tokens to generate, at most."
         ),
-    ] = 500
+    ] = Generation.max_new_tokens
     num_samples: Annotated[
         int,
         typer.Option(
             "--num-samples",
             metavar="K",
             min=1,
-            max=100_000,
+            max=MOST_SAMPLES,
             help="Continuations of each prompt, generated together.",
         ),
     ] = 1
@@ -88,7 +90,7 @@ class GenerationOptions:
             min=0.0,
             help="Below 1: safer; above: wilder; 0: greedy.",
         ),
-    ] = 0.8
+    ] = Generation.temperature
     top_k: Annotated[
         int | None,
         typer.Option("--top-k", metavar="K", min=1, help="Choose among the K likeliest tokens."),
@@ -120,7 +122,7 @@ class GenerationOptions:
             metavar="R",
             help="Above 1: tokens already in the text become less likely (0.01 to 100).",
         ),
-    ] = 1.0
+    ] = Generation.repetition_penalty
     stop: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,39 +140,22 @@ class GenerationOptions:
     ] = None
     sampler: SamplerOption = None
 
-    def check(self) -> None:
-        """Raise GptcliError if a value is not finite, or the penalty is out of range."""
-        import math
+    def checked(self) -> Generation:
+        """The same without the number of samples and the sampler.
 
-        for name, value, usual in (
-            ("--temperature", self.temperature, "0.5 to 1.2"),
-            ("--repetition-penalty", self.repetition_penalty, "1 to 1.3"),
-            ("--top-p", self.top_p, "0.9 to 0.98"),
-            ("--min-p", self.min_p, "0.01 to 0.1"),
-        ):
-            if value is not None and not math.isfinite(value):
-                raise GptcliError(
-                    f"{name} must be a finite number; got {value}", f"{usual} is usual"
-                )
-        if not 0.01 <= self.repetition_penalty <= 100:
-            raise GptcliError(
-                f"--repetition-penalty must be 0.01 to 100; got {self.repetition_penalty:g}",
-                "1 changes nothing, 1.1 to 1.3 is usual",
-            )
-
-    def params(self) -> SamplingParams:
-        """The sampling parameters."""
-        from gptcli.sampling.next_token import SamplingParams
-
-        return SamplingParams(
-            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        Raises GptcliError if a value is out of range."""
+        found = Generation(
+            self.max_new_tokens,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.stop or (),
+            self.seed,
         )
-
-    def seed_or_new(self) -> int:
-        """The seed, or a random one."""
-        import secrets
-
-        return secrets.randbelow(2**31) if self.seed is None else self.seed
+        found.refuse_wrong(lambda name: "--" + name.replace("_", "-"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -210,7 +195,7 @@ def sample(
     the speed are compared with those without it.
 
     `gptcli chat` is short for `gptcli sample --interactive`."""
-    generation.check()
+    wanted = generation.checked()
     texts = read_prompts(
         prompts.prompt,
         prompts.prompt_file,
@@ -218,9 +203,7 @@ def sample(
         escape=prompts.escape,
         encoding=lambda: encoding_of_run(run, "sample"),
     )
-    stops = [typed(stop, "--stop", escape=prompts.escape) for stop in generation.stop or ()]
-    if "" in (generation.stop or ()):
-        raise GptcliError("--stop takes a text of at least one character", "leave it out")
+    stops = [typed(stop, "--stop", escape=prompts.escape) for stop in wanted.stop]
     several = generation.num_samples > 1 or len(texts) > 1
     if output.interactive and (several or output.as_json or prompts.prompt_file is not None):
         raise GptcliError(
@@ -232,50 +215,61 @@ def sample(
         if sampler is not None:
             sampler.stop_filter(stops)  # before the model is loaded
         model = load_for_sampling(run, options, "sample")
-    generation = replace(generation, seed=generation.seed_or_new(), stop=stops)
+    seed = wanted.seed_or_new()
+    wanted = replace(wanted, stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None
         with errors_of_cache(model.trained.model):
-            _converse(model, options, first, generation, sampler, escape=prompts.escape)
+            _converse(model, options, first, wanted, seed, sampler, escape=prompts.escape)
         return
     texts = _readable(model, texts, prompts.prompt_file)
-    requests = _requests(model, texts, generation.num_samples, prompts.prompt_file)
+    requests = list(
+        requests_of(
+            model.trained.tokenizer,
+            texts,
+            generation.num_samples,
+            lambda number: _place(prompts.prompt_file, number, len(texts)),
+        )
+    )
     stream = sys.stdout.isatty() if output.stream is None else output.stream
     live = stream and not several and not output.as_json
     if live:
         _show(texts[0])
-    samples, seconds = _generate(model, requests, generation, sampler, live=live)
+    samples, seconds = _generate(model, requests, wanted, seed, sampler, live=live)
     if live:
         _show("\n")
     cache = None
     if model.trained.model.user_parts.cache is not None:
-        assert generation.seed is not None
         with waiting("the same without your cache"), redirect_stdout(sys.stderr):
             cache = compare_without_cache(
                 model,
                 requests,
                 samples,
                 seconds,
-                open_streams=lambda: _open_streams(
-                    model, len(requests), generation.params(), sampler
-                ),
-                seed=generation.seed,
-                stops=generation.stop or (),
+                open_streams=lambda: model.open_streams(len(requests), wanted.params(), sampler),
+                seed=seed,
+                stops=stops,
             )
     for i, one in enumerate(samples):
         text = texts[one.index // generation.num_samples]
         if output.as_json:
-            _print_sample(one, text, model, generation.seed, seconds, cache)
+            _print_sample(one, text, model, seed, seconds, cache)
         elif not live:
             _show(("---\n" if i else "") + text + one.text + "\n")
     if not output.as_json and sys.stderr.isatty():
         tokens = sum(one.tokens for one in samples)
         note(
             f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {model.path}, "
-            f"step {model.trained.step}; seed {generation.seed})"
+            f"step {model.trained.step}; seed {seed})"
         )
     if cache is not None:
         cache.report()
+
+
+def _place(file: Path | None, number: int, count: int) -> str:
+    """What an error about a prompt of a file begins with; "" for a prompt that was typed."""
+    line = f":{number}" if count > 1 else ""
+    return f"{file}{line}: " if file else ""
 
 
 def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
@@ -294,31 +288,11 @@ def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list
     return found
 
 
-def _requests(
-    model: SamplingModel, texts: list[str], num_samples: int, file: Path | None
-) -> list[SampleRequest]:
-    """A request for each sample of each prompt.
-
-    Raises GptcliError, with file and line, if the tokenizer does not know a character."""
-    from gptcli.sampling.generate import SampleRequest
-
-    tokenizer = model.trained.tokenizer
-    requests = []
-    for number, text in enumerate(texts, 1):
-        try:
-            ids = tokenizer.encode(text) or tokenizer.start_ids()
-        except GptcliError as error:
-            line = f":{number}" if len(texts) > 1 else ""
-            where = f"{file}{line}: " if file else ""
-            raise GptcliError(f"{where}{error.message}", error.hint) from None
-        requests += [SampleRequest(ids, i) for i in range(num_samples)]
-    return requests
-
-
 def _generate(
     model: SamplingModel,
     requests: list[SampleRequest],
-    generation: GenerationOptions,
+    wanted: Generation,
+    seed: int,
     sampler: UserSampler | None,
     *,
     live: bool,
@@ -330,20 +304,19 @@ def _generate(
     from gptcli.sampling.stop_filter import StopFilter
     from gptcli.sampling.text import NewText, generate_text
 
-    assert generation.seed is not None
     samples = []
     out = sys.stdout
     # A user's module can print; that is not data.
     with redirect_stdout(sys.stderr), errors_of_cache(model.trained.model):
-        streams = _open_streams(model, len(requests), generation.params(), sampler)
+        streams = model.open_streams(len(requests), wanted.params(), sampler)
         start = time.perf_counter()
         for item in generate_text(
             streams,
             model.trained.tokenizer,
             requests,
-            max_new_tokens=generation.max_new_tokens,
-            seed=generation.seed,
-            stops=generation.stop or (),
+            max_new_tokens=wanted.max_new_tokens,
+            seed=seed,
+            stops=wanted.stop,
             stop_filter=StopFilter if sampler is None else sampler.stop_filter,
         ):
             if not isinstance(item, NewText):
@@ -359,7 +332,8 @@ def _converse(
     model: SamplingModel,
     options: SamplingModelOptions,
     first: str | None,
-    generation: GenerationOptions,
+    wanted: Generation,
+    seed: int,
     sampler: UserSampler | None,
     *,
     escape: bool,
@@ -372,39 +346,21 @@ def _converse(
         loaded = model if run is None else load_for_sampling(run, options, "sample")
 
         def open_streams(params: SamplingParams) -> Streams:
-            return _open_streams(loaded, 1, params, sampler)
+            return loaded.open_streams(1, params, sampler)
 
         conversation = Conversation(
             open_streams(settings.params),
             loaded.trained.tokenizer,
             seed=settings.seed,
-            stops=generation.stop or (),
+            stops=wanted.stop,
             stop_filter=StopFilter if sampler is None else sampler.stop_filter,
         )
         unknown = loaded.trained.config.data.unknown
         name = f"{loaded.path}, step {loaded.trained.step}"
         return Turns(conversation, open_streams, loaded.trained.tokenizer, unknown, name)
 
-    assert generation.seed is not None
-    settings = Settings(generation.params(), generation.max_new_tokens, generation.seed)
+    settings = Settings(wanted.params(), wanted.max_new_tokens, seed)
     converse(load, settings, _show, first, escape=escape)
-
-
-def _open_streams(
-    model: SamplingModel, count: int, params: SamplingParams, sampler: UserSampler | None
-) -> Streams:
-    from gptcli.sampling.backend import open_streams
-    from gptcli.sampling.valid_text import table_of
-
-    return open_streams(
-        model.trained.model,
-        count,
-        params,
-        model.backend,
-        model.threads,
-        table_of(model.trained.tokenizer),
-        sampler,
-    )
 
 
 def _print_sample(

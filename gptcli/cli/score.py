@@ -8,12 +8,12 @@ import os
 import shlex
 import sys
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.api.scoring import Score, score_text
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import (
     JsonOption,
@@ -69,26 +69,22 @@ def score(
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
     with waiting("loading the model and reading the text"):
-        scores = _scores(run, file, text, options)
+        trained, scores = _scores(run, file, text, options)
     if as_json:
-        _print_json(scores)
+        _print_json(trained, scores)
         return
     if sys.stdout.isatty() and stdout_console().color_system and not os.environ.get("NO_COLOR"):
         # A character that spans several tokens is shown with the last of them.
-        decoder = scores.trained.tokenizer.stream()
+        decoder = trained.tokenizer.stream()
         pieces = [decoder.push(id) for id in scores.ids]
         stdout_console().print(_coloured(pieces, scores.log_probabilities), soft_wrap=True)
     else:
         _print_lines(scores)
-    if (surprises := _surprises(scores)) and sys.stderr.isatty():
+    if (surprises := _surprises(trained, scores)) and sys.stderr.isatty():
         note("most surprising:")
         for line in surprises:
             note(f"  {line}")
-    count = len(scores.ids)
-    note(
-        f"{count:,} token{'s' if count != 1 else ''}: {scores.loss:.4f} nats per token, "
-        f"perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
-    )
+    note(scores.summary())
 
 
 def _refuse_run_without_file(words: list[str]) -> None:
@@ -110,38 +106,9 @@ def _refuse_run_without_file(words: list[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """The log-probabilities (nats) of the tokens of a text of `bytes` bytes."""
-
-    trained: Trained
-    bytes: int
-    ids: list[int]
-    log_probabilities: list[float]
-
-    @property
-    def total(self) -> float:
-        return math.fsum(self.log_probabilities)
-
-    @property
-    def loss(self) -> float:
-        return -self.total / len(self.ids)
-
-    @property
-    def perplexity(self) -> float:
-        return math.inf if self.loss >= 700 else math.exp(self.loss)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return -self.total / math.log(2) / self.bytes
-
-    def texts(self) -> list[str]:
-        """The text of each token; U+FFFD for incomplete characters."""
-        tokenizer = self.trained.tokenizer
-        return [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in self.ids]
-
-
-def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions) -> _Scores:
+def _scores(
+    run: str | None, file: str, text: str, options: SamplingModelOptions
+) -> tuple[Trained, Score]:
     """Load the model and score the text. Raises GptcliError if the text has no tokens."""
     sampling = None
     if options.dtype in ("auto", "float32"):
@@ -149,40 +116,26 @@ def _scores(run: str | None, file: str, text: str, options: SamplingModelOptions
     else:  # with the engine of `sample`, because engines round differently
         sampling = load_for_sampling(run, options, "score")
         trained = sampling.trained
-    from gptcli.sampling.backend import open_decoder
-    from gptcli.sampling.score import log_probabilities, native_log_probabilities
     from gptcli.tokenization.unknown_characters import readable
 
     rule = trained.config.data.unknown
     text, changed = readable(trained.tokenizer, rule, text)
     if changed is not None:
         note(f"note: {file}: {changed}")
-    try:
-        ids = trained.tokenizer.encode(text)
-    except GptcliError as error:
-        raise GptcliError(f"{file}: {error.message}", error.hint) from None
-    if not ids:
-        raise GptcliError(f"the text of {file} has no tokens", "score another text")
     with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
-        start = trained.tokenizer.start_ids()
-        if sampling is not None and sampling.backend.native:
-            decoder = open_decoder(trained.model, sampling.backend, sampling.threads)
-            found = native_log_probabilities(decoder, trained.config.model, start, ids)
-        else:
-            found = log_probabilities(trained.model, start, ids)
-    return _Scores(trained, len(text.encode("utf-8")), ids, found.tolist())
+        return trained, score_text(trained, text, sampling, name=file)
 
 
-def _print_json(scores: _Scores) -> None:
-    rows = zip(scores.ids, scores.texts(), scores.log_probabilities, strict=True)
+def _print_json(trained: Trained, scores: Score) -> None:
+    rows = zip(scores.ids, scores.texts, scores.log_probabilities, strict=True)
     print_json(
         {
-            "log_probability": scores.total,
+            "log_probability": scores.log_probability,
             "loss": scores.loss,
             "perplexity": scores.perplexity,
             "bits_per_byte": scores.bits_per_byte,
             "tokens": len(scores.ids),
-            "checkpoint": scores.trained.step,
+            "checkpoint": trained.step,
             "scores": [
                 {"id": id, "text": piece, "log_probability": one} for id, piece, one in rows
             ],
@@ -190,8 +143,8 @@ def _print_json(scores: _Scores) -> None:
     )
 
 
-def _print_lines(scores: _Scores) -> None:
-    for id, piece, one in zip(scores.ids, scores.texts(), scores.log_probabilities, strict=True):
+def _print_lines(scores: Score) -> None:
+    for id, piece, one in zip(scores.ids, scores.texts, scores.log_probabilities, strict=True):
         sys.stdout.write(f"{one:.4f}\t{id}\t{json.dumps(piece, ensure_ascii=False)}\n")
     sys.stdout.flush()
 
@@ -222,12 +175,12 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
     return shown
 
 
-def _surprises(scores: _Scores) -> list[str]:
+def _surprises(trained: Trained, scores: Score) -> list[str]:
     """A line for each of the least likely tokens: where it is, and what the model expected."""
     import torch
 
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
-    model, tokenizer = scores.trained.model, scores.trained.tokenizer
+    model, tokenizer = trained.model, trained.tokenizer
     ids = [*tokenizer.start_ids(), *scores.ids]
     before = len(ids) - len(scores.ids)
     lines = []

@@ -190,6 +190,7 @@ class _Loop:
             best_step=p.best_step,
             diagnosis=diagnosis,
             hint=hint,
+            run=self.setup.run,
         )
 
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:

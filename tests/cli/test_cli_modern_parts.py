@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.user_files import UserFiles, load_user_parts
+from gptcli.api.user_files import UserFiles, load_user_parts
 from gptcli.config import ModelConfig
 from gptcli.course.examination import examine
 from gptcli.course.exercises.modern_modules import modern_config

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli.train_arguments import config_for
+from gptcli.api.wanted_config import config_for
+from gptcli.cli.train_arguments import note_names
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,7 @@ def test_a_folder_or_file_with_the_name_of_a_shipped_config(
     for name in ("tiny", "course"):
         config, _ = config_for(name, [], None)
         assert config.data.source == "shakespeare"
+        note_names(name, None)
         printed = capsys.readouterr().err
         assert printed == (
             f"note: `{name}` is the shipped config; write ./{name} for the file or folder with "
@@ -32,8 +34,9 @@ def test_a_folder_or_file_with_the_name_of_a_shipped_config(
         )
         config, _ = config_for(f"./{name}", [], None)
         assert config.data.source == f"./{name}"
+        note_names(f"./{name}", None)
         assert capsys.readouterr().err == ""
-    config_for("shakespeare", [], None)
+    note_names("shakespeare", None)
     assert capsys.readouterr().err == ""
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.train_arguments import config_for, defaults_with_overrides
+from gptcli.api.wanted_config import config_for, defaults_with_overrides
 from gptcli.config import Config, ModelConfig, heads_that_fit
 from gptcli.config_files import parse_config
 from gptcli.config_problems import flatten

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from gptcli.errors import GptcliError
 from gptcli.interop import export as exporting
 from gptcli.interop import hugging_face, proof
-from gptcli.interop.model_card import _prompt, loss_curve, proof_sentence
+from gptcli.interop.loss_curve import loss_curve
+from gptcli.interop.model_card import _prompt, proof_sentence
 from gptcli.interop.proof import Proof
 from gptcli.tokenization.char import CharTokenizer
 from tests.interop.models import KINDS, trained

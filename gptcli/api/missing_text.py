@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from gptcli.cli.run_argument import is_run, run_around
+from gptcli.api.named_run import is_run, run_around
 from gptcli.errors import GptcliError, nearest
 from gptcli.other_spellings import KEY_OF, normalised
 

@@ -1,4 +1,4 @@
-"""Texts on the command line: which arguments name them, their data.source, and a run's name."""
+"""Texts to train on: which arguments name them, their data.source, and a run's name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def with_texts(target: Target, overrides: list[str]) -> list[str]:
 
 def refuse_missing_texts(target: Target) -> None:
     """Raise GptcliError if a text of the command line does not exist, or is a run."""
-    from gptcli.cli import missing_text
+    from gptcli.api import missing_text
     from gptcli.corpus.sources import no_such_text
     from gptcli.files.shipped import shipped_texts
 

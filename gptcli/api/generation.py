@@ -1,0 +1,111 @@
+"""What to generate: how many tokens, how they are chosen, where to stop."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.sampling.generate import SampleRequest
+    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.tokenization import Tokenizer
+
+MOST_SAMPLES = 100_000
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How much to generate, how tokens are chosen, and where to stop. It has the defaults."""
+
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    def refuse_wrong(self, spelt: Callable[[str], str] = str) -> None:
+        """Raise GptcliError if a value is of another type or out of range.
+
+        `spelt` gives the name of a value in messages."""
+        for name, least in (("max_new_tokens", 0), ("top_k", 1), ("seed", 0)):
+            _refuse_number(spelt(name), getattr(self, name), least)
+        for name, usual, most in (
+            ("temperature", "0.5 to 1.2", math.inf),
+            ("repetition_penalty", "1 to 1.3", math.inf),
+            ("top_p", "0.9 to 0.98", 1.0),
+            ("min_p", "0.01 to 0.1", 1.0),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("top_p", "min_p"):
+                continue
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise GptcliError(
+                    f"{spelt(name)} must be a finite number; got {value}", f"{usual} is usual"
+                )
+            if not 0.0 <= value <= most:
+                limits = "0 or more" if most == math.inf else f"0 to {most:g}"
+                raise GptcliError(
+                    f"{spelt(name)} must be {limits}; got {value:g}", f"{usual} is usual"
+                )
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise GptcliError(
+                f"{spelt('repetition_penalty')} must be 0.01 to 100; got "
+                f"{self.repetition_penalty:g}",
+                "1 changes nothing, 1.1 to 1.3 is usual",
+            )
+        if "" in self.stop:
+            raise GptcliError(
+                f"{spelt('stop')} takes a text of at least one character", "leave it out"
+            )
+
+    def params(self) -> SamplingParams:
+        """The sampling parameters."""
+        from gptcli.sampling.next_token import SamplingParams
+
+        return SamplingParams(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )
+
+    def seed_or_new(self) -> int:
+        """The seed, or a random one."""
+        import secrets
+
+        return secrets.randbelow(2**31) if self.seed is None else self.seed
+
+
+def _refuse_number(name: str, value: Any, least: int) -> None:
+    """Raise GptcliError if a value is neither None nor a whole number of at least `least`."""
+    try:
+        wrong = value is not None and operator.index(value) < least
+    except TypeError:
+        wrong = True
+    if wrong:
+        raise GptcliError(
+            f"{name} must be a whole number, {least} or more; got {value!r}",
+            "for example 40",
+        )
+
+
+def requests_of(
+    tokenizer: Tokenizer, texts: Sequence[str], num_samples: int, place: Callable[[int], str]
+) -> Iterator[SampleRequest]:
+    """A request for each sample of each prompt, in order.
+
+    Raises GptcliError if the tokenizer does not know a character; `place` gives what its message
+    begins with for a prompt's number, from 1."""
+    from gptcli.sampling.generate import SampleRequest
+
+    for number, text in enumerate(texts, 1):
+        try:
+            ids = tokenizer.encode(text) or tokenizer.start_ids()
+        except GptcliError as error:
+            raise GptcliError(f"{place(number)}{error.message}", error.hint) from None
+        yield from (SampleRequest(ids, i) for i in range(num_samples))

@@ -1,0 +1,118 @@
+"""Loads a model with the engine that samples it: from a run, or from another program's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptcli.api.user_files import UserFiles
+    from gptcli.sampling.backend import Backend
+    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.streams import Streams
+    from gptcli.sampling.user_sampler import UserSampler
+    from gptcli.training.loading import Trained
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class SamplingModel:
+    """A model that is ready for sampling, and the engine that samples it."""
+
+    path: Path
+    trained: Trained
+    backend: Backend
+    threads: int
+
+    def open_streams(
+        self, count: int, params: SamplingParams, sampler: UserSampler | None = None
+    ) -> Streams:
+        """`count` streams of this model, or as many as the memory holds."""
+        from gptcli.sampling.backend import open_streams
+        from gptcli.sampling.valid_text import table_of
+
+        return open_streams(
+            self.trained.model,
+            count,
+            params,
+            self.backend,
+            self.threads,
+            table_of(self.trained.tokenizer),
+            sampler,
+        )
+
+
+def load_for_sampling(
+    path: Path,
+    checkpoint: str | None,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    files: UserFiles,
+) -> SamplingModel:
+    """The model of the run folder `path`, or of another program's files there.
+
+    `checkpoint` is "best", "last" or a step. The dtype `auto` is the fastest here. Raises
+    GptcliError if the model, the device or the dtype cannot be used."""
+    from gptcli.native import library
+
+    if device in ("auto", "cpu"):
+        library.start_building(library.SAMPLING)  # in the background, while PyTorch is imported
+    import torch
+
+    from gptcli.api.user_files import load_user_parts
+    from gptcli.devices import choose_device, choose_threads
+    from gptcli.sampling.backend import choose_backend
+    from gptcli.training.loading import load_trained
+    from gptcli.training.run_folder import read_config
+
+    place = choose_device(device)
+    count = choose_threads(threads or "auto")
+    user_parts = load_user_parts(files, with_cache=True)
+    foreign = open_foreign(path) if is_foreign(path) else None
+    config = foreign.config if foreign is not None else read_config(path)
+    backend = choose_backend(
+        dtype,
+        place,
+        has_user_parts=user_parts is not None and user_parts.in_network(),
+        arch=config.model.traits,
+    )
+    trained = foreign or load_trained(
+        path, checkpoint, device=place, dtype=torch.float32, user_parts=user_parts
+    )
+    if foreign is not None:
+        trained.model.to(place)
+    if not backend.native and backend.dtype != torch.float32:
+        trained.model.branches_in(backend.dtype)
+    return SamplingModel(path, trained, backend, count)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path holds a model that another program wrote: no run, but a config.json."""
+    return not (path / "config.yaml").is_file() and (path / "config.json").is_file()
+
+
+def open_foreign(path: Path) -> Trained:
+    """The model in another program's folder, in float32 on the CPU and in evaluation mode.
+
+    Raises GptcliError: gptcli cannot read such a folder yet."""
+    raise GptcliError(
+        f"{path} holds a model of another program (config.json), not a run",
+        "name a run that gptcli train wrote",
+    )
+
+
+def refuse_unknown(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise GptcliError if the value of the option `name` is not one of the choices."""
+    if value not in choices:
+        close = nearest(str(value), choices)
+        guess = f"did you mean `{close}`? " if close else ""
+        raise GptcliError(f"{name} `{value}` is not known", f"{guess}one of {', '.join(choices)}")

@@ -1,0 +1,372 @@
+"""`gptcli.load` and the Model that it returns: generate, stream, score and logits."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from gptcli.api.generation import MOST_SAMPLES, Generation, requests_of
+from gptcli.api.loading import DEVICES, DTYPES, is_foreign, load_for_sampling, refuse_unknown
+from gptcli.api.named_run import named_run
+from gptcli.api.user_files import UserFiles
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
+from gptcli.openmp import spin_briefly
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptcli.api.loading import SamplingModel
+    from gptcli.api.scoring import Score
+    from gptcli.config import Config
+    from gptcli.model.gpt import GPT
+    from gptcli.sampling.generate import SampleRequest
+    from gptcli.tokenization import Tokenizer
+
+_SHOWN_TOKENS = 200  # of the text that a notebook shows
+
+
+def load(
+    run: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: str | int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    attention: str | None = None,
+    layernorm: str | None = None,
+    mlp: str | None = None,
+    block: str | None = None,
+    tokenizer: str | None = None,
+) -> Model:
+    """The trained model of a run, ready to generate.
+
+    `run` is a run folder, its name under runs/, or None for the newest run. `checkpoint` is "best",
+    "last" or a step; by default the best, or the last of a run without evaluations. `device` is
+    "auto", "cuda", "mps" or "cpu". `dtype` is what generating computes in: "auto" (the fastest
+    here), "bfloat16", "float16", "float32", or on a CPU "int8". `attention` to `tokenizer` name the
+    files of a run that was trained with the user's parts, as `FILE` or `FILE:CLASS`. This runs
+    them.
+
+    Raises GptcliError if there is no such run or it cannot be loaded. Notes, for example about a
+    damaged checkpoint, are Python warnings."""
+    spin_briefly()
+    refuse_unknown("device", device, DEVICES)
+    refuse_unknown("dtype", dtype, (*DTYPES, "int8"))
+    name = None if run is None else os.fspath(run)
+    path = expanded(name) if name is not None else Path()
+    if name is None or not is_foreign(path):
+        path = named_run(name, "sample")
+    loaded = load_for_sampling(
+        path,
+        None if checkpoint is None else str(checkpoint),
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        files=UserFiles(attention, layernorm, mlp, block, tokenizer),
+    )
+    for message in loaded.trained.notes:
+        warnings.warn(message, stacklevel=2)
+    return Model(loaded, scores_with_engine=dtype not in ("auto", "float32"))
+
+
+class Model:
+    """A trained model. `gptcli.load` makes it.
+
+    `run` is its folder, `step` its checkpoint, `config` its config, and `tokenizer` turns text into
+    ids and back. `module` is the PyTorch module, in evaluation mode. A notebook shows the model's
+    size, its loss curve and a text that it wrote."""
+
+    run: Path
+    step: int
+    config: Config
+    tokenizer: Tokenizer
+    module: GPT
+
+    def __init__(self, loaded: SamplingModel, *, scores_with_engine: bool) -> None:
+        trained = loaded.trained
+        self._loaded = loaded
+        self._scores_with_engine = scores_with_engine
+        self.run, self.step, self.config = loaded.path, trained.step, trained.config
+        self.tokenizer, self.module = trained.tokenizer, trained.model
+
+    # ---- generating ----------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self,
+        prompt: str = ...,
+        *,
+        n: None = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
+        repetition_penalty: float = ...,
+        stop: str | Sequence[str] = ...,
+        seed: int | None = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str = ...,
+        *,
+        n: int,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
+        repetition_penalty: float = ...,
+        stop: str | Sequence[str] = ...,
+        seed: int | None = ...,
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        *,
+        n: int | None = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
+        repetition_penalty: float = ...,
+        stop: str | Sequence[str] = ...,
+        seed: int | None = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] = "",
+        *,
+        n: int | None = None,
+        max_new_tokens: int = Generation.max_new_tokens,
+        temperature: float = Generation.temperature,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = Generation.repetition_penalty,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """The continuation of a prompt, without the prompt: what `gptcli sample` writes.
+
+        With `n`, or for a list of prompts, a list of texts: `n` of each prompt, generated together.
+        An empty prompt starts from end-of-text if the tokenizer has it, else from a newline.
+        `stop` ends a text before one of these strings. The same seed gives the same text; without
+        one each call gives another. Raises GptcliError if a value is out of range or the tokenizer
+        does not know a character."""
+        from gptcli.sampling.text import Sample, generate_text
+
+        wanted = Generation(
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            (stop,) if isinstance(stop, str) else tuple(stop),
+            seed,
+        )
+        wanted.refuse_wrong()
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        requests = self._requests(prompts, _count(n))
+        if not requests:
+            return []
+        texts = [""] * len(requests)
+        for item in generate_text(
+            self._loaded.open_streams(len(requests), wanted.params()),
+            self.tokenizer,
+            requests,
+            max_new_tokens=wanted.max_new_tokens,
+            seed=wanted.seed_or_new(),
+            stops=wanted.stop,
+        ):
+            if isinstance(item, Sample):
+                texts[item.index] = item.text
+        return texts[0] if n is None and isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = Generation.max_new_tokens,
+        temperature: float = Generation.temperature,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = Generation.repetition_penalty,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The continuation that `generate` gives, in pieces as they are ready.
+
+        A piece has whole characters, at least one. Text that can begin a stop string comes when it
+        is clear that it does not. Raises GptcliError at once if a value is wrong."""
+        wanted = Generation(
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            (stop,) if isinstance(stop, str) else tuple(stop),
+            seed,
+        )
+        wanted.refuse_wrong()
+        return self._pieces(self._requests([prompt], 1), wanted)
+
+    def _pieces(self, requests: list[SampleRequest], wanted: Generation) -> Iterator[str]:
+        from gptcli.sampling.text import NewText, generate_text
+
+        for item in generate_text(
+            self._loaded.open_streams(1, wanted.params()),
+            self.tokenizer,
+            requests,
+            max_new_tokens=wanted.max_new_tokens,
+            seed=wanted.seed_or_new(),
+            stops=wanted.stop,
+        ):
+            if isinstance(item, NewText):
+                yield item.text
+
+    def _requests(self, prompts: list[str], count: int) -> list[SampleRequest]:
+        """A request for each of `count` samples of each prompt."""
+        texts = [self._readable(prompt, "a prompt") for prompt in prompts]
+        place = "prompt {}: ".format if len(texts) > 1 else lambda number: ""
+        return list(requests_of(self.tokenizer, texts, count, place))
+
+    def _readable(self, text: str, what: str) -> str:
+        """The text as the model can read it (data.unknown). Warns if characters were changed."""
+        from gptcli.tokenization.unknown_characters import readable
+
+        if not isinstance(text, str):
+            raise GptcliError(f"{what} must be a text; got {type(text).__name__}", "give a str")
+        changed, message = readable(self.tokenizer, self.config.data.unknown, text)
+        if message is not None:
+            warnings.warn(message, stacklevel=4)
+        return changed
+
+    # ---- what the model computes ---------------------------------------------------------
+
+    def score(self, text: str) -> Score:
+        """How likely the model finds a text: nats per token, bits per byte, and each token.
+
+        The figures are those of `gptcli score`. PyTorch computes them in float32, unless the model
+        was loaded with another dtype. Raises GptcliError if the text is empty or has characters
+        that the tokenizer does not know."""
+        from gptcli.api.scoring import score_text
+
+        sampling = self._loaded if self._scores_with_engine else None
+        return score_text(self._loaded.trained, self._readable(text, "the text"), sampling)
+
+    def logits(
+        self, ids: str | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
+    ) -> torch.Tensor:
+        """The logits of the token after each position: float32 (T, V), or (B, T, V) for a batch.
+
+        `ids` is a text, or token ids (T,) or (B, T). PyTorch computes the logits on the model's
+        device, without gradients; for gradients, call `module`. Raises GptcliError for an id
+        outside the vocabulary, and for more tokens than `config.model.block_size`."""
+        import torch
+
+        text = self._readable(ids, "ids") if isinstance(ids, str) else None
+        idx = self._checked_ids(ids if text is None else self.tokenizer.encode(text))
+        with torch.no_grad():
+            logits: torch.Tensor = self.module(idx if idx.dim() == 2 else idx[None]).float()
+        return logits if idx.dim() == 2 else logits[0]
+
+    def _checked_ids(self, ids: Any) -> torch.Tensor:
+        """The ids as int64 (T,) or (B, T) on the model's device."""
+        import torch
+
+        try:
+            idx = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError):
+            raise GptcliError(
+                "ids must be whole numbers, in rows of the same length",
+                "for example model.tokenizer.encode(text)",
+            ) from None
+        whole = not (idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool)
+        if not whole or idx.dim() not in (1, 2) or idx.numel() == 0:
+            dtype = str(idx.dtype).removeprefix("torch.")
+            raise GptcliError(
+                f"ids must be whole numbers, (T,) or (B, T); got {tuple(idx.shape)} of {dtype}",
+                "for example model.tokenizer.encode(text)",
+            )
+        most = self.config.model.block_size
+        if idx.shape[-1] > most:
+            raise GptcliError(
+                f"{idx.shape[-1]:,} tokens are more than the context length of {most:,}",
+                f"give the last {most:,}",
+            )
+        for bad in (int(idx.min()), int(idx.max())):
+            self.tokenizer.token_bytes(bad)  # raises for an id outside the vocabulary
+        return idx.to(self.module.wte.weight.device, torch.int64)
+
+    # ---- facts ---------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        from gptcli.model.gpt import count_parameters
+
+        return count_parameters(self.module).total
+
+    @property
+    def val_loss(self) -> float | None:
+        """The validation loss in nats per token at this checkpoint; None if it is not known."""
+        from gptcli.training.training_state import progress_of
+
+        meta = self._loaded.trained.meta
+        return progress_of(meta).val_loss if "progress" in meta else None
+
+    @property
+    def device(self) -> str:
+        """The type of the device: "cpu", "cuda" or "mps"."""
+        return str(self.module.wte.weight.device.type)
+
+    @property
+    def dtype(self) -> str:
+        """What generating computes in, such as "bfloat16"."""
+        return str(self._loaded.backend.dtype).removeprefix("torch.")
+
+    def __repr__(self) -> str:
+        loss = f", val loss {self.val_loss:.4f}" if self.val_loss is not None else ""
+        return (
+            f"<Model {self.run}: {self.parameters:,} parameters, {self.config.model.arch}, "
+            f"{self.tokenizer.kind} tokens, step {self.step:,}{loss}; "
+            f"{self.dtype} on {self.device}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from gptcli.api.notebook import model_page
+
+        config, tokenizer = self.config.model, self.tokenizer
+        loss = f", val loss {self.val_loss:.4f}" if self.val_loss is not None else ""
+        facts = (
+            f"{self.parameters:,} parameters; {config.arch}: {config.n_layer} layers of width "
+            f"{config.n_embd}, {config.n_head} heads",
+            f"context of {config.block_size:,} tokens ({tokenizer.kind}, "
+            f"{tokenizer.vocab_size:,} in the vocabulary)",
+            f"step {self.step:,}{loss}; {self.dtype} on {self.device}",
+        )
+        sample = self.generate(max_new_tokens=_SHOWN_TOKENS, seed=0)
+        return model_page(self.run, facts, sample)
+
+
+def _count(n: int | None) -> int:
+    """The number of samples of each prompt. Raises GptcliError if it is out of range."""
+    if n is None:
+        return 1
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
+        raise GptcliError(f"n must be 1 to {MOST_SAMPLES:,}; got {n!r}", "for example n=3")
+    return n

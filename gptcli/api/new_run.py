@@ -1,0 +1,239 @@
+"""A new run, from what the user asks for to a prepared run in its locked folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.api.texts import Target
+from gptcli.api.user_files import UserFiles, check_and_load
+from gptcli.api.wanted_config import (
+    GivenConfig,
+    config_for,
+    defaults_with_overrides,
+    is_config,
+)
+from gptcli.errors import GptcliError
+from gptcli.files.durable import path_errors
+from gptcli.files.paths import expanded
+from gptcli.loggers.catalogue import refuse_missing_packages
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+    from gptcli.model.user_parts import UserParts
+    from gptcli.training.planner import TimeLimit
+    from gptcli.training.setup import Prepared
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: a new run, or a run to resume."""
+
+    target: Target | GivenConfig  # a config or texts
+    overrides: list[str]  # KEY=VALUE
+    out: Path | None
+    from_run: str | None
+    files: UserFiles
+    force: bool
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run that has not started: its config, a name for its folder, the user's parts."""
+
+    config: Config
+    name: str
+    user_parts: UserParts | None
+    notes: list[str]  # which settings gptcli chose, and why
+    time_limit: TimeLimit | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The config that a user asks for, before gptcli chooses what was left to it."""
+
+    config: Config
+    name: str
+    asked: frozenset[str]  # dotted keys that the user set
+    is_given: bool  # a CONFIG or --from, which is used as it is
+    minutes: float | None
+
+
+def refuse_contradictions(
+    given: Mapping[str, bool], files: UserFiles, spelt: Callable[[str], str]
+) -> None:
+    """Raise GptcliError if two of the options that are `given` exclude each other, or one needs
+    another.
+
+    `spelt` gives the name of an option in messages."""
+    for flag, is_given, needed, needed_is_given in (
+        ("extend", given["extend"], spelt("resume"), given["resume"]),
+        ("force", given["force"], f"{spelt('attention')} (or another part)", bool(files.given())),
+    ):
+        if is_given and not needed_is_given:
+            raise GptcliError(
+                f"{spelt(flag)} needs {needed}", f"add {needed}, or leave {spelt(flag)} out"
+            )
+    for other in ("overwrite", "from_run", "dry_run", "minutes"):
+        if given["resume"] and given.get(other, False):
+            raise GptcliError(
+                f"{spelt('resume')} and {spelt(other)} cannot be used together", "leave one out"
+            )
+
+
+def wanted_run(request: Request, minutes: float | None) -> Wanted:
+    """The config of a new run. Reads no text and measures nothing.
+
+    Raises GptcliError if the config is wrong, or if the request contradicts itself."""
+    target, overrides = request.target, request.overrides
+    from gptcli.config_files import values_set
+
+    config, name = config_for(target, overrides, request.from_run)
+    is_given = request.from_run is not None or is_config(target)
+    asked = frozenset(values_set(overrides))
+    steps_asked = "train.max_steps" in asked
+    if not is_given:
+        assert not isinstance(target, GivenConfig)
+        config = defaults_with_overrides(target, overrides)
+    refuse_missing_packages(config.run.loggers)
+    if steps_asked and "train.minutes" not in asked:  # the user's steps replace the file's minutes
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"minutes": None})}
+        )
+    minutes = minutes if minutes is not None else config.train.minutes
+    if steps_asked and minutes is not None:
+        raise GptcliError(
+            "a time limit (--minutes) and train.max_steps cannot both be given",
+            "leave one of them out",
+        )
+    return Wanted(config, name, asked, is_given, minutes)
+
+
+def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str], None]) -> NewRun:
+    """The new run that `wanted_run` found; `begun` is its beginning by time.perf_counter.
+
+    A config or --from is used as it is. For a text, or for nothing, gptcli chooses every setting.
+    With a time limit, it also plans the number of steps. `warn` gets the problem of a user's part
+    that fails its check, if the request forces it."""
+    config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
+    user_parts = check_and_load(request.files, config, request.force, warn)
+    if wanted.is_given and minutes is None:
+        return NewRun(config, name, user_parts, [])
+    from gptcli.training import minutes as planning
+
+    reasons: dict[str, str] = {}
+    limit = None
+    if not wanted.is_given:
+        config, reasons = planning.choose_for_text(config, asked, minutes or 1.0)
+    if "train.max_steps" not in asked:
+        free = set() if wanted.is_given else {"model.dropout", "train.sample_every"} - asked
+        config, limit, reasons["train"] = planning.fit_to_minutes(
+            config,
+            minutes or 1.0,
+            begun,
+            user_parts,
+            free,
+            is_strict=minutes is not None,
+        )
+    return NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
+
+
+def folder_of_option(out: Path) -> Path:
+    """The folder that --out names. Raises GptcliError if no run can be written there."""
+    from gptcli.files.durable import refuse_long_path
+
+    if str(out) in ("", "."):
+        raise GptcliError(f"--out `{out}` names no folder", "for example --out runs/mine")
+    run = expanded(out)
+    refuse_long_path(run)
+    return run
+
+
+@dataclass
+class NewFolder:
+    """The locked folder of a new run. While `is_prepared` is false, it may hold an old run only."""
+
+    run: Path
+    is_prepared: bool = False
+
+    def prepare(self, request: Request, new: NewRun) -> Prepared:
+        """Read the text, write the run's first files, and return its Setup."""
+        from gptcli.training import run_folder, setup
+
+        from_run = request.from_run
+        prepared = setup.prepare_new(
+            new.config,
+            self.run,
+            user_parts=new.user_parts,
+            from_run=run_folder.find_run(from_run) if from_run else None,
+            time_limit=new.time_limit,
+        )
+        self.is_prepared = True
+        prepared.notes[:0] = [*_other_name_notes(self.run, new.name, request.out), *new.notes]
+        return prepared
+
+
+@contextmanager
+def new_folder(
+    run: Path, *, overwrite: bool, restore: Callable[[Path], object]
+) -> Iterator[NewFolder]:
+    """Hold the folder of a new run, or with `overwrite` that of the old run which it replaces.
+
+    If the run ends with an error before its first step, its files are deleted. At the end,
+    `restore` is called, which brings back the old run if the new one has no checkpoint."""
+    from gptcli.training import run_folder
+
+    refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
+    with path_errors(run):
+        run_folder.repair_replacement(run)
+        refuse(run)
+    with locked_run_folder(run, create=True):
+        refuse(run)  # again: another training can have held the lock and ended meanwhile
+        folder = NewFolder(run)
+        try:
+            yield folder
+        except Exception:
+            if folder.is_prepared:
+                run_folder.delete_unstarted(run)
+            raise
+        finally:
+            restore(run)
+
+
+def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
+    """A note if the run gets another name, because a run of its name exists; else []."""
+    if out is not None or run.name == name:
+        return []
+    first = run.with_name(name)
+    resume = f"gptcli train --resume --out {shlex.quote(str(first))}"
+    return [f"{first} exists already, so this run goes to {run}; to continue the first: {resume}"]
+
+
+@contextmanager
+def locked_run_folder(run: Path, *, create: bool) -> Iterator[None]:
+    """Hold the lock of the run folder, so that only one training writes into it.
+
+    Raises GptcliError if the folder cannot be made or another training holds the lock.
+    """
+    from gptcli.files.durable import folder_lock, make_folder, remove_made
+    from gptcli.training.run_folder import remove_empty
+
+    made: list[Path] = []
+    if create:
+        with path_errors(run):
+            made = make_folder(run)
+    try:
+        with folder_lock(run):
+            try:
+                yield
+            except BaseException:
+                if run in made:
+                    remove_empty(run)
+                raise
+    except BaseException:
+        remove_made([folder for folder in made if folder.exists()])
+        raise

@@ -1,0 +1,108 @@
+"""Trains and keeps the record: writes each event to metrics.jsonl, samples.txt and run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError, is_out_of_memory
+from gptcli.files.paths import shell_word
+
+if TYPE_CHECKING:
+    from gptcli.api.user_files import UserFiles
+    from gptcli.events import Event
+    from gptcli.loggers.processes import RunLoggers
+    from gptcli.training.journal import Journal
+    from gptcli.training.run_summary import RunSummary
+    from gptcli.training.setup import Prepared
+
+
+def recorded_training(
+    prepared: Prepared,
+    summary: RunSummary,
+    journal: Journal,
+    loggers: RunLoggers,
+    should_stop: Callable[[], bool],
+) -> Generator[Event, None, None]:
+    """Train, and yield each event after it is recorded; first a Notice for each note.
+
+    If the disk refuses a line or a logger fails, a Notice says so, and training goes on. Closing
+    the generator gives up an unfinished save; the caller lets the loggers finish."""
+    from gptcli.events import CheckpointSaved, Notice
+    from gptcli.training import run_folder
+    from gptcli.training.loop import train
+
+    for message in [*prepared.notes, *journal.notes, *loggers.start()]:
+        yield Notice(message)
+    with closing(train(prepared.setup, should_stop)) as events:
+        for event in events:
+            summary.absorb(event)
+            problem = _record(event, journal)
+            if isinstance(event, CheckpointSaved):
+                run_folder.delete_replaced(prepared.setup.run)
+            yield event
+            if problem is not None:
+                yield Notice(f"WARNING: {problem}. Training goes on; gptcli tries again")
+            for warning in loggers.problems():
+                yield Notice(warning)
+
+
+def seconds_for_loggers(prepared: Prepared) -> float:
+    """How long a training may wait for its loggers at the end.
+
+    The time of a run with a time limit is promised to 10 %; half of this is for the loggers."""
+    from gptcli.loggers.processes import FINISH_S
+
+    limit = prepared.setup.config.train.minutes
+    return FINISH_S if limit is None else min(FINISH_S, max(2.0, 0.05 * 60 * limit))
+
+
+def _record(event: Event, journal: Journal) -> GptcliError | None:
+    """Write the event to metrics.jsonl or samples.txt. Returns the error if the disk refused."""
+    from gptcli.events import SampleDrawn
+    from gptcli.view.metrics import metrics_record
+
+    if isinstance(event, SampleDrawn):
+        return journal.sample(event.step, event.prompt, event.text)
+    record = metrics_record(event)
+    return journal.record(record) if record is not None else None
+
+
+@contextmanager
+def journal_of(run: Path, summary: RunSummary) -> Iterator[Journal]:
+    """The writer of metrics.jsonl and samples.txt.
+
+    Raises GptcliError at the end if the disk refused lines and no other error happened.
+    """
+    from gptcli.training.journal import Journal
+
+    journal = Journal(run, summary.resumed_from, summary.evaluated_at, summary.sampled_at)
+    try:
+        yield journal
+    except BaseException:
+        journal.close()
+        raise
+    problem = journal.close()
+    if problem is not None:
+        raise problem
+
+
+def explained(error: Exception, prepared: Prepared, files: UserFiles) -> GptcliError | None:
+    """A clearer error to show instead of `error`, which ended the loop; None if there is none."""
+    if is_out_of_memory(error):
+        from gptcli.training.out_of_memory import out_of_memory
+
+        return out_of_memory(prepared.setup)
+    expected = isinstance(error, (GptcliError, OSError, MemoryError))
+    if expected or not files.given():
+        return None
+    return GptcliError(
+        f"the run stopped with {type(error).__name__}: {' '.join(str(error).split())}",
+        "the run uses your own code; check it with "
+        + " and ".join(
+            f"gptcli check-{part} {shell_word(spec)}" for part, spec in files.given().items()
+        ),
+        exit_code=1,
+    )

@@ -1,0 +1,86 @@
+"""A run to resume, from what the user asks for: its folder, and what changes in its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.api.new_run import Request
+from gptcli.api.texts import texts_of, with_texts
+from gptcli.api.user_files import check_and_load
+from gptcli.api.wanted_config import GivenConfig, config_for, is_config
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
+from gptcli.loggers.catalogue import refuse_missing_packages
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+    from gptcli.model.user_parts import UserParts
+    from gptcli.training.setup import FinishedRun, Prepared
+
+
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run that has not gone on yet, and what the user asks for now."""
+
+    run: Path
+    config: Config | None  # None: the run's
+    asked: frozenset[str]  # dotted keys that the user set
+    user_parts: UserParts | None
+
+    def prepare(self, *, extend: bool) -> Prepared | FinishedRun:
+        """Read the text and the newest checkpoint. The caller holds the lock of the folder."""
+        from gptcli.training import setup
+
+        return setup.prepare_resume(
+            self.run,
+            self.config,
+            extend=extend,
+            user_parts=self.user_parts,
+            explicit=self.asked,
+        )
+
+
+def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
+    """The run that a request names by `out` (None: the newest), and what it changes.
+
+    `warn` gets the problem of a user's part that fails its check, if the request forces it. Raises
+    GptcliError if there is no such run, or the request cannot be understood."""
+    from gptcli.config_files import differences, dump_config, parse_config, values_set
+    from gptcli.training import run_folder
+
+    run = run_folder.find_run(str(request.out) if request.out is not None else None)
+    stored = run_folder.read_config(run)
+    target, overrides = request.target, request.overrides
+    if target is not None and not is_config(target):  # a TEXT
+        assert not isinstance(target, GivenConfig)
+        for text in texts_of(target):
+            _refuse_run_as_text(text, request.out)
+        overrides = with_texts(target, overrides)
+    changed = stored
+    if overrides:
+        changed = parse_config(dump_config(stored), overrides, name=str(run / "config.yaml"))
+    explicit = set(differences(stored, changed)) | (
+        {"data.source", "data.val_source"} & set(values_set(overrides))
+    )
+    wanted: Config | None = changed if overrides else None
+    if is_config(target):
+        wanted, _ = config_for(target, overrides, None)
+    refuse_missing_packages(
+        (wanted or stored).run.loggers, "; or go on without loggers: run.loggers=[]"
+    )
+    user_parts = check_and_load(request.files, stored, request.force, warn)
+    return ResumedRun(run, wanted, frozenset(explicit), user_parts)
+
+
+def _refuse_run_as_text(target: str, out: Path | None) -> None:
+    """Raise GptcliError if the TEXT of `--resume` is a run: --out names the run to resume."""
+    from gptcli.training.run_commands import resume_command
+
+    folder = expanded(target)
+    if out is None and (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file():
+        raise GptcliError(
+            f"{target} is a run, not a text", f"name a run with --out: {resume_command(folder)}"
+        )

@@ -1,0 +1,116 @@
+"""Scores a text: its log-probability by token, the loss, the perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.api.loading import SamplingModel
+    from gptcli.training.loading import Trained
+
+_SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
+"""The lowest probability of each shade in a notebook."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text. A notebook shows the text with a colour for each token.
+
+    `ids`, `texts` and `log_probabilities` have an entry for each token. A log-probability is in
+    nats. The text of a token that is part of a character is U+FFFD."""
+
+    text: str
+    ids: list[int]
+    texts: list[str]
+    log_probabilities: list[float]
+
+    @property
+    def log_probability(self) -> float:
+        """The log-probability of the text, in nats."""
+        return math.fsum(self.log_probabilities)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, in nats per token."""
+        return -self.log_probability / len(self.ids)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the power of the loss; infinity if it is too large for a float."""
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The loss in bits for each byte of the text in UTF-8, which tokenizers do not change."""
+        return -self.log_probability / math.log(2) / len(self.text.encode("utf-8"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Score: {self.summary()}>"
+
+    def summary(self) -> str:
+        """The figures in one line."""
+        count = len(self.ids)
+        return (
+            f"{count:,} token{'s' if count != 1 else ''}: {self.loss:.4f} nats per token, "
+            f"perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} bits per byte"
+        )
+
+    def _repr_html_(self) -> str:
+        spans = "".join(
+            f'<span title="{_probability(one):.3g}" style="background:{_shade(one)}">'
+            f"{html.escape(piece)}</span>"
+            for piece, one in zip(self.texts, self.log_probabilities, strict=True)
+        )
+        return (
+            f'<div><div style="white-space:pre-wrap;font-family:monospace">{spans}</div>'
+            f"<div>{html.escape(self.summary())}</div></div>"
+        )
+
+
+def _probability(log_probability: float) -> float:
+    """The probability; 0 for NaN, which a broken model can give."""
+    return 0.0 if math.isnan(log_probability) else math.exp(min(0.0, log_probability))
+
+
+def _shade(log_probability: float) -> str:
+    probability = _probability(log_probability)
+    return next(shade for least, shade in _SHADES if probability >= least)
+
+
+def score_text(
+    trained: Trained, text: str, sampling: SamplingModel | None = None, *, name: str = ""
+) -> Score:
+    """The score of a text that the model can read, as `readable` gives it.
+
+    PyTorch computes it in the model's dtype. With `sampling`, its engine does, because engines
+    round differently. `name` is what messages call the text. Raises GptcliError if the text has no
+    tokens."""
+    from gptcli.sampling.backend import open_decoder
+    from gptcli.sampling.score import log_probabilities, native_log_probabilities
+
+    tokenizer = trained.tokenizer
+    try:
+        ids = tokenizer.encode(text)
+    except GptcliError as error:
+        raise GptcliError(
+            f"{name}: {error.message}" if name else error.message, error.hint
+        ) from None
+    if not ids:
+        of = f" of {name}" if name else ""
+        raise GptcliError(f"the text{of} has no tokens", "score another text")
+    start = tokenizer.start_ids()
+    if sampling is not None and sampling.backend.native:
+        decoder = open_decoder(trained.model, sampling.backend, sampling.threads)
+        found = native_log_probabilities(decoder, trained.config.model, start, ids)
+    else:
+        found = log_probabilities(trained.model, start, ids)
+    pieces = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
+    return Score(text, ids, pieces, found.tolist())

@@ -1,0 +1,488 @@
+"""`gptcli.train`: trains as the command does, and yields the events of the run.
+
+The loop runs in a thread of its own and waits after each event, while the caller's code works. So
+Ctrl-C, which Python raises in the main thread, never stops a step in the middle, no signal handler
+is needed, and training works in any thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.api.new_run import (
+    NewRun,
+    Request,
+    Wanted,
+    folder_of_option,
+    locked_run_folder,
+    new_folder,
+    plan_run,
+    refuse_contradictions,
+    wanted_run,
+)
+from gptcli.api.recording import (
+    explained,
+    journal_of,
+    recorded_training,
+    seconds_for_loggers,
+)
+from gptcli.api.resumed_run import resumed_run
+from gptcli.api.texts import MOST_TEXTS, Target
+from gptcli.api.user_files import UserFiles, split_tokenizer
+from gptcli.api.wanted_config import GivenConfig
+from gptcli.errors import GptcliError
+from gptcli.events import Event, Finished, Notice, RunStarted
+from gptcli.openmp import spin_briefly
+
+if TYPE_CHECKING:
+    from gptcli.api.notebook import View
+    from gptcli.config import Config
+    from gptcli.training.setup import FinishedRun, Prepared
+
+PathLike = str | os.PathLike[str]
+
+
+def train(
+    config: PathLike | Sequence[PathLike] | Mapping[str, Any] | Config | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    out: PathLike | None = None,
+    from_run: PathLike | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    extend: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    attention: str | None = None,
+    layernorm: str | None = None,
+    mlp: str | None = None,
+    block: str | None = None,
+    tokenizer: str | None = None,
+    progress: bool = False,
+) -> Training:
+    """A training, which begins when you iterate over it or call `finish()`.
+
+    `config` is the name of a shipped config, a YAML file, a dict with its sections, or a Config,
+    which are used as they are; or a text, a folder or a list of them, for which gptcli chooses
+    every setting; or None for the shipped text. `overrides` is a dict from dotted keys to values,
+    or a list of "KEY=VALUE". The other arguments are those of `gptcli train`: `out` is the run
+    folder, `from_run` a run to start from, `minutes` a time limit. `resume` continues the run in
+    `out`, or the newest. `attention` to `tokenizer` name the user's files, which are run. With
+    `progress`, a notebook shows how the training goes, and a terminal what `gptcli train` shows.
+
+    Raises GptcliError at once if config or arguments are wrong; the texts are read later. The
+    weights are those of `gptcli train`, to the last bit."""
+    spin_briefly()
+    words = _words(overrides)
+    tokenizer_file, words = split_tokenizer(tokenizer, words, resume=resume)
+    files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
+    refuse_contradictions(
+        {
+            "resume": resume,
+            "extend": extend,
+            "overwrite": overwrite,
+            "from_run": from_run is not None,
+            "minutes": minutes is not None,
+            "force": force,
+        },
+        files,
+        str,
+    )
+    request = Request(
+        _target(config),
+        words,
+        None if out is None else Path(out),
+        None if from_run is None else os.fspath(from_run),
+        files,
+        force,
+    )
+    if resume:
+        from gptcli.training.run_folder import find_run
+
+        find_run(None if out is None else os.fspath(out))
+        return Training(_Resume(request, extend), progress=progress)
+    if request.out is not None:
+        folder_of_option(request.out)
+    wanted = wanted_run(request, minutes)
+    return Training(_Start(request, wanted, overwrite), progress=progress)
+
+
+class Training:
+    """A training. Iterate over it once to get its events; the last is Finished.
+
+    If the loop ends early (`break`, an error, Ctrl-C), the run is saved and can be resumed. `run`
+    is the folder of the run, None before RunStarted. `finished` is the last event, None until
+    then."""
+
+    run: Path | None = None
+    finished: Finished | None = None
+
+    def __init__(self, job: _Job, *, progress: bool) -> None:
+        self._job, self._progress = job, progress
+        self._begun = False
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events of the run. Raises GptcliError if the text or the disk cannot be used."""
+        if self._begun:
+            raise GptcliError(
+                "this training has begun: you can iterate over it only once",
+                "to go on with its run: gptcli.train(resume=True, out=training.run)",
+            )
+        self._begun = True
+        return self._events()
+
+    def finish(self) -> Finished:
+        """Train to the end and return the last event."""
+        for _ in self:
+            pass
+        assert self.finished is not None
+        return self.finished
+
+    def stop(self) -> None:
+        """Ask the loop to finish its step and to save. It then ends with its last events.
+
+        Any thread can call it."""
+        self._job.stopping.set()
+
+    def __repr__(self) -> str:
+        if not self._begun:
+            return "<Training: not begun; iterate over it, or call finish()>"
+        if self.finished is None:
+            return f"<Training of {self.run}>"
+        return f"<Training of {self.run}: {self.finished.stopped} at step {self.finished.step:,}>"
+
+    def _events(self) -> Generator[Event, None, None]:
+        with ExitStack() as stack:
+            view: View | None = None
+            if self._progress:
+                from gptcli.api.notebook import open_view
+
+                view = stack.enter_context(open_view())
+
+            def seen(event: Event) -> Event:
+                if isinstance(event, RunStarted):
+                    self.run = event.run
+                elif isinstance(event, Finished):
+                    self.finished, self.run = event, event.run
+                if view is not None:
+                    _show(view, event)
+                return event
+
+            worker = _Worker(self._job)
+            stack.callback(worker.end, seen)
+            for event in worker.events():
+                yield seen(event)
+
+
+def _show(view: View, event: Event) -> None:
+    """Show an event; before the first of a resumed run, what the run recorded earlier."""
+    if isinstance(event, RunStarted) and event.resumed_from:
+        from gptcli.view.history import recorded_events
+
+        for earlier in recorded_events(event.run):
+            view.recall(earlier)
+    view.handle(event)
+
+
+# ---- the thread --------------------------------------------------------------------------------
+
+
+class _Worker:
+    """Runs a job in a thread, which waits after each event until the next one is asked for."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Event | _End] = queue.SimpleQueue()
+        self._ended = False
+        self._abandoned = False  # nobody asks any more
+        self._thread = threading.Thread(target=self._work, name="gptcli.train", daemon=True)
+        self._thread.start()
+        atexit.register(self.end, lambda event: event)  # if the loop is still open then
+
+    def events(self) -> Iterator[Event]:
+        """The events of the job. Raises its error."""
+        while not self._ended:
+            answer = self._next()
+            if isinstance(answer, _End):
+                if answer.error is not None:
+                    raise answer.error
+                return
+            yield answer
+
+    def end(self, seen: Callable[[Event], object]) -> None:
+        """Let the job save and end, if it has not ended. `seen` gets the events until then.
+
+        A KeyboardInterrupt leaves at once; the thread saves and ends alone. Raises GptcliError if
+        the job cannot save."""
+        self._job.stopping.set()
+        try:
+            while not self._ended:
+                answer = self._next()
+                if not isinstance(answer, _End):
+                    seen(answer)
+                elif answer.error is not None and not isinstance(answer.error, _StoppedEarlyError):
+                    raise answer.error
+        except BaseException:
+            self._abandoned = True
+            self._asked.put(None)
+            raise
+
+    def _next(self) -> Event | _End:
+        self._asked.put(None)
+        answer = self._get()
+        if isinstance(answer, _End):
+            self._ended = True
+            self._thread.join()
+            atexit.unregister(self.end)
+        return answer
+
+    def _get(self) -> Event | _End:
+        while True:
+            try:  # Windows delivers Ctrl-C only between two waits
+                return self._answers.get(timeout=1.0)
+            except queue.Empty:
+                continue
+
+    def _work(self) -> None:
+        self._asked.get()
+        error: BaseException | None = None
+        try:
+            with closing(self._job.events()) as events:
+                for event in events:
+                    self._answers.put(event)
+                    if not self._abandoned:
+                        self._asked.get()
+        except BaseException as raised:
+            error = raised
+        self._answers.put(_End(error))
+
+
+class _StoppedEarlyError(GptcliError):
+    """`stop` was called while the run was prepared."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the training was stopped before its first step", "nothing was saved; start it again"
+        )
+
+
+class _End:
+    """The end of a job, with its error if it failed."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+# ---- what the thread does ----------------------------------------------------------------------
+
+
+class _Job:
+    """A training, as a generator of its events. If `stopping` is set, it saves and ends."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.stopping = threading.Event()
+
+    def events(self) -> Generator[Event, None, None]:
+        """The events of the run; Finished comes when the folder is complete and unlocked."""
+        raise NotImplementedError
+
+    def follow(self, prepared: Prepared) -> Generator[Event, None, Finished]:
+        """Train and record. Yields all events but the last, and returns that."""
+        from gptcli.loggers.processes import RunLoggers
+        from gptcli.training import run_folder
+        from gptcli.training.run_summary import RunSummary
+
+        if self.stopping.is_set():
+            raise _StoppedEarlyError
+        run = prepared.setup.run
+        summary = RunSummary(prepared.setup)
+        run_folder.write_status(run, summary.begun())
+        finished: Finished | None = None
+        loggers = RunLoggers(run, prepared.setup.config.run.loggers)
+        try:
+            with (
+                journal_of(run, summary) as journal,
+                closing(
+                    recorded_training(prepared, summary, journal, loggers, self.stopping.is_set)
+                ) as events,
+            ):
+                for event in events:
+                    if isinstance(event, Finished):
+                        finished = event
+                    else:
+                        yield event
+        except BaseException as error:
+            loggers.finish(lambda: False, seconds_for_loggers(prepared))
+            if not isinstance(error, Exception):
+                raise
+            clearer = explained(error, prepared, self.request.files)
+            if clearer is None:
+                raise
+            raise clearer from error
+        run_folder.write_status(run, summary.ended())
+        for warning in loggers.finish(lambda: False, seconds_for_loggers(prepared)):
+            yield Notice(warning)
+        assert finished is not None
+        return finished
+
+
+class _Start(_Job):
+    """Trains a new run."""
+
+    def __init__(self, request: Request, wanted: Wanted, overwrite: bool) -> None:
+        super().__init__(request)
+        self._wanted, self._overwrite = wanted, overwrite
+
+    def events(self) -> Generator[Event, None, None]:
+        if self.stopping.is_set():
+            raise _StoppedEarlyError
+        warned: list[str] = []
+        new = plan_run(self.request, self._wanted, time.perf_counter(), warned.append)
+        new.notes[:0] = warned
+        if self.stopping.is_set():
+            raise _StoppedEarlyError
+        from gptcli.files.durable import LockedError
+        from gptcli.native import library
+        from gptcli.training import run_folder
+
+        if new.config.run.engine != "torch":
+            library.start_building()  # compiles while the text is read
+        out = self.request.out
+        while True:
+            run = folder_of_option(out) if out is not None else run_folder.free_name(new.name)
+            try:
+                yield (yield from self._train_in(run, new))
+                return
+            except (LockedError, run_folder.RunExistsError):
+                if out is not None:
+                    raise
+                # another training has just taken this name
+
+    def _train_in(self, run: Path, new: NewRun) -> Generator[Event, None, Finished]:
+        from gptcli.training.run_folder import restore_replaced
+
+        with new_folder(run, overwrite=self._overwrite, restore=restore_replaced) as folder:
+            return (yield from self.follow(folder.prepare(self.request, new)))
+
+
+class _Resume(_Job):
+    """Continues a run."""
+
+    def __init__(self, request: Request, extend: bool) -> None:
+        super().__init__(request)
+        self._extend = extend
+
+    def events(self) -> Generator[Event, None, None]:
+        from gptcli.training import setup
+
+        warned: list[str] = []
+        resumed = resumed_run(self.request, warned.append)
+        with locked_run_folder(resumed.run, create=False):
+            prepared = resumed.prepare(extend=self._extend)
+            prepared.notes[:0] = warned
+            if isinstance(prepared, setup.Prepared):
+                last = yield from self.follow(prepared)
+            else:
+                last = yield from _nothing_to_do(resumed.run, prepared)
+        yield last
+
+
+def _nothing_to_do(run: Path, done: FinishedRun) -> Generator[Event, None, Finished]:
+    """The events of a resumed run that is finished already."""
+    for message in done.notes:
+        yield Notice(message)
+    status = done.status
+    yield Notice(f"{run} is finished (step {status['steps']}, {status['stopped']}); nothing to do")
+    return Finished(
+        step=status["steps"],
+        tokens=status["tokens"],
+        seconds=status["seconds"],
+        stopped=status["stopped"],
+        train_loss=status["train_loss"],
+        val_loss=status["val_loss"],
+        best_val_loss=status["best_val_loss"],
+        best_step=status["best_step"],
+        run=run,
+    )
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+def _target(config: Any) -> Target | GivenConfig:
+    """The config or the texts that an argument names."""
+    if config is None:
+        return None
+    if isinstance(config, (str, os.PathLike)):
+        return os.fspath(config)
+    if isinstance(config, Mapping):
+        return GivenConfig(_plain(config))
+    from gptcli.config import Config
+
+    if isinstance(config, Config):
+        return GivenConfig(config.model_dump(exclude_unset=True))
+    if isinstance(config, Sequence) and all(isinstance(one, (str, os.PathLike)) for one in config):
+        texts = [os.fspath(one) for one in config]
+        if not 1 <= len(texts) <= MOST_TEXTS:
+            raise GptcliError(
+                f"a list of {len(texts)} texts; it can have 1 to {MOST_TEXTS}",
+                "name the folder that holds them",
+            )
+        return texts[0] if len(texts) == 1 else texts
+    raise GptcliError(
+        f"config must name a config or texts; got {type(config).__name__}",
+        'for example gptcli.train("tiny"), or gptcli.train({"train": {"max_steps": 100}})',
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The value with dicts, lists and texts in place of other mappings, tuples and paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _words(overrides: Any) -> list[str]:
+    """The overrides as KEY=VALUE."""
+    if isinstance(overrides, Mapping):
+        return [_word(str(key), _plain(value)) for key, value in overrides.items()]
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        raise GptcliError(
+            "overrides must be a dict from keys to values, or a list of KEY=VALUE",
+            'for example {"model.n_layer": 6}',
+        )
+    return list(overrides)
+
+
+def _word(key: str, value: Any) -> str:
+    from gptcli.text_values import takes_text
+
+    if isinstance(value, str) and takes_text(tuple(key.split("."))):
+        quoted = value.replace("'", "''")
+        return f"{key}='{quoted}'"
+    try:
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    except (TypeError, ValueError):
+        raise GptcliError(
+            f"{key}: {cropped_value(value)} is no value of a config",
+            "give a number, a text, a bool, None, or a list or dict of them",
+        ) from None
+
+
+def cropped_value(value: Any) -> str:
+    """A value for a message, on one line and not too long."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 60 else line[:57] + "..."

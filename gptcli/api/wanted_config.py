@@ -1,0 +1,168 @@
+"""The config that a user asks for by a CONFIG, texts, KEY=VALUE overrides and a base run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.api.named_run import named_run
+from gptcli.api.texts import (
+    Target,
+    is_yaml,
+    refuse_missing_texts,
+    run_name,
+    with_texts,
+)
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+
+
+@dataclass(frozen=True)
+class GivenConfig:
+    """The sections of a config that a program made, as YAML would hold them."""
+
+    values: Mapping[str, Any]
+
+
+def config_for(
+    target: Target | GivenConfig,
+    overrides: list[str],
+    from_run: str | None,
+    notes: list[str] | None = None,
+) -> tuple[Config, str]:
+    """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
+
+    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate. If the
+    user names no config, values of the default config change if they do not fit the user's; `notes`
+    gets a line for each. Raises GptcliError if `target` is no config and no text.
+    """
+    from gptcli.config_files import config_of_values, load_config
+
+    if isinstance(target, GivenConfig):
+        config = config_of_values(target.values, overrides)
+        return config, run_name(config.data.sources)
+    if isinstance(target, str) and is_config(target):
+        config = load_config(target, overrides)
+        return _with_moved_texts(expanded(target).parent, config, overrides), Path(target).stem
+    if target is not None:
+        refuse_missing_texts(target)
+        overrides = with_texts(target, overrides)
+    if from_run is not None:
+        source = named_run(from_run, "train --from")
+        name = run_name(target) if target else f"{source.resolve().name}-tuned"
+        stored = load_config(str(source / "config.yaml"), overrides)
+        _refuse_other_network(source, stored, overrides)
+        config = _fine_tuning_config(stored, overrides)
+        return _with_moved_texts(source, config, overrides), name
+    default = _default_config()
+    name = run_name(target) if target is not None else default
+    fitting = _fitting_overrides(load_config(default), overrides)
+    if notes is not None:
+        notes += [f"{override}, so that it fits what you set" for override in fitting]
+    return load_config(default, [*fitting, *overrides]), name
+
+
+def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
+    """Overrides of the keys that the user did not set, so that they fit those that the user set."""
+    from gptcli.config_files import values_set
+    from gptcli.config_problems import flatten
+    from gptcli.fitting_values import fitting_values
+
+    asked = values_set(overrides)
+    stored = {".".join(key): value for key, value in flatten(base.model_dump()).items()}
+    return [f"{key}={value}" for key, value in fitting_values(stored | asked, asked).items()]
+
+
+def is_config(target: Target | GivenConfig) -> bool:
+    """Whether it is a config, or CONFIG | TEXT names one: a shipped one, or any YAML file."""
+    from gptcli.files.shipped import shipped_configs
+
+    if isinstance(target, GivenConfig):
+        return True
+    return isinstance(target, str) and (target in shipped_configs() or is_yaml(target))
+
+
+def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
+    """The default values with the user's text and overrides, for --minutes to choose the rest."""
+    from gptcli.config import Config
+    from gptcli.config_files import parse_config
+
+    overrides = with_texts(target, overrides)
+    overrides = [*_fitting_overrides(Config(), overrides), *overrides]
+    return parse_config("{}", overrides, name="--minutes")
+
+
+def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> None:
+    """Raise GptcliError if overrides ask for another network than that of the run (--from)."""
+    from gptcli.config_files import values_set
+    from gptcli.training.run_folder import read_config
+
+    there, now = read_config(run).model.model_dump(), wanted.model.model_dump()
+    odd = [
+        key
+        for key in now
+        if key != "dropout" and f"model.{key}" in values_set(overrides) and now[key] != there[key]
+    ]
+    if odd:
+        raise GptcliError(
+            f"--from takes the network of {run}, but you set it differently: "
+            + ", ".join(f"model.{key} {now[key]} (there: {there[key]})" for key in odd),
+            f"leave out {', '.join(f'model.{key}' for key in odd)}; or leave out --from, to train "
+            "a new model",
+        )
+
+
+def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
+    """A run's config for fine-tuning from that run.
+
+    Warm-up, intervals and everything under `run` go back to their defaults. The learning rate is a
+    tenth of the run's. Overrides of the user stay as they are.
+    """
+    from gptcli.config import Config, DataConfig, RunConfig
+    from gptcli.config_files import values_set
+
+    values = stored.model_dump()
+    overridden = values_set(overrides)
+    if "data.source" in overridden:  # how the other text was read and split says nothing now
+        data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
+    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
+        data = {"val_split": "tail", "documents": "file"}
+    else:
+        data = {}
+    for key, value in data.items():
+        if f"data.{key}" not in overridden:
+            values["data"][key] = value
+    for key in ("warmup_steps", "eval_every", "log_every"):
+        if f"train.{key}" not in overridden:
+            values["train"][key] = "auto"
+    if "train.learning_rate" not in overridden:
+        values["train"]["learning_rate"] = float(values["train"]["learning_rate"]) / 10
+    for key, value in RunConfig().model_dump().items():
+        if f"run.{key}" not in overridden:
+            values["run"][key] = value
+    return Config.model_validate(values)
+
+
+def _with_moved_texts(run: Path, config: Config, overrides: list[str]) -> Config:
+    """The config with the new place of each missing text that moved together with the run `run`.
+
+    A config outside a run stays as it is."""
+    from gptcli.config_files import values_set
+    from gptcli.training.text_of_run import texts_exist, with_moved_texts
+
+    if texts_exist([*config.data.sources, *config.data.val_sources]):
+        return config
+    data = with_moved_texts(run, config.data, set(values_set(overrides)))
+    return config.model_copy(update={"data": data})
+
+
+def _default_config() -> str:
+    from gptcli.config import DEFAULT_CONFIG, DEFAULT_CONFIG_GPU
+    from gptcli.devices import choose_device
+
+    return DEFAULT_CONFIG_GPU if choose_device("auto").type == "cuda" else DEFAULT_CONFIG
