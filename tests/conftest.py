@@ -143,12 +143,13 @@ def _share_libraries(native: Path, once: Once) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_worker_process(slow: bool) -> Iterator[None]:
+def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
     """Lets all checks of a test process share one worker process, which imports PyTorch once.
 
     The worker runs each file in a fork, so files cannot affect each other. Every check starts a new
     worker process, as gptcli does, with --slow and if a test sets GPTCLI_NEW_WORKER."""
-    if slow or sys.platform != "linux":
+    # Not by the fixture `slow`: every test would then count as a test of a long series.
+    if pytestconfig.getoption("--slow") or sys.platform != "linux":
         yield
         return
     from gptcli.course.sandbox.isolation import Worker, _Process

@@ -103,11 +103,10 @@ def is_foreign(path: Path) -> bool:
 def open_foreign(path: Path) -> Trained:
     """The model in another program's folder, in float32 on the CPU and in evaluation mode.
 
-    Raises GptcliError: gptcli cannot read such a folder yet."""
-    raise GptcliError(
-        f"{path} holds a model of another program (config.json), not a run",
-        "name a run that gptcli train wrote",
-    )
+    Raises GptcliError if it is damaged, or not exactly what gptcli computes."""
+    from gptcli.interop.imports import read_foreign
+
+    return read_foreign(path)[0]
 
 
 def refuse_unknown(name: str, value: str, choices: Sequence[str]) -> None:

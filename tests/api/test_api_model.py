@@ -233,9 +233,19 @@ def test_a_note_is_a_warning(trained: Path, tmp_path: Path) -> None:
     assert model.step == 20
 
 
-def test_another_programs_folder_is_named(tmp_path: Path) -> None:
+def test_another_programs_folder_is_loaded_like_a_run(trained: Path, tmp_path: Path) -> None:
+    from gptcli.interop import hugging_face
+    from gptcli.training.loading import load_trained
+
+    run = load_trained(trained, None, device=torch.device("cpu"), dtype=torch.float32)
+    (tmp_path / "hf").mkdir()
+    hugging_face.write_folder(run, tmp_path / "hf")
+    found, ours = gptcli.load(tmp_path / "hf"), gptcli.load(trained)
+    words = {"max_new_tokens": 40, "seed": 3}
+    assert found.generate("KING", **words) == ours.generate("KING", **words)
+    assert torch.equal(found.logits("What"), ours.logits("What"))
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(gptcli.GptcliError, match="a model of another program"):
+    with pytest.raises(gptcli.GptcliError, match="`model_type` is None"):
         gptcli.load(tmp_path)
 
 
