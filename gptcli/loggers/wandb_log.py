@@ -77,4 +77,8 @@ class WandbLog:
 
     def close(self) -> None:
         self._run.finish()
+        # A link in `logs` leads into the cache; a copy of the run folder would break at it.
+        for path in self._cache.parent.glob(f"*-{self._run.id}/logs/*"):
+            if path.is_symlink():
+                path.unlink()
         shutil.rmtree(self._cache, ignore_errors=True)

@@ -207,7 +207,8 @@ def test_a_run_is_logged_resumed_and_logged_again(
         expect_all(run, name)
     assert cli("log", run, "--to", name, "--out", tmp_path / "log").code == 0
     expect_all(run, name, tmp_path / "log")
-    # Nothing was written elsewhere, and the run folder can move.
+    # Nothing was written elsewhere, and the run folder can be copied and moved.
+    assert not [path for path in run.rglob("*") if path.is_symlink()]
     assert files_of(home) == set()
     assert files_of(tmp_path) == {"home", "run", "log"}
     moved = run.rename(tmp_path / "moved")
