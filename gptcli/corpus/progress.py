@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,11 +21,13 @@ class Progress:
     """Shows one progress bar per phase, on stderr.
 
     It prints nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
-    second. A bar disappears when its phase ends.
+    second. It also prints nothing outside the main thread: the library, which prints nothing, reads
+    texts in another one. A bar disappears when its phase ends.
     """
 
     def __init__(self, wanted: bool) -> None:
-        self.shown = wanted and sys.stderr is not None and sys.stderr.isatty()
+        is_main = threading.current_thread() is threading.main_thread()
+        self.shown = wanted and is_main and sys.stderr is not None and sys.stderr.isatty()
 
     @contextmanager
     def phase(self, what: str, total: int) -> Iterator[Advance]:

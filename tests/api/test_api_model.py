@@ -59,13 +59,13 @@ def test_the_text_is_that_of_the_command(run: str, engine: str, trained: Path, c
     for choices in CHOICES if run == "trained" else CHOICES[:1]:
         options = [word for name, value in choices.items()
                    for word in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
-        words = (path, "--prompt", "KING", "--seed", 7, "-n", 60, *options)
-        text = model.generate("KING", seed=7, max_new_tokens=60, **choices)
+        words = (path, "--prompt", "KING", "--seed", 7, "-n", 40, *options)
+        text = model.generate("KING", seed=7, max_new_tokens=40, **choices)
         assert [text] == sampled(cli, *words)
-        assert "".join(model.stream("KING", seed=7, max_new_tokens=60, **choices)) == text
-    several = model.generate("KING", seed=7, max_new_tokens=20, n=3)
-    assert several == sampled(cli, path, "-p", "KING", "--seed", 7, "-n", 20, "--num-samples", 3)
-    assert model.generate(["KING", "F"], seed=7, max_new_tokens=20, n=3)[:3] == several
+        assert "".join(model.stream("KING", seed=7, max_new_tokens=40, **choices)) == text
+    several = model.generate("KING", seed=7, max_new_tokens=10, n=3)
+    assert several == sampled(cli, path, "-p", "KING", "--seed", 7, "-n", 10, "--num-samples", 3)
+    assert model.generate(["KING", "F"], seed=7, max_new_tokens=10, n=3)[:3] == several
 
 
 def test_without_choices_the_defaults_are_those_of_the_command(

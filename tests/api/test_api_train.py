@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 import gptcli
+from gptcli.cli import main
 from gptcli.files import durable
+from gptcli.training.setup import open_text
 from tests.conftest import SMALL, TEXT
 
 STEPS = 12
@@ -36,16 +38,20 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that the command trained: the shipped config `tiny`, made small, on the small text."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
-    subprocess.run(
-        [sys.executable, "-m", "gptcli", "train", "tiny", "data.source=speeches.txt", *OVERRIDES,
-         "--out", "run"],
-        check=True, capture_output=True, cwd=folder,
-    )  # fmt: skip
+    arguments = ["tiny", f"data.source={folder / 'speeches.txt'}", *OVERRIDES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gptcli", "train", *arguments, "--out", str(folder / "run")])
+        patch.setattr(sys, "stdout", io.StringIO())
+        patch.setattr(sys, "stderr", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
     return folder / "run"
 
 
-def small(out: str = "runs/mine", **more: Any) -> gptcli.Training:
-    return gptcli.train("tiny", ["data.source=speeches.txt", *OVERRIDES], out=out, **more)
+def small(out: str = "runs/mine", more: Sequence[str] = (), **options: Any) -> gptcli.Training:
+    words = ["data.source=speeches.txt", *OVERRIDES, *more]
+    return gptcli.train("tiny", words, out=out, **options)
 
 
 def weights(run: Path | str, step: int = STEPS) -> bytes:
@@ -78,8 +84,8 @@ def test_the_run_is_that_of_the_command(
     run = Path("runs/mine")
     assert weights(run) == weights(by_command)
     assert lines(run) == lines(by_command)
-    for name in ("tokenizer.json", "samples.txt"):
-        assert (run / name).read_bytes() == (by_command / name).read_bytes()
+    name = "tokenizer.json"
+    assert (run / name).read_bytes() == (by_command / name).read_bytes()
     configs = [yaml.safe_load((path / "config.yaml").read_text("utf-8"))
                for path in (run, by_command)]  # fmt: skip
     for config in configs:
@@ -183,6 +189,7 @@ def test_minutes_end_the_run() -> None:
     assert gptcli.load().config.train.minutes == 0.2
 
 
+@pytest.mark.slow
 def test_a_run_of_the_users_parts(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from gptcli.model.attention import CausalSelfAttention\n", encoding="utf-8"
@@ -204,6 +211,23 @@ def test_fine_tuning_starts_from_a_run(by_command: Path) -> None:
     assert (last.run, last.step) == (Path("tuned"), 2)
     status = json.loads(Path("tuned/run.json").read_text("utf-8"))
     assert status["started_from"]["run"] == str(by_command)
+
+
+def test_no_progress_bar_of_the_text_on_a_terminal(
+    by_command: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command shows one for texts that take over a second to read."""
+    monkeypatch.setattr("gptcli.corpus.progress.SILENT_SECONDS", -1.0)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("GPTCLI_CACHE", str(Path("cache").absolute()))
+    open_text(gptcli.load(by_command).config)
+    assert "tokenizing" in terminal.getvalue()
+    terminal.truncate(0)
+    monkeypatch.setenv("GPTCLI_CACHE", str(Path("cache-2").absolute()))
+    small().finish()
+    assert terminal.getvalue() == ""
 
 
 # ---- the loop ends early -------------------------------------------------------------------------
@@ -281,56 +305,43 @@ def test_training_in_a_thread(by_command: Path) -> None:
     assert weights("runs/mine") == weights(by_command)
 
 
-PROGRAM = """
-    import signal, sys
-    import gptcli
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+def test_ctrl_c_saves_and_raises() -> None:
+    training = small(more=["train.max_steps=100000"])
 
-    training = gptcli.train(
-        "tiny", ["data.source=speeches.txt", *{overrides!r}], out="runs/mine"
-    )
-    """
-CTRL_C = """
-    import threading, time
-
-    def press():
+    def press() -> None:
         while training.run is None:
             time.sleep(0.001)
         time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)  # as the terminal or the notebook does
 
-    threading.Thread(target=press).start()
-    try:
-        for event in training:
-            pass
-    except KeyboardInterrupt:
-        print(training.finished.stopped, training.finished.step)
-    """
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        training.finish()
+    thread.join()
+    assert training.finished is not None
+    assert training.finished.stopped == "interrupted"
+    assert weights("runs/mine", training.finished.step)
+
+
 LEFT_OPEN = """
-    events = iter(training)
-    for event in events:
-        if isinstance(event, gptcli.StepDone):
-            break
-    """
+import gptcli
+
+training = gptcli.train("tiny", ["data.source=speeches.txt", *{overrides!r}], out="runs/mine")
+events = iter(training)
+for event in events:
+    if isinstance(event, gptcli.StepDone):
+        break
+"""
 
 
-def program(text: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    start = PROGRAM.format(overrides=[*OVERRIDES, *overrides])
-    code = textwrap.dedent(start) + textwrap.dedent(text)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
-def test_ctrl_c_saves_and_raises() -> None:
-    done = program(CTRL_C, "train.max_steps=100000")
-    assert (done.returncode, done.stderr) == (0, "")
-    word, step = done.stdout.split()
-    assert word == "interrupted"
-    assert weights("runs/mine", int(step))
-    assert gptcli.train(resume=True, overrides={"run.threads": 1}).run is None
-
-
+@pytest.mark.slow
 def test_a_loop_that_is_open_at_the_end_of_the_program_is_saved() -> None:
-    done = program(LEFT_OPEN)
+    program = LEFT_OPEN.format(overrides=list(OVERRIDES))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert weights("runs/mine", 1)
 
