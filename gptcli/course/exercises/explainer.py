@@ -142,9 +142,9 @@ class Source:
             file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
         )
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
-        self._tree = ast.parse("\n".join(self._lines))
+        self.tree = ast.parse("\n".join(self._lines))
         self._docstrings: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 self._docstrings.update(_lines(node))
 
@@ -177,7 +177,7 @@ class Source:
         if not name:
             return None
         found: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 found.update(_lines(node))
                 found.update(line for part in node.decorator_list for line in _lines(part))
@@ -186,7 +186,7 @@ class Source:
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
         """The lines of the constructor of class `name`, or those of its other methods."""
         found: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
                 for part in node.body:
                     of_constructor = getattr(part, "name", "") == "__init__"
@@ -194,15 +194,19 @@ class Source:
                         found.update(_lines(part))
         return found
 
+    def lines_of_constructors(self) -> set[int]:
+        """The lines of every `__init__`."""
+        return self.lines_of("__init__") or set()
+
     def functions(self) -> list[str]:
         """The names of all functions of the file."""
-        return [n.name for n in ast.walk(self._tree) if isinstance(n, ast.FunctionDef)]
+        return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
         """The number of the last comment `# Step N` above the line, in the line's function."""
         inside = [
             node
-            for node in ast.walk(self._tree)
+            for node in ast.walk(self.tree)
             if isinstance(node, ast.FunctionDef) and line in _lines(node)
         ]
         first = max((node.lineno for node in inside), default=1)

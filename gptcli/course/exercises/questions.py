@@ -356,6 +356,16 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "returns-old": _ITSELF,
         "swapped": "in which order does forward take the two tensors?",
         "whole-buffer": "how many tokens are in the cache, and how many places does it have?",
+        "past-changed": "if two texts begin with the same tokens, which past does the second one "
+        "get?",
+        "present-not-returned": "from where does the next call of forward get these keys and "
+        "values?",
+        "present-new-only": "which tokens does the next call need, and which does it get?",
+        "present-old": "which tokens does the next call need, and which does it get?",
+        "present-swapped": "in which order are the two tensors returned, and in which are they "
+        "taken?",
+        "positions-not-offset": _NEXT_POSITION,
+        "reset-missing": "how does the module forget a text before the next one begins?",
         "cache-not-read": _MANY_KEYS,
         "half-read": "which two tensors come from the cache, and which of them do you use?",
         "new-not-read": _ITSELF,

@@ -37,7 +37,8 @@ class Operation:
 class TensorTrace(TorchFunctionMode):
     """Records every operation of a forward pass. Use it in a `with` around the forward.
 
-    `changed` is the first operation after which `x` is no longer what it was. With `quiet`, the
+    `changed` is the first operation after which `x` is no longer what it was. `refused` is the
+    latest operation that raised an exception, with its tensors. With `quiet`, the
     functions of torch that drop values return their input."""
 
     def __init__(
@@ -46,6 +47,7 @@ class TensorTrace(TorchFunctionMode):
         super().__init__()
         self.operations: list[Operation] = []
         self.changed: Operation | None = None
+        self.refused: tuple[str, tuple[Tensor, ...]] | None = None  # an operation that raised
         self._path, self._module, self._quiet = str(path), module, quiet
         self._x, self._before = x, None if x is None else x.detach().clone()
 
@@ -59,7 +61,12 @@ class TensorTrace(TorchFunctionMode):
         name = name_of(func)
         if self._quiet and name in _DROPOUT and args:
             return args[0]
-        out = func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **(kwargs or {}))
+        except Exception:
+            given = (*args, *(kwargs or {}).values())
+            self.refused = name, tuple(one for one in given if isinstance(one, Tensor))
+            raise
         if len(self.operations) < MOST_TENSORS:
             found = tuple(t for t in (out if isinstance(out, (tuple, list)) else (out,)))
             floats = tuple(
