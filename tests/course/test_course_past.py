@@ -12,7 +12,12 @@ from gptcli.course.exercises.past_mistakes import BANK, MISTAKES
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
-from tests.course import past_files
+from tests.course import past_files, past_unseen
+
+RIGHT = {**past_files.RIGHT, **past_unseen.RIGHT}
+WRONG = [
+    (entry, files.wrong_text(entry)) for files in (past_files, past_unseen) for entry in files.WRONG
+]
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -22,17 +27,19 @@ def report_of(folder: Path, text: str) -> FileReport:
 
 
 @pytest.mark.long_series
-@pytest.mark.parametrize("name", past_files.RIGHT, ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize("name", RIGHT, ids=lambda name: name.replace(" ", "-"))
 def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
-    report = report_of(tmp_path, past_files.RIGHT[name])
+    report = report_of(tmp_path, RIGHT[name])
     assert report.ok, report.message
     assert next(check.name for check in report.checks if check.note) == "form"
 
 
 @pytest.mark.long_series
-@pytest.mark.parametrize("entry", past_files.WRONG, ids=lambda entry: entry[0].replace(" ", "-"))
-def test_wrong_ones_get_their_step(entry: tuple[str, ...], tmp_path: Path) -> None:
-    report = report_of(tmp_path, past_files.wrong_text(entry))
+@pytest.mark.parametrize(
+    ("entry", "text"), WRONG, ids=[entry[0].replace(" ", "-") for entry, _ in WRONG]
+)
+def test_wrong_ones_get_their_step(entry: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, text)
     assert not report.ok
     assert str(report.first_wrong_step) == entry[1], report.message
     assert len(set(report.hints)) == 3

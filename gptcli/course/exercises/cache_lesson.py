@@ -16,7 +16,8 @@ from gptcli.course.exercises.cache_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.cache_outputs import Seen, half_written, named
 from gptcli.course.exercises.cache_storing import check_store
 from gptcli.course.exercises.cache_window import check_length, check_window
-from gptcli.course.exercises.past_lesson import PastLearner, check_past, with_past
+from gptcli.course.exercises.past_learner import PastLearner, with_past
+from gptcli.course.exercises.past_lesson import check_past
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,8 +89,22 @@ class PastCall:
     containers: tuple[Callable[[], Any], ...] = ()
     container: Callable[[], Any] | None = None
     reset: str | None = None
-    empty: tuple[int, ...] | None = None  # the shape of keys without tokens; None passes None
+    empty: str = ""  # the dimensions of keys, such as BHTD, if an empty past is a tensor
+    buffers: bool = False  # an empty past has room for block_size tokens
     call: Call = field(default_factory=Call)
+
+    @property
+    def changes_past(self) -> bool:
+        """Whether forward writes the new tokens into its argument."""
+        return self.container is not None or self.buffers
+
+    def fresh(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Any:
+        """An empty past. `sizes` are those of B, H, D, C and W (block_size)."""
+        if self.empty:
+            shape = [sizes[letter] if letter != "T" else sizes["W"] * self.buffers
+                     for letter in self.empty]  # fmt: skip
+            return tuple(torch.zeros(shape, dtype=dtype) for _ in range(2))
+        return None if self.container is None else self.container()
 
     @property
     def keeps_state(self) -> bool:
@@ -115,9 +129,6 @@ class PastCall:
         if self.call.mask is not None and (self.call.mask_kind or self.call.mask_is_required):
             kind = self.call.mask_kind or next(iter(MASKS))
             named[self.call.mask] = MASKS[kind](S, x)[..., S - T :, :]
-        if past is None and self.empty is not None and cached:
-            zeros = [x.new_zeros(self.empty) for _ in range(2)]
-            past = tuple(zeros)
         if len(self.past) == 2:
             keys, values = (None, None) if past is None else past
             named |= dict(zip(self.past, (keys, values), strict=True))
@@ -130,7 +141,7 @@ class PastCall:
         if self.keeps_state:
             return "the module keeps the keys and values of earlier tokens itself"
         names = " and ".join(f"`{name}`" for name in self.past)
-        if self.container is not None:
+        if self.changes_past:
             return f"forward changes the keys and values in {names}"
         return f"forward takes the earlier keys and values as {names}, and returns all of them"
 

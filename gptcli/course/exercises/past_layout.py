@@ -28,8 +28,17 @@ _MOST_NESTED = 4
 
 
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
-    """The floating-point tensors in an object, its tuples, lists, dicts and attributes."""
-    return list(_leaves(value, depth))
+    """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
+
+    If there are several of one shape for each text, such as those of all heads, they come once more
+    as one tensor of (heads, ...): those at even places, those at odd ones, the first half, the
+    second half."""
+    found = list(_leaves(value, depth))
+    if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
+        return found
+    half = len(found) // 2
+    groups = (found[0::2], found[1::2], found[:half], found[half:])
+    return [*found, *(torch.stack(group) for group in groups)]
 
 
 def _leaves(value: Any, depth: int) -> Iterator[Tensor]:
@@ -66,6 +75,8 @@ class Dims:
 
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
     """(B, H, T, D) of a tensor with its dimensions in `order`, or None if the sizes do not fit."""
+    if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
+        tensor = tensor.unsqueeze(order.index("H"))  # one head by itself
     if tensor.dim() != len(order):
         return None
     for size, letters in zip(tensor.shape, order, strict=True):
@@ -124,7 +135,7 @@ class Place:
 
 
 def places(tensors: list[Tensor], dims: Dims, T: int) -> Iterator[Place]:
-    """Every place that can hold keys or values of T tokens."""
+    """Every place that can hold keys or values of T tokens, perhaps with room for more."""
     for number, tensor in enumerate(tensors):
         options: list[tuple[int | None, int, bool]] = [(None, 0, True)]
         for dim, size in enumerate(tensor.shape):
@@ -137,7 +148,7 @@ def places(tensors: list[Tensor], dims: Dims, T: int) -> Iterator[Place]:
             for order in ORDERS:
                 place = Place(number, order, part, at, whole)
                 found = place.read(tensors, dims)
-                if found is not None and found.shape[2] == T:
+                if found is not None and found.shape[2] >= T:
                     yield place
 
 
@@ -146,7 +157,7 @@ def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
     dims = Dims(wanted.shape[0], wanted.shape[1], wanted.shape[3])
     for place in places(tensors, dims, T):
         found = place.read(tensors, dims)
-        if found is not None and close(found.double(), wanted):
+        if found is not None and close(found[:, :, :T].double(), wanted):
             return place
     return None
 
@@ -167,33 +178,36 @@ class Seen:
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
     """Every way in which stored and new tokens can be joined, in every order of dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D)."""
+    Both dicts have "k" and "v", each (B, H, tokens, D). A head by itself counts, too."""
     for order in ORDERS:
-        at = order.index("T")
-        for part, other in (("k", "v"), ("v", "k")):
-            P, N = in_order(old[part], order), in_order(new[part], order)
-            Q = in_order(old[other], order)
-            right = torch.cat((P, N), at)
-            yield Seen(part, "right", None, at), right
-            yield Seen(part, "reversed", None, at), torch.cat((N, P), at)
-            yield Seen(part, "twice", None, at), torch.cat((P, N, N), at)
-            yield Seen(part, "stored twice", None, at), torch.cat((P, P, N), at)
-            yield Seen(part, "of other", None, at), torch.cat((Q, N), at)
-            if N.shape[at] > 1:
-                yield Seen(part, "last", None, at), torch.cat((P, N.narrow(at, -1, 1)), at)
-                yield Seen(part, "first", None, at), torch.cat((P, N.narrow(at, 0, 1)), at)
-                yield Seen(part, "backwards", None, at), torch.cat((P, N.flip(at)), at)
-            for dim, letters in enumerate(order):
-                same = all(
-                    a == b
-                    for i, (a, b) in enumerate(zip(P.shape, N.shape, strict=True))
-                    if i != dim
-                )
-                if dim != at and same:
-                    for pair in ((P, N), (N, P)):
-                        tensor = torch.cat(pair, dim)
-                        yield (
-                            Seen(part, "dim", None, dim, NAMES[letters], tuple(tensor.shape),
-                                 tuple(right.shape)),
-                            tensor,
-                        )  # fmt: skip
+        names = tuple(NAMES[letters] for letters in order)
+        stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))
+        yield from _joined(stored, added, order.index("T"), names)
+    for head in range(old["k"].shape[1]):
+        stored, added = ({p: one[p][:, head] for p in "kv"} for one in (old, new))
+        yield from _joined(stored, added, 1, ("batch", "tokens", "channels"))
+
+
+def _joined(
+    old: dict[str, Tensor], new: dict[str, Tensor], at: int, names: tuple[str, ...]
+) -> Iterator[tuple[Seen, Tensor]]:
+    """The ways along each dimension. `at` is that of the tokens."""
+    for part, other in (("k", "v"), ("v", "k")):
+        P, N = old[part], new[part]
+        right = torch.cat((P, N), at)
+        yield Seen(part, "right", None, at), right
+        yield Seen(part, "reversed", None, at), torch.cat((N, P), at)
+        yield Seen(part, "twice", None, at), torch.cat((P, N, N), at)
+        yield Seen(part, "stored twice", None, at), torch.cat((P, P, N), at)
+        yield Seen(part, "of other", None, at), torch.cat((old[other], N), at)
+        if N.shape[at] > 1:
+            yield Seen(part, "last", None, at), torch.cat((P, N.narrow(at, -1, 1)), at)
+            yield Seen(part, "first", None, at), torch.cat((P, N.narrow(at, 0, 1)), at)
+            yield Seen(part, "backwards", None, at), torch.cat((P, N.flip(at)), at)
+        for dim, name in enumerate(names):
+            sizes = [[n for i, n in enumerate(one.shape) if i != dim] for one in (P, N)]
+            if dim != at and sizes[0] == sizes[1]:
+                for pair in ((P, N), (N, P)):
+                    tensor = torch.cat(pair, dim)
+                    shapes = tuple(tensor.shape), tuple(right.shape)
+                    yield Seen(part, "dim", None, dim, name, *shapes), tensor

@@ -13,6 +13,7 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 
 _RETURN = r"last:\breturn\b"
 _CAT = r"cat\(|stack\(|concat"
+_STORED = r"(present|new)\w*(, *\w+)*\s*=(?!=) || cache\w*\[.*\] *=(?!=) || " + _RETURN
 _PAST = r"past|cache|kv|prev"
 
 STEPS = (
@@ -48,21 +49,25 @@ MISTAKES = (
     ExerciseMistake("overwrites", 1, "k, v of the new tokens alone, without torch.cat",
             "your forward keeps only the newest tokens: after {S} tokens it has keys of {found}",
             "each call replaces what was stored", "concatenate the stored and the new ones",
-            at=_RETURN),
+            at=_STORED),
     ExerciseMistake("keeps-the-first", 1, "return y, past",
             "your forward returns the keys and values that it got: those of {found} tokens; there "
             "are {S}",
             "the next call has to find the new tokens, too", "concatenate, and return the result",
-            at=_RETURN),
+            at=_STORED),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, past_k), dim=2)",
             "your forward puts the tokens in another order than that of the text: {order}",
             "mask and positions follow the order of the text",
             "put new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
+    ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",
+            "your {one} of {S} tokens contain {other}",
+            "keys say where to look, values what is passed on",
+            "use past_k with k, and past_v with v; return y, (k, v)", at=_STORED),
     ExerciseMistake("queries-stored", 1, "return y, (q, k)",
             "your forward stores queries",
             "the queries of earlier tokens are never needed again: each token asks once",
             "store keys and values: return y, (k, v)",
-            next(m.forms for m in OF_CLASS if m.slug == "queries-stored"), at=_RETURN),
+            next(m.forms for m in OF_CLASS if m.slug == "queries-stored"), at=_STORED),
     ExerciseMistake("other-dtype", 1, "past = k.half(), v.half()",
             "for x in {given} your forward returns keys in {got}",
             "stored keys of another dtype do not match later queries",
@@ -82,17 +87,17 @@ MISTAKES = (
             "your forward computes with all {S} tokens, but returns the {what} of the newest "
             "{found} only",
             "the next call would not find the earlier ones",
-            "return the concatenated tensors", at=_RETURN),
+            "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-old", 2, "return y, past",
             "your forward computes with all {S} tokens, but returns the past without the {found} "
             "new ones",
             "the next call would not find the newest tokens",
-            "return the concatenated tensors", at=_RETURN),
+            "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-swapped", 2, "return y, (v, k), or v, k = past",
             "your forward takes the stored keys for values and the stored values for keys",
             "what is returned as (k, v) has to be read as (k, v)",
             "use one order: k_past, v_past = past, and return y, (k, v)",
-            at=_RETURN),
+            at=_STORED),
     ExerciseMistake("cache-not-read", 2, "past is returned, but scores use the new keys",
             "your forward computes with the new keys and values only",
             "a new query has to be compared with the keys of all tokens",
@@ -119,11 +124,11 @@ MISTAKES = (
             "your forward puts the same tokens into the keys and values twice",
             "each token has one key and one value", "concatenate once", at="last:" + _CAT),
     ExerciseMistake("positions-not-offset", 3, "positions from 0 to T - 1 although there is a past",
-            "your forward gives the new tokens the positions from 0 on, although {start} tokens "
+            "your forward gives the new tokens the positions from {at} on, although {start} tokens "
             "come before",
             "the next token has the position of the number of tokens before it",
             "begin at the length of the past: torch.arange(start, start + T)",
-            at=r"arange|position|rope|rotary|rotate|cos\b || " + _PAST),
+            at=r"arange|position|pos\b|wpe || rope|rotary|rotate|cos\b || " + _PAST),
     ExerciseMistake("drops-the-oldest", 4, "k[:, :, -block_size + 1:]",
             "with {S} tokens and a block_size of {W}, your forward keeps the newest {found}",
             "all block_size tokens have a position, and later ones may look at each of them",

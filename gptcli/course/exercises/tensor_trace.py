@@ -39,16 +39,24 @@ class TensorTrace(TorchFunctionMode):
 
     `changed` is the first operation after which `x` is no longer what it was. `refused` is the
     latest operation that raised an exception, with its tensors. With `quiet`, the
-    functions of torch that drop values return their input."""
+    functions of torch that drop values return their input. With `deep`, a line can be one of a
+    submodule."""
 
     def __init__(
-        self, path: Path, module: nn.Module, x: Tensor | None = None, *, quiet: bool = False
+        self,
+        path: Path,
+        module: nn.Module,
+        x: Tensor | None = None,
+        *,
+        quiet: bool = False,
+        deep: bool = False,
     ) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.changed: Operation | None = None
         self.refused: tuple[str, tuple[Tensor, ...]] | None = None  # an operation that raised
         self._path, self._module, self._quiet = str(path), module, quiet
+        self._deep = deep
         self._x, self._before = x, None if x is None else x.detach().clone()
 
     def __torch_function__(
@@ -88,12 +96,12 @@ class TensorTrace(TorchFunctionMode):
         return out
 
     def _line(self) -> int | None:
-        """The line of the learner's file that runs now, outside its submodules."""
+        """The line of the learner's file that runs now; outside its submodules unless `deep`."""
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None:
             owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and owner is not self._module:
+            if isinstance(owner, nn.Module) and owner is not self._module and not self._deep:
                 line = None
             elif line is None and frame.f_code.co_filename == self._path:
                 line = int(frame.f_lineno)
