@@ -83,6 +83,7 @@ class CacheExplainer(Explainer):
     """Puts failures of a cached attention into words. `attention` is the learner's class."""
 
     attention: type[nn.Module] | None
+    ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result
 
     def mistake(
         self,
@@ -97,15 +98,19 @@ class CacheExplainer(Explainer):
         """The known mistake of that name. Its `at` has several patterns, the best one first."""
         if line is None:
             known = next(each for each in self.mistakes if each.slug == slug)
-            line = next(
-                (
-                    found[-1 if pattern.startswith("last:") else 0]
-                    for pattern in known.at.split(" || ")
-                    if (found := self.source.matches(pattern.removeprefix("last:"), within))
-                ),
-                0,
-            )
+            line = self.quotable(known.at, within)
         return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
+
+    def quotable(self, at: str, within: Collection[int] | None) -> int:
+        """The line that the first of several patterns finds; 0 for none.
+
+        Among the lines of one pattern it prefers those that ran in the wrong call."""
+        for pattern in at.split(" || "):
+            found = self.source.matches(pattern.removeprefix("last:"), within)
+            ran = [line for line in found if line in self.ran]
+            if found:
+                return (ran or found)[-1 if pattern.startswith("last:") else 0]
+        return 0
 
     def forward_lines(self) -> set[int]:
         """The lines of the attention's methods."""

@@ -57,6 +57,8 @@ class Seen:
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
     """The known mistake that gives these outputs, or the step at which the numbers part."""
     first = next(one for one in seen if not one.right)
+    if first.trace is not None:
+        learner.ran = first.trace.lines
     tried = [one for one in seen if one.got is not None]
     lines = learner.forward_lines()
     for strict in (True, False):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,9 @@ SIZES = (
     Size(4, 5, 4, (2, 6), block_size=9),
 )
 """D is even, for rotary positions, and is no number of tokens."""
+
+
+_ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
 
 
 @dataclass
@@ -107,6 +111,20 @@ class PastLearner(CacheExplainer):
             if value is not self.attention and value not in self.inner:
                 lines -= self.source.class_lines(name, constructor=False)
         return lines - self.source.lines_of_constructors()
+
+    def quotable(self, at: str, within: Collection[int] | None) -> int:
+        """As in CacheExplainer, but rather a line of the attention than one of its rotation."""
+        assert self.attention is not None
+        rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
+                    if _ROTATION.search(n)}  # fmt: skip
+        others: set[int] = set()
+        for name in rotation:
+            others |= self.source.lines_of(name) or set()
+            others |= self.source.class_lines(name, constructor=False)
+        inside = set(within or ()) - others
+        if at.removeprefix("last:").startswith(r"\breturn"):
+            inside &= self.source.lines_of("forward") or set()
+        return super().quotable(at, inside) or super().quotable(at, within)
 
     # ---- building and calling ----
 

@@ -107,6 +107,7 @@ def _own_reference(
             )  # fmt: skip
         return one.failed
     lines = learner.forward_lines()
+    learner.ran = one.trace.lines
     evidence = _seen(text, one).evidence()
     slug = _mask_of(text, one)
     if slug is not None:

@@ -128,7 +128,8 @@ MISTAKES = (
             "come before",
             "the next token has the position of the number of tokens before it",
             "begin at the length of the past: torch.arange(start, start + T)",
-            at=r"arange|position|pos\b|wpe || rope|rotary|rotate|cos\b || " + _PAST),
+            at=r"\bpos\w*\s*=.*(arange|\+) || (rope|rot)\w*\(.*\) || arange || position|cos\b || "
+            + _PAST),
     ExerciseMistake("drops-the-oldest", 4, "k[:, :, -block_size + 1:]",
             "with {S} tokens and a block_size of {W}, your forward keeps the newest {found}",
             "all block_size tokens have a position, and later ones may look at each of them",

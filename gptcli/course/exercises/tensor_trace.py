@@ -83,7 +83,7 @@ class TensorTrace(TorchFunctionMode):
                 if isinstance(t, Tensor) and t.is_floating_point() and t.numel() <= MOST_NUMBERS
             )
             cuts = _cuts(name, out, floats, (*args, *(kwargs or {}).values()))
-            line = self._line() if floats or cuts else None
+            line = self._line() if floats or cuts or self._deep else None
             kept = tuple(t.detach().clone() for t in floats)
             operation = Operation(name, line, kept, cuts)
             self.operations.append(operation)
@@ -109,6 +109,11 @@ class TensorTrace(TorchFunctionMode):
                 break
             frame = frame.f_back
         return line
+
+    @property
+    def lines(self) -> frozenset[int]:
+        """The lines with an operation."""
+        return frozenset(one.line for one in self.operations if one.line is not None)
 
     def place_of(self, wanted: Tensor) -> int | None:
         """The first operation that makes the numbers of `wanted`, in any layout, or None."""
