@@ -43,12 +43,24 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
         if fault is not None:
             raise fault
         learner.notes.append(("network", f"`{name}` gives the same with a past, too"))
-    done += [Check(f"{n} {step.name}", True, "") for n, step in enumerate(STEPS, 1)]
+    done += [
+        Check(f"{n} {step.name}", True, _unseen(learner, n, around is not None))
+        for n, step in enumerate(STEPS, 1)
+    ]
     verdict = f"the same as recomputation, largest error {error:.1g}"
     done.append(Check("whole", True, verdict))
     done.append(Check("form", True, learner.form.words(), note=True))
     done += [Check(name, True, detail, note=True) for name, detail in learner.notes]
     return verdict
+
+
+def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
+    """What a file of this form does not have of a step, for its line in the list of steps."""
+    if step == 3 and not has_network and not any(name == "more" for name, _ in learner.notes):
+        return "your attention has no positions: whoever calls it passes them"
+    if step == 4 and not learner.form.keeps_state:
+        return "no token is lost up to block_size; whoever calls forward begins a new past"
+    return ""
 
 
 def _check_text(learner: PastLearner, text: Text) -> float:

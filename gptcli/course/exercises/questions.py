@@ -476,6 +476,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "start-ignored": "with start = 3, which row of the table belongs to the first token?",
         "start-of-one": "with start = 3, which rows of the table does q get, and which ones k?",
         "start-stops": "with start = 3 and 5 tokens, which is the last position?",
+        "gain-after-rotation": "which two numbers of a head turn together, and does each get the "
+        "same gain?",
         "values-rotated": _WHICH,
         "queries-only": _WHICH,
         "keys-only": _WHICH,
