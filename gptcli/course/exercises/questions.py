@@ -264,6 +264,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "changes-the-model": "should an evaluation change the model?",
     },
     "sampling": {
+        "helper-is-no-softmax": "what do the three numbers that it makes of [1, 2, 3] add up to?",
         "returns-probabilities": "what does the next function do with what yours returns?",
         "order-lost": "which token does place 3 of the tensor belong to?",
         "zero-for-cut": "what is the probability of a token whose logit is 0?",
