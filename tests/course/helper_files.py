@@ -1,4 +1,5 @@
-"""Wrong attention whose faulty operation is inside a helper: function, method, module, lambda, loop.
+"""Wrong attention whose faulty operation is inside a helper: function, method, module,"
+     " lambda, loop.
 
 Each entry changes one right file; the changed lines are those that a report should quote, or the
 line that calls the helper.
@@ -237,12 +238,13 @@ LOOPS = (
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def row(self, q, k, v, t):
-        past = k[:, : t + 1]
+        n = t + 1
+        past = k[:, :n]
         s = (q[:, t : t + 1] * past).sum(-1)
         s = s / math.sqrt(self.D)
         e = torch.exp(s - s.max(-1, keepdim=True).values)
         w = e / e.sum(-1, keepdim=True)
-        return (w[:, :, None] * v[:, : t + 1]).sum(1)
+        return (w[:, :, None] * v[:, :n]).sum(1)
 
     def forward(self, x):
         q, k, v = self.query(x), self.key(x), self.value(x)
@@ -267,24 +269,72 @@ WRONG: list[tuple[str, int, str, str, str]] = [
     ("no scale", 4, "functions", "return t / math.sqrt(d)", "return t * 1.0"),
     ("scale by d", 4, "functions", "return t / math.sqrt(d)", "return t / d"),
     ("scale multiplied", 4, "functions", "return t / math.sqrt(d)", "return t * math.sqrt(d)"),
-    ("split without permute", 2, "functions", "    t = t.reshape(b, s, n, c // n)\n    return t.permute(0, 2, 1, 3)", "    return t.reshape(b, n, s, c // n)"),
-    ("interleaved heads", 2, "functions", "    t = t.reshape(b, s, n, c // n)\n    return t.permute(0, 2, 1, 3)", "    t = t.reshape(b, s, c // n, n)\n    return t.permute(0, 3, 1, 2)"),
-    ("mask strict", 5, "functions", "torch.tril(torch.ones(s, s)) > 0", "torch.tril(torch.ones(s, s), -1) > 0"),
-    ("mask one ahead", 5, "functions", "torch.tril(torch.ones(s, s)) > 0", "torch.tril(torch.ones(s, s), 1) > 0"),
+    (
+        "split without permute",
+        2,
+        "functions",
+        "    t = t.reshape(b, s, n, c // n)\n    return t.permute(0, 2, 1, 3)",
+        "    return t.reshape(b, n, s, c // n)",
+    ),
+    (
+        "interleaved heads",
+        2,
+        "functions",
+        "    t = t.reshape(b, s, n, c // n)\n    return t.permute(0, 2, 1, 3)",
+        "    t = t.reshape(b, s, c // n, n)\n    return t.permute(0, 3, 1, 2)",
+    ),
+    (
+        "mask strict",
+        5,
+        "functions",
+        "torch.tril(torch.ones(s, s)) > 0",
+        "torch.tril(torch.ones(s, s), -1) > 0",
+    ),
+    (
+        "mask one ahead",
+        5,
+        "functions",
+        "torch.tril(torch.ones(s, s)) > 0",
+        "torch.tril(torch.ones(s, s), 1) > 0",
+    ),
     ("mask reversed", 5, "functions", "masked_fill(~keep", "masked_fill(keep"),
     ("mask with zero", 5, "functions", 'float("-inf")', "0.0"),
-    ("softmax sum over rows", 6, "functions", "e.sum(dim=-1, keepdim=True)", "e.sum(dim=-2, keepdim=True)"),
+    (
+        "softmax sum over rows",
+        6,
+        "functions",
+        "e.sum(dim=-1, keepdim=True)",
+        "e.sum(dim=-2, keepdim=True)",
+    ),
     ("softmax sum of everything", 6, "functions", "e.sum(dim=-1, keepdim=True)", "e.sum()"),
     ("softmax not divided", 6, "functions", "return e / total", "return e"),
     ("softmax squares", 6, "functions", "torch.exp(t)", "torch.exp(t) ** 2"),
     ("softmax plus one", 6, "functions", "return e / total", "return e / (1 + total)"),
     ("softmax base 2", 6, "functions", "e = torch.exp(t)", "e = torch.exp2(t)"),
     ("weights transposed", 7, "functions", "return w @ v", "return w.transpose(-1, -2) @ v"),
-    ("merge without permute", 8, "functions", "    t = t.permute(0, 2, 1, 3)\n    return t.reshape(b, s, n * d)", "    return t.reshape(b, s, n * d)"),
+    (
+        "merge without permute",
+        8,
+        "functions",
+        "    t = t.permute(0, 2, 1, 3)\n    return t.reshape(b, s, n * d)",
+        "    return t.reshape(b, s, n * d)",
+    ),
     ("no scale", 4, "methods", "        s = s * self.head_dim ** -0.5\n", ""),
     ("scale wrong power", 4, "methods", "self.head_dim ** -0.5", "self.head_dim ** -1.0"),
-    ("scale of n_embd", 4, "methods", "self.head_dim ** -0.5", "(self.n_head * self.head_dim) ** -0.5"),
-    ("view without transpose", 2, "methods", "        t = t.view(B, T, self.n_head, self.head_dim)\n        return t.transpose(1, 2)", "        return t.view(B, self.n_head, T, self.head_dim)"),
+    (
+        "scale of n_embd",
+        4,
+        "methods",
+        "self.head_dim ** -0.5",
+        "(self.n_head * self.head_dim) ** -0.5",
+    ),
+    (
+        "view without transpose",
+        2,
+        "methods",
+        "        t = t.view(B, T, self.n_head, self.head_dim)\n        return t.transpose(1, 2)",
+        "        return t.view(B, self.n_head, T, self.head_dim)",
+    ),
     ("mask hides itself", 5, "methods", "cols > rows", "cols >= rows"),
     ("mask hides past", 5, "methods", "cols > rows", "cols < rows"),
     ("mask one late", 5, "methods", "cols > rows", "cols > rows + 1"),
@@ -293,32 +343,84 @@ WRONG: list[tuple[str, int, str, str, str]] = [
     ("no exp", 6, "methods", "(s - top).exp()", "(s - top).exp().sqrt()"),
     ("weights squared", 7, "methods", "torch.matmul(p, v)", "torch.matmul(p * p, v)"),
     ("weights times keys", 7, "methods", "torch.matmul(p, v)", "torch.matmul(p, k)"),
-    ("merge without transpose", 8, "methods", "        t = t.transpose(1, 2)\n        return t.contiguous()", "        return t.contiguous()"),
+    (
+        "merge without transpose",
+        8,
+        "methods",
+        "        t = t.transpose(1, 2)\n        return t.contiguous()",
+        "        return t.contiguous()",
+    ),
     ("no scale", 4, "modules", "return s / k.size(-1) ** 0.5", "return s"),
     ("scale by tokens", 4, "modules", "k.size(-1) ** 0.5", "k.size(-2) ** 0.5"),
-    ("split wrong", 2, "modules", "        t = t.view(B, T, self.n, C // self.n)\n        return t.transpose(1, 2)", "        return t.view(B, self.n, T, C // self.n)"),
+    (
+        "split wrong",
+        2,
+        "modules",
+        "        t = t.view(B, T, self.n, C // self.n)\n        return t.transpose(1, 2)",
+        "        return t.view(B, self.n, T, C // self.n)",
+    ),
     ("mask diagonal 0", 5, "modules", ".triu(1).bool()", ".triu(0).bool()"),
     ("mask diagonal 2", 5, "modules", ".triu(1).bool()", ".triu(2).bool()"),
     ("mask small number", 5, "modules", 'float("-inf")', "-1.0"),
     ("sum over queries", 6, "modules", "e.sum(-1, keepdim=True)", "e.sum(-2, keepdim=True)"),
     ("sum of everything", 6, "modules", "e.sum(-1, keepdim=True)", "e.sum()"),
     ("not divided", 6, "modules", "return e / n", "return e"),
-    ("merge wrong", 8, "modules", "        t = t.transpose(1, 2)\n        return t.reshape", "        return t.reshape"),
+    (
+        "merge wrong",
+        8,
+        "modules",
+        "        t = t.transpose(1, 2)\n        return t.reshape",
+        "        return t.reshape",
+    ),
     ("sum over queries", 6, "lambdas", "e.sum(-1, keepdim=True)", "e.sum(-2, keepdim=True)"),
     ("not normal", 6, "lambdas", "normal(torch.exp(s))", "torch.exp(s)"),
     ("mask diagonal", 5, "lambdas", ".triu(1) == 1", ".triu(2) == 1"),
     ("mask reversed", 5, "lambdas", ".triu(1) == 1", ".triu(1) == 0"),
     ("scale by d", 4, "lambdas", "math.sqrt(D)", "D"),
     ("merge wrong", 8, "lambdas", "t.transpose(1, 2).reshape(B, T, C)", "t.reshape(B, T, C)"),
-    ("split wrong", 2, "lambdas", "t.view(B, T, self.n_head, -1).transpose(1, 2)", "t.view(B, self.n_head, T, -1)"),
+    (
+        "split wrong",
+        2,
+        "lambdas",
+        "t.view(B, T, self.n_head, -1).transpose(1, 2)",
+        "t.view(B, self.n_head, T, -1)",
+    ),
     ("no scale", 4, "loops", "        s = s / math.sqrt(self.D)\n", ""),
     ("scale by n_head", 4, "loops", "math.sqrt(self.D)", "math.sqrt(self.n_head)"),
-    ("not itself", 5, "loops", "past = k[:, : t + 1]", "past = k[:, : max(t, 1)]"),
     ("softmax not divided", 6, "loops", "w = e / e.sum(-1, keepdim=True)", "w = e"),
     ("softmax of all texts", 6, "loops", "e.sum(-1, keepdim=True)", "e.sum()"),
-    ("heads mixed", 2, "loops", "slice(h * self.D, (h + 1) * self.D)", "slice(h, None, self.n_head)"),
+    (
+        "heads mixed",
+        2,
+        "loops",
+        "slice(h * self.D, (h + 1) * self.D)",
+        "slice(h, None, self.n_head)",
+    ),
     ("heads in reverse", 8, "loops", "torch.cat(outs, dim=-1)", "torch.cat(outs[::-1], dim=-1)"),
 ]
+
+
+ALSO = {
+    ("functions", "no scale"): "raw = q @ k",
+    ("functions", "softmax not divided"): "e = torch.exp(t)",
+    ("modules", "no scale"): "s = q @ k",
+    ("modules", "not divided"): "e = torch.exp(s - s.max())",
+    ("lambdas", "mask reversed"): "hide = lambda",
+    ("lambdas", "scale by d"): "score = lambda",
+    ("loops", "softmax not divided"): "e = torch.exp(s",
+    ("loops", "heads mixed"): "rows.append(self.row(q[..., at]",
+    ("mlp", "no root"): "self.act(self.c_fc(x))",
+    ("mlp", "not called"): "return self.c_proj(t)",
+    ("sampling", "softmax without exp"): "return e / e.sum()",
+    ("sampling", "one too few"): "kth_largest(logits, k)",
+    ("sampling", "one too many"): "ordered = sorted(",
+    ("sampling", "crossing cut"): "before_each(probs)",
+    ("sampling", "shortest end"): "stop.startswith(text[-n:])",
+    ("modern", "neighbours"): "quarter(x) * sin",
+    ("modern", "sign"): "quarter(x) * sin",
+    ("modern", "no minus"): "quarter(x) * sin",
+}
+"""Other lines that a report can quote: of the same helper, or those that call it."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
@@ -330,11 +432,10 @@ def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
     """The lines that the entry changed, with one more after a line that was left out."""
-    text, new = RIGHT[entry[2]], wrong_text(entry)
+    text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)
-    del new
     return set(range(first - (entry[4] == ""), first + count))
 
 
@@ -580,44 +681,129 @@ class GroupedQueryAttention(nn.Module):
 """
 OTHERS = {"layernorm": LAYERNORM, "mlp": MLP, "sampling": SAMPLING, "modern": MODERN}
 WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
-    ("layernorm", "mean over tokens", 1, "t.mean(dim=-1, keepdim=True)", "t.mean(dim=1, keepdim=True)"),
+    (
+        "layernorm",
+        "mean over tokens",
+        1,
+        "t.mean(dim=-1, keepdim=True)",
+        "t.mean(dim=1, keepdim=True)",
+    ),
     ("layernorm", "not squared", 2, "average(away * away)", "average(away.abs())"),
-    ("layernorm", "unbiased", 2, "    away = t - m\n    return average(away * away)", "    return t.var(dim=-1, keepdim=True)"),
+    (
+        "layernorm",
+        "unbiased",
+        2,
+        "    away = t - m\n    return average(away * away)",
+        "    return t.var(dim=-1, keepdim=True)",
+    ),
     ("layernorm", "no root", 3, "torch.sqrt(s + eps)", "(s + eps)"),
     ("layernorm", "eps outside", 3, "torch.sqrt(s + eps)", "(torch.sqrt(s) + eps)"),
     ("layernorm", "no gain", 4, "        t = t * self.weight\n", ""),
-    ("layernorm", "bias first", 4, "        t = t * self.weight\n        return t if self.bias is None else t + self.bias", "        t = t if self.bias is None else t + self.bias\n        return t * self.weight"),
+    (
+        "layernorm",
+        "bias first",
+        4,
+        "        t = t * self.weight\n        return t if self.bias is None else t + self.bias",
+        "        t = t if self.bias is None else t + self.bias\n        return t * self.weight",
+    ),
     ("mlp", "without half", 2, "0.5 * t *", "t *"),
     ("mlp", "relu", 2, "0.5 * t * (1 + torch.erf(t / math.sqrt(2)))", "torch.relu(t)"),
     ("mlp", "no root", 2, "math.sqrt(2)", "2"),
     ("mlp", "not called", 2, "return bend(t)", "bend(t)\n        return t"),
-    ("mlp", "twice", 3, "return self.c_proj(t)", "return self.c_proj(t) * 2"),
+    ("mlp", "twice", 4, "return self.c_proj(t)", "return self.c_proj(t) * 2"),
     ("sampling", "softmax without exp", 3, "e = torch.exp(t)", "e = t"),
     ("sampling", "softmax of twice", 3, "e = torch.exp(t)", "e = torch.exp(2 * t)"),
     ("sampling", "cut with 0", 2, 'float("-inf")', "0.0"),
     ("sampling", "one too few", 2, "len(ordered)) - 1", "len(ordered)) - 2"),
-    ("sampling", "one too many", 2, "ordered[min(k, len(ordered)) - 1]", "ordered[min(k, len(ordered) - 1)]"),
+    (
+        "sampling",
+        "one too many",
+        2,
+        "ordered[min(k, len(ordered)) - 1]",
+        "ordered[min(k, len(ordered) - 1)]",
+    ),
     ("sampling", "smallest", 2, "reverse=True", "reverse=False"),
-    ("sampling", "crossing cut", 3, "torch.cumsum(probabilities, 0) - probabilities", "torch.cumsum(probabilities, 0)"),
-    ("sampling", "negative divided", 5, "value / penalty if value > 0 else value * penalty", "value / penalty"),
-    ("sampling", "signs swapped", 5, "value / penalty if value > 0 else value * penalty", "value * penalty if value > 0 else value / penalty"),
-    ("sampling", "one too far", 6, "return i\n    return len(total) - 1", "return i + 1\n    return len(total) - 1"),
+    (
+        "sampling",
+        "crossing cut",
+        3,
+        "torch.cumsum(probabilities, 0) - probabilities",
+        "torch.cumsum(probabilities, 0)",
+    ),
+    (
+        "sampling",
+        "negative divided",
+        5,
+        "value / penalty if value > 0 else value * penalty",
+        "value / penalty",
+    ),
+    (
+        "sampling",
+        "signs swapped",
+        5,
+        "value / penalty if value > 0 else value * penalty",
+        "value * penalty if value > 0 else value / penalty",
+    ),
+    (
+        "sampling",
+        "one too far",
+        6,
+        "return i\n    return len(total) - 1",
+        "return i + 1\n    return len(total) - 1",
+    ),
     ("sampling", "shortest end", 8, "range(len(text), 0, -1)", "range(1, len(text) + 1)"),
     ("sampling", "whole text only", 8, "stop.startswith(text[-n:])", "stop == text[-n:]"),
-    ("modern", "mean not squared", 1, "torch.mean(x * x, dim=-1, keepdim=True)", "torch.mean(x, dim=-1, keepdim=True) ** 2"),
+    (
+        "modern",
+        "mean not squared",
+        1,
+        "torch.mean(x * x, dim=-1, keepdim=True)",
+        "torch.mean(x, dim=-1, keepdim=True) ** 2",
+    ),
     ("modern", "sum", 1, "torch.mean(x * x", "torch.sum(x * x"),
     ("modern", "theta", 2, "10000.0 **", "1000.0 **"),
     ("modern", "plus", 2, "(-torch.arange", "(torch.arange"),
-    ("modern", "neighbours", 3, "    d = x.shape[-1] // 2\n    return x[..., :d], x[..., d:]", "    return x[..., 0::2], x[..., 1::2]"),
+    (
+        "modern",
+        "neighbours",
+        3,
+        "    d = x.shape[-1] // 2\n    return x[..., :d], x[..., d:]",
+        "    return x[..., 0::2], x[..., 1::2]",
+    ),
     ("modern", "sign", 3, "(-b, a)", "(b, -a)"),
     ("modern", "no minus", 3, "(-b, a)", "(b, a)"),
-    ("modern", "start ignored", 4, "cos[start:], sin[start:]", "cos[: t.shape[2]], sin[: t.shape[2]]"),
-    ("modern", "view only", 4, "t.view(t.shape[0], t.shape[1], n, self.D).transpose(1, 2)", "t.view(t.shape[0], n, t.shape[1], self.D)"),
-    ("modern", "in turn", 5, "    b, k, s, d = t.shape\n    return t[:, :, None].expand(b, k, n, s, d).reshape(b, k * n, s, d)", "    return t.repeat(1, n, 1, 1)"),
+    (
+        "modern",
+        "start ignored",
+        4,
+        "cos[start:], sin[start:]",
+        "cos[: t.shape[2]], sin[: t.shape[2]]",
+    ),
+    (
+        "modern",
+        "view only",
+        4,
+        "t.view(t.shape[0], t.shape[1], n, self.D).transpose(1, 2)",
+        "t.view(t.shape[0], n, t.shape[1], self.D)",
+    ),
+    (
+        "modern",
+        "in turn",
+        5,
+        "    b, k, s, d = t.shape\n"
+        "    return t[:, :, None].expand(b, k, n, s, d).reshape(b, k * n, s, d)",
+        "    return t.repeat(1, n, 1, 1)",
+    ),
     ("modern", "no scale", 6, "    scores = scores / q.shape[-1] ** 0.5\n", ""),
     ("modern", "softmax over queries", 6, "dim=-1) @ v", "dim=-2) @ v"),
     ("modern", "mask one late", 6, ".triu(1)", ".triu(2)"),
-    ("modern", "no transpose", 6, "t.transpose(1, 2).flatten(2)", "t.reshape(t.shape[0], t.shape[2], -1)"),
+    (
+        "modern",
+        "no transpose",
+        6,
+        "t.transpose(1, 2).flatten(2)",
+        "t.reshape(t.shape[0], t.shape[2], -1)",
+    ),
 ]
 
 
