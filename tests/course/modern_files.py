@@ -89,6 +89,11 @@ MERGE = "(weights @ v).transpose(1, 2).reshape(B, T, C)"
 
 # (slug, step, then pairs of old text and new text)
 WRONG: list[tuple[Any, ...]] = [
+    ("gain-after-rotation", 4, "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n",
+     "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n"
+     "        q, k = self.q_norm(q), self.k_norm(k)\n",
+     "        self.c_proj = nn", "        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)\n"
+     "        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)\n        self.c_proj = nn"),
     ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
     ("gain-not-ones", 1, "torch.ones(config", "torch.zeros(config"),
     ("has-bias", 1, "        self.eps", "        self.bias = nn.Parameter("
@@ -436,6 +441,46 @@ KEPT = BASE.replace("        self.c_proj =", "        cos, sin = rotary_angles(s
     "        cos, sin = rotary_angles(D, start + T)\n", "").replace(
     FROM, "cos, sin = self.cos[start : start + T], self.sin[start : start + T]")  # fmt: skip
 
+HEAD_NORM = """class HeadNorm(nn.Module):
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class GroupedQueryAttention"""
+PROJECTION = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)\n"
+TURN_Q, TURN_K = "        q = rotate(q, cos, sin)\n", "        k = rotate(k, cos, sin)\n"
+NORMS = "        q, k = self.q_norm(q), self.k_norm(k)\n"
+WITH_NORMS = BASE.replace("class GroupedQueryAttention", HEAD_NORM).replace(
+    PROJECTION,
+    PROJECTION + "        self.q_norm = HeadNorm(self.head_dim)\n"
+    "        self.k_norm = HeadNorm(self.head_dim)\n",
+)
+QWEN = WITH_NORMS.replace(TURN_Q, NORMS + TURN_Q)
+WIDE_NORM = (
+    WITH_NORMS.replace("q_norm = HeadNorm(self.head_dim)", "q_norm = HeadNorm(config.n_embd)")
+    .replace("k_norm = HeadNorm(self.head_dim)",
+             "k_norm = HeadNorm(self.n_kv_head * self.head_dim)")
+    .replace("self.query(x)", "self.q_norm(self.query(x))")
+    .replace("self.key(x)", "self.k_norm(self.key(x))")
+)  # fmt: skip
+QK_NORMS = {
+    "qwen": QWEN,
+    "layernorm": QWEN.replace("HeadNorm(self.head_dim)", "nn.LayerNorm(self.head_dim)"),
+    "no gain, after": BASE.replace(
+        TURN_K, TURN_K + "        q, k = F.rms_norm(q, (D,)), F.rms_norm(k, (D,))\n"
+    ),
+    "unit length": BASE.replace(
+        TURN_K, TURN_K + "        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)\n"
+    ),
+    "all heads together": WIDE_NORM,
+    "queries alone": QWEN.replace(NORMS, "        q = self.q_norm(q)\n"),
+}
+"""Right files that normalise queries and keys."""
 RIGHT = {
     "plain": BASE,
     "llama": LLAMA,
@@ -443,11 +488,17 @@ RIGHT = {
     "einsum": EINSUM,
     "sdpa": SDPA,
     "kept_tables": KEPT,
+    **QK_NORMS,
     "reference": "from gptcli.course.exercises.modern import *\n",
 }
 
 # In the style of other programs: (slug, step, name of a right file, then pairs of old and new text)
 OTHER_STYLES: list[tuple[Any, ...]] = [
+    ("queries-only", 4, "qwen", TURN_K, ""),
+    ("start-ignored", 4, "qwen", "cos[start:], sin[start:]", "cos[:T], sin[:T]"),
+    ("repeated-in-turn", 5, "qwen", "repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)"),
+    ("no-scale", 6, "qwen", " / math.sqrt(D)", ""),
+    ("never-rotated", 4, "all heads together", TURN_Q + TURN_K, ""),
     ("mean-subtracted", 1, "llama", "        variance =", "        hidden_states = hidden_states - "
      "hidden_states.mean(-1, keepdim=True)\n        variance ="),
     ("sum-for-mean", 1, "loops", " / math.sqrt(x.size(-1))", ""),

@@ -13,7 +13,14 @@ from gptcli.course.examination import LESSONS, examine
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from tests.course.modern_files import OTHER_STYLES, RIGHT, WRONG, in_other_style, wrong_text
+from tests.course.modern_files import (
+    OTHER_STYLES,
+    QK_NORMS,
+    RIGHT,
+    WRONG,
+    in_other_style,
+    wrong_text,
+)
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -26,6 +33,8 @@ def report_of(folder: Path, text: str) -> FileReport:
 def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     report = report_of(tmp_path, RIGHT[name])
     assert report.ok, report.message
+    note = next(check.detail for check in report.checks if check.name == "QK norm")
+    assert note.startswith("your attention does not") == (name not in QK_NORMS), note
 
 
 @pytest.mark.long_series

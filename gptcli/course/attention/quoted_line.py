@@ -53,6 +53,8 @@ from gptcli.course.attention.source_text import (
 )
 from gptcli.course.attention.stages import Values
 
+JOINS = {"cat", "concat", "concatenate", "stack"}
+
 
 def line_to_quote(
     forward: ComparedForward,
@@ -260,7 +262,22 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     )
     if not scaling and (masked := scale_behind_mask(forward)) is not None:
         return forward.trace.operations[masked[1]]
+    if not scaling:  # in a loop over heads or tokens, an operation sees a part of the scores
+        scaling = [op for op in forward.trace.operations if _scales_part(op, forward)]
     return scaling[-1] if scaling else next(products, None)
+
+
+def _scales_part(operation: Operation, forward: ComparedForward) -> bool:
+    """Whether an operation multiplies some of the right scores by a constant other than 1."""
+    if operation.name in LAYOUT or operation.name in COPIES or len(operation.outputs) != 1:
+        return False
+    result = operation.outputs[0]
+    return result.numel() > 1 and any(
+        x.shape == result.shape
+        and all_numbers_in(x, forward.found.tables["raw"])
+        and _is_multiple(result, x.double())
+        for x in operation.inputs
+    )
 
 
 def _is_multiple(x: Tensor, right: Tensor) -> bool:
@@ -297,21 +314,36 @@ def _wrong_softmax(forward: ComparedForward) -> Operation | None:
                 for x in operation.outputs
             ):
                 return operation
-            latest = operation
+            used = any(operation.index in later.sources for later in forward.trace.operations)
+            if used or latest is None:  # a sum that is not used makes no weights
+                latest = operation
     return latest
 
 
 def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
     """Whether a softmax of x, or x divided by the sums of its rows, gives the right weights."""
     T = forward.p.T
-    if x.dim() < 2 or x.shape[-2:] != (T, T) or not x.dtype.is_floating_point or T < 2:
+    if x.dim() < 2 or not x.dtype.is_floating_point or T < 2:
         return False
+    if x.shape[-2:] != (T, T):
+        return _leads_to_right_row(x, forward)
     y = x.double()
     table = forward.found.tables["weights"]
     for weights in (y.softmax(dim=-1), y / y.sum(dim=-1, keepdim=True)):
         if bool(((table.locate(weights) >= 0) | (weights.reshape(-1) == 0)).all()):
             return bool((weights[..., 0, 1:].abs() < 1e-9).all())
     return False
+
+
+def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
+    """The same for one row of weights of each sequence: in a loop over tokens."""
+    if x.dim() > 3 or not 1 < x.shape[-1] <= forward.p.T or x.shape[0] != forward.p.B:
+        return False
+    y, table = x.double(), forward.found.tables["weights"]
+    return any(
+        bool((table.locate(weights) >= 0).all())
+        for weights in (y.softmax(dim=-1), y / y.sum(dim=-1, keepdim=True))
+    )
 
 
 def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
@@ -339,7 +371,7 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
                 if before is not None and before.name == "contiguous" and before.sources[0]:
                     before = forward.trace.operations[before.sources[0]]
                 turned = before is not None and before.name in ("permute", "transpose", "stack")
-                return before if turned else operation
+                return before if turned and operation.name not in JOINS else operation
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from gptcli.course.exercises.explainer import Explainer, step_named_in
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed, Say
 from gptcli.course.sandbox.learner_file import LearnerFile, place_of
-from gptcli.course.sandbox.running import error_of, failed_class, run_file
+from gptcli.course.sandbox.running import error_of, failed_class
 from gptcli.errors import GptcliError
 
 ATTENTION = "CausalSelfAttention"
@@ -65,27 +66,73 @@ class Size:
         return CacheSizes(self.B, self.H, self.D, self.block_size, dtype, device)
 
 
-class LearnerCache(Explainer):
+def classes_of(
+    file: LearnerFile, module: ModuleType
+) -> tuple[type[Any] | None, type[nn.Module] | None]:
+    """The cache class and the attention class of a file that was run; None for one it lacks."""
+    named = getattr(module, file.class_name, None)
+    is_module = inspect.isclass(named) and issubclass(named, nn.Module)
+    cls = cache_class(module, NAME if is_module else file.class_name)
+    attention = named if is_module else getattr(module, ATTENTION, None)
+    if not (inspect.isclass(attention) and issubclass(attention, nn.Module)):
+        attention = next(iter(attention_classes(module)), None)
+    return cls, attention
+
+
+class CacheExplainer(Explainer):
+    """Puts failures of a cached attention into words. `attention` is the learner's class."""
+
+    attention: type[nn.Module] | None
+    ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result
+
+    def mistake(
+        self,
+        slug: str,
+        evidence: str = "",
+        *,
+        step: int = 0,
+        line: int | None = None,
+        within: Collection[int] | None = None,
+        **facts: Any,
+    ) -> CheckFailed:
+        """The known mistake of that name. Its `at` has several patterns, the best one first."""
+        if line is None:
+            known = next(each for each in self.mistakes if each.slug == slug)
+            line = self.quotable(known.at, within)
+        return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
+
+    def quotable(self, at: str, within: Collection[int] | None) -> int:
+        """The line that the first of several patterns finds; 0 for none.
+
+        Among the lines of one pattern it prefers those that ran in the wrong call."""
+        for pattern in at.split(" || "):
+            found = self.source.matches(pattern.removeprefix("last:"), within)
+            ran = [line for line in found if line in self.ran]
+            if found:
+                return (ran or found)[-1 if pattern.startswith("last:") else 0]
+        return 0
+
+    def forward_lines(self) -> set[int]:
+        """The lines of the attention's methods."""
+        if self.attention is None:
+            return set()
+        return self.source.class_lines(self.attention.__name__, constructor=False)
+
+
+class LearnerCache(CacheExplainer):
     """A learner's cache and attention. Failures become CheckFailed."""
 
-    def __init__(self, file: LearnerFile, say: Say) -> None:
+    def __init__(self, file: LearnerFile, module: ModuleType, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES)
         self.say = say
         self.trace: TensorTrace | None = None  # of the latest forward
         self.length_is_right = False  # what the probes of step 3 found
-        module = run_file(file)
         self.classes = [
             name
             for name, value in vars(module).items()
             if inspect.isclass(value) and value.__module__ == module.__name__
         ]
-        named = getattr(module, file.class_name, None)
-        is_module = inspect.isclass(named) and issubclass(named, nn.Module)
-        cls = cache_class(module, NAME if is_module else file.class_name)
-        attentions = attention_classes(module)
-        self.attention = named if is_module else getattr(module, ATTENTION, None)
-        if not (inspect.isclass(self.attention) and issubclass(self.attention, nn.Module)):
-            self.attention = next((each for each in attentions), None)
+        cls, self.attention = classes_of(file, module)
         if (cls is None and self.attention is None) or failed_class(module, NAME) is not None:
             if (error := error_of(file, module, NAME)) is not None:
                 raise error
@@ -147,29 +194,6 @@ class LearnerCache(Explainer):
         assert self.cache is not None
         own = self.cache
         return int(self.method(3, "length", lambda: own.length(cache)))
-
-    def mistake(
-        self,
-        slug: str,
-        evidence: str = "",
-        *,
-        step: int = 0,
-        line: int | None = None,
-        within: Collection[int] | None = None,
-        **facts: Any,
-    ) -> CheckFailed:
-        """The known mistake of that name. Its `at` has several patterns, the best one first."""
-        if line is None:
-            known = next(each for each in MISTAKES if each.slug == slug)
-            line = next(
-                (
-                    found[-1 if pattern.startswith("last:") else 0]
-                    for pattern in known.at.split(" || ")
-                    if (found := self.source.matches(pattern.removeprefix("last:"), within))
-                ),
-                0,
-            )
-        return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
 
     # ---- the attention ----
 
@@ -262,12 +286,6 @@ class LearnerCache(Explainer):
                 "which line leaves the dtype of x? look for .float() and dtype=...",
             )  # fmt: skip
         return y
-
-    def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods."""
-        if self.attention is None:
-            return set()
-        return self.source.class_lines(self.attention.__name__, constructor=False)
 
     def _stopped_in_forward(
         self, error: BaseException, doing: str, trace: TensorTrace

@@ -305,7 +305,9 @@ MISTAKES = (
             "query t is token S - T + t of the text, not token t (is_causal=True counts from the "
             "corner, too)",
             "shift the diagonal by the number of stored tokens, S - T", (_form(mask=_corner),),
-            at=r"tri[ul]|is_causal=True || arange || \[.*\]\s*=(?!=) || " + _MASK),
+            at=r"is_causal=True || tri[ul]\w*[(\[] || arange\([^,()]+(, *device[^)]*)?\) || "
+            r"arange.*[<>] || (mask|bias)\w*(\.\w+\(\))?\[ || arange || \[.*\]\s*=(?!=) || "
+            + _MASK),
     ExerciseMistake("mask-one-too-far", 5, "triu(diagonal=S - T + 2)",
             "your mask is one too far: each new token looks at the one after it",
             "the diagonal itself is the token, the next cell is later",

@@ -8,10 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gptcli.course.exercises.helpers import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
 
+_RETURNS = (r"\breturn\b", "return", r"^\s*return\b")
 _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
 
 
@@ -46,6 +48,7 @@ class Explainer:
         self.file, self.steps, self.mistakes = file, steps, mistakes
         self.functions_of_steps = functions or {}
         self.source = Source(file)
+        self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
         """The failure for an exception of the learner's code; quotes the exception and its line."""
@@ -142,9 +145,11 @@ class Source:
             file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
         )
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
-        self._tree = ast.parse("\n".join(self._lines))
+        self.tree = ast.parse("\n".join(self._lines))
+        self.helpers = Helpers(self.tree)
+        self.no_helpers: frozenset[str] = frozenset()  # functions that are steps themselves
         self._docstrings: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 self._docstrings.update(_lines(node))
 
@@ -156,8 +161,16 @@ class Source:
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:
-        """The lines of code that have `pattern`, without comments and docstrings."""
-        if not pattern:
+        """The lines of code that have `pattern`, without comments and docstrings.
+
+        If no line of `within` has it, those of the helpers that they call count."""
+        own = self._matches(pattern, within)
+        if own or within is None or pattern in _RETURNS:
+            return own
+        return self._matches(pattern, self.helpers.of(within, self.no_helpers))
+
+    def _matches(self, pattern: str, within: Collection[int] | None) -> list[int]:
+        if not pattern or (within is not None and not within):
             return []
         return [
             number
@@ -177,7 +190,7 @@ class Source:
         if not name:
             return None
         found: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 found.update(_lines(node))
                 found.update(line for part in node.decorator_list for line in _lines(part))
@@ -186,7 +199,7 @@ class Source:
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
         """The lines of the constructor of class `name`, or those of its other methods."""
         found: set[int] = set()
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
                 for part in node.body:
                     of_constructor = getattr(part, "name", "") == "__init__"
@@ -194,15 +207,19 @@ class Source:
                         found.update(_lines(part))
         return found
 
+    def lines_of_constructors(self) -> set[int]:
+        """The lines of every `__init__`."""
+        return self.lines_of("__init__") or set()
+
     def functions(self) -> list[str]:
         """The names of all functions of the file."""
-        return [n.name for n in ast.walk(self._tree) if isinstance(n, ast.FunctionDef)]
+        return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
         """The number of the last comment `# Step N` above the line, in the line's function."""
         inside = [
             node
-            for node in ast.walk(self._tree)
+            for node in ast.walk(self.tree)
             if isinstance(node, ast.FunctionDef) and line in _lines(node)
         ]
         first = max((node.lineno for node in inside), default=1)

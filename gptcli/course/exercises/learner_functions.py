@@ -35,6 +35,7 @@ class LearnerFunctions(Explainer):
             for name, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
+        self.module_names = vars(module)
         self.others = [name for name in own if name not in functions]
         found = {name: getattr(module, name, None) for name in functions}
         self.functions = {name: f for name, f in found.items() if callable(f)}

@@ -151,7 +151,7 @@ MISTAKES = (
             "no activation function acts on your {C4} channels between the two layers",
             "two linear layers with nothing between them are one linear layer",
             "apply GELU to the output of the first layer", _activation(lambda a: a),
-            at=r"c_proj\("),
+            at=r"c_(proj|fc)\("),
     ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "your {C4} channels go through a sigmoid",
             "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
             _activation(torch.sigmoid), at=r"(?i)sigmoid",

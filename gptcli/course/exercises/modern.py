@@ -57,6 +57,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def turned(x: Tensor, start: float = 0) -> Tensor:
+    """x (B, heads, T, D) rotated by its positions, the first of which is `start`."""
+    angles = angles_of(x.shape[-1], x.shape[-2])
+    angles = angles + start * frequencies(x.shape[-1])
+    return rotate(x, angles.cos(), angles.sin())
+
+
 class GroupedQueryAttention(nn.Module):
     """Causal attention with rotary positions, in which groups of query heads share keys and values.
 

@@ -26,9 +26,11 @@ from gptcli.course.exercises.learner_module import (
     Size,
     general_mistakes,
 )
+from gptcli.course.exercises.modern import turned
 from gptcli.course.exercises.modern_mistakes import STEPS
 from gptcli.course.exercises.modern_modules import GroupedSize
 from gptcli.course.exercises.modern_projections import WORDS, weights
+from gptcli.course.exercises.modern_qk_norm import QKNorm
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
@@ -37,17 +39,16 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 def heads(w: Weights, x: Tensor) -> Heads:
-    """Queries (B, H, T, D), keys and values (B, K, T, D), before the rotation."""
+    """Queries (B, H, T, D), keys and values (B, K, T, D), before the rotation.
+
+    Queries and keys are normalised if the learner's are (w.norm)."""
     D = w.q[0].shape[0] // w.H
     q, k, v = (modern.split(F.linear(x, *layer), D) for layer in (w.q, w.k, w.v))
+    norm: QKNorm | None = w.norm
+    if norm is not None:
+        q = q if norm.q is None else norm.q(q)
+        k = k if norm.k is None else norm.k(k)
     return q, k, v
-
-
-def turned(x: Tensor, start: float = 0) -> Tensor:
-    """x (B, heads, T, D) rotated by its positions, the first of which is `start`."""
-    angles = modern.angles_of(x.shape[-1], x.shape[-2])
-    angles = angles + start * modern.frequencies(x.shape[-1])
-    return modern.rotate(x, angles.cos(), angles.sin())
 
 
 def _turn(q: Tensor, k: Tensor, v: Tensor) -> Heads:
@@ -317,6 +318,13 @@ MISTAKES = (
             (*_weighing(lambda q, k, v: turned(modern.attend(q, k, v))),
              *(partial(attention, turn=lambda q, k, v: (q, k, v),
                        weigh=lambda q, k, v: turned(modern.attend(q, k, v))),)), _ROTATION),
+    ExerciseMistake("gain-after-rotation", 4, "q = self.q_norm(rotate(q, cos, sin)), with a gain",
+            "you normalise queries and keys after the rotation, with a gain of {D} numbers: the "
+            "output depends on absolute positions",
+            "the gain stretches the two halves of a pair differently, and the angle between two "
+            "tokens is no longer their distance",
+            "normalise first, as Qwen3 does, then rotate; without a gain the order does not count",
+            at=r"norm"),
     ExerciseMistake("heads-without-transpose", 4, "view(B, H, T, D)",
             "you make the {H} heads with one view, without transpose(1, 2): a head gets the "
             "channels of several tokens", "view keeps the order of the numbers",

@@ -13,9 +13,11 @@ from torch import Tensor
 from gptcli.course.exercises import modern_attention, modern_norm
 from gptcli.course.exercises.double_precision import DoublePrecision
 from gptcli.course.exercises.learner_module import close, compare_gradients, compare_output
+from gptcli.course.exercises.modern import turned
 from gptcli.course.exercises.modern_learner import ATTENTION, NORM, LearnerModern
 from gptcli.course.exercises.modern_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.modern_modules import GroupedSize, ModernModule, ranked_line
+from gptcli.course.exercises.modern_qk_norm import WITHOUT
 from gptcli.course.exercises.modern_rotation import check_angles, check_rotation
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed, Lesson, Say
@@ -41,7 +43,7 @@ class ModernLesson(Lesson[LearnerModern]):
         notes = _norm(learner)
         check_angles(learner)
         check_rotation(learner)
-        _attention(learner)
+        notes.append(("QK norm", _attention(learner)))
         verdict = "the same as the reference in all six steps"
         done += self.all_steps(verdict)
         done += [Check(name, True, detail, note=True) for name, detail in notes]
@@ -66,8 +68,8 @@ def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
     return [(check.name, check.detail) for check in done if check.note]
 
 
-def _attention(learner: LearnerModern) -> None:
-    """Steps 4 to 6."""
+def _attention(learner: LearnerModern) -> str:
+    """Steps 4 to 6. Returns the note on the norm of queries and keys."""
     whole = learner.class_of(4, ATTENTION, modern_attention.LESSON)
     lesson = whole.lesson
     whole.needs_forward()
@@ -93,6 +95,7 @@ def _attention(learner: LearnerModern) -> None:
     if cut := compare_gradients(whole, right=True):
         raise cut[0]
     _bfloat16(whole)
+    return WITHOUT if whole.norm is None else whole.norm.words()
 
 
 def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
@@ -172,7 +175,7 @@ def _start(whole: ModernModule, *, stops: bool) -> None:
 def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
     """The position from which q or k was rotated, if the trace shows one."""
     likely = (_LATER, *range(-1, 2 * _LATER + T))
-    return next((at for at in likely if trace.has(modern_attention.turned(part, at))), None)
+    return next((at for at in likely if trace.has(turned(part, at))), None)
 
 
 def _bfloat16(whole: ModernModule) -> None:

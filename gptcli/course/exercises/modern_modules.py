@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.course.attention.conventions.settings import LearnerConfig
+from gptcli.course.exercises import modern
 from gptcli.course.exercises.building import build
 from gptcli.course.exercises.double_precision import DoublePrecision, single_precision
 from gptcli.course.exercises.explainer import Source
 from gptcli.course.exercises.learner_module import LearnerModule, ModuleLesson, Size
 from gptcli.course.exercises.modern import EPS
+from gptcli.course.exercises.modern_qk_norm import QKNorm, find_norm
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed, Say
 from gptcli.course.sandbox.learner_file import LearnerFile
@@ -82,6 +86,7 @@ class ModernModule(LearnerModule):
             file, cls, lesson, lambda doing: say(doing.replace("step 1:", f"step {first}:"))
         )
         self.first = first
+        self.norm: QKNorm | None = None  # of queries and keys
         self._running: tuple[TensorTrace, Any, Tensor] | None = None
 
     def construct(self, size: Size) -> nn.Module:
@@ -89,6 +94,30 @@ class ModernModule(LearnerModule):
         self._running = None
         with DoublePrecision():
             return super().construct(size)
+
+    def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
+        """As in LearnerModule; `weights.norm` is the norm of queries and keys, if there is one."""
+        module, weights, x = super().filled(size)
+        if hasattr(weights, "norm") and self._may_normalise():
+            self._running = None
+            trace = TensorTrace(self.file.path, module)
+            with contextlib.suppress(Exception), torch.no_grad(), trace:
+                self.forward(module, x.clone())
+            with torch.no_grad():
+                heads = {
+                    part: modern.split(F.linear(x, *getattr(weights, part)), weights.D)
+                    for part in "qk"
+                }
+                self.norm = weights.norm = find_norm(module, trace, heads, modern.turned)
+            if self.norm is not None and self.norm.after_rotation:
+                raise self.mistake_in_forward("gain-after-rotation", D=weights.D)
+        return module, weights, x
+
+    def _may_normalise(self) -> bool:
+        """Whether the class, or a function of the file, mentions a norm."""
+        functions = [self.source.lines_of(name) or set() for name in self.source.functions()]
+        lines = self.constructor.union(self.methods, *functions)
+        return bool(self.source.matches(r"(?i)norm|rsqrt", lines))
 
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
         """module(x), of the shape and dtype of x, with its operations in `trace`."""

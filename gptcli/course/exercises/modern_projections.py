@@ -50,7 +50,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
             shape = f"({wide.get(part, size.C)}, {size.C})"
             raise learner.mistake("missing-projection", within=learner.constructor,
                                   what=WORDS[part], shape=shape, have=have)  # fmt: skip
-    return SimpleNamespace(**found, H=size.H, K=size.K, D=D)
+    return SimpleNamespace(**found, H=size.H, K=size.K, D=D, norm=None)
 
 
 def _part_of(name: str) -> str:

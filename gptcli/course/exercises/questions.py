@@ -264,6 +264,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "changes-the-model": "should an evaluation change the model?",
     },
     "sampling": {
+        "helper-is-no-softmax": "what do the three numbers that it makes of [1, 2, 3] add up to?",
         "returns-probabilities": "what does the next function do with what yours returns?",
         "order-lost": "which token does place 3 of the tensor belong to?",
         "zero-for-cut": "what is the probability of a token whose logit is 0?",
@@ -356,6 +357,16 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "returns-old": _ITSELF,
         "swapped": "in which order does forward take the two tensors?",
         "whole-buffer": "how many tokens are in the cache, and how many places does it have?",
+        "past-changed": "if two texts begin with the same tokens, which past does the second one "
+        "get?",
+        "present-not-returned": "from where does the next call of forward get these keys and "
+        "values?",
+        "present-new-only": "which tokens does the next call need, and which does it get?",
+        "present-old": "which tokens does the next call need, and which does it get?",
+        "present-swapped": "in which order are the two tensors returned, and in which are they "
+        "taken?",
+        "positions-not-offset": _NEXT_POSITION,
+        "reset-missing": "how does the module forget a text before the next one begins?",
         "cache-not-read": _MANY_KEYS,
         "half-read": "which two tensors come from the cache, and which of them do you use?",
         "new-not-read": _ITSELF,
@@ -466,6 +477,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "start-ignored": "with start = 3, which row of the table belongs to the first token?",
         "start-of-one": "with start = 3, which rows of the table does q get, and which ones k?",
         "start-stops": "with start = 3 and 5 tokens, which is the last position?",
+        "gain-after-rotation": "which two numbers of a head turn together, and does each get the "
+        "same gain?",
         "values-rotated": _WHICH,
         "queries-only": _WHICH,
         "keys-only": _WHICH,

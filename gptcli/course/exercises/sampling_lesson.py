@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations, permutations
@@ -142,6 +143,37 @@ class LearnerSampling(LearnerFunctions):
                 )
         return super().mistake(slug, evidence, **more)
 
+    def wrong_softmax(self, step: int | None) -> CheckFailed | None:
+        """The mistake of a softmax of the file's own that the function of a step uses; None if
+        there is none, or if it is right."""
+        lines = self.source.lines_of(FUNCTIONS[step - 1]) if step else None
+        given = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        for name in sorted(self.source.helpers.names_used(lines or (), FUNCTIONS)):
+            function = self.module_names.get(name)
+            if not re.search(r"soft_?max", name, re.IGNORECASE) or not callable(function):
+                continue
+            try:
+                got = function(given.clone())
+                wrong = not torch.allclose(got.double(), given.softmax(0), 0.0, CLOSE)
+                shown = [round(float(value), 2) for value in got.flatten()[:3]]
+            except Exception:  # it takes more arguments, or returns something else
+                continue
+            if wrong:
+                assert step is not None
+                found = self.source.lines_of(name) or set()
+                line = next(
+                    (
+                        matches[0]
+                        for pattern in ("exp", "sum", "return")
+                        if (matches := self.source.matches(pattern, found))
+                    ),
+                    None,
+                )
+                return super().mistake(
+                    "helper-is-no-softmax", step=step, line=line, name=name, got=shown
+                )
+        return None
+
     def no_id(self, step: int, got: str) -> CheckFailed:
         """The failure of a function that returns no id."""
         return self.failed_at(
@@ -166,7 +198,10 @@ class SamplingLesson(Lesson[LearnerSampling]):
     def check(self, learner: LearnerSampling, done: list[Check]) -> str:
         """Compare each function with the reference."""
         for check in (_temperature, _top_k, _top_p, _min_p, _penalty, _draw, _next, check_stops):
-            check(learner)
+            try:
+                check(learner)
+            except CheckFailed as failed:
+                raise learner.wrong_softmax(failed.step) or failed from None
         verdict = "the same as the reference in all eight functions"
         done += self.all_steps(verdict)
         done += [Check(name, True, detail, note=True) for name, detail in learner.notes.items()]

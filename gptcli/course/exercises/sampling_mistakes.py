@@ -95,6 +95,10 @@ STEPS = (
 # Step 6: (logits, u) -> id. Step 7: any_choice with some arguments set. Step 8: (text, stops).
 # fmt: off
 MISTAKES = (
+    ExerciseMistake("helper-is-no-softmax", 3, "def softmax(t): t.exp() / t.sum()",
+            "your `{name}` is no softmax: of [1, 2, 3] it makes {got}, expected [0.09, 0.24, 0.67]",
+            "probabilities are e to the power of each number, divided by the sum of these powers",
+            "e = t.exp(); return e / e.sum()", at=r"exp|sum|return"),
     ExerciseMistake("returns-probabilities", 1, "softmax(logits / t)",
             "your `{name}` returns probabilities, not logits",
             "every step takes logits and returns logits; only the draw makes probabilities of them",
@@ -397,7 +401,7 @@ MISTAKES = (
             "a stop string can lie across two tokens: once its beginning is shown, it is too late",
             "hold the longest end of text with which a stop string begins",
             (stop_form(hold=lambda t, s: 0), stop_form(hold=lambda t, s: 0, rest=lambda t, at, s:
-             t[end_of_stop(t, at, s):])), r"return"),
+             t[end_of_stop(t, at, s):])), r"startswith|endswith|text\[-|return"),
     ExerciseMistake("not-stopped", 8, "stopped is False in every return",
             "you do not say that a stop string was found",
             "stopped ends the text; without it the model goes on", "return True as the third value",

@@ -37,16 +37,26 @@ class Operation:
 class TensorTrace(TorchFunctionMode):
     """Records every operation of a forward pass. Use it in a `with` around the forward.
 
-    `changed` is the first operation after which `x` is no longer what it was. With `quiet`, the
-    functions of torch that drop values return their input."""
+    `changed` is the first operation after which `x` is no longer what it was. `refused` is the
+    latest operation that raised an exception, with its tensors. With `quiet`, the
+    functions of torch that drop values return their input. With `deep`, a line can be one of a
+    submodule."""
 
     def __init__(
-        self, path: Path, module: nn.Module, x: Tensor | None = None, *, quiet: bool = False
+        self,
+        path: Path,
+        module: nn.Module,
+        x: Tensor | None = None,
+        *,
+        quiet: bool = False,
+        deep: bool = False,
     ) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.changed: Operation | None = None
+        self.refused: tuple[str, tuple[Tensor, ...]] | None = None  # an operation that raised
         self._path, self._module, self._quiet = str(path), module, quiet
+        self._deep = deep
         self._x, self._before = x, None if x is None else x.detach().clone()
 
     def __torch_function__(
@@ -59,7 +69,12 @@ class TensorTrace(TorchFunctionMode):
         name = name_of(func)
         if self._quiet and name in _DROPOUT and args:
             return args[0]
-        out = func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **(kwargs or {}))
+        except Exception:
+            given = (*args, *(kwargs or {}).values())
+            self.refused = name, tuple(one for one in given if isinstance(one, Tensor))
+            raise
         if len(self.operations) < MOST_TENSORS:
             found = tuple(t for t in (out if isinstance(out, (tuple, list)) else (out,)))
             floats = tuple(
@@ -68,7 +83,7 @@ class TensorTrace(TorchFunctionMode):
                 if isinstance(t, Tensor) and t.is_floating_point() and t.numel() <= MOST_NUMBERS
             )
             cuts = _cuts(name, out, floats, (*args, *(kwargs or {}).values()))
-            line = self._line() if floats or cuts else None
+            line = self._line() if floats or cuts or self._deep else None
             kept = tuple(t.detach().clone() for t in floats)
             operation = Operation(name, line, kept, cuts)
             self.operations.append(operation)
@@ -81,12 +96,12 @@ class TensorTrace(TorchFunctionMode):
         return out
 
     def _line(self) -> int | None:
-        """The line of the learner's file that runs now, outside its submodules."""
+        """The line of the learner's file that runs now; outside its submodules unless `deep`."""
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None:
             owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and owner is not self._module:
+            if isinstance(owner, nn.Module) and owner is not self._module and not self._deep:
                 line = None
             elif line is None and frame.f_code.co_filename == self._path:
                 line = int(frame.f_lineno)
@@ -94,6 +109,11 @@ class TensorTrace(TorchFunctionMode):
                 break
             frame = frame.f_back
         return line
+
+    @property
+    def lines(self) -> frozenset[int]:
+        """The lines with an operation."""
+        return frozenset(one.line for one in self.operations if one.line is not None)
 
     def place_of(self, wanted: Tensor) -> int | None:
         """The first operation that makes the numbers of `wanted`, in any layout, or None."""

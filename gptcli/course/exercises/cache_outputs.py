@@ -1,0 +1,249 @@
+"""What a learner's cached attention returned, compared with recomputation; names its mistake.
+
+Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N tokens of a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from gptcli.course.exercises.cache import Weights, any_weights
+from gptcli.course.exercises.cache_learner import CacheExplainer
+from gptcli.course.exercises.cache_mistakes import MISTAKES
+from gptcli.course.exercises.learner_module import close
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import TOLERANCE, CheckFailed
+
+
+@dataclass
+class Seen:
+    """What a forward returned for `count` tokens after `start` others, or how it failed."""
+
+    start: int
+    count: int
+    wanted: Tensor
+    got: Tensor | None = None
+    failed: CheckFailed | None = None
+    trace: TensorTrace | None = None
+
+    @property
+    def error(self) -> float:
+        """The largest difference from recomputation; infinite without an output."""
+        if self.got is None or self.got.shape != self.wanted.shape:
+            return float("inf")
+        value = float((self.got - self.wanted).abs().max())
+        return value if value == value else float("inf")
+
+    @property
+    def right(self) -> bool:
+        """Whether the output is that of recomputation."""
+        return self.error <= TOLERANCE
+
+    def evidence(self) -> str:
+        """The numbers that show it, for the end of a message."""
+        by = f"by up to {self.error:.2g}" if self.error < float("inf") else "by NaN or infinity"
+        new = f"{self.count} new token{'s' * (self.count > 1)}"
+        if self.got is None:
+            return f" ({new} after {self.start}: forward stops)"
+        return f" ({new} after {self.start}: the output differs from recomputation {by})"
+
+
+def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
+    """The known mistake that gives these outputs, or the step at which the numbers part."""
+    first = next(one for one in seen if not one.right)
+    if first.trace is not None:
+        learner.ran = first.trace.lines
+    tried = [one for one in seen if one.got is not None]
+    lines = learner.forward_lines()
+    for strict in (True, False):
+        for mistake, form in _FORMS:
+            if _explains(form, w, text, tried, strict):
+                wrong = next((one for one in tried if not one.right), first)
+                slug = mistake.slug
+                if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
+                    slug = "mask-hides-stored"  # it gives the same numbers
+                return learner.mistake(
+                    slug, wrong.evidence(), within=lines,
+                    T=wrong.count, S=wrong.start + wrong.count,
+                )  # fmt: skip
+    for one in seen:
+        found = _half_read(learner, one) or _square_mask(learner, one)
+        if found is None and not one.right:
+            found = _masked_wrongly(learner, w, text, one)
+        if found is not None:
+            return found
+    if first.failed is not None:
+        return first.failed
+    step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
+    at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
+    return learner.failed_at(
+        step,
+        "wrong-result",
+        "your attention gives another result"
+        + (" without a cache" if first is seen[0] else " with the cache")
+        + learner.source.quote(learner.source.find(at, lines))
+        + first.evidence(),
+        "for one new token after 6, which keys does it look at, and with which weights?",
+    )
+
+
+def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:
+    """Whether a forward shows masked scores or weights that are right."""
+    weights, _ = any_weights(w, text, one.start, one.count)
+    for operation in one.trace.operations if one.trace is not None else ():
+        for tensor in operation.results:
+            if tensor.numel() == weights.numel() and tensor.shape[-1] == weights.shape[-1]:
+                mine = tensor.reshape(weights.shape)
+                if close(mine, weights) or close(mine.softmax(-1), weights):
+                    return True
+    return False
+
+
+def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
+    """The mistake of a forward that takes only keys, or only values, from the cache."""
+    T, S = one.count, one.start + one.count
+    failed = one.failed
+    if failed is None or failed.mistake != "raises" or failed.step != 6 or T == S:
+        return None
+    error = failed.message.partition("Error: ")[2]
+    numbers = {int(number) for number in re.findall(r"\d+", error)}
+    if not numbers >= {T, S}:
+        return None
+    keys = _has_scores(one, T)
+    if not keys and not any(
+        t.dim() >= 3 and t.shape[-2:] == (T, T)
+        for op in (one.trace.operations if one.trace is not None else ())
+        for t in op.results
+    ):
+        return None
+    which = ("keys", "values") if keys else ("values", "keys")
+    return learner.mistake(
+        "half-read", f" ({error})", within=learner.forward_lines(),
+        T=T, S=S, one=which[0], other=which[1],
+    )  # fmt: skip
+
+
+def _masked_wrongly(
+    learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
+) -> CheckFailed | None:
+    """The known mistake of step 5 whose weights a forward shows, if a later step is wrong too."""
+    if one.trace is None:
+        return None
+    right, _ = any_weights(w, text, one.start, one.count)
+    if one.trace.has(right):
+        return None
+    for mistake in MISTAKES:
+        for form in mistake.forms if mistake.step == 5 else ():
+            assert isinstance(form, partial)
+            weights, _ = any_weights(w, text, one.start, one.count, **form.keywords)
+            if one.trace.has(weights):
+                return learner.mistake(
+                    mistake.slug, one.evidence(), within=learner.forward_lines(),
+                    T=one.count, S=one.start + one.count,
+                )  # fmt: skip
+    return None
+
+
+def half_written(
+    learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]
+) -> CheckFailed:
+    """The failure of a file without step 6. The masked scores tell whether step 5 is right."""
+    for one in seen:
+        if one.failed is not None and one.failed.mistake != "not-implemented":
+            return _square_mask(learner, one) or one.failed
+    last = next(one.failed for one in seen if one.failed is not None)
+    if all(_shows_weights(one, w, text, {}) for one in seen):
+        return last
+    for strict in (True, False):
+        for mistake, form in _FORMS:
+            parts = form.keywords
+            if mistake.step < 6 and "merge" not in parts:
+                wrong = [one for one in seen if not _shows_weights(one, w, text, {})]
+                if all(_shows_weights(one, w, text, parts) for one in (seen if strict else wrong)):
+                    one = wrong[0]
+                    new = f"{one.count} new token{'s' * (one.count > 1)} after {one.start}"
+                    return learner.mistake(
+                        mistake.slug, f" ({new})", within=learner.forward_lines(),
+                        T=one.count, S=one.start + one.count,
+                    )  # fmt: skip
+    return learner.failed_at(
+        5,
+        "not-implemented",
+        "step 5, mask, is missing or wrong: its numbers do not appear before the code of step 6, "
+        "which is still to be written",
+    )
+
+
+def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -> bool:
+    """Whether the last scores of a forward, or their softmax, are the weights of any_weights."""
+    try:
+        weights, _ = any_weights(w, text, one.start, one.count, **parts)
+    except RuntimeError:  # parts that these sizes do not have
+        return False
+    operations = one.trace.operations if one.trace is not None else ()
+    scores = [
+        tensor.reshape(weights.shape)
+        for operation in operations
+        for tensor in operation.results
+        if tensor.numel() == weights.numel() and tensor.shape[-2:] == weights.shape[-2:]
+    ]
+    return bool(scores) and any(
+        close(mine, weights) for mine in (scores[-1], scores[-1].softmax(-1))
+    )
+
+
+_FORMS = [
+    (m, form) for m in MISTAKES for form in m.forms if m.step != 4 and isinstance(form, partial)
+]
+
+
+def _explains(
+    form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen], strict: bool
+) -> bool:
+    """Whether a mistake's form gives all outputs of the learner, and at least one wrong one.
+
+    If not `strict`, it has to give only the wrong ones: a file can have branches."""
+    some = False
+    for one in tried:
+        assert one.got is not None
+        try:
+            wanted = form(w, text, one.start, one.count)
+        except RuntimeError:  # a form that these sizes do not have
+            return False
+        if not close(one.got, wanted):
+            # Mistakes with a cache can leave the forward without one right.
+            if one.right and (one is tried[0] or not strict):
+                continue
+            return False
+        some = some or not one.right
+    return some
+
+
+def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
+    """The mistake of a mask of T x T or S x S, if an exception about shapes shows it."""
+    T, S = one.count, one.start + one.count
+    if one.failed is None or one.failed.step not in (5, 6) or T == S:
+        return None
+    text = one.failed.message
+    numbers = {int(number) for number in re.findall(r"\((\d+)\)", text.rpartition(": ")[2])}
+    clash = numbers and numbers <= {T, S} and re.search(r"mask|tri[ul]|inf", text)
+    if not clash and not _has_scores(one, S):
+        return None
+    line = re.search(r"line (\d+)", text) if clash else None
+    return learner.mistake(
+        "mask-is-square", f" ({text.rpartition(': ')[2]})", line=int(line[1]) if line else None,
+        within=learner.forward_lines(), T=T, S=S,
+    )  # fmt: skip
+
+
+def _has_scores(one: Seen, rows: int) -> bool:
+    """Whether a forward computed scores of that many queries with all keys."""
+    operations = one.trace.operations if one.trace is not None else ()
+    sizes = (rows, one.start + one.count)
+    return any(t.dim() >= 3 and t.shape[-2:] == sizes for op in operations for t in op.results)

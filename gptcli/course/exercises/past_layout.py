@@ -1,0 +1,213 @@
+"""Where the keys and values are in what a learner's forward returns, whatever its layout.
+
+Dimensions: B batch, T tokens, H heads, D channels per head. Canonical is (B, H, T, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.course.exercises.learner_module import close
+
+Order = tuple[str, ...]
+ORDERS: tuple[Order, ...] = (
+    ("B", "H", "T", "D"),
+    *(o for o in permutations(("B", "H", "T", "D")) if o != ("B", "H", "T", "D")),
+    *permutations(("B", "T", "HD")),
+    *permutations(("BH", "T", "D")),
+)
+NAMES = {"B": "batch", "H": "heads", "T": "tokens", "D": "channels", "HD": "channels",
+         "BH": "texts and heads"}  # fmt: skip
+_MOST_NESTED = 4
+
+
+def leaves(value: Any, depth: int = 0) -> list[Tensor]:
+    """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
+
+    If there are several of one shape for each text, such as those of all heads, they come once more
+    as one tensor of (heads, ...): those at even places, those at odd ones, the first half, the
+    second half."""
+    found = list(_leaves(value, depth))
+    if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
+        return found
+    half = len(found) // 2
+    groups = (found[0::2], found[1::2], found[:half], found[half:])
+    return [*found, *(torch.stack(group) for group in groups)]
+
+
+def _leaves(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value.detach()
+    elif depth < _MOST_NESTED:
+        parts: Any = ()
+        if isinstance(value, dict):
+            parts = value.values()
+        elif isinstance(value, (list, tuple)):
+            parts = value
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _leaves(part, depth + 1)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a text's keys, except for the number of tokens."""
+
+    B: int
+    H: int
+    D: int
+
+    def of(self, letters: str) -> int:
+        """The product of some sizes."""
+        product = 1
+        for letter in letters:
+            product *= getattr(self, letter)
+        return product
+
+
+def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
+    """(B, H, T, D) of a tensor with its dimensions in `order`, or None if the sizes do not fit."""
+    if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
+        tensor = tensor.unsqueeze(order.index("H"))  # one head by itself
+    if tensor.dim() != len(order):
+        return None
+    for size, letters in zip(tensor.shape, order, strict=True):
+        if letters != "T" and size != dims.of(letters):
+            return None
+    T = tensor.shape[order.index("T")]
+    split = [T if one == "T" else getattr(dims, one) for letters in order for one in letters]
+    whole = "".join(order)
+    return tensor.reshape(split).permute(*(whole.index(letter) for letter in "BHTD"))
+
+
+def in_order(tensor: Tensor, order: Order) -> Tensor:
+    """A canonical tensor with its dimensions in `order`."""
+    whole = "".join(order)
+    turned = tensor.permute(*("BHTD".index(letter) for letter in whole))
+    sizes, shape = list(turned.shape), []
+    for letters in order:
+        size = 1
+        for _ in letters:
+            size *= sizes.pop(0)
+        shape.append(size)
+    return turned.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where keys or values are: which tensor, which part of it, and the order of its dimensions.
+
+    `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
+    only one of them. `whole` tells that this dimension has the size 2 and goes away."""
+
+    leaf: int
+    order: Order
+    dim: int | None = None
+    at: int = 0
+    whole: bool = True
+
+    def part(self, tensors: list[Tensor]) -> Tensor | None:
+        """The tensor or the part of it, as it is stored."""
+        if self.leaf >= len(tensors):
+            return None
+        tensor = tensors[self.leaf]
+        if self.dim is None:
+            return tensor
+        if tensor.dim() <= self.dim:
+            return None
+        if self.whole:
+            return tensor.select(self.dim, self.at) if tensor.shape[self.dim] == 2 else None
+        size = tensor.shape[self.dim] // 2
+        return tensor.narrow(self.dim, self.at * size, size)
+
+    def read(self, tensors: list[Tensor], dims: Dims) -> Tensor | None:
+        """(B, H, T, D), or None if it is not there in this order."""
+        part = self.part(tensors)
+        return None if part is None else canonical(part, self.order, dims)
+
+
+def places(tensors: list[Tensor], dims: Dims, T: int) -> Iterator[Place]:
+    """Every place that can hold keys or values of T tokens, perhaps with room for more."""
+    for number, tensor in enumerate(tensors):
+        options: list[tuple[int | None, int, bool]] = [(None, 0, True)]
+        for dim, size in enumerate(tensor.shape):
+            if size == 2 and tensor.dim() > 3:
+                options += [(dim, 0, True), (dim, 1, True)]
+        if tensor.dim() and tensor.shape[-1] % 2 == 0:
+            last = tensor.dim() - 1
+            options += [(last, 0, False), (last, 1, False)]
+        for part, at, whole in options:
+            for order in ORDERS:
+                place = Place(number, order, part, at, whole)
+                found = place.read(tensors, dims)
+                if found is not None and found.shape[2] >= T:
+                    yield place
+
+
+def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
+    """The place that holds `wanted` (B, H, T, D), or None."""
+    dims = Dims(wanted.shape[0], wanted.shape[1], wanted.shape[3])
+    for place in places(tensors, dims, T):
+        found = place.read(tensors, dims)
+        if found is not None and close(found[:, :, :T].double(), wanted):
+            return place
+    return None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor of a forward that holds stored and new tokens: of which part, joined how."""
+
+    part: str  # "k" or "v"
+    kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other
+    line: int | None
+    dim: int = 0  # the dimension along which they were joined
+    what: str = ""  # its name
+    shape: tuple[int, ...] = ()
+    wanted: tuple[int, ...] = ()
+
+
+def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
+    """Every way in which stored and new tokens can be joined, in every order of dimensions.
+
+    Both dicts have "k" and "v", each (B, H, tokens, D). A head by itself counts, too."""
+    for order in ORDERS:
+        names = tuple(NAMES[letters] for letters in order)
+        stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))
+        yield from _joined(stored, added, order.index("T"), names)
+    for head in range(old["k"].shape[1]):
+        stored, added = ({p: one[p][:, head] for p in "kv"} for one in (old, new))
+        yield from _joined(stored, added, 1, ("batch", "tokens", "channels"))
+
+
+def _joined(
+    old: dict[str, Tensor], new: dict[str, Tensor], at: int, names: tuple[str, ...]
+) -> Iterator[tuple[Seen, Tensor]]:
+    """The ways along each dimension. `at` is that of the tokens."""
+    for part, other in (("k", "v"), ("v", "k")):
+        P, N = old[part], new[part]
+        right = torch.cat((P, N), at)
+        yield Seen(part, "right", None, at), right
+        yield Seen(part, "reversed", None, at), torch.cat((N, P), at)
+        yield Seen(part, "twice", None, at), torch.cat((P, N, N), at)
+        yield Seen(part, "stored twice", None, at), torch.cat((P, P, N), at)
+        yield Seen(part, "of other", None, at), torch.cat((old[other], N), at)
+        if N.shape[at] > 1:
+            yield Seen(part, "last", None, at), torch.cat((P, N.narrow(at, -1, 1)), at)
+            yield Seen(part, "first", None, at), torch.cat((P, N.narrow(at, 0, 1)), at)
+            yield Seen(part, "backwards", None, at), torch.cat((P, N.flip(at)), at)
+        for dim, name in enumerate(names):
+            sizes = [[n for i, n in enumerate(one.shape) if i != dim] for one in (P, N)]
+            if dim != at and sizes[0] == sizes[1]:
+                for pair in ((P, N), (N, P)):
+                    tensor = torch.cat(pair, dim)
+                    shapes = tuple(tensor.shape), tuple(right.shape)
+                    yield Seen(part, "dim", None, dim, name, *shapes), tensor

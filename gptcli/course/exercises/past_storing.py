@@ -1,0 +1,424 @@
+"""Probes of what a forward with a past stores: steps 1 to 4 of the cache exercise.
+
+Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
+head, N tokens of a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.course.exercises import past_layout
+from gptcli.course.exercises.learner_module import close
+from gptcli.course.exercises.past_layout import Dims, Place, canonical
+from gptcli.course.exercises.past_learner import Called, PastLearner, Text
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import TOLERANCE, CheckFailed
+
+_NAMES = {"k": "keys", "v": "values"}
+
+
+def storing(
+    learner: PastLearner, text: Text, whole: Called, calls: list[Called]
+) -> CheckFailed | None:
+    """The mistake in what the calls store, steps 1 to 4; None if all of it is right."""
+    form = learner.form
+    lines = learner.forward_lines()
+    if form.keeps_state:
+        return _in_state(learner, text, calls) if text.keys else None
+    if not whole.stored:
+        got = "the output alone" if whole.present is None else "something without tensors"
+        return learner.mistake("present-not-returned", got=got, within=lines)
+    found = _places(text, whole)
+    if found is None:
+        return _unknown_present(learner, text, whole)
+    k_place, v_place, dims, swapped = found
+    keys = {}
+    for part, place in (("k", k_place), ("v", v_place)):
+        tensor = place.read(whole.stored, dims)
+        assert tensor is not None
+        keys[part] = tensor[:, :, : text.size.N].double()
+    joins = _joins(learner, text, keys, calls, swapped=swapped)
+    if joins is not None:
+        return joins
+    for one in calls:
+        if one.failed is not None or one.y is None:
+            return None
+        if not one.stored:
+            return learner.mistake(
+                "present-not-returned", " (with a past)", got="the output alone", within=lines
+            )
+        fault = _present(learner, text, one, keys, (k_place, v_place))
+        if fault is not None:
+            return fault
+    return None
+
+
+def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFailed | None:
+    """The mistake in what a module keeps; None if it keeps all keys and values."""
+    fault = _joins(learner, text, text.keys, calls)
+    if fault is not None:
+        return fault
+    lines = learner.forward_lines()
+    at = learner.source.find(r"self\.\w*(cache|past|kv|key|value|_k\b|_v\b)\w*\s*=(?!=)", lines)
+    for one in calls:
+        if one.start == 0 or one.failed is not None:
+            continue
+        all_, new, old = (
+            {part: _holds(one.stored, text.keys[part][:, :, part_of]) for part in "kv"}
+            for part_of in (
+                slice(0, one.total), slice(one.start, one.total), slice(0, one.start)
+            )
+        )  # fmt: skip
+        if all(all_.values()):
+            continue
+        if not any(all_.values()) and all(new.values()):
+            return learner.mistake(
+                "overwrites", S=one.total, found=one.count, line=at, within=lines
+            )
+        if not any(all_.values()) and all(old.values()):
+            return learner.mistake(
+                "keeps-the-first", S=one.total, found=one.start, line=at, within=lines
+            )
+        if all_["k"] != all_["v"]:
+            slug = "values-not-stored" if all_["k"] else "keys-not-stored"
+            shape = next((tuple(t.shape) for t in one.stored), ())
+            return learner.mistake(slug, step=1, S=one.total, shape=shape, within=lines)
+    return None
+
+
+def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
+    """Whether the tensors together contain all numbers of `wanted`."""
+    if not stored:
+        return False
+    flat = torch.cat([tensor.double().flatten() for tensor in stored]).sort().values
+    goal = wanted.contiguous()
+    after = torch.searchsorted(flat, goal).clamp(max=len(flat) - 1)
+    nearest = torch.minimum(
+        (flat[after] - goal).abs(), (flat[(after - 1).clamp(min=0)] - goal).abs()
+    )
+    return bool((nearest <= TOLERANCE).all())
+
+
+def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
+    """Where keys and values are in what forward returns for the whole text, the sizes of keys, and
+    whether values come first; None if they are not there."""
+    N = text.size.N
+    if text.keys:
+        k = past_layout.find(whole.stored, text.keys["k"], N)
+        v = past_layout.find(whole.stored, text.keys["v"], N)
+        if k is None or v is None:
+            return None
+        return k, v, text.dims, (v.leaf, v.at) < (k.leaf, k.at)
+    for heads in range(text.dims.H, 0, -1):
+        dims = Dims(text.dims.B, heads, text.dims.D)
+        found = list(past_layout.places(whole.stored, dims, N))
+        first = next((p for p in found if (p.dim is None) == (len(whole.stored) > 1)), None)
+        if first is None:
+            continue
+        second = next((p for p in found if (p.leaf, p.at) != (first.leaf, first.at)
+                       and p.order == first.order and p.dim == first.dim), None)  # fmt: skip
+        if second is not None:
+            return first, second, dims, False
+    return None
+
+
+def _unknown_present(learner: PastLearner, text: Text, whole: Called) -> CheckFailed | None:
+    """The mistake of a first call whose result does not hold the keys and values."""
+    lines = learner.forward_lines()
+    N = text.size.N
+    if not text.keys:
+        return None
+    for count in range(N - 1, N // 2, -1):
+        if past_layout.find(whole.stored, text.keys["k"][:, :, N - count :], count) is not None:
+            return learner.mistake(
+                "drops-the-oldest", S=N, W=text.size.block_size, found=count, within=lines
+            )
+    have = {part: past_layout.find(whole.stored, text.keys[part], N) is not None for part in "qkv"}
+    if have["q"]:
+        return learner.mistake("queries-stored", within=lines)
+    if have["k"] != have["v"]:
+        one, other = ("values", "keys") if have["k"] else ("keys", "values")
+        if learner.form.changes_past:
+            shape = next((tuple(t.shape) for t in whole.stored), ())
+            line = learner.source.find(r"(cache|past|kv)\w*(\[.*\])? *=(?!=)", lines)
+            return learner.mistake(
+                f"{one}-not-stored", S=N, shape=shape, within=lines, step=1, line=line
+            )
+        return learner.mistake("keys-for-values", one=one, other=other, S=N, within=lines, step=1)
+    return None
+
+
+def _joins(
+    learner: PastLearner,
+    text: Text,
+    keys: dict[str, Tensor],
+    calls: list[Called],
+    *,
+    swapped: bool = False,
+) -> CheckFailed | None:
+    """The mistake that shows where a forward joins stored and new tokens."""
+    lines = learner.forward_lines()
+    for one in calls:
+        if one.start == 0:
+            continue
+        old = {part: keys[part][:, :, : one.start] for part in "kv"}
+        new = {part: keys[part][:, :, one.start : one.total] for part in "kv"}
+        found = _found_joins(one, old, new)
+        kinds = {part: [each for each in found if each.part == part] for part in "kv"}
+        right = {part: any(each.kind == "right" for each in kinds[part]) for part in "kv"}
+        mixed = {part: [e for e in kinds[part] if e.kind == "of other"] for part in "kv"}
+        if mixed["k"] and mixed["v"]:
+            slug = "present-swapped" if swapped else "swapped-in-forward"
+            line = None if swapped else _unpacking(learner, mixed["k"][0].line)
+            return learner.mistake(slug, line=line, within=lines)
+        for part, other in (("k", "v"), ("v", "k")):
+            if right[part]:
+                continue
+            for each in kinds[part]:
+                where: dict[str, Any] = {"line": each.line, "within": lines}
+                if each.kind == "dim":
+                    return learner.mistake(
+                        "wrong-dimension", dim=each.dim, what=each.what, S=one.total,
+                        part=_NAMES[part], shape=each.shape, wanted=each.wanted, **where,
+                    )  # fmt: skip
+                if each.kind in ("reversed", "backwards"):
+                    tokens = list(range(one.start)), list(range(one.start, one.total))
+                    order = (
+                        tokens[1] + tokens[0]
+                        if each.kind == "reversed" else tokens[0] + tokens[1][::-1]
+                    )  # fmt: skip
+                    return learner.mistake("new-before-old", order=order, **where)
+                if each.kind in ("twice", "stored twice"):
+                    return learner.mistake("appended-twice", **where)
+                if each.kind == "of other" and right[other]:
+                    return learner.mistake(
+                        "keys-for-values", step=1, one=_NAMES[part], other=_NAMES[other],
+                        S=one.total, **where,
+                    )  # fmt: skip
+                if each.kind in ("last", "first") and one.count > 1:
+                    lost = one.count - 1
+                    lost_words = "1 token is" if lost == 1 else f"{lost} tokens are"
+                    return learner.mistake("tokens-lost", S=one.total, lost=lost_words, **where)
+            if right[other] and (one.stored or one.failed is not None):
+                if part == "k" and text.weights is None:
+                    at = position(learner, text, one)
+                    if at is not None:
+                        return positions(learner, one, at)
+                slug = "values-not-stored" if part == "v" else "keys-not-stored"
+                shape = next((tuple(t.shape) for t in one.stored), ())
+                line = next(e.line for e in kinds[other] if e.kind == "right")
+                return learner.mistake(
+                    slug, S=one.total, shape=shape, line=line, within=lines, step=1
+                )
+    return None
+
+
+def _found_joins(
+    one: Called, old: dict[str, Tensor], new: dict[str, Tensor]
+) -> list[past_layout.Seen]:
+    """The ways in which a call joined stored and new tokens, with their lines."""
+    forms: dict[tuple[int, ...], list[tuple[past_layout.Seen, Tensor]]] = {}
+    for seen, tensor in past_layout.joined(old, new):
+        forms.setdefault(tuple(tensor.shape), []).append((seen, tensor))
+    found = []
+    for operation in one.trace.operations:
+        for tensor in operation.results:
+            for seen, form in forms.get(tuple(tensor.shape), ()):
+                if close(tensor.double(), form):
+                    found.append(replace(seen, line=operation.line))
+                    if seen.kind == "right":
+                        break
+    return found
+
+
+def _unpacking(learner: PastLearner, line: int | None) -> int | None:
+    """The line that takes keys and values out of the past, if there is one."""
+    names = "|".join(learner.form.past) or "past"
+    pattern = rf"^\s*\w+\s*,\s*\w+\s*=\s*.*\b({names})\b"
+    return learner.source.find(pattern, learner.forward_lines()) or line
+
+
+def _present(
+    learner: PastLearner,
+    text: Text,
+    one: Called,
+    keys: dict[str, Tensor],
+    places: tuple[Place, Place],
+) -> CheckFailed | None:
+    """The mistake in the keys and values that a call returned; None if they are right."""
+    lines = learner.forward_lines()
+    wrong: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for part, place in zip("kv", places, strict=True):
+        right = keys[part]
+        dims = Dims(right.shape[0], right.shape[1], right.shape[3])
+        got = place.read(one.stored, dims)
+        wanted = right[:, :, : one.total]
+        if got is None:
+            wrong[part] = "shape"
+            continue
+        got = got.double()[:, :, : one.total] if learner.form.buffers else got.double()
+        sizes[part] = got.shape[2]
+        if got.shape[2] >= one.total and close(got[:, :, : one.total], wanted):
+            continue
+        forms = {
+            "new": right[:, :, one.start : one.total],
+            "old": right[:, :, : one.start],
+            "other": keys["v" if part == "k" else "k"][:, :, : one.total],
+        }
+        if text.keys:
+            forms["queries"] = text.keys["q"][:, :, : one.total]
+        found = [name for name, form in forms.items() if close(got, form)]
+        if learner.form.buffers and not found:
+            filled = {name: got[:, :, : forms[name].shape[2]] for name in ("old", "new")}
+            found = [name for name, tensor in filled.items() if close(tensor, forms[name])]
+        if (
+            not found
+            and 0 < got.shape[2] < one.total
+            and close(got, wanted[:, :, one.total - got.shape[2] :])
+        ):
+            found = ["newest"]
+        if (
+            not found
+            and got.shape[2] == one.total
+            and close(got[:, :, : one.start], wanted[:, :, : one.start])
+        ):
+            found = ["new part"]
+        wrong[part] = found[0] if found else "?"
+    if not wrong:
+        return None
+    part = next(iter(wrong))
+    kind, found_size = wrong[part], sizes.get(part, 0)
+    if set(wrong.values()) == {"other"} and len(wrong) == 2:
+        return learner.mistake("present-swapped", within=lines)
+    if kind == "queries":
+        return learner.mistake("queries-stored", within=lines)
+    if one.start == 0:
+        return None
+    held = _held(one, keys)
+    if learner.form.changes_past:  # what is stored is what counts
+        held = {"k": False, "v": False}
+        if kind in ("new", "old") and len(wrong) == 1:
+            kind = "new"
+    what = "keys and values" if len(wrong) == 2 else _NAMES[part]
+    if kind == "new":
+        if held[part]:
+            return learner.mistake(
+                "present-new-only", S=one.total, found=one.count, what=what, within=lines
+            )
+        if len(wrong) == 2:
+            return learner.mistake("overwrites", S=one.total, found=one.count, within=lines)
+        slug = "values-not-stored" if part == "v" else "keys-not-stored"
+        return learner.mistake(
+            slug, S=one.total, shape=tuple(one.stored[places[part == "v"].leaf].shape),
+            within=lines, step=1, line=learner.source.find(r"cat\(", lines),
+        )  # fmt: skip
+    if kind == "old":
+        if held[part]:
+            return learner.mistake("present-old", S=one.total, found=one.count, within=lines)
+        return learner.mistake("keeps-the-first", S=one.total, found=one.start, within=lines)
+    if kind == "other":
+        other = _NAMES["v" if part == "k" else "k"]
+        return learner.mistake(
+            "keys-for-values", step=1, one=_NAMES[part], other=other, S=one.total, within=lines
+        )
+    if kind == "newest" and 2 * found_size < text.size.block_size:
+        lost = one.total - found_size
+        words = "1 token is" if lost == 1 else f"{lost} tokens are"
+        return learner.mistake("tokens-lost", step=1, S=one.total, lost=words, within=lines)
+    if kind == "newest":
+        return learner.mistake(
+            "drops-the-oldest", S=one.total, W=text.size.block_size, found=found_size, within=lines
+        )
+    if kind == "new part" and text.weights is None:
+        at = position(learner, text, one)
+        if at is not None:
+            return positions(learner, one, at)
+    shapes = [tuple(tensor.shape) for tensor in one.stored]
+    return learner.failed_at(
+        1, "wrong-result",
+        f"after {one.total} tokens your forward returns keys and values of shapes {shapes} with "
+        "other numbers than those of the tokens"
+        + learner.source.quote(learner.source.find(r"cat\(|\breturn\b", lines)),
+    )  # fmt: skip
+
+
+def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
+    """Whether a call computed the keys, and the values, of all tokens."""
+    found = {}
+    for part in "kv":
+        wanted = keys[part][:, :, : one.total]
+        heads = range(wanted.shape[1])
+        found[part] = _makes(one.trace, wanted) or all(
+            _makes(one.trace, wanted[:, head : head + 1]) for head in heads
+        )
+    return found
+
+
+def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
+    """Whether a trace has the numbers of `wanted` (B, H, T, D), in any order of dimensions."""
+    dims = Dims(wanted.shape[0], wanted.shape[1], wanted.shape[3])
+    return any(
+        form is not None and close(form.double(), wanted)
+        for operation in trace.operations
+        for tensor in operation.results
+        if tensor.numel() == wanted.numel()
+        for form in (canonical(tensor, order, dims) for order in past_layout.ORDERS)
+    )
+
+
+def position(learner: PastLearner, text: Text, one: Called) -> int | None:
+    """The position from which a call turns queries or keys of its tokens, if it is a wrong one.
+
+    None if all of them are turned from the right one, or from none that is near."""
+    piece = text.text[:, one.start : one.total]
+    rights = _turned(learner, text, text.text[:, : one.start], piece)
+    B, T, D = text.dims.B, one.count, text.dims.D
+    mine = [
+        tensor
+        for heads in range(1, text.dims.H + 1)
+        for tensor in _canonicals(one.trace, Dims(B, heads, D), T)
+    ]
+    for at in (0, one.start - 1, one.start + 1, one.total, one.total - 1, *range(1, one.start)):
+        if at == one.start or at + T > text.size.block_size:
+            continue
+        empty = torch.zeros_like(piece[:, :1]).expand(-1, at, -1)
+        for tensor in _turned(learner, text, empty, piece):
+            in_place = any(close(tensor, right) for right in rights)
+            if not in_place and any(close(tensor, each) for each in mine):
+                return int(at)
+    return None
+
+
+def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
+    """What can be queries or keys of a piece, if it is read in one call with the text before."""
+    whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
+    start, T = before.shape[1], piece.shape[1]
+    found = []
+    for heads in range(1, text.dims.H + 1):
+        dims = Dims(text.dims.B, heads, text.dims.D)
+        found += [one[:, :, start:] for one in _canonicals(whole.trace, dims, start + T)]
+    return found
+
+
+def _canonicals(trace: TensorTrace, dims: Dims, T: int) -> list[Tensor]:
+    """The tensors of a trace that can be queries or keys of T tokens."""
+    found = []
+    for operation in trace.operations:
+        for tensor in operation.results:
+            if tensor.numel() == dims.of("BHD") * T:
+                form = canonical(tensor, ("B", "H", "T", "D"), dims)
+                form = canonical(tensor, ("B", "T", "H", "D"), dims) if form is None else form
+                if form is not None and form.shape[2] == T:
+                    found.append(form.double())
+    return found
+
+
+def positions(learner: PastLearner, one: Called, at: int) -> CheckFailed:
+    lines = learner.forward_lines()
+    return learner.mistake("positions-not-offset", start=one.start, at=at, within=lines)
