@@ -17,6 +17,7 @@ TOP = {"files", "top"}
 
 MAY_IMPORT = {
     "cli": {
+        "loggers",
         "api",
         "interop",
         "training",
