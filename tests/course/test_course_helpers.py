@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.course.examination import examine
-from gptcli.course.exercises.helpers import Helpers
+from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.sandbox.learner_file import find_file
 from tests.course import helper_files
 

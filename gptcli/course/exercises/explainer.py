@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptcli.course.exercises.helpers import Helpers
+from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
