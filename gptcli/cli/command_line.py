@@ -304,6 +304,8 @@ def _instead(
     if word in SENTENCE_OF:
         return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
     for other, parameters in _other_commands(ctx).items():
+        if other == "import" and setting is not None:
+            continue  # more people mean the config key
         if any(same_option(name) in _names(parameter) for parameter in parameters):
             return f"{same_option(name)} is an option of `gptcli {other}`", True
     options = {normalised(option): option for option in known}

@@ -294,6 +294,12 @@ LONGEST = "                longest = max(longest, n)\n"
 
 # (slug, step, then pairs of old text and new text)
 WRONG: list[tuple[Any, ...]] = [
+    ("helper-is-no-softmax", 3,
+     "def top_p(logits, p):\n    if p >= 1:\n        return logits\n    probs, order = torch.sort("
+     "torch.softmax(logits, dim=-1), descending=True)\n",
+     "def hand_softmax(t):\n    e = (t - t.max()).exp()\n    return e / e.max()\n\n\n"
+     "def top_p(logits, p):\n    if p >= 1:\n        return logits\n    probs, order = torch.sort("
+     "hand_softmax(logits), descending=True)\n"),
     ("returns-probabilities", 1, "return logits / t", "return torch.softmax(logits / t, dim=-1)"),
     ("returns-probabilities", 2, "    return out\n\n\ndef top_p",
      "    return out.softmax(-1)\n\n\ndef top_p"),

@@ -186,9 +186,9 @@ def test_spec_is_file_and_class(
 
 
 def test_a_drive_letter_does_not_start_a_class() -> None:
-    with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py$"):
+    with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py(\n|$)"):
         find_file(r"C:\x.py:Mine")
-    with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py$"):
+    with pytest.raises(GptcliError, match=r"there is no file C:\\x\.py(\n|$)"):
         find_file(r"C:\x.py")
 
 
