@@ -217,19 +217,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --slow, leave out tests marked `slow`, and two thirds of each `long_series`.
 
-    With it, keep only those and the tests that use the fixture `slow`."""
+    Of a series of over 40 tests, five sixths. With --slow, keep only those and the tests that use
+    the fixture `slow`."""
     slow = config.getoption("--slow")
-    seen: Counter[tuple[Path, str]] = Counter()
+    series = [
+        (item.path, getattr(item, "originalname", item.name))
+        for item in items
+        if item.get_closest_marker("long_series") is not None
+    ]
+    lengths, seen = Counter(series), Counter[tuple[Path, str]]()
     kept, left_out = [], []
     for item in items:
         is_slow = item.get_closest_marker("slow") is not None
         if item.get_closest_marker("long_series") is not None:
-            series = (item.path, getattr(item, "originalname", item.name))
-            i = seen[series]
-            is_slow = (
-                is_slow or (i + i // 3) % 3 != 0
-            )  # a diagonal, if a parameter has three values
-            seen[series] += 1
+            test = (item.path, getattr(item, "originalname", item.name))
+            i, every = seen[test], 6 if lengths[test] > 40 else 3
+            # A diagonal: a parameter of three values then has each of them.
+            is_slow = is_slow or (i + i // every) % every != 0
+            seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
         (kept if is_wanted else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)

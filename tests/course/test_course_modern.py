@@ -29,6 +29,7 @@ def report_of(folder: Path, text: str) -> FileReport:
     return examine(find_file(str(path), "modern"), lambda doing: None)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_ones_are_accepted(name: str, tmp_path: Path) -> None:
     report = report_of(tmp_path, RIGHT[name])

@@ -56,6 +56,7 @@ def gpt2(tmp_path: Path, **more: Any) -> Path:
     return written(trained(tmp_path / "run", "gpt2", arch="gpt2", **sizes, **more), tmp_path / "hf")
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("seed", range(10))
 def test_an_export_comes_back_as_the_same_model(arch: str, seed: int, tmp_path: Path) -> None:
