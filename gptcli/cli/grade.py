@@ -133,7 +133,7 @@ def _write_csv(path: Path, grades: list[Grade]) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text, written so that no spreadsheet takes it for a formula: students choose it."""
+    """The text, with a `'` before it if a spreadsheet would take it for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 

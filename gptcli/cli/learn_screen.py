@@ -317,7 +317,7 @@ def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
 
 
 def _margin(pair: Pair) -> int:
-    """The blanks that all lines of a step begin with, in both files."""
+    """The number of spaces with which every line of a step begins, in both files."""
     texts = [text for _, text in (*pair.learner, *pair.reference) if text.strip()]
     return min((len(text) - len(text.lstrip(" ")) for text in texts), default=0)
 

@@ -33,7 +33,7 @@ _ARGUMENTS = ("cache", "kv_cache", "kvcache", "layer_cache", "past", "past_kv", 
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """What a cache is made for. Most constructors ask only for block_size."""
+    """The sizes for which a cache is made. Most constructors ask only for block_size."""
 
     batch: int
     n_head: int

@@ -138,7 +138,7 @@ def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:
 
 
 def _two_texts(learner: LearnerCache) -> None:
-    """Raise CheckFailed if two texts in turn disturb each other, or a cleared cache its next."""
+    """Raise CheckFailed if a text reads another's cache, or what was in a cache before clear()."""
     size = SIZES[0]
     module = learner.module(size)
     weights = learner.weights(module, size)

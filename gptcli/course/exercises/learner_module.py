@@ -399,7 +399,7 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run one size. Dropout that acts, and an x that was changed, are faults of the run."""
+    """Run one size. Records as faults that dropout acts, and that x was changed."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []

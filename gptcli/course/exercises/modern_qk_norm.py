@@ -24,7 +24,7 @@ _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of queries and keys; None for one without. `of` tells over what each goes.
+    """The norms of queries and keys; None for one without. `of` names the numbers they average.
 
     `after_rotation`: a learned gain is applied to heads that were rotated before."""
 
@@ -76,7 +76,7 @@ def find_norm(
 
 
 def _norms(module: nn.Module, heads: Tensor) -> Iterator[tuple[Norm, str, bool]]:
-    """Every norm that could be meant: a function, over what it goes, and whether it has a gain."""
+    """Every norm that could be meant: its function, what it averages, whether it has a gain."""
     width, D = heads.shape[1] * heads.shape[3], heads.shape[3]
     vectors = [p.detach() for p in module.parameters() if p.dim() == 1]
     own = {

@@ -164,7 +164,7 @@ def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A tensor of a forward that holds stored and new tokens: of which part, joined how."""
+    """A tensor in which a forward joined stored and new keys or values, and how it joined them."""
 
     part: str  # "k" or "v"
     kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other

@@ -55,7 +55,7 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
 
 
 def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
-    """What a file of this form does not have of a step, for its line in the list of steps."""
+    """Why a step does not apply to a file of this form, for the list of steps; "" if it applies."""
     if step == 3 and not has_network and not any(name == "more" for name, _ in learner.notes):
         return "your attention has no positions: whoever calls it passes them"
     if step == 4 and not learner.form.keeps_state:

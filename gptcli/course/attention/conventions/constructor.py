@@ -98,7 +98,7 @@ class Constructor:
 
 
 def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
-    """The arguments of the constructor with what they mean, without those that keep a default."""
+    """The arguments to call the constructor with, and their meanings. Others keep defaults."""
     parameters = _parameters(cls)
     guessed = _guessed(cls, parameters)
     required = [p for p in parameters if p.default is p.empty]

@@ -220,7 +220,7 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The projection of a list of heads: their outputs in a row."""
+    """The projection of a list of heads, whose outputs are concatenated."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:
