@@ -105,7 +105,7 @@ def requests_of(
 
     for number, text in enumerate(texts, 1):
         try:
-            ids = tokenizer.encode(text) or tokenizer.start_ids()
+            ids = tokenizer.prompt_ids(text)
         except GptcliError as error:
             raise GptcliError(f"{place(number)}{error.message}", error.hint) from None
         yield from (SampleRequest(ids, i) for i in range(num_samples))

@@ -48,7 +48,7 @@ def encode_all(
     elif tokenizer.kind == "own":
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
-        stream = _regrouped(stream, safe_cuts)
+        stream = _regrouped(stream, partial(safe_cuts, last_cut=tokenizer.last_cut))
     tokenizer.encode_array("")  # prepares the tokenizer once, before several threads would do it
     encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)

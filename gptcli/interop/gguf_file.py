@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
+from gptcli.errors import GptcliError
 from gptcli.interop.layouts import to_hugging_face
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.byte_level import to_characters
+from gptcli.tokenization.imported import ImportedTokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
@@ -142,6 +144,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 
     kinds = [int(gguf.TokenType.NORMAL)] * tokenizer.vocab_size
     to_text: Callable[[bytes], str]
+    if isinstance(tokenizer, ImportedTokenizer):
+        _add_imported(writer, tokenizer)
+        return
     if isinstance(tokenizer, RankedTokenizer) and tokenizer.kind in ("bpe", "gpt2"):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
@@ -158,6 +163,35 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
         writer.add_eos_token_id(tokenizer.eot)
         writer.add_bos_token_id(tokenizer.eot)
     writer.add_add_bos_token(False)
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+
+
+def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
+    """Write the vocabulary of an imported tokenizer, with llama.cpp's name for how it splits texts.
+
+    Raises GptcliError (exit code 1) if llama.cpp has no such name."""
+    import gguf
+
+    pre = tokenizer.splitting.llama_cpp
+    if pre is None:
+        raise GptcliError(
+            "llama.cpp has no name for the way in which this tokenizer splits texts",
+            "export it with --to huggingface or --to onnx",
+            exit_code=1,
+        )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_merges(tokenizer.merges)
+    names = [to_characters(piece) for piece in tokenizer.pieces]
+    kinds = [int(gguf.TokenType.NORMAL)] * tokenizer.vocab_size
+    for id, token in tokenizer.added.items():
+        names[id] = token["content"]
+        kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        kinds[id] = int(kind)
+    writer.add_eos_token_id(tokenizer.eot)
+    writer.add_bos_token_id(tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot)
+    writer.add_add_bos_token(bool(tokenizer.prefix))
     writer.add_token_list(names)
     writer.add_token_types(kinds)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.interop.layouts import to_hugging_face
 from gptcli.tokenization import Tokenizer
-from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
 SHARD_BYTES = 5 << 30
@@ -44,9 +43,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     traits = config.traits
     shared: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
-        "bos_token_id": tokenizer.eot,
-        "eos_token_id": tokenizer.eot,
-        "pad_token_id": tokenizer.eot,
+        **_token_ids(tokenizer),
         "dtype": "float32",
         "torch_dtype": "float32",  # the name before transformers 4.56
         "tie_word_embeddings": traits.tied_head,
@@ -100,11 +97,18 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    first = tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
     return {
-        "bos_token_id": tokenizer.eot,
+        "bos_token_id": first,
         "eos_token_id": tokenizer.eot,
         "pad_token_id": tokenizer.eot,
+    }
+
+
+def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        **_token_ids(tokenizer),
         "do_sample": True,
         "temperature": 0.8,
         "top_k": 0,
@@ -120,7 +124,12 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         "clean_up_tokenization_spaces": False,
     }
     if tokenizer.eot is not None:
-        found |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+        ids = _token_ids(tokenizer)
+        found |= {
+            f"{name}_token": tokenizer.token_bytes(id).decode()
+            for name in ("bos", "eos", "pad")
+            if (id := ids[f"{name}_token_id"]) is not None
+        }
     return found
 
 

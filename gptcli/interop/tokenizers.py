@@ -13,6 +13,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.gpt2 import gpt2_tokenizer
+from gptcli.tokenization.imported import ImportedTokenizer
 from gptcli.tokenization.loading import load_tokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT
 
@@ -61,7 +62,7 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None
-    if missing < 0 or not isinstance(tokenizer, RankedTokenizer):
+    if missing < 0 or not isinstance(tokenizer, RankedTokenizer | ImportedTokenizer):
         raise GptcliError(
             f"{path}: its embedding has {rows:,} rows, but the tokenizer has "
             f"{tokenizer.vocab_size:,} tokens",
@@ -69,10 +70,12 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
             exit_code=1,
         )
     size = tokenizer.vocab_size
+    note = f"{missing:,} rows of its embedding have no token; they are named <|unused_{size}|> on"
+    if isinstance(tokenizer, ImportedTokenizer):
+        return tokenizer.with_rows(rows), note
     special = dict(tokenizer.special)
     ranked = [piece for id, piece in enumerate(tokenizer.pieces) if id not in special]
     special |= {id: f"<|unused_{id}|>" for id in range(size, rows)}
-    note = f"{missing:,} rows of its embedding have no token; they are named <|unused_{size}|> on"
     return RankedTokenizer("bpe", ranked, special), note
 
 

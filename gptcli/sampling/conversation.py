@@ -71,8 +71,8 @@ class Conversation:
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
             ids = self._tokenizer.encode(text)
-        if not ids and not self._text:
-            ids = self._tokenizer.start_ids()
+        if not self._text:
+            ids = [*self._tokenizer.prefix, *ids] if ids else self._tokenizer.start_ids()
         try:
             if self._restart:
                 ids = self._text + ids

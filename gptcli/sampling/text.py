@@ -133,7 +133,7 @@ def generate_one(
 
     Calls `should_stop` after each piece of text, and returns None if it is true. Puts the model
     into evaluation mode, and restores its mode at the end."""
-    ids = tokenizer.encode(prompt) or tokenizer.start_ids()
+    ids = tokenizer.prompt_ids(prompt)
     was_training = model.training
     model.eval()
     try:

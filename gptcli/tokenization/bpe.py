@@ -9,14 +9,14 @@ section 2.2). tiktoken does the splitting and the merging.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError
 from gptcli.tokenization.byte_level import byte_level_json
 from gptcli.tokenization.safe_cuts import WHITE_SPACE, safe_cuts
-from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer, id_dtype, utf8
+from gptcli.tokenization.tokenizer import END_NAMES, END_OF_TEXT, Tokenizer, id_dtype, utf8
 
 if TYPE_CHECKING:
     import tiktoken
@@ -33,9 +33,6 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\
 # them. A quick test for such runs looks at every thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
-
-END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
-"""Names of the end-of-text token in files of other programs; the first that a file has is used."""
 
 _ENCODED_AT_ONCE = 2**20  # characters: bounds the memory of tiktoken
 
@@ -63,6 +60,10 @@ class RankedTokenizer(Tokenizer):
         ]
         ids = {name: id for id, name in self.special.items()}
         self.eot = next(ids[name] for name in END_NAMES if name in ids)
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        return self.special
 
     @cached_property
     def _ranks(self) -> dict[bytes, int]:

@@ -12,9 +12,9 @@ from gptcli.tokenization.tokenizer import Tokenizer
 MOST_BYTES = 1 << 24
 """The largest tokenizer.json that can be read, in bytes. It has about 300,000 tokens."""
 
-# The most commas and brackets in tokenizer.json. Each starts a value, and a parsed value takes up
-# to 200 bytes of memory.
-_MOST_PARTS = 700_000
+MOST_PARTS = 700_000
+"""The most commas and brackets in tokenizer.json. Each starts a value, and a parsed value takes up
+to 200 bytes of memory."""
 
 _SURELY_SMALL = 20_000  # tokens; none has more than a few hundred bytes
 KINDS = ("char", "byte", "bpe", "gpt2")
@@ -63,6 +63,6 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
     return len(content) > MOST_BYTES or has_too_many_parts(content)
 
 
-def has_too_many_parts(content: bytes) -> bool:
+def has_too_many_parts(content: bytes, most: int = MOST_PARTS) -> bool:
     """Whether parsing this JSON would take more memory than any real tokenizer needs."""
-    return sum(map(content.count, (b",", b"[", b"{"))) > _MOST_PARTS
+    return sum(map(content.count, (b",", b"[", b"{"))) > most

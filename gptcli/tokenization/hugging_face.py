@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptcli.tokenization.bpe import END_NAMES, RankedTokenizer
+from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.byte_level import from_characters
+from gptcli.tokenization.tokenizer import END_NAMES
 
 
 class OtherTokenizerError(Exception):

@@ -9,8 +9,8 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import LinkOutError, read_bounded
 from gptcli.files.leftovers import POINTER_HINT, is_lfs_pointer
-from gptcli.tokenization.bpe import END_NAMES, RankedTokenizer
-from gptcli.tokenization.building import KINDS, MOST_BYTES, has_too_many_parts
+from gptcli.tokenization.bpe import RankedTokenizer
+from gptcli.tokenization.building import KINDS, MOST_BYTES, MOST_PARTS, has_too_many_parts
 from gptcli.tokenization.byte import ByteTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.char import CharTokenizer
@@ -19,7 +19,8 @@ from gptcli.tokenization.hugging_face import (
     from_hugging_face,
     special_tokens,
 )
-from gptcli.tokenization.tokenizer import Tokenizer
+from gptcli.tokenization.imported import FILE_KIND, ImportedTokenizer, read_imported
+from gptcli.tokenization.tokenizer import END_NAMES, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes none longer than a third of this
@@ -27,6 +28,9 @@ _LONGEST = 1024  # bytes of a token; training makes none longer than a third of 
 # for this sum has a fixed part, for a few long tokens (rows of dashes or blanks), and a part for
 # each token.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
+
+# Limits for a file that the user names. Llama 3.2's has 17 MB and 1.2 million parts.
+_MOST_BYTES_OTHER, _MOST_PARTS_OTHER = 64 << 20, 3_000_000
 
 
 class _DamagedError(Exception):
@@ -50,7 +54,7 @@ def load_tokenizer(
     is damaged, or holds a tokenizer that gptcli cannot use.
     """
     try:
-        content = read_bounded(path, MOST_BYTES, inside)
+        content = read_bounded(path, _MOST_BYTES_OTHER if other_programs else MOST_BYTES, inside)
     except OSError as error:
         raise GptcliError(
             f"{path}: the tokenizer cannot be read ({error.strerror})",
@@ -59,14 +63,15 @@ def load_tokenizer(
             else "name a run folder or a tokenizer.json that gptcli wrote",
         ) from None
     try:
-        stored = _parsed(content, path)
+        stored = _parsed(content, path, _MOST_PARTS_OTHER if other_programs else MOST_PARTS)
         if other_programs and "kind" not in (stored.get("model") or {}):
             return _from_hugging_face(stored)
         return _rebuild(stored, path, user_class)
     except OtherTokenizerError as error:
         raise GptcliError(
             f"{path}: gptcli cannot use this tokenizer: {error}",
-            "a byte-level BPE with GPT-2's pattern works; train one: gptcli tokenizer train",
+            "a byte-level BPE works, such as GPT-2's, Qwen3's or Llama 3's; or train one: "
+            "gptcli tokenizer train",
         ) from None
     except _DamagedError as error:
         raise GptcliError(
@@ -75,10 +80,10 @@ def load_tokenizer(
         ) from None
 
 
-def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
     if is_lfs_pointer(content):
         raise GptcliError(f"{path} is a git-lfs pointer, not the tokenizer itself", POINTER_HINT)
-    if has_too_many_parts(content):
+    if has_too_many_parts(content, most_parts):
         raise _DamagedError("JSON with too many values")
     try:
         stored = json.loads(content.decode("utf-8-sig"))
@@ -100,7 +105,13 @@ def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
     vocab = stored["model"].get("vocab") if stored.get("model") else None
     if isinstance(vocab, dict):
         _refuse_long_tokens([token.encode("utf-8", "replace") for token in vocab])
-    tokenizer = from_hugging_face(stored)
+    try:
+        tokenizer = from_hugging_face(stored)
+    except OtherTokenizerError:  # not GPT-2's rules
+        try:
+            return read_imported(stored)
+        except ValueError as error:
+            raise OtherTokenizerError(str(error)) from None
     if tokenizer.vocab_size == 50257 and tokenizer.pieces == gpt2_tokenizer().pieces:
         return gpt2_tokenizer()
     return tokenizer
@@ -117,7 +128,9 @@ def _rebuild(stored: dict[str, Any], path: Path, user_class: type[Any] | None) -
                 f"{path} belongs to your own tokenizer, and its code is not stored in any run",
                 "name its file again: --tokenizer FILE",
             )
-        tokenizer = _user_bpe(model, user_class)
+        tokenizer: Tokenizer = _user_bpe(model, user_class)
+    elif kind == FILE_KIND:
+        tokenizer = _imported(stored)
     elif kind in KINDS:
         tokenizer = _from_vocabulary(kind, _tokens_by_id(model.get("vocab")), stored)
     else:
@@ -128,7 +141,18 @@ def _rebuild(stored: dict[str, Any], path: Path, user_class: type[Any] | None) -
         raise _DamagedError(error.message) from None
     for part in {**written, **stored}:
         if part not in stored or part not in written or stored[part] != written[part]:
-            raise _DamagedError(f"`{part}` is not what a {kind} tokenizer with this vocabulary has")
+            raise _DamagedError(
+                f"`{part}` is not what a {tokenizer.kind} tokenizer with this vocabulary has"
+            )
+    return tokenizer
+
+
+def _imported(stored: dict[str, Any]) -> ImportedTokenizer:
+    try:
+        tokenizer = read_imported(stored)
+    except ValueError as error:
+        raise _DamagedError(str(error)) from None
+    _refuse_long_tokens(list(tokenizer.pieces))
     return tokenizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 # Unicode's White_Space: what \s matches in tiktoken and in tokenizers. Python's str.isspace() does
 # not fit, because it also accepts U+001C to U+001F.
@@ -26,11 +26,17 @@ def last_safe_cut(text: str) -> int:
     return len(text[: end + 1].rstrip(WHITE_SPACE))
 
 
-def safe_cuts(pieces: Iterable[str], minimum: int, longest: int = LONGEST) -> Iterator[str]:
+def safe_cuts(
+    pieces: Iterable[str],
+    minimum: int,
+    longest: int = LONGEST,
+    last_cut: Callable[[str], int] = last_safe_cut,
+) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
     Yields pieces of about `minimum` to 2 * `minimum` characters (the last can be shorter). The
-    joined pieces are the same text. The cuts change no token of a BPE with GPT-2's split pattern.
+    joined pieces are the same text. The cuts change no token: `last_cut` gives the last place for a
+    cut in a text, 0 if there is none. The default is for a BPE with GPT-2's split pattern.
 
     If there is no safe place within `longest` characters, the text is cut anyway, so that memory is
     bounded. Such a cut changes the tokens next to it, but not the text that they decode to. No
@@ -50,7 +56,7 @@ def safe_cuts(pieces: Iterable[str], minimum: int, longest: int = LONGEST) -> It
             if size < wanted:
                 break
             text = "".join(held)
-            cut = last_safe_cut(text)
+            cut = last_cut(text)
             if not cut and size >= longest:
                 cut = size
             if cut:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
+from gptcli.tokenization.safe_cuts import last_safe_cut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 """The name of the end-of-text token. In a text, it is thirteen ordinary characters, not a token."""
+
+END_NAMES = (
+    END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
+"""Names of the end-of-text token in files of other programs; the first that a file has is used."""
 
 
 class Tokenizer(ABC):
@@ -32,6 +39,8 @@ class Tokenizer(ABC):
 
     kind: str
     eot: int | None
+    prefix: tuple[int, ...] = ()
+    """The ids that precede every prompt: begin-of-text, if a model was imported that has it."""
 
     @property
     @abstractmethod
@@ -90,12 +99,33 @@ class Tokenizer(ABC):
         """
         return [(id, _visible(self.token_bytes(id))) for id in self.encode(text)]
 
+    @property
+    def special_ids(self) -> Collection[int]:
+        """The ids of tokens that no text becomes, such as end-of-text."""
+        return () if self.eot is None else (self.eot,)
+
+    @property
+    def reads_end_of_text(self) -> bool:
+        """Whether the end-of-text token has the name that `allow_eot` looks for in texts."""
+        return self.eot is not None and self.token_bytes(self.eot) == END_OF_TEXT.encode()
+
+    def last_cut(self, text: str) -> int:
+        """The last position in `text` where a cut changes no token; 0 if there is none."""
+        return last_safe_cut(text)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids of a prompt: `prefix` and the text's ids, or `start_ids()` if it has none."""
+        ids = self.encode(text)
+        return [*self.prefix, *ids] if ids else self.start_ids()
+
     def start_ids(self) -> list[int]:
         """The ids that a sample without a prompt starts from.
 
-        This is end-of-text. If the kind has none, it is the newline. If the vocabulary has no
-        newline, it is the first token.
+        This is `prefix`, or end-of-text. If the kind has none, it is the newline. If the vocabulary
+        has no newline, it is the first token.
         """
+        if self.prefix:
+            return list(self.prefix)
         if self.eot is not None:
             return [self.eot]
         return [self.pieces.index(b"\n") if b"\n" in self.pieces else 0]
