@@ -21,16 +21,24 @@ def _byte_characters() -> list[str]:
 
 _CHARACTERS = _byte_characters()
 _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
+_TO_CHARACTERS = dict(enumerate(_CHARACTERS))
+_TO_BYTES = {
+    **dict.fromkeys(range(0x100), 0xFFFF),  # no byte, so that encoding as Latin-1 fails
+    **{ord(char): value for char, value in _BYTES.items()},
+}
 
 
 def to_characters(piece: bytes) -> str:
     """The characters that the byte-level format writes for the bytes of a token."""
-    return "".join(_CHARACTERS[value] for value in piece)
+    return piece.decode("latin-1").translate(_TO_CHARACTERS)
 
 
 def from_characters(text: str) -> bytes:
     """The bytes of a token in the byte-level format. Raises KeyError for any other character."""
-    return bytes(_BYTES[char] for char in text)
+    try:
+        return text.translate(_TO_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        raise KeyError(next(char for char in text if char not in _BYTES)) from None
 
 
 def byte_level_json(

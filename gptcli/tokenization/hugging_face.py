@@ -1,7 +1,8 @@
 """Reads a byte-level BPE from a tokenizer.json of Hugging Face, if gptcli gives the same ids.
 
 gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). A file that asks for anything
-else is refused, and the message says what differs. The file is data: nothing in it is executed.
+else is refused here, and the message says what differs; imported.py can read many of those. The
+file is data: nothing in it is executed.
 """
 
 from __future__ import annotations

@@ -34,20 +34,21 @@ class ImportedTokenizer(Tokenizer):
     """A byte-level BPE as its tokenizer.json describes it; `decode(encode(text))` normalises text.
 
     `stored` is the parsed file. Special tokens (`"special": true`) are tokens that no text becomes;
-    other added tokens are found in texts. Raises ValueError, with words for the user, if the file
+    other added tokens are found in texts. `self.stored` is what `to_json` writes, `names` are the
+    tokens by id as the file spells them. Raises ValueError, with words for the user, if the file
     asks for something that gptcli cannot keep exactly."""
 
     kind = "bpe"
     eot: int
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
-        self._stored = _canonical(stored)
-        model = self._stored["model"]
-        self.splitting: Splitting = splitting_of(self._stored["pre_tokenizer"])
-        self._normal_forms = _normal_forms(self._stored["normalizer"])
-        self.added = _added_tokens(self._stored["added_tokens"])
-        self._names = _names_by_id(model["vocab"], self.added)
-        _refuse_other_rules(model, self._stored)
+        self.stored = _canonical(stored)
+        model = self.stored["model"]
+        self.splitting: Splitting = splitting_of(self.stored["pre_tokenizer"])
+        self._normal_forms = _normal_forms(self.stored["normalizer"])
+        self.added = _added_tokens(self.stored["added_tokens"])
+        self.names = _names_by_id(model["vocab"], self.added)
+        _refuse_other_rules(model, self.stored)
         special = {token["content"]: id for id, token in self.added.items() if token["special"]}
         found = [special[name] for name in END_NAMES if name in special]
         if not found:
@@ -55,18 +56,18 @@ class ImportedTokenizer(Tokenizer):
                 "it has no special token for the end of a text (" + ", ".join(END_NAMES) + ")"
             )
         self.eot = found[0]
-        self.prefix = _prefix(self._stored["post_processor"], special)
+        self.prefix = _prefix(self.stored["post_processor"], special)
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
         return [
             self.added[id]["content"].encode() if id in self.added else from_characters(name)
-            for id, name in enumerate(self._names)
+            for id, name in enumerate(self.names)
         ]
 
     @property
     def vocab_size(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
@@ -83,7 +84,7 @@ class ImportedTokenizer(Tokenizer):
     @property
     def merges(self) -> list[str]:
         """The merges in order: two tokens in the byte-level format, with a space between them."""
-        merges: list[str] = self._stored["model"]["merges"]
+        merges: list[str] = self.stored["model"]["merges"]
         return merges
 
     def last_cut(self, text: str) -> int:
@@ -113,7 +114,7 @@ class ImportedTokenizer(Tokenizer):
 
     @cached_property
     def _json(self) -> str:
-        return json.dumps(self._stored, ensure_ascii=False)
+        return json.dumps(self.stored, ensure_ascii=False)
 
     def to_json(self) -> str:
         return self._json
@@ -125,7 +126,7 @@ class ImportedTokenizer(Tokenizer):
             for id in range(self.vocab_size, rows)
         ]
         return ImportedTokenizer(
-            {**self._stored, "added_tokens": [*self._stored["added_tokens"], *more]}
+            {**self.stored, "added_tokens": [*self.stored["added_tokens"], *more]}
         )
 
 
@@ -238,18 +239,15 @@ def _refuse_other_rules(model: dict[str, Any], stored: dict[str, Any]) -> None:
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise ValueError("it does not decode bytes (`decoder` is not ByteLevel)")
     added = {token["content"] for token in stored["added_tokens"]}
-    singles = set()
-    for token in model["vocab"]:
+    ordinary = [token for token in model["vocab"] if token not in added]
+    for char in {*"".join(ordinary)}:
         try:
-            piece = from_characters(token)
-        except KeyError as error:
-            if token in added:
-                continue
+            from_characters(char)
+        except KeyError:
             raise ValueError(
-                f"its vocabulary has the character {error.args[0]!r}, so it is not byte-level"
+                f"its vocabulary has the character {char!r}, so it is not byte-level"
             ) from None
-        if len(piece) == 1:
-            singles.add(piece)
+    singles = {from_characters(token) for token in ordinary if len(token) == 1}
     if len(singles) < 256:
         missing = next(value for value in range(256) if bytes([value]) not in singles)
         raise ValueError(f"it has no token for the byte 0x{missing:02X}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def _rebuild(stored: dict[str, Any], path: Path, user_class: type[Any] | None) -
     else:
         raise _DamagedError(f"model.kind is {_short(kind)}, not one of {', '.join(KINDS)}")
     try:
-        written = json.loads(tokenizer.to_json())
+        if isinstance(tokenizer, ImportedTokenizer):
+            written: dict[str, Any] = tokenizer.stored
+        else:
+            written = json.loads(tokenizer.to_json())
     except GptcliError as error:
         raise _DamagedError(error.message) from None
     for part in {**written, **stored}:
@@ -152,7 +156,7 @@ def _imported(stored: dict[str, Any]) -> ImportedTokenizer:
         tokenizer = read_imported(stored)
     except ValueError as error:
         raise _DamagedError(str(error)) from None
-    _refuse_long_tokens(list(tokenizer.pieces))
+    _refuse_long_tokens(tokenizer.names)  # a character for each byte
     return tokenizer
 
 
@@ -210,7 +214,7 @@ def _from_vocabulary(kind: str, tokens: list[str], stored: dict[str, Any]) -> To
     return RankedTokenizer("bpe", ranked, special)
 
 
-def _refuse_long_tokens(pieces: list[bytes]) -> None:
+def _refuse_long_tokens(pieces: Sequence[Sized]) -> None:
     longest = max(map(len, pieces), default=0)
     most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
     if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
