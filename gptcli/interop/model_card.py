@@ -125,10 +125,12 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
 def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     """What the proof showed, in a sentence."""
     if proof.largest_difference is None:
-        packages = ("xllamacpp", "onnxruntime")
-        package = next((name for name in packages if name in proof.reader), "transformers")
-        prove = f"To prove it: pip install {package}; {doing} again."
-        return f"Nothing was proven: {proof.reader}. {prove}"
+        nothing = f"Nothing was proven: {proof.reader}."
+        packages = ("transformers", "xllamacpp", "onnxruntime")
+        if not proof.reader.endswith("is not installed"):
+            return nothing
+        missing = next(name for name in packages if name in proof.reader)
+        return f"{nothing} To prove it: pip install {missing}; {doing} again."
     lengths = ", ".join(f"{length:,}" for length in proof.lengths)
     done = "read the export back" if doing == "export" else "read the same files"
     return (

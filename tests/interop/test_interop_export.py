@@ -209,3 +209,16 @@ def test_models_with_the_users_parts_are_refused(
     assert outcome.code == 1
     assert "was trained with your own attention" in outcome.err
     assert not Path("mine-huggingface").exists()
+
+
+def test_only_a_missing_package_is_to_be_installed() -> None:
+    for reader, package in (
+        ("transformers is not installed", "transformers"),
+        ("llama.cpp (the package xllamacpp) is not installed", "xllamacpp"),
+        ("the vocabulary has no letter, without which llama.cpp gives none", None),
+        ("transformers cannot be imported: no module `yaml`", None),
+    ):
+        words = proof_sentence(Proof(None, (), reader))
+        assert words.startswith(f"Nothing was proven: {reader}.")
+        assert ("pip install" in words) == (package is not None)
+        assert package is None or f"pip install {package};" in words
