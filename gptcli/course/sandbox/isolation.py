@@ -49,11 +49,13 @@ class Limits:
     """What a file can use. `memory` is in bytes, for the file and the processes that it starts.
 
     `file_bytes` is the size of the largest file that it can write (None: any). With `quiet`, what
-    it prints is dropped. Only forks have limits on memory and files."""
+    it prints is dropped. With `hidden`, it can change nothing outside the folder in which it runs,
+    and read nothing in `hidden`. Only forks have limits on memory and files."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
     quiet: bool = False
+    hidden: Path | None = None
 
 
 class Worker:
@@ -120,6 +122,7 @@ class Worker:
                 "folder": None if folder is None else str(folder),
                 "memory": self._limits.memory,
                 "file_bytes": self._limits.file_bytes,
+                "hidden": None if self._limits.hidden is None else str(self._limits.hidden),
             }
         )
         while True:
