@@ -72,15 +72,15 @@ def _limit_processes_of_user() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
-def descendants() -> list[int]:
-    """The process ids of all children of this process, their children, and so on."""
+def descendants(of: int | None = None) -> list[int]:
+    """The process ids of all children of a process (this one), their children, and so on."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):  # ended meanwhile
             after_name = status.read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(after_name[1]), []).append(int(status.parent.name))
     found: list[int] = []
-    waiting = [os.getpid()]
+    waiting = [of or os.getpid()]
     while waiting:
         own = children.get(waiting.pop(), [])
         found += own
@@ -119,19 +119,23 @@ def written_by(folder: Path, processes: list[int]) -> int:
     return total
 
 
-def kill_descendants() -> None:
-    """Kill every descendant, and collect its exit status.
+def kill_below(process: int) -> set[int]:
+    """Kill all descendants of a process, and return them.
 
     All are stopped before any is killed: a process that forks without end is otherwise faster."""
-    if sys.platform != "linux":
-        return
     stopped: set[int] = set()
-    while new := set(descendants()) - stopped:
-        for process in new:
-            _send(process, signal.SIGSTOP)
+    while sys.platform == "linux" and (new := set(descendants(process)) - stopped):
+        for each in new:
+            _send(each, signal.SIGSTOP)
         stopped |= new
-    for process in stopped:
-        _send(process, signal.SIGKILL)
+    for each in stopped:
+        _send(each, signal.SIGKILL)
+    return stopped
+
+
+def kill_descendants() -> None:
+    """Kill every descendant of this process, and collect its exit status."""
+    stopped = kill_below(os.getpid())
     deadline = time.monotonic() + 5.0
     while stopped and time.monotonic() < deadline:
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from gptcli.course.sandbox.descendants import kill_below
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
@@ -218,6 +219,9 @@ class _Process:
         """Kill the worker and everything that it has started."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
+                if self.is_alive():  # it may still be ending what the last file started
+                    os.kill(self._popen.pid, signal.SIGSTOP)
+                    kill_below(self._popen.pid)
                 os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.kill()
         self._popen.wait()
