@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from gptcli.course.checking import Checker
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.confinement import landlock_version
 from gptcli.course.sandbox.descendants import descendants
-from gptcli.course.sandbox.isolation import Limits
+from gptcli.course.sandbox.isolation import Limits, Worker
 from gptcli.course.sandbox.learner_file import find_file
 from tests.course.part_files import BASE
 
@@ -39,12 +40,12 @@ class Room:
         (self.other / "layernorm.py").write_text("SECRET = 1\n", encoding="utf-8")
         self.checker = Checker(8.0, Limits(file_bytes=16 << 20, quiet=True, hidden=self.folder))
 
-    def run(self, code: str) -> FileReport:
-        """The report on a right file that first runs `code` in forward."""
+    def run(self, code: str, top: str = "") -> FileReport:
+        """The report on a right file that begins with `top` and runs `code` in forward."""
         lines = "".join(f"        {line}\n" for line in code.splitlines())
         path = self.mine / "layernorm.py"
         assert FORWARD in LAYERNORM
-        path.write_text(LAYERNORM.replace(FORWARD, FORWARD + lines), encoding="utf-8")
+        path.write_text(top + LAYERNORM.replace(FORWARD, FORWARD + lines), encoding="utf-8")
         return self.checker.check_found(find_file(str(path), "layernorm"), 8.0, self.mine)
 
     def state(self) -> dict[str, tuple[int, float, bytes]]:
@@ -150,11 +151,11 @@ def test_the_disk_is_not_filled(code: str, room: Room) -> None:
     [
         "import signal, time\nfor s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
         "    signal.signal(s, signal.SIG_IGN)\nwhile True:\n    time.sleep(100)",
-        "import os\nos.system('bash -c \":(){ :|:& };:\"')\nwhile True:\n    pass",
+        "import os\nos.system('for i in 1 2 3 4; do setsid sleep 775 & done; wait')",
         "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
         "        __import__('time').sleep(775)\n    os._exit(0)",
     ],
-    ids=["ignores signals", "bomb", "daemon"],
+    ids=["ignores signals", "sessions of a shell", "daemon"],
 )
 def test_no_process_is_left(code: str, room: Room) -> None:
     before = set(descendants())
@@ -170,3 +171,76 @@ def test_the_environment_of_the_next_file_is_clean(room: Room) -> None:
     assert room.run(code).ok
     assert room.run("import os, json\nassert os.environ.get('PATH') and os.getcwd() != '/'").ok
     assert os.environ.get("PATH")
+
+
+def test_python_alone_refuses_on_an_older_kernel(tmp_path: Path) -> None:
+    room, mine = tmp_path / "room", tmp_path / "copy"
+    packages = room / ".venv" / "site-packages"
+    for folder in (packages, mine, room / "other"):
+        folder.mkdir(parents=True)
+    (packages / "package.py").write_text("value = 5\n", encoding="utf-8")
+    (room / "other" / "mlp.py").write_text("secret", encoding="utf-8")
+    code = f"""if True:
+        import os, sys, tempfile
+        from pathlib import Path
+        from gptcli.course.sandbox import confinement
+        confinement.landlock_version = lambda: 0
+        confinement._keep_attributes = lambda: None
+        room, mine = Path({str(room)!r}), Path({str(mine)!r})
+        sys.path.append(str(room / ".venv" / "site-packages"))
+        confinement.confine(mine, room)
+        def refused(act, *arguments):
+            try:
+                act(*arguments)
+            except PermissionError:
+                return True
+            return False
+        assert refused(open, room / "other" / "mlp.py")
+        assert refused(os.listdir, room / "other")
+        assert refused(open, room / "new.txt", "w")
+        assert refused(os.remove, room / "other" / "mlp.py")
+        assert refused(os.kill, os.getppid(), 15)
+        (mine / "log.txt").write_text("x")
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+        import package  # of the teacher's environment, beside the students' folders
+        print(package.value, Path("/proc/self/status").exists())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("5 True\n", "")
+
+
+def test_a_worker_that_cannot_fork_is_not_confined_to_the_first_folder(tmp_path: Path) -> None:
+    with Worker(fork=False, limits=Limits(hidden=tmp_path / "room")) as worker:
+        for name in ("ada", "bob"):
+            path = tmp_path / name / "layernorm.py"
+            path.parent.mkdir()
+            path.write_text("open('log.txt', 'w').close()\n" + LAYERNORM, encoding="utf-8")
+            report = worker.ask(find_file(str(path), "layernorm"), 8.0, folder=path.parent)
+            assert report["ok"], report["message"]
+            assert (path.parent / "log.txt").exists()
+
+
+USES = {
+    "temporary files": "import tempfile\ntempfile.NamedTemporaryFile('w').write('x')",
+    "torch.save": "torch.save(x, 'x.pt')\nassert torch.equal(torch.load('x.pt'), x)",
+    "modules of the folder": "assert five == 5",
+    "packages": "import json.tool, numpy.polynomial, torch.optim.swa_utils",
+    "threads": "torch.set_num_threads(2)\ntorch.ones(512, 512) @ torch.ones(512, 512)",
+    "processes": "import subprocess, sys\n"
+    "assert subprocess.check_output([sys.executable, '-c', 'print(5)']) == b'5\\n'",
+    "the machine": "import os, platform\nos.cpu_count(), platform.platform(), os.urandom(5)\n"
+    "open('/proc/meminfo').read(), os.path.expanduser('~')",
+    "permissions": "import os, shutil\nopen('a', 'w').close()\nos.chmod('a', 0o600)\n"
+    "shutil.copy2('a', 'b')",
+    "cuda": "torch.cuda.is_available()",
+    "compile": "torch.compile(lambda t: t + 1)(x)",
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_what_a_right_file_does_still_works(name: str, room: Room) -> None:
+    (room.mine / "lib").mkdir(exist_ok=True)
+    (room.mine / "lib" / "values.py").write_text("five = 5\n", encoding="utf-8")
+    report = room.run(USES[name], "from lib.values import five\n")
+    assert report.ok, report.message

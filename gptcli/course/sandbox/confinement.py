@@ -58,12 +58,12 @@ def confine(folder: Path, hidden: Path) -> None:
     inner.mkdir(exist_ok=True)
     os.environ.update(TMPDIR=str(inner), TEMP=str(inner), TMP=str(inner))
     tempfile.tempdir = str(inner)
-    readable = [path for path in _own_folders() if not _holds(path, hidden)]
+    readable = [path for path in (*_own_folders(), *_caches()) if not _holds(path, hidden)]
     with contextlib.suppress(OSError):  # a kernel that has these, but not for this process
         _landlock(folder, readable)
     with contextlib.suppress(OSError):
         _keep_attributes()
-    _guard(folder, hidden)
+    _guard(folder, hidden, readable)
 
 
 def _own_folders() -> list[Path]:
@@ -75,6 +75,16 @@ def _own_folders() -> list[Path]:
     package = Path(gptcli.__file__).parent
     found = [Path(name).resolve() for name in names]
     return [*found, package, package.parent / "data", *map(Path, _SYSTEM)]
+
+
+def _caches() -> list[Path]:
+    """Where matplotlib keeps its list of fonts, which it would else make again in each check."""
+    home = os.environ.get("HOME") or "/root"
+    caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
+    settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    named = os.environ.get("MPLCONFIGDIR")
+    found = [Path(caches) / "matplotlib", Path(settings) / "matplotlib"]
+    return [Path(named), *found] if named else found
 
 
 def _holds(path: Path, hidden: Path) -> bool:
@@ -107,8 +117,6 @@ def _landlock(folder: Path, readable: Iterable[Path]) -> None:
     every |= _IOCTL if version >= 5 else 0
     rules = _Ruleset(every, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 8 * (1 + (version >= 4) + (version >= 6))
-    if 4 <= version < 6:
-        size = 16
     ruleset = _call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), ctypes.c_uint32(0))
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
@@ -152,11 +160,12 @@ def _call(number: int, *arguments: Any) -> int:
 
 _MODE_FILTER, _PR_SET_SECCOMP = 2, 22
 _ALLOW, _PRETEND = 0x7FFF0000, 0x00050000  # the second returns 0 without doing anything
+_REFUSE = _PRETEND | errno.ENOSYS
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ATTRIBUTE_CALLS = {  # chmod, chown, utime, setxattr, removexattr and the like
     "x86_64": (0xC000003E, (90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261,
-                            268, 280, 452)),
-    "aarch64": (0xC00000B7, (5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452)),
+                            268, 280, 452, 463, 466, 469)),
+    "aarch64": (0xC00000B7, (5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452, 463, 466, 469)),
 }  # fmt: skip
 _X32 = 0x40000000
 
@@ -174,14 +183,14 @@ class _Program(ctypes.Structure):
 
 def _keep_attributes() -> None:
     """Let calls that change permissions, owners or times of files do nothing, and return 0."""
-    known = _ATTRIBUTE_CALLS.get(os.uname().machine)
-    if sys.platform != "linux" or known is None:
+    known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None
+    if known is None:
         return
     architecture, numbers = known
     lines = [
         (_LOAD, 0, 0, 4),  # the architecture of the call
         (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _REFUSE),  # a program of 32 bits: its calls have other numbers
         (_LOAD, 0, 0, 0),  # its number
         (_AT_LEAST, len(numbers) + 1, 0, _X32),  # numbers of another kind: pretend
     ]
@@ -196,9 +205,12 @@ def _keep_attributes() -> None:
 # ---- the audit hook ------------------------------------------------------------------------------
 
 
-def _guard(folder: Path, hidden: Path) -> None:
-    """Let Python refuse to change anything outside `folder`, and to read what is in `hidden`."""
+def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
+    """Let Python refuse to change anything outside `folder`, and to read what is in `hidden`.
+
+    Python's own folders stay readable: many keep `.venv` beside the students' folders."""
     inside, secret = f"{folder}{os.sep}", f"{hidden}{os.sep}"
+    open_here = tuple(f"{path}{os.sep}" for path in readable if hidden in path.parents)
     allowed = {*_DEVICES}
     me = os.getpid()
 
@@ -210,7 +222,8 @@ def _guard(folder: Path, hidden: Path) -> None:
             raise _refused(f"{what}: a graded file can change nothing outside its folder", path)
 
     def refuse_read(path: str, what: str) -> None:
-        if f"{path}{os.sep}".startswith(secret) and not is_inside(path):
+        place = f"{path}{os.sep}"
+        if place.startswith(secret) and not (is_inside(path) or place.startswith(open_here)):
             raise _refused(f"{what}: a graded file cannot read the work of others", path)
 
     def on_open(path: Any, mode: Any, flags: Any) -> None:

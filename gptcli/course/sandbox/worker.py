@@ -69,14 +69,14 @@ def main(*, fork: bool) -> None:
         if fork:
             _serve_in_fork(request, with_id)
         else:
-            _serve(request, with_id)
+            _serve(request, with_id, fork=False)
 
 
 def _answer_with_id(answer: Answer, number: int, message: dict[str, Any]) -> None:
     answer({"id": number, **message})
 
 
-def _serve(request: dict[str, Any], answer: Answer) -> None:
+def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
     import torch
 
     from gptcli.course.examination import examine, follow
@@ -97,7 +97,7 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
     if folder is not None:
         os.chdir(folder)
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
-        if folder is not None and request["hidden"] is not None:
+        if fork and folder is not None and request["hidden"] is not None:  # there is no way back
             confine(folder, Path(request["hidden"]))
         # This timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
@@ -138,7 +138,7 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
             _limit_files(request["file_bytes"])
             limit_processes()
             _limit_descriptors(request["file_bytes"])
-            _serve(request, answer)
+            _serve(request, answer, fork=True)
             code = SERVED
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
