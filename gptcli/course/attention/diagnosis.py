@@ -56,6 +56,7 @@ from gptcli.course.attention.finding import (
     with_weights,
 )
 from gptcli.course.attention.first_wrong_operation import (
+    PRODUCTS,
     first_operation_off_reference,
     mask_hides_too_much,
     matched_before,
@@ -71,7 +72,14 @@ from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake,
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.quoted_line import line_to_quote
 from gptcli.course.attention.score_scale import explain_scale, scale_of_scores, wrong_scale
+from gptcli.course.attention.source_text import step_above
 from gptcli.course.attention.stages import Values
+from gptcli.course.attention.unfinished import (
+    LATER,
+    fault_of_last_step,
+    line_of_last_step,
+    what_is_missing,
+)
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -198,6 +206,8 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     """The finding for a mistake of the bank; `values` are what the mistake computes."""
     step, p = mistake.step, forward.p
     numbers = message_numbers(p)
+    if mistake.slug == "softmax-missing" and forward.found.has("weights"):
+        return _weights_unused(forward)
     shown = VALUE_OF_STEP[step] if step != 8 else "out"
     wrong, right = getattr(values, shown), getattr(forward.values, shown)
     index = first_operation_with(forward, wrong, right)
@@ -231,6 +241,19 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     marks = step_marks(step, forward, line)
     finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
     return with_weights(finding, forward, values.weights)
+
+
+def _weights_unused(forward: ComparedForward) -> Finding:
+    """The finding for a file that computes the weights, but multiplies the values by the scores."""
+    at = forward.found.completed_at["weights"]
+    products = (op.index for op in forward.trace.operations[at + 1 :] if op.name in PRODUCTS)
+    line = line_to_quote(forward, next(products, at), search=False)
+    made = forward.line(at)
+    where = "your softmax" if made is None else forward.learner.file.where(made)
+    why = f"the weights of {where} are right, but nothing uses them: the scores meet the values"
+    hints = hints_of_step(7, message_numbers(forward.p))
+    marks = step_marks(7, forward, line)
+    return Finding(7, "weights-unused", forward.quote(line) + why, hints, marks)
 
 
 def _slug_of_fill(value: float) -> str:
@@ -292,6 +315,8 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)
+    if step == 8 and line is not None and step_above(forward.learner.file.path, line) == 7:
+        step, slug = 7, "step-7"  # the skeleton unfolds the heads in step 7
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
@@ -367,10 +392,12 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     else:
         number = step_named_in_source(trace.error, forward.learner.file.path)
         if number is not None and number > step:
-            message = (
-                f"step {step}, {STEP_NAMES[step]}, is missing or wrong: its numbers do not appear "
-                f"before the code of step {number}, which is still to be written"
-            )
+            wrong = fault_of_last_step(forward, number) if number == step + 1 else None
+            if wrong is not None:
+                return wrong
+            line = line_of_last_step(forward)
+            quoted = forward.quote(line) if line is not None else ""
+            message = f"{quoted}{what_is_missing(forward, step)}; {LATER}"
         else:
             message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
     return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
@@ -385,7 +412,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
     if fit is None:
         number = step_named_in_source(trace.error, path)
         if number is not None and number <= step:
-            return None
+            return fault_of_last_step(forward, number)
         wrong = first_operation_off_reference(trace, found, forward.p, step) is not None
         if step == 4 and scale_of_scores(forward) and number is not None:
             wrong = True
@@ -396,7 +423,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         fit = _from_bank("scores-transposed", forward)
     words = "further on, forward returns nothing of the right shape"
     if isinstance(trace.error, NotImplementedError):
-        words = "later steps are still to be written"
+        words = LATER
     elif trace.error is not None:
         words = f"further on, the file stops: {in_words(trace.error)}"
     later = CheckFailed(f"step-{step}", words, "")
