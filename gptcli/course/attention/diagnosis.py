@@ -320,7 +320,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
-        f"your numbers leave the reference here, in step {step}, {STEP_NAMES[step]}; "
+        f"from here on your numbers are not those of step {step}, {STEP_NAMES[step]}; "
         f"{failed.message}"
     )
     scale = scale_of_scores(forward) if step == 4 else None
@@ -384,7 +384,11 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
             message += f"; inputs of this operation: {' and '.join(tensors)}"
         line = line_to_quote(forward, last.index, search=False)
     elif trace.error is None and line is not None:
-        message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
+        if failed.mistake == "returns-nothing" and last is not None:
+            line = last.line or line
+            message += f": it has no return after {forward.quote(line).rstrip(': ')}"
+        else:
+            message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
     hints = hints_of_step(step, message_numbers(forward.p))
     if failed.mistake != "not-implemented":
         message += f" (step {step}, {STEP_NAMES[step]})"
@@ -418,7 +422,9 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
             wrong = True
         if not wrong and not (step == 5 and mask_hides_too_much(trace, found, forward.p)):
             return None
-        fit = mistake_with_value(forward, step)
+        fit = mistake_with_value(forward, step) or (
+            _hidden_too_much(forward) if step == 5 else None
+        )
     if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
         fit = _from_bank("scores-transposed", forward)
     words = "further on, forward returns nothing of the right shape"
@@ -431,6 +437,22 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         return _unknown_mistake(forward, step, later)
     finding = _known_mistake(forward, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
+
+
+def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
+    """The known mistake of step 5 that hides the same cells with -inf, or None."""
+    p = forward.p
+    for operation in forward.trace.operations:
+        if "masked" not in forward.found.values_of_operation.get(operation.index, []):
+            continue
+        for x in operation.outputs:
+            if x.numel() != p.B * p.H * p.T * p.T or bool(x.isfinite().all()):
+                continue
+            for mistake, values in bank_results(p):
+                hidden = values.masked.isfinite().logical_not()
+                if mistake.step == 5 and torch.equal(hidden.reshape(x.shape), x.isinf()):
+                    return mistake, values
+    return None
 
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, without_comment
 
 _RETURNS = (r"\breturn\b", "return", r"^\s*return\b")
 _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
@@ -157,7 +157,7 @@ class Source:
         """`, at line 12 of FILE, `code``, or "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
-        code = self._lines[line - 1].strip()
+        code = without_comment(self._lines[line - 1].strip())
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:

@@ -300,9 +300,9 @@ class LearnerModule(Explainer):
                 line = trace.line_after(done)
                 if line is None:
                     line = last_line_before(error, self.file.path)
-                quote = self.source.quote(line)
+                quote = self.source.quote(line) + _first_numbers(trace, line, wanted[0])
                 message = f"your code does not compute the result of step {step}, {known.name}"
-                hints = (known.ask, known.tell, known.show + quote)
+                hints = (known.ask, known.tell, known.show + self.source.quote(line))
                 return CheckFailed("wrong-output", f"{message}{quote}{later}", hints, step)
             held = TensorTrace.of(value for _, value in tensors_at(error, self.file.path))
             if step == unwritten - 1 and not any(held.has(one) for one in wanted):
@@ -352,7 +352,7 @@ class LearnerModule(Explainer):
     ) -> CheckFailed | None:
         """The known mistake of a step up to `step` whose wrong result is in the trace."""
         for mistake in self.mistakes:
-            if mistake.step <= step and mistake.parts and self.shows(mistake, trace, weights, x):
+            if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
                 right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
                 if not any(trace.has(one) for one in right):
@@ -361,7 +361,8 @@ class LearnerModule(Explainer):
 
     def shows(self, mistake: ExerciseMistake, trace: TensorTrace, weights: Any, x: Tensor) -> bool:
         """Whether the trace has the wrong result of a known mistake."""
-        for part in mistake.parts:
+        parts = (form.part for form in mistake.forms if hasattr(form, "part"))
+        for part in (*mistake.parts, *parts):
             try:
                 with torch.no_grad():
                     result = part(weights, x)
@@ -582,6 +583,16 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
         (known.ask, known.tell, known.show + quote),
         step,
     )
+
+
+def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
+    """The first number of the last result on a line, and the right one, if the shapes agree."""
+    results = [t for one in trace.operations if one.line == line for t in one.results]
+    if line is None or not results or results[-1].shape != wanted.shape:
+        return ""
+    at = ", ".join("0" * wanted.dim())
+    mine, right = (float(t.flatten()[0]) for t in (results[-1], wanted))
+    return f" (its number [{at}] is {mine:.4g}, expected {right:.4g})" if mine != right else ""
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
