@@ -109,6 +109,8 @@ def test_right_steps_are_passed_in_other_forms(
         ("mlp", 3, "self.c_proj(bent)", "self.c_proj(wide)", "of step 3, project back"),
         ("block", 1, "self.ln_1(x)", "self.ln_2(x)", "of step 1, first norm, at line 26"),
         ("block", 2, "x = x + self", "x = self", "of step 2, attention and residual"),
+        ("modern", 4, "rotary_angles(D, start + T)", "rotary_angles(D, T)", "with start = 3"),
+        ("modern", 5, "        v = v.repeat_interleave(group, dim=1)\n", "", "step 6, at line 75"),
         ("block", 3, "normal = self.ln_2(x)", "normal = self.ln_2(normal)", "step 3, second norm"),
     ],
 )  # fmt: skip
@@ -134,6 +136,16 @@ def test_a_wrong_step_is_not_passed_over(
         ("block", "self.attn(normal)", "self.attn(x)", 2, "at line 29"),
         ("block", "self.mlp(normal)", "self.mlp(x)", 4, "at line 35"),
         ("mlp", "self.c_proj(bent)", "self.c_proj(wide)", 3, "at line 32"),
+        ("mlp", "return self.dropout(y)", "self.dropout(y)", 4, "no return after line 35"),
+        ("cache", "weights @ v", "weights @ k", 6, "at line 81"),
+        (
+            "modern",
+            "torch.sqrt((x**2).mean(dim=-1, keepdim=True) + self.eps)",
+            "(x**2).mean(dim=-1, keepdim=True) + self.eps",
+            1,
+            "at line 28",
+        ),
+        ("modern", "rotary_angles(D, start + T)", "rotary_angles(D, T)", 4, "start = 3"),
         ("cache", "        self.keys, self.values = k, v\n", "", 1, "stores nothing"),
     ],
 )

@@ -12,6 +12,7 @@ from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, without_comment
+from gptcli.course.sandbox.variables import last_line_before
 
 _RETURNS = (r"\breturn\b", "return", r"^\s*return\b")
 _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
@@ -59,9 +60,11 @@ class Explainer:
             message = f"step {step}, {known.name}, is still to be written: {where}"
             named = re.search(r"\bstep (\d+)", str(error))
             if named is not None and int(named[1]) > step:
+                line = last_line_before(error, self.file.path)
                 message = (
                     f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
-                    f"before the code of step {named[1]}, which is still to be written"
+                    f"up to the code of step {named[1]}{self.source.quote(line)}; later steps are "
+                    "still to be written"
                 )
             return self.failed_at(
                 step,

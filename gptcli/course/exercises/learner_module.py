@@ -204,7 +204,13 @@ class LearnerModule(Explainer):
             slug, message, hint = wrong_kind
             step = self.step_after(trace, weights, before)
             line = self.source.find(r"\breturn\b", self.methods)
-            message += self.source.quote(line)
+            written = self.source.matches(r"\S", self.source.lines_of("forward"))
+            written = [number for number in written if number in self.methods]
+            if slug == "returns-nothing" and line is None and written:
+                line = written[-1]
+                message += f": it has no return after{self.source.quote(line)[4:]}"
+            else:
+                message += self.source.quote(line)
             raise self._earlier_mistake(trace, weights, before, step) or self.failed_at(
                 step, slug, message, hint
             )
