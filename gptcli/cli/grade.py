@@ -64,7 +64,7 @@ def grade(
     goal = None if table is None else _checked_goal(expanded(table))
     count = len(students)
     grades: list[Grade] = []
-    with waiting(f"grading {count} students") as say:
+    with waiting(f"grading {count} student{'' if count == 1 else 's'}") as say:
         for each in grades_of(students):
             grades.append(each)
             say(f"graded {len(grades)} of {count} students")
@@ -173,7 +173,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
     long = len(grades) > console.height - 4  # then the headings are out of sight at the end
-    count = f"{len(grades)} students"
+    count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
     table.add_column(
         "student",
         count + ("\npassed by" if long else ""),

@@ -19,6 +19,7 @@ from gptcli.view.safe_text import clean, crop
 
 WIDE = 120  # columns from which the reference stands beside the learner's file
 _INDENT = "  "
+_LATER = "; later steps are still to be written"
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _parts(state: State, width: int, height: int, unicode: bool) -> tuple[list[T
 
 
 def _work_head(state: State, width: int, unicode: bool) -> list[Text]:
-    left = f"{state.exercise.name} (week {state.exercise.week})"
+    left = f"{state.exercise.name} ({_weeks(state.exercise)})"
     left += f", exercise {state.at + 1} of {len(state.exercises)}"
     cost = spent(state.record)
     notes = state.path.with_suffix(".md")
@@ -119,6 +120,10 @@ def _work_head(state: State, width: int, unicode: bool) -> list[Text]:
     if files.cell_len + beside.cell_len <= width:
         files.append_text(beside)
     return [title, files, Text()]
+
+
+def _weeks(exercise: Exercise) -> str:
+    return f"week{'s' if ' and ' in exercise.week else ''} {exercise.week}"
 
 
 def _path(path: Path, width: int, unicode: bool) -> str:
@@ -226,7 +231,8 @@ def _verdict(state: State, width: int) -> list[Text]:
             "`raise NotImplementedError`, and save. The comment above it says what it must give.",
         )
     else:
-        told = Text.assemble(("wrong: ", "bold red"), clean(report.message))
+        message = report.message.removesuffix(_LATER)  # the steps above show it
+        told = Text.assemble(("wrong: ", "bold red"), clean(message))
     return [*_wrapped(told, width), *_hints(state, width)]
 
 
@@ -376,7 +382,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
         sign, style = mark("right" if record.passed else "after", unicode)
         chosen = number == state.selected
         line = Text(f"{'>' if chosen else ' '} {sign} ", style="bold" if chosen else style)
-        line.append(f"{exercise.name:<11}week {exercise.week:<8}", style="bold" if chosen else "")
+        line.append(f"{exercise.name:<11}{_weeks(exercise):<14}", style="bold" if chosen else "")
         if record.passed:
             line.append(f"{'passed ' + record.passed[:10]:<18} ", style="green")
         else:

@@ -409,5 +409,6 @@ def _praise(before: FileReport | None, now: FileReport) -> str:
         return ""
     if new < old:
         return f"Step {new} holds no longer; it did before this save."
-    held = f"Step {old} holds" if new == old + 1 else f"Steps {old} to {new - 1} hold"
-    return f"{held} now."
+    if new == old + 1:
+        return f"Step {old} holds now."
+    return f"Steps {old} {'and' if new == old + 2 else 'to'} {new - 1} hold now."

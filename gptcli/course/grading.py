@@ -80,7 +80,8 @@ def grade(
     limit_s = limit_s or LIMIT_S
     count = max(1, min(workers or _MOST_WORKERS, usable_cores(), len(students)))
     memory = min(MEMORY, int(0.8 * (available_memory() or MEMORY * count)) // count)
-    limits = Limits(memory, _FILE_BYTES, quiet=True)
+    room = students[0].path.parent if students else Path()
+    limits = Limits(memory, _FILE_BYTES, quiet=True, hidden=room)
     checkers = [Checker(limit_s, limits) for _ in range(count)]
     free: SimpleQueue[Checker] = SimpleQueue()
     for checker in checkers:

@@ -26,12 +26,26 @@ WRONG = {each.name: each.text() for each in WRONG_FILES}
 MARK = "        B, T, C = x.shape\n"
 HOSTILE = {
     "loops": "while True:\n    pass\n",
-    "forks": "import os\nwhile True:\n    os.fork()\n",
+    "forks": "import os, time\nfor _ in range(40):\n    if os.fork() == 0:\n"
+    "        os.setsid()\n        time.sleep(60)\n        os._exit(0)\n",
     "takes memory": "kept = [bytearray(b'x') * (1 << 28) for _ in range(40)]\n",
     "deletes": "import os, pathlib\nfor place in (pathlib.Path(__file__).parent, pathlib.Path()):\n"
     "    for path in place.rglob('*'):\n        if path.is_file(): path.unlink()\n",
     "prints": "while True:\n    print('x' * 1000)\n",
+    "deletes others' files": "import pathlib, shutil\nfor place in pathlib.Path(ROOM).iterdir():\n"
+    "    shutil.rmtree(place, ignore_errors=True)\n",
 }
+COPIES = """
+import pathlib
+CausalSelfAttention = None
+for path in pathlib.Path(ROOM).glob('*/attention.py'):
+    try:
+        scope = {}
+        exec(path.read_text(), scope)
+        CausalSelfAttention = scope['CausalSelfAttention']
+    except OSError:
+        pass
+"""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only forks have these limits")
 
@@ -107,14 +121,17 @@ def test_a_small_class_with_hostile_files(
 
 
 @pytest.mark.slow
-def test_thirty_students_of_whom_five_are_hostile(tmp_path: Path) -> None:
+def test_thirty_students_of_whom_seven_are_hostile(tmp_path: Path) -> None:
     wrong = [WRONG[name] for name in ("no_mask", "mask_off_by_one", "no_scale")]
-    for number in range(25):
+    for number in range(23):
         text = RIGHT if number % 3 == 0 else wrong[number % 3]
         parts = {name: text for name, text in BASE.items() if number % 2}
         student(tmp_path, f"student {number:02}", attention=text, **parts)
     for name, code in HOSTILE.items():
+        code = code.replace("ROOM", repr(str(tmp_path)))
         student(tmp_path, name, attention=inside(code), mlp=code + BASE["mlp"])
+    copies = COPIES.replace("ROOM", repr(str(tmp_path)))
+    student(tmp_path, "copies another's file", attention=WRONG["no_mask"] + copies)
     before, processes = contents(tmp_path), set(descendants())
     start = time.monotonic()
     grades = list(grade(find_students(tmp_path)))
@@ -128,6 +145,8 @@ def test_thirty_students_of_whom_five_are_hostile(tmp_path: Path) -> None:
             assert (states(each)["block"] == "passes") == (number % 2 == 1)
         else:
             assert states(each)["attention"] != "not begun"
+    copier = next(each for each in grades if each.student.startswith("copies"))
+    assert states(copier)["attention"] in ("wrong", "unusable")
     assert set(descendants()) <= processes
 
 
@@ -258,9 +277,9 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """A right file, one of whose processes has left its session, and one that starts hundreds."""
+    """A right file, one of whose processes has left its session, and one that starts eighty."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
-    crowd = "import os\nos.system('for i in $(seq 500); do sleep 662 & done; wait')\n"
+    crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):
         text = code + RIGHT if name == "daemon" else code
         path = tmp_path / f"{name}.py"

@@ -14,6 +14,7 @@ from gptcli.course.attention.learner_attention import Attempt, LearnerAttention
 from gptcli.course.attention.matching import Matches, last_right_operation, match, value_in
 from gptcli.course.attention.stages import Problem, Values
 from gptcli.course.lesson import TOLERANCE, CheckFailed
+from gptcli.course.sandbox.learner_file import without_comment
 from gptcli.errors import GptcliError
 
 
@@ -90,8 +91,8 @@ class ComparedForward:
         return f"{self.learner.file.where(line)}, `{self.code(line)}`: "
 
     def code(self, line: int) -> str:
-        """The code of a line of the learner's file."""
-        return linecache.getline(str(self.learner.file.path), line).strip()
+        """The code of a line of the learner's file, without a comment at its end."""
+        return without_comment(linecache.getline(str(self.learner.file.path), line).strip())
 
 
 def repeat_forward(

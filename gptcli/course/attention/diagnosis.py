@@ -56,6 +56,7 @@ from gptcli.course.attention.finding import (
     with_weights,
 )
 from gptcli.course.attention.first_wrong_operation import (
+    PRODUCTS,
     first_operation_off_reference,
     mask_hides_too_much,
     matched_before,
@@ -71,7 +72,14 @@ from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake,
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.quoted_line import line_to_quote
 from gptcli.course.attention.score_scale import explain_scale, scale_of_scores, wrong_scale
+from gptcli.course.attention.source_text import step_above
 from gptcli.course.attention.stages import Values
+from gptcli.course.attention.unfinished import (
+    LATER,
+    fault_of_last_step,
+    line_of_last_step,
+    what_is_missing,
+)
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -198,6 +206,8 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     """The finding for a mistake of the bank; `values` are what the mistake computes."""
     step, p = mistake.step, forward.p
     numbers = message_numbers(p)
+    if mistake.slug == "softmax-missing" and forward.found.has("weights"):
+        return _weights_unused(forward)
     shown = VALUE_OF_STEP[step] if step != 8 else "out"
     wrong, right = getattr(values, shown), getattr(forward.values, shown)
     index = first_operation_with(forward, wrong, right)
@@ -231,6 +241,19 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     marks = step_marks(step, forward, line)
     finding = Finding(step, slug, forward.quote(line) + why, hints, marks)
     return with_weights(finding, forward, values.weights)
+
+
+def _weights_unused(forward: ComparedForward) -> Finding:
+    """The finding for a file that computes the weights, but multiplies the values by the scores."""
+    at = forward.found.completed_at["weights"]
+    products = (op.index for op in forward.trace.operations[at + 1 :] if op.name in PRODUCTS)
+    line = line_to_quote(forward, next(products, at), search=False)
+    made = forward.line(at)
+    where = "your softmax" if made is None else forward.learner.file.where(made)
+    why = f"the weights of {where} are right, but nothing uses them: the scores meet the values"
+    hints = hints_of_step(7, message_numbers(forward.p))
+    marks = step_marks(7, forward, line)
+    return Finding(7, "weights-unused", forward.quote(line) + why, hints, marks)
 
 
 def _slug_of_fill(value: float) -> str:
@@ -292,10 +315,12 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)
+    if step == 8 and line is not None and step_above(forward.learner.file.path, line) == 7:
+        step, slug = 7, "step-7"  # the skeleton unfolds the heads in step 7
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
-        f"your numbers leave the reference here, in step {step}, {STEP_NAMES[step]}; "
+        f"from here on your numbers are not those of step {step}, {STEP_NAMES[step]}; "
         f"{failed.message}"
     )
     scale = scale_of_scores(forward) if step == 4 else None
@@ -359,7 +384,11 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
             message += f"; inputs of this operation: {' and '.join(tensors)}"
         line = line_to_quote(forward, last.index, search=False)
     elif trace.error is None and line is not None:
-        message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
+        if failed.mistake == "returns-nothing" and last is not None:
+            line = last.line or line
+            message += f": it has no return after {forward.quote(line).rstrip(': ')}"
+        else:
+            message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
     hints = hints_of_step(step, message_numbers(forward.p))
     if failed.mistake != "not-implemented":
         message += f" (step {step}, {STEP_NAMES[step]})"
@@ -367,10 +396,12 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     else:
         number = step_named_in_source(trace.error, forward.learner.file.path)
         if number is not None and number > step:
-            message = (
-                f"step {step}, {STEP_NAMES[step]}, is missing or wrong: its numbers do not appear "
-                f"before the code of step {number}, which is still to be written"
-            )
+            wrong = fault_of_last_step(forward, number) if number == step + 1 else None
+            if wrong is not None:
+                return wrong
+            line = line_of_last_step(forward)
+            quoted = forward.quote(line) if line is not None else ""
+            message = f"{quoted}{what_is_missing(forward, step)}; {LATER}"
         else:
             message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
     return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
@@ -385,18 +416,20 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
     if fit is None:
         number = step_named_in_source(trace.error, path)
         if number is not None and number <= step:
-            return None
+            return fault_of_last_step(forward, number)
         wrong = first_operation_off_reference(trace, found, forward.p, step) is not None
         if step == 4 and scale_of_scores(forward) and number is not None:
             wrong = True
         if not wrong and not (step == 5 and mask_hides_too_much(trace, found, forward.p)):
             return None
-        fit = mistake_with_value(forward, step)
+        fit = mistake_with_value(forward, step) or (
+            _hidden_too_much(forward) if step == 5 else None
+        )
     if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
         fit = _from_bank("scores-transposed", forward)
     words = "further on, forward returns nothing of the right shape"
     if isinstance(trace.error, NotImplementedError):
-        words = "later steps are still to be written"
+        words = LATER
     elif trace.error is not None:
         words = f"further on, the file stops: {in_words(trace.error)}"
     later = CheckFailed(f"step-{step}", words, "")
@@ -404,6 +437,22 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         return _unknown_mistake(forward, step, later)
     finding = _known_mistake(forward, *fit)
     return replace(finding, message=f"{finding.message}; {later.message}")
+
+
+def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
+    """The known mistake of step 5 that hides the same cells with -inf, or None."""
+    p = forward.p
+    for operation in forward.trace.operations:
+        if "masked" not in forward.found.values_of_operation.get(operation.index, []):
+            continue
+        for x in operation.outputs:
+            if x.numel() != p.B * p.H * p.T * p.T or bool(x.isfinite().all()):
+                continue
+            for mistake, values in bank_results(p):
+                hidden = values.masked.isfinite().logical_not()
+                if mistake.step == 5 and torch.equal(hidden.reshape(x.shape), x.isinf()):
+                    return mistake, values
+    return None
 
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:

@@ -236,9 +236,12 @@ def _step_of_factors(
 
 
 def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x has the dimensions of (B, H, T, D) or (B, T, H, D) in reverse order."""
-    if x.dim() != 4 or x.numel() != math.prod(table.shape):
+    """Whether x has the dimensions of (B, H, T, D), (B, T, H, D) or (B*H, T, D) in reverse."""
+    if x.dim() not in (3, 4) or x.numel() != math.prod(table.shape):
         return False
+    if x.dim() == 3:
+        b, t, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
+        return d == {0} and t == {1} and (b | h) == {2}
     b, t, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
     return d == {0} and (b <= {3}) and {*t, *h} == {1, 2}
 

@@ -43,6 +43,17 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
     return None
 
 
+def step_above(path: Path, line: int) -> int | None:
+    """The step that the last comment `# Step N.` above the line names, or None."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for text in reversed(lines[:line]):
+        if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:
+            return int(found[1])
+        if re.match(r"\s*(def|class) ", text):
+            return None
+    return None
+
+
 def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 

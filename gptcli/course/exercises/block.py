@@ -151,6 +151,8 @@ def first_wrong(run: Run) -> int | None:
         others = w.n2.inputs[-1:] if w.n2 is not w.n1 else w.n2.inputs[1:]
         if any(close(each, one) for each in others for one in halves):
             return 3
+        if w.n1.inputs[1:] and any(close(each, h) for each in w.n1.inputs[1:]):
+            return 3  # the first norm again
         return 3 if not others and run.trace.has(h) and _keeps(run, h) else 2
     (second,) = marks[2]
     if w.mlp is not None and w.mlp.inputs and not reads(w.mlp, second):

@@ -82,6 +82,11 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         return first.failed
     step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
     at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
+    softmax = learner.source.find("softmax", lines)  # right up to there: what comes after is wrong
+    if step == 6 and softmax is not None and any(_weights_right(o, w, text) for o in seen):
+        after = {line for line in lines if line > softmax}
+        lines = after if learner.source.find(r"@|matmul|einsum|reshape|view", after) else lines
+        at = r"@|matmul|einsum|reshape|view\("
     return learner.failed_at(
         step,
         "wrong-result",
@@ -91,6 +96,13 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         + first.evidence(),
         "for one new token after 6, which keys does it look at, and with which weights?",
     )
+
+
+def _weights_right(one: Seen, w: Weights, text: Tensor) -> bool:
+    """Whether a forward that is wrong shows the right weights."""
+    if one.right or one.trace is None:
+        return False
+    return one.trace.has(any_weights(w, text, one.start, one.count)[0])
 
 
 def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:

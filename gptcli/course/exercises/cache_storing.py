@@ -137,6 +137,8 @@ def _compare(
     if pair is None and not to_read and (holds or not stored):
         kind, within = kind_of(got), learner.lines("append")
         if kind.startswith("(None") and len(seen) == 1:
+            if not stored:
+                return _wrong(learner, 1, f"after append of {S} tokens your cache stores nothing")
             return learner.mistake("returns-old", new=new, within=within)
         step = 2 if holds else 1
         return learner.mistake("returns-nothing", step=step, got=kind, S=S, within=within)

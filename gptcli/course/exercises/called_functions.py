@@ -18,7 +18,8 @@ class Helpers:
         classes: dict[str, set[int]] = {}
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                self._add(node.name, _body(node))
+                if node.name != "__init__":  # super().__init__() calls no constructor of the file
+                    self._add(node.name, _body(node))
             elif isinstance(node, ast.ClassDef):
                 classes[node.name] = {
                     line

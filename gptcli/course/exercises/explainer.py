@@ -11,7 +11,8 @@ from typing import Any
 from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
-from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, without_comment
+from gptcli.course.sandbox.variables import last_line_before
 
 _RETURNS = (r"\breturn\b", "return", r"^\s*return\b")
 _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
@@ -59,9 +60,11 @@ class Explainer:
             message = f"step {step}, {known.name}, is still to be written: {where}"
             named = re.search(r"\bstep (\d+)", str(error))
             if named is not None and int(named[1]) > step:
+                line = last_line_before(error, self.file.path)
                 message = (
                     f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
-                    f"before the code of step {named[1]}, which is still to be written"
+                    f"up to the code of step {named[1]}{self.source.quote(line)}; later steps are "
+                    "still to be written"
                 )
             return self.failed_at(
                 step,
@@ -157,7 +160,7 @@ class Source:
         """`, at line 12 of FILE, `code``, or "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
-        code = self._lines[line - 1].strip()
+        code = without_comment(self._lines[line - 1].strip())
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:

@@ -108,14 +108,24 @@ def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
     )
 
 
+class _Scaled:
+    """A layer norm with a different step 2 or 3; `part` is the result without gain and bias."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        self._change = change
+
+    def part(self, w: Weights, x: Tensor) -> Tensor:
+        m = mean(x)
+        return self._change(x, m, variance(x, m))
+
+    def __call__(self, w: Weights, x: Tensor) -> Tensor:
+        return gained(w, self.part(w, x))
+
+
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
     """A layer norm with a different step 2 or 3: change(x, mean, variance) normalises x."""
 
-    def form(w: Weights, x: Tensor) -> Tensor:
-        m = mean(x)
-        return gained(w, change(x, m, variance(x, m)))
-
-    return (form,)
+    return (_Scaled(change),)
 
 
 def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
@@ -136,6 +146,7 @@ def _unbiased(x: Tensor) -> Tensor:
     return x.var(dim=-1, keepdim=True)
 
 
+_AFFINE = r"return|\bself\.(weight|gain|gamma|scale|g|bias|beta|shift|b)\b"
 # fmt: off
 MISTAKES = (
     ExerciseMistake("missing-gain", 1, "a constructor without a gain",
@@ -262,26 +273,26 @@ MISTAKES = (
     ExerciseMistake("no-gain-or-bias", 4, "return normal",
             "neither your gain nor your bias of {C} numbers is used",
             "without them every layer would output mean 0 and variance 1",
-            "multiply by the gain, then add the bias", _affine(lambda w, y: y), at=r"return"),
+            "multiply by the gain, then add the bias", _affine(lambda w, y: y), at=_AFFINE),
     ExerciseMistake("gain-added", 4, "normal + self.weight + self.bias",
             "your gain of {C} numbers is added, not multiplied", "a gain scales",
-            "multiply by the gain", _affine(lambda w, y: y + w.g + _b(w)), at=r"return"),
+            "multiply by the gain", _affine(lambda w, y: y + w.g + _b(w)), at=_AFFINE),
     ExerciseMistake("bias-before-gain", 4, "(normal + self.bias) * self.weight",
             "your bias of {C} numbers is added before the gain multiplies, so it is scaled too",
             "gain first, then bias", "move the bias out of the product",
-            _affine(lambda w, y: (y + _b(w)) * w.g), at=r"return"),
+            _affine(lambda w, y: (y + _b(w)) * w.g), at=_AFFINE),
     ExerciseMistake("bias-subtracted", 4, "normal * self.weight - self.bias",
             "your bias of {C} numbers is subtracted", "a bias is added", "change the sign",
-            _affine(lambda w, y: y * w.g - _b(w)), at=r"return"),
+            _affine(lambda w, y: y * w.g - _b(w)), at=_AFFINE),
     ExerciseMistake("gain-plus-one", 4, "normal * (1 + self.weight) + self.bias",
             "you add 1 to the gain of {C} numbers", "the gain starts at 1 already",
             "multiply by the gain itself", _affine(lambda w, y: y * (1 + w.g) + _b(w)),
-            at=r"return"),
+            at=_AFFINE),
     ExerciseMistake("gain-and-bias-swapped", 4, "normal * self.bias + self.weight",
             "your bias of {C} numbers multiplies, and your gain is added",
             "gain multiplies, bias adds", "exchange the two",
             _affine(lambda w, y: y * (w.g if w.b is None else w.b)
-                    + (0 if w.b is None else w.g)), at=r"return"),
+                    + (0 if w.b is None else w.g)), at=_AFFINE),
     ExerciseMistake("changes-in-training", 4, "dropout, or statistics of the batch",
             "in training mode your output differs by up to {difference} from that in evaluation",
             "a layer norm does the same in training and in evaluation: it has no dropout and keeps "

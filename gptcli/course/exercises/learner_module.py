@@ -22,7 +22,8 @@ from gptcli.course.exercises.tensor_trace import Healed, TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_class import load_class
-from gptcli.course.sandbox.learner_file import LearnerFile, place_of
+from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.variables import last_line_before, tensors_at
 from gptcli.errors import GptcliError
 
 
@@ -190,15 +191,26 @@ class LearnerModule(Explainer):
             with trace:
                 y = self.forward(module, x)
         except (Exception, SystemExit) as error:
-            step = step_named_in(error) or self.step_after(trace, weights, before, error)
+            unwritten = step_named_in(error)
+            step = unwritten or self.step_after(trace, weights, before, error)
             wrong = self._earlier_mistake(trace, weights, before, step)
+            if wrong is None and unwritten is not None and self.lesson.unseen is no_unseen:
+                wrong = self._fault_of_last_step(trace, weights, before, error, unwritten)
+            if wrong is None and unwritten is None:
+                wrong = self._lost_dimension(trace, weights, before, error)
             raise wrong or self.stopped(error, doing, step) from error
         wrong_kind = self._wrong_kind(y, x, doing)
         if wrong_kind is not None:
             slug, message, hint = wrong_kind
             step = self.step_after(trace, weights, before)
             line = self.source.find(r"\breturn\b", self.methods)
-            message += self.source.quote(line)
+            written = self.source.matches(r"\S", self.source.lines_of("forward"))
+            written = [number for number in written if number in self.methods]
+            if slug == "returns-nothing" and line is None and written:
+                line = written[-1]
+                message += f": it has no return after{self.source.quote(line)[4:]}"
+            else:
+                message += self.source.quote(line)
             raise self._earlier_mistake(trace, weights, before, step) or self.failed_at(
                 step, slug, message, hint
             )
@@ -273,12 +285,80 @@ class LearnerModule(Explainer):
             step = max(step, next(used, step))
         return min(step, last)
 
+    def _fault_of_last_step(
+        self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException, unwritten: int
+    ) -> CheckFailed | None:
+        """What is wrong with the steps before `unwritten`, which is still to be written, or None.
+
+        The result of the last one counts if a variable holds it when the code stops."""
+        with torch.no_grad():
+            marks = self.landmarks(weights, x)
+        later = "; later steps are still to be written"
+        for step, wanted in enumerate(marks[: unwritten - 1], 1):
+            known = self.lesson.steps[step - 1]
+            if not wanted:
+                continue
+            places = [at for one in wanted if (at := trace.place_of(one)) is not None]
+            if not places:
+                if step < unwritten - 1 and step in self.lesson.alone:
+                    continue
+                done = [one for before in marks[: step - 1] for one in before]
+                line = trace.line_after(done)
+                if line is None:
+                    line = last_line_before(error, self.file.path)
+                quote = self.source.quote(line) + _first_numbers(trace, line, wanted[0])
+                message = f"your code does not compute the result of step {step}, {known.name}"
+                hints = (known.ask, known.tell, known.show + self.source.quote(line))
+                return CheckFailed("wrong-output", f"{message}{quote}{later}", hints, step)
+            held = TensorTrace.of(value for _, value in tensors_at(error, self.file.path))
+            if step == unwritten - 1 and not any(held.has(one) for one in wanted):
+                quote = self.source.quote(trace.operations[min(places)].line)
+                message = f"you compute the result of step {step}, {known.name}, but no variable "
+                hints = (
+                    "what happens to the result of that line?",
+                    "torch makes a new tensor, and the old one stays as it was",
+                    f"write `name = ...` in front of it{quote}",
+                )
+                message += f"keeps it{quote}{later}"
+                return CheckFailed("result-not-kept", message, hints, step)
+        return None
+
+    def _lost_dimension(
+        self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException
+    ) -> CheckFailed | None:
+        """The fault of a result that lost its last dimension, on which shapes then do not fit."""
+        if not re.search("size of tensor|broadcast|shape", str(error)):
+            return None
+        with torch.no_grad():
+            marks = self.landmarks(weights, x)
+        for step, wanted in enumerate(marks, 1):
+            for one in wanted:
+                at = trace.place_of(one) if one.dim() and one.shape[-1] == 1 else None
+                operation = None if at is None else trace.operations[at]
+                shapes = [] if operation is None else [t.shape for t in operation.results]
+                if operation is not None and one.shape[:-1] in shapes:
+                    place = place_of(error, self.file.path)
+                    known, quote = self.lesson.steps[step - 1], self.source.quote(operation.line)
+                    where = f", so {self._at(place[0])} stops: {in_words(error)}" if place else ""
+                    return CheckFailed(
+                        "dimension-lost",
+                        f"the result of step {step}, {known.name}, has shape "
+                        f"{tuple(one.shape[:-1])}, not {tuple(one.shape)}{quote}{where}",
+                        (
+                            "which shape must the result have to fit x?",
+                            "a reduction drops its dimension; (B, T) does not meet (B, T, C)",
+                            f"pass keepdim=True{quote}",
+                        ),
+                        step,
+                    )
+        return None
+
     def _earlier_mistake(
         self, trace: TensorTrace, weights: Any, x: Tensor, step: int
     ) -> CheckFailed | None:
         """The known mistake of a step up to `step` whose wrong result is in the trace."""
         for mistake in self.mistakes:
-            if mistake.step <= step and mistake.parts and self.shows(mistake, trace, weights, x):
+            if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
                 right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
                 if not any(trace.has(one) for one in right):
@@ -287,7 +367,8 @@ class LearnerModule(Explainer):
 
     def shows(self, mistake: ExerciseMistake, trace: TensorTrace, weights: Any, x: Tensor) -> bool:
         """Whether the trace has the wrong result of a known mistake."""
-        for part in mistake.parts:
+        parts = (form.part for form in mistake.forms if hasattr(form, "part"))
+        for part in (*mistake.parts, *parts):
             try:
                 with torch.no_grad():
                     result = part(weights, x)
@@ -465,7 +546,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
     for mistake in lesson.mistakes:
         for form in mistake.forms:
             if all(_gives(form, each) for each in runs):
-                return learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
+                named = learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
+                return _at_step_of_line(learner, run, named)
     for mistake in lesson.mistakes:
         if mistake.step == step and all(
             learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
@@ -507,6 +589,30 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
         (known.ask, known.tell, known.show + quote),
         step,
     )
+
+
+def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
+    """The first number of the last result on a line, and the right one, if the shapes agree."""
+    results = [t for one in trace.operations if one.line == line for t in one.results]
+    if line is None or not results or results[-1].shape != wanted.shape:
+        return ""
+    at = ", ".join("0" * wanted.dim())
+    mine, right = (float(t.flatten()[0]) for t in (results[-1], wanted))
+    return f" (its number [{at}] is {mine:.4g}, expected {right:.4g})" if mine != right else ""
+
+
+def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
+    """The failure at the step under whose comment its line stands, if the steps before are right.
+
+    `self.attn(x)` under `# Step 2` is a mistake of step 2 if step 1 computed the norm of x."""
+    quoted = re.search(r"\bat line (\d+) of ", str(failed))
+    step = None if quoted is None else learner.source.step_named_at(int(quoted[1]))
+    if step is None or not _step(failed) < step <= len(run.landmarks):
+        return failed
+    between = run.landmarks[_step(failed) - 1 : step - 1]
+    if all(any(run.trace.has(one) for one in wanted) for wanted in between):
+        failed.step = step
+    return failed
 
 
 def _first_wrong_step(learner: LearnerModule, run: Run) -> int:

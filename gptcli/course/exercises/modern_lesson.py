@@ -88,7 +88,8 @@ def _attention(learner: LearnerModern) -> str:
     except CheckFailed as failed:
         failure = _with_equal_sizes(learner, failed) or _shown(whole, failed) or failed
     if failure is None or (failure.step or 0) > 4:
-        _start(whole, stops=failure is None)
+        unwritten = failure is not None and failure.mistake == "not-implemented"
+        _start(whole, stops=failure is None, unwritten=unwritten)
     if failure is not None:
         cut = compare_gradients(whole, right=failure.mistake == "input-changed")
         raise min([failure, *cut], key=lambda failed: failed.step or 1)
@@ -136,10 +137,11 @@ def _each_by_itself(size: Any) -> bool:
     return isinstance(size, GroupedSize) and size.K == size.H
 
 
-def _start(whole: ModernModule, *, stops: bool) -> None:
+def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None:
     """Step 4: the position of the first token. The output does not depend on it, but q and k do.
 
-    With `stops`, it is a fault of this step if forward stops."""
+    With `stops`, it is a fault of this step if forward stops. With `unwritten`, code that is still
+    to be written stops it anyhow."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)
@@ -155,7 +157,7 @@ def _start(whole: ModernModule, *, stops: bool) -> None:
                 after = module(x, **{name: _LATER})
     except Exception as error:  # in a later step, q and k are in the trace all the same
         before = after = None
-        if stops:
+        if stops or (unwritten and not isinstance(error, NotImplementedError)):
             raise whole.mistake(
                 "start-stops", within=whole.methods, start=_LATER, T=size.T, error=in_words(error)
             ) from error

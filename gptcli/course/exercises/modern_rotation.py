@@ -149,7 +149,9 @@ def _difference(case: tuple[int, int], tables: Tables) -> str:
     D, n = case
     for name, got, wanted in zip(("cos", "sin"), tables, _right(D, n), strict=True):
         if got.shape not in (wanted.shape, (n, D)):
-            return f" (rotary_angles{case}: {name} has shape {tuple(got.shape)}" + _wants(D, n)[1:]
+            return (
+                f" (rotary_angles{case}: {name} has shape {tuple(got.shape)}" + f"{_wants(D, n)})"
+            )
         mine = got[:, : D // 2].double()
         if not close(mine, wanted):
             at = int((mine - wanted).abs().nan_to_num(nan=9.0).argmax())
@@ -158,11 +160,11 @@ def _difference(case: tuple[int, int], tables: Tables) -> str:
                 f" (rotary_angles{case}: {name}[{t}, {i}] is {float(mine[t, i]):.4g}, expected "
                 f"{float(wanted[t, i]):.4g})"
             )
-    return f" (rotary_angles{case} returns {_shapes(*tables)}{_wants(D, n)[1:]}"
+    return f" (rotary_angles{case} returns {_shapes(*tables)}{_wants(D, n)})"
 
 
 def _wants(D: int, n: int) -> str:
-    return f" ; expected ({n}, {D // 2}) for head_dim {D} and length {n})"
+    return f"; expected ({n}, {D // 2}) for head_dim {D} and length {n}"
 
 
 def _shapes(*tables: Tensor) -> str:

@@ -115,6 +115,13 @@ class TensorTrace(TorchFunctionMode):
         """The lines with an operation."""
         return frozenset(one.line for one in self.operations if one.line is not None)
 
+    @classmethod
+    def of(cls, values: Iterable[Tensor]) -> TensorTrace:
+        """A trace that holds these tensors, each as the result of an operation."""
+        trace = cls(Path(), nn.Module())
+        trace.operations = [Operation("", None, (value,), False) for value in values]
+        return trace
+
     def place_of(self, wanted: Tensor) -> int | None:
         """The first operation that makes the numbers of `wanted`, in any layout, or None."""
         goal = wanted.double().flatten().sort().values

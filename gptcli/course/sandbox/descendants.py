@@ -11,12 +11,16 @@ import ctypes
 import mmap
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 MOST = 32  # processes of one file; data loaders and shells need fewer
+_MORE_PROCESSES = 512  # threads, too, of every file that is graded at the same time
+_BLOCK = 4096
+_STOP_COUNTING = 1 << 30
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
@@ -48,17 +52,35 @@ def limit_processes() -> None:
             raise RuntimeError(f"this file has started more than {MOST} processes")
 
     sys.addaudithook(count)
+    _limit_processes_of_user()
 
 
-def descendants() -> list[int]:
-    """The process ids of all children of this process, their children, and so on."""
+def _limit_processes_of_user() -> None:
+    """Let the kernel refuse many more processes than the user has now. It asks nothing of root."""
+    import resource
+
+    if not hasattr(resource, "RLIMIT_NPROC"):
+        return
+    user, now = os.getuid(), 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == user:
+                now += sum(1 for _ in (folder / "task").iterdir())
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = now + _MORE_PROCESSES
+    if hard == resource.RLIM_INFINITY or hard > most:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def descendants(of: int | None = None) -> list[int]:
+    """The process ids of all children of a process (this one), their children, and so on."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):  # ended meanwhile
             after_name = status.read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(after_name[1]), []).append(int(status.parent.name))
     found: list[int] = []
-    waiting = [os.getpid()]
+    waiting = [of or os.getpid()]
     while waiting:
         own = children.get(waiting.pop(), [])
         found += own
@@ -73,19 +95,47 @@ def memory_of(processes: list[int]) -> int:
     return sum(max(0, _resident(process) - mine) for process in processes) * page
 
 
-def kill_descendants() -> None:
-    """Kill every descendant, and collect its exit status.
+def written_by(folder: Path, processes: list[int]) -> int:
+    """Bytes in the files of a folder, and in open files that have no name any more.
+
+    Each of many small files counts as 4096 bytes."""
+    total = 0
+    waiting = [str(folder)]
+    while waiting and total < _STOP_COUNTING:
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            for entry in os.scandir(waiting.pop()):
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    status = entry.stat(follow_symlinks=False)
+                    total += max(_BLOCK, 512 * status.st_blocks)
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    status = Path(entry.path).stat()
+                    if status.st_nlink == 0 and stat.S_ISREG(status.st_mode):
+                        total += 512 * status.st_blocks
+    return total
+
+
+def kill_below(process: int) -> set[int]:
+    """Kill all descendants of a process, and return them.
 
     All are stopped before any is killed: a process that forks without end is otherwise faster."""
-    if sys.platform != "linux":
-        return
     stopped: set[int] = set()
-    while new := set(descendants()) - stopped:
-        for process in new:
-            _send(process, signal.SIGSTOP)
+    while sys.platform == "linux" and (new := set(descendants(process)) - stopped):
+        for each in new:
+            _send(each, signal.SIGSTOP)
         stopped |= new
-    for process in stopped:
-        _send(process, signal.SIGKILL)
+    for each in stopped:
+        _send(each, signal.SIGKILL)
+    return stopped
+
+
+def kill_descendants() -> None:
+    """Kill every descendant of this process, and collect its exit status."""
+    stopped = kill_below(os.getpid())
     deadline = time.monotonic() + 5.0
     while stopped and time.monotonic() < deadline:
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from gptcli.course.sandbox.descendants import kill_below
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
@@ -49,11 +50,13 @@ class Limits:
     """What a file can use. `memory` is in bytes, for the file and the processes that it starts.
 
     `file_bytes` is the size of the largest file that it can write (None: any). With `quiet`, what
-    it prints is dropped. Only forks have limits on memory and files."""
+    it prints is dropped. With `hidden`, it can change nothing outside the folder in which it runs,
+    and read nothing in `hidden`. Only forks have limits on memory and files."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
     quiet: bool = False
+    hidden: Path | None = None
 
 
 class Worker:
@@ -120,6 +123,7 @@ class Worker:
                 "folder": None if folder is None else str(folder),
                 "memory": self._limits.memory,
                 "file_bytes": self._limits.file_bytes,
+                "hidden": None if self._limits.hidden is None else str(self._limits.hidden),
             }
         )
         while True:
@@ -215,6 +219,9 @@ class _Process:
         """Kill the worker and everything that it has started."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
+                if self.is_alive():  # it may still be ending what the last file started
+                    os.kill(self._popen.pid, signal.SIGSTOP)
+                    kill_below(self._popen.pid)
                 os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.kill()
         self._popen.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import os
 import tokenize
 import traceback
@@ -212,3 +213,16 @@ def _encoding_of(path: Path) -> str | None:
         except UnicodeDecodeError:
             return "Latin-1 or Windows-1252"
     return None
+
+
+def without_comment(code: str) -> str:
+    """A line of code without the comment at its end; a comment alone stays as it is."""
+    if "#" not in code or code.startswith("#"):
+        return code
+    with contextlib.suppress(tokenize.TokenError, SyntaxError, IndentationError):
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            if token.type == tokenize.ERRORTOKEN and token.string in "\"'":
+                return code  # part of a longer string
+            if token.type == tokenize.COMMENT:
+                return code[: token.start[1]].rstrip()
+    return code

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gptcli.course.sandbox.confinement import confine
 from gptcli.course.sandbox.descendants import (
     MOST,
     adopt_orphans,
@@ -30,11 +31,14 @@ from gptcli.course.sandbox.descendants import (
     kill_descendants,
     limit_processes,
     memory_of,
+    written_by,
 )
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
 
+LOOK_S = 0.2  # between looks at what a graded file wrote
+MOST_WRITTEN = 256 << 20  # bytes that a graded file can write in all
 SERVED = 93  # exit code of a fork that has answered; a file's own exit() hardly uses it
 Answer = Callable[[dict[str, Any]], None]
 
@@ -65,14 +69,14 @@ def main(*, fork: bool) -> None:
         if fork:
             _serve_in_fork(request, with_id)
         else:
-            _serve(request, with_id)
+            _serve(request, with_id, fork=False)
 
 
 def _answer_with_id(answer: Answer, number: int, message: dict[str, Any]) -> None:
     answer({"id": number, **message})
 
 
-def _serve(request: dict[str, Any], answer: Answer) -> None:
+def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
     import torch
 
     from gptcli.course.examination import examine, follow
@@ -89,9 +93,12 @@ def _serve(request: dict[str, Any], answer: Answer) -> None:
 
     torch.set_num_threads(1)
     file = _file_of(request)
-    if request["folder"] is not None:
-        os.chdir(request["folder"])
+    folder = None if request["folder"] is None else Path(request["folder"])
+    if folder is not None:
+        os.chdir(folder)
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
+        if fork and folder is not None and request["hidden"] is not None:  # there is no way back
+            confine(folder, Path(request["hidden"]))
         # This timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
@@ -130,7 +137,8 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
             _limit_memory(request["memory"])
             _limit_files(request["file_bytes"])
             limit_processes()
-            _serve(request, answer)
+            _limit_descriptors(request["file_bytes"])
+            _serve(request, answer, fork=True)
             code = SERVED
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
@@ -138,7 +146,8 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
             with contextlib.suppress(Exception):
                 sys.stderr.flush()
             os._exit(code)
-    status, too_much = _wait(child, request["limit_s"] + 2.0, request["memory"])
+    folder = Path(request["folder"]) if request["hidden"] is not None else None
+    status, too_much = _wait(child, request["limit_s"] + 2.0, request["memory"], folder)
     kill_descendants()
     if too_much is not None:
         answer({"died": too_much})
@@ -148,11 +157,13 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
         answer({"died": f"exit code {os.WEXITSTATUS(status)}"})
 
 
-def _wait(child: int, limit_s: float, memory: int) -> tuple[int, str | None]:
+def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple[int, str | None]:
     """Wait for the child. Return its status, and why it was killed, unless at the time limit.
 
-    It is killed if it and its own children are too many or hold more than `memory` bytes."""
+    It is killed if it and its own children are too many or hold more than `memory` bytes, or if
+    they fill `folder`."""
     deadline = time.monotonic() + limit_s
+    next_look = time.monotonic() + LOOK_S  # at the disk
     pause = 0.001
     too_much: str | None = None
     while True:
@@ -165,6 +176,10 @@ def _wait(child: int, limit_s: float, memory: int) -> tuple[int, str | None]:
                 too_much = f"it started more than {2 * MOST} processes"
             elif len(started) > 1 and memory_of(started) > memory:
                 too_much = f"its processes need more than {memory / (1 << 30):.1f} GiB together"
+            elif folder is not None and time.monotonic() > next_look:
+                next_look = time.monotonic() + LOOK_S
+                if written_by(folder, started) > MOST_WRITTEN:
+                    too_much = f"it wrote more than {MOST_WRITTEN >> 20} MiB"
         if too_much is not None or time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
             deadline = float("inf")
@@ -182,6 +197,16 @@ def _limit_memory(most: int) -> None:
     if hard == resource.RLIM_INFINITY or hard > limit:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _limit_descriptors(file_bytes: int | None) -> None:
+    """Let few files be open at a time if files are limited: one that has no name counts, too."""
+    import resource
+
+    if file_bytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 128 if hard == resource.RLIM_INFINITY else min(128, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _limit_files(most: int | None) -> None:

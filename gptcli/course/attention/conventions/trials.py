@@ -45,6 +45,9 @@ def best_layout(
             if bool(((y.double() - out).abs() <= TOLERANCE).all()):
                 return layout
     explained = [len(match(trace, problem)[0].completed_at) for problem in problems]
+    # A mask that is upside down looks like exchanged queries and keys: one value is no proof.
+    if explained[0] >= max(explained) - 1:
+        return layouts[0]
     return layouts[explained.index(max(explained))]
 
 
