@@ -43,14 +43,19 @@ _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 class Source:
     """A C file that is compiled into a library, and what its library exports and needs."""
 
-    name: str
-    """The file's name without `.c`."""
+    file: str
+    """The C file, relative to gptcli/native."""
     functions: dict[str, tuple[Any, list[Any]]]
     """The result type and the argument types of each exported function."""
     expected: dict[str, int]
     """What some functions must return: the sizes of structs and the numbers of parameters."""
     required_features: frozenset[str] = frozenset()
     """Features that the processor must have, as /proc/cpuinfo calls them."""
+
+    @property
+    def name(self) -> str:
+        """The library's name in the cache."""
+        return Path(self.file).stem
 
 
 class Shape(ctypes.Structure):
@@ -97,7 +102,7 @@ _COMMON_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "layer_parameters": (_I, []),
 }
 TRAINING = Source(
-    "gpt",
+    "train/gpt.c",
     {
         **_COMMON_FUNCTIONS,
         "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
@@ -112,7 +117,7 @@ TRAINING = Source(
     _TRAINING_FEATURES,
 )
 SAMPLING = Source(
-    "decode",
+    "sample/decode.c",
     {
         **_COMMON_FUNCTIONS,
         "sampling_params_bytes": (_I, []),
@@ -235,7 +240,7 @@ def _processor_features() -> frozenset[str] | None:
 
 def _sources() -> list[Path]:
     """All C files: a header can be part of either library."""
-    return sorted(p for p in _HERE.iterdir() if p.suffix in (".c", ".h"))
+    return sorted(p for p in _HERE.rglob("*") if p.suffix in (".c", ".h"))
 
 
 @functools.cache
@@ -243,7 +248,7 @@ def _cache_key(features: frozenset[str]) -> str:
     """A hash of everything that decides what the compiler makes."""
     digest = hashlib.sha256()
     for source in _sources():
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+        digest.update(source.relative_to(_HERE).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     digest.update(" ".join((*_FLAGS, *sorted(features))).encode())
     return digest.hexdigest()[:32]
 
@@ -318,7 +323,7 @@ class _Builder:
         os.close(handle)
         self.temporary = Path(name)
         words = os.path.expanduser(compiler).split()  # noqa: PTH111
-        words += [*_FLAGS, "-o", name, str(_HERE / f"{source.name}.c"), "-lm"]
+        words += [*_FLAGS, "-o", name, str(_HERE / source.file), "-lm"]
         try:
             self.process = subprocess.Popen(
                 words,

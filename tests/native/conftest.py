@@ -19,7 +19,7 @@ def compiled(once: Once, source: library.Source, flags: tuple[str, ...]) -> Path
     """A C library compiled with other flags, by one of the workers."""
 
     def build(folder: Path) -> None:
-        file = Path(library.__file__).with_name(f"{source.name}.c")
+        file = library._HERE / source.file
         compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
         words = [*compiler, *library._FLAGS, *flags, "-o", folder / "library.so", file, "-lm"]
         subprocess.run(words, check=True)

@@ -9,8 +9,8 @@
 
 #include <math.h>
 
-#include "constants.h"
-#include "tiles.h"
+#include "../constants.h"
+#include "../vectors/tiles_bf16.h"
 
 /* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
  * 2^r for the fraction r of x; it was fitted for the least relative error over [0, 1). The whole

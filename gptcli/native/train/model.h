@@ -14,8 +14,8 @@
 #include <sys/mman.h>
 
 #include "attention.h"
-#include "constants.h"
-#include "parameters.h"
+#include "../constants.h"
+#include "../parameters.h"
 
 /* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {

@@ -2,7 +2,7 @@
  *
  * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
 
-#include "amx_permission.h"
+#include "../vectors/amx_permission.h"
 #include "gradients.h"
 #include "optimizers.h"
 

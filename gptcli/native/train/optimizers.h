@@ -3,7 +3,7 @@
 #ifndef GPTCLI_OPTIMIZERS_H
 #define GPTCLI_OPTIMIZERS_H
 
-#include "constants.h"
+#include "../constants.h"
 #include "model.h"
 
 /* One step of AdamW for n arrays, each with its own weight decay. `step` counts from 1. */

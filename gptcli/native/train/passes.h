@@ -12,7 +12,7 @@
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
 
-#include "constants.h"
+#include "../constants.h"
 #include "model.h"
 
 /* One batch and one pass over it. */
