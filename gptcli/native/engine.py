@@ -14,10 +14,15 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.model.arch import Arch, arch_named
 from gptcli.model.parameters import names_by_place
-from gptcli.native.library import Shape
+from gptcli.native.library import TRAINING, TRAINING_FLOAT32, Shape, Source
 
 _LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
 _WIDEST_HEAD = 512
+
+
+def training_source(dtype: torch.dtype) -> Source | None:
+    """The C library that trains in this dtype, or None if there is none."""
+    return {torch.float32: TRAINING_FLOAT32, torch.bfloat16: TRAINING}.get(dtype)
 
 
 def has_layout(arch: Arch) -> bool:

@@ -11,7 +11,7 @@
  * be a multiple of a tile's rows. */
 typedef struct {
     float *to;
-    const bf16 *outputs, *inputs;   /* A tiles, B tiles; tiles of a row block are side by side */
+    const num *outputs, *inputs;   /* A tiles, B tiles; tiles of a row block are side by side */
     long output_block, input_block; /* distance from one row block to the next */
     long N, K;
 } MatrixGradient;
@@ -24,26 +24,26 @@ typedef struct {
 } VectorGradient;
 
 /* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
- * to the old values if `add`. Takes the row blocks in chunks. Tiles are read several times, and
+ * to the old values if `add_old`. Takes the row blocks in chunks. Tiles are read several times, and
  * those of a chunk stay in the second-level cache. */
-static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add) {
+static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add_old) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
     for (long m = 0; m < blocks; m += chunk) {
-        const int steps = blocks - m < chunk ? blocks - m : chunk, more = add || m > 0;
+        const int steps = blocks - m < chunk ? blocks - m : chunk, more = add_old || m > 0;
         for (long k = 0; k < a->K; k += 32)
             for (long i = n; i < n + rows && i < a->N; i += 32) {
-                const bf16 *A = a->outputs + i / 16 * TILE + m * a->output_block;
-                const bf16 *B = a->inputs + k / 16 * TILE + m * a->input_block;
+                const num *A = a->outputs + i / 16 * TILE + m * a->output_block;
+                const num *B = a->inputs + k / 16 * TILE + m * a->input_block;
                 const long real_rows = a->N - i < 32 ? a->N - i : 32;
                 float *C = a->to + i * a->K + k;
                 if (real_rows == 32) {
-                    multiply_tiles(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block,
-                                   steps, C, a->K, more);
+                    multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block,
+                                        steps, C, a->K, more);
                     continue;
                 }
-                multiply_tiles(2, 2, A, TILE, 32, a->output_block, B, TILE, a->input_block, steps,
-                               piece, 32, 0);
+                multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block, steps,
+                                    piece, 32, 0);
                 for (long r = 0; r < real_rows; r++)
                     for (int j = 0; j < 32; j++)
                         C[r * a->K + j] = piece[32 * r + j] + (more ? C[r * a->K + j] : 0.0f);
@@ -52,37 +52,37 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
 }
 
 /* Computes one vector's gradient: the sum of the groups' parts, which are `stride` apart. */
-static void vector_sum(const VectorGradient *a, long stride, long groups, int add) {
+static void vector_sum(const VectorGradient *a, long stride, long groups, int add_old) {
     for (long c = 0; c < a->width; c += 16) {
-        __m512 sum = add ? _mm512_loadu_ps(a->to + c) : _mm512_setzero_ps();
+        f32x16 sum = add_old ? load(a->to + c) : zeros();
         for (long k = 0; k < groups; k++)
-            sum = _mm512_add_ps(sum, _mm512_loadu_ps(a->partial + k * stride + c));
-        _mm512_storeu_ps(a->to + c, sum);
+            sum = add(sum, load(a->partial + k * stride + c));
+        store(a->to + c, sum);
     }
 }
 
 /* Computes the gradients of n matrices. All threads of a team call this. It has no barrier at its
  * end: the caller needs one before it uses the gradients. */
-static void sum_matrix_gradients(const MatrixGradient *all, int n, long blocks, int add,
+static void sum_matrix_gradients(Worker *w, const MatrixGradient *all, int n, long blocks, int add_old,
                                  int threads) {
     for (int i = 0; i < n; i++) {
         long rows = round_up((all[i].N + 2 * threads - 1) / (2 * threads), 32);
         const long limit = all[i].K <= 512 ? 256 : 128;
         rows = rows > limit ? limit : rows;
-#pragma omp for schedule(dynamic) nowait
-        for (long r = 0; r < all[i].N; r += rows) matrix_rows(all + i, r, rows, blocks, add);
+        const long parts = (all[i].N + rows - 1) / rows;
+        SHARED_FOR(w, k, parts) matrix_rows(all + i, k * rows, rows, blocks, add_old);
     }
 }
 
 /* Computes the gradients of n vectors. All threads of a team call this; it ends with a barrier. */
-static void sum_vector_gradients(const VectorGradient *all, int n, long stride, long groups,
-                                 int add) {
-#pragma omp for schedule(dynamic)
-    for (int i = 0; i < n; i++) vector_sum(all + i, stride, groups, add);
+static void sum_vector_gradients(Worker *w, const VectorGradient *all, int n, long stride,
+                                 long groups, int add_old) {
+    SHARED_FOR(w, i, n) vector_sum(all + i, stride, groups, add_old);
+    team_barrier();
 }
 
 /* Computes all gradients of layer l into grads, which has the same offsets as the weights. */
-static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add) {
+static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add_old, Worker *w) {
     Model *g = p->g;
     const Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
@@ -91,7 +91,7 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     VectorGradient v[12];
     int nm = 0, nv = 0;
     m[nm++] = (MatrixGradient){grads + offset[DOWN], g->d_down, g->act_tiles, 32 * C, 32 * F, C, F};
-    const bf16 *up = g->d_up;
+    const num *up = g->d_up;
     if (g->s.modern) {
         m[nm++] = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
         up += F / 16 * TILE;
@@ -128,33 +128,33 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].offset >= 0)
             v[nv++] = (VectorGradient){grads + all[i].offset, all[i].partial, all[i].width};
-    sum_matrix_gradients(m, nm, p->MB, add, g->s.threads);
-    sum_vector_gradients(v, nv, g->partial_width, groups, add);
+    sum_matrix_gradients(w, m, nm, p->MB, add_old, g->s.threads);
+    sum_vector_gradients(w, v, nv, g->partial_width, groups, add_old);
 }
 
 /* Computes the gradients of token and position embeddings. Each thread takes some of the columns.
  * So one thread computes each sum, over the rows in order. */
-static void embedding_gradients(const Pass *p, float *grads, int add) {
+static void embedding_gradients(const Pass *p, float *grads, int add_old, Worker *w) {
     Model *g = p->g;
     const int C = g->s.C;
     const Dropout d = dropout_for(p, DROP_EMBEDDING);
     float *tokens = grads + g->offset[WTE],
           *positions = g->offset[WPE] < 0 ? NULL : grads + g->offset[WPE];
-#pragma omp for schedule(static)
-    for (int c = 0; c < C; c += 16) {
-        if (!add && !g->s.tied)
+    SHARED_FOR(w, part, C / 16) {
+        const long c = 16 * part;
+        if (!add_old && !g->s.tied)
             for (long v = 0; v < g->s.V; v++)
-                _mm512_storeu_ps(tokens + v * C + c, _mm512_setzero_ps());
-        if (!add && positions)
+                store(tokens + v * C + c, zeros());
+        if (!add_old && positions)
             for (long t = 0; t < g->s.T; t++)
-                _mm512_storeu_ps(positions + t * C + c, _mm512_setzero_ps());
+                store(positions + t * C + c, zeros());
         for (long r = 0; r < p->M; r++) {
-            __m512 y = apply_dropout(d, (uint32_t)(r * C + c), _mm512_loadu_ps(g->dx + r * C + c));
+            f32x16 y = apply_dropout(d, (uint32_t)(r * C + c), load(g->dx + r * C + c));
             float *to = tokens + p->idx[r] * C + c;
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+            store(to, add(load(to), y));
             if (!positions) continue;
             to = positions + r % p->T * C + c;
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+            store(to, add(load(to), y));
         }
     }
 }

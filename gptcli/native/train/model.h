@@ -9,13 +9,13 @@
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H
 
-#include <omp.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "attention.h"
 #include "../constants.h"
 #include "../parameters.h"
+#include "../threads.h"
 
 /* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {
@@ -31,7 +31,7 @@ int shape_bytes(void) { return sizeof(Shape); }
  * `backward` (N, K) for the gradient at the inputs. */
 typedef struct {
     long N, K; /* outputs, rounded up to 32; inputs */
-    bf16 *forward, *backward;
+    num *forward, *backward;
 } Packed;
 
 /* The packed matrices of a layer. QKV: query, key and value together. OUT: the output projection of
@@ -42,12 +42,12 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 /* Arrays that a layer keeps for the backward pass. They are stored in rows, except those marked "in
  * pieces" (tiles.h) or "B tiles". */
 typedef struct {
-    bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
-    bf16 *qkv;       /* (M, 3 C): queries, keys, values */
-    bf16 *qk_hat;    /* (M, 2 C), modern: normalised queries and keys */
-    bf16 *mixed;     /* (M, C): the heads' outputs */
-    bf16 *hidden;    /* (M, F1), in pieces: before the activation */
+    num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
+    num *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
+    num *qkv;       /* (M, 3 C): queries, keys, values */
+    num *qk_hat;    /* (M, 2 C), modern: normalised queries and keys */
+    num *mixed;     /* (M, C): the heads' outputs */
+    num *hidden;    /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M): the norms' scales */
     float *qk_scale;        /* (M, 2 H), modern: the scales of QK-norm */
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
@@ -58,9 +58,9 @@ typedef struct {
     AttentionScratch attention;
     float *logits;   /* (rows, Vp) */
     float *d_norm;   /* (rows, C): the gradient at a norm's output */
-    bf16 *rows_c;    /* (rows, C), in pieces, like the next two */
-    bf16 *rows_f;    /* (rows, F) */
-    bf16 *rows_wide; /* (rows, F1 or Vp) */
+    num *rows_c;    /* (rows, C), in pieces, like the next two */
+    num *rows_f;    /* (rows, F) */
+    num *rows_wide; /* (rows, F1 or Vp) */
 } ThreadScratch;
 
 /* A GPT in training. */
@@ -74,12 +74,12 @@ typedef struct {
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
-    bf16 *hat, *in;
+    num *hat, *in;
     float *scale;        /* the last norm's */
-    bf16 *dqkv, *dmixed; /* (M, 3 C) (M, C) */
-    bf16 *d_qkv, *d_out, *d_up, *d_down,
+    num *dqkv, *dmixed; /* (M, 3 C) (M, C) */
+    num *d_qkv, *d_out, *d_up, *d_down,
         *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
-    bf16 *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
+    num *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
     long head_blocks; /* row blocks whose gradients at the logits fit into d_head at once */
     float *partials;  /* each group's part of the gradients of vectors (passes.h) */
     long partial_width;
@@ -165,14 +165,14 @@ static size_t lay_out(Model *g, char *start) {
 
 /* Packs rows n to n + 31 of W (N, K). Several matrices can share `backward`, one below the other.
  * Together they have `steps` row blocks; those of W begin at number `from`. */
-static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
+static void pack_matrix_rows(const float *W, long N, long K, long n, num *forward, num *backward,
                              long steps, long from) {
-    bf16 piece[32 * 32] __attribute__((aligned(64)));
+    num piece[32 * 32] __attribute__((aligned(64)));
     for (long k = 0; k < K; k += 32) {
         for (int i = 0; i < 32; i++)
             for (int j = 0; j < 32; j += 16)
-                store_bf16(piece + 32 * i + j, n + i < N ? _mm512_loadu_ps(W + (n + i) * K + k + j)
-                                                         : _mm512_setzero_ps());
+                store_num(piece + 32 * i + j, n + i < N ? load(W + (n + i) * K + k + j)
+                                                         : zeros());
         for (int i = 0; i < 2; i++)
             pack_b16_transposed(piece + 512 * i, 32, 32,
                                 forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
@@ -206,21 +206,36 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     return n;
 }
 
-/* Rounds the float32 weights to bfloat16 and packs them into tiles. Call this after every change of
- * the weights. */
+/* What gpt_pack passes to its threads. */
+typedef struct {
+    const float *weights;
+    const WeightBlock *blocks;
+    int n;
+} Packing;
+
+static void pack_blocks(void *argument, Worker *w) {
+    const Packing *p = argument;
+    long all = 0;
+    for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
+    long begin = 0;
+    int i = 0;
+    SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
+        while (round >= begin + (p->blocks[i].N + 31) / 32)
+            begin += (p->blocks[i++].N + 31) / 32;
+        const WeightBlock a = p->blocks[i];
+        const long K = a.packed->K;
+        pack_matrix_rows(p->weights + a.offset, a.N, K, 32 * (round - begin),
+                         a.packed->forward + a.from * 32 * K, a.packed->backward, a.packed->N / 32,
+                         a.from);
+    }
+}
+
+/* Packs the float32 weights, rounded to bfloat16 in that library, into tiles. Call this after every
+ * change of the weights. */
 void gpt_pack(Model *g, const float *weights) {
     WeightBlock blocks[7 * g->s.L + 1];
-    const int n = weight_blocks(g, blocks);
-#pragma omp parallel num_threads(g->s.threads)
-    for (int i = 0; i < n; i++) {
-        const WeightBlock a = blocks[i];
-        const long K = a.packed->K;
-#pragma omp for schedule(static) nowait
-        for (long b = 0; b < (a.N + 31) / 32; b++)
-            pack_matrix_rows(weights + a.offset, a.N, K, 32 * b,
-                             a.packed->forward + a.from * 32 * K, a.packed->backward,
-                             a.packed->N / 32, a.from);
-    }
+    Packing packing = {weights, blocks, weight_blocks(g, blocks)};
+    team_run(g->s.threads, pack_blocks, &packing);
 }
 
 /* ---- allocation ------------------------------------------------------------------------------ */
@@ -242,7 +257,7 @@ static Model *new_without_memory(const Shape *shape) {
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* If a layer's weights are too large for the second-level cache, they are read from memory for
      * each group. So groups are then larger. */
-    const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
+    const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(num);
     g->group = weights > 1L << 20 ? 4 : 1;
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;

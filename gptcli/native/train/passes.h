@@ -61,7 +61,7 @@ INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
  * multiple of 32, and small enough that `out` stays in the first-level cache. */
-INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+INLINE void forward_piece(const num *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
     product(A, a_row, step_of(a_row), w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
@@ -70,7 +70,7 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
 
 /* out (32, width) = the gradient at a linear layer's inputs c to c + width - 1. A is the gradient
  * at its outputs. */
-INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+INLINE void backward_piece(const num *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
     product(A, a_row, step_of(a_row), w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
@@ -78,7 +78,7 @@ INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, i
 }
 
 /* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
-static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
+static void times_backward(const num *A, long a_row, int rows, const Packed *w, float *out) {
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
@@ -87,7 +87,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
 }
 
 /* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch; dropout needs this. */
-static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
+static void add_branch(float *x, const num *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -97,10 +97,10 @@ static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, con
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     float *to = x + (r + i) * C + c + j;
-                    __m512 y = _mm512_loadu_ps(piece + 32 * i + j);
-                    if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias + c + j));
+                    f32x16 y = load(piece + 32 * i + j);
+                    if (bias) y = add(y, load(bias + c + j));
                     y = apply_dropout(d, (uint32_t)((r0 + r + i) * C + c + j), y);
-                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+                    store(to, add(load(to), y));
                 }
         }
 }
@@ -119,9 +119,9 @@ static void embed(const Pass *p, long r0, int rows) {
         const float *token = p->w + g->offset[WTE] + p->idx[r] * C;
         const float *position = g->offset[WPE] < 0 ? NULL : p->w + g->offset[WPE] + r % p->T * C;
         for (int c = 0; c < C; c += 16) {
-            __m512 y = _mm512_loadu_ps(token + c);
-            if (position) y = _mm512_add_ps(y, _mm512_loadu_ps(position + c));
-            _mm512_storeu_ps(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
+            f32x16 y = load(token + c);
+            if (position) y = add(y, load(position + c));
+            store(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
         }
     }
 }
@@ -145,7 +145,7 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
-                bf16 *to = layer->qkv + row * 3 * C + c;
+                num *to = layer->qkv + row * 3 * C + c;
                 if (g->s.modern && c < 2 * C) {
                     const long t = row % p->T * (D / 2);
                     for (int h = 0; h < width; h += D)
@@ -156,9 +156,9 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
                 }
                 const float *bias = vector_at(p, offset[QUERY_BIAS + c / C]);
                 for (int j = 0; j < width; j += 16) {
-                    __m512 v = _mm512_loadu_ps(out + j);
-                    if (bias) v = _mm512_add_ps(v, _mm512_loadu_ps(bias + c % C + j));
-                    store_bf16(to + j, v);
+                    f32x16 v = load(out + j);
+                    if (bias) v = add(v, load(bias + c % C + j));
+                    store_num(to + j, v);
                 }
             }
         }
@@ -175,7 +175,7 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Layer *layer = saved_layer(p, l);
     const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
     const long r0 = head / H * p->T;
-    const bf16 *q = layer->qkv + r0 * 3 * C + h * D;
+    const num *q = layer->qkv + r0 * 3 * C + h * D;
     attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + r0 * C + h * D, C,
                       layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
                       &s->attention);
@@ -189,7 +189,7 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *x = g->x + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
+    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(num));
     add_branch(x, layer->mixed + r0 * C, C, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
@@ -204,18 +204,18 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
-                    bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
+                    num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
                          *to = s->rows_f + r * F + f * 32 + index;
-                    __m512 z = _mm512_loadu_ps(a + 32 * i + j);
+                    f32x16 z = load(a + 32 * i + j);
                     if (g->s.modern) {
-                        __m512 up = _mm512_loadu_ps(u + 32 * i + j);
-                        store_bf16(kept, z);
-                        store_bf16(kept + 32 * F, up);
+                        f32x16 up = load(u + 32 * i + j);
+                        store_num(kept, z);
+                        store_num(kept + 32 * F, up);
                         swiglu(z, up, to);
                     } else {
-                        if (bias) z = _mm512_add_ps(z, _mm512_loadu_ps(bias + f + j));
-                        store_bf16(kept, z);
-                        store_bf16(to, _mm512_mul_ps(z, gelu_gate(z)));
+                        if (bias) z = add(z, load(bias + f + j));
+                        store_num(kept, z);
+                        store_num(to, mul(z, gelu_gate(z)));
                     }
                 }
         }
@@ -244,34 +244,31 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
         const float *z = s->logits + i * Vp;
-        bf16 *d = s->rows_wide;
+        num *d = s->rows_wide;
         const long r = r0 + i;
         if (r >= p->M) {
             for (long v = 0; v < Vp; v += 16)
-                store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
+                store_num(d + in_pieces(i, v, Vp), zeros());
             continue;
         }
-        __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        f32x16 largest = broadcast(-INFINITY), sum = zeros();
         for (int v = 0; v < V; v += 16)
-            largest =
-                _mm512_mask_max_ps(largest, first_lanes(V - v), largest, _mm512_loadu_ps(z + v));
-        const float top = _mm512_reduce_max_ps(largest);
-        const __m512 shift = _mm512_set1_ps(top);
+            largest = maximum(largest, blend(first_lanes(V - v), load(z + v), largest));
+        const float top = max_lane(largest);
+        const f32x16 shift = broadcast(top);
         for (int v = 0; v < V; v += 16)
-            sum = _mm512_mask_add_ps(sum, first_lanes(V - v), sum,
-                                     vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift)));
-        const float total = _mm512_reduce_add_ps(sum), target_logit = z[p->targets[r]];
+            sum = add(sum, keep(first_lanes(V - v), vexp(sub(load(z + v), shift))));
+        const float total = sum_lanes(sum), target_logit = z[p->targets[r]];
         g->losses[r] = logf(total) + top - target_logit;
         if (!p->training) continue;
         /* The gradient at the logits is softmax(z), minus 1 at the target. */
-        const __m512 factor = _mm512_set1_ps(scale / total);
+        const f32x16 factor = broadcast(scale / total);
         for (int v = 0; v < Vp; v += 16) {
-            __m512 e = vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift));
-            store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first_lanes(V - v), e, factor));
+            f32x16 e = vexp(sub(load(z + v), shift));
+            store_num(d + in_pieces(i, v, Vp), keep(first_lanes(V - v), mul(e, factor)));
         }
-        const __m128 hit = _mm_set_ss((expf(target_logit - top) / total - 1.0f) * scale);
-        d[in_pieces(i, p->targets[r], Vp)] =
-            (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
+        const float hit = (expf(target_logit - top) / total - 1.0f) * scale;
+        store_first_num(d + in_pieces(i, p->targets[r], Vp), 1, broadcast(hit));
     }
     if (!p->training) return;
     pack_a_pieces_transposed(s->rows_wide, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
@@ -284,13 +281,13 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
 
 /* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets it as
  * bfloat16 in pieces; `transposed` gets its transpose as A tiles. */
-static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
-                            bf16 *transposed) {
+static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, num *out,
+                            num *transposed) {
     const int C = p->g->s.C;
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < C; c += 16)
-            store_bf16(out + in_pieces(i, c, C), apply_dropout(d, (uint32_t)((r0 + i) * C + c),
-                                                               _mm512_loadu_ps(dx + i * C + c)));
+            store_num(out + in_pieces(i, c, C), apply_dropout(d, (uint32_t)((r0 + i) * C + c),
+                                                               load(dx + i * C + c)));
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
@@ -320,22 +317,22 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1;
     float *dx = g->dx + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
+    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(num));
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
                     g->d_down + r0 * C);
     if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
     float piece[32 * 32] __attribute__((aligned(64)));
-    bf16 *d = s->rows_wide;
+    num *d = s->rows_wide;
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
             backward_piece(s->rows_c + r * C, 32, w + PACKED_DOWN, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
-                    const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
-                    bf16 *act = s->rows_f + r * F + f * 32 + index,
+                    const num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
+                    num *act = s->rows_f + r * F + f * 32 + index,
                          *to = d + (long)r * F1 + f * 32 + index;
-                    __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
+                    f32x16 da = load(piece + 32 * i + j);
                     if (g->s.modern)
                         swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
                     else
@@ -359,8 +356,8 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
             backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_bf16(g->dmixed + (r0 + r + i) * C + c + j,
-                               _mm512_loadu_ps(piece + 32 * i + j));
+                    store_num(g->dmixed + (r0 + r + i) * C + c + j,
+                               load(piece + 32 * i + j));
         }
 }
 
@@ -370,8 +367,8 @@ static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch 
     Layer *layer = saved_layer(p, l);
     const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
     const long r0 = head / H * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
-    const bf16 *q = layer->qkv + from;
-    bf16 *dq = g->dqkv + from;
+    const num *q = layer->qkv + from;
+    num *dq = g->dqkv + from;
     attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + mixed, g->dmixed + mixed,
                        C, layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head), dq,
                        dq + C, dq + 2 * C, &s->attention);
@@ -385,8 +382,8 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, H = g->s.H, D = g->D;
-    bf16 *d = g->dqkv + r0 * 3 * C;
-    prefetch_l2(d, rows * 3 * C * sizeof(bf16));
+    num *d = g->dqkv + r0 * 3 * C;
+    prefetch_l2(d, rows * 3 * C * sizeof(num));
     if (g->s.modern) {
         memset(partial.q_norm, 0, 2 * D * sizeof(float));
         for (int i = 0; i < rows; i++) {
@@ -403,9 +400,9 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
         pack_a32_transposed(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
     if (offset[QUERY_BIAS] >= 0)
         for (int c = 0; c < 3 * C; c += 16) {
-            __m512 sum = _mm512_setzero_ps();
-            for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
-            _mm512_storeu_ps(partial.qkv + c, sum);
+            f32x16 sum = zeros();
+            for (int i = 0; i < rows; i++) sum = add(sum, load_num(d + i * 3 * C + c));
+            store(partial.qkv + c, sum);
         }
     times_backward(d, 3 * C, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
