@@ -35,7 +35,9 @@ class Kind:
 KINDS = {
     "sse2": Kind("x86_64", frozenset(), ("-march=x86-64",)),
     "avx2": Kind(
-        "x86_64", frozenset({"avx2", "fma", "f16c", "bmi2"}), ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+        "x86_64",
+        frozenset({"avx2", "fma", "f16c", "bmi2"}),
+        ("-mavx2", "-mfma", "-mf16c", "-mbmi2"),
     ),
     "avx512": Kind(
         "x86_64",

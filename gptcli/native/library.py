@@ -213,7 +213,9 @@ def start_building_training(dtype: str) -> None:
     if processor is None or dtype == "float16":
         return
     quick = processor.features >= TRAINING.required_features
-    start_building(TRAINING if dtype == "bfloat16" or (dtype == "auto" and quick) else TRAINING_FLOAT32)
+    start_building(
+        TRAINING if dtype == "bfloat16" or (dtype == "auto" and quick) else TRAINING_FLOAT32
+    )
 
 
 def is_compiled(source: Source) -> bool:
@@ -261,7 +263,9 @@ def _cache_key(source: Source, processor: Processor) -> str:
     for path in _sources():
         name = path.relative_to(_HERE).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(" ".join((*_FLAGS, *source.flags, *processor.flags, *sorted(processor.features))).encode())
+    digest.update(
+        " ".join((*_FLAGS, *source.flags, *processor.flags, *sorted(processor.features))).encode()
+    )
     return digest.hexdigest()[:32]
 
 
