@@ -17,7 +17,6 @@ from gptcli.native import library
 from gptcli.processor import KINDS, all_features, features_and_flags
 from tests.conftest import Once
 
-
 EMULATED = Path(__file__).with_name("emulated")
 """The intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
 
