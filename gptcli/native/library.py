@@ -61,10 +61,11 @@ class Shape(ctypes.Structure):
     """Mirror of `Shape` in model.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("modern", "tied", "L", "H", "C", "F", "V", "T")),
-        ("threads", ctypes.c_int32),
-        ("dropout", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("modern", "qk_norm", "tied", "L", "H", "K", "D")),
+        *((name, ctypes.c_int32) for name in ("C", "F", "V", "T", "threads")),
+        *((name, ctypes.c_float) for name in ("dropout", "norm_eps")),
         ("most_tokens", ctypes.c_int64),
+        ("rope_theta", ctypes.c_double),
     ]
 
 

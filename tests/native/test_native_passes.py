@@ -32,9 +32,44 @@ SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "modern one token": ("modern", 11, 5, 1, {"n_embd": 32}),
     "modern many rows": ("modern", 30, 9, 64, {"n_embd": 32, "n_layer": 1}),
     "modern wide": ("modern", 70, 7, 45, {"n_embd": 256, "n_head": 4, "n_layer": 1}),
+    "grouped": ("modern", 65, 3, 37, {"n_embd": 128, "n_head": 8, "n_kv_head": 2}),
+    "grouped, one head": (
+        "modern",
+        65,
+        2,
+        64,
+        {"n_embd": 64, "n_head": 4, "n_kv_head": 1, "head_dim": 32},
+    ),
+    "wide heads": ("modern", 30, 2, 35, {"n_embd": 32, "n_head": 2, "head_dim": 80}),
+    "narrow heads": ("modern", 30, 2, 35, {"n_embd": 96, "n_head": 2, "head_dim": 16}),
+    "llama": (
+        "modern",
+        90,
+        2,
+        40,
+        {
+            "n_embd": 64,
+            "n_head": 4,
+            "n_kv_head": 2,
+            "qk_norm": False,
+            "rope_theta": 5e5,
+            "norm_eps": 1e-3,
+            "hidden_width": 96,
+        },
+    ),
+    "llama heads of 48": ("modern", 90, 2, 40, {"n_embd": 96, "qk_norm": False}),
+    "modern tied": ("modern", 300, 2, 33, {"n_embd": 64, "tied_head": True}),
+    "gpt2 not tied": (
+        "gpt2",
+        300,
+        2,
+        33,
+        {"n_embd": 64, "tied_head": False, "norm_eps": 1e-2, "hidden_width": 160},
+    ),
 }
 ON_OTHERS = (
     "gpt2 one head", "gpt2 heads of 16", "gpt2 wide", "modern heads of 48", "modern one token",
+    "grouped", "llama", "llama heads of 48", "gpt2 not tied",
 )  # fmt: skip
 
 
@@ -91,7 +126,9 @@ def test_they_are_as_close_on_other_processors(shape: str, another_native: ctype
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("shape", ["gpt2 heads of 16", "modern many rows", "modern wide"])
+@pytest.mark.parametrize(
+    "shape", ["gpt2 heads of 16", "modern many rows", "modern wide", "grouped"]
+)
 def test_the_number_of_threads_changes_no_bit(
     shape: str, dropout: float, native: ctypes.CDLL
 ) -> None:

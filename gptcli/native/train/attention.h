@@ -22,6 +22,7 @@ typedef struct {
     num *weights, *dscores;  /* (32, T): rounded to bfloat16 for products */
     num *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
     float *out;          /* (32, D) */
+    float *sums[2];      /* (T, D): the gradients at values and keys of all heads that share them */
 } AttentionScratch;
 
 /* Returns the bytes of the scratch. If `start` is not NULL, also places the arrays of s in the
@@ -44,6 +45,8 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     TAKE(s->dscores, line);
     TAKE(s->transposed[0], t * t * sizeof(num));
     TAKE(s->transposed[1], t * t * sizeof(num));
+    TAKE(s->sums[0], t * d * sizeof(float));
+    TAKE(s->sums[1], t * d * sizeof(float));
 #undef TAKE
     return used;
 }
@@ -109,7 +112,8 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 }
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
- * `row` apart; rows of mixed and dmixed are mixed_row apart.
+ * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values come
+ * one after the other: `add_old` says that their sums go on, `last` that dk and dv are complete.
  *
  * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
  *
@@ -119,7 +123,7 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 static void attention_backward(const num *q, const num *k, const num *v, long row, int T, int D,
                                const num *mixed, const num *dmixed, long mixed_row,
                                const float *log2_sum_exp, Dropout drop, num *dq, num *dk,
-                               num *dv, AttentionScratch *s) {
+                               num *dv, int add_old, int last, AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
@@ -169,13 +173,15 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
         for (int which = 0; which < 2; which++) {
             const num *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
             const num *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
+            float *sum = s->sums[which] + s0 * D;
             for (int c = 0; c < D; c += 16)
                 multiply_transposed(1, A, panel, TILE, B + c / 16 * panel, panel, TILE,
-                                    blocks - from, s->out + c, D, 0);
+                                    blocks - from, sum + c, D, add_old);
             num *to = which ? dk : dv;
-            for (int i = 0; i < rows; i++)
-                for (int c = 0; c < D; c += 16)
-                    store_num(to + (s0 + i) * row + c, load(s->out + i * D + c));
+            if (last)
+                for (int i = 0; i < rows; i++)
+                    for (int c = 0; c < D; c += 16)
+                        store_num(to + (s0 + i) * row + c, load(sum + i * D + c));
         }
     }
 }

@@ -10,13 +10,13 @@
  * get weight 0 but must be finite, because 0 times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
-    const long C = g->s.C, end = 32 * p->MB;
+    const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
     for (int l = 0; l < (p->training ? g->s.L : 1); l++) {
-        memset(g->layers[l].qkv + end * 3 * C, 0, 32 * 3 * C * sizeof(num));
-        memset(g->layers[l].mixed + p->M * C, 0, (end - p->M) * C * sizeof(num));
+        memset(g->layers[l].qkv + end * QKV, 0, 32 * QKV * sizeof(num));
+        memset(g->layers[l].mixed + p->M * Q, 0, (end - p->M) * Q * sizeof(num));
     }
-    memset(g->dqkv + p->M * 3 * C, 0, (end - p->M) * 3 * C * sizeof(num));
-    memset(g->dmixed + end * C, 0, 32 * C * sizeof(num));
+    memset(g->dqkv + p->M * QKV, 0, (end - p->M) * QKV * sizeof(num));
+    memset(g->dmixed + end * Q, 0, 32 * Q * sizeof(num));
 }
 
 /* What gpt_loss passes to its threads. */
@@ -35,6 +35,7 @@ static void loss_thread(void *argument, Worker *w) {
     float *gradients = call->gradients;
     const int L = g->s.L, C = g->s.C, add_old = call->add_old;
     const long MB = p->MB, groups = (MB + g->group - 1) / g->group, heads = (long)p->B * g->s.H;
+    const long shared = (long)p->B * g->s.K; /* heads of keys and values */
     ThreadScratch *s = g->scratch + w->number;
     tiles_begin();
     /* Forward. One loop over the groups ends a layer and begins the next one, while a group's rows
@@ -88,7 +89,7 @@ static void loss_thread(void *argument, Worker *w) {
                 after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
                                          group_partials(g, k), s);
             team_barrier();
-            SHARED_FOR(w, h, heads) attend_head_backward(p, l, h, s);
+            SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
             team_barrier();
             SHARED_FOR(w, k, groups)
                 before_attention_backward(p, l, group_start(p, k), group_rows(p, k),

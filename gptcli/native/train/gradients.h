@@ -86,7 +86,7 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     Model *g = p->g;
     const Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const long C = g->s.C, F = g->s.F;
+    const long C = g->s.C, F = g->s.F, Q = g->Q, QKV = g->QKV, KV = (QKV - Q) / 2;
     MatrixGradient m[7];
     VectorGradient v[12];
     int nm = 0, nv = 0;
@@ -97,15 +97,16 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
         up += F / 16 * TILE;
     }
     m[nm++] = (MatrixGradient){grads + offset[UP], up, layer->in2, 32 * g->F1, 32 * C, F, C};
+    const long begin[3] = {0, Q, Q + KV}, width[3] = {Q, KV, KV};
     for (int i = 0; i < 3; i++)
         m[nm++] = (MatrixGradient){grads + offset[QUERY + i],
-                                   g->d_qkv + i * C / 16 * TILE,
+                                   g->d_qkv + begin[i] / 16 * TILE,
                                    layer->in1,
-                                   96 * C,
+                                   32 * QKV,
                                    32 * C,
-                                   C,
+                                   width[i],
                                    C};
-    m[nm++] = (MatrixGradient){grads + offset[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * C, C, C};
+    m[nm++] = (MatrixGradient){grads + offset[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * Q, C, Q};
     const Partials partial = group_partials(g, 0);
     const struct {
         int64_t offset;
@@ -116,14 +117,14 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
         {offset[LN1_BIAS], partial.ln1_bias, C},
         {offset[LN2], partial.ln2, C},
         {offset[LN2_BIAS], partial.ln2_bias, C},
-        {offset[QUERY_BIAS], partial.qkv, C},
-        {offset[KEY_BIAS], partial.qkv + C, C},
-        {offset[VALUE_BIAS], partial.qkv + 2 * C, C},
+        {offset[QUERY_BIAS], partial.qkv, Q},
+        {offset[KEY_BIAS], partial.qkv + Q, KV},
+        {offset[VALUE_BIAS], partial.qkv + Q + KV, KV},
         {offset[OUT_BIAS], partial.out, C},
         {offset[UP_BIAS], partial.up, F},
         {offset[DOWN_BIAS], partial.down, C},
-        {offset[Q_NORM], partial.q_norm, g->D},
-        {offset[K_NORM], partial.k_norm, g->D},
+        {offset[Q_NORM], partial.q_norm, g->s.D},
+        {offset[K_NORM], partial.k_norm, g->s.D},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].offset >= 0)

@@ -140,15 +140,16 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const num 
  * rotate as a pair. D is a multiple of 16, so the last vector of D / 2 numbers can be half full.
  * Callers pass D as a constant if they can, so that the compiler unrolls the loops. */
 
-INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, const float *cos,
-                              const float *sin, num *hat, float *scale, num *out) {
+INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, float eps,
+                              const float *cos, const float *sin, num *hat, float *scale,
+                              num *out) {
     const int half_dim = D / 2;
     f32x16 square = zeros();
     for (int j = 0; j < D; j += 16) {
         f32x16 y = load(x + j);
         square = fmadd(y, y, square);
     }
-    *scale = 1.0f / sqrtf(sum_lanes(square) / D + RMS_NORM_EPS);
+    *scale = 1.0f / sqrtf(sum_lanes(square) / D + eps);
     const f32x16 s = broadcast(*scale);
     for (int j = 0; j < half_dim; j += 16) {
         const long n = half_dim - j;
@@ -195,15 +196,39 @@ INLINE void norm_rotate_backward_sized(const int D, const num *dout, const float
     }
 }
 
+/* out = rotated(x), for one head of one token without QK-norm. */
+static void rotate(const float *x, int D, const float *cos, const float *sin, num *out) {
+    const int half_dim = D / 2;
+    for (int j = 0; j < half_dim; j += 16) {
+        const long n = half_dim - j;
+        const f32x16 a = load_first(x + j, n), b = load_first(x + half_dim + j, n);
+        const f32x16 c = load_first(cos + j, n), z = load_first(sin + j, n);
+        store_first_num(out + j, n, fnmadd(b, z, mul(a, c)));
+        store_first_num(out + half_dim + j, n, fmadd(a, z, mul(b, c)));
+    }
+}
+
+/* Replaces d, the gradient at rotated(x), by the gradient at x. */
+static void rotate_back(num *d, int D, const float *cos, const float *sin) {
+    const int half_dim = D / 2;
+    for (int j = 0; j < half_dim; j += 16) {
+        const long n = half_dim - j;
+        const f32x16 a = load_first_num(d + j, n), b = load_first_num(d + half_dim + j, n);
+        const f32x16 c = load_first(cos + j, n), z = load_first(sin + j, n);
+        store_first_num(d + j, n, fmadd(b, z, mul(a, c)));
+        store_first_num(d + half_dim + j, n, fnmadd(a, z, mul(b, c)));
+    }
+}
+
 /* Calls norm_rotate_sized, with the usual values of D as constants. */
-static void norm_rotate(const float *x, int D, const float *gain, const float *cos,
+static void norm_rotate(const float *x, int D, const float *gain, float eps, const float *cos,
                         const float *sin, num *hat, float *scale, num *out) {
     if (D == 32)
-        norm_rotate_sized(32, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(32, x, gain, eps, cos, sin, hat, scale, out);
     else if (D == 64)
-        norm_rotate_sized(64, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(64, x, gain, eps, cos, sin, hat, scale, out);
     else
-        norm_rotate_sized(D, x, gain, cos, sin, hat, scale, out);
+        norm_rotate_sized(D, x, gain, eps, cos, sin, hat, scale, out);
 }
 
 static void norm_rotate_backward(const num *dout, int D, const float *gain, const float *cos,

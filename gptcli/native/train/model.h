@@ -1,8 +1,9 @@
 /* The shape of a GPT in training, its packed weights, and the memory of a training step.
  *
- * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads, head
- * width D, F the feed-forward's hidden width, F1 the width of its first product (2 F with a gate),
- * V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the same
+ * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads of
+ * queries, K heads of keys and values (each serves H / K heads of queries), head width D, Q = H D,
+ * QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product (2 F with
+ * a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the same
  * offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and "gpt2"
  * are the two archs. */
 
@@ -19,9 +20,10 @@
 
 /* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {
-    int32_t modern, tied, L, H, C, F, V, T, threads;
-    float dropout;
+    int32_t modern, qk_norm, tied, L, H, K, D, C, F, V, T, threads;
+    float dropout, norm_eps;
     int64_t most_tokens;
+    double rope_theta;
 } Shape;
 
 /* library.py compares this size with that of Shape. */
@@ -44,12 +46,12 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     num *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
-    num *qkv;       /* (M, 3 C): queries, keys, values */
-    num *qk_hat;    /* (M, 2 C), modern: normalised queries and keys */
-    num *mixed;     /* (M, C): the heads' outputs */
+    num *qkv;       /* (M, QKV): queries, keys, values */
+    num *qk_hat;    /* (M, (H + K) D), with QK-norm: normalised queries and keys */
+    num *mixed;     /* (M, Q): the heads' outputs */
     num *hidden;    /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M): the norms' scales */
-    float *qk_scale;        /* (M, 2 H), modern: the scales of QK-norm */
+    float *qk_scale;        /* (M, H + K): the scales of QK-norm */
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
@@ -66,7 +68,7 @@ typedef struct {
 /* A GPT in training. */
 typedef struct {
     Shape s;
-    int D, F1;       /* F1: F, or 2 F with a gate */
+    int Q, QKV, F1;  /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
     long blocks;     /* the most blocks of 32 rows that fit in memory */
     int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
@@ -76,7 +78,7 @@ typedef struct {
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
     float *scale;        /* the last norm's */
-    num *dqkv, *dmixed; /* (M, 3 C) (M, C) */
+    num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_qkv, *d_out, *d_up, *d_down,
         *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
@@ -96,13 +98,14 @@ static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (l
 static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
     const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
+    const long Q = g->Q, QKV = g->QKV;
     const long group = 32L * g->group;
     size_t used = 0;
 #define TAKE(to, n)                                                                                \
     ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     for (int l = 0; l < s.L; l++) {
         Packed *p = g->packed + PACKED_PER_LAYER * l;
-        const long N[PACKED_PER_LAYER] = {3 * C, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, C, C, s.F};
+        const long N[PACKED_PER_LAYER] = {QKV, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, Q, C, s.F};
         for (int i = 0; i < PACKED_PER_LAYER; i++) {
             p[i].N = N[i], p[i].K = K[i];
             TAKE(p[i].forward, N[i] * K[i]);
@@ -112,13 +115,13 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(layer->hat1, rows * C);
         TAKE(layer->in1, MB * 32 * C);
         TAKE(layer->scale1, rows);
-        if (s.modern) {
-            TAKE(layer->qk_hat, rows * 2 * C);
-            TAKE(layer->qk_scale, rows * 2 * s.H);
+        if (s.qk_norm) {
+            TAKE(layer->qk_hat, rows * (s.H + s.K) * s.D);
+            TAKE(layer->qk_scale, rows * (s.H + s.K));
         }
-        TAKE(layer->qkv, rows * 3 * C);
+        TAKE(layer->qkv, rows * QKV);
         TAKE(layer->log2_sum_exp, rows * s.H);
-        TAKE(layer->mixed, rows * C);
+        TAKE(layer->mixed, rows * Q);
         TAKE(layer->hat2, rows * C);
         TAKE(layer->in2, MB * 32 * C);
         TAKE(layer->scale2, rows);
@@ -128,24 +131,24 @@ static size_t lay_out(Model *g, char *start) {
     last->N = Vp, last->K = C;
     TAKE(last->forward, Vp * C);
     TAKE(last->backward, Vp * C);
-    TAKE(g->cos, (long)s.T * g->D / 2);
-    TAKE(g->sin, (long)s.T * g->D / 2);
+    TAKE(g->cos, (long)s.T * s.D / 2);
+    TAKE(g->sin, (long)s.T * s.D / 2);
     TAKE(g->x, rows * C);
     TAKE(g->dx, rows * C);
     TAKE(g->losses, rows);
     TAKE(g->hat, rows * C);
     TAKE(g->in, MB * 32 * C);
     TAKE(g->scale, rows);
-    TAKE(g->dqkv, rows * 3 * C);
-    TAKE(g->dmixed, rows * C);
-    TAKE(g->d_qkv, MB * 32 * 3 * C);
+    TAKE(g->dqkv, rows * QKV);
+    TAKE(g->dmixed, rows * Q);
+    TAKE(g->d_qkv, MB * 32 * QKV);
     TAKE(g->d_out, MB * 32 * C);
     TAKE(g->d_up, MB * 32 * g->F1);
     TAKE(g->d_down, MB * 32 * C);
-    TAKE(g->mixed_tiles, MB * 32 * C);
+    TAKE(g->mixed_tiles, MB * 32 * Q);
     TAKE(g->act_tiles, MB * 32 * s.F);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
-    g->partial_width = 9 * C + g->F1 + 2 * g->D; /* the fields of Partials, passes.h */
+    g->partial_width = QKV + 6 * C + g->F1 + 2 * s.D; /* the fields of Partials, passes.h */
     TAKE(g->partials, (MB + g->group - 1) / g->group * g->partial_width);
     for (int i = 0; i < s.threads; i++) {
         ThreadScratch *t = g->scratch + i;
@@ -155,7 +158,7 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(t->rows_wide, group * (Vp > g->F1 ? Vp : g->F1));
         TAKE(t->d_norm, group * C);
         char *from = start ? start + used : NULL;
-        used += attention_scratch(&t->attention, from, s.T, g->D);
+        used += attention_scratch(&t->attention, from, s.T, s.D);
     }
 #undef TAKE
     return used;
@@ -195,8 +198,10 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     for (int l = 0; l < g->s.L; l++) {
         const int64_t *offset = layer_offsets(g, l);
         Packed *p = g->packed + PACKED_PER_LAYER * l;
-        for (int i = 0; i < 3; i++)
-            out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p + PACKED_QKV};
+        const long Q = g->Q, KV = (g->QKV - Q) / 2;
+        out[n++] = (WeightBlock){offset[QUERY], Q, 0, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[KEY], KV, Q / 32, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[VALUE], KV, (Q + KV) / 32, p + PACKED_QKV};
         out[n++] = (WeightBlock){offset[OUT], C, 0, p + PACKED_OUT};
         if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + PACKED_UP};
         out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + PACKED_UP};
@@ -251,13 +256,14 @@ static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
     const Shape s = g->s = *shape;
-    g->D = s.C / s.H;
+    g->Q = s.H * s.D;
+    g->QKV = (s.H + 2 * s.K) * s.D;
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* If a layer's weights are too large for the second-level cache, they are read from memory for
      * each group. So groups are then larger. */
-    const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(num);
+    const long weights = (long)(g->QKV + g->Q + g->F1 + s.F) * s.C * sizeof(num);
     g->group = weights > 1L << 20 ? 4 : 1;
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
@@ -284,7 +290,7 @@ size_t gpt_bytes(const Shape *shape) {
 
 /* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough.
  * offsets: where each parameter begins (parameters.h); they are copied. The caller has checked the
- * sizes: C and F are multiples of 32, and D is a multiple of 16 up to 512. */
+ * sizes: C, F, H D and K D are multiples of 32, and D is a multiple of 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     Model *g = new_without_memory(shape);
     if (g) {
@@ -305,10 +311,10 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     memset(g->memory, 0, g->bytes);
     lay_out(g, g->memory);
     for (int t = 0; t < s.T; t++)
-        for (int j = 0; j < g->D / 2; j++) {
-            const double angle = t * pow(ROTARY_THETA, -2.0 * j / g->D);
-            g->cos[t * (g->D / 2) + j] = cos(angle);
-            g->sin[t * (g->D / 2) + j] = sin(angle);
+        for (int j = 0; j < s.D / 2; j++) {
+            const double angle = t * pow(s.rope_theta, -2.0 * j / s.D);
+            g->cos[t * (s.D / 2) + j] = cos(angle);
+            g->sin[t * (s.D / 2) + j] = sin(angle);
         }
     return g;
 }

@@ -49,8 +49,7 @@ static const float *vector_at(const Pass *p, int64_t offset) {
 
 /* A norm with these parameters: RMSNorm if modern, else LayerNorm. */
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
-    const int modern = p->g->s.modern;
-    return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? RMS_NORM_EPS : LAYER_NORM_EPS};
+    return (Norm){p->w + gain, vector_at(p, bias), !p->g->s.modern, p->g->s.norm_eps};
 }
 
 /* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
@@ -126,38 +125,53 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
+/* Which of queries, keys and values column c of qkv belongs to (0, 1, 2), and where it begins. */
+typedef struct {
+    int which, begin;
+} Columns;
+
+static Columns columns_at(const Model *g, int c) {
+    const int Q = g->Q, KV = (g->QKV - Q) / 2;
+    return c < Q ? (Columns){0, 0} : c < Q + KV ? (Columns){1, Q} : (Columns){2, Q + KV};
+}
+
 /* Computes queries, keys and values from norm(x), into layer->qkv. For rows r0 on. */
 static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const int C = g->s.C, H = g->s.H, D = g->D;
+    const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
     norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    /* QK-norm needs whole heads, so the width is a common multiple of 32 and D. */
+    /* Rotating needs whole heads, so the width is a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
-    for (int c = 0; c < 3 * C; c += width)
+    for (int c = 0; c < QKV; c += width)
         for (int r = 0; r < rows; r += 32) {
             forward_piece(s->rows_c + r * C, 32, w + PACKED_QKV, c, width, piece);
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
-                num *to = layer->qkv + row * 3 * C + c;
-                if (g->s.modern && c < 2 * C) {
+                num *to = layer->qkv + row * QKV + c;
+                if (g->s.modern && c < heads * D) {
                     const long t = row % p->T * (D / 2);
                     for (int h = 0; h < width; h += D)
-                        norm_rotate(out + h, D, p->w + offset[c < C ? Q_NORM : K_NORM], g->cos + t,
-                                    g->sin + t, layer->qk_hat + row * 2 * C + c + h,
-                                    layer->qk_scale + row * 2 * H + (c + h) / D, to + h);
+                        if (g->s.qk_norm)
+                            norm_rotate(out + h, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
+                                        g->s.norm_eps, g->cos + t, g->sin + t,
+                                        layer->qk_hat + row * heads * D + c + h,
+                                        layer->qk_scale + row * heads + (c + h) / D, to + h);
+                        else
+                            rotate(out + h, D, g->cos + t, g->sin + t, to + h);
                     continue;
                 }
-                const float *bias = vector_at(p, offset[QUERY_BIAS + c / C]);
+                const Columns part = columns_at(g, c);
+                const float *bias = vector_at(p, offset[QUERY_BIAS + part.which]);
                 for (int j = 0; j < width; j += 16) {
                     f32x16 v = load(out + j);
-                    if (bias) v = add(v, load(bias + c % C + j));
+                    if (bias) v = add(v, load(bias + c - part.begin + j));
                     store_num(to + j, v);
                 }
             }
@@ -173,10 +187,11 @@ static Dropout dropout_for_weights(const Pass *p, int l, long head) {
 static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
+    const int H = g->s.H, D = g->s.D, QKV = g->QKV, h = head % H, group = H / g->s.K;
     const long r0 = head / H * p->T;
-    const num *q = layer->qkv + r0 * 3 * C + h * D;
-    attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + r0 * C + h * D, C,
+    const num *q = layer->qkv + r0 * QKV + h * D;
+    const num *k = layer->qkv + r0 * QKV + g->Q + h / group * D;
+    attention_forward(q, k, k + g->s.K * D, QKV, p->T, D, layer->mixed + r0 * g->Q + h * D, g->Q,
                       layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
                       &s->attention);
 }
@@ -187,10 +202,10 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *x = g->x + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(num));
-    add_branch(x, layer->mixed + r0 * C, C, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
+    prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
+    add_branch(x, layer->mixed + r0 * Q, Q, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
                  layer->scale2 + r0, s->rows_c);
@@ -301,9 +316,9 @@ static Partials group_partials(const Model *g, long group) {
     const int C = g->s.C;
     float *start = g->partials + group * g->partial_width;
     Partials a;
-    a.qkv = start, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
+    a.qkv = start, a.up = a.qkv + g->QKV, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
-    a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->D;
+    a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->s.D;
     return a;
 }
 
@@ -315,9 +330,9 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *dx = g->dx + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(num));
+    prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
                     g->d_down + r0 * C);
     if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
@@ -350,28 +365,34 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
                     g->d_out + r0 * C);
     if (offset[OUT_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.out);
     for (int r = 0; r < rows; r += 32)
-        pack_b32(layer->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
-    for (int c = 0; c < C; c += 32)
+        pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->mixed_tiles + (r0 + r) * Q, TILE);
+    for (int c = 0; c < Q; c += 32)
         for (int r = 0; r < rows; r += 32) {
             backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_num(g->dmixed + (r0 + r + i) * C + c + j,
+                    store_num(g->dmixed + (r0 + r + i) * Q + c + j,
                                load(piece + 32 * i + j));
         }
 }
 
-/* The backward pass of attend_head: computes dqkv from dmixed. */
-static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch *s) {
+/* The backward pass of attend_head for all heads that share keys and values: computes their dqkv
+ * from dmixed. shared = b K + k. */
+static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
-    const long r0 = head / H * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
-    const num *q = layer->qkv + from;
-    num *dq = g->dqkv + from;
-    attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + mixed, g->dmixed + mixed,
-                       C, layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head), dq,
-                       dq + C, dq + 2 * C, &s->attention);
+    const int K = g->s.K, D = g->s.D, QKV = g->QKV, k = shared % K, group = g->s.H / K;
+    const long r0 = shared / K * p->T, keys = r0 * QKV + g->Q + k * D;
+    for (int i = 0; i < group; i++) {
+        const int h = k * group + i;
+        const long head = shared / K * g->s.H + h, queries = r0 * QKV + h * D;
+        const long mixed = r0 * g->Q + h * D;
+        attention_backward(layer->qkv + queries, layer->qkv + keys, layer->qkv + keys + K * D, QKV,
+                           p->T, D, layer->mixed + mixed, g->dmixed + mixed, g->Q,
+                           layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
+                           g->dqkv + queries, g->dqkv + keys, g->dqkv + keys + K * D, i > 0,
+                           i == group - 1, &s->attention);
+    }
 }
 
 /* The backward pass of before_attention: adds the gradient that comes from dqkv to dx, and packs
@@ -381,30 +402,33 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const int C = g->s.C, H = g->s.H, D = g->D;
-    num *d = g->dqkv + r0 * 3 * C;
-    prefetch_l2(d, rows * 3 * C * sizeof(num));
+    const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
+    num *d = g->dqkv + r0 * QKV;
+    prefetch_l2(d, rows * QKV * sizeof(num));
     if (g->s.modern) {
         memset(partial.q_norm, 0, 2 * D * sizeof(float));
         for (int i = 0; i < rows; i++) {
-            const int t = (r0 + i) % p->T;
-            for (int c = 0; c < 2 * C; c += D)
-                norm_rotate_backward(d + i * 3 * C + c, D, p->w + offset[c < C ? Q_NORM : K_NORM],
-                                     g->cos + t * (D / 2), g->sin + t * (D / 2),
-                                     layer->qk_hat + (r0 + i) * 2 * C + c,
-                                     layer->qk_scale[(r0 + i) * 2 * H + c / D], d + i * 3 * C + c,
-                                     c < C ? partial.q_norm : partial.k_norm);
+            const long t = (r0 + i) % p->T * (D / 2);
+            for (int c = 0; c < heads * D; c += D)
+                if (g->s.qk_norm)
+                    norm_rotate_backward(
+                        d + i * QKV + c, D, p->w + offset[c < Q ? Q_NORM : K_NORM], g->cos + t,
+                        g->sin + t, layer->qk_hat + (r0 + i) * heads * D + c,
+                        layer->qk_scale[(r0 + i) * heads + c / D], d + i * QKV + c,
+                        c < Q ? partial.q_norm : partial.k_norm);
+                else
+                    rotate_back(d + i * QKV + c, D, g->cos + t, g->sin + t);
         }
     }
     for (int r = 0; r < rows; r += 32)
-        pack_a32_transposed(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
+        pack_a32_transposed(d + r * QKV, QKV, QKV, g->d_qkv + (r0 + r) * QKV, TILE);
     if (offset[QUERY_BIAS] >= 0)
-        for (int c = 0; c < 3 * C; c += 16) {
+        for (int c = 0; c < QKV; c += 16) {
             f32x16 sum = zeros();
-            for (int i = 0; i < rows; i++) sum = add(sum, load_num(d + i * 3 * C + c));
+            for (int i = 0; i < rows; i++) sum = add(sum, load_num(d + i * QKV + c));
             store(partial.qkv + c, sum);
         }
-    times_backward(d, 3 * C, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                   layer->hat1 + r0 * C, layer->scale1 + r0, g->dx + r0 * C, 1, partial.ln1,
                   offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
