@@ -21,16 +21,18 @@ EMULATED = Path(__file__).with_name("emulated")
 """The intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
 
 
-def compiled(once: Once, source: library.Source, flags: tuple[str, ...]) -> Path:
-    """A C library compiled with other flags, by one of the workers."""
+def compiled(
+    once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
+) -> Path:
+    """A C library compiled with other flags or another compiler, by one of the workers."""
 
     def build(folder: Path) -> None:
         file = library._HERE / source.file
-        compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
+        compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
         words = [*compiler, *library._FLAGS, *source.flags, *flags]
         subprocess.run([*words, "-o", folder / "library.so", file, "-lm"], check=True)
 
-    name = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:16]
+    name = hashlib.sha256(" ".join((with_ or "", *flags)).encode()).hexdigest()[:16]
     return once(f"{source.name}-{name}", build) / "library.so"
 
 
@@ -83,13 +85,14 @@ def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
 OTHERS = {
     "float32, sse2": ("float32", "sse2"),
     "float32, avx2": ("float32", "avx2"),
+    "float32, clang": ("float32", "clang"),
     "bfloat16, emulated AMX": ("bfloat16", "amx"),
     "bfloat16, emulated without AMX": ("bfloat16", "avx512_bf16"),
 }
 """Builds for other kinds of processors: dtype, kind."""
 
-_SLOW_OTHERS = ("float32, avx2", "bfloat16, emulated without AMX")
-"""On a processor with AVX2 alone, `native` tests these two."""
+_SLOW_OTHERS = ("float32, avx2", "float32, clang", "bfloat16, emulated without AMX")
+"""On a processor with AVX2 alone, `native` tests the first and the last."""
 
 
 @pytest.fixture(
@@ -102,6 +105,11 @@ _SLOW_OTHERS = ("float32, avx2", "bfloat16, emulated without AMX")
 def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
     """The training library, built for each of OTHERS."""
     dtype, kind = OTHERS[request.param]
+    if kind == "clang":
+        if shutil.which("clang") is None:
+            pytest.skip("clang is not installed")
+        source, flags = library.TRAINING_FLOAT32, ("-march=native", "-w")
+        return library._load(source, compiled(once, source, flags, with_="clang"))
     if dtype == "float32":
         return of_kind(once, library.TRAINING_FLOAT32, kind)
     built = emulated(once, amx=kind == "amx")

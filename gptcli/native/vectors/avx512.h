@@ -103,26 +103,26 @@ INLINE void store_low_bytes(char *p, i32x16 x) {
 /* Transposes 16 x 16 numbers of 32 bits. */
 INLINE void transpose16_ints(__m512i r[16]) {
     __m512i t[16];
-#pragma GCC unroll 8
+UNROLL(8)
     for (int i = 0; i < 8; i++) {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
     }
-#pragma GCC unroll 4
+UNROLL(4)
     for (int i = 0; i < 4; i++) {
         r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
         r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
         r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
         r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
     }
-#pragma GCC unroll 4
+UNROLL(4)
     for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
         t[4 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
         t[8 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
         t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
     }
-#pragma GCC unroll 4
+UNROLL(4)
     for (int i = 0; i < 4; i++) {
         r[i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88);
         r[8 + i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
@@ -133,10 +133,10 @@ INLINE void transpose16_ints(__m512i r[16]) {
 
 INLINE void transpose16(f32x16 r[16]) {
     __m512i bits[16];
-#pragma GCC unroll 16
+UNROLL(16)
     for (int i = 0; i < 16; i++) bits[i] = bits_of(r[i]);
     transpose16_ints(bits);
-#pragma GCC unroll 16
+UNROLL(16)
     for (int i = 0; i < 16; i++) r[i] = from_bits(bits[i]);
 }
 

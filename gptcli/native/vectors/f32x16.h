@@ -19,6 +19,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Unrolls the loop that follows, if it has at most n rounds. */
+#define AS_TEXT(x) #x
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL(n) _Pragma(AS_TEXT(GCC unroll n))
+#endif
+
 /* A bfloat16 is kept as its bits. */
 typedef uint16_t bf16;
 

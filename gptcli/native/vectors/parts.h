@@ -19,7 +19,7 @@ typedef struct {
 } i32x16;
 typedef i32x16 mask16; /* a lane has all bits set, or none */
 
-#define EACH_PART _Pragma("GCC unroll 4") for (int i = 0; i < PARTS; i++)
+#define EACH_PART UNROLL(4) for (int i = 0; i < PARTS; i++)
 
 INLINE f32x16 broadcast(float x) {
     f32x16 r;
@@ -254,18 +254,18 @@ INLINE void store_low_bytes(char *p, i32x16 x) {
 /* Transposes 16 x 16 numbers, PART x PART at a time. */
 INLINE void transpose16(f32x16 r[16]) {
     f32x16 t[16];
-#pragma GCC unroll 4
+UNROLL(4)
     for (int i = 0; i < PARTS; i++)
-#pragma GCC unroll 4
+UNROLL(4)
         for (int j = 0; j < PARTS; j++) {
             f32part square[PART];
-#pragma GCC unroll 8
+UNROLL(8)
             for (int k = 0; k < PART; k++) square[k] = r[PART * i + k].v[j];
             transpose_part(square);
-#pragma GCC unroll 8
+UNROLL(8)
             for (int k = 0; k < PART; k++) t[PART * j + k].v[i] = square[k];
         }
-#pragma GCC unroll 16
+UNROLL(16)
     for (int k = 0; k < 16; k++) r[k] = t[k];
 }
 

@@ -102,7 +102,7 @@ static void tiles_end(void) {}
 INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B,
                             long b_tile, long b_step, int steps, float *C, long c_row, int add_old) {
     __m512 sum[8][2];
-#pragma GCC unroll 8
+UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++)
             sum[r][j] = add_old ? _mm512_loadu_ps(C + r * c_row + 16 * j) : _mm512_setzero_ps();
@@ -111,7 +111,7 @@ INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step
             __m512bh b[2];
             b[0] = (__m512bh)_mm512_loadu_si512(B + 32 * k);
             if (nb == 2) b[1] = (__m512bh)_mm512_loadu_si512(B + b_tile + 32 * k);
-#pragma GCC unroll 8
+UNROLL(8)
             for (int r = 0; r < 8; r++) {
                 int pair;
                 memcpy(&pair, A + r * a_row + 2 * k, 4);
@@ -120,7 +120,7 @@ INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step
                 if (nb == 2) sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b[1]);
             }
         }
-#pragma GCC unroll 8
+UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
 }
@@ -177,11 +177,11 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++)
             r[i] = interleave_rows(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
         transpose16_ints(r);
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }
@@ -192,10 +192,10 @@ static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out)
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
         __m512i r[16];
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, X + i * row + c);
         transpose16_ints(r);
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }

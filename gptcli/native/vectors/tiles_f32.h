@@ -27,25 +27,25 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
                           long a_step, const float *B, long b_tile, long b_step, int steps,
                           float *C, long c_row, int add_old) {
     f32x16 sum[ROWS_AT_ONCE][PANELS_AT_ONCE];
-#pragma GCC unroll 8
+UNROLL(8)
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
+UNROLL(2)
         for (int j = 0; j < nb; j++) sum[r][j] = zeros();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int k = 0; k < 32; k++) {
             f32x16 b[PANELS_AT_ONCE];
-#pragma GCC unroll 2
+UNROLL(2)
             for (int j = 0; j < nb; j++) b[j] = load(B + j * b_tile + 16 * k);
-#pragma GCC unroll 8
+UNROLL(8)
             for (int r = 0; r < rows; r++) {
                 const f32x16 a = broadcast(A[r * a_row + k * a_column]);
-#pragma GCC unroll 2
+UNROLL(2)
                 for (int j = 0; j < nb; j++) sum[r][j] = fmadd(a, b[j], sum[r][j]);
             }
         }
-#pragma GCC unroll 8
+UNROLL(8)
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
+UNROLL(2)
         for (int j = 0; j < nb; j++) {
             float *to = C + r * c_row + 16 * j;
             store(to, add_old ? add(load(to), sum[r][j]) : sum[r][j]);
@@ -124,10 +124,10 @@ static void pack_a32_transposed(const float *X, long row, int columns, float *ou
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {
         f32x16 r[16];
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++) r[i] = load(X + i * row + c);
         transpose16(r);
-#pragma GCC unroll 16
+UNROLL(16)
         for (int i = 0; i < 16; i++) store(out + 16 * i, r[i]);
     }
     if (columns % 32) memset(out, 0, TILE / 2 * sizeof *out);
