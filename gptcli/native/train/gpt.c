@@ -25,30 +25,85 @@ typedef struct {
     float *gradients;
     float scale;
     int add_old;
+    long span; /* see sequences_at_once */
 } LossCall;
 
-/* A thread's part of a training step, or of a loss only. */
-static void loss_thread(void *argument, Worker *w) {
-    const LossCall *call = argument;
+/* The part of a training step that needs no other rows than those of some sequences: b to end - 1.
+ * Their rows fill whole groups. */
+static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
+    const Pass *p = &call->pass;
+    Model *g = p->g;
+    const int L = g->s.L, H = g->s.H, K = g->s.K;
+    const long first = b * p->T / (32 * g->group), rows = 32L * g->group;
+    const long last = (end * p->T + rows - 1) / rows;
+    for (int l = 0; l < L; l++) {
+        for (long k = first; k < last; k++) {
+            if (l == 0)
+                embed(p, group_start(p, k), group_rows(p, k));
+            else
+                after_attention(p, l - 1, group_start(p, k), group_rows(p, k), s);
+            before_attention(p, l, group_start(p, k), group_rows(p, k), s);
+        }
+        for (long h = b * H; h < end * H; h++) attend_head(p, l, h, s);
+    }
+    for (long k = first; k < last; k++) {
+        after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
+        head_and_loss(p, group_start(p, k), group_rows(p, k), 0, call->scale, s,
+                      g->tiles[L].partials + k * g->partial_width);
+    }
+    if (!p->training) return;
+    for (int l = L - 1; l >= 0; l--) {
+        for (long k = first; k < last; k++)
+            after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                     group_partials(g, l, k), s);
+        for (long h = b * K; h < end * K; h++) attend_heads_backward(p, l, h, s);
+        for (long k = first; k < last; k++)
+            before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                      group_partials(g, l, k), s);
+    }
+}
+
+/* A thread's part of a training step, or of a loss only, if threads share the sequences. */
+static void loss_by_sequences(const LossCall *call, Worker *w) {
+    const Pass *p = &call->pass;
+    const Model *g = p->g;
+    const int L = g->s.L;
+    SHARED_FOR(w, task, (p->B + call->span - 1) / call->span) {
+        const long b = task * call->span, end = b + call->span;
+        some_sequences(call, b, end < p->B ? end : p->B, g->scratch + w->number);
+    }
+    team_barrier();
+    if (!call->gradients) return;
+    MatrixGradient matrices[LAYER_MATRICES * L + 1];
+    VectorGradient vectors[LAYER_VECTORS * L + 2];
+    Gradients list = {matrices, vectors, 0, 0};
+    for (int l = L - 1; l >= 0; l--) list_layer(p, l, call->gradients, &list);
+    list_last_norm(p, call->gradients, &list);
+    matrices[list.n_matrices++] = head_gradient(p, call->gradients, 0);
+    sum_gradients(w, &list, g, p->MB, (p->MB + g->group - 1) / g->group, call->add_old);
+    embedding_gradients(p, call->gradients, call->add_old, w);
+}
+
+/* The same, if threads share the rows of each layer. One loop over the groups ends a layer and
+ * begins the next one, while a group's rows are still in the cache. */
+static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;
     float *gradients = call->gradients;
-    const int L = g->s.L, C = g->s.C, add_old = call->add_old;
-    const long MB = p->MB, groups = (MB + g->group - 1) / g->group, heads = (long)p->B * g->s.H;
+    const int L = g->s.L, add_old = call->add_old;
+    const long MB = p->MB, groups = (MB + g->group - 1) / g->group;
+    const long heads = (long)p->B * g->s.H;
     const long shared = (long)p->B * g->s.K; /* heads of keys and values */
     ThreadScratch *s = g->scratch + w->number;
-    tiles_begin();
-    /* Forward. One loop over the groups ends a layer and begins the next one, while a group's rows
-     * are still in the cache. */
+    MatrixGradient matrices[LAYER_MATRICES];
+    VectorGradient vectors[LAYER_VECTORS];
     for (int l = 0; l < L; l++) {
         SHARED_FOR(w, k, groups) {
-            const long r0 = group_start(p, k);
-            const int rows = group_rows(p, k);
             if (l == 0)
-                embed(p, r0, rows);
+                embed(p, group_start(p, k), group_rows(p, k));
             else
-                after_attention(p, l - 1, r0, rows, s);
-            before_attention(p, l, r0, rows, s);
+                after_attention(p, l - 1, group_start(p, k), group_rows(p, k), s);
+            before_attention(p, l, group_start(p, k), group_rows(p, k), s);
         }
         team_barrier();
         SHARED_FOR(w, h, heads) attend_head(p, l, h, s);
@@ -56,50 +111,71 @@ static void loss_thread(void *argument, Worker *w) {
     }
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier();
-    /* The layers need `partials` only later. Until then, each group's part of the gradients of the
-     * last norm is in it. */
+    /* If the layers share Tiles, each group's part of the gradients of the last norm is in
+     * `partials`, which the layers need only later. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
         SHARED_FOR(w, i, parts) {
             const long k = first + i;
             head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, call->scale, s,
-                          g->partials + k * g->partial_width);
+                          g->tiles[L].partials + k * g->partial_width);
         }
         team_barrier();
         if (gradients) {
-            const MatrixGradient a = {gradients + g->offset[HEAD],
-                                      g->d_head,
-                                      g->in + m0 * 32 * C,
-                                      32 * g->packed[PACKED_PER_LAYER * L].N,
-                                      32 * C,
-                                      g->s.V,
-                                      C};
-            sum_matrix_gradients(w, &a, 1, end - m0, add_old || m0 > 0, g->s.threads);
-            team_barrier();
+            Gradients list = {matrices, vectors, 1, 0};
+            matrices[0] = head_gradient(p, gradients, m0);
+            sum_gradients(w, &list, g, end - m0, groups, add_old || m0 > 0);
         }
     }
-    /* Backward. */
-    if (gradients) {
-        const VectorGradient v[2] = {{gradients + g->offset[LNF], g->partials, C},
-                                     {gradients + g->offset[LNF_BIAS], g->partials + C, C}};
-        sum_vector_gradients(w, v, g->offset[LNF_BIAS] < 0 ? 1 : 2, g->partial_width, groups, add_old);
-        for (int l = L - 1; l >= 0; l--) {
-            SHARED_FOR(w, k, groups)
-                after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                         group_partials(g, k), s);
-            team_barrier();
-            SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
-            team_barrier();
-            SHARED_FOR(w, k, groups)
-                before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                          group_partials(g, k), s);
-            team_barrier();
-            layer_gradients(p, l, gradients, groups, add_old, w);
-        }
-        embedding_gradients(p, gradients, add_old, w);
+    if (!gradients) return;
+    Gradients last_norm = {matrices, vectors, 0, 0};
+    list_last_norm(p, gradients, &last_norm);
+    sum_gradients(w, &last_norm, g, MB, groups, add_old);
+    for (int l = L - 1; l >= 0; l--) {
+        SHARED_FOR(w, k, groups)
+            after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                     group_partials(g, l, k), s);
+        team_barrier();
+        SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
+        team_barrier();
+        SHARED_FOR(w, k, groups)
+            before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
+                                      group_partials(g, l, k), s);
+        team_barrier();
+        Gradients list = {matrices, vectors, 0, 0};
+        list_layer(p, l, gradients, &list);
+        sum_gradients(w, &list, g, MB, groups, add_old);
     }
+    embedding_gradients(p, gradients, add_old, w);
+}
+
+static void loss_thread(void *argument, Worker *w) {
+    const LossCall *call = argument;
+    tiles_begin();
+    if (call->span)
+        loss_by_sequences(call, w);
+    else
+        loss_by_layers(call, w);
     tiles_end();
+}
+
+/* The number of sequences that a thread takes at once; 0 if threads share the rows of each layer.
+ *
+ * With sequences, a step has three barriers instead of six for each layer. So a thread that loses
+ * its processor holds up the others less. It needs Tiles for each layer, and enough sequences for
+ * all threads. The results are the same to the last bit, because groups have the same rows. */
+static long sequences_at_once(const Pass *p) {
+    const Model *g = p->g;
+    const long rows = 32L * g->group;
+    long a = p->T, b = rows;
+    while (b) { /* a becomes the greatest common divisor */
+        const long rest = a % b;
+        a = b, b = rest;
+    }
+    const long span = rows / a, tasks = (p->B + span - 1) / span;
+    if (p->training && !g->keeps_tiles) return 0;
+    return g->s.threads == 1 || tasks >= 3L * g->s.threads ? span : 0;
 }
 
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
@@ -112,8 +188,10 @@ double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t 
     LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},
                      gradients,
                      scale,
-                     add_old};
+                     add_old,
+                     0};
     call.pass.MB = (call.pass.M + 31) / 32;
+    call.span = sequences_at_once(&call.pass);
     clear_past_end(&call.pass);
     team_run(g->s.threads, loss_thread, &call);
     double sum = 0.0;

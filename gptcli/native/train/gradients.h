@@ -23,6 +23,15 @@ typedef struct {
     long width;
 } VectorGradient;
 
+/* Lists of gradients: of a layer, or of the whole network. */
+typedef struct {
+    MatrixGradient *matrices;
+    VectorGradient *vectors;
+    int n_matrices, n_vectors;
+} Gradients;
+
+enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most that a layer has */
+
 /* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
  * to the old values if `add_old`. Takes the row blocks in chunks. Tiles are read several times, and
  * those of a chunk stay in the second-level cache. */
@@ -61,53 +70,63 @@ static void vector_sum(const VectorGradient *a, long stride, long groups, int ad
     }
 }
 
-/* Computes the gradients of n matrices. All threads of a team call this. It has no barrier at its
- * end: the caller needs one before it uses the gradients. */
-static void sum_matrix_gradients(Worker *w, const MatrixGradient *all, int n, long blocks, int add_old,
-                                 int threads) {
-    for (int i = 0; i < n; i++) {
-        long rows = round_up((all[i].N + 2 * threads - 1) / (2 * threads), 32);
-        const long limit = all[i].K <= 512 ? 256 : 128;
-        rows = rows > limit ? limit : rows;
-        const long parts = (all[i].N + rows - 1) / rows;
-        SHARED_FOR(w, k, parts) matrix_rows(all + i, k * rows, rows, blocks, add_old);
-    }
+/* Rows of a matrix's gradient that a thread computes at once. */
+static long rows_at_once(const MatrixGradient *a, int threads) {
+    const long rows = round_up((a->N + 2 * threads - 1) / (2 * threads), 32);
+    const long limit = a->K <= 512 ? 256 : 128;
+    return rows > limit ? limit : rows;
 }
 
-/* Computes the gradients of n vectors. All threads of a team call this; it ends with a barrier. */
-static void sum_vector_gradients(Worker *w, const VectorGradient *all, int n, long stride,
-                                 long groups, int add_old) {
-    SHARED_FOR(w, i, n) vector_sum(all + i, stride, groups, add_old);
+/* Computes all gradients of a list. All threads of a team call this; it ends with a barrier. */
+static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
+                          long groups, int add_old) {
+    const int threads = model->s.threads;
+    long all = 0, begin = 0;
+    for (int i = 0; i < g->n_matrices; i++) {
+        const long rows = rows_at_once(g->matrices + i, threads);
+        all += (g->matrices[i].N + rows - 1) / rows;
+    }
+    int i = 0;
+    SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
+        long rows = rows_at_once(g->matrices + i, threads);
+        while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
+            begin += (g->matrices[i++].N + rows - 1) / rows;
+            rows = rows_at_once(g->matrices + i, threads);
+        }
+        matrix_rows(g->matrices + i, (round - begin) * rows, rows, blocks, add_old);
+    }
+    SHARED_FOR(w, k, g->n_vectors)
+        vector_sum(g->vectors + k, model->partial_width, groups, add_old);
     team_barrier();
 }
 
-/* Computes all gradients of layer l into grads, which has the same offsets as the weights. */
-static void layer_gradients(const Pass *p, int l, float *grads, long groups, int add_old, Worker *w) {
+/* Adds the gradients of layer l to a list. `grads` has the same offsets as the weights. */
+static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     Model *g = p->g;
     const Layer *layer = saved_layer(p, l);
+    const Tiles *t = g->tiles + l;
     const int64_t *offset = layer_offsets(g, l);
     const long C = g->s.C, F = g->s.F, Q = g->Q, QKV = g->QKV, KV = (QKV - Q) / 2;
-    MatrixGradient m[7];
-    VectorGradient v[12];
-    int nm = 0, nv = 0;
-    m[nm++] = (MatrixGradient){grads + offset[DOWN], g->d_down, g->act_tiles, 32 * C, 32 * F, C, F};
-    const num *up = g->d_up;
+    MatrixGradient *m = list->matrices + list->n_matrices;
+    *m++ = (MatrixGradient){grads + offset[DOWN], t->d_down, t->act_tiles, 32 * C, 32 * F, C, F};
+    const num *up = t->d_up;
     if (g->s.modern) {
-        m[nm++] = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
+        *m++ = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
         up += F / 16 * TILE;
     }
-    m[nm++] = (MatrixGradient){grads + offset[UP], up, layer->in2, 32 * g->F1, 32 * C, F, C};
+    *m++ = (MatrixGradient){grads + offset[UP], up, layer->in2, 32 * g->F1, 32 * C, F, C};
     const long begin[3] = {0, Q, Q + KV}, width[3] = {Q, KV, KV};
     for (int i = 0; i < 3; i++)
-        m[nm++] = (MatrixGradient){grads + offset[QUERY + i],
-                                   g->d_qkv + begin[i] / 16 * TILE,
-                                   layer->in1,
-                                   32 * QKV,
-                                   32 * C,
-                                   width[i],
-                                   C};
-    m[nm++] = (MatrixGradient){grads + offset[OUT], g->d_out, g->mixed_tiles, 32 * C, 32 * Q, C, Q};
-    const Partials partial = group_partials(g, 0);
+        *m++ = (MatrixGradient){grads + offset[QUERY + i],
+                                t->d_qkv + begin[i] / 16 * TILE,
+                                layer->in1,
+                                32 * QKV,
+                                32 * C,
+                                width[i],
+                                C};
+    *m++ = (MatrixGradient){grads + offset[OUT], t->d_out, t->mixed_tiles, 32 * C, 32 * Q, C, Q};
+    list->n_matrices = m - list->matrices;
+    const Partials partial = group_partials(g, l, 0);
     const struct {
         int64_t offset;
         const float *partial;
@@ -128,9 +147,32 @@ static void layer_gradients(const Pass *p, int l, float *grads, long groups, int
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].offset >= 0)
-            v[nv++] = (VectorGradient){grads + all[i].offset, all[i].partial, all[i].width};
-    sum_matrix_gradients(w, m, nm, p->MB, add_old, g->s.threads);
-    sum_vector_gradients(w, v, nv, g->partial_width, groups, add_old);
+            list->vectors[list->n_vectors++] =
+                (VectorGradient){grads + all[i].offset, all[i].partial, all[i].width};
+}
+
+/* Adds the gradients of the last norm to a list. */
+static void list_last_norm(const Pass *p, float *grads, Gradients *list) {
+    const Model *g = p->g;
+    const float *partial = g->tiles[g->s.L].partials;
+    const long C = g->s.C;
+    list->vectors[list->n_vectors++] = (VectorGradient){grads + g->offset[LNF], partial, C};
+    if (g->offset[LNF_BIAS] >= 0)
+        list->vectors[list->n_vectors++] =
+            (VectorGradient){grads + g->offset[LNF_BIAS], partial + C, C};
+}
+
+/* The gradient of the head, from the row blocks m0 on. */
+static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
+    const Model *g = p->g;
+    const long C = g->s.C;
+    return (MatrixGradient){grads + g->offset[HEAD],
+                            g->d_head,
+                            g->in + m0 * 32 * C,
+                            32 * g->packed[PACKED_PER_LAYER * g->s.L].N,
+                            32 * C,
+                            g->s.V,
+                            C};
 }
 
 /* Computes the gradients of token and position embeddings. Each thread takes some of the columns.

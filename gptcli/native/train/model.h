@@ -55,6 +55,13 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
+/* What a layer's gradients of weights are computed from. */
+typedef struct {
+    num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
+    num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
+    float *partials; /* each group's part of the gradients of vectors (passes.h) */
+} Tiles;
+
 /* A thread's scratch for a group of rows. */
 typedef struct {
     AttentionScratch attention;
@@ -64,6 +71,8 @@ typedef struct {
     num *rows_f;    /* (rows, F) */
     num *rows_wide; /* (rows, F1 or Vp) */
 } ThreadScratch;
+
+enum { MOST_TILES = 256 << 20 }; /* bytes that the layers' own Tiles may take */
 
 /* A GPT in training. */
 typedef struct {
@@ -79,11 +88,10 @@ typedef struct {
     num *hat, *in;
     float *scale;        /* the last norm's */
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
-    num *d_qkv, *d_out, *d_up, *d_down,
-        *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
-    num *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
+    num *d_head;      /* gradients at the logits, transposed, as A tiles */
     long head_blocks; /* row blocks whose gradients at the logits fit into d_head at once */
-    float *partials;  /* each group's part of the gradients of vectors (passes.h) */
+    int keeps_tiles;  /* whether each layer has its own Tiles; else all share those of the first */
+    Tiles *tiles;     /* of each layer; then partials of the last norm */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -141,15 +149,23 @@ static size_t lay_out(Model *g, char *start) {
     TAKE(g->scale, rows);
     TAKE(g->dqkv, rows * QKV);
     TAKE(g->dmixed, rows * Q);
-    TAKE(g->d_qkv, MB * 32 * QKV);
-    TAKE(g->d_out, MB * 32 * C);
-    TAKE(g->d_up, MB * 32 * g->F1);
-    TAKE(g->d_down, MB * 32 * C);
-    TAKE(g->mixed_tiles, MB * 32 * Q);
-    TAKE(g->act_tiles, MB * 32 * s.F);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
     g->partial_width = QKV + 6 * C + g->F1 + 2 * s.D; /* the fields of Partials, passes.h */
-    TAKE(g->partials, (MB + g->group - 1) / g->group * g->partial_width);
+    for (int l = 0; l <= s.L; l++) {
+        Tiles *t = g->tiles + l;
+        if (l > 0 && !g->keeps_tiles) {
+            *t = g->tiles[0];
+            continue;
+        }
+        TAKE(t->partials, (MB + g->group - 1) / g->group * g->partial_width);
+        if (l == s.L) continue;
+        TAKE(t->d_qkv, MB * 32 * QKV);
+        TAKE(t->d_out, MB * 32 * C);
+        TAKE(t->d_up, MB * 32 * g->F1);
+        TAKE(t->d_down, MB * 32 * C);
+        TAKE(t->mixed_tiles, MB * 32 * Q);
+        TAKE(t->act_tiles, MB * 32 * s.F);
+    }
     for (int i = 0; i < s.threads; i++) {
         ThreadScratch *t = g->scratch + i;
         TAKE(t->logits, group * Vp);
@@ -248,7 +264,8 @@ void gpt_pack(Model *g, const float *weights) {
 /* Frees a model. NULL is allowed. */
 void gpt_free(Model *g) {
     if (!g) return;
-    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
+    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch);
+    free(g->tiles), free(g);
 }
 
 /* A model of this shape whose arrays have no memory yet, or NULL if there is not enough memory. */
@@ -268,11 +285,14 @@ static Model *new_without_memory(const Shape *shape) {
     g->head_blocks = budget / (64 * Vp) / g->group * g->group;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
     if (g->head_blocks < g->group) g->head_blocks = g->group;
+    const long tiles = (long)(g->QKV + 2 * s.C + g->F1 + g->Q + s.F) * sizeof(num);
+    g->keeps_tiles = (s.L - 1) * 32 * g->blocks * tiles <= MOST_TILES && g->head_blocks >= g->blocks;
     g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
     g->packed = calloc(PACKED_PER_LAYER * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
-    if (!g->offset || !g->packed || !g->layers || !g->scratch) {
+    g->tiles = calloc(s.L + 1, sizeof *g->tiles);
+    if (!g->offset || !g->packed || !g->layers || !g->scratch || !g->tiles) {
         gpt_free(g);
         return NULL;
     }

@@ -311,10 +311,10 @@ typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* Where the parts of group `group` begin. */
-static Partials group_partials(const Model *g, long group) {
+/* Where the parts of group `group` of layer l begin. */
+static Partials group_partials(const Model *g, int l, long group) {
     const int C = g->s.C;
-    float *start = g->partials + group * g->partial_width;
+    float *start = g->tiles[l].partials + group * g->partial_width;
     Partials a;
     a.qkv = start, a.up = a.qkv + g->QKV, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
@@ -334,7 +334,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     float *dx = g->dx + r0 * C;
     prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
-                    g->d_down + r0 * C);
+                    g->tiles[l].d_down + r0 * C);
     if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
     float piece[32 * 32] __attribute__((aligned(64)));
     num *d = s->rows_wide;
@@ -354,18 +354,18 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
                         gelu_backward(da, kept, act, to);
                 }
         }
-    pack_b_pieces(s->rows_f, (long)rows * F, g->act_tiles + r0 * F);
-    pack_a_pieces_transposed(d, (long)rows * F1, g->d_up + r0 * F1);
+    pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
+    pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
     if (offset[UP_BIAS] >= 0) column_sums(d, rows, F1, partial.up);
     times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
     norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
                   layer->hat2 + r0 * C, layer->scale2 + r0, dx, 1, partial.ln2,
                   offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0, s->rows_c,
-                    g->d_out + r0 * C);
+                    g->tiles[l].d_out + r0 * C);
     if (offset[OUT_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.out);
     for (int r = 0; r < rows; r += 32)
-        pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->mixed_tiles + (r0 + r) * Q, TILE);
+        pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q, TILE);
     for (int c = 0; c < Q; c += 32)
         for (int r = 0; r < rows; r += 32) {
             backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
@@ -421,7 +421,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
         }
     }
     for (int r = 0; r < rows; r += 32)
-        pack_a32_transposed(d + r * QKV, QKV, QKV, g->d_qkv + (r0 + r) * QKV, TILE);
+        pack_a32_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV, TILE);
     if (offset[QUERY_BIAS] >= 0)
         for (int c = 0; c < QKV; c += 16) {
             f32x16 sum = zeros();
