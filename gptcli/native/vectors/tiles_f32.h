@@ -30,7 +30,8 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
 UNROLL(8)
     for (int r = 0; r < rows; r++)
 UNROLL(2)
-        for (int j = 0; j < nb; j++) sum[r][j] = zeros();
+        for (int j = 0; j < nb; j++)
+            sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int k = 0; k < 32; k++) {
             f32x16 b[PANELS_AT_ONCE];
@@ -47,8 +48,7 @@ UNROLL(8)
     for (int r = 0; r < rows; r++)
 UNROLL(2)
         for (int j = 0; j < nb; j++) {
-            float *to = C + r * c_row + 16 * j;
-            store(to, add_old ? add(load(to), sum[r][j]) : sum[r][j]);
+            store(C + r * c_row + 16 * j, sum[r][j]);
         }
 }
 
@@ -89,20 +89,17 @@ INLINE void product(const float *A, long a_row, long a_step, const float *B, lon
 INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
                                 const float *B, long b_tile, long b_step, int steps, float *C,
                                 long c_row, int add_old) {
-    enum { AT_ONCE = 2 }; /* 4 tiles of A and as many of B fit into the first-level cache */
-    for (int s = 0; s < steps; s += AT_ONCE) {
-        const int now = steps - s < AT_ONCE ? steps - s : AT_ONCE, more = add_old || s > 0;
+    /* One step at a time: the tiles of several steps would fall into the same sets of the cache. */
+    for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < nb; j += PANELS_AT_ONCE)
                 if (j + PANELS_AT_ONCE <= nb)
-                    multiply_all_rows(16, PANELS_AT_ONCE, A + i * a_tile + s * a_step, 1, 16,
-                                      a_step, B + j * b_tile + s * b_step, b_tile, b_step, now,
-                                      C + 16 * i * c_row + 16 * j, c_row, more);
+                    multiply_all_rows(16, PANELS_AT_ONCE, A + i * a_tile, 1, 16, 0, B + j * b_tile,
+                                      b_tile, 0, 1, C + 16 * i * c_row + 16 * j, c_row,
+                                      add_old || s > 0);
                 else
-                    multiply_all_rows(16, 1, A + i * a_tile + s * a_step, 1, 16, a_step,
-                                      B + j * b_tile + s * b_step, b_tile, b_step, now,
-                                      C + 16 * i * c_row + 16 * j, c_row, more);
-    }
+                    multiply_all_rows(16, 1, A + i * a_tile, 1, 16, 0, B + j * b_tile, b_tile, 0, 1,
+                                      C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0);
 }
 
 /* ---- packing rows into tiles ----------------------------------------------------------------- */
