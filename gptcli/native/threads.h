@@ -27,7 +27,7 @@
 enum {
     MOST_THREADS = 1 << 10,
     COUNT_MASK = (1 << 11) - 1, /* the bits of a job's number that hold the count of threads */
-    OPEN_LOOPS = 16, /* shared loops between two barriers, at most */
+    OPEN_LOOPS = 16,            /* shared loops between two barriers, at most */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if nothing disturbs */
     SPINS_DISTURBED = 50,     /* how often it looks if something does */
@@ -47,7 +47,7 @@ typedef struct {
 
 /* A thread in a function that the team runs. */
 typedef struct {
-    int number;   /* from 0 */
+    int number;    /* from 0 */
     unsigned loop; /* how many shared loops it has begun */
 } Worker;
 
@@ -160,7 +160,8 @@ static inline long first_round(Worker *w) {
 }
 
 /* for (long i = 0; i < n; i++), with its rounds shared between the threads. All threads of the team
- * must come to it. It does not wait at its end: use team_barrier if later code needs the results. */
+ * must come to it. It does not wait at its end: use team_barrier if later code needs the results.
+ */
 #define SHARED_FOR(w, i, n) for (long i = first_round(w); i < (n); i = next_round(w))
 
 /* What a thread of the team does: waits for the next function, runs it, reports. */

@@ -33,8 +33,8 @@ int main(int count, char **words) {
     Model *model = gpt_new(shape, offsets);
     must(model && m && gradients);
     gpt_pack(model, weights);
-    const double loss = gpt_loss(model, weights, gradients, idx, targets, sizes[2], sizes[3], 7,
-                                 1.0f / tokens, 0);
+    const double loss =
+        gpt_loss(model, weights, gradients, idx, targets, sizes[2], sizes[3], 7, 1.0f / tokens, 0);
     must(gpt_muon(2, 1, &w, &g, &m, &sizes[4], &sizes[5], 0.1f, 0.9f, 0.5f, 5));
     must(fwrite(&loss, sizeof loss, 1, out) == 1);
     must(fwrite(gradients, sizeof *gradients, sizes[1], out) == (size_t)sizes[1]);

@@ -16,13 +16,13 @@
 #include "layers.h"
 
 typedef struct {
-    num *by_d[2];            /* keys, values: B tiles that sum over D */
-    num *by_t[3];            /* B tiles that sum over time: values, or keys, dmixed and queries */
+    num *by_d[2];             /* keys, values: B tiles that sum over D */
+    num *by_t[3];             /* B tiles that sum over time: values, or keys, dmixed and queries */
     float *scores, *dweights; /* (32, T) */
-    num *weights, *dscores;  /* (32, T): rounded to bfloat16 for products */
+    num *weights, *dscores;   /* (32, T): rounded to bfloat16 for products */
     num *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
-    float *out;          /* (32, D) */
-    float *sums[2];      /* (T, D): the gradients at values and keys of all heads that share them */
+    float *out;         /* (32, D) */
+    float *sums[2];     /* (T, D): the gradients at values and keys of all heads that share them */
 } AttentionScratch;
 
 /* Returns the bytes of the scratch. If `start` is not NULL, also places the arrays of s in the
@@ -98,16 +98,14 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
         for (int i = 0; i < 32; i += 16) {
             f32x16 total = load(totals + i);
             store(inverse + i, divide(broadcast(1.0f), total));
-            store_first(
-                log2_sum_exp + t0 + i, rows - i,
-                fmadd(vlog(total), broadcast(LOG2_E), load(tops + i)));
+            store_first(log2_sum_exp + t0 + i, rows - i,
+                        fmadd(vlog(total), broadcast(LOG2_E), load(tops + i)));
         }
         product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
-                store_num(
-                    mixed + (t0 + i) * mixed_row + c,
-                    mul(load(s->out + i * D + c), broadcast(inverse[i])));
+                store_num(mixed + (t0 + i) * mixed_row + c,
+                          mul(load(s->out + i * D + c), broadcast(inverse[i])));
     }
 }
 
@@ -122,13 +120,13 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
  *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
 static void attention_backward(const num *q, const num *k, const num *v, long row, int T, int D,
                                const num *mixed, const num *dmixed, long mixed_row,
-                               const float *log2_sum_exp, Dropout drop, num *dq, num *dk,
-                               num *dv, int add_old, int last, AttentionScratch *s) {
+                               const float *log2_sum_exp, Dropout drop, num *dq, num *dk, num *dv,
+                               int add_old, int last, AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
     num *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
-                *const queries_by_t = s->by_t[2];
+               *const queries_by_t = s->by_t[2];
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_d(v, row, T, D, s->by_d[1]);
     pack_head_by_t(k, row, T, D, keys_by_t);
@@ -146,7 +144,7 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
             if (i < rows)
                 for (int c = 0; c < D; c += 16)
                     dot = fmadd(load_num(mixed + (t0 + i) * mixed_row + c),
-                                          load_num(dmixed + (t0 + i) * mixed_row + c), dot);
+                                load_num(dmixed + (t0 + i) * mixed_row + c), dot);
             const f32x16 delta = broadcast(sum_lanes(dot));
             const f32x16 shift = broadcast(i < rows ? -log2_sum_exp[t0 + i] : 0.0f);
             const f32x16 factor = broadcast(scale), factor2 = broadcast(scale2);
@@ -154,8 +152,7 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
                 const uint32_t number = (uint32_t)((t0 + i) * T + j);
                 f32x16 p = vexp2(fmadd(load(score + j), factor2, shift));
                 p = keep(first_lanes(seen - j), p);
-                f32x16 d =
-                    sub(apply_dropout(drop, number, load(dweight + j)), delta);
+                f32x16 d = sub(apply_dropout(drop, number, load(dweight + j)), delta);
                 d = mul(mul(p, d), factor);
                 store_num(s->weights + i * T32 + j, apply_dropout(drop, number, p));
                 store_num(s->dscores + i * T32 + j, keep(first_lanes(seen - j), d));

@@ -1,4 +1,5 @@
-/* A GPT's training step on a CPU, in bfloat16 or float32: loss and gradients, in one translation unit.
+/* A GPT's training step on a CPU, in bfloat16 or float32: loss and gradients, in one translation
+ * unit.
  *
  * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
 
@@ -48,18 +49,15 @@ static void some_sequences(const LossCall *call, long b, long end, ThreadScratch
     }
     for (long k = first; k < last; k++) {
         after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
-        head_and_loss(p, group_start(p, k), group_rows(p, k), 0, call->scale, s,
-                      g->tiles[L].partials + k * g->partial_width);
+        head_and_loss(p, group_start(p, k), group_rows(p, k), 0, call->scale, s);
     }
     if (!p->training) return;
     for (int l = L - 1; l >= 0; l--) {
         for (long k = first; k < last; k++)
-            after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                     group_partials(g, l, k), s);
+            after_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
         for (long h = b * K; h < end * K; h++) attend_heads_backward(p, l, h, s);
         for (long k = first; k < last; k++)
-            before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                      group_partials(g, l, k), s);
+            before_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
     }
 }
 
@@ -80,7 +78,7 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     for (int l = L - 1; l >= 0; l--) list_layer(p, l, call->gradients, &list);
     list_last_norm(p, call->gradients, &list);
     matrices[list.n_matrices++] = head_gradient(p, call->gradients, 0);
-    sum_gradients(w, &list, g, p->MB, (p->MB + g->group - 1) / g->group, call->add_old);
+    sum_gradients(w, &list, g, p->MB, p->MB, call->add_old);
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
@@ -111,41 +109,38 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     }
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier();
-    /* If the layers share Tiles, each group's part of the gradients of the last norm is in
+    /* If the layers share Tiles, each row block's part of the gradients of the last norm is in
      * `partials`, which the layers need only later. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
         SHARED_FOR(w, i, parts) {
             const long k = first + i;
-            head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, call->scale, s,
-                          g->tiles[L].partials + k * g->partial_width);
+            head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, call->scale, s);
         }
         team_barrier();
         if (gradients) {
             Gradients list = {matrices, vectors, 1, 0};
             matrices[0] = head_gradient(p, gradients, m0);
-            sum_gradients(w, &list, g, end - m0, groups, add_old || m0 > 0);
+            sum_gradients(w, &list, g, end - m0, MB, add_old || m0 > 0);
         }
     }
     if (!gradients) return;
     Gradients last_norm = {matrices, vectors, 0, 0};
     list_last_norm(p, gradients, &last_norm);
-    sum_gradients(w, &last_norm, g, MB, groups, add_old);
+    sum_gradients(w, &last_norm, g, MB, MB, add_old);
     for (int l = L - 1; l >= 0; l--) {
         SHARED_FOR(w, k, groups)
-            after_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                     group_partials(g, l, k), s);
+        after_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
         team_barrier();
         SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
         team_barrier();
         SHARED_FOR(w, k, groups)
-            before_attention_backward(p, l, group_start(p, k), group_rows(p, k),
-                                      group_partials(g, l, k), s);
+        before_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
         team_barrier();
         Gradients list = {matrices, vectors, 0, 0};
         list_layer(p, l, gradients, &list);
-        sum_gradients(w, &list, g, MB, groups, add_old);
+        sum_gradients(w, &list, g, MB, MB, add_old);
     }
     embedding_gradients(p, gradients, add_old, w);
 }
@@ -164,7 +159,7 @@ static void loss_thread(void *argument, Worker *w) {
  *
  * With sequences, a step has three barriers instead of six for each layer. So a thread that loses
  * its processor holds up the others less. It needs Tiles for each layer, and enough sequences for
- * all threads. The results are the same to the last bit, because groups have the same rows. */
+ * all threads. The results are the same to the last bit, because no sum depends on groups. */
 static long sequences_at_once(const Pass *p) {
     const Model *g = p->g;
     const long rows = 32L * g->group;
@@ -181,8 +176,8 @@ static long sequences_at_once(const Pass *p) {
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
  * weights: the float32 parameters that gpt_pack packed last. gradients: where the gradients of the
- * sum go, times `scale`; they are added to the old numbers if `add_old`. NULL for a loss only. Dropout
- * depends on `seed`. idx and targets: (B, T). */
+ * sum go, times `scale`; they are added to the old numbers if `add_old`. NULL for a loss only.
+ * Dropout depends on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add_old) {
     LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},

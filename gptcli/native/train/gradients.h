@@ -11,15 +11,15 @@
  * be a multiple of a tile's rows. */
 typedef struct {
     float *to;
-    const num *outputs, *inputs;   /* A tiles, B tiles; tiles of a row block are side by side */
+    const num *outputs, *inputs;    /* A tiles, B tiles; tiles of a row block are side by side */
     long output_block, input_block; /* distance from one row block to the next */
     long N, K;
 } MatrixGradient;
 
-/* The gradient of a vector: the sum of all groups' parts. */
+/* The gradient of a vector: the sum of all row blocks' parts. */
 typedef struct {
     float *to;
-    const float *partial; /* the first group's */
+    const float *partial; /* the first row block's */
     long width;
 } VectorGradient;
 
@@ -47,8 +47,8 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
                 const long real_rows = a->N - i < 32 ? a->N - i : 32;
                 float *C = a->to + i * a->K + k;
                 if (real_rows == 32) {
-                    multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block,
-                                        steps, C, a->K, more);
+                    multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block, steps,
+                                        C, a->K, more);
                     continue;
                 }
                 multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block, steps,
@@ -60,12 +60,11 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
     }
 }
 
-/* Computes one vector's gradient: the sum of the groups' parts, which are `stride` apart. */
-static void vector_sum(const VectorGradient *a, long stride, long groups, int add_old) {
+/* Computes one vector's gradient: the sum of the row blocks' parts, which are `stride` apart. */
+static void vector_sum(const VectorGradient *a, long stride, long blocks, int add_old) {
     for (long c = 0; c < a->width; c += 16) {
         f32x16 sum = add_old ? load(a->to + c) : zeros();
-        for (long k = 0; k < groups; k++)
-            sum = add(sum, load(a->partial + k * stride + c));
+        for (long k = 0; k < blocks; k++) sum = add(sum, load(a->partial + k * stride + c));
         store(a->to + c, sum);
     }
 }
@@ -77,9 +76,10 @@ static long rows_at_once(const MatrixGradient *a, int threads) {
     return rows > limit ? limit : rows;
 }
 
-/* Computes all gradients of a list. All threads of a team call this; it ends with a barrier. */
+/* Computes all gradients of a list: those of matrices from `blocks` row blocks, those of vectors
+ * from part_blocks. All threads of a team call this; it ends with a barrier. */
 static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
-                          long groups, int add_old) {
+                          long part_blocks, int add_old) {
     const int threads = model->s.threads;
     long all = 0, begin = 0;
     for (int i = 0; i < g->n_matrices; i++) {
@@ -96,7 +96,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         matrix_rows(g->matrices + i, (round - begin) * rows, rows, blocks, add_old);
     }
     SHARED_FOR(w, k, g->n_vectors)
-        vector_sum(g->vectors + k, model->partial_width, groups, add_old);
+    vector_sum(g->vectors + k, model->partial_width, part_blocks, add_old);
     team_barrier();
 }
 
@@ -126,7 +126,7 @@ static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
                                 C};
     *m++ = (MatrixGradient){grads + offset[OUT], t->d_out, t->mixed_tiles, 32 * C, 32 * Q, C, Q};
     list->n_matrices = m - list->matrices;
-    const Partials partial = group_partials(g, l, 0);
+    const Partials partial = partials_at(g, l, 0);
     const struct {
         int64_t offset;
         const float *partial;
@@ -186,11 +186,9 @@ static void embedding_gradients(const Pass *p, float *grads, int add_old, Worker
     SHARED_FOR(w, part, C / 16) {
         const long c = 16 * part;
         if (!add_old && !g->s.tied)
-            for (long v = 0; v < g->s.V; v++)
-                store(tokens + v * C + c, zeros());
+            for (long v = 0; v < g->s.V; v++) store(tokens + v * C + c, zeros());
         if (!add_old && positions)
-            for (long t = 0; t < g->s.T; t++)
-                store(positions + t * C + c, zeros());
+            for (long t = 0; t < g->s.T; t++) store(positions + t * C + c, zeros());
         for (long r = 0; r < p->M; r++) {
             f32x16 y = apply_dropout(d, (uint32_t)(r * C + c), load(g->dx + r * C + c));
             float *to = tokens + p->idx[r] * C + c;

@@ -92,21 +92,19 @@ static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, floa
             square[0] = fmadd(y, y, square[0]);
             square[1] = fmadd(z, z, square[1]);
         }
-        scale[i] =
-            1.0f / sqrtf(sum_lanes(add(square[0], square[1])) / C + n.eps);
+        scale[i] = 1.0f / sqrtf(sum_lanes(add(square[0], square[1])) / C + n.eps);
         const f32x16 s = broadcast(scale[i]);
         for (int c = 0; c < C; c += 16) {
             f32x16 y = mul(sub(load(x + c), m), s);
             f32x16 b = n.bias ? load(n.bias + c) : zeros();
             store_num(hat + c, y);
-            store_num(out + in_pieces(i, c, C),
-                       fmadd(y, load(n.gain + c), b));
+            store_num(out + in_pieces(i, c, C), fmadd(y, load(n.gain + c), b));
         }
     }
 }
 
-/* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add_old`, adds it to the old
- * dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and bias.
+/* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add_old`, adds it to the
+ * old dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and bias.
  * dbias can be NULL. */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const num *hat,
                           const float *scale, float *dx, int add_old, float *dgain, float *dbias) {
@@ -177,8 +175,7 @@ INLINE void norm_rotate_backward_sized(const int D, const num *dout, const float
         const long n = half_dim - j;
         f32x16 a = load_first_num(dout + j, n), b = load_first_num(dout + half_dim + j, n);
         f32x16 c = load_first(cos + j, n), z = load_first(sin + j, n);
-        f32x16 rotated_back[2] = {fmadd(b, z, mul(a, c)),
-                                  fnmadd(a, z, mul(b, c))};
+        f32x16 rotated_back[2] = {fmadd(b, z, mul(a, c)), fnmadd(a, z, mul(b, c))};
         for (int i = 0; i < 2; i++) {
             const int at = i * half_dim + j;
             f32x16 h = load_first_num(hat + at, n);
@@ -247,9 +244,7 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 /* Sixteen numbers at a time. */
 
 /* out = silu(g) * u. */
-INLINE void swiglu(f32x16 g, f32x16 u, num *out) {
-    store_num(out, mul(mul(g, sigmoid(g)), u));
-}
+INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }
 
 /* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
  * Also computes this product again, into `out`: storing it in the forward pass would cost more. */
@@ -275,8 +270,7 @@ INLINE f32x16 gelu_gate(f32x16 x) {
  * again, into `out`. */
 INLINE void gelu_backward(f32x16 d, const num *in, num *out, num *din) {
     f32x16 x = load_num(in), s = gelu_gate(x), y = mul(x, s);
-    f32x16 slope = fmadd(mul(x, x), broadcast(3 * GELU_CUBIC * GELU_SCALE),
-                                   broadcast(GELU_SCALE));
+    f32x16 slope = fmadd(mul(x, x), broadcast(3 * GELU_CUBIC * GELU_SCALE), broadcast(GELU_SCALE));
     slope = fmadd(fnmadd(y, s, y), slope, s);
     store_num(out, y);
     store_num(din, mul(d, slope));

@@ -3,9 +3,9 @@
  * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads of
  * queries, K heads of keys and values (each serves H / K heads of queries), head width D, Q = H D,
  * QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product (2 F with
- * a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the same
- * offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and "gpt2"
- * are the two archs. */
+ * a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the
+ * same offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and
+ * "gpt2" are the two archs. */
 
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H
@@ -45,11 +45,11 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
  * pieces" (tiles.h) or "B tiles". */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
-    num *qkv;       /* (M, QKV): queries, keys, values */
-    num *qk_hat;    /* (M, (H + K) D), with QK-norm: normalised queries and keys */
-    num *mixed;     /* (M, Q): the heads' outputs */
-    num *hidden;    /* (M, F1), in pieces: before the activation */
+    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
+    num *qkv;         /* (M, QKV): queries, keys, values */
+    num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
+    num *mixed;       /* (M, Q): the heads' outputs */
+    num *hidden;      /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M): the norms' scales */
     float *qk_scale;        /* (M, H + K): the scales of QK-norm */
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
@@ -59,20 +59,23 @@ typedef struct {
 typedef struct {
     num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
-    float *partials; /* each group's part of the gradients of vectors (passes.h) */
+    float *partials; /* each row block's part of the gradients of vectors (passes.h) */
 } Tiles;
 
 /* A thread's scratch for a group of rows. */
 typedef struct {
     AttentionScratch attention;
-    float *logits;   /* (rows, Vp) */
-    float *d_norm;   /* (rows, C): the gradient at a norm's output */
+    float *logits;  /* (rows, Vp) */
+    float *d_norm;  /* (rows, C): the gradient at a norm's output */
     num *rows_c;    /* (rows, C), in pieces, like the next two */
     num *rows_f;    /* (rows, F) */
     num *rows_wide; /* (rows, F1 or Vp) */
 } ThreadScratch;
 
-enum { MOST_TILES = 256 << 20 }; /* bytes that the layers' own Tiles may take */
+enum {
+    MOST_TILES = 256 << 20,                         /* bytes that the layers' own Tiles may take */
+    LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10, /* bytes of a layer's weights */
+};
 
 /* A GPT in training. */
 typedef struct {
@@ -86,12 +89,12 @@ typedef struct {
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
-    float *scale;        /* the last norm's */
+    float *scale;       /* the last norm's */
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
-    num *d_head;      /* gradients at the logits, transposed, as A tiles */
-    long head_blocks; /* row blocks whose gradients at the logits fit into d_head at once */
-    int keeps_tiles;  /* whether each layer has its own Tiles; else all share those of the first */
-    Tiles *tiles;     /* of each layer; then partials of the last norm */
+    num *d_head;        /* gradients at the logits, transposed, as A tiles */
+    long head_blocks;   /* row blocks whose gradients at the logits fit into d_head at once */
+    int keeps_tiles; /* whether each layer has its own Tiles; else all share those of the first */
+    Tiles *tiles;    /* of each layer; then partials of the last norm */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -157,7 +160,7 @@ static size_t lay_out(Model *g, char *start) {
             *t = g->tiles[0];
             continue;
         }
-        TAKE(t->partials, (MB + g->group - 1) / g->group * g->partial_width);
+        TAKE(t->partials, MB * g->partial_width);
         if (l == s.L) continue;
         TAKE(t->d_qkv, MB * 32 * QKV);
         TAKE(t->d_out, MB * 32 * C);
@@ -190,8 +193,7 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, num *forwar
     for (long k = 0; k < K; k += 32) {
         for (int i = 0; i < 32; i++)
             for (int j = 0; j < 32; j += 16)
-                store_num(piece + 32 * i + j, n + i < N ? load(W + (n + i) * K + k + j)
-                                                         : zeros());
+                store_num(piece + 32 * i + j, n + i < N ? load(W + (n + i) * K + k + j) : zeros());
         for (int i = 0; i < 2; i++)
             pack_b16_transposed(piece + 512 * i, 32, 32,
                                 forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
@@ -241,8 +243,7 @@ static void pack_blocks(void *argument, Worker *w) {
     long begin = 0;
     int i = 0;
     SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
-        while (round >= begin + (p->blocks[i].N + 31) / 32)
-            begin += (p->blocks[i++].N + 31) / 32;
+        while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
         const WeightBlock a = p->blocks[i];
         const long K = a.packed->K;
         pack_matrix_rows(p->weights + a.offset, a.N, K, 32 * (round - begin),
@@ -279,14 +280,16 @@ static Model *new_without_memory(const Shape *shape) {
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* If a layer's weights are too large for the second-level cache, they are read from memory for
-     * each group. So groups are then larger. */
+     * each group. So groups are then larger, if there are enough for all threads. */
     const long weights = (long)(g->QKV + g->Q + g->F1 + s.F) * s.C * sizeof(num);
-    g->group = weights > 1L << 20 ? 4 : 1;
-    g->head_blocks = budget / (64 * Vp) / g->group * g->group;
+    const long most = weights > LARGE_WEIGHTS ? g->blocks / (4 * s.threads) : 1;
+    g->group = most >= 3 ? 4 : most >= 2 ? 2 : 1;
+    g->head_blocks = budget / (64 * Vp) / 4 * 4;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
-    if (g->head_blocks < g->group) g->head_blocks = g->group;
+    if (g->head_blocks < 4) g->head_blocks = 4;
     const long tiles = (long)(g->QKV + 2 * s.C + g->F1 + g->Q + s.F) * sizeof(num);
-    g->keeps_tiles = (s.L - 1) * 32 * g->blocks * tiles <= MOST_TILES && g->head_blocks >= g->blocks;
+    g->keeps_tiles =
+        (s.L - 1) * 32 * g->blocks * tiles <= MOST_TILES && g->head_blocks >= g->blocks;
     g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
     g->packed = calloc(PACKED_PER_LAYER * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);

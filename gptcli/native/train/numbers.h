@@ -1,7 +1,7 @@
 /* The type of activations and packed weights: bfloat16 or float32, and what depends on it.
  *
- * BFLOAT16 is 1 or 0; library.py sets it. Residual stream, sums, norms' scales, gradients of weights
- * and the weights themselves are float32 in both libraries. */
+ * BFLOAT16 is 1 or 0; library.py sets it. Residual stream, sums, norms' scales, gradients of
+ * weights and the weights themselves are float32 in both libraries. */
 
 #ifndef GPTCLI_NUMBERS_H
 #define GPTCLI_NUMBERS_H
@@ -35,8 +35,8 @@ int number_bytes(void) { return sizeof(num); }
 
 /* ---- arrays in pieces ------------------------------------------------------------------------ */
 
-/* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers. The blocks of the same 32 rows
- * are side by side. So code that goes block by block reads memory in order. */
+/* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers. The blocks of the same 32
+ * rows are side by side. So code that goes block by block reads memory in order. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
@@ -73,9 +73,7 @@ INLINE f32x16 vexp2(f32x16 x) {
 }
 
 /* 1 / (1 + 2^-x) with an error of about 6e-5: much smaller than bfloat16's rounding error. */
-INLINE f32x16 sigmoid2(f32x16 x) {
-    return _mm512_rcp14_ps(add(vexp2(negate(x)), broadcast(1.0f)));
-}
+INLINE f32x16 sigmoid2(f32x16 x) { return _mm512_rcp14_ps(add(vexp2(negate(x)), broadcast(1.0f))); }
 
 #else
 

@@ -54,9 +54,18 @@ static void adamw_thread(void *argument, Worker *worker) {
 void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
                const int64_t *sizes, const float *decay, float rate, float beta1, float beta2,
                float eps, int64_t step) {
-    Adamw a = {n,     weights, grads, mean,
-               square, sizes,  decay, rate,
-               beta1, beta2,   eps,   1.0f / (1.0 - pow(beta1, step)),
+    Adamw a = {n,
+               weights,
+               grads,
+               mean,
+               square,
+               sizes,
+               decay,
+               rate,
+               beta1,
+               beta2,
+               eps,
+               1.0f / (1.0 - pow(beta1, step)),
                1.0f / sqrt(1.0 - pow(beta2, step))};
     team_run(threads, adamw_thread, &a);
 }
@@ -156,8 +165,7 @@ static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long
             }
             if (tall) transpose16(piece);
             for (int k = 0; k < 16; k++)
-                store_num(tall ? s->x + (j + k) * c + i : s->x + (i + k) * c + j,
-                           piece[k]);
+                store_num(tall ? s->x + (j + k) * c + i : s->x + (i + k) * c + j, piece[k]);
         }
     orthogonalise(s, r, c, iterations);
     const float shrink = 1.0f - rate * decay, step = -rate * (tall ? sqrtf((float)R / C) : 1.0f);
@@ -195,8 +203,8 @@ static void muon_thread(void *argument, Worker *w) {
     SHARED_FOR(w, i, a->n) {
         const long R = a->rows[i], C = a->columns[i];
         muon_scratch(&s, a->memory + w->number * a->most, R > C ? C : R, R > C ? R : C);
-        muon_matrix(&s, a->weights[i], a->grads[i], a->momenta[i], R, C, a->rate, a->beta,
-                    a->decay, a->iterations);
+        muon_matrix(&s, a->weights[i], a->grads[i], a->momenta[i], R, C, a->rate, a->beta, a->decay,
+                    a->iterations);
     }
     tiles_end();
 }

@@ -220,7 +220,7 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
                     num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
-                         *to = s->rows_f + r * F + f * 32 + index;
+                        *to = s->rows_f + r * F + f * 32 + index;
                     f32x16 z = load(a + 32 * i + j);
                     if (g->s.modern) {
                         f32x16 up = load(u + 32 * i + j);
@@ -243,9 +243,9 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
  *
  *   g->d_head       at the logits, transposed; its first row is row `from`
  *   g->dx           at the residual stream
- *   partial (2 C)   of the last norm's parameters */
+ *   partials        of the last norm's parameters, 2 C for each row block */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
-                          ThreadScratch *s, float *partial) {
+                          ThreadScratch *s) {
     Model *g = p->g;
     const Packed *w = g->packed + PACKED_PER_LAYER * g->s.L;
     const int C = g->s.C, V = g->s.V;
@@ -262,8 +262,7 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
         num *d = s->rows_wide;
         const long r = r0 + i;
         if (r >= p->M) {
-            for (long v = 0; v < Vp; v += 16)
-                store_num(d + in_pieces(i, v, Vp), zeros());
+            for (long v = 0; v < Vp; v += 16) store_num(d + in_pieces(i, v, Vp), zeros());
             continue;
         }
         f32x16 largest = broadcast(-INFINITY), sum = zeros();
@@ -288,8 +287,12 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     if (!p->training) return;
     pack_a_pieces_transposed(s->rows_wide, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
     times_backward(s->rows_wide, 32, rows, w, s->d_norm);
-    norm_backward(s->d_norm, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, partial,
-                  n.bias ? partial + C : NULL);
+    for (int r = 0; r < rows; r += 32) {
+        const long row = r0 + r;
+        float *partial = g->tiles[g->s.L].partials + row / 32 * g->partial_width;
+        norm_backward(s->d_norm + r * C, 32, C, n, g->hat + row * C, g->scale + row,
+                      g->dx + row * C, 0, partial, n.bias ? partial + C : NULL);
+    }
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
@@ -301,20 +304,20 @@ static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d,
     const int C = p->g->s.C;
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < C; c += 16)
-            store_num(out + in_pieces(i, c, C), apply_dropout(d, (uint32_t)((r0 + i) * C + c),
-                                                               load(dx + i * C + c)));
+            store_num(out + in_pieces(i, c, C),
+                      apply_dropout(d, (uint32_t)((r0 + i) * C + c), load(dx + i * C + c)));
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* Pointers to a group's parts of the gradients of a layer's vectors. */
+/* Pointers to a row block's parts of the gradients of a layer's vectors. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* Where the parts of group `group` of layer l begin. */
-static Partials group_partials(const Model *g, int l, long group) {
+/* Where the parts of row r's block in layer l begin. They do not depend on the size of groups. */
+static Partials partials_at(const Model *g, int l, long r) {
     const int C = g->s.C;
-    float *start = g->tiles[l].partials + group * g->partial_width;
+    float *start = g->tiles[l].partials + r / 32 * g->partial_width;
     Partials a;
     a.qkv = start, a.up = a.qkv + g->QKV, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
@@ -324,8 +327,7 @@ static Partials group_partials(const Model *g, int l, long group) {
 
 /* The backward pass of after_attention: computes dmixed from dx, adds the feed-forward's gradient
  * to dx, and packs tiles for the gradients of weights. */
-static void after_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
-                                     ThreadScratch *s) {
+static void after_attention_backward(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
@@ -335,7 +337,9 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
     prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
                     g->tiles[l].d_down + r0 * C);
-    if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
+    if (offset[DOWN_BIAS] >= 0)
+        for (int r = 0; r < rows; r += 32)
+            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).down);
     float piece[32 * 32] __attribute__((aligned(64)));
     num *d = s->rows_wide;
     for (int f = 0; f < F; f += 32)
@@ -346,7 +350,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
                     const long index = i * 32 + j; /* in a piece */
                     const num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
                     num *act = s->rows_f + r * F + f * 32 + index,
-                         *to = d + (long)r * F1 + f * 32 + index;
+                        *to = d + (long)r * F1 + f * 32 + index;
                     f32x16 da = load(piece + 32 * i + j);
                     if (g->s.modern)
                         swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
@@ -356,14 +360,19 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
         }
     pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
     pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
-    if (offset[UP_BIAS] >= 0) column_sums(d, rows, F1, partial.up);
     times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
-                  layer->hat2 + r0 * C, layer->scale2 + r0, dx, 1, partial.ln2,
-                  offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
+    for (int r = 0; r < rows; r += 32) {
+        const Partials partial = partials_at(g, l, r0 + r);
+        if (offset[UP_BIAS] >= 0) column_sums(d + (long)r * F1, 32, F1, partial.up);
+        norm_backward(s->d_norm + r * C, 32, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
+                      layer->hat2 + (r0 + r) * C, layer->scale2 + r0 + r, dx + r * C, 1,
+                      partial.ln2, offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
+    }
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0, s->rows_c,
                     g->tiles[l].d_out + r0 * C);
-    if (offset[OUT_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.out);
+    if (offset[OUT_BIAS] >= 0)
+        for (int r = 0; r < rows; r += 32)
+            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).out);
     for (int r = 0; r < rows; r += 32)
         pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q, TILE);
     for (int c = 0; c < Q; c += 32)
@@ -371,8 +380,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Pa
             backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_num(g->dmixed + (r0 + r + i) * Q + c + j,
-                               load(piece + 32 * i + j));
+                    store_num(g->dmixed + (r0 + r + i) * Q + c + j, load(piece + 32 * i + j));
         }
 }
 
@@ -397,8 +405,7 @@ static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScrat
 
 /* The backward pass of before_attention: adds the gradient that comes from dqkv to dx, and packs
  * tiles for the gradients of weights. */
-static void before_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
-                                      ThreadScratch *s) {
+static void before_attention_backward(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
@@ -406,32 +413,38 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, P
     num *d = g->dqkv + r0 * QKV;
     prefetch_l2(d, rows * QKV * sizeof(num));
     if (g->s.modern) {
-        memset(partial.q_norm, 0, 2 * D * sizeof(float));
+        Partials partial = partials_at(g, l, r0);
         for (int i = 0; i < rows; i++) {
+            if (i % 32 == 0) {
+                partial = partials_at(g, l, r0 + i);
+                memset(partial.q_norm, 0, 2 * D * sizeof(float));
+            }
             const long t = (r0 + i) % p->T * (D / 2);
             for (int c = 0; c < heads * D; c += D)
                 if (g->s.qk_norm)
-                    norm_rotate_backward(
-                        d + i * QKV + c, D, p->w + offset[c < Q ? Q_NORM : K_NORM], g->cos + t,
-                        g->sin + t, layer->qk_hat + (r0 + i) * heads * D + c,
-                        layer->qk_scale[(r0 + i) * heads + c / D], d + i * QKV + c,
-                        c < Q ? partial.q_norm : partial.k_norm);
+                    norm_rotate_backward(d + i * QKV + c, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
+                                         g->cos + t, g->sin + t,
+                                         layer->qk_hat + (r0 + i) * heads * D + c,
+                                         layer->qk_scale[(r0 + i) * heads + c / D], d + i * QKV + c,
+                                         c < Q ? partial.q_norm : partial.k_norm);
                 else
                     rotate_back(d + i * QKV + c, D, g->cos + t, g->sin + t);
         }
     }
     for (int r = 0; r < rows; r += 32)
         pack_a32_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV, TILE);
-    if (offset[QUERY_BIAS] >= 0)
-        for (int c = 0; c < QKV; c += 16) {
+    times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    for (int r = 0; r < rows; r += 32) {
+        const Partials partial = partials_at(g, l, r0 + r);
+        for (int c = 0; c < (offset[QUERY_BIAS] >= 0 ? QKV : 0); c += 16) {
             f32x16 sum = zeros();
-            for (int i = 0; i < rows; i++) sum = add(sum, load_num(d + i * QKV + c));
+            for (int i = r; i < r + 32; i++) sum = add(sum, load_num(d + i * QKV + c));
             store(partial.qkv + c, sum);
         }
-    times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
-                  layer->hat1 + r0 * C, layer->scale1 + r0, g->dx + r0 * C, 1, partial.ln1,
-                  offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
+        norm_backward(s->d_norm + r * C, 32, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
+                      layer->hat1 + (r0 + r) * C, layer->scale1 + r0 + r, g->dx + (r0 + r) * C, 1,
+                      partial.ln1, offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
+    }
 }
 
 #endif

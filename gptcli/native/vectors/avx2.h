@@ -31,19 +31,19 @@ INLINE f32part part_sqrt(f32part x) { return (f32part)_mm256_sqrt_ps((__m256)x);
 /* Transposes 8 x 8 numbers. */
 INLINE void transpose_part(f32part r[8]) {
     __m256 t[8], u[8];
-UNROLL(4)
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
         t[2 * i] = _mm256_unpacklo_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
         t[2 * i + 1] = _mm256_unpackhi_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
     }
-UNROLL(2)
+    UNROLL(2)
     for (int i = 0; i < 2; i++) {
         u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
         u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
         u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
         u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
     }
-UNROLL(4)
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
         r[i] = (f32part)_mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
         r[4 + i] = (f32part)_mm256_permute2f128_ps(u[i], u[4 + i], 0x31);

@@ -35,9 +35,7 @@ INLINE f32x16 blend(mask16 m, f32x16 a, f32x16 b) { return _mm512_mask_blend_ps(
 INLINE f32x16 load_first(const float *p, long n) {
     return _mm512_maskz_loadu_ps(first_lanes(n), p);
 }
-INLINE void store_first(float *p, long n, f32x16 x) {
-    _mm512_mask_storeu_ps(p, first_lanes(n), x);
-}
+INLINE void store_first(float *p, long n, f32x16 x) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
 
 INLINE float sum_lanes(f32x16 x) { return _mm512_reduce_add_ps(x); }
 INLINE float max_lane(f32x16 x) { return _mm512_reduce_max_ps(x); }
@@ -78,7 +76,8 @@ INLINE void store_bf16(bf16 *p, f32x16 x) {
 #else
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __m512i rounded =
+        _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 #endif
 }
@@ -103,26 +102,26 @@ INLINE void store_low_bytes(char *p, i32x16 x) {
 /* Transposes 16 x 16 numbers of 32 bits. */
 INLINE void transpose16_ints(__m512i r[16]) {
     __m512i t[16];
-UNROLL(8)
+    UNROLL(8)
     for (int i = 0; i < 8; i++) {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
     }
-UNROLL(4)
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
         r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
         r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
         r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
         r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
     }
-UNROLL(4)
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
         t[4 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
         t[8 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
         t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
     }
-UNROLL(4)
+    UNROLL(4)
     for (int i = 0; i < 4; i++) {
         r[i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88);
         r[8 + i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
@@ -133,10 +132,10 @@ UNROLL(4)
 
 INLINE void transpose16(f32x16 r[16]) {
     __m512i bits[16];
-UNROLL(16)
+    UNROLL(16)
     for (int i = 0; i < 16; i++) bits[i] = bits_of(r[i]);
     transpose16_ints(bits);
-UNROLL(16)
+    UNROLL(16)
     for (int i = 0; i < 16; i++) r[i] = from_bits(bits[i]);
 }
 

@@ -1,8 +1,8 @@
 /* Sixteen numbers as two or four registers, for vector units with registers of 16 or 32 bytes.
  *
  * The file of a vector unit defines PARTS, the types f32part and i32part, and a few operations on
- * a part. This file makes f32x16 and i32x16 of them. gcc keeps its own vectors of 64 bytes in memory
- * on these processors, so they would be several times as slow. */
+ * a part. This file makes f32x16 and i32x16 of them. gcc keeps its own vectors of 64 bytes in
+ * memory on these processors, so they would be several times as slow. */
 
 #ifndef GPTCLI_PARTS_H
 #define GPTCLI_PARTS_H
@@ -254,18 +254,17 @@ INLINE void store_low_bytes(char *p, i32x16 x) {
 /* Transposes 16 x 16 numbers, PART x PART at a time. */
 INLINE void transpose16(f32x16 r[16]) {
     f32x16 t[16];
-UNROLL(4)
-    for (int i = 0; i < PARTS; i++)
-UNROLL(4)
-        for (int j = 0; j < PARTS; j++) {
-            f32part square[PART];
-UNROLL(8)
-            for (int k = 0; k < PART; k++) square[k] = r[PART * i + k].v[j];
-            transpose_part(square);
-UNROLL(8)
-            for (int k = 0; k < PART; k++) t[PART * j + k].v[i] = square[k];
-        }
-UNROLL(16)
+    UNROLL(4)
+    for (int i = 0; i < PARTS; i++) UNROLL(4)
+    for (int j = 0; j < PARTS; j++) {
+        f32part square[PART];
+        UNROLL(8)
+        for (int k = 0; k < PART; k++) square[k] = r[PART * i + k].v[j];
+        transpose_part(square);
+        UNROLL(8)
+        for (int k = 0; k < PART; k++) t[PART * j + k].v[i] = square[k];
+    }
+    UNROLL(16)
     for (int k = 0; k < 16; k++) r[k] = t[k];
 }
 

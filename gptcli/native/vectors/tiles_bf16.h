@@ -29,8 +29,8 @@ enum { TILE = 512 }; /* bfloat16 in a tile */
  *
  * The A tile of row block i for step s is at A + i * a_tile + s * a_step; its rows are a_row apart.
  * The B tile of column block j for step s is at B + j * b_tile + s * b_step. Rows of C are c_row
- * apart; its old values are added if `add_old`. With four tiles of C, each loaded tile of A and B is
- * used twice. */
+ * apart; its old values are added if `add_old`. With four tiles of C, each loaded tile of A and B
+ * is used twice. */
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
@@ -100,9 +100,10 @@ static void tiles_end(void) {}
 
 /* C (8, 16 nb) (+)= A B: eight rows keep their sums in registers. */
 INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B,
-                            long b_tile, long b_step, int steps, float *C, long c_row, int add_old) {
+                            long b_tile, long b_step, int steps, float *C, long c_row,
+                            int add_old) {
     __m512 sum[8][2];
-UNROLL(8)
+    UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++)
             sum[r][j] = add_old ? _mm512_loadu_ps(C + r * c_row + 16 * j) : _mm512_setzero_ps();
@@ -111,7 +112,7 @@ UNROLL(8)
             __m512bh b[2];
             b[0] = (__m512bh)_mm512_loadu_si512(B + 32 * k);
             if (nb == 2) b[1] = (__m512bh)_mm512_loadu_si512(B + b_tile + 32 * k);
-UNROLL(8)
+            UNROLL(8)
             for (int r = 0; r < 8; r++) {
                 int pair;
                 memcpy(&pair, A + r * a_row + 2 * k, 4);
@@ -120,7 +121,7 @@ UNROLL(8)
                 if (nb == 2) sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b[1]);
             }
         }
-UNROLL(8)
+    UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
 }
@@ -177,11 +178,11 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++)
             r[i] = interleave_rows(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
         transpose16_ints(r);
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }
@@ -192,10 +193,10 @@ static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out)
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
         __m512i r[16];
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, X + i * row + c);
         transpose16_ints(r);
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }

@@ -15,7 +15,7 @@
 #include "f32x16.h"
 
 enum {
-    TILE = 512, /* numbers in a tile */
+    TILE = 512,        /* numbers in a tile */
     STEPS_AT_ONCE = 8, /* tiles of a sum; those of A and of a panel of B stay in the caches */
 };
 
@@ -27,29 +27,26 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
                           long a_step, const float *B, long b_tile, long b_step, int steps,
                           float *C, long c_row, int add_old) {
     f32x16 sum[ROWS_AT_ONCE][PANELS_AT_ONCE];
-UNROLL(8)
-    for (int r = 0; r < rows; r++)
-UNROLL(2)
-        for (int j = 0; j < nb; j++)
-            sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
+    UNROLL(8)
+    for (int r = 0; r < rows; r++) UNROLL(2)
+    for (int j = 0; j < nb; j++) sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int k = 0; k < 32; k++) {
             f32x16 b[PANELS_AT_ONCE];
-UNROLL(2)
+            UNROLL(2)
             for (int j = 0; j < nb; j++) b[j] = load(B + j * b_tile + 16 * k);
-UNROLL(8)
+            UNROLL(8)
             for (int r = 0; r < rows; r++) {
                 const f32x16 a = broadcast(A[r * a_row + k * a_column]);
-UNROLL(2)
+                UNROLL(2)
                 for (int j = 0; j < nb; j++) sum[r][j] = fmadd(a, b[j], sum[r][j]);
             }
         }
-UNROLL(8)
-    for (int r = 0; r < rows; r++)
-UNROLL(2)
-        for (int j = 0; j < nb; j++) {
-            store(C + r * c_row + 16 * j, sum[r][j]);
-        }
+    UNROLL(8)
+    for (int r = 0; r < rows; r++) UNROLL(2)
+    for (int j = 0; j < nb; j++) {
+        store(C + r * c_row + 16 * j, sum[r][j]);
+    }
 }
 
 /* multiply_rows for 16 or 32 rows, ROWS_AT_ONCE at a time. */
@@ -79,9 +76,8 @@ INLINE void product(const float *A, long a_row, long a_step, const float *B, lon
                                   B + p * panel + s * TILE, panel, TILE, now, C + 16 * p, c_row,
                                   s > 0);
             else
-                multiply_all_rows(32, 1, A + s * a_step, a_row, 1, a_step,
-                                  B + p * panel + s * TILE, panel, TILE, now, C + 16 * p, c_row,
-                                  s > 0);
+                multiply_all_rows(32, 1, A + s * a_step, a_row, 1, a_step, B + p * panel + s * TILE,
+                                  panel, TILE, now, C + 16 * p, c_row, s > 0);
     }
 }
 
@@ -121,10 +117,10 @@ static void pack_a32_transposed(const float *X, long row, int columns, float *ou
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {
         f32x16 r[16];
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++) r[i] = load(X + i * row + c);
         transpose16(r);
-UNROLL(16)
+        UNROLL(16)
         for (int i = 0; i < 16; i++) store(out + 16 * i, r[i]);
     }
     if (columns % 32) memset(out, 0, TILE / 2 * sizeof *out);

@@ -1,7 +1,7 @@
 /* AVX-512, AVX512-BF16 and AMX in plain C, for tests of the bfloat16 code on any processor.
  *
- * It has the intrinsics that gptcli/native uses, with the meaning of Intel's Intrinsics Guide. A test
- * compiles the library with this folder before the compiler's own, and with the macros of the
+ * It has the intrinsics that gptcli/native uses, with the meaning of Intel's Intrinsics Guide. A
+ * test compiles the library with this folder before the compiler's own, and with the macros of the
  * features. It is slow, and its sums can differ in the last bit from a processor's. */
 
 #ifndef EMULATED_IMMINTRIN_H
@@ -184,7 +184,8 @@ EMULATE __m128i _mm512_cvtepi32_epi8(__m512i a) {
     return r;
 }
 
-/* ---- shuffles: within each 128 bits, and of 128 bits ------------------------------------------ */
+/* ---- shuffles: within each 128 bits, and of 128 bits ------------------------------------------
+ */
 
 EMULATE __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) {
     Ints r;
