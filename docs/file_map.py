@@ -22,6 +22,13 @@ ORDER = (
     "gptcli/view",
 )  # fmt: skip
 
+# What the folders of C files hold; a Python package says it in its __init__.py.
+C_FOLDERS = {
+    "gptcli/native/sample": "The C library for sampling",
+    "gptcli/native/train": "The C library for training",
+    "gptcli/native/vectors": "Vectors of sixteen numbers, one file for each kind of vector unit",
+}
+
 
 def summary(path: Path) -> str:
     """The first paragraph of a file's docstring, or of its opening comment in C, on one line."""
@@ -59,7 +66,7 @@ def table() -> str:
     for folder in folders():
         name = folder.relative_to(ROOT).as_posix()
         init = folder / "__init__.py"
-        about = summary(init) if init.exists() else ""
+        about = summary(init) if init.exists() else C_FOLDERS[name]
         rows = "\n".join(
             f"| `{p.name}` | {summary(p).replace('|', chr(92) + '|')} |" for p in files(folder)
         )

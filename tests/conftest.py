@@ -126,7 +126,7 @@ def _share_libraries(native: Path, once: Once) -> None:
     """Compile the C libraries in one worker and copy them into the caches of the others."""
     from gptcli.native import library
 
-    sources = [library.TRAINING, library.SAMPLING]
+    sources = [library.TRAINING, library.TRAINING_FLOAT32, library.SAMPLING]
     if WORKER.endswith(("1", "3", "5", "7", "9")):
         sources.reverse()  # two workers compile one library each
     for source in sources:

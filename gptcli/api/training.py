@@ -357,7 +357,7 @@ class _Start(_Job):
         from gptcli.training import run_folder
 
         if new.config.run.engine != "torch":
-            library.start_building()  # compiles while the text is read
+            library.start_building_training(new.config.run.dtype)  # compiles while the text is read
         out = self.request.out
         while True:
             run = folder_of_option(out) if out is not None else run_folder.free_name(new.name)

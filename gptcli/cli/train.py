@@ -154,7 +154,8 @@ def _start_run(request: Request, new: NewRun, as_json: bool, *, overwrite: bool)
     Without --out, the folder gets the next free name. Of several trainings that begin at the same
     moment, only one gets it; the others take the names after it."""
     if new.config.run.engine != "torch":
-        library.start_building()  # compiles while PyTorch is imported and the text is read
+        # It compiles while PyTorch is imported and the text is read.
+        library.start_building_training(new.config.run.dtype)
     from gptcli.files.durable import LockedError
     from gptcli.training import run_folder
 

@@ -1,14 +1,9 @@
-/* Constants that the Python code has too: rotary theta, the norms' eps, GELU's and Muon's numbers.
+/* Constants that the Python code has too: GELU's and Muon's numbers.
  *
  * tests/native/test_native_library.py reads this file and compares it with the Python values. */
 
 #ifndef GPTCLI_CONSTANTS_H
 #define GPTCLI_CONSTANTS_H
-
-#define ROTARY_THETA 10000.0 /* THETA of model/rotary.py */
-
-#define RMS_NORM_EPS 1e-6f   /* as in Qwen3; model/layers.py */
-#define LAYER_NORM_EPS 1e-5f /* as in GPT-2; model/layers.py */
 
 /* GELU in its tanh form: x * sigmoid(GELU_SCALE * (x + GELU_CUBIC x^3)), GELU_SCALE = 2 sqrt(2/pi).
  * Source: Hendrycks and Gimpel 2016, section 2. */

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.model.arch import Arch, arch_named
+from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
-from gptcli.native.library import Shape
+from gptcli.native.library import TRAINING, TRAINING_FLOAT32, Shape, Source
 
 _LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
 _WIDEST_HEAD = 512
+
+
+def training_source(dtype: torch.dtype) -> Source | None:
+    """The C library that trains in this dtype, or None if there is none."""
+    return {torch.float32: TRAINING_FLOAT32, torch.bfloat16: TRAINING}.get(dtype)
 
 
 def has_layout(arch: Arch) -> bool:
@@ -30,23 +35,16 @@ def unsupported_reason(config: ModelConfig) -> str | None:
     """Why the C library cannot train a network of this shape, or None if it can."""
     if not has_layout(config.traits):
         return f"the C library does not have `model.arch: {config.arch}`"
-    unusual = {
-        "model.n_kv_head": config.kv_heads != config.n_head,
-        "model.head_dim": config.attention_width != config.n_embd,
-        "model.qk_norm": config.traits.qk_norm != (config.traits.positions == "rotary"),
-        "model.tied_head": config.traits.tied_head != arch_named(config.arch).tied_head,
-        "model.rope_theta": config.traits.rope_theta != arch_named(config.arch).rope_theta,
-        "model.norm_eps": config.traits.norm_eps != arch_named(config.arch).norm_eps,
-    }
-    for key in (key for key, is_set in unusual.items() if is_set):
-        return f"the C library does not train with this {key}"
     width = config.traits.hidden_width(config.n_embd)
     if width % 32:
         return f"model.hidden_width {width} is not a multiple of 32"
     if config.n_embd % 32:
         return f"model.n_embd {config.n_embd} is not a multiple of 32"
     if config.head_dim % 16 or config.head_dim > _WIDEST_HEAD:
-        return f"n_embd / n_head is {config.head_dim}, not a multiple of 16 up to {_WIDEST_HEAD}"
+        return f"a head's width is {config.head_dim}, not a multiple of 16 up to {_WIDEST_HEAD}"
+    for heads, key in ((config.n_head, "n_head"), (config.kv_heads, "n_kv_head")):
+        if heads * config.head_dim % 32:
+            return f"{key} {heads} times {config.head_dim} is not a multiple of 32"
     if config.block_size > _LONGEST:
         return f"model.block_size {config.block_size} is over {_LONGEST}"
     return None
@@ -67,9 +65,12 @@ def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int)
     assert has_layout(arch)
     return Shape(
         modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
+        qk_norm=arch.qk_norm,
         tied=arch.tied_head,
         L=config.n_layer,
         H=config.n_head,
+        K=config.kv_heads,
+        D=config.head_dim,
         C=config.n_embd,
         F=arch.hidden_width(config.n_embd),
         V=vocab_size,
@@ -77,6 +78,8 @@ def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int)
         most_tokens=most_tokens,
         threads=threads,
         dropout=config.dropout,
+        norm_eps=arch.norm_eps,
+        rope_theta=arch.rope_theta,
     )
 
 

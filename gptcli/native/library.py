@@ -1,7 +1,8 @@
 """Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
-There are two libraries: TRAINING and SAMPLING. Both need Linux and a C compiler, gcc or `cc`.
-TRAINING also needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on).
+There are three libraries: TRAINING_FLOAT32, TRAINING (in bfloat16) and SAMPLING. All need Linux or
+macOS and a C compiler, gcc or `cc`. TRAINING also needs x86-64 with AVX512-BF16 (Intel from Cooper
+Lake on, AMD from Zen 4 on). `GPTCLI_CPU` restricts them to what a kind of processor has.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -28,9 +27,10 @@ from gptcli.files.caches import cache_folder
 from gptcli.files.durable import fsync_file
 from gptcli.interrupts import before_leaving
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS
+from gptcli.processor import Processor, usable_processor
 
 _HERE = Path(__file__).parent
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+_FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11", "-pthread")
 _TRAINING_FEATURES = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
 _AMX_FEATURES = {"amx_tile", "amx_bf16"}
 _SECONDS_TO_BUILD = 120.0
@@ -44,23 +44,28 @@ class Source:
     """A C file that is compiled into a library, and what its library exports and needs."""
 
     name: str
-    """The file's name without `.c`."""
+    """The library's name in the cache."""
+    file: str
+    """The C file, relative to gptcli/native."""
     functions: dict[str, tuple[Any, list[Any]]]
     """The result type and the argument types of each exported function."""
     expected: dict[str, int]
     """What some functions must return: the sizes of structs and the numbers of parameters."""
     required_features: frozenset[str] = frozenset()
     """Features that the processor must have, as /proc/cpuinfo calls them."""
+    flags: tuple[str, ...] = ()
+    """The compiler's flags for this library, besides those of all and of the processor."""
 
 
 class Shape(ctypes.Structure):
     """Mirror of `Shape` in model.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("modern", "tied", "L", "H", "C", "F", "V", "T")),
-        ("threads", ctypes.c_int32),
-        ("dropout", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("modern", "qk_norm", "tied", "L", "H", "K", "D")),
+        *((name, ctypes.c_int32) for name in ("C", "F", "V", "T", "threads")),
+        *((name, ctypes.c_float) for name in ("dropout", "norm_eps")),
         ("most_tokens", ctypes.c_int64),
+        ("rope_theta", ctypes.c_double),
     ]
 
 
@@ -96,23 +101,35 @@ _COMMON_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "global_parameters": (_I, []),
     "layer_parameters": (_I, []),
 }
+_TRAINING_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    **_COMMON_FUNCTIONS,
+    "number_bytes": (_I, []),
+    "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
+    "gpt_free": (None, [_P]),
+    "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
+    "gpt_pack": (None, [_P, _P]),
+    "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
+    "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
+    "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
+}
 TRAINING = Source(
-    "gpt",
-    {
-        **_COMMON_FUNCTIONS,
-        "gpt_new": (_P, [ctypes.POINTER(Shape), _P]),
-        "gpt_free": (None, [_P]),
-        "gpt_bytes": (ctypes.c_size_t, [ctypes.POINTER(Shape)]),
-        "gpt_pack": (None, [_P, _P]),
-        "gpt_loss": (ctypes.c_double, [_P, _P, _P, _P, _P, _I, _I, ctypes.c_uint64, _F, _I]),
-        "gpt_adamw": (None, [_I, _I, _P, _P, _P, _P, _P, _P, _F, _F, _F, _F, _I64]),
-        "gpt_muon": (_I, [_I, _I, _P, _P, _P, _P, _P, _F, _F, _F, _I]),
-    },
-    {"shape_bytes": ctypes.sizeof(Shape), **_PARAMETERS},
+    "gpt-bfloat16",
+    "train/gpt.c",
+    _TRAINING_FUNCTIONS,
+    {"shape_bytes": ctypes.sizeof(Shape), "number_bytes": 2, **_PARAMETERS},
     _TRAINING_FEATURES,
+    ("-DBFLOAT16=1",),
+)
+TRAINING_FLOAT32 = Source(
+    "gpt-float32",
+    "train/gpt.c",
+    _TRAINING_FUNCTIONS,
+    {"shape_bytes": ctypes.sizeof(Shape), "number_bytes": 4, **_PARAMETERS},
+    flags=("-DBFLOAT16=0",),
 )
 SAMPLING = Source(
     "decode",
+    "sample/decode.c",
     {
         **_COMMON_FUNCTIONS,
         "sampling_params_bytes": (_I, []),
@@ -137,6 +154,7 @@ SAMPLING = Source(
         "sampling_params_bytes": ctypes.sizeof(SamplingParamsStruct),
         **_PARAMETERS,
     },
+    flags=("-fopenmp",),
 )
 
 
@@ -151,47 +169,62 @@ class Found:
 
 
 @functools.cache
-def find(source: Source = TRAINING) -> Found:
+def find(source: Source) -> Found:
     """The library, or the reason why it cannot be used. Compiles it first if necessary.
 
-    Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user."""
-    features = _processor_features()
-    if features is None:
-        return Found(None, "this is not Linux")
-    if not features >= source.required_features:
-        return Found(None, "the processor has no AVX512-BF16 (or this is not Linux on x86-64)")
+    Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user, or if
+    $GPTCLI_CPU asks for what the processor does not have."""
+    processor = usable_processor()
+    if processor is None:
+        return Found(None, "this is not Linux or macOS")
+    if not processor.features >= source.required_features:
+        return Found(None, "the processor has no AVX512-BF16 (or this is not x86-64)")
     try:
-        library = _load_cached(source, features) or _build_and_load(source, features)
+        library = _load_cached(source, processor) or _build_and_load(source, processor)
     except (_BuildError, _MismatchError) as error:
         return Found(None, str(error), user_can_fix=True)
     except (OSError, AttributeError) as error:
         return Found(None, f"the built library cannot be loaded: {error}")
     # If the processor has AMX but the library cannot use it, PyTorch trains faster than the
     # library. Sampling is faster with the library even without AMX.
-    slow = source is TRAINING and features >= _AMX_FEATURES and not library.compiled_with_amx()
+    has_amx = processor.features >= _AMX_FEATURES
+    slow = source is TRAINING and has_amx and not library.compiled_with_amx()
     if slow or not library.request_amx():
         return Found(None, "the compiler or the system does not support the processor's AMX tiles")
     return Found(library, "")
 
 
-def start_building(source: Source = TRAINING) -> None:
+def start_building(source: Source) -> None:
     """Start to compile the library in the background if it is not in the cache.
 
     `find` waits for the compiler."""
-    features = _processor_features()
-    if features is None or not features >= source.required_features:
+    processor = usable_processor()
+    if processor is None or not processor.features >= source.required_features:
         return
-    if _trusted_file(source, features) is None:
+    if _trusted_file(source, processor) is None:
         with suppress(_BuildError, OSError):  # `find` meets the same error and reports it
-            _Builder.running[source] = _Builder(source, features)
+            _Builder.running[source] = _Builder(source, processor)
+
+
+def start_building_training(dtype: str) -> None:
+    """Start to compile the library that trains if `run.dtype` is `dtype`, as start_building does.
+
+    It needs no PyTorch, so that the compiler starts early."""
+    processor = usable_processor()
+    if processor is None or dtype == "float16":
+        return
+    quick = processor.features >= TRAINING.required_features
+    start_building(
+        TRAINING if dtype == "bfloat16" or (dtype == "auto" and quick) else TRAINING_FLOAT32
+    )
 
 
 def is_compiled(source: Source) -> bool:
     """Whether the library is in the cache, so that `find` does not have to compile it."""
-    features = _processor_features()
-    if features is None or not features >= source.required_features:
+    processor = usable_processor()
+    if processor is None or not processor.features >= source.required_features:
         return False
-    return _trusted_file(source, features) is not None
+    return _trusted_file(source, processor) is not None
 
 
 class _BuildError(Exception):
@@ -219,45 +252,34 @@ def _load(source: Source, path: Path) -> ctypes.CDLL:
     return library
 
 
-def _processor_features() -> frozenset[str] | None:
-    """The processor's features and its architecture; None if this is not Linux."""
-    if sys.platform != "linux":
-        return None
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return frozenset((platform.machine(), *value.split()))
-    except OSError:
-        pass
-    return frozenset()
-
-
 def _sources() -> list[Path]:
     """All C files: a header can be part of either library."""
-    return sorted(p for p in _HERE.iterdir() if p.suffix in (".c", ".h"))
+    return sorted(p for p in _HERE.rglob("*") if p.suffix in (".c", ".h"))
 
 
 @functools.cache
-def _cache_key(features: frozenset[str]) -> str:
+def _cache_key(source: Source, processor: Processor) -> str:
     """A hash of everything that decides what the compiler makes."""
     digest = hashlib.sha256()
-    for source in _sources():
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    digest.update(" ".join((*_FLAGS, *sorted(features))).encode())
+    for path in _sources():
+        name = path.relative_to(_HERE).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(
+        " ".join((*_FLAGS, *source.flags, *processor.flags, *sorted(processor.features))).encode()
+    )
     return digest.hexdigest()[:32]
 
 
-def _cached_path(source: Source, features: frozenset[str]) -> Path:
+def _cached_path(source: Source, processor: Processor) -> Path:
     """Where the compiled library is in the cache, or will be."""
-    return cache_folder() / "native" / f"{source.name}-{_cache_key(features)}.so"
+    return cache_folder() / "native" / f"{source.name}-{_cache_key(source, processor)}.so"
 
 
-def _trusted_file(source: Source, features: frozenset[str]) -> Path | None:
+def _trusted_file(source: Source, processor: Processor) -> Path | None:
     """The path of the compiled library in the cache, if no other user can have written the file.
 
     None if there is no such file."""
-    path = _cached_path(source, features)
+    path = _cached_path(source, processor)
     try:
         return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None
     except OSError:
@@ -270,18 +292,18 @@ def _only_we_can_write(path: Path) -> bool:
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _load_cached(source: Source, features: frozenset[str]) -> ctypes.CDLL | None:
+def _load_cached(source: Source, processor: Processor) -> ctypes.CDLL | None:
     """The library from the cache; None if it is not there or damaged."""
-    path = _trusted_file(source, features)
+    path = _trusted_file(source, processor)
     try:
         return None if path is None else _load(source, path)
     except (OSError, AttributeError):  # damaged: the next build replaces the file
         return None
 
 
-def _build_and_load(source: Source, features: frozenset[str]) -> ctypes.CDLL:
+def _build_and_load(source: Source, processor: Processor) -> ctypes.CDLL:
     """The loaded library. Waits for the compiler that `start_building` started, or starts one."""
-    builder = _Builder.running.pop(source, None) or _Builder(source, features)
+    builder = _Builder.running.pop(source, None) or _Builder(source, processor)
     try:
         return _load(source, builder.wait())
     finally:
@@ -297,11 +319,11 @@ class _Builder:
     running: ClassVar[dict[Source, _Builder]] = {}
     """Compilers that `start_building` has started, and for which `find` has not waited yet."""
 
-    def __init__(self, source: Source, features: frozenset[str]) -> None:
+    def __init__(self, source: Source, processor: Processor) -> None:
         compiler = os.environ.get("CC", "").strip() or shutil.which("gcc") or shutil.which("cc")
         if not compiler:
             raise _BuildError("there is no C compiler (`gcc` or `cc`)")
-        self.target = _cached_path(source, features)
+        self.target = _cached_path(source, processor)
         self.private: Path | None = None  # the private temporary folder
         try:
             self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -318,7 +340,8 @@ class _Builder:
         os.close(handle)
         self.temporary = Path(name)
         words = os.path.expanduser(compiler).split()  # noqa: PTH111
-        words += [*_FLAGS, "-o", name, str(_HERE / f"{source.name}.c"), "-lm"]
+        words += [*_FLAGS, *processor.flags, *source.flags, "-o", name]
+        words += [str(_HERE / source.file), "-lm"]
         try:
             self.process = subprocess.Popen(
                 words,

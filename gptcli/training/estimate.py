@@ -50,7 +50,7 @@ def memory_bytes(
     and their gradients, if these are shorter than float32 (`bytes_each`); the optimizer's state;
     the activations of one batch."""
     slots = RECIPES[config.train.optimizer].slots
-    library = library_for(engine)
+    library = library_for(engine, torch.float32 if bytes_each == 4 else torch.bfloat16)
     if library is not None:
         passes = bytes_needed(
             library,
@@ -59,7 +59,8 @@ def memory_bytes(
             most_tokens=config.train.batch_size * config.model.block_size,
             threads=torch.get_num_threads(),
         )
-        return parameters * (4 + 4 + 4 * slots + bytes_each) + passes
+        working = bytes_each if bytes_each < 4 else 0
+        return parameters * (4 + 4 + 4 * slots + working) + passes
     per_parameter = 4 + 4 + 4 * slots + (2 * bytes_each if bytes_each < 4 else 0)
     return parameters * per_parameter + activation_bytes(config, vocab_size, bytes_each)
 

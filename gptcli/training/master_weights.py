@@ -23,10 +23,12 @@ class MasterWeights:
 
     If the passes use a shorter dtype, there are three large tensors: one of all master weights, one
     of all gradients, one of all working weights. So one operation reaches all weights.
-    `same` says that the dtype is float32, so that working weights and master weights are one."""
+    `same` says that the dtype is float32, so that working weights and master weights are one. Then
+    `flat` makes the large tensors, for the C library. `is_flat` says whether they are there."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32
+        self.is_flat = not self.same
         self._working: list[Tensor] = list(model.parameters())
         names = [name for name, _ in model.named_parameters()]
         self._tensors = self._working
@@ -50,18 +52,25 @@ class MasterWeights:
 
         self._all = torch.zeros(sum(sizes), device=device)
         self._all_gradients = torch.zeros_like(self._all)
-        self._all_working = torch.zeros(sum(sizes), dtype=dtype, device=device)
-        self._tensors, self._gradients = views(self._all), views(self._all_gradients)
-        torch._foreach_copy_(self._tensors, self._working)
+        tensors, self._gradients = views(self._all), views(self._all_gradients)
+        torch._foreach_copy_(tensors, self._working)
+        if self.same:  # the parameters stay the master weights, and move into the large tensor
+            self._all_working = self._all
+        else:
+            self._tensors = tensors
+            self._all_working = torch.zeros(sum(sizes), dtype=dtype, device=device)
         for p, view in zip(self._working, views(self._all_working), strict=True):
             p.data = view
+        self.is_flat = True
         self.publish()
 
     def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
         """All master weights in one float32 tensor, all gradients in another, and offsets by name.
 
-        A parameter begins at the same offset in each tensor. The dtype must not be float32."""
-        assert not self.same
+        A parameter begins at the same offset in each tensor."""
+        if not self.is_flat:
+            with torch.no_grad():
+                self._lay_out(torch.float32)
         start = self._all.data_ptr()
         offsets = {
             name: (master.data_ptr() - start) // self._all.element_size()
@@ -119,7 +128,7 @@ class MasterWeights:
 
     def norm(self) -> Tensor:
         """The global norm of the gradients, float32 ()."""
-        if not self.same:
+        if self.is_flat:
             whole: Tensor = torch.linalg.vector_norm(self._all_gradients)
             return whole
         norms = torch._foreach_norm(self.grads())
@@ -130,7 +139,7 @@ class MasterWeights:
     def clip(self, norm: float, longest: float) -> None:
         """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
         if norm > longest:
-            gradients = self.grads() if self.same else [self._all_gradients]
+            gradients = [self._all_gradients] if self.is_flat else self.grads()
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))
 
     def grads(self) -> list[Tensor]:

@@ -23,7 +23,7 @@ from gptcli.cuda_graphs import GraphRecorder, can_record
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.native import library
-from gptcli.native.engine import Engine, unsupported_reason
+from gptcli.native.engine import Engine, training_source, unsupported_reason
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.evaluate import evaluate
 from gptcli.training.master_weights import MasterWeights
@@ -51,16 +51,17 @@ def choose_engine(
     if wanted == "torch":
         return "torch", None
     reason, user_can_fix = None, False
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        reason = "the C library trains in bfloat16 on a CPU only"
+    source = training_source(dtype) if device.type == "cpu" else None
+    if source is None:
+        reason = "the C library trains on a CPU only, in bfloat16 or float32"
     elif has_user_parts:
         reason = "the C library cannot run your own parts (--attention ...)"
     elif compiled:
         reason = "`run.compile` is set"
     else:
         reason = unsupported_reason(config.model)
-    if reason is None:
-        found = library.find()
+    if source is not None and reason is None:
+        found = library.find(source)
         reason, user_can_fix = found.reason, found.user_can_fix
         if found.library is not None:
             return "native", None
@@ -90,9 +91,10 @@ def choose_compile(
     )
 
 
-def library_for(engine: EngineName) -> ctypes.CDLL | None:
-    """The C library for `native`, None for `torch`."""
-    return library.find().library if engine == "native" else None
+def library_for(engine: EngineName, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The C library for `native` in this dtype, None for `torch`."""
+    source = training_source(dtype) if engine == "native" else None
+    return None if source is None else library.find(source).library
 
 
 class TorchPasses:
@@ -150,7 +152,7 @@ class TorchPasses:
 
 
 class NativePasses:
-    """The C library's passes: bfloat16 on a CPU."""
+    """The C library's passes: bfloat16 or float32 on a CPU."""
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class NativePasses:
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
 
-        `scale` must be 1, because bfloat16 needs no loss scale."""
+        `scale` must be 1, because only float16 needs a loss scale."""
         assert scale == 1.0
         self._weights.use_gradients()
         total, tokens = 0.0, 0

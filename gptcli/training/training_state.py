@@ -71,7 +71,7 @@ class TrainingState:
         # Newton-Schulz needs few digits, so bfloat16 is enough. But it is slow on some machines:
         # those resolve the dtype of the passes to float32.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        native = library_for(engine)
+        native = library_for(engine, dtype)
         self.optimizers = Optimizers(
             train.optimizer,
             self.weights.masters,

@@ -1,8 +1,9 @@
-"""The C libraries, with and without AMX tiles; tests are skipped if one cannot be built."""
+"""The C libraries for several kinds of processors; tests are skipped if one cannot be built."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import shutil
@@ -10,44 +11,125 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptcli.native import library
+from gptcli.processor import KINDS, all_features, features_and_flags
 from tests.conftest import Once
 
+EMULATED = Path(__file__).with_name("emulated")
+"""The intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
 
-def compiled(once: Once, source: library.Source, flags: tuple[str, ...]) -> Path:
-    """A C library compiled with other flags, by one of the workers."""
+
+def compiled(
+    once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
+) -> Path:
+    """A C library compiled with other flags or another compiler, by one of the workers."""
 
     def build(folder: Path) -> None:
-        file = Path(library.__file__).with_name(f"{source.name}.c")
-        compiler = (os.environ.get("CC") or shutil.which("gcc") or "cc").split()
-        words = [*compiler, *library._FLAGS, *flags, "-o", folder / "library.so", file, "-lm"]
-        subprocess.run(words, check=True)
+        file = library._HERE / source.file
+        compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
+        words = [*compiler, *library._FLAGS, *source.flags, *flags]
+        subprocess.run([*words, "-o", folder / "library.so", file, "-lm"], check=True)
 
-    name = "".join(c if c.isalnum() else "-" for c in "".join(flags))
-    return once(f"{source.name}{name}", build) / "library.so"
+    name = hashlib.sha256(" ".join((with_ or "", *flags)).encode()).hexdigest()[:16]
+    return once(f"{source.name}-{name}", build) / "library.so"
 
 
-@pytest.fixture(scope="session")
-def native() -> ctypes.CDLL:
-    """The training library of this machine, from a cache that outlives the tests."""
+def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
+    """The bfloat16 library for AVX512-BF16, also with AMX, on a processor that has neither."""
+    kinds = ["avx512", "avx512_bf16", *(["amx"] if amx else [])]
+    names = {name.upper() for kind in kinds for name in KINDS[kind].features}
+    macros = [f"-D__{name.replace('AVX512_', 'AVX512')}__" for name in sorted(names)]
+    flags = ("-O1", "-w", *macros, f"-I{EMULATED}")
+    return library._load(library.TRAINING, compiled(once, library.TRAINING, flags))
+
+
+def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
+    """A library compiled for a kind of processor that this processor contains."""
+    here, asked = all_features(), features_and_flags(kind)
+    if here is None or not here >= asked.features:
+        pytest.skip(f"this processor is not {kind}")
+    return library._load(source, compiled(once, source, (*asked.flags, "-w")))
+
+
+def found_or_skipped(source: library.Source) -> ctypes.CDLL:
+    """The library of this machine, from a cache that outlives the tests."""
     library.find.cache_clear()
-    found = library.find()
+    found = library.find(source)
     if found.library is None:
         assert "the C compiler failed" not in found.reason, found.reason
         pytest.skip(f"no C passes on this machine: {found.reason}")
     return found.library
 
 
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16."""
+    return (all_features() or frozenset()) >= library.TRAINING.required_features
+
+
 @pytest.fixture(scope="session")
-def without_tiles(native: ctypes.CDLL, once: Once) -> ctypes.CDLL:
-    """The training library of a processor that has AVX512-BF16 but no AMX tiles."""
-    if not native.compiled_with_amx():
-        pytest.skip("this machine has no tiles, so the C library does not use them anyway")
-    off = ("-mno-amx-tile", "-mno-amx-bf16")
-    built = library._load(library.TRAINING, compiled(once, library.TRAINING, off))
-    assert not built.compiled_with_amx()
+def native_float32() -> ctypes.CDLL:
+    """The training library of this machine in float32."""
+    return found_or_skipped(library.TRAINING_FLOAT32)
+
+
+@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
+    """The training library in both dtypes. The processor's bfloat16 is emulated if it has none."""
+    if request.param == "float32":
+        return found_or_skipped(library.TRAINING_FLOAT32)
+    return found_or_skipped(library.TRAINING) if has_bf16() else emulated(once, amx=False)
+
+
+OTHERS = {
+    "float32, sse2": ("float32", "sse2"),
+    "float32, avx2": ("float32", "avx2"),
+    "float32, clang": ("float32", "clang"),
+    "bfloat16, emulated AMX": ("bfloat16", "amx"),
+    "bfloat16, emulated without AMX": ("bfloat16", "avx512_bf16"),
+}
+"""Builds for other kinds of processors: dtype, kind."""
+
+_SLOW_OTHERS = ("float32, avx2", "float32, clang", "bfloat16, emulated without AMX")
+"""On a processor with AVX2 alone, `native` tests the first and the last."""
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW_OTHERS else [])
+        for name in OTHERS
+    ],
+)
+def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
+    """The training library, built for each of OTHERS."""
+    dtype, kind = OTHERS[request.param]
+    if kind == "clang":
+        if shutil.which("clang") is None:
+            pytest.skip("clang is not installed")
+        source, flags = library.TRAINING_FLOAT32, ("-march=native", "-w")
+        return library._load(source, compiled(once, source, flags, with_="clang"))
+    if dtype == "float32":
+        return of_kind(once, library.TRAINING_FLOAT32, kind)
+    built = emulated(once, amx=kind == "amx")
+    assert bool(built.compiled_with_amx()) == (kind == "amx")
     return built
+
+
+@pytest.fixture
+def native_dtype(native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """The dtype of `native`, which runs of this dtype then find as the machine's library."""
+    if native.number_bytes() == 4:
+        return torch.float32
+    find = library.find
+
+    def find_emulated(source: library.Source) -> library.Found:
+        return library.Found(native, "") if source is library.TRAINING else find(source)
+
+    monkeypatch.setattr(library, "find", find_emulated)
+    monkeypatch.setattr("gptcli.training.other_machine.has_quick_bfloat16", lambda _: True)
+    return torch.bfloat16
 
 
 DECODERS = {

@@ -23,6 +23,7 @@ class Network:
     model: GPT
     weights: MasterWeights
     engine: Engine
+    dtype: torch.dtype
 
     def gradients(self) -> dict[str, Tensor]:
         """A copy of the last gradients of the C passes, by parameter."""
@@ -36,6 +37,11 @@ class Network:
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.weights.named()[name])
         return model.eval()
+
+
+def dtype_of(library: ctypes.CDLL) -> torch.dtype:
+    """The dtype in which a training library computes."""
+    return torch.float32 if library.number_bytes() == 4 else torch.bfloat16
 
 
 def network(
@@ -57,12 +63,12 @@ def network(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += noise * torch.randn(parameter.shape, generator=generator)
-    weights = MasterWeights(model, torch.bfloat16)
+    weights = MasterWeights(model, dtype_of(library))
     engine = Engine(
         library, config, vocab_size, *weights.flat(), most_tokens=most_tokens, threads=threads
     )
     engine.pack()
-    return Network(model, weights, engine)
+    return Network(model, weights, engine, dtype_of(library))
 
 
 def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, Tensor]:

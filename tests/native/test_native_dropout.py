@@ -138,13 +138,13 @@ def test_the_gradient_belongs_to_the_loss_with_the_same_masks(
     run(n, ids, 7)
     gradients = {name: g for name, g in n.gradients().items() if PARTS[part](name)}
     named = n.weights.named()
-    start = {name: named[name].clone() for name in gradients}
+    start = {name: named[name].detach().clone() for name in gradients}
     length = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
     step = 0.05 / length
     losses = []
     for sign in (1, -1):
         for name, g in gradients.items():
-            named[name].copy_(start[name] + sign * step / length * g)
+            named[name].data.copy_(start[name] + sign * step / length * g)
         n.engine.pack()
         losses.append(run(n, ids, 7))
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(length, rel=0.04)

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,16 +21,18 @@ import torch
 
 from gptcli.config import Config
 from gptcli.config_files import parse_config
+from gptcli.devices import choose_dtype
 from gptcli.errors import GptcliError
-from gptcli.model.arch import ROPE_THETA
-from gptcli.model.layers import LayerNorm, RMSNorm
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS
 from gptcli.native import library
-from gptcli.native.library import SAMPLING, TRAINING
+from gptcli.native.library import SAMPLING, TRAINING, TRAINING_FLOAT32
+from gptcli.processor import features_and_flags, usable_processor
 from gptcli.training import optimizers
 from gptcli.training.loop import train
 from gptcli.training.passes import choose_engine
 from gptcli.training.setup import FinishedRun, Prepared, prepare_new, prepare_resume
+from tests.conftest import Once
+from tests.native.conftest import emulated
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C libraries need Linux")
 
@@ -42,7 +45,7 @@ SMALL = (
     "train.max_steps=2",
     "run.threads=1",
     "run.device=cpu",
-    "run.dtype=bfloat16",
+    "run.dtype=float32",
 )
 
 
@@ -59,14 +62,12 @@ def forget_libraries() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, on a processor that seems to support both libraries."""
+    """An empty cache folder."""
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    needed = library._TRAINING_FEATURES
-    if not (library._processor_features() or frozenset()) >= needed:
-        monkeypatch.setattr(library, "_processor_features", lambda: needed)
+    monkeypatch.delenv("GPTCLI_CPU", raising=False)
     forget_libraries()
     yield tmp_path / "cache"
     forget_libraries()
@@ -113,10 +114,10 @@ def sampling_compiler(
 
 @pytest.fixture
 def training_compiler(
-    native: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    native_float32: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The cache folder of a user whose compiler makes the TRAINING library at once."""
-    monkeypatch.setenv("CC", copying_compiler(tmp_path, native))
+    """The cache folder of a user whose compiler makes the TRAINING_FLOAT32 library at once."""
+    monkeypatch.setenv("CC", copying_compiler(tmp_path, native_float32))
     return cache
 
 
@@ -144,7 +145,9 @@ def test_it_can_be_built_in_the_background(sampling_compiler: Path, tmp_path: Pa
 
 def put_into_cache(content: bytes) -> Path:
     """Write a file where `find` looks for the library."""
-    path = library._cached_path(SAMPLING, library._processor_features() or frozenset())
+    processor = usable_processor()
+    assert processor is not None
+    path = library._cached_path(SAMPLING, processor)
     path.parent.mkdir(mode=0o700, parents=True)
     path.write_bytes(content)
     path.chmod(0o700)
@@ -198,10 +201,12 @@ def test_files_of_killed_builders_are_removed(sampling_compiler: Path) -> None:
 
 
 def test_pytorch_trains_if_the_compiler_does_not_know_amx(
-    without_tiles: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: Once, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", copying_compiler(tmp_path, without_tiles))
-    found = library.find()
+    built = emulated(once, amx=False)
+    monkeypatch.setattr(library, "usable_processor", lambda: features_and_flags("amx"))
+    monkeypatch.setenv("CC", copying_compiler(tmp_path, built))
+    found = library.find(TRAINING)
     assert found.library is None
     assert "tiles" in found.reason
 
@@ -209,17 +214,17 @@ def test_pytorch_trains_if_the_compiler_does_not_know_amx(
 def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    library.start_building()
+    library.start_building(TRAINING_FLOAT32)
     expected = library.Found(None, "there is no C compiler (`gcc` or `cc`)", user_can_fix=True)
-    assert library.find() == expected
+    assert library.find(TRAINING_FLOAT32) == expected
 
 
 def test_a_compiler_that_does_not_exist(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "/no/such/compiler")
-    library.start_building()
-    found = library.find()
+    library.start_building(TRAINING_FLOAT32)
+    found = library.find(TRAINING_FLOAT32)
     assert found.reason == "`/no/such/compiler` cannot be run (No such file or directory)"
     assert (found.library, found.user_can_fix) == (None, True)
     assert list((cache / "native").iterdir()) == []
@@ -241,10 +246,10 @@ def test_a_compiler_that_fails(
     (tmp_path / "says").write_text(says, encoding="utf-8")
     monkeypatch.setenv("CC", fake_compiler(tmp_path, f"cat {tmp_path}/says >&2; exit 1"))
     if started:
-        library.start_building()
+        library.start_building(TRAINING_FLOAT32)
     for _ in range(2):  # the compiler is called only once
-        assert library.find().reason == f"the C compiler failed: {reason}"
-    assert library.find().user_can_fix
+        assert library.find(TRAINING_FLOAT32).reason == f"the C compiler failed: {reason}"
+    assert library.find(TRAINING_FLOAT32).user_can_fix
     assert calls(tmp_path) == 1
     assert list((cache / "native").iterdir()) == []
 
@@ -255,7 +260,7 @@ def test_a_compiler_that_never_ends(
     starts = f"sleep 1000 & echo $! > {tmp_path}/pid; wait"
     monkeypatch.setenv("CC", fake_compiler(tmp_path, starts))
     monkeypatch.setattr(library, "_SECONDS_TO_BUILD", 0.5)
-    assert library.find().reason == "the C compiler failed: it took too long"
+    assert library.find(TRAINING_FLOAT32).reason == "the C compiler failed: it took too long"
     assert list((cache / "native").iterdir()) == []
     status = Path("/proc", (tmp_path / "pid").read_text("utf-8").strip(), "status")
     until = time.monotonic() + 10
@@ -266,13 +271,64 @@ def test_a_compiler_that_never_ends(
 
 def test_another_processor(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", fake_compiler(tmp_path, "exit 0"))
-    known = library._TRAINING_FEATURES - {"avx512_bf16"}
-    monkeypatch.setattr(library, "_processor_features", lambda: known)
-    library.start_building()
-    found = library.find()
+    monkeypatch.setattr(library, "usable_processor", lambda: features_and_flags("avx512"))
+    library.start_building(TRAINING)
+    found = library.find(TRAINING)
     assert "the processor has no AVX512-BF16" in found.reason
     assert (found.library, found.user_can_fix) == (None, False)
     assert calls(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "expected"),
+    [
+        ("avx2", "auto", "gpt-float32"),
+        ("amx", "auto", "gpt-bfloat16"),
+        ("amx", "float32", "gpt-float32"),
+        ("avx2", "bfloat16", None),  # PyTorch trains
+        ("avx2", "float16", None),  # a GPU trains
+    ],
+)
+def test_the_library_of_the_dtype_is_built_in_the_background(
+    kind: str, dtype: str, expected: str | None, cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CC", fake_compiler(tmp_path, "exit 1"))
+    monkeypatch.setattr(library, "usable_processor", lambda: features_and_flags(kind))
+    library.start_building_training(dtype)
+    assert [source.name for source in library._Builder.running] == [expected] * bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("avx", "GPTCLI_CPU is `avx`, which is no kind of processor"),
+        ("neon" if platform.machine() == "x86_64" else "sse2", "but this processor does not have"),
+    ],
+)
+def test_a_kind_of_processor_that_is_not_here_is_refused(
+    kind: str, message: str, cache: Path, cli: Any, text_file: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("GPTCLI_CPU", kind)
+    outcome = cli("train", text_file, *SMALL, "--out", tmp_path / "r")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "hint: " in outcome.err
+
+
+def test_a_kind_of_processor_restricts_the_libraries(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", fake_compiler(tmp_path, "exit 1"))
+    if platform.machine() != "x86_64":
+        pytest.skip("needs x86-64")
+    monkeypatch.setenv("GPTCLI_CPU", "sse2")
+    assert library.find(TRAINING_FLOAT32).library is None
+    words = (tmp_path / "calls").read_text("utf-8")
+    assert "-march=x86-64 " in words
+    assert "native" not in words.split(" -o ")[0]
+    assert choose_dtype("auto", CPU) == torch.float32
 
 
 def test_nothing_stays_of_a_build_that_nobody_waited_for(cache: Path, tmp_path: Path) -> None:
@@ -335,14 +391,6 @@ def enum(text: str, first: str) -> list[str]:
 
 def test_the_c_code_has_the_models_constants() -> None:
     constants = header_constants()
-    assert constants["ROTARY_THETA"] == ROPE_THETA
-    x = torch.tensor([0.003, -0.003], dtype=torch.float64)  # a mean square of about eps
-    with torch.no_grad():
-        layer_norm, rms_norm = LayerNorm(2, bias=False).double()(x), RMSNorm(2).double()(x)
-    mean_square = x.square().mean()
-    for norm, eps in ((layer_norm, "LAYER_NORM_EPS"), (rms_norm, "RMS_NORM_EPS")):
-        expected = x / (mean_square + constants[eps]).sqrt()
-        torch.testing.assert_close(norm, expected, rtol=1e-9, atol=0.0)
     assert constants["GELU_SCALE"] == pytest.approx(2 * math.sqrt(2 / math.pi), rel=1e-9)
 
 
@@ -361,7 +409,7 @@ def test_the_c_code_has_the_parameters_of_the_table() -> None:
     outside, inside = enum(text, "WTE"), enum(text, "LN1")
     assert outside == [*dict.fromkeys(row.place for row in OUTSIDE_BLOCKS), "GLOBALS"]
     assert inside == [*dict.fromkeys(row.place for row in IN_BLOCK), "PER_LAYER"]
-    for source in (TRAINING, SAMPLING):
+    for source in (TRAINING, TRAINING_FLOAT32, SAMPLING):
         assert source.expected["global_parameters"] == len(outside) - 1
         assert source.expected["layer_parameters"] == len(inside) - 1
 
@@ -388,10 +436,12 @@ def test_the_requested_engine_is_used(
 @pytest.mark.parametrize(
     ("overrides", "options", "reason"),
     [
-        (["run.dtype=float32"], {}, "the C library trains in bfloat16 on a CPU only"),
+        (["run.dtype=float16"], {}, "the C library trains on a CPU only, in bfloat16 or float32"),
         (["model.n_embd=48"], {}, "model.n_embd 48 is not a multiple of 32"),
-        (["model.n_head=4"], {}, "n_embd / n_head is 8, not a multiple of 16 up to 512"),
-        (["model.n_embd=1024", "model.n_head=1"], {}, "n_embd / n_head is 1024, not a multiple"),
+        (["model.n_head=4"], {}, "a head's width is 8, not a multiple of 16 up to 512"),
+        (["model.n_embd=1024", "model.n_head=1"], {}, "a head's width is 1024, not a multiple"),
+        (["model.n_kv_head=1"], {}, "n_kv_head 1 times 16 is not a multiple of 32"),
+        (["model.hidden_width=40"], {}, "model.hidden_width 40 is not a multiple of 32"),
         (["model.block_size=4097"], {}, "model.block_size 4097 is over 4096"),
         ([], {"compiled": True}, "`run.compile` is set"),
         ([], {"has_user_parts": True}, "the C library cannot run your own parts (--attention ...)"),
@@ -463,8 +513,8 @@ def test_a_native_run_resumes_without_a_compiler(
     assert resumed.setup.engine == resumed.setup.config.run.engine == "torch"
     assert [note for note in resumed.notes if "compiler" in note or "engine" in note] == [
         "training with PyTorch only, which is slower: the C compiler failed: without a message",
-        "run.engine is now torch, since native is not possible here: the numbers will be rounded "
-        "otherwise than before",
+        "chosen again for this machine: run.engine is now torch (was native); numbers will round "
+        "differently from now on",
     ]
     list(train(resumed.setup))
     assert isinstance(prepare_resume(run, None), FinishedRun)
@@ -473,16 +523,20 @@ def test_a_native_run_resumes_without_a_compiler(
 @pytest.mark.parametrize(
     "engine", ["auto", "native"]
 )  # as in the user's config, and in config.yaml
-def test_a_native_run_resumes_in_another_dtype(engine: str, stopped: tuple[Path, Config]) -> None:
+def test_a_native_run_resumes_in_another_dtype(
+    engine: str, stopped: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, config = stopped
-    resumed = prepare_resume(run, with_run(config, dtype="float32", engine=engine))
+    monkeypatch.setattr(
+        "gptcli.native.library.usable_processor", lambda: features_and_flags("avx2")
+    )
+    resumed = prepare_resume(run, with_run(config, dtype="bfloat16", engine=engine))
     assert isinstance(resumed, Prepared)
-    assert (resumed.setup.engine, resumed.setup.dtype) == ("torch", torch.float32)
+    assert (resumed.setup.engine, resumed.setup.dtype) == ("torch", torch.bfloat16)
     assert any("run.engine is now torch" in note for note in resumed.notes)
     list(train(resumed.setup, lambda: True))
-    with pytest.raises(GptcliError, match=r"`run.engine: native` cannot be used"):
-        prepare_resume(run, with_run(config, engine="native", dtype="float32"))
-    again = prepare_resume(run, with_run(config, engine="native", dtype="bfloat16"))
+    monkeypatch.undo()
+    again = prepare_resume(run, with_run(config, engine="native", dtype="float32"))
     assert isinstance(again, Prepared)
     assert again.setup.engine == "native"
 

@@ -8,8 +8,8 @@
  * computes the whole network. No sum is divided, so the number of threads does not change a bit of
  * the result. */
 
-#include "amx_permission.h"
-#include "constants.h"
+#include "../vectors/amx_permission.h"
+#include "../constants.h"
 #include "decoder.h"
 
 /* A thread's part of a step: its rows, and its share of the outputs of each product. */

@@ -18,10 +18,10 @@
 #include <sched.h>
 #include <sys/mman.h>
 
-#include "constants.h"
+#include "../constants.h"
 #include "next_token.h"
 #include "packed.h"
-#include "parameters.h"
+#include "../parameters.h"
 
 /* The shape that Python passes. DecoderShape in library.py mirrors it. packed.h lists the kinds. */
 typedef struct {

@@ -1,27 +1,29 @@
 /* The shape of a GPT in training, its packed weights, and the memory of a training step.
  *
- * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads, head
- * width D, F the feed-forward's hidden width, F1 the width of its first product (2 F with a gate),
- * V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the same
- * offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and "gpt2"
- * are the two archs. */
+ * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads of
+ * queries, K heads of keys and values (each serves H / K heads of queries), head width D, Q = H D,
+ * QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product (2 F with
+ * a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the
+ * same offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and
+ * "gpt2" are the two archs. */
 
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H
 
-#include <omp.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "attention.h"
-#include "constants.h"
-#include "parameters.h"
+#include "../constants.h"
+#include "../parameters.h"
+#include "../threads.h"
 
 /* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
 typedef struct {
-    int32_t modern, tied, L, H, C, F, V, T, threads;
-    float dropout;
+    int32_t modern, qk_norm, tied, L, H, K, D, C, F, V, T, threads;
+    float dropout, norm_eps;
     int64_t most_tokens;
+    double rope_theta;
 } Shape;
 
 /* library.py compares this size with that of Shape. */
@@ -31,7 +33,7 @@ int shape_bytes(void) { return sizeof(Shape); }
  * `backward` (N, K) for the gradient at the inputs. */
 typedef struct {
     long N, K; /* outputs, rounded up to 32; inputs */
-    bf16 *forward, *backward;
+    num *forward, *backward;
 } Packed;
 
 /* The packed matrices of a layer. QKV: query, key and value together. OUT: the output projection of
@@ -42,31 +44,43 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 /* Arrays that a layer keeps for the backward pass. They are stored in rows, except those marked "in
  * pieces" (tiles.h) or "B tiles". */
 typedef struct {
-    bf16 *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    bf16 *in1, *in2; /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
-    bf16 *qkv;       /* (M, 3 C): queries, keys, values */
-    bf16 *qk_hat;    /* (M, 2 C), modern: normalised queries and keys */
-    bf16 *mixed;     /* (M, C): the heads' outputs */
-    bf16 *hidden;    /* (M, F1), in pieces: before the activation */
+    num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
+    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
+    num *qkv;         /* (M, QKV): queries, keys, values */
+    num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
+    num *mixed;       /* (M, Q): the heads' outputs */
+    num *hidden;      /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M): the norms' scales */
-    float *qk_scale;        /* (M, 2 H), modern: the scales of QK-norm */
+    float *qk_scale;        /* (M, H + K): the scales of QK-norm */
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
+
+/* What a layer's gradients of weights are computed from. */
+typedef struct {
+    num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
+    num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
+    float *partials; /* each row block's part of the gradients of vectors (passes.h) */
+} Tiles;
 
 /* A thread's scratch for a group of rows. */
 typedef struct {
     AttentionScratch attention;
-    float *logits;   /* (rows, Vp) */
-    float *d_norm;   /* (rows, C): the gradient at a norm's output */
-    bf16 *rows_c;    /* (rows, C), in pieces, like the next two */
-    bf16 *rows_f;    /* (rows, F) */
-    bf16 *rows_wide; /* (rows, F1 or Vp) */
+    float *logits;  /* (rows, Vp) */
+    float *d_norm;  /* (rows, C): the gradient at a norm's output */
+    num *rows_c;    /* (rows, C), in pieces, like the next two */
+    num *rows_f;    /* (rows, F) */
+    num *rows_wide; /* (rows, F1 or Vp) */
 } ThreadScratch;
+
+enum {
+    MOST_TILES = 256 << 20,                         /* bytes that the layers' own Tiles may take */
+    LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10, /* bytes of a layer's weights */
+};
 
 /* A GPT in training. */
 typedef struct {
     Shape s;
-    int D, F1;       /* F1: F, or 2 F with a gate */
+    int Q, QKV, F1;  /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
     long blocks;     /* the most blocks of 32 rows that fit in memory */
     int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
@@ -74,14 +88,13 @@ typedef struct {
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
-    bf16 *hat, *in;
-    float *scale;        /* the last norm's */
-    bf16 *dqkv, *dmixed; /* (M, 3 C) (M, C) */
-    bf16 *d_qkv, *d_out, *d_up, *d_down,
-        *d_head;                   /* gradients at the layers' outputs, transposed, as A tiles */
-    bf16 *mixed_tiles, *act_tiles; /* inputs of out and down, as B tiles */
-    long head_blocks; /* row blocks whose gradients at the logits fit into d_head at once */
-    float *partials;  /* each group's part of the gradients of vectors (passes.h) */
+    num *hat, *in;
+    float *scale;       /* the last norm's */
+    num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
+    num *d_head;        /* gradients at the logits, transposed, as A tiles */
+    long head_blocks;   /* row blocks whose gradients at the logits fit into d_head at once */
+    int keeps_tiles; /* whether each layer has its own Tiles; else all share those of the first */
+    Tiles *tiles;    /* of each layer; then partials of the last norm */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -96,13 +109,14 @@ static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (l
 static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
     const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
+    const long Q = g->Q, QKV = g->QKV;
     const long group = 32L * g->group;
     size_t used = 0;
 #define TAKE(to, n)                                                                                \
     ((to) = (void *)(start ? start + used : NULL), used += round_up((n) * sizeof *(to), ALIGNMENT))
     for (int l = 0; l < s.L; l++) {
         Packed *p = g->packed + PACKED_PER_LAYER * l;
-        const long N[PACKED_PER_LAYER] = {3 * C, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, C, C, s.F};
+        const long N[PACKED_PER_LAYER] = {QKV, C, g->F1, C}, K[PACKED_PER_LAYER] = {C, Q, C, s.F};
         for (int i = 0; i < PACKED_PER_LAYER; i++) {
             p[i].N = N[i], p[i].K = K[i];
             TAKE(p[i].forward, N[i] * K[i]);
@@ -112,13 +126,13 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(layer->hat1, rows * C);
         TAKE(layer->in1, MB * 32 * C);
         TAKE(layer->scale1, rows);
-        if (s.modern) {
-            TAKE(layer->qk_hat, rows * 2 * C);
-            TAKE(layer->qk_scale, rows * 2 * s.H);
+        if (s.qk_norm) {
+            TAKE(layer->qk_hat, rows * (s.H + s.K) * s.D);
+            TAKE(layer->qk_scale, rows * (s.H + s.K));
         }
-        TAKE(layer->qkv, rows * 3 * C);
+        TAKE(layer->qkv, rows * QKV);
         TAKE(layer->log2_sum_exp, rows * s.H);
-        TAKE(layer->mixed, rows * C);
+        TAKE(layer->mixed, rows * Q);
         TAKE(layer->hat2, rows * C);
         TAKE(layer->in2, MB * 32 * C);
         TAKE(layer->scale2, rows);
@@ -128,25 +142,33 @@ static size_t lay_out(Model *g, char *start) {
     last->N = Vp, last->K = C;
     TAKE(last->forward, Vp * C);
     TAKE(last->backward, Vp * C);
-    TAKE(g->cos, (long)s.T * g->D / 2);
-    TAKE(g->sin, (long)s.T * g->D / 2);
+    TAKE(g->cos, (long)s.T * s.D / 2);
+    TAKE(g->sin, (long)s.T * s.D / 2);
     TAKE(g->x, rows * C);
     TAKE(g->dx, rows * C);
     TAKE(g->losses, rows);
     TAKE(g->hat, rows * C);
     TAKE(g->in, MB * 32 * C);
     TAKE(g->scale, rows);
-    TAKE(g->dqkv, rows * 3 * C);
-    TAKE(g->dmixed, rows * C);
-    TAKE(g->d_qkv, MB * 32 * 3 * C);
-    TAKE(g->d_out, MB * 32 * C);
-    TAKE(g->d_up, MB * 32 * g->F1);
-    TAKE(g->d_down, MB * 32 * C);
-    TAKE(g->mixed_tiles, MB * 32 * C);
-    TAKE(g->act_tiles, MB * 32 * s.F);
+    TAKE(g->dqkv, rows * QKV);
+    TAKE(g->dmixed, rows * Q);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
-    g->partial_width = 9 * C + g->F1 + 2 * g->D; /* the fields of Partials, passes.h */
-    TAKE(g->partials, (MB + g->group - 1) / g->group * g->partial_width);
+    g->partial_width = QKV + 6 * C + g->F1 + 2 * s.D; /* the fields of Partials, passes.h */
+    for (int l = 0; l <= s.L; l++) {
+        Tiles *t = g->tiles + l;
+        if (l > 0 && !g->keeps_tiles) {
+            *t = g->tiles[0];
+            continue;
+        }
+        TAKE(t->partials, MB * g->partial_width);
+        if (l == s.L) continue;
+        TAKE(t->d_qkv, MB * 32 * QKV);
+        TAKE(t->d_out, MB * 32 * C);
+        TAKE(t->d_up, MB * 32 * g->F1);
+        TAKE(t->d_down, MB * 32 * C);
+        TAKE(t->mixed_tiles, MB * 32 * Q);
+        TAKE(t->act_tiles, MB * 32 * s.F);
+    }
     for (int i = 0; i < s.threads; i++) {
         ThreadScratch *t = g->scratch + i;
         TAKE(t->logits, group * Vp);
@@ -155,7 +177,7 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(t->rows_wide, group * (Vp > g->F1 ? Vp : g->F1));
         TAKE(t->d_norm, group * C);
         char *from = start ? start + used : NULL;
-        used += attention_scratch(&t->attention, from, s.T, g->D);
+        used += attention_scratch(&t->attention, from, s.T, s.D);
     }
 #undef TAKE
     return used;
@@ -165,14 +187,13 @@ static size_t lay_out(Model *g, char *start) {
 
 /* Packs rows n to n + 31 of W (N, K). Several matrices can share `backward`, one below the other.
  * Together they have `steps` row blocks; those of W begin at number `from`. */
-static void pack_matrix_rows(const float *W, long N, long K, long n, bf16 *forward, bf16 *backward,
+static void pack_matrix_rows(const float *W, long N, long K, long n, num *forward, num *backward,
                              long steps, long from) {
-    bf16 piece[32 * 32] __attribute__((aligned(64)));
+    num piece[32 * 32] __attribute__((aligned(64)));
     for (long k = 0; k < K; k += 32) {
         for (int i = 0; i < 32; i++)
             for (int j = 0; j < 32; j += 16)
-                store_bf16(piece + 32 * i + j, n + i < N ? _mm512_loadu_ps(W + (n + i) * K + k + j)
-                                                         : _mm512_setzero_ps());
+                store_num(piece + 32 * i + j, n + i < N ? load(W + (n + i) * K + k + j) : zeros());
         for (int i = 0; i < 2; i++)
             pack_b16_transposed(piece + 512 * i, 32, 32,
                                 forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
@@ -195,8 +216,10 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     for (int l = 0; l < g->s.L; l++) {
         const int64_t *offset = layer_offsets(g, l);
         Packed *p = g->packed + PACKED_PER_LAYER * l;
-        for (int i = 0; i < 3; i++)
-            out[n++] = (WeightBlock){offset[QUERY + i], C, i * C / 32, p + PACKED_QKV};
+        const long Q = g->Q, KV = (g->QKV - Q) / 2;
+        out[n++] = (WeightBlock){offset[QUERY], Q, 0, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[KEY], KV, Q / 32, p + PACKED_QKV};
+        out[n++] = (WeightBlock){offset[VALUE], KV, (Q + KV) / 32, p + PACKED_QKV};
         out[n++] = (WeightBlock){offset[OUT], C, 0, p + PACKED_OUT};
         if (g->s.modern) out[n++] = (WeightBlock){offset[GATE], F, 0, p + PACKED_UP};
         out[n++] = (WeightBlock){offset[UP], F, g->s.modern ? F / 32 : 0, p + PACKED_UP};
@@ -206,21 +229,35 @@ static int weight_blocks(Model *g, WeightBlock *out) {
     return n;
 }
 
-/* Rounds the float32 weights to bfloat16 and packs them into tiles. Call this after every change of
- * the weights. */
+/* What gpt_pack passes to its threads. */
+typedef struct {
+    const float *weights;
+    const WeightBlock *blocks;
+    int n;
+} Packing;
+
+static void pack_blocks(void *argument, Worker *w) {
+    const Packing *p = argument;
+    long all = 0;
+    for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
+    long begin = 0;
+    int i = 0;
+    SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
+        while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
+        const WeightBlock a = p->blocks[i];
+        const long K = a.packed->K;
+        pack_matrix_rows(p->weights + a.offset, a.N, K, 32 * (round - begin),
+                         a.packed->forward + a.from * 32 * K, a.packed->backward, a.packed->N / 32,
+                         a.from);
+    }
+}
+
+/* Packs the float32 weights, rounded to bfloat16 in that library, into tiles. Call this after every
+ * change of the weights. */
 void gpt_pack(Model *g, const float *weights) {
     WeightBlock blocks[7 * g->s.L + 1];
-    const int n = weight_blocks(g, blocks);
-#pragma omp parallel num_threads(g->s.threads)
-    for (int i = 0; i < n; i++) {
-        const WeightBlock a = blocks[i];
-        const long K = a.packed->K;
-#pragma omp for schedule(static) nowait
-        for (long b = 0; b < (a.N + 31) / 32; b++)
-            pack_matrix_rows(weights + a.offset, a.N, K, 32 * b,
-                             a.packed->forward + a.from * 32 * K, a.packed->backward,
-                             a.packed->N / 32, a.from);
-    }
+    Packing packing = {weights, blocks, weight_blocks(g, blocks)};
+    team_run(g->s.threads, pack_blocks, &packing);
 }
 
 /* ---- allocation ------------------------------------------------------------------------------ */
@@ -228,7 +265,8 @@ void gpt_pack(Model *g, const float *weights) {
 /* Frees a model. NULL is allowed. */
 void gpt_free(Model *g) {
     if (!g) return;
-    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch), free(g);
+    free(g->memory), free(g->offset), free(g->packed), free(g->layers), free(g->scratch);
+    free(g->tiles), free(g);
 }
 
 /* A model of this shape whose arrays have no memory yet, or NULL if there is not enough memory. */
@@ -236,22 +274,28 @@ static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
     const Shape s = g->s = *shape;
-    g->D = s.C / s.H;
+    g->Q = s.H * s.D;
+    g->QKV = (s.H + 2 * s.K) * s.D;
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* If a layer's weights are too large for the second-level cache, they are read from memory for
-     * each group. So groups are then larger. */
-    const long weights = (4L * s.C * s.C + (g->F1 + s.F) * (long)s.C) * sizeof(bf16);
-    g->group = weights > 1L << 20 ? 4 : 1;
-    g->head_blocks = budget / (64 * Vp) / g->group * g->group;
+     * each group. So groups are then larger, if there are enough for all threads. */
+    const long weights = (long)(g->QKV + g->Q + g->F1 + s.F) * s.C * sizeof(num);
+    const long most = weights > LARGE_WEIGHTS ? g->blocks / (4 * s.threads) : 1;
+    g->group = most >= 3 ? 4 : most >= 2 ? 2 : 1;
+    g->head_blocks = budget / (64 * Vp) / 4 * 4;
     if (g->head_blocks > g->blocks) g->head_blocks = g->blocks;
-    if (g->head_blocks < g->group) g->head_blocks = g->group;
+    if (g->head_blocks < 4) g->head_blocks = 4;
+    const long tiles = (long)(g->QKV + 2 * s.C + g->F1 + g->Q + s.F) * sizeof(num);
+    g->keeps_tiles =
+        (s.L - 1) * 32 * g->blocks * tiles <= MOST_TILES && g->head_blocks >= g->blocks;
     g->offset = malloc((GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
     g->packed = calloc(PACKED_PER_LAYER * s.L + 1, sizeof *g->packed);
     g->layers = calloc(s.L, sizeof *g->layers);
     g->scratch = calloc(s.threads, sizeof *g->scratch);
-    if (!g->offset || !g->packed || !g->layers || !g->scratch) {
+    g->tiles = calloc(s.L + 1, sizeof *g->tiles);
+    if (!g->offset || !g->packed || !g->layers || !g->scratch || !g->tiles) {
         gpt_free(g);
         return NULL;
     }
@@ -269,7 +313,7 @@ size_t gpt_bytes(const Shape *shape) {
 
 /* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough.
  * offsets: where each parameter begins (parameters.h); they are copied. The caller has checked the
- * sizes: C and F are multiples of 32, and D is a multiple of 16 up to 512. */
+ * sizes: C, F, H D and K D are multiples of 32, and D is a multiple of 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     Model *g = new_without_memory(shape);
     if (g) {
@@ -290,10 +334,10 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     memset(g->memory, 0, g->bytes);
     lay_out(g, g->memory);
     for (int t = 0; t < s.T; t++)
-        for (int j = 0; j < g->D / 2; j++) {
-            const double angle = t * pow(ROTARY_THETA, -2.0 * j / g->D);
-            g->cos[t * (g->D / 2) + j] = cos(angle);
-            g->sin[t * (g->D / 2) + j] = sin(angle);
+        for (int j = 0; j < s.D / 2; j++) {
+            const double angle = t * pow(s.rope_theta, -2.0 * j / s.D);
+            g->cos[t * (s.D / 2) + j] = cos(angle);
+            g->sin[t * (s.D / 2) + j] = sin(angle);
         }
     return g;
 }

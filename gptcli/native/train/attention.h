@@ -16,19 +16,20 @@
 #include "layers.h"
 
 typedef struct {
-    bf16 *by_d[2];            /* keys, values: B tiles that sum over D */
-    bf16 *by_t[3];            /* B tiles that sum over time: values, or keys, dmixed and queries */
+    num *by_d[2];             /* keys, values: B tiles that sum over D */
+    num *by_t[3];             /* B tiles that sum over time: values, or keys, dmixed and queries */
     float *scores, *dweights; /* (32, T) */
-    bf16 *weights, *dscores;  /* (32, T): rounded to bfloat16 for products */
-    bf16 *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
-    float *out;          /* (32, D) */
+    num *weights, *dscores;   /* (32, T): rounded to bfloat16 for products */
+    num *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
+    float *out;         /* (32, D) */
+    float *sums[2];     /* (T, D): the gradients at values and keys of all heads that share them */
 } AttentionScratch;
 
 /* Returns the bytes of the scratch. If `start` is not NULL, also places the arrays of s in the
  * memory that begins there. */
 static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
     const long t = round_up(T, 32), d = round_up(D, 32);
-    const size_t head = t * d * sizeof(bf16), line = 32 * t * sizeof(bf16);
+    const size_t head = t * d * sizeof(num), line = 32 * t * sizeof(num);
     size_t used = 0;
 #define TAKE(to, bytes)                                                                            \
     ((to) = (void *)(start ? start + used : NULL), used += round_up(bytes, ALIGNMENT))
@@ -42,20 +43,22 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     TAKE(s->by_t[2], head);
     TAKE(s->dweights, 2 * line);
     TAKE(s->dscores, line);
-    TAKE(s->transposed[0], t * t * sizeof(bf16));
-    TAKE(s->transposed[1], t * t * sizeof(bf16));
+    TAKE(s->transposed[0], t * t * sizeof(num));
+    TAKE(s->transposed[1], t * t * sizeof(num));
+    TAKE(s->sums[0], t * d * sizeof(float));
+    TAKE(s->sums[1], t * d * sizeof(float));
 #undef TAKE
     return used;
 }
 
 /* x (T, D) as B tiles whose products sum over D: for scores. */
-static void pack_head_by_d(const bf16 *x, long row, int T, int D, bf16 *out) {
+static void pack_head_by_d(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(D, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
 }
 
 /* x (T, D) as B tiles whose products sum over T. */
-static void pack_head_by_t(const bf16 *x, long row, int T, int D, bf16 *out) {
+static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(T, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
@@ -63,8 +66,8 @@ static void pack_head_by_t(const bf16 *x, long row, int T, int D, bf16 *out) {
 /* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. Its rows are mixed_row apart. Also computes
  * log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the dropout of
  * this head's weights. */
-static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
-                              bf16 *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
+static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
+                              num *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
     const float scale2 = LOG2_E / sqrtf(D); /* exponents have base 2 */
@@ -77,55 +80,53 @@ static void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, long 
         for (int i = 0; i < 32; i++) {
             const int seen = t0 + i + 1;
             float *score = s->scores + i * T32;
-            bf16 *weight = s->weights + i * T32;
-            __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+            num *weight = s->weights + i * T32;
+            f32x16 largest = broadcast(-INFINITY), sum = zeros();
             for (int j = 0; j < seen; j += 16)
-                largest = _mm512_mask_max_ps(largest, first_lanes(seen - j), largest,
-                                             _mm512_loadu_ps(score + j));
-            const float top = _mm512_reduce_max_ps(largest);
-            const __m512 shift = _mm512_set1_ps(-top * scale2), factor = _mm512_set1_ps(scale2);
+                largest = maximum(largest, blend(first_lanes(seen - j), load(score + j), largest));
+            const float top = max_lane(largest);
+            const f32x16 shift = broadcast(-top * scale2), factor = broadcast(scale2);
             for (int j = 0; j < keys; j += 16) {
-                __m512 e = vexp2(_mm512_fmadd_ps(_mm512_loadu_ps(score + j), factor, shift));
-                e = _mm512_maskz_mov_ps(first_lanes(seen - j), e);
-                sum = _mm512_add_ps(sum, e);
-                store_bf16(weight + j, apply_dropout(drop, (uint32_t)((t0 + i) * T + j), e));
+                f32x16 e = vexp2(fmadd(load(score + j), factor, shift));
+                e = keep(first_lanes(seen - j), e);
+                sum = add(sum, e);
+                store_num(weight + j, apply_dropout(drop, (uint32_t)((t0 + i) * T + j), e));
             }
             tops[i] = top * scale2;
-            totals[i] = _mm512_reduce_add_ps(sum);
+            totals[i] = sum_lanes(sum);
         }
         for (int i = 0; i < 32; i += 16) {
-            __m512 total = _mm512_loadu_ps(totals + i);
-            _mm512_storeu_ps(inverse + i, _mm512_div_ps(_mm512_set1_ps(1.0f), total));
-            _mm512_mask_storeu_ps(
-                log2_sum_exp + t0 + i, first_lanes(rows - i),
-                _mm512_fmadd_ps(vlog(total), _mm512_set1_ps(LOG2_E), _mm512_loadu_ps(tops + i)));
+            f32x16 total = load(totals + i);
+            store(inverse + i, divide(broadcast(1.0f), total));
+            store_first(log2_sum_exp + t0 + i, rows - i,
+                        fmadd(vlog(total), broadcast(LOG2_E), load(tops + i)));
         }
         product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
-                store_bf16(
-                    mixed + (t0 + i) * mixed_row + c,
-                    _mm512_mul_ps(_mm512_loadu_ps(s->out + i * D + c), _mm512_set1_ps(inverse[i])));
+                store_num(mixed + (t0 + i) * mixed_row + c,
+                          mul(load(s->out + i * D + c), broadcast(inverse[i])));
     }
 }
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
- * `row` apart; rows of mixed and dmixed are mixed_row apart.
+ * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values come
+ * one after the other: `add_old` says that their sums go on, `last` that dk and dv are complete.
  *
  * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
  *
  *   delta = sum of P dP over a query's keys = sum of mixed dmixed over D
  *   dS = P (dP - delta)
  *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
-static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long row, int T, int D,
-                               const bf16 *mixed, const bf16 *dmixed, long mixed_row,
-                               const float *log2_sum_exp, Dropout drop, bf16 *dq, bf16 *dk,
-                               bf16 *dv, AttentionScratch *s) {
+static void attention_backward(const num *q, const num *k, const num *v, long row, int T, int D,
+                               const num *mixed, const num *dmixed, long mixed_row,
+                               const float *log2_sum_exp, Dropout drop, num *dq, num *dk, num *dv,
+                               int add_old, int last, AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
-    bf16 *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
-                *const queries_by_t = s->by_t[2];
+    num *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
+               *const queries_by_t = s->by_t[2];
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_d(v, row, T, D, s->by_d[1]);
     pack_head_by_t(k, row, T, D, keys_by_t);
@@ -139,23 +140,22 @@ static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long
         for (int i = 0; i < 32; i++) {
             const int seen = i < rows ? t0 + i + 1 : 0;
             const float *score = s->scores + i * T32, *dweight = s->dweights + i * T32;
-            __m512 dot = _mm512_setzero_ps();
+            f32x16 dot = zeros();
             if (i < rows)
                 for (int c = 0; c < D; c += 16)
-                    dot = _mm512_fmadd_ps(load_bf16(mixed + (t0 + i) * mixed_row + c),
-                                          load_bf16(dmixed + (t0 + i) * mixed_row + c), dot);
-            const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(dot));
-            const __m512 shift = _mm512_set1_ps(i < rows ? -log2_sum_exp[t0 + i] : 0.0f);
-            const __m512 factor = _mm512_set1_ps(scale), factor2 = _mm512_set1_ps(scale2);
+                    dot = fmadd(load_num(mixed + (t0 + i) * mixed_row + c),
+                                load_num(dmixed + (t0 + i) * mixed_row + c), dot);
+            const f32x16 delta = broadcast(sum_lanes(dot));
+            const f32x16 shift = broadcast(i < rows ? -log2_sum_exp[t0 + i] : 0.0f);
+            const f32x16 factor = broadcast(scale), factor2 = broadcast(scale2);
             for (int j = 0; j < keys; j += 16) {
                 const uint32_t number = (uint32_t)((t0 + i) * T + j);
-                __m512 p = vexp2(_mm512_fmadd_ps(_mm512_loadu_ps(score + j), factor2, shift));
-                p = _mm512_maskz_mov_ps(first_lanes(seen - j), p);
-                __m512 d =
-                    _mm512_sub_ps(apply_dropout(drop, number, _mm512_loadu_ps(dweight + j)), delta);
-                d = _mm512_mul_ps(_mm512_mul_ps(p, d), factor);
-                store_bf16(s->weights + i * T32 + j, apply_dropout(drop, number, p));
-                store_bf16(s->dscores + i * T32 + j, _mm512_maskz_mov_ps(first_lanes(seen - j), d));
+                f32x16 p = vexp2(fmadd(load(score + j), factor2, shift));
+                p = keep(first_lanes(seen - j), p);
+                f32x16 d = sub(apply_dropout(drop, number, load(dweight + j)), delta);
+                d = mul(mul(p, d), factor);
+                store_num(s->weights + i * T32 + j, apply_dropout(drop, number, p));
+                store_num(s->dscores + i * T32 + j, keep(first_lanes(seen - j), d));
             }
         }
         pack_a32_transposed(s->weights, T32, keys, s->transposed[0] + t0 / 32 * TILE, panel);
@@ -163,20 +163,22 @@ static void attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, long
         product(s->dscores, T32, 32, keys_by_t, panel, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
-                store_bf16(dq + (t0 + i) * row + c, _mm512_loadu_ps(s->out + i * D + c));
+                store_num(dq + (t0 + i) * row + c, load(s->out + i * D + c));
     }
     for (int s0 = 0; s0 < T; s0 += 32) {
         const int rows = T - s0 < 32 ? T - s0 : 32, from = s0 / 32;
         for (int which = 0; which < 2; which++) {
-            const bf16 *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
-            const bf16 *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
+            const num *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
+            const num *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
+            float *sum = s->sums[which] + s0 * D;
             for (int c = 0; c < D; c += 16)
-                multiply_tiles(2, 1, A, panel, 32, TILE, B + c / 16 * panel, panel, TILE,
-                               blocks - from, s->out + c, D, 0);
-            bf16 *to = which ? dk : dv;
-            for (int i = 0; i < rows; i++)
-                for (int c = 0; c < D; c += 16)
-                    store_bf16(to + (s0 + i) * row + c, _mm512_loadu_ps(s->out + i * D + c));
+                multiply_transposed(1, A, panel, TILE, B + c / 16 * panel, panel, TILE,
+                                    blocks - from, sum + c, D, add_old);
+            num *to = which ? dk : dv;
+            if (last)
+                for (int i = 0; i < rows; i++)
+                    for (int c = 0; c < D; c += 16)
+                        store_num(to + (s0 + i) * row + c, load(sum + i * D + c));
         }
     }
 }

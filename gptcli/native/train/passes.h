@@ -12,7 +12,7 @@
 #ifndef GPTCLI_PASSES_H
 #define GPTCLI_PASSES_H
 
-#include "constants.h"
+#include "../constants.h"
 #include "model.h"
 
 /* One batch and one pass over it. */
@@ -49,8 +49,7 @@ static const float *vector_at(const Pass *p, int64_t offset) {
 
 /* A norm with these parameters: RMSNorm if modern, else LayerNorm. */
 static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
-    const int modern = p->g->s.modern;
-    return (Norm){p->w + gain, vector_at(p, bias), !modern, modern ? RMS_NORM_EPS : LAYER_NORM_EPS};
+    return (Norm){p->w + gain, vector_at(p, bias), !p->g->s.modern, p->g->s.norm_eps};
 }
 
 /* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
@@ -61,7 +60,7 @@ INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
  * multiple of 32, and small enough that `out` stays in the first-level cache. */
-INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+INLINE void forward_piece(const num *A, long a_row, const Packed *w, long c, int width,
                           float *out) {
     const long panel = w->K / 32 * TILE;
     product(A, a_row, step_of(a_row), w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
@@ -70,7 +69,7 @@ INLINE void forward_piece(const bf16 *A, long a_row, const Packed *w, long c, in
 
 /* out (32, width) = the gradient at a linear layer's inputs c to c + width - 1. A is the gradient
  * at its outputs. */
-INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, int width,
+INLINE void backward_piece(const num *A, long a_row, const Packed *w, long c, int width,
                            float *out) {
     const long panel = w->N / 32 * TILE;
     product(A, a_row, step_of(a_row), w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
@@ -78,7 +77,7 @@ INLINE void backward_piece(const bf16 *A, long a_row, const Packed *w, long c, i
 }
 
 /* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
-static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w, float *out) {
+static void times_backward(const num *A, long a_row, int rows, const Packed *w, float *out) {
     const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
@@ -87,7 +86,7 @@ static void times_backward(const bf16 *A, long a_row, int rows, const Packed *w,
 }
 
 /* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch; dropout needs this. */
-static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, const float *bias,
+static void add_branch(float *x, const num *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -97,10 +96,10 @@ static void add_branch(float *x, const bf16 *A, long a_row, const Packed *w, con
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     float *to = x + (r + i) * C + c + j;
-                    __m512 y = _mm512_loadu_ps(piece + 32 * i + j);
-                    if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias + c + j));
+                    f32x16 y = load(piece + 32 * i + j);
+                    if (bias) y = add(y, load(bias + c + j));
                     y = apply_dropout(d, (uint32_t)((r0 + r + i) * C + c + j), y);
-                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+                    store(to, add(load(to), y));
                 }
         }
 }
@@ -119,11 +118,21 @@ static void embed(const Pass *p, long r0, int rows) {
         const float *token = p->w + g->offset[WTE] + p->idx[r] * C;
         const float *position = g->offset[WPE] < 0 ? NULL : p->w + g->offset[WPE] + r % p->T * C;
         for (int c = 0; c < C; c += 16) {
-            __m512 y = _mm512_loadu_ps(token + c);
-            if (position) y = _mm512_add_ps(y, _mm512_loadu_ps(position + c));
-            _mm512_storeu_ps(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
+            f32x16 y = load(token + c);
+            if (position) y = add(y, load(position + c));
+            store(x + c, apply_dropout(d, (uint32_t)(r * C + c), y));
         }
     }
+}
+
+/* Which of queries, keys and values column c of qkv belongs to (0, 1, 2), and where it begins. */
+typedef struct {
+    int which, begin;
+} Columns;
+
+static Columns columns_at(const Model *g, int c) {
+    const int Q = g->Q, KV = (g->QKV - Q) / 2;
+    return c < Q ? (Columns){0, 0} : c < Q + KV ? (Columns){1, Q} : (Columns){2, Q + KV};
 }
 
 /* Computes queries, keys and values from norm(x), into layer->qkv. For rows r0 on. */
@@ -131,34 +140,39 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const int C = g->s.C, H = g->s.H, D = g->D;
+    const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
     norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    /* QK-norm needs whole heads, so the width is a common multiple of 32 and D. */
+    /* Rotating needs whole heads, so the width is a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
-    for (int c = 0; c < 3 * C; c += width)
+    for (int c = 0; c < QKV; c += width)
         for (int r = 0; r < rows; r += 32) {
             forward_piece(s->rows_c + r * C, 32, w + PACKED_QKV, c, width, piece);
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
-                bf16 *to = layer->qkv + row * 3 * C + c;
-                if (g->s.modern && c < 2 * C) {
+                num *to = layer->qkv + row * QKV + c;
+                if (g->s.modern && c < heads * D) {
                     const long t = row % p->T * (D / 2);
                     for (int h = 0; h < width; h += D)
-                        norm_rotate(out + h, D, p->w + offset[c < C ? Q_NORM : K_NORM], g->cos + t,
-                                    g->sin + t, layer->qk_hat + row * 2 * C + c + h,
-                                    layer->qk_scale + row * 2 * H + (c + h) / D, to + h);
+                        if (g->s.qk_norm)
+                            norm_rotate(out + h, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
+                                        g->s.norm_eps, g->cos + t, g->sin + t,
+                                        layer->qk_hat + row * heads * D + c + h,
+                                        layer->qk_scale + row * heads + (c + h) / D, to + h);
+                        else
+                            rotate(out + h, D, g->cos + t, g->sin + t, to + h);
                     continue;
                 }
-                const float *bias = vector_at(p, offset[QUERY_BIAS + c / C]);
+                const Columns part = columns_at(g, c);
+                const float *bias = vector_at(p, offset[QUERY_BIAS + part.which]);
                 for (int j = 0; j < width; j += 16) {
-                    __m512 v = _mm512_loadu_ps(out + j);
-                    if (bias) v = _mm512_add_ps(v, _mm512_loadu_ps(bias + c % C + j));
-                    store_bf16(to + j, v);
+                    f32x16 v = load(out + j);
+                    if (bias) v = add(v, load(bias + c - part.begin + j));
+                    store_num(to + j, v);
                 }
             }
         }
@@ -173,10 +187,11 @@ static Dropout dropout_for_weights(const Pass *p, int l, long head) {
 static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
+    const int H = g->s.H, D = g->s.D, QKV = g->QKV, h = head % H, group = H / g->s.K;
     const long r0 = head / H * p->T;
-    const bf16 *q = layer->qkv + r0 * 3 * C + h * D;
-    attention_forward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + r0 * C + h * D, C,
+    const num *q = layer->qkv + r0 * QKV + h * D;
+    const num *k = layer->qkv + r0 * QKV + g->Q + h / group * D;
+    attention_forward(q, k, k + g->s.K * D, QKV, p->T, D, layer->mixed + r0 * g->Q + h * D, g->Q,
                       layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
                       &s->attention);
 }
@@ -187,10 +202,10 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *x = g->x + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
-    add_branch(x, layer->mixed + r0 * C, C, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
+    prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
+    add_branch(x, layer->mixed + r0 * Q, Q, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
                  layer->scale2 + r0, s->rows_c);
@@ -204,18 +219,18 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
-                    bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
-                         *to = s->rows_f + r * F + f * 32 + index;
-                    __m512 z = _mm512_loadu_ps(a + 32 * i + j);
+                    num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
+                        *to = s->rows_f + r * F + f * 32 + index;
+                    f32x16 z = load(a + 32 * i + j);
                     if (g->s.modern) {
-                        __m512 up = _mm512_loadu_ps(u + 32 * i + j);
-                        store_bf16(kept, z);
-                        store_bf16(kept + 32 * F, up);
+                        f32x16 up = load(u + 32 * i + j);
+                        store_num(kept, z);
+                        store_num(kept + 32 * F, up);
                         swiglu(z, up, to);
                     } else {
-                        if (bias) z = _mm512_add_ps(z, _mm512_loadu_ps(bias + f + j));
-                        store_bf16(kept, z);
-                        store_bf16(to, _mm512_mul_ps(z, gelu_gate(z)));
+                        if (bias) z = add(z, load(bias + f + j));
+                        store_num(kept, z);
+                        store_num(to, mul(z, gelu_gate(z)));
                     }
                 }
         }
@@ -228,9 +243,9 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
  *
  *   g->d_head       at the logits, transposed; its first row is row `from`
  *   g->dx           at the residual stream
- *   partial (2 C)   of the last norm's parameters */
+ *   partials        of the last norm's parameters, 2 C for each row block */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
-                          ThreadScratch *s, float *partial) {
+                          ThreadScratch *s) {
     Model *g = p->g;
     const Packed *w = g->packed + PACKED_PER_LAYER * g->s.L;
     const int C = g->s.C, V = g->s.V;
@@ -244,173 +259,192 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
         const float *z = s->logits + i * Vp;
-        bf16 *d = s->rows_wide;
+        num *d = s->rows_wide;
         const long r = r0 + i;
         if (r >= p->M) {
-            for (long v = 0; v < Vp; v += 16)
-                store_bf16(d + in_pieces(i, v, Vp), _mm512_setzero_ps());
+            for (long v = 0; v < Vp; v += 16) store_num(d + in_pieces(i, v, Vp), zeros());
             continue;
         }
-        __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        f32x16 largest = broadcast(-INFINITY), sum = zeros();
         for (int v = 0; v < V; v += 16)
-            largest =
-                _mm512_mask_max_ps(largest, first_lanes(V - v), largest, _mm512_loadu_ps(z + v));
-        const float top = _mm512_reduce_max_ps(largest);
-        const __m512 shift = _mm512_set1_ps(top);
+            largest = maximum(largest, blend(first_lanes(V - v), load(z + v), largest));
+        const float top = max_lane(largest);
+        const f32x16 shift = broadcast(top);
         for (int v = 0; v < V; v += 16)
-            sum = _mm512_mask_add_ps(sum, first_lanes(V - v), sum,
-                                     vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift)));
-        const float total = _mm512_reduce_add_ps(sum), target_logit = z[p->targets[r]];
+            sum = add(sum, keep(first_lanes(V - v), vexp(sub(load(z + v), shift))));
+        const float total = sum_lanes(sum), target_logit = z[p->targets[r]];
         g->losses[r] = logf(total) + top - target_logit;
         if (!p->training) continue;
         /* The gradient at the logits is softmax(z), minus 1 at the target. */
-        const __m512 factor = _mm512_set1_ps(scale / total);
+        const f32x16 factor = broadcast(scale / total);
         for (int v = 0; v < Vp; v += 16) {
-            __m512 e = vexp(_mm512_sub_ps(_mm512_loadu_ps(z + v), shift));
-            store_bf16(d + in_pieces(i, v, Vp), _mm512_maskz_mul_ps(first_lanes(V - v), e, factor));
+            f32x16 e = vexp(sub(load(z + v), shift));
+            store_num(d + in_pieces(i, v, Vp), keep(first_lanes(V - v), mul(e, factor)));
         }
-        const __m128 hit = _mm_set_ss((expf(target_logit - top) / total - 1.0f) * scale);
-        d[in_pieces(i, p->targets[r], Vp)] =
-            (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(hit), 0);
+        const float hit = (expf(target_logit - top) / total - 1.0f) * scale;
+        store_first_num(d + in_pieces(i, p->targets[r], Vp), 1, broadcast(hit));
     }
     if (!p->training) return;
     pack_a_pieces_transposed(s->rows_wide, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
     times_backward(s->rows_wide, 32, rows, w, s->d_norm);
-    norm_backward(s->d_norm, rows, C, n, g->hat + r0 * C, g->scale + r0, g->dx + r0 * C, 0, partial,
-                  n.bias ? partial + C : NULL);
+    for (int r = 0; r < rows; r += 32) {
+        const long row = r0 + r;
+        float *partial = g->tiles[g->s.L].partials + row / 32 * g->partial_width;
+        norm_backward(s->d_norm + r * C, 32, C, n, g->hat + row * C, g->scale + row,
+                      g->dx + row * C, 0, partial, n.bias ? partial + C : NULL);
+    }
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
 /* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets it as
  * bfloat16 in pieces; `transposed` gets its transpose as A tiles. */
-static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, bf16 *out,
-                            bf16 *transposed) {
+static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, num *out,
+                            num *transposed) {
     const int C = p->g->s.C;
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < C; c += 16)
-            store_bf16(out + in_pieces(i, c, C), apply_dropout(d, (uint32_t)((r0 + i) * C + c),
-                                                               _mm512_loadu_ps(dx + i * C + c)));
+            store_num(out + in_pieces(i, c, C),
+                      apply_dropout(d, (uint32_t)((r0 + i) * C + c), load(dx + i * C + c)));
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* Pointers to a group's parts of the gradients of a layer's vectors. */
+/* Pointers to a row block's parts of the gradients of a layer's vectors. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* Where the parts of group `group` begin. */
-static Partials group_partials(const Model *g, long group) {
+/* Where the parts of row r's block in layer l begin. They do not depend on the size of groups. */
+static Partials partials_at(const Model *g, int l, long r) {
     const int C = g->s.C;
-    float *start = g->partials + group * g->partial_width;
+    float *start = g->tiles[l].partials + r / 32 * g->partial_width;
     Partials a;
-    a.qkv = start, a.up = a.qkv + 3 * C, a.out = a.up + g->F1, a.down = a.out + C;
+    a.qkv = start, a.up = a.qkv + g->QKV, a.out = a.up + g->F1, a.down = a.out + C;
     a.ln1 = a.down + C, a.ln1_bias = a.ln1 + C, a.ln2 = a.ln1_bias + C, a.ln2_bias = a.ln2 + C;
-    a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->D;
+    a.q_norm = a.ln2_bias + C, a.k_norm = a.q_norm + g->s.D;
     return a;
 }
 
 /* The backward pass of after_attention: computes dmixed from dx, adds the feed-forward's gradient
  * to dx, and packs tiles for the gradients of weights. */
-static void after_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
-                                     ThreadScratch *s) {
+static void after_attention_backward(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    const int C = g->s.C, F = g->s.F, F1 = g->F1;
+    const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *dx = g->dx + r0 * C;
-    prefetch_l2(layer->mixed + r0 * C, rows * C * sizeof(bf16));
+    prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
-                    g->d_down + r0 * C);
-    if (offset[DOWN_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.down);
+                    g->tiles[l].d_down + r0 * C);
+    if (offset[DOWN_BIAS] >= 0)
+        for (int r = 0; r < rows; r += 32)
+            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).down);
     float piece[32 * 32] __attribute__((aligned(64)));
-    bf16 *d = s->rows_wide;
+    num *d = s->rows_wide;
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
             backward_piece(s->rows_c + r * C, 32, w + PACKED_DOWN, f, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
-                    const bf16 *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
-                    bf16 *act = s->rows_f + r * F + f * 32 + index,
-                         *to = d + (long)r * F1 + f * 32 + index;
-                    __m512 da = _mm512_loadu_ps(piece + 32 * i + j);
+                    const num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
+                    num *act = s->rows_f + r * F + f * 32 + index,
+                        *to = d + (long)r * F1 + f * 32 + index;
+                    f32x16 da = load(piece + 32 * i + j);
                     if (g->s.modern)
                         swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
                     else
                         gelu_backward(da, kept, act, to);
                 }
         }
-    pack_b_pieces(s->rows_f, (long)rows * F, g->act_tiles + r0 * F);
-    pack_a_pieces_transposed(d, (long)rows * F1, g->d_up + r0 * F1);
-    if (offset[UP_BIAS] >= 0) column_sums(d, rows, F1, partial.up);
+    pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
+    pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
     times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
-                  layer->hat2 + r0 * C, layer->scale2 + r0, dx, 1, partial.ln2,
-                  offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
+    for (int r = 0; r < rows; r += 32) {
+        const Partials partial = partials_at(g, l, r0 + r);
+        if (offset[UP_BIAS] >= 0) column_sums(d + (long)r * F1, 32, F1, partial.up);
+        norm_backward(s->d_norm + r * C, 32, C, norm_at(p, offset[LN2], offset[LN2_BIAS]),
+                      layer->hat2 + (r0 + r) * C, layer->scale2 + r0 + r, dx + r * C, 1,
+                      partial.ln2, offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
+    }
     branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0, s->rows_c,
-                    g->d_out + r0 * C);
-    if (offset[OUT_BIAS] >= 0) column_sums(s->rows_c, rows, C, partial.out);
+                    g->tiles[l].d_out + r0 * C);
+    if (offset[OUT_BIAS] >= 0)
+        for (int r = 0; r < rows; r += 32)
+            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).out);
     for (int r = 0; r < rows; r += 32)
-        pack_b32(layer->mixed + (r0 + r) * C, C, C, g->mixed_tiles + (r0 + r) * C, TILE);
-    for (int c = 0; c < C; c += 32)
+        pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q, TILE);
+    for (int c = 0; c < Q; c += 32)
         for (int r = 0; r < rows; r += 32) {
             backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_bf16(g->dmixed + (r0 + r + i) * C + c + j,
-                               _mm512_loadu_ps(piece + 32 * i + j));
+                    store_num(g->dmixed + (r0 + r + i) * Q + c + j, load(piece + 32 * i + j));
         }
 }
 
-/* The backward pass of attend_head: computes dqkv from dmixed. */
-static void attend_head_backward(const Pass *p, int l, long head, ThreadScratch *s) {
+/* The backward pass of attend_head for all heads that share keys and values: computes their dqkv
+ * from dmixed. shared = b K + k. */
+static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int C = g->s.C, H = g->s.H, D = g->D, h = head % H;
-    const long r0 = head / H * p->T, from = r0 * 3 * C + h * D, mixed = r0 * C + h * D;
-    const bf16 *q = layer->qkv + from;
-    bf16 *dq = g->dqkv + from;
-    attention_backward(q, q + C, q + 2 * C, 3 * C, p->T, D, layer->mixed + mixed, g->dmixed + mixed,
-                       C, layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head), dq,
-                       dq + C, dq + 2 * C, &s->attention);
+    const int K = g->s.K, D = g->s.D, QKV = g->QKV, k = shared % K, group = g->s.H / K;
+    const long r0 = shared / K * p->T, keys = r0 * QKV + g->Q + k * D;
+    for (int i = 0; i < group; i++) {
+        const int h = k * group + i;
+        const long head = shared / K * g->s.H + h, queries = r0 * QKV + h * D;
+        const long mixed = r0 * g->Q + h * D;
+        attention_backward(layer->qkv + queries, layer->qkv + keys, layer->qkv + keys + K * D, QKV,
+                           p->T, D, layer->mixed + mixed, g->dmixed + mixed, g->Q,
+                           layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
+                           g->dqkv + queries, g->dqkv + keys, g->dqkv + keys + K * D, i > 0,
+                           i == group - 1, &s->attention);
+    }
 }
 
 /* The backward pass of before_attention: adds the gradient that comes from dqkv to dx, and packs
  * tiles for the gradients of weights. */
-static void before_attention_backward(const Pass *p, int l, long r0, int rows, Partials partial,
-                                      ThreadScratch *s) {
+static void before_attention_backward(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
-    const int C = g->s.C, H = g->s.H, D = g->D;
-    bf16 *d = g->dqkv + r0 * 3 * C;
-    prefetch_l2(d, rows * 3 * C * sizeof(bf16));
+    const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
+    num *d = g->dqkv + r0 * QKV;
+    prefetch_l2(d, rows * QKV * sizeof(num));
     if (g->s.modern) {
-        memset(partial.q_norm, 0, 2 * D * sizeof(float));
+        Partials partial = partials_at(g, l, r0);
         for (int i = 0; i < rows; i++) {
-            const int t = (r0 + i) % p->T;
-            for (int c = 0; c < 2 * C; c += D)
-                norm_rotate_backward(d + i * 3 * C + c, D, p->w + offset[c < C ? Q_NORM : K_NORM],
-                                     g->cos + t * (D / 2), g->sin + t * (D / 2),
-                                     layer->qk_hat + (r0 + i) * 2 * C + c,
-                                     layer->qk_scale[(r0 + i) * 2 * H + c / D], d + i * 3 * C + c,
-                                     c < C ? partial.q_norm : partial.k_norm);
+            if (i % 32 == 0) {
+                partial = partials_at(g, l, r0 + i);
+                memset(partial.q_norm, 0, 2 * D * sizeof(float));
+            }
+            const long t = (r0 + i) % p->T * (D / 2);
+            for (int c = 0; c < heads * D; c += D)
+                if (g->s.qk_norm)
+                    norm_rotate_backward(d + i * QKV + c, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
+                                         g->cos + t, g->sin + t,
+                                         layer->qk_hat + (r0 + i) * heads * D + c,
+                                         layer->qk_scale[(r0 + i) * heads + c / D], d + i * QKV + c,
+                                         c < Q ? partial.q_norm : partial.k_norm);
+                else
+                    rotate_back(d + i * QKV + c, D, g->cos + t, g->sin + t);
         }
     }
     for (int r = 0; r < rows; r += 32)
-        pack_a32_transposed(d + r * 3 * C, 3 * C, 3 * C, g->d_qkv + (r0 + r) * 3 * C, TILE);
-    if (offset[QUERY_BIAS] >= 0)
-        for (int c = 0; c < 3 * C; c += 16) {
-            __m512 sum = _mm512_setzero_ps();
-            for (int i = 0; i < rows; i++) sum = _mm512_add_ps(sum, load_bf16(d + i * 3 * C + c));
-            _mm512_storeu_ps(partial.qkv + c, sum);
+        pack_a32_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV, TILE);
+    times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    for (int r = 0; r < rows; r += 32) {
+        const Partials partial = partials_at(g, l, r0 + r);
+        for (int c = 0; c < (offset[QUERY_BIAS] >= 0 ? QKV : 0); c += 16) {
+            f32x16 sum = zeros();
+            for (int i = r; i < r + 32; i++) sum = add(sum, load_num(d + i * QKV + c));
+            store(partial.qkv + c, sum);
         }
-    times_backward(d, 3 * C, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
-    norm_backward(s->d_norm, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
-                  layer->hat1 + r0 * C, layer->scale1 + r0, g->dx + r0 * C, 1, partial.ln1,
-                  offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
+        norm_backward(s->d_norm + r * C, 32, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
+                      layer->hat1 + (r0 + r) * C, layer->scale1 + r0 + r, g->dx + (r0 + r) * C, 1,
+                      partial.ln1, offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);
+    }
 }
 
 #endif

@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "constants.h"
+#include "../constants.h"
 
 #define INLINE static inline __attribute__((always_inline))
 

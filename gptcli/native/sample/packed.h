@@ -13,7 +13,7 @@
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__)
 #define HAS_BF16_TILES 1
-#include "tiles.h"
+#include "../vectors/tiles_bf16.h"
 #else
 #define HAS_BF16_TILES 0
 #endif

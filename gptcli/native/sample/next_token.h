@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-#include "lanes.h"
+#include "../vectors/lanes.h"
 
 /* The sampling parameters. Their mirror in Python is SamplingParamsStruct in library.py. */
 typedef struct {

@@ -18,33 +18,9 @@
 #ifndef GPTCLI_TILES_H
 #define GPTCLI_TILES_H
 
-#include <immintrin.h>
-
-#include "lanes.h"
+#include "f32x16.h"
 
 enum { TILE = 512 }; /* bfloat16 in a tile */
-
-/* Sixteen bfloat16 as float32. */
-INLINE __m512 load_bf16(const bf16 *p) {
-    __m256i bits = _mm256_loadu_si256((const __m256i *)p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-/* Rounds sixteen float32 to bfloat16. */
-INLINE void store_bf16(bf16 *p, __m512 x) {
-    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-/* Loads the lanes of a mask; the other lanes become 0. */
-INLINE __m512 mask_load_bf16(const bf16 *p, __mmask16 mask) {
-    __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-/* Stores the lanes of a mask; the numbers in memory for the other lanes do not change. */
-INLINE void mask_store_bf16(bf16 *p, __mmask16 mask, __m512 x) {
-    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
-}
 
 /* ---- products of tiles ----------------------------------------------------------------------- */
 
@@ -53,8 +29,8 @@ INLINE void mask_store_bf16(bf16 *p, __mmask16 mask, __m512 x) {
  *
  * The A tile of row block i for step s is at A + i * a_tile + s * a_step; its rows are a_row apart.
  * The B tile of column block j for step s is at B + j * b_tile + s * b_step. Rows of C are c_row
- * apart; its old values are added if `add`. With four tiles of C, each loaded tile of A and B is
- * used twice. */
+ * apart; its old values are added if `add_old`. With four tiles of C, each loaded tile of A and B
+ * is used twice. */
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
@@ -83,10 +59,10 @@ static void tiles_end(void) { _tile_release(); }
 
 INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
                            long a_step, const bf16 *B, long b_tile, long b_step, int steps,
-                           float *C, long c_row, int add) {
+                           float *C, long c_row, int add_old) {
     const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
-    if (add) {
+    if (add_old) {
         _tile_loadd(0, C, c);
         if (nb == 2) _tile_loadd(1, C + 16, c);
         if (na == 2) _tile_loadd(2, C + 16 * c_row, c);
@@ -124,18 +100,19 @@ static void tiles_end(void) {}
 
 /* C (8, 16 nb) (+)= A B: eight rows keep their sums in registers. */
 INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step, const bf16 *B,
-                            long b_tile, long b_step, int steps, float *C, long c_row, int add) {
+                            long b_tile, long b_step, int steps, float *C, long c_row,
+                            int add_old) {
     __m512 sum[8][2];
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++)
-            sum[r][j] = add ? _mm512_loadu_ps(C + r * c_row + 16 * j) : _mm512_setzero_ps();
+            sum[r][j] = add_old ? _mm512_loadu_ps(C + r * c_row + 16 * j) : _mm512_setzero_ps();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int k = 0; k < 16; k++) {
             __m512bh b[2];
             b[0] = (__m512bh)_mm512_loadu_si512(B + 32 * k);
             if (nb == 2) b[1] = (__m512bh)_mm512_loadu_si512(B + b_tile + 32 * k);
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < 8; r++) {
                 int pair;
                 memcpy(&pair, A + r * a_row + 2 * k, 4);
@@ -144,17 +121,17 @@ INLINE void multiply_8_rows(const int nb, const bf16 *A, long a_row, long a_step
                 if (nb == 2) sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b[1]);
             }
         }
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int r = 0; r < 8; r++)
         for (int j = 0; j < nb; j++) _mm512_storeu_ps(C + r * c_row + 16 * j, sum[r][j]);
 }
 
 INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_tile, long a_row,
                            long a_step, const bf16 *B, long b_tile, long b_step, int steps,
-                           float *C, long c_row, int add) {
+                           float *C, long c_row, int add_old) {
     for (int i = 0; i < 2 * na; i++)
         multiply_8_rows(nb, A + (i / 2) * a_tile + (i % 2) * 8 * a_row, a_row, a_step, B, b_tile,
-                        b_step, steps, C + 8 * i * c_row, c_row, add);
+                        b_step, steps, C + 8 * i * c_row, c_row, add_old);
 }
 
 #endif
@@ -171,6 +148,13 @@ INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long 
                        C + 16 * p, c_row, 0);
 }
 
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. A has been made by pack_a32_transposed. */
+INLINE void multiply_transposed(const int nb, const bf16 *A, long a_tile, long a_step,
+                                const bf16 *B, long b_tile, long b_step, int steps, float *C,
+                                long c_row, int add_old) {
+    multiply_tiles(2, nb, A, a_tile, 32, a_step, B, b_tile, b_step, steps, C, c_row, add_old);
+}
+
 /* ---- packing rows into tiles ----------------------------------------------------------------- */
 
 /* Sixteen pairs (a[i], b[i]) of bfloat16: one row of a B tile. */
@@ -178,37 +162,6 @@ INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-/* Transposes 16 x 16 numbers of 32 bits. */
-INLINE void transpose16(__m512i r[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[8 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
-        r[4 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0x88);
-        r[12 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0xdd);
-    }
 }
 
 /* Packs X (32, columns) as B tiles, one for each 16 columns. They begin `tile` numbers apart in
@@ -225,40 +178,13 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < 16; i++)
             r[i] = interleave_rows(X + 2 * i * row + c, X + (2 * i + 1) * row + c);
-        transpose16(r);
-#pragma GCC unroll 16
+        transpose16_ints(r);
+        UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
-}
-
-/* ---- arrays in pieces ------------------------------------------------------------------------ */
-
-/* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers, 2 KiB each. The blocks of the
- * same 32 rows are side by side. So code that goes block by block reads memory in order. */
-
-enum { PIECE = 1024 }; /* numbers in a piece */
-
-/* Index of number (r, c) in an array of C columns in pieces. */
-INLINE long in_pieces(long r, long c, long C) {
-    return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
-}
-
-/* Packs an array in pieces as B tiles, two for each piece. The array has `numbers` numbers. */
-static void pack_b_pieces(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
-}
-
-/* Packs the transpose of an array in pieces as A tiles, two for each piece. */
-static void pack_a_pieces_transposed(const bf16 *X, long numbers, bf16 *out) {
-    for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
-}
-
-/* Starts to load memory into the second-level cache. Used before memory is read out of order. */
-static void prefetch_l2(const void *p, long bytes) {
-    for (long i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
 /* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
@@ -267,10 +193,10 @@ static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out)
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);
         __m512i r[16];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, X + i * row + c);
-        transpose16(r);
-#pragma GCC unroll 16
+        transpose16_ints(r);
+        UNROLL(16)
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + 32 * i, r[i]);
     }
 }

@@ -25,7 +25,7 @@
 #include <immintrin.h>
 #endif
 
-#include "lanes.h"
+#include "../vectors/lanes.h"
 
 /* Inputs that share a scale, outputs of a panel, and the largest weight and activation. */
 enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 128 + 63 };

@@ -1,0 +1,195 @@
+/* A GPT's training step on a CPU, in bfloat16 or float32: loss and gradients, in one translation
+ * unit.
+ *
+ * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
+
+#include "../vectors/amx_permission.h"
+#include "gradients.h"
+#include "optimizers.h"
+
+/* Clears the values after the last real row. They are read, because rows come in blocks of 32. They
+ * get weight 0 but must be finite, because 0 times infinity is NaN. */
+static void clear_past_end(const Pass *p) {
+    Model *g = p->g;
+    const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
+    for (int l = 0; l < (p->training ? g->s.L : 1); l++) {
+        memset(g->layers[l].qkv + end * QKV, 0, 32 * QKV * sizeof(num));
+        memset(g->layers[l].mixed + p->M * Q, 0, (end - p->M) * Q * sizeof(num));
+    }
+    memset(g->dqkv + p->M * QKV, 0, (end - p->M) * QKV * sizeof(num));
+    memset(g->dmixed + end * Q, 0, 32 * Q * sizeof(num));
+}
+
+/* What gpt_loss passes to its threads. */
+typedef struct {
+    Pass pass;
+    float *gradients;
+    float scale;
+    int add_old;
+    long span; /* see sequences_at_once */
+} LossCall;
+
+/* The part of a training step that needs no other rows than those of some sequences: b to end - 1.
+ * Their rows fill whole groups. */
+static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
+    const Pass *p = &call->pass;
+    Model *g = p->g;
+    const int L = g->s.L, H = g->s.H, K = g->s.K;
+    const long first = b * p->T / (32 * g->group), rows = 32L * g->group;
+    const long last = (end * p->T + rows - 1) / rows;
+    for (int l = 0; l < L; l++) {
+        for (long k = first; k < last; k++) {
+            if (l == 0)
+                embed(p, group_start(p, k), group_rows(p, k));
+            else
+                after_attention(p, l - 1, group_start(p, k), group_rows(p, k), s);
+            before_attention(p, l, group_start(p, k), group_rows(p, k), s);
+        }
+        for (long h = b * H; h < end * H; h++) attend_head(p, l, h, s);
+    }
+    for (long k = first; k < last; k++) {
+        after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
+        head_and_loss(p, group_start(p, k), group_rows(p, k), 0, call->scale, s);
+    }
+    if (!p->training) return;
+    for (int l = L - 1; l >= 0; l--) {
+        for (long k = first; k < last; k++)
+            after_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
+        for (long h = b * K; h < end * K; h++) attend_heads_backward(p, l, h, s);
+        for (long k = first; k < last; k++)
+            before_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
+    }
+}
+
+/* A thread's part of a training step, or of a loss only, if threads share the sequences. */
+static void loss_by_sequences(const LossCall *call, Worker *w) {
+    const Pass *p = &call->pass;
+    const Model *g = p->g;
+    const int L = g->s.L;
+    SHARED_FOR(w, task, (p->B + call->span - 1) / call->span) {
+        const long b = task * call->span, end = b + call->span;
+        some_sequences(call, b, end < p->B ? end : p->B, g->scratch + w->number);
+    }
+    team_barrier();
+    if (!call->gradients) return;
+    MatrixGradient matrices[LAYER_MATRICES * L + 1];
+    VectorGradient vectors[LAYER_VECTORS * L + 2];
+    Gradients list = {matrices, vectors, 0, 0};
+    for (int l = L - 1; l >= 0; l--) list_layer(p, l, call->gradients, &list);
+    list_last_norm(p, call->gradients, &list);
+    matrices[list.n_matrices++] = head_gradient(p, call->gradients, 0);
+    sum_gradients(w, &list, g, p->MB, p->MB, call->add_old);
+    embedding_gradients(p, call->gradients, call->add_old, w);
+}
+
+/* The same, if threads share the rows of each layer. One loop over the groups ends a layer and
+ * begins the next one, while a group's rows are still in the cache. */
+static void loss_by_layers(const LossCall *call, Worker *w) {
+    const Pass *p = &call->pass;
+    Model *g = p->g;
+    float *gradients = call->gradients;
+    const int L = g->s.L, add_old = call->add_old;
+    const long MB = p->MB, groups = (MB + g->group - 1) / g->group;
+    const long heads = (long)p->B * g->s.H;
+    const long shared = (long)p->B * g->s.K; /* heads of keys and values */
+    ThreadScratch *s = g->scratch + w->number;
+    MatrixGradient matrices[LAYER_MATRICES];
+    VectorGradient vectors[LAYER_VECTORS];
+    for (int l = 0; l < L; l++) {
+        SHARED_FOR(w, k, groups) {
+            if (l == 0)
+                embed(p, group_start(p, k), group_rows(p, k));
+            else
+                after_attention(p, l - 1, group_start(p, k), group_rows(p, k), s);
+            before_attention(p, l, group_start(p, k), group_rows(p, k), s);
+        }
+        team_barrier();
+        SHARED_FOR(w, h, heads) attend_head(p, l, h, s);
+        team_barrier();
+    }
+    SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
+    team_barrier();
+    /* If the layers share Tiles, each row block's part of the gradients of the last norm is in
+     * `partials`, which the layers need only later. */
+    for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
+        const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
+        const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
+        SHARED_FOR(w, i, parts) {
+            const long k = first + i;
+            head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, call->scale, s);
+        }
+        team_barrier();
+        if (gradients) {
+            Gradients list = {matrices, vectors, 1, 0};
+            matrices[0] = head_gradient(p, gradients, m0);
+            sum_gradients(w, &list, g, end - m0, MB, add_old || m0 > 0);
+        }
+    }
+    if (!gradients) return;
+    Gradients last_norm = {matrices, vectors, 0, 0};
+    list_last_norm(p, gradients, &last_norm);
+    sum_gradients(w, &last_norm, g, MB, MB, add_old);
+    for (int l = L - 1; l >= 0; l--) {
+        SHARED_FOR(w, k, groups)
+        after_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
+        team_barrier();
+        SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
+        team_barrier();
+        SHARED_FOR(w, k, groups)
+        before_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
+        team_barrier();
+        Gradients list = {matrices, vectors, 0, 0};
+        list_layer(p, l, gradients, &list);
+        sum_gradients(w, &list, g, MB, MB, add_old);
+    }
+    embedding_gradients(p, gradients, add_old, w);
+}
+
+static void loss_thread(void *argument, Worker *w) {
+    const LossCall *call = argument;
+    tiles_begin();
+    if (call->span)
+        loss_by_sequences(call, w);
+    else
+        loss_by_layers(call, w);
+    tiles_end();
+}
+
+/* The number of sequences that a thread takes at once; 0 if threads share the rows of each layer.
+ *
+ * With sequences, a step has three barriers instead of six for each layer. So a thread that loses
+ * its processor holds up the others less. It needs Tiles for each layer, and enough sequences for
+ * all threads. The results are the same to the last bit, because no sum depends on groups. */
+static long sequences_at_once(const Pass *p) {
+    const Model *g = p->g;
+    const long rows = 32L * g->group;
+    long a = p->T, b = rows;
+    while (b) { /* a becomes the greatest common divisor */
+        const long rest = a % b;
+        a = b, b = rest;
+    }
+    const long span = rows / a, tasks = (p->B + span - 1) / span;
+    if (p->training && !g->keeps_tiles) return 0;
+    return g->s.threads == 1 || tasks >= 3L * g->s.threads ? span : 0;
+}
+
+/* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
+ *
+ * weights: the float32 parameters that gpt_pack packed last. gradients: where the gradients of the
+ * sum go, times `scale`; they are added to the old numbers if `add_old`. NULL for a loss only.
+ * Dropout depends on `seed`. idx and targets: (B, T). */
+double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
+                const int64_t *targets, int B, int T, uint64_t seed, float scale, int add_old) {
+    LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},
+                     gradients,
+                     scale,
+                     add_old,
+                     0};
+    call.pass.MB = (call.pass.M + 31) / 32;
+    call.span = sequences_at_once(&call.pass);
+    clear_past_end(&call.pass);
+    team_run(g->s.threads, loss_thread, &call);
+    double sum = 0.0;
+    for (long r = 0; r < call.pass.M; r++) sum += g->losses[r];
+    return sum;
+}

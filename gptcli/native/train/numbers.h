@@ -1,0 +1,111 @@
+/* The type of activations and packed weights: bfloat16 or float32, and what depends on it.
+ *
+ * BFLOAT16 is 1 or 0; library.py sets it. Residual stream, sums, norms' scales, gradients of
+ * weights and the weights themselves are float32 in both libraries. */
+
+#ifndef GPTCLI_NUMBERS_H
+#define GPTCLI_NUMBERS_H
+
+#ifndef BFLOAT16
+#error "compile with -DBFLOAT16=1 or -DBFLOAT16=0"
+#endif
+
+#if BFLOAT16
+#include "../vectors/tiles_bf16.h"
+
+typedef bf16 num;
+
+INLINE f32x16 load_num(const num *p) { return load_bf16(p); }
+INLINE void store_num(num *p, f32x16 x) { store_bf16(p, x); }
+INLINE f32x16 load_first_num(const num *p, long n) { return load_first_bf16(p, n); }
+INLINE void store_first_num(num *p, long n, f32x16 x) { store_first_bf16(p, n, x); }
+#else
+#include "../vectors/tiles_f32.h"
+
+typedef float num;
+
+INLINE f32x16 load_num(const num *p) { return load(p); }
+INLINE void store_num(num *p, f32x16 x) { store(p, x); }
+INLINE f32x16 load_first_num(const num *p, long n) { return load_first(p, n); }
+INLINE void store_first_num(num *p, long n, f32x16 x) { store_first(p, n, x); }
+#endif
+
+/* Bytes of a number. library.py compares them with those of the dtype that it wants. */
+int number_bytes(void) { return sizeof(num); }
+
+/* ---- arrays in pieces ------------------------------------------------------------------------ */
+
+/* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers. The blocks of the same 32
+ * rows are side by side. So code that goes block by block reads memory in order. */
+
+enum { PIECE = 1024 }; /* numbers in a piece */
+
+/* Index of number (r, c) in an array of C columns in pieces. */
+INLINE long in_pieces(long r, long c, long C) {
+    return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
+}
+
+/* Packs an array in pieces as B tiles, two for each piece. The array has `numbers` numbers. */
+static void pack_b_pieces(const num *X, long numbers, num *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
+}
+
+/* Packs the transpose of an array in pieces as A tiles, two for each piece. */
+static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {
+    for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
+}
+
+/* ---- exponentials ---------------------------------------------------------------------------- */
+
+#if BFLOAT16
+
+/* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
+ * 2^r for the fraction r of x; it was fitted for the least relative error over [0, 1). The whole
+ * part of x becomes the exponent. */
+INLINE f32x16 vexp2(f32x16 x) {
+    f32x16 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    f32x16 y = broadcast(0.0135341384f);
+    y = fmadd(y, r, broadcast(0.0520115159f));
+    y = fmadd(y, r, broadcast(0.2414427251f));
+    y = fmadd(y, r, broadcast(0.6930038333f));
+    y = fmadd(y, r, broadcast(1.0000026226f));
+    return _mm512_scalef_ps(y, x);
+}
+
+/* 1 / (1 + 2^-x) with an error of about 6e-5: much smaller than bfloat16's rounding error. */
+INLINE f32x16 sigmoid2(f32x16 x) { return _mm512_rcp14_ps(add(vexp2(negate(x)), broadcast(1.0f))); }
+
+#else
+
+INLINE f32x16 vexp2(f32x16 x) { return exp2_f32(x); }
+
+/* 1 / (1 + 2^-x). */
+INLINE f32x16 sigmoid2(f32x16 x) {
+    return divide(broadcast(1.0f), add(exp2_f32(negate(x)), broadcast(1.0f)));
+}
+
+#endif
+
+/* e^x with vexp2's accuracy. */
+INLINE f32x16 vexp(f32x16 x) { return vexp2(mul(x, broadcast(LOG2_E))); }
+
+/* 1 / (1 + e^-x) with sigmoid2's accuracy. */
+INLINE f32x16 sigmoid(f32x16 x) { return sigmoid2(mul(x, broadcast(LOG2_E))); }
+
+/* ln x for x > 0 with an error of about 1e-7. x = m 2^e with m from sqrt(1/2) to sqrt(2), and ln m
+ * is a series in t with m = (1 + t) / (1 - t). */
+INLINE f32x16 vlog(f32x16 x) {
+    const i32x16 bits = bits_of(x);
+    const i32x16 whole = shift_right(sub_ints(bits, broadcast_int(0x3f3504f3)), 23);
+    const f32x16 e = to_float(whole), m = from_bits(sub_ints(bits, shift_left(whole, 23)));
+    const f32x16 one = broadcast(1.0f);
+    const f32x16 t = divide(sub(m, one), add(m, one)), q = mul(t, t);
+    f32x16 y = broadcast(2.0f / 9);
+    y = fmadd(y, q, broadcast(2.0f / 7));
+    y = fmadd(y, q, broadcast(2.0f / 5));
+    y = fmadd(y, q, broadcast(2.0f / 3));
+    y = fmadd(y, q, broadcast(2.0f));
+    return fmadd(e, broadcast(0.69314718f), mul(y, t));
+}
+
+#endif

@@ -1,0 +1,88 @@
+/* Vectors of sixteen numbers on any processor: f32x16, i32x16 and mask16, and what all files share.
+ *
+ * The file of the processor's vector unit defines the types and the functions on them:
+ *
+ *   load, store, load_first, store_first    memory of any alignment; the first n lanes only
+ *   broadcast, add, sub, mul, divide, ...   lane by lane
+ *   fmadd a b + c, fnmadd c - a b           rounded once, except with SSE2
+ *   less, first_lanes, keep, blend          masks: keep(m, x) is m ? x : 0, blend m ? a : b
+ *   maximum, minimum, sum_lanes, max_lane   sums always run in the same order
+ *
+ * The compiler's flags choose the file (library.py). */
+
+#ifndef GPTCLI_F32X16_H
+#define GPTCLI_F32X16_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Unrolls the loop that follows, if it has at most n rounds. */
+#define AS_TEXT(x) #x
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL(n) _Pragma(AS_TEXT(GCC unroll n))
+#endif
+
+/* A bfloat16 is kept as its bits. */
+typedef uint16_t bf16;
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#include "avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "avx2.h"
+#elif defined(__x86_64__)
+#include "sse2.h"
+#elif defined(__aarch64__)
+#include "neon.h"
+#else
+#error "this processor has no vector unit that the library knows"
+#endif
+
+/* The vector unit that this library was compiled for. */
+const char *vector_unit(void) { return VECTOR_UNIT; }
+
+enum { LANES = 16 };
+
+/* The smallest multiple of m that is at least n. */
+static inline long round_up(long n, long m) { return (n + m - 1) / m * m; }
+
+INLINE f32x16 zeros(void) { return broadcast(0.0f); }
+
+INLINE f32x16 negate(f32x16 x) { return sub(zeros(), x); }
+
+/* Starts to load memory into the first-level cache before it is needed. */
+INLINE void prefetch(const char *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+/* Starts to load memory into the second-level cache. Used before memory is read out of order. */
+static inline void prefetch_l2(const void *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
+#define LOG2_E 1.44269504f
+
+/* 2^x with a relative error of about 1e-7; 0 below -126, and 2^127 above 127. NaN stays NaN.
+ * Adding 1.5 x 2^23 rounds x to a whole number n, whose bits are then the lowest of the sum. They
+ * are added to the exponent of 2^(x - n), a polynomial that was fitted over [-0.5, 0.5]. */
+INLINE f32x16 exp2_f32(f32x16 x) {
+    const f32x16 rounding = broadcast(12582912.0f);
+    const mask16 tiny = less(x, broadcast(-126.0f));
+    x = minimum(broadcast(127.0f), x);
+    const f32x16 shifted = add(x, rounding), r = sub(x, sub(shifted, rounding));
+    f32x16 y = broadcast(1.5353362e-4f);
+    y = fmadd(y, r, broadcast(1.3398874e-3f));
+    y = fmadd(y, r, broadcast(9.6184373e-3f));
+    y = fmadd(y, r, broadcast(5.5503324e-2f));
+    y = fmadd(y, r, broadcast(2.4022648e-1f));
+    y = fmadd(y, r, broadcast(6.9314720e-1f));
+    y = fmadd(y, r, broadcast(1.0f));
+    y = from_bits(add_ints(bits_of(y), shift_left(bits_of(shifted), 23)));
+    return blend(tiny, zeros(), y);
+}
+
+#endif

@@ -1,0 +1,129 @@
+/* Products of float32 matrices, with the layouts and the functions of tiles_bf16.h.
+ *
+ * A tile has 512 numbers, as in bfloat16, so that both have the same distances:
+ *
+ *   A  16 rows of 32 consecutive numbers; the rows can be any distance apart
+ *   B  32 rows of 16 columns
+ *   A that pack_a... has made: 32 rows of 16, as B; the product reads its columns as A's rows
+ *
+ * A product keeps ROWS_AT_ONCE rows of C in registers. Source: Goto and van de Geijn 2008, "Anatomy
+ * of High-Performance Matrix Multiplication". Distances count numbers, not bytes. */
+
+#ifndef GPTCLI_TILES_F32_H
+#define GPTCLI_TILES_F32_H
+
+#include "f32x16.h"
+
+enum {
+    TILE = 512,        /* numbers in a tile */
+    STEPS_AT_ONCE = 8, /* tiles of a sum; those of A and of a panel of B stay in the caches */
+};
+
+static void tiles_begin(void) {}
+static void tiles_end(void) {}
+
+/* C (rows, 16 nb) (+)= A B. Number (r, k) of a tile of A is at A + r * a_row + k * a_column. */
+INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_row, long a_column,
+                          long a_step, const float *B, long b_tile, long b_step, int steps,
+                          float *C, long c_row, int add_old) {
+    f32x16 sum[ROWS_AT_ONCE][PANELS_AT_ONCE];
+    UNROLL(8)
+    for (int r = 0; r < rows; r++) UNROLL(2)
+    for (int j = 0; j < nb; j++) sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
+    for (int s = 0; s < steps; s++, A += a_step, B += b_step)
+        for (int k = 0; k < 32; k++) {
+            f32x16 b[PANELS_AT_ONCE];
+            UNROLL(2)
+            for (int j = 0; j < nb; j++) b[j] = load(B + j * b_tile + 16 * k);
+            UNROLL(8)
+            for (int r = 0; r < rows; r++) {
+                const f32x16 a = broadcast(A[r * a_row + k * a_column]);
+                UNROLL(2)
+                for (int j = 0; j < nb; j++) sum[r][j] = fmadd(a, b[j], sum[r][j]);
+            }
+        }
+    UNROLL(8)
+    for (int r = 0; r < rows; r++) UNROLL(2)
+    for (int j = 0; j < nb; j++) {
+        store(C + r * c_row + 16 * j, sum[r][j]);
+    }
+}
+
+/* multiply_rows for 16 or 32 rows, ROWS_AT_ONCE at a time. */
+INLINE void multiply_all_rows(const int rows, const int nb, const float *A, long a_row,
+                              long a_column, long a_step, const float *B, long b_tile, long b_step,
+                              int steps, float *C, long c_row, int add_old) {
+    /* With six rows at once, 32 rows are 6 + 6 + 6 + 6 + 4 + 4, and 16 are 6 + 6 + 4. */
+    int r = 0;
+    for (; r + ROWS_AT_ONCE <= rows - (ROWS_AT_ONCE == 6 ? 4 : 0); r += ROWS_AT_ONCE)
+        multiply_rows(ROWS_AT_ONCE, nb, A + r * a_row, a_row, a_column, a_step, B, b_tile, b_step,
+                      steps, C + r * c_row, c_row, add_old);
+    if (ROWS_AT_ONCE == 6)
+        for (; r < rows; r += 4)
+            multiply_rows(4, nb, A + r * a_row, a_row, a_column, a_step, B, b_tile, b_step, steps,
+                          C + r * c_row, c_row, add_old);
+}
+
+/* C (32, 16 panels) = A (32, 32 steps) B. B consists of panels of 16 columns. Number (r, k) of A is
+ * at A + r * a_row + k / 32 * a_step + k % 32. */
+INLINE void product(const float *A, long a_row, long a_step, const float *B, long panel, int steps,
+                    int panels, float *C, long c_row) {
+    for (int s = 0; s < steps; s += STEPS_AT_ONCE) {
+        const int now = steps - s < STEPS_AT_ONCE ? steps - s : STEPS_AT_ONCE;
+        for (int p = 0; p < panels; p += PANELS_AT_ONCE)
+            if (p + PANELS_AT_ONCE <= panels)
+                multiply_all_rows(32, PANELS_AT_ONCE, A + s * a_step, a_row, 1, a_step,
+                                  B + p * panel + s * TILE, panel, TILE, now, C + 16 * p, c_row,
+                                  s > 0);
+            else
+                multiply_all_rows(32, 1, A + s * a_step, a_row, 1, a_step, B + p * panel + s * TILE,
+                                  panel, TILE, now, C + 16 * p, c_row, s > 0);
+    }
+}
+
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. A has been made by pack_a32_transposed. */
+INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
+                                const float *B, long b_tile, long b_step, int steps, float *C,
+                                long c_row, int add_old) {
+    /* One step at a time: the tiles of several steps would fall into the same sets of the cache. */
+    for (int s = 0; s < steps; s++, A += a_step, B += b_step)
+        for (int i = 0; i < 2; i++)
+            for (int j = 0; j < nb; j += PANELS_AT_ONCE)
+                if (j + PANELS_AT_ONCE <= nb)
+                    multiply_all_rows(16, PANELS_AT_ONCE, A + i * a_tile, 1, 16, 0, B + j * b_tile,
+                                      b_tile, 0, 1, C + 16 * i * c_row + 16 * j, c_row,
+                                      add_old || s > 0);
+                else
+                    multiply_all_rows(16, 1, A + i * a_tile, 1, 16, 0, B + j * b_tile, b_tile, 0, 1,
+                                      C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0);
+}
+
+/* ---- packing rows into tiles ----------------------------------------------------------------- */
+
+/* Packs X (32, columns) as B tiles, one for each 16 columns. They begin `tile` numbers apart in
+ * `out`. A product with them sums over the 32 rows of X. */
+static void pack_b32(const float *X, long row, int columns, float *out, long tile) {
+    for (int c = 0; c < columns; c += 16, out += tile)
+        for (int r = 0; r < 32; r++) store(out + 16 * r, load(X + r * row + c));
+}
+
+/* Packs X (32, columns) as A tiles of its transpose. They have the layout of B tiles. */
+static void pack_a32_transposed(const float *X, long row, int columns, float *out, long tile) {
+    pack_b32(X, row, columns, out, tile);
+}
+
+/* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
+ * product with them sums over the columns of X. The last tile is filled up with zeros. */
+static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
+    for (int c = 0; c < columns; c += 16, out += TILE / 2) {
+        f32x16 r[16];
+        UNROLL(16)
+        for (int i = 0; i < 16; i++) r[i] = load(X + i * row + c);
+        transpose16(r);
+        UNROLL(16)
+        for (int i = 0; i < 16; i++) store(out + 16 * i, r[i]);
+    }
+    if (columns % 32) memset(out, 0, TILE / 2 * sizeof *out);
+}
+
+#endif
