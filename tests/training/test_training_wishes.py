@@ -19,6 +19,7 @@ from gptcli.events import (
     SampleDrawn,
     StepDone,
 )
+from gptcli.native import library
 from gptcli.training import checkpoint
 from gptcli.training.loop import Setup, train
 from gptcli.training.wishes import Wish
@@ -55,7 +56,7 @@ EVERYTHING: dict[int, list[Wish]] = {
 def test_wishes_change_no_bit(new: Any, tmp_path: Path, more: tuple[str, ...], engine: str) -> None:
     if engine == "native" and "model.dropout=0.1" in more:
         pytest.skip("the C library has no dropout")
-    if engine == "native" and library.unavailable(library.TRAINING):
+    if engine == "native" and library.find(library.TRAINING).library is None:
         pytest.skip("the C library cannot be built here")
     ends, saved = [], []
     for name, asked in (("alone", {}), ("asked", EVERYTHING)):
