@@ -32,6 +32,7 @@ class RunStarted:
     dtype: str
     compiled: bool
     resumed_from: int | None
+    flops_per_token: float = 0.0  # of a training step; 0 if it is not known
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class Evaluated:
     seconds: float
     val_loss: float  # nats per token
     best: bool  # the lowest validation loss so far
+
+
+@dataclass(frozen=True)
+class ExtraEvaluation:
+    """After an evaluation that the user asked for. The run does not count it: not as its best
+    loss, not for its patience or target, and metrics.jsonl does not hold it."""
+
+    step: int
+    val_loss: float  # nats per token
 
 
 @dataclass(frozen=True)
@@ -87,9 +97,11 @@ class SampleDrawn:
 
 @dataclass(frozen=True)
 class Notice:
-    """A message for the user, of one line."""
+    """A message for the user, of one line. `short` says the same in a few words, if it matters
+    beyond the moment; the live view keeps that."""
 
     message: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ Event: TypeAlias = (
     RunStarted
     | StepDone
     | Evaluated
+    | ExtraEvaluation
     | Replanned
     | CheckpointSaved
     | SampleDrawn

@@ -56,6 +56,21 @@ def memory_for_this_process() -> int | None:
     return min(sizes)
 
 
+def memory_held() -> int | None:
+    """Bytes of memory that this process holds now; None if the system does not say (Windows)."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, AttributeError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    # macOS has only the most that was held, in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _available_in_machine() -> int | None:
     """MemAvailable of Linux, in bytes."""
     kibibytes = _number(_MEMINFO, after="MemAvailable:")

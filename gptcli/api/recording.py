@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gptcli.training.journal import Journal
     from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
+    from gptcli.training.wishes import Wishes
 
 
 def recorded_training(
@@ -25,6 +26,7 @@ def recorded_training(
     journal: Journal,
     loggers: RunLoggers,
     should_stop: Callable[[], bool],
+    wishes: Wishes | None = None,
 ) -> Generator[Event, None, None]:
     """Train, and yield each event after it is recorded; first a Notice for each note.
 
@@ -33,10 +35,11 @@ def recorded_training(
     from gptcli.events import CheckpointSaved, Notice
     from gptcli.training import run_folder
     from gptcli.training.loop import train
+    from gptcli.training.wishes import no_wishes
 
     for message in [*prepared.notes, *journal.notes, *loggers.start()]:
         yield Notice(message)
-    with closing(train(prepared.setup, should_stop)) as events:
+    with closing(train(prepared.setup, should_stop, wishes or no_wishes)) as events:
         for event in events:
             summary.absorb(event)
             problem = _record(event, journal)

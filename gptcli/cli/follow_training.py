@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,10 @@ from gptcli.api.recording import (
     seconds_for_loggers,
 )
 from gptcli.api.user_files import UserFiles
+from gptcli.cli.keys import has_keys
 from gptcli.cli.output import note, print_json, stderr_console
 from gptcli.cli.signals import LeaveAtOnce, Stop, signals_held, stop_on_signals
+from gptcli.cli.training_keys import TrainingKeys
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from gptcli.loggers.processes import RunLoggers
     from gptcli.training.run_summary import RunSummary
     from gptcli.training.setup import Prepared
+    from gptcli.view.live_state import LiveState
 
 
 def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None:
@@ -81,19 +86,28 @@ def _train(
     Returns the last event, or None if a second Ctrl-C ended the loop."""
     from gptcli.events import Finished
     from gptcli.view.history import recorded_events
-    from gptcli.view.terminal import open_view
+    from gptcli.view.terminal import LiveView, is_live, open_view
 
     run = prepared.setup.run
     finished: Finished | None = None
+    console = stderr_console()
+    live = _live_state(prepared) if is_live(console) else None
     with (
         journal_of(run, summary) as journal,
         # The user's module can print. Its output must not mix with the JSON on stdout.
         redirect_stdout(sys.stderr),
-        open_view(stderr_console()) as view,
+        open_view(console, live) as view,
         suppress(LeaveAtOnce),
-        # Closing the loop gives up an unfinished save before an old run is restored.
-        closing(recorded_training(prepared, summary, journal, loggers, stop.wanted)) as events,
+        ExitStack() as stack,
     ):
+        wanted, wishes = stop.wanted, None
+        if live is not None and live.has_keys and isinstance(view, LiveView):
+            keys = stack.enter_context(TrainingKeys(stop, view.press))
+            wanted, wishes = keys.wanted, keys.wishes
+        # Closing the loop gives up an unfinished save before an old run is restored.
+        events = stack.enter_context(
+            closing(recorded_training(prepared, summary, journal, loggers, wanted, wishes))
+        )
         for earlier in (
             recorded_events(run, has_time_limit=prepared.setup.config.train.minutes is not None)
             if summary.resumed_from
@@ -107,6 +121,24 @@ def _train(
                 event = replace(event, diagnosis=None, hint=None)
             view.handle(event)
     return finished
+
+
+def _live_state(prepared: Prepared) -> LiveState:
+    """What the live view needs to know about the machine, and whether keys can be pressed."""
+    from gptcli.memory import memory_held
+    from gptcli.training.peak import known_peak
+    from gptcli.view.live_state import LiveState
+    from gptcli.view.waiting import waiting
+
+    setup = prepared.setup
+    with waiting("measuring this machine"):
+        peak = known_peak(setup.dtype, setup.device, setup.threads)
+    memory: Callable[[], int | None] = memory_held
+    if setup.device.type == "cuda":
+        import torch
+
+        memory = partial(torch.cuda.memory_reserved, setup.device)
+    return LiveState(has_keys=has_keys(), peak_flops=peak, memory_held=memory)
 
 
 def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:

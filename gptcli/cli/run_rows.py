@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files.bounded import read_lines
 from gptcli.files.durable import is_locked
+from gptcli.files.paths import expanded
 from gptcli.training import run_folder
 from gptcli.training.checkpoint import steps_of
 from gptcli.training.run_times import time_in
@@ -19,9 +25,92 @@ from gptcli.view.runs_table import RunRow
 
 def run_rows(folder: Path) -> list[RunRow]:
     """One row for each run under `folder`, oldest first; one row if `folder` is a run itself."""
-    is_run = (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file()
-    runs = [folder] if is_run else run_folder.list_runs(folder)
-    return [run_row(run) for run in run_folder.oldest_first(runs)]
+    return [run_row(run) for run in run_folder.oldest_first(_runs_at(folder))]
+
+
+def named_runs(words: Sequence[str]) -> list[Path]:
+    """The runs that words name, oldest first; those under runs/ if there are no words.
+
+    A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern: of names
+    under runs/, or of paths if it has a slash. Raises GptcliError if it is none of these, or if
+    no run matches a pattern."""
+    found: dict[Path, Path] = {}
+    for word in words or ["runs"]:
+        for run in _named(word):
+            found.setdefault(run.resolve(), run)
+    return run_folder.oldest_first(found.values())
+
+
+def _named(word: str) -> list[Path]:
+    folder = expanded(word)
+    if os.path.isdir(folder) or folder == Path("runs"):  # noqa: PTH112
+        return _runs_at(folder)
+    if any(character in word for character in "*?["):
+        pattern = str(folder) if "/" in word else str(Path("runs", word))
+        runs = [path for path in map(Path, sorted(glob.glob(pattern))) if _is_run(path)]  # noqa: PTH207
+        if not runs:
+            raise GptcliError(f"no run matches `{cropped(word)}`", "gptcli runs lists all of them")
+        return runs
+    if "/" not in word and _is_run(Path("runs", word)):
+        return [Path("runs", word)]
+    known = [run.name for run in run_folder.list_runs(Path("runs"))]
+    close = nearest(word, known)
+    raise GptcliError(
+        f"there is no folder {folder}" + (", and no run of this name under runs/" if known else ""),
+        f"did you mean `{close}`?"
+        if close
+        else "name a folder that holds runs; the default is runs/",
+    )
+
+
+def _runs_at(folder: Path) -> list[Path]:
+    return [folder] if _is_run(folder) else run_folder.list_runs(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "tokenizer.json").is_file()
+
+
+def rows_of(runs: Sequence[Path], known: KnownRows | None = None) -> list[RunRow]:
+    """The row of each run. A run whose name another one has too is shown by its path."""
+    names = Counter(run.name for run in runs)
+    rows = [run_row(run) if known is None else known.row(run) for run in runs]
+    return [
+        replace(row, name=str(run)) if names[run.name] > 1 else row
+        for run, row in zip(runs, rows, strict=True)
+    ]
+
+
+class KnownRows:
+    """Reads the row of a run again only if its files have changed since the last time."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Path, tuple[Any, RunRow]] = {}
+
+    def row(self, run: Path) -> RunRow:
+        """The row of a run, as `run_row` gives it."""
+        state = self._state(run)
+        before = self._rows.get(run)
+        if before is not None and state is not None and before[0] == state:
+            return before[1]
+        row = run_row(run)
+        self._rows[run] = (state, row)
+        return row
+
+    @staticmethod
+    def _state(run: Path) -> Any:
+        """What changes if the row can change; None if it cannot be told."""
+        state: list[Any] = []
+        for name in ("config.yaml", "metrics.jsonl", "run.json", "checkpoints"):
+            try:
+                about = (run / name).stat()
+                state.append((about.st_mtime_ns, about.st_size, about.st_ino))
+            except OSError:
+                state.append(None)
+        try:
+            return (*state, is_locked(run))
+        except OSError:
+            return None
 
 
 def run_row(run: Path) -> RunRow:

@@ -31,6 +31,11 @@ class Stop:
     def wanted(self) -> bool:
         return self.asked_at is not None
 
+    def ask(self) -> None:
+        """Ask the loop to stop, as a first Ctrl-C does. Asking again changes nothing."""
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+
     def handle(self, number: int, frame: object) -> None:
         if self.asked_at is None:
             self.asked_at = time.monotonic()

@@ -187,13 +187,61 @@ def show(
     text: TextArgument = None,
     tokenizer: TokenizerOption = "gpt2",
     escape: EscapeOption = False,
+    vocabulary: Annotated[
+        bool, typer.Option("--vocabulary", help="Show every token of the tokenizer, without TEXT.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the tokens of a text, one per line: id and bytes."""
-    for token, piece in _load(tokenizer).show(_text(text, escape)):
-        if as_json:
+    """Show the tokens of a text with their ids, and how well the tokenizer compresses it.
+
+    On a terminal, the tokens are tiles above their ids; in a pipe, one line each: id and bytes.
+    Then stderr gets the bytes per token, beside GPT-2's tokenizer."""
+    if vocabulary:
+        if text is not None:
+            raise GptcliError("--vocabulary takes no TEXT", "leave out one of them")
+        _show_vocabulary(_load(tokenizer), as_json)
+        return
+    loaded, text = _load(tokenizer), _text(text, escape)
+    tokens = loaded.show(text)
+    _print_tokens(tokens, as_json, in_columns=False)
+    if not as_json:
+        from gptcli.tokenization.gpt2 import gpt2_tokenizer
+        from gptcli.view.token_pieces import Compression, compression_lines
+
+        found = [Compression(tokenizer, loaded.vocab_size, len(tokens))]
+        if loaded.kind != "gpt2":
+            beside = gpt2_tokenizer()
+            found.append(Compression("gpt2", beside.vocab_size, len(beside.encode(text))))
+        for line in ["", *compression_lines(found, len(text.encode("utf-8")))]:
+            note(line)
+
+
+def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
+    """Print every token, and a line that says how many are of which kind."""
+    from gptcli.tokenization.tokenizer import visible
+    from gptcli.view.token_pieces import vocabulary_line
+
+    pieces = list(tokenizer.pieces)
+    _print_tokens([(id, visible(p)) for id, p in enumerate(pieces)], as_json, in_columns=True)
+    if not as_json:
+        note("\n" + vocabulary_line(tokenizer.kind, pieces, tokenizer.special_ids))
+
+
+def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
+    """Print tokens: as JSON, for a terminal, or one line each."""
+    if as_json:
+        for token, piece in tokens:
             print_json({"id": token, "text": piece})
-        else:
+    elif sys.stdout.isatty():
+        from gptcli.cli.output import stdout_console
+        from gptcli.view.token_pieces import token_tiles, vocabulary_columns
+
+        console = stdout_console()
+        shown = vocabulary_columns if in_columns else token_tiles
+        for line in shown(tokens, console.width, console.encoding):
+            console.print(line)
+    else:
+        for token, piece in tokens:
             sys.stdout.write(f'{token:>7}  "{piece}"\n')
 
 

@@ -97,7 +97,7 @@ class Tokenizer(ABC):
         Printable characters do not change; others are escaped as in Python (`\\n`, `\\u200b`). A
         token with an incomplete character shows its bytes (`\\xe2\\x82`).
         """
-        return [(id, _visible(self.token_bytes(id))) for id in self.encode(text)]
+        return [(id, visible(self.token_bytes(id))) for id in self.encode(text)]
 
     @property
     def special_ids(self) -> Collection[int]:
@@ -187,7 +187,8 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-def _visible(piece: bytes) -> str:
+def visible(piece: bytes) -> str:
+    """The bytes of a token in readable form, as `Tokenizer.show` describes it."""
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +24,29 @@ from torch import Tensor
 from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus, TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
-from gptcli.devices import describe_device, dtype_name
 from gptcli.events import (
     Evaluated,
     Event,
     Finished,
     Notice,
-    RunStarted,
     SampleDrawn,
     StepDone,
     Stopped,
 )
-from gptcli.files.paths import shell_word
-from gptcli.model.gpt import count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
 from gptcli.training.final_sample import final_sample
-from gptcli.training.loss_spikes import SpikeDetector
+from gptcli.training.headline import run_started
+from gptcli.training.loss_spikes import SpikeDetector, spike_notice
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.passes import EngineName
 from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
 from gptcli.training.step import Diverged, Updated, take_step
 from gptcli.training.training_state import TrainingState
+from gptcli.training.wishes import Wishes, extra_evaluation, no_wishes
 from gptcli.training.zero_gradients import ZeroGradients, still
 
 _SAMPLE_TOKENS = 200
@@ -73,16 +72,17 @@ class Setup:
 
 
 def train(
-    setup: Setup, should_stop: Callable[[], bool] = lambda: False
+    setup: Setup, should_stop: Callable[[], bool] = lambda: False, wishes: Wishes = no_wishes
 ) -> Generator[Event, None, None]:
     """Train and yield events; the last event is always Finished.
 
     `should_stop` is called after every step and between the batches of an evaluation. If it returns
-    True, the run saves a checkpoint and finishes as "interrupted". A loss or gradient that is not
+    True, the run saves a checkpoint and finishes as "interrupted". `wishes` is called after every
+    step; what it returns is done at once, and changes no weights. A loss or gradient that is not
     finite finishes the run as "diverged" before the update. Raises GptcliError if a checkpoint
     cannot be written. After the generator has ended, raised or been closed, none of its threads
     touches the run folder."""
-    loop = _Loop(setup, should_stop)
+    loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()
     finally:
@@ -91,9 +91,8 @@ def train(
 
 
 class _Loop:
-    def __init__(self, setup: Setup, should_stop: Callable[[], bool]) -> None:
-        self.setup = setup
-        self.should_stop = should_stop
+    def __init__(self, setup: Setup, should_stop: Callable[[], bool], wishes: Wishes) -> None:
+        self.setup, self.should_stop, self.wishes = setup, should_stop, wishes
         self.config = setup.config.train
         corpus = setup.corpus
         self.state = TrainingState(
@@ -215,7 +214,7 @@ class _Loop:
                 p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed, logged
             )
             if (usual := self.spikes.excess(done.loss)) is not None:
-                yield self.spike(done.loss, usual)
+                yield spike_notice(self.setup.run, p.step, done.loss, usual)
             if self.zero_gradients.begin(done.norm):
                 yield Notice(still(p.step, self.config.learning_rate))
             if logged:
@@ -242,6 +241,8 @@ class _Loop:
         if stopped is None and self.saver.due(self.progress.step):
             yield from self.save()
         self.plan.paused(time.perf_counter() - begun)
+        if stopped is None:
+            yield from self.grant_wishes()
         return stopped or ("interrupted" if self.should_stop() else None)
 
     def one_step(self) -> Updated | Diverged:
@@ -322,8 +323,12 @@ class _Loop:
     def sample_if_due(self) -> Iterator[Event]:
         """Draw a sample if one is due now and is missing."""
         p, every = self.progress, self.config.sample_every
-        if not every or p.step == 0 or p.step % every or p.sampled_at == p.step:
-            return
+        if every and p.step > 0 and p.step % every == 0 and p.sampled_at != p.step:
+            yield from self.sample()
+
+    def sample(self) -> Iterator[Event]:
+        """Draw a sample, and save it with the checkpoint of this step if there is one."""
+        p = self.progress
         tokenizer = self.setup.corpus.tokenizer
         text = generate_one(
             self.state.passes.model(),
@@ -340,6 +345,18 @@ class _Loop:
         yield SampleDrawn(p.step, "", text)
         if self.saver.saved_at == p.step:  # this step's checkpoint lacks the sample
             yield from self.save()
+
+    def grant_wishes(self) -> Iterator[Event]:
+        """Do what the user has asked for. Weights and later decisions stay the same."""
+        p, val = self.progress, self.setup.corpus.val
+        for wish in self.wishes():
+            if wish == "sample":
+                yield from self.sample()
+            elif wish == "evaluate":
+                loss_now = None if val is None else partial(self.loss_on, val)
+                yield from extra_evaluation(p.step, loss_now, self.should_stop)
+            elif self.saver.saved_at != p.step:
+                yield from self.save()
 
     def save(self) -> Iterator[Event]:
         """Save a checkpoint, mark the best one and delete those that are no longer kept."""
@@ -363,36 +380,17 @@ class _Loop:
 
     # ---- small things --------------------------------------------------------------------
 
-    def spike(self, loss: float, usual: float) -> Event:
-        """The notice of a loss far above the recent ones."""
-        step, run = self.progress.step, shell_word(self.setup.run)
-        return Notice(
-            f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
-            f"its batch: gptcli inspect-batch {run} {step}"
-        )
-
     def clock(self) -> float:
         """Seconds of training, including those before an interruption."""
         return time.perf_counter() - self.started
 
     def headline(self) -> Event:
         """The first event: the network, the text and the device of the run."""
-        setup, corpus = self.setup, self.setup.corpus
-        count = count_parameters(self.state.model)
-        return RunStarted(
-            run=setup.run,
-            source=setup.config.data.name,
-            tokenizer=corpus.tokenizer.kind,
-            vocab_size=corpus.tokenizer.vocab_size,
-            arch=setup.config.model.arch,
-            parameters=count.total,
-            parameters_without_embeddings=count.without_embeddings,
-            train_tokens=len(corpus.train),
-            val_tokens=len(corpus.val) if corpus.val else 0,
-            max_steps=self.plan.max_steps,
-            tokens_per_step=setup.config.tokens_per_step,
-            device=describe_device(setup.device, setup.threads),
-            dtype=dtype_name(setup.dtype),
+        setup = self.setup
+        return run_started(
+            setup.run, setup.config, setup.corpus, self.state.model, setup.device, setup.dtype,
+            threads=setup.threads,
             compiled=setup.compile,
+            max_steps=self.plan.max_steps,
             resumed_from=setup.resume.step if setup.resume else None,
-        )
+        )  # fmt: skip

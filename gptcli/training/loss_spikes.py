@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from pathlib import Path
+
+from gptcli.events import Notice
+from gptcli.files.paths import shell_word
 
 _WINDOW = 50
 _MIN_LOSSES = 20
@@ -37,3 +41,12 @@ class SpikeDetector:
             return None
         self._quiet = _WINDOW
         return median
+
+
+def spike_notice(run: Path, step: int, loss: float, usual: float) -> Notice:
+    """The notice of a loss far above the recent ones, with the command that shows its batch."""
+    return Notice(
+        f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
+        f"its batch: gptcli inspect-batch {shell_word(run)} {step}",
+        short=f"loss spike at step {step}: {loss:.4g}, before it {usual:.4g}",
+    )

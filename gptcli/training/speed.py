@@ -75,14 +75,19 @@ def flops_per_token(model: GPT) -> float:
     return 6.0 * weights + 12.0 * config.n_layer * config.attention_width * config.block_size / 2
 
 
-def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """The highest measured floating-point operations per second of matrix products in `dtype`."""
+def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_SECONDS) -> float:
+    """The highest measured floating-point operations per second of matrix products in `dtype`.
+
+    It takes about `seconds`, and draws no number from PyTorch's own generators."""
     best = 0.0
+    numbers = torch.Generator(device).manual_seed(0)
     for rows, inner, columns in _PRODUCTS if device.type == "cpu" else _PRODUCTS_OF_A_GPU:
-        a = torch.randn(rows, inner, device=device).to(dtype)
-        b = torch.randn(columns, inner, device=device).to(dtype)
+        a, b = (
+            torch.randn(size, inner, device=device, generator=numbers).to(dtype)
+            for size in (rows, columns)
+        )
         begin = now(device)
-        while now(device) - begin < _PEAK_SECONDS / len(_PRODUCTS):
+        while now(device) - begin < seconds / len(_PRODUCTS):
             start = now(device)
             torch.nn.functional.linear(a, b)
             best = max(best, 2.0 * rows * inner * columns / (now(device) - start))

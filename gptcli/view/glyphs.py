@@ -20,11 +20,30 @@ class Glyphs:
     axis: str
     tick: str
     line: str
+    bullet: str
 
 
 UNICODE = Glyphs(
-    False, bar="━", half="╸", rest="─", dot=" · ", arrow=" → ", axis="│", tick="┤", line="⠤⠤"
+    False,
+    bar="━",
+    half="╸",
+    rest="─",
+    dot=" · ",
+    arrow=" → ",
+    axis="│",
+    tick="┤",
+    line="⠤⠤",
+    bullet="•",
 )
 ASCII = Glyphs(
-    True, bar="=", half="-", rest=".", dot=" | ", arrow=" -> ", axis="|", tick="+", line="--"
+    True,
+    bar="=",
+    half="-",
+    rest=".",
+    dot=" | ",
+    arrow=" -> ",
+    axis="|",
+    tick="+",
+    line="--",
+    bullet="*",
 )

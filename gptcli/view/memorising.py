@@ -7,6 +7,7 @@ from gptcli.view.number_formats import human_count, loss_text
 from gptcli.view.run_status import RunStatus
 
 RISES = 2  # evaluations in a row with a rising loss: one alone is often chance
+RISES_OF_OVERFITTING = 3  # from here on, the live view says so as long as it lasts
 
 
 class MemorisingNote:
@@ -45,3 +46,17 @@ def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
             f"`sample` uses step {step}"
         )
     return f"`sample` uses step {step}, the best"
+
+
+def overfitting(status: RunStatus) -> str | None:
+    """The sentence that a run overfits: its validation loss rises, or has long not been better."""
+    best = status.best
+    if best is None:
+        return None
+    at = f"best at step {human_count(best.step)}"
+    if status.rises >= RISES_OF_OVERFITTING:
+        return f"validation loss rising for {status.rises} evaluations: overfitting; {at}"
+    since = status.evaluations_since_best
+    if since >= RISES_OF_OVERFITTING and status.only_memorises():
+        return f"validation loss not better for {since} evaluations: overfitting; {at}"
+    return None

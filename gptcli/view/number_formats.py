@@ -55,6 +55,17 @@ def rate(count: float, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
 
 
+def memory_text(size: int | None) -> str:
+    """Bytes of memory as "412 MB" or "1.24 GB" (powers of ten); "-" if unknown.
+
+    >>> memory_text(412_300_000), memory_text(1_240_000_000)
+    ('412 MB', '1.24 GB')
+    """
+    if size is None:
+        return UNKNOWN
+    return f"{size / 1e6:,.0f} MB" if size < 999.5e6 else f"{_three_digits(size / 1e9)} GB"
+
+
 def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
     """Seconds that `steps_left` steps take if `steps` steps took `seconds`.
 

@@ -1,4 +1,4 @@
-"""The live training view, line by line: headline, model line, progress bar, numbers, curve, sample.
+"""The live training view, line by line: headline, progress, numbers, curve, samples, notes, keys.
 
 `headline` is the first line on the screen, `model_line` the second, `progress_line` the third.
 """
@@ -12,43 +12,96 @@ from rich.text import Text
 
 from gptcli.view.chart import chart, loss_lines
 from gptcli.view.glyphs import ASCII, BEST, LABEL, LOSS, UNICODE, VAL, Glyphs
-from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.live_state import LiveState, help_lines, key_line
+from gptcli.view.memorising import overfitting
+from gptcli.view.number_formats import (
+    duration,
+    human_count,
+    loss_text,
+    memory_text,
+    norm_text,
+    rate_text,
+)
 from gptcli.view.paths import short_path
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
 CHART_SHARE = 0.6  # of the rows for chart and sample; the sample gets the others
+WIDE, WIDE_ROWS = 140, 20  # from this window on, samples and notes stand beside the curve
+WIDE_SHARE = 0.6  # of the width, for the curve
+EARLIER_ROWS = 3  # of an earlier sample
 LEAST_SAMPLE_ROWS = 2  # one row of text says less than one more row of chart
 ROOMY = 26  # rows; a lower window shows more of the curve instead of a blank line
 GAPS_FROM = 17  # rows; a window with fewer has no room for blank lines
 FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # at most, in the picture that stays after the run
 
 
-def panel(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
+def panel(
+    status: RunStatus, console: Console, width: int, height: int, live: LiveState | None = None
+) -> list[Text]:
     """The lines of the live view: at most `height` lines of at most `width` cells each.
 
-    If the window is too small, the sample and the curve shrink and then disappear, then the
-    headline disappears. The progress bar always stays. Before the run starts the list is empty.
+    If the window is too small, the notes, the sample and the curve shrink and then disappear, then
+    the headline disappears. The progress bar always stays. In a wide window, samples and notes
+    stand beside the curve. Before the run starts the list is empty.
     """
     if status.started is None or width < 1 or height < 1:
         return []
+    live = live or LiveState()
     glyphs = ASCII if console.options.ascii_only else UNICODE
     head = _head(status, console, width, glyphs)
     progress = progress_line(status, width, glyphs)
     numbers = number_lines(status, width)
     if height < len([*head, progress, *numbers]) + 1:
         kept = [progress, *numbers, *head][:height]  # the most important lines first
-        lines = [*kept[3:], *kept[:3]]
+        return _cropped([*kept[3:], *kept[:3]], width)
+    gap = [Text()] if height >= GAPS_FROM else []
+    use = machine_line(status, live, width) if gap else None
+    lines = [*head, *gap, progress, *numbers, *([use] if use is not None else [])]
+    keys = [key_line(live, width)] if live.has_keys and gap else []
+    room = height - len(lines) - len(keys)
+    if live.shows_help and gap:
+        lower = [Text(), *help_lines(width, room - 1, glyphs)]
+    elif width >= WIDE and room >= WIDE_ROWS:
+        lower = [Text(), *_side_by_side(status, console, width, room - 1, glyphs)]
     else:
-        gap = [Text()] if height >= GAPS_FROM else []
-        lines = [*head, *gap, progress, *numbers]
-        room = height - len(lines)
-        sample = sample_block(status, console, width, round((1 - CHART_SHARE) * room) - len(gap))
-        rows = room - len(gap) - (len(gap) + len(sample) if sample else 0)
-        curve = chart_block(status, width, rows, glyphs)
-        lines += [*(gap if curve else []), *curve, *(gap if sample else []), *sample]
-    return _cropped(lines, width)
+        lower = _stacked(status, console, width, room, gap, glyphs)
+    if keys and len(lower) + 1 < room and lower:
+        lower.append(Text())
+    return _cropped([*lines, *lower, *keys], width)
+
+
+def _stacked(
+    status: RunStatus, console: Console, width: int, room: int, gap: list[Text], glyphs: Glyphs
+) -> list[Text]:
+    """The curve, below it the sample, below it the notes, in at most `room` lines."""
+    notes = note_lines(status, width, (2 if room < 2 * GAPS_FROM else 4) if gap else 0, glyphs)
+    if notes:
+        notes = [*(gap if room >= GAPS_FROM else []), *notes]
+        room -= len(notes)
+    sample = sample_block(status, console, width, round((1 - CHART_SHARE) * room) - len(gap))
+    rows = room - len(gap) - (len(gap) + len(sample) if sample else 0)
+    curve = chart_block(status, width, rows, glyphs)
+    return [*(gap if curve else []), *curve, *(gap if sample else []), *sample, *notes]
+
+
+def _side_by_side(
+    status: RunStatus, console: Console, width: int, rows: int, glyphs: Glyphs
+) -> list[Text]:
+    """The curve in `rows` lines; to its right, the samples, and the notes at the bottom."""
+    left_width = round(WIDE_SHARE * width)
+    right_width = width - left_width - 2
+    curve = _cropped(chart_block(status, left_width, rows, glyphs), left_width)
+    notes = note_lines(status, right_width, len(curve), glyphs)
+    room = len(curve) - (len(notes) + 1 if notes else 0)
+    right = samples_block(status, console, right_width, room)
+    right += [Text()] * (len(curve) - len(notes) - len(right))
+    lines = []
+    for chart_line, beside in zip(curve, [*right, *notes], strict=True):
+        blanks = " " * (left_width - chart_line.cell_len + 2)
+        lines.append(Text.assemble(chart_line, blanks, beside) if beside.plain else chart_line)
+    return lines
 
 
 def final_picture(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
@@ -175,6 +228,21 @@ def number_lines(status: RunStatus, width: int) -> list[Text]:
     return lines
 
 
+def machine_line(status: RunStatus, live: LiveState, width: int) -> Text | None:
+    """The line below the numbers: memory, share of the peak, newest checkpoint; None if unknown."""
+    held, share = live.memory_held(), live.share_of_peak(status)
+    if held is None and live.peak_flops is None:
+        return None
+    gap = "   " if width >= 66 else "  "
+    saved = "-" if status.saved_at is None else f"at {human_count(status.saved_at)}"
+    peak = "-" if share is None else f"{100 * share:.0f}%"
+    return Text.assemble(
+        " ", ("mem  ", LABEL), f"{memory_text(held):>8}",
+        gap, ("of peak  ", LABEL), f"{peak:>8}",
+        gap, ("saved ", LABEL), saved,
+    )  # fmt: skip
+
+
 def _red_if_not_finite(number: str, style: str) -> str:
     return "bold red" if number in ("nan", "inf", "-inf") else style
 
@@ -187,6 +255,33 @@ def sample_block(status: RunStatus, console: Console, width: int, height: int) -
     text = sample_lines(status.sample.prompt, status.sample.text, room, height - 1, console)
     title = Text(f" sample at step {human_count(status.sample.step)}", style=LABEL)
     return [title, *(Text.assemble("   ", line) for line in text)] if text else []
+
+
+def samples_block(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
+    """The newest sample and, below it, earlier ones, in at most `height` lines."""
+    earlier = status.samples[:-1]
+    each = EARLIER_ROWS + 2  # with a title and a blank line
+    slots = min(len(earlier), max(0, height - LEAST_SAMPLE_ROWS - 1) // (2 * each))
+    newest = sample_block(status, console, width, height - slots * each)
+    lines = list(newest)
+    for slot in range(slots):
+        # From the newest of the earlier ones to the very first one.
+        at = len(earlier) - 1 - round(slot * (len(earlier) - 1) / max(1, slots - 1))
+        sample = earlier[at]
+        room = min(width - 3, WIDEST_TEXT)
+        text = sample_lines(sample.prompt, sample.text, room, EARLIER_ROWS, console)
+        title = Text(f" at step {human_count(sample.step)}", style=LABEL)
+        lines += [Text(), title, *(Text.assemble("   ", line) for line in text)]
+    return lines
+
+
+def note_lines(status: RunStatus, width: int, most: int, glyphs: Glyphs) -> list[Text]:
+    """At most `most` notes, one in each line."""
+    cut = "..." if glyphs.ascii_only else "\N{HORIZONTAL ELLIPSIS}"
+    return [
+        Text(f" {glyphs.bullet} {crop(note.text, max(1, width - 3), ellipsis=cut)}", note.style)
+        for note in status.notes.shown(overfitting(status), most)
+    ]
 
 
 def chart_block(status: RunStatus, width: int, height: int, glyphs: Glyphs) -> list[Text]:

@@ -11,6 +11,7 @@ from gptcli.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    ExtraEvaluation,
     Finished,
     Notice,
     Replanned,
@@ -135,6 +136,8 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     if isinstance(event, Evaluated):
         best = "  best" if event.best else ""
         return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}{best}"]
+    if isinstance(event, ExtraEvaluation):
+        return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}  asked for"]
     if isinstance(event, Replanned):
         return [f"{_step_of(event.step, status)}  planned again: {event.why}"]
     if isinstance(event, CheckpointSaved):

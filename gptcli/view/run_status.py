@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gptcli.events import (
+    CheckpointSaved,
     Evaluated,
     Event,
     Finished,
@@ -15,7 +16,9 @@ from gptcli.events import (
 )
 from gptcli.view.curve import LossHistory
 from gptcli.view.number_formats import StepRate
+from gptcli.view.run_notes import RunNotes
 
+MOST_SAMPLES = 8  # kept, spread over the run
 SMOOTHING = 0.1  # the share of the newest loss in the smoothed loss
 
 
@@ -33,6 +36,9 @@ class RunStatus:
         self.recent_loss: float | None = None  # of the training text, smoothed
         self._recent_loss_at_best: float | None = None
         self.sample: SampleDrawn | None = None
+        self.samples: list[SampleDrawn] = []  # the first one, the newest, and some between them
+        self.saved_at: int | None = None  # the step of the newest checkpoint
+        self.notes = RunNotes()
         self.finished: Finished | None = None
         self.evaluations_since_best = 0
         self.step_rate = StepRate()
@@ -50,7 +56,9 @@ class RunStatus:
                 recent = event.loss if self.recent_loss is None else self.recent_loss
                 self.recent_loss = recent + SMOOTHING * (event.loss - recent)
             self.step_rate.mark(event.step, event.seconds)
-        elif isinstance(event, Evaluated):
+            return
+        self.notes.absorb(event)
+        if isinstance(event, Evaluated):
             before, self.evaluated = self.evaluated, event
             rises = before is not None and event.val_loss > before.val_loss
             self.rises = self.rises + 1 if rises else 0
@@ -64,6 +72,11 @@ class RunStatus:
                 self._recent_loss_at_best = self.recent_loss
         elif isinstance(event, SampleDrawn):
             self.sample = event
+            self.samples.append(event)
+            if len(self.samples) > MOST_SAMPLES:
+                self.samples = [*self.samples[:-1:2], event]
+        elif isinstance(event, CheckpointSaved):
+            self.saved_at = event.step
         elif isinstance(event, RunStarted):
             self.started = event
             self.max_steps = event.max_steps

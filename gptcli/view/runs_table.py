@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -40,6 +41,40 @@ class RunRow:
     seconds: float | None
     parameters: int | None
     when: datetime | None  # the last write to the run, in local time
+
+
+@dataclass(frozen=True)
+class Order:
+    """The column by which rows are sorted (a key of SORT_KEYS), and whether from high to low."""
+
+    column: str
+    reverse: bool = False
+
+
+SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
+    "run": lambda row: row.name,
+    "status": lambda row: row.status,
+    "steps": lambda row: row.step,
+    "loss": lambda row: row.train_loss,
+    "val": lambda row: row.val_loss,
+    "best": lambda row: row.best_val_loss,
+    "time": lambda row: row.seconds,
+    "params": lambda row: row.parameters,
+    "when": lambda row: row.when,
+}
+"""What each column of the table is sorted by."""
+
+
+def sorted_rows(rows: Sequence[RunRow], order: Order) -> list[RunRow]:
+    """The rows in this order. Rows without the value come last, in either direction."""
+    key = SORT_KEYS[order.column]
+
+    def is_known(row: RunRow) -> bool:
+        value = key(row)
+        return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+    known = sorted(filter(is_known, rows), key=key, reverse=order.reverse)
+    return [*known, *(row for row in rows if not is_known(row))]
 
 
 @dataclass(frozen=True)
@@ -85,29 +120,42 @@ _COLUMNS = (
 _DISPENSABLE = (_PARAMETERS, _WHEN, _VAL)
 
 
-def runs_table(rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8") -> Table:
+def runs_table(
+    rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8", order: Order | None = None
+) -> Table:
     """The runs as a table that fits into `width` cells. It is readable from 60 cells on.
 
     In a narrow terminal, long names are cut first. Then the columns params, when and val are left
-    out.
+    out. The title of the column of `order` has an arrow.
     """
-    columns = list(_COLUMNS)
-    name_width = _width(_NAME, rows)
-    for column in _DISPENSABLE:
-        if _rest_width(columns, rows) + min(name_width, NARROWEST_NAME) <= width:
+    columns = [_marked(column, order, encoding) for column in _COLUMNS]
+    name, others = columns[0], columns[1:]
+    name_width = _width(name, rows)
+    for dispensable in _DISPENSABLE:
+        if _rest_width(others, rows) + min(name_width, NARROWEST_NAME) <= width:
             break
-        columns.remove(column)
-    name_width = max(1, min(name_width, width - _rest_width(columns, rows)))
+        others = [c for c in others if c.title != dispensable.title]
+    name_width = max(1, min(name_width, width - _rest_width(others, rows)))
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for column in columns:
+    for column in (name, *others):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        table.add_column(column.title, justify=justify, no_wrap=True)
+        header = Text(column.title, style="" if column in _COLUMNS else "bold not dim")
+        table.add_column(header, justify=justify, no_wrap=True)
     for row in rows:
         style = _STATUS_STYLES.get(row.status, "")
-        name = crop(clean(_NAME.cell(row), encoding), name_width, ellipsis=ellipsis_for(encoding))
-        styled = {_NAME: Text(name, style="bold"), _STATUS: Text(_STATUS.cell(row), style=style)}
-        table.add_row(*(styled.get(column) or Text(column.cell(row)) for column in columns))
+        cut = crop(clean(name.cell(row), encoding), name_width, ellipsis=ellipsis_for(encoding))
+        cells = [Text(cut, style="bold")]
+        cells += [Text(c.cell(row), style if c.cell is _STATUS.cell else "") for c in others]
+        table.add_row(*cells)
     return table
+
+
+def _marked(column: _Column, order: Order | None, encoding: str) -> _Column:
+    """The column, with an arrow in its title if the rows are sorted by it."""
+    if order is None or column.title != order.column:
+        return column
+    arrows = "\N{UPWARDS ARROW}\N{DOWNWARDS ARROW}" if encoding.lower().startswith("utf") else "^v"
+    return replace(column, title=f"{column.title} {arrows[order.reverse]}")
 
 
 def runs_lines(rows: Sequence[RunRow]) -> list[str]:
@@ -130,5 +178,5 @@ def _width(column: _Column, rows: Sequence[RunRow]) -> int:
 
 
 def _rest_width(columns: Sequence[_Column], rows: Sequence[RunRow]) -> int:
-    """Cells that all columns except the name fill, gaps included."""
-    return sum(GAP + _width(column, rows) for column in columns if column is not _NAME)
+    """Cells that the columns beside the name fill, gaps included."""
+    return sum(GAP + _width(column, rows) for column in columns)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
 from gptcli.view.glyphs import VAL
+from gptcli.view.live_state import LiveState
 from gptcli.view.memorising import MemorisingNote
 from gptcli.view.panel import panel
 from gptcli.view.plain import PlainView
@@ -21,7 +22,7 @@ from gptcli.view.safe_text import clean
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.02  # the largest share of the time that drawing can take
 TALL = 15  # rows; from this height on, LINES_ABOVE rows stay free for the newest notes
-LINES_ABOVE = 3
+LINES_ABOVE = 2
 
 
 class LiveView:
@@ -32,8 +33,9 @@ class LiveView:
     change while no events come, for example during an evaluation.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, live: LiveState | None = None) -> None:
         self._console = console
+        self._live = live or LiveState()
         self._status = RunStatus()
         self._region = Region(console, self._lines)
         self._memorising = MemorisingNote()
@@ -55,6 +57,7 @@ class LiveView:
     def handle(self, event: Event) -> None:
         """Take in one event, and redraw if the last drawing is old enough."""
         self._status.absorb(event)
+        self._live.absorb(event)
         if isinstance(event, StepDone):
             if time.monotonic() >= self._next_draw:
                 self._draw()
@@ -68,6 +71,11 @@ class LiveView:
         if note is not None:
             self._console.print(Text(note, style=VAL))
 
+    def press(self, key: str) -> None:
+        """Take in a key that the user has pressed, and show that at once."""
+        self._live.press(key)
+        self._draw()
+
     def recall(self, event: Event) -> None:
         """Take in an event of an earlier part of the run, without drawing."""
         self._status.recall(event)
@@ -79,14 +87,18 @@ class LiveView:
         """
         size = self._console.size
         lines = panel(
-            self._status, self._console, width or size.width - 1, height or size.height - 1
+            self._status,
+            self._console,
+            width or size.width - 1,
+            height or size.height - 1,
+            self._live,
         )
         return Text("\n", no_wrap=True).join(lines)
 
     def _lines(self, width: int, height: int) -> list[Text]:
         if height >= TALL:
             height -= LINES_ABOVE
-        return panel(self._status, self._console, width, height)
+        return panel(self._status, self._console, width, height, self._live)
 
     def _draw(self) -> None:
         if not self._region.is_open:
@@ -103,12 +115,17 @@ class LiveView:
                 self._console.print(line)
 
 
-def open_view(console: Console) -> LiveView | PlainView:
+def is_live(console: Console) -> bool:
+    """Whether this console gets the live view: a terminal with cursor control.
+
+    Asks the file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is set."""
+    return console.file.isatty() and console.is_interactive and not console.legacy_windows
+
+
+def open_view(console: Console, live: LiveState | None = None) -> LiveView | PlainView:
     """The live view if the console is a terminal, else plain lines.
 
     A terminal without cursor control (TERM=dumb, an old Windows console) gets plain lines. So does
     a pipe, even if FORCE_COLOR asks for colours.
     """
-    # Ask the file: rich's is_terminal is also true for a pipe if FORCE_COLOR is set.
-    on_terminal = console.file.isatty() and console.is_interactive
-    return LiveView(console) if on_terminal and not console.legacy_windows else PlainView(console)
+    return LiveView(console, live) if is_live(console) else PlainView(console)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.run_rows import KnownRows
+from gptcli.files import durable
 from gptcli.training.run_folder import find_run
 from tests.conftest import SMALL
 
@@ -88,3 +90,48 @@ def set_status(run: Path, **values: Any) -> None:
     path = run / "run.json"
     status = {**json.loads(path.read_bytes()), **values}
     path.write_text(json.dumps(status), encoding="utf-8")
+
+
+def test_runs_are_chosen_by_name_and_pattern_and_sorted(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, loss in (("poem-a", 3.0), ("poem-b", 1.0), ("song", 2.0)):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+        set_status(tmp_path / "runs" / name, best_val_loss=loss)
+    shutil.copytree(trained, tmp_path / "other" / "song")
+
+    def names(*words: object) -> list[str]:
+        outcome = cli("runs", *words, "--json")
+        assert outcome.code == 0, outcome.err
+        return [row["name"] for row in objects(outcome.out)]
+
+    assert sorted(names("poem-*")) == ["poem-a", "poem-b"]
+    assert names("song", "runs/song") == ["song"]
+    assert sorted(names("song", "other")) == ["other/song", "runs/song"]
+    assert names("other/*") == ["song"]
+    assert names("--sort", "best") == ["poem-b", "song", "poem-a"]
+    assert names("--sort", "best", "--reverse") == ["poem-a", "song", "poem-b"]
+    assert names("--reverse") == names()[::-1]
+    for wrong, hint in (
+        (("x*",), "no run matches"),
+        (("poem-c",), "did you mean `poem-"),
+        (("--sort", "los"), "did you mean `loss`"),
+        (("--watch",), "on a terminal"),
+    ):
+        outcome = cli("runs", *wrong)
+        assert outcome.code == 2
+        assert hint in outcome.err
+
+
+def test_a_watched_row_is_read_again_only_after_a_change(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(trained, run)
+    known = KnownRows()
+    before = known.row(run)
+    assert known.row(run) is before
+    set_status(run, best_val_loss=0.5)
+    assert known.row(run).best_val_loss == 0.5
+    with durable.folder_lock(run):
+        assert known.row(run).status == "running"
+    assert known.row(run).status == "done"

@@ -31,6 +31,30 @@ def test_tokenizer_commands(cli: Any, trained: Path, tmp_path: Path, text_file: 
     assert cli("tokenizer", "encode", "x", "--tokenizer", "no-such").code == 2
 
 
+def test_show_compares_the_compression_with_gpt2(cli: Any, tmp_path: Path) -> None:
+    outcome = cli("tokenizer", "show", "Hello world", "--tokenizer", "byte")
+    assert len(outcome.out.splitlines()) == 11
+    assert [line.split()[-2:] for line in outcome.err.splitlines()[-2:]] == [
+        ["11", "1.00"],
+        ["2", "5.50"],
+    ]
+    assert cli("tokenizer", "show", "Hello world").err.count("gpt2") == 1
+    assert cli("tokenizer", "show", "Hello world", "--json").err == ""
+    assert cli("tokenizer", "show", "").out == ""
+
+
+def test_show_lists_the_vocabulary(cli: Any, tmp_path: Path, text_file: Path) -> None:
+    out = tmp_path / "t.json"
+    cli("tokenizer", "train", text_file, "--vocab-size", 280, "--out", out)
+    listed = cli("tokenizer", "show", "--vocabulary", "--tokenizer", out)
+    assert [int(line.split()[0]) for line in listed.out.splitlines()] == list(range(280))
+    assert "280 tokens: 256 of one byte, 23 longer" in listed.err
+    rows = objects(cli("tokenizer", "show", "--vocabulary", "--tokenizer", out, "--json").out)
+    assert [row["id"] for row in rows] == list(range(280))
+    refused = cli("tokenizer", "show", "text", "--vocabulary", "--tokenizer", out)
+    assert (refused.code, refused.out) == (2, "")
+
+
 def test_train_reads_several_texts_as_train_does(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

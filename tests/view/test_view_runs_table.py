@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from datetime import datetime
@@ -10,7 +11,15 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gptcli.view.runs_table import RunRow, runs_lines, runs_table
+from gptcli.view.runs_table import (
+    SORT_KEYS,
+    Order,
+    RunRow,
+    runs_lines,
+    runs_table,
+    sorted_rows,
+)
+from gptcli.view.runs_watch import Watched, next_order, watch_lines
 
 ROWS = [
     RunRow("shakespeare", "done", 1000, 1000, 1.4321, 1.5812, 1.573, 83.2, 820_864,
@@ -78,3 +87,50 @@ def test_control_characters_in_a_status_are_replaced() -> None:
     for lines in (printed([row], 80), runs_lines([row])):
         assert len(lines) == 2
         assert "\x1b" not in "".join(lines)
+
+
+def test_rows_without_the_value_come_last_in_either_direction() -> None:
+    for reverse, names in ((False, "s a x"), (True, "a s x")):
+        shown = sorted_rows(ROWS, Order("loss", reverse))
+        assert [row.name[0] for row in shown] == names.split()  # the loss of x is nan
+    assert [row.name[0] for row in sorted_rows(ROWS, Order("when"))] == ["a", "s", "x"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_each_column_can_be_sorted_and_is_marked(encoding: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    for title in SORT_KEYS:
+        assert len(sorted_rows(ROWS, Order(title))) == len(ROWS)
+        table = runs_table(ROWS, 160, encoding, Order(title, reverse=True))
+        Console(file=stream, width=160).print(table)
+    stream.seek(0)
+    heads = stream.read().splitlines()[:: len(ROWS) + 1]
+    arrow = "\N{DOWNWARDS ARROW}" if encoding == "utf-8" else "v"
+    for title, head in zip(SORT_KEYS, heads, strict=True):
+        assert f"{title} {arrow}" in head
+
+
+@pytest.mark.parametrize("size", [(60, 5), (80, 24), (200, 60), (30, 2), (80, 1)])
+@pytest.mark.parametrize("order", [None, Order("best")])
+def test_the_watched_table_fits_and_keeps_the_first_of_an_order(
+    size: tuple[int, int], order: Order | None
+) -> None:
+    width, height = size
+    rows = [dataclasses.replace(ROWS[0], name=f"run{i:02}") for i in range(40)]
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
+    lines = watch_lines(Watched(rows, order, "12:00:00"), width, height, console, has_keys=True)
+    assert len(lines) <= height
+    assert all(line.cell_len <= width for line in lines)
+    if height == 5:
+        kept = "run00" if order else "run39"
+        assert kept in "\n".join(line.plain for line in lines)
+        assert "38 runs do not fit" in lines[-1].plain
+
+
+def test_keys_change_the_order() -> None:
+    order = next_order(None, "right")
+    assert order == Order("run")
+    assert next_order(order, "left") is None
+    assert next_order(None, "left") == Order("when", reverse=True)  # the newest first
+    assert next_order(Order("loss"), "r") == Order("loss", reverse=True)
+    assert next_order(Order("loss"), "x") == Order("loss")

@@ -1,0 +1,36 @@
+"""What the user asks for while a run trains: a sample, an evaluation or a checkpoint, now.
+
+A wish is granted between two steps. It changes no weights and nothing that the run decides later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal, TypeAlias
+
+from gptcli.events import Event, ExtraEvaluation, Notice
+
+Wish = Literal["sample", "evaluate", "checkpoint"]
+Wishes: TypeAlias = Callable[[], Collection[Wish]]
+"""Returns what was asked for since the last call."""
+
+
+def no_wishes() -> Collection[Wish]:
+    """No wish: nobody is asked."""
+    return ()
+
+
+def extra_evaluation(
+    step: int, evaluate: Callable[[], float | None] | None, should_stop: Callable[[], bool]
+) -> Iterator[Event]:
+    """The validation loss after `step` steps; a Notice if there is none.
+
+    `evaluate` is None if the run has no validation text. It returns None if it was given up."""
+    if evaluate is None:
+        yield Notice("there is no validation text to evaluate on (data.val_fraction=0)")
+        return
+    loss = evaluate()
+    if loss is not None:
+        yield ExtraEvaluation(step, loss)
+    elif not should_stop():
+        yield Notice(f"step {step}: the time is over, so this step is not evaluated")

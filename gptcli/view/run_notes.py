@@ -1,0 +1,54 @@
+"""The notes of the live view: new best, checkpoint saved, loss spike, overfitting, a new plan.
+
+There is one note of each kind, the newest, so that the notes stay calm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptcli.events import CheckpointSaved, Evaluated, Event, ExtraEvaluation, Notice, Replanned
+from gptcli.view.glyphs import BEST, SECOND, VAL
+from gptcli.view.number_formats import human_count, loss_text
+
+_KINDS = ("overfits", "spike", "best", "asked", "saved", "plan")
+"""In the order in which notes are shown; if there is no room, the first kinds stay."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the live view, in a colour."""
+
+    text: str
+    style: str = ""
+
+
+class RunNotes:
+    """Collects the newest note of each kind."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, Note] = {}
+
+    def absorb(self, event: Event) -> None:
+        """Take in one event."""
+        if isinstance(event, Evaluated):
+            if event.best:
+                text = f"new best at step {human_count(event.step)}: {loss_text(event.val_loss)}"
+                self._notes["best"] = Note(text, BEST)
+        elif isinstance(event, ExtraEvaluation):
+            text = f"evaluated at step {human_count(event.step)}: {loss_text(event.val_loss)}"
+            self._notes["asked"] = Note(text, VAL)
+        elif isinstance(event, CheckpointSaved):
+            self._notes["saved"] = Note(f"checkpoint saved at step {human_count(event.step)}")
+        elif isinstance(event, Replanned) and event.why:
+            steps = human_count(event.max_steps)
+            self._notes["plan"] = Note(f"planned again: {steps} steps; {event.why}")
+        elif isinstance(event, Notice) and event.short:
+            self._notes["spike"] = Note(event.short, SECOND)
+
+    def shown(self, overfits: str | None, most: int) -> list[Note]:
+        """At most `most` notes, the most important kinds; `overfits` is the first one."""
+        notes = dict(self._notes)
+        if overfits is not None:
+            notes["overfits"] = Note(overfits, f"bold {VAL}")
+        return [notes[kind] for kind in _KINDS if kind in notes][:most]

@@ -1,0 +1,82 @@
+"""The lines of `gptcli runs --watch`: the table, what fits of it, and the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.text import Text
+
+from gptcli.view.glyphs import LABEL
+from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
+
+FIRST_ORDER = {"run", "status", "loss", "val", "best"}
+"""The columns that a key sorts from low to high at first: the best run comes first."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The rows in their order, and when they were read."""
+
+    rows: Sequence[RunRow]
+    order: Order | None
+    clock: str
+
+
+def next_order(order: Order | None, key: str) -> Order | None:
+    """The order after a key: right and left choose another column, r turns the order round."""
+    if key == "r" and order is not None:
+        return replace(order, reverse=not order.reverse)
+    if key not in ("left", "right"):
+        return order
+    columns = [None, *SORT_KEYS]
+    at = columns.index(order.column if order else None) + (1 if key == "right" else -1)
+    column = columns[at % len(columns)]
+    return None if column is None else Order(column, reverse=column not in FIRST_ORDER)
+
+
+def watch_lines(
+    watched: Watched, width: int, height: int, console: Console, *, has_keys: bool
+) -> list[Text]:
+    """At most `height` lines: the table, a blank line, what is shown, and the keys.
+
+    If not all rows fit, the newest are shown, or the first ones of an order."""
+    if height < 1:
+        return []
+    footer = _footer(watched, width, has_keys)[: max(0, height - 3)]
+    room = height - 1 - len(footer)
+    rows = watched.rows
+    shown = rows[:room] if watched.order else rows[max(0, len(rows) - room) :]
+    if len(shown) < len(rows) and footer:
+        footer[1].append(f"  {len(rows) - len(shown)} runs do not fit", LABEL)
+    table = runs_table(shown, width, console.encoding, watched.order)
+    lines = (
+        [*_as_lines(table, width, console), *footer]
+        if rows
+        else [Text("no runs yet", style=LABEL), *footer]
+    )
+    for line in lines:
+        line.end, line.no_wrap = "", True
+        line.truncate(width, overflow="crop")
+    return lines[:height]
+
+
+def _footer(watched: Watched, width: int, has_keys: bool) -> list[Text]:
+    running = sum(row.status == "running" for row in watched.rows)
+    total = len(watched.rows)
+    words = f"{total} run{'s' if total != 1 else ''}, {running} running, at {watched.clock}"
+    keys = "left/right  sort   r  reverse   q  quit" if has_keys else "Ctrl-C  quit"
+    line = Text(words, style=LABEL)
+    if len(words) + 3 + len(keys) <= width:
+        line.append(" " * (width - len(words) - len(keys)) + keys)
+    return [Text(), line]
+
+
+def _as_lines(table: object, width: int, console: Console) -> list[Text]:
+    """A table of rich as lines of text."""
+    options = console.options.update(width=width)
+    return [
+        Text.assemble(*((part.text, part.style or "") for part in line))
+        for line in console.render_lines(table, options, pad=False)  # type: ignore[arg-type]
+    ]
