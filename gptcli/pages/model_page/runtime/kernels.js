@@ -1,5 +1,5 @@
 /* Matrix times vector in float32: WebAssembly SIMD, whose bytes are assembled here, or JavaScript.
-   Both read the same memory. Rows are padded to a multiple of 4, columns to a multiple of 32. */
+   Both read the same memory. Rows are padded to a multiple of 4, columns to a multiple of 8. */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
@@ -36,18 +36,24 @@ class Kernels {
   }
 
   /** y = matrix x. x has matrix.stride numbers, of which those past the columns are 0. */
-  multiply(matrix, x, y) {
-    const { data, rows, stride } = matrix;
+  multiply({ data, rows, stride }, x, y) {
+    this.product(data, rows, stride, stride, x, y);
+  }
+
+  /** y = the first `columns` of `rows` rows, which begin every `stride` numbers, times x.
+      Rows are rounded up to 4 and columns to 8. So y and the rows must have room, and x zeros. */
+  product(data, rows, stride, columns, x, y) {
     if (this.run !== null) {
-      this.run(data.byteOffset, x.byteOffset, y.byteOffset, padded(rows, 4), stride);
+      const wide = (columns + 7) & -8;
+      this.run(data.byteOffset, x.byteOffset, y.byteOffset, (rows + 3) & -4, stride, wide);
       return;
     }
-    for (let row = 0, at = 0; row < rows; row++) {
+    for (let row = 0; row < rows; row++) {
       let a = 0;
       let b = 0;
       let c = 0;
       let d = 0;
-      for (let i = 0; i < stride; i += 4, at += 4) {
+      for (let i = 0, at = row * stride; i < columns; i += 4, at += 4) {
         a += data[at] * x[i];
         b += data[at + 1] * x[i + 1];
         c += data[at + 2] * x[i + 2];
@@ -61,8 +67,8 @@ class Kernels {
 /** How many floats `matrix(rows, columns)` takes. */
 const matrixFloats = (rows, columns) => padded(rows, 4) * padded(columns, 32);
 
-/** The bytes of a WebAssembly module with one function, of five integers:
-    multiply(weights, x, y, rows, stride): y = weights x, four rows at a time.
+/** The bytes of a WebAssembly module with one function, of six integers:
+    multiply(weights, x, y, rows, stride, columns), which is Kernels.product, four rows at a time.
 
     Addresses count bytes. The binary format: WebAssembly Core Specification, chapter 5. */
 function simdModule() {
@@ -92,12 +98,12 @@ function simdModule() {
   const plus = (local, bytes) => [...get(local), ...bytes, ...add, ...set(local)];
   const loop = (body, counter) => [0x03, 0x40, ...body, ...get(counter), 0x0d, 0, 0x0b];
 
-  // Parameters, then locals: a row's address for each of four rows, a place in x, columns that are
-  // left, the bytes of a row; then vectors: two sums for each row, and two parts of x.
-  const [WEIGHTS, X, Y, ROWS, STRIDE, , , , , AT, LEFT, ROW_BYTES] = Array(12).keys();
-  const rowAt = (r) => 5 + r;
-  const sum = (r, half) => 12 + 2 * r + half;
-  const part = (half) => 20 + half;
+  // Six parameters, then locals: a place in x, columns that are left, the bytes of a row, the
+  // addresses of four rows; then vectors: two sums for each row, and two parts of x.
+  const [WEIGHTS, X, Y, ROWS, STRIDE, COLUMNS, AT, LEFT, ROW_BYTES] = Array(9).keys();
+  const rowAt = (r) => 9 + r;
+  const sum = (r, half) => 13 + 2 * r + half;
+  const part = (half) => 21 + half;
   const four = [0, 1, 2, 3];
 
   const products = [];
@@ -126,7 +132,7 @@ function simdModule() {
   const fourRows = [
     ...get(WEIGHTS), ...set(rowAt(0)),
     ...[1, 2, 3].flatMap((r) => [...get(rowAt(r - 1)), ...get(ROW_BYTES), ...add, ...set(rowAt(r))]),
-    ...get(X), ...set(AT), ...get(STRIDE), ...set(LEFT),
+    ...get(X), ...set(AT), ...get(COLUMNS), ...set(LEFT),
     ...four.flatMap((r) => [0, 1].flatMap((half) => [
       0x43, 0, 0, 0, 0, ...splat, ...set(sum(r, half)), // f32.const 0
     ])),
@@ -145,7 +151,7 @@ function simdModule() {
   ];
   return Uint8Array.from([
     0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
-    ...section(1, [1, 0x60, 5, I32, I32, I32, I32, I32, 0]),
+    ...section(1, [1, 0x60, 6, I32, I32, I32, I32, I32, I32, 0]),
     ...section(2, [1, ...name("page"), ...name("memory"), 0x02, 0x00, 1]),
     ...section(3, [1, 0]),
     ...section(7, [1, ...name("multiply"), 0x00, 0]),

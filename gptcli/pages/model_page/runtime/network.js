@@ -1,7 +1,10 @@
 /* The network, one token at a time: embedding, blocks, head; it keeps what each token computed.
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
-   head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary. */
+   head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
+   of the window (block_size). */
+
+const LONGEST_TEXT = 4096; // tokens; the view writes no longer texts
 
 class Network {
   /** From a payload: {header, section}. `simd`: whether to try WebAssembly. */
@@ -13,8 +16,13 @@ class Network {
     const shapes = header.matrices;
     const widest = padded(Math.max(C, F, H * stored, this.V), 32);
     const scratch = 16 * widest;
+    // The ring of keys and values: the token at position p is in slot p mod W.
+    this.W = Math.min(m.block_size, LONGEST_TEXT);
+    this.keyStride = padded(D, 8);
+    this.slots = padded(this.W, 32);
+    const ringFloats = 2 * L * K * (this.slots * padded(D, 32) + 32);
     const floats = Object.values(shapes).reduce((sum, [r, c]) => sum + matrixFloats(r, c), scratch);
-    this.kernels = new Kernels(floats, simd);
+    this.kernels = new Kernels(floats + ringFloats + 2 * this.slots, simd);
     this.weights = {};
     for (const [name, [rows, columns]] of Object.entries(shapes)) {
       const matrix = this.kernels.matrix(rows, columns);
@@ -34,7 +42,13 @@ class Network {
     this.hidden = array(F);
     this.gate = array(F);
     this.logits = array(this.V);
-    this.scores = new Float64Array(0);
+    this.scores = array(this.slots);
+    this.headQuery = array(D);
+    this.headMixed = array(D);
+    this.ring = Array.from({ length: L }, () => ({
+      keys: Array.from({ length: K }, () => array(this.slots * this.keyStride)),
+      values: Array.from({ length: K }, () => array(padded(D, 4) * this.slots)), // transposed
+    }));
     this.length = 0; // tokens that are kept
     this.room = 0;
     this.reserve(64);
@@ -57,12 +71,32 @@ class Network {
       v: grown(this.K * this.D, old?.[l].v),
     }));
     this.last = grown(this.C, this.last); // the residual stream after the last block
-    this.scores = new Float64Array(this.room);
   }
 
   /** Forgets all tokens but the first `length`. */
   truncate(length) {
-    this.length = Math.min(this.length, length);
+    if (length >= this.length) return;
+    const overwritten = this.length > this.W;
+    this.length = Math.max(0, length);
+    if (overwritten)
+      for (let at = Math.max(0, this.length - this.W); at < this.length; at++)
+        for (let l = 0; l < this.L; l++) this.toRing(l, at);
+  }
+
+  /** Copies the keys and values of a token to the ring of layer l. */
+  toRing(l, at) {
+    const { K, D, keyStride, slots } = this;
+    const { k, v } = this.kept[l];
+    const slot = at % this.W;
+    for (let h = 0; h < K; h++) {
+      const from = (at * K + h) * D;
+      const keys = this.ring[l].keys[h];
+      const values = this.ring[l].values[h];
+      for (let d = 0; d < D; d++) {
+        keys[slot * keyStride + d] = k[from + d];
+        values[d * slots + slot] = v[from + d];
+      }
+    }
   }
 
   /** The first token that the token at position `at` looks at. */
@@ -137,43 +171,19 @@ class Network {
     kept.q.set(q.subarray(0, H * D), at * H * D);
     kept.k.set(k.subarray(0, K * D), at * K * D);
     kept.v.set(v.subarray(0, K * D), at * K * D);
+    this.toRing(l, at);
+    const { scores, headQuery, ring, keyStride, slots, kernels } = this;
+    const filled = Math.min(at + 1, this.W);
     for (let h = 0; h < H; h++) {
-      const weights = this.attentionWeights(l, h, at);
-      const first = this.firstSeen(at);
-      const channel = Math.floor(h / (H / K)) * D;
-      for (let d = 0; d < D; d++) {
-        let sum = 0;
-        for (let s = 0; s < weights.length; s++)
-          sum += weights[s] * kept.v[(first + s) * K * D + channel + d];
-        mixed[h * P + d] = sum;
-      }
+      const group = Math.floor((h * K) / H);
+      headQuery.set(q.subarray(h * D, (h + 1) * D));
+      kernels.product(ring[l].keys[group], filled, keyStride, keyStride, headQuery, scores);
+      softmax(scores, filled, 1 / Math.sqrt(D));
+      kernels.product(ring[l].values[group], D, slots, filled, scores, this.headMixed);
+      mixed.set(this.headMixed.subarray(0, D), h * P);
     }
     this.linear(`${name}.c_proj`, mixed, this.branch);
     for (let c = 0; c < C; c++) x[c] += this.branch[c];
-  }
-
-  /** Steps 4 to 6 for one head and one token: its weights for the tokens firstSeen(at) to `at`.
-      The array is overwritten by the next call. */
-  attentionWeights(l, h, at) {
-    const { H, D, K } = this;
-    const { q, k } = this.kept[l];
-    const first = this.firstSeen(at);
-    const scores = this.scores.subarray(0, at - first + 1);
-    const channel = Math.floor(h / (H / K)) * D;
-    const scale = 1 / Math.sqrt(D);
-    let top = -Infinity;
-    for (let s = 0; s < scores.length; s++) {
-      let score = 0;
-      const key = (first + s) * K * D + channel;
-      const query = at * H * D + h * D;
-      for (let d = 0; d < D; d++) score += q[query + d] * k[key + d];
-      scores[s] = score * scale;
-      if (scores[s] > top) top = scores[s];
-    }
-    let total = 0;
-    for (let s = 0; s < scores.length; s++) total += scores[s] = Math.exp(scores[s] - top);
-    for (let s = 0; s < scores.length; s++) scores[s] /= total;
-    return scores;
   }
 
   /** x += the feed-forward network of layer l. */
@@ -230,4 +240,14 @@ class Network {
       x[from + half + i] = b * cos[i] + a * sin[i];
     }
   }
+}
+
+/** Turns `count` scores, times `scale`, into weights that sum to 1. The rest becomes 0. */
+function softmax(scores, count, scale) {
+  let top = -Infinity;
+  for (let s = 0; s < count; s++) if (scores[s] > top) top = scores[s];
+  let total = 0;
+  for (let s = 0; s < count; s++) total += scores[s] = Math.exp((scores[s] - top) * scale);
+  for (let s = 0; s < count; s++) scores[s] /= total;
+  scores.fill(0, count, padded(count, 8));
 }
