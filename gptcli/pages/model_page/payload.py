@@ -86,6 +86,28 @@ def read_payload(text: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     return header, sections
 
 
+def read_pieces(header: dict[str, Any], sections: dict[str, bytes]) -> list[bytes]:
+    """The bytes of every token, as the page finds them in its payload."""
+    described = header["tokenizer"]
+    if described["kind"] == "char":
+        return [char.encode() for char in described["chars"]]
+    special = {int(id): name.encode() for id, name in described["special"].items()}
+    if described["kind"] == "byte":
+        return [special.get(id, bytes([id % 256])) for id in range(described["size"])]
+    planes = np.frombuffer(sections["merges"], dtype=np.uint8).reshape(2, 4, -1)
+    pairs = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[:, :, 0].T.tolist()
+    single = {id: bytes([value]) for value, id in enumerate(described["bytes"])}
+    pieces: list[bytes] = []
+    merges = iter(pairs)
+    for id in range(described["size"]):
+        if id in special or id in single:
+            pieces.append(special.get(id) or single[id])
+        else:
+            left, right = next(merges)
+            pieces.append(pieces[left] + pieces[right])
+    return pieces
+
+
 @torch.no_grad()
 def rounded(model: GPT) -> GPT:
     """A copy of the network with the eight-bit weights of its page, in float32."""

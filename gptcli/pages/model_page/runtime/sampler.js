@@ -53,20 +53,19 @@ class UniformNumbers {
   }
 }
 
+const GREEDY_BELOW = 1e-6; // temperature
 const NEVER_DRAWN = -87; // e^-87 is 0 in the C library's float32
 
 /** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1.
     `allowed(id)`: whether a token may come at all. Temperature 0 leaves the likeliest token. */
 function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   const chances = new Float64Array(size);
-  let top = -Infinity;
-  let best = 0;
-  for (let id = 0; id < size; id++)
-    if (logits[id] > top && (!allowed || allowed(id))) [top, best] = [logits[id], id];
-  if (temperature < 1e-6) {
+  const best = greedy(logits, size, allowed);
+  if (temperature < GREEDY_BELOW) {
     chances[best] = 1;
     return chances;
   }
+  const top = logits[best];
   let least = -Infinity;
   if (topK && topK < size) {
     const usable = allowed ? logits.subarray(0, size).filter((_, id) => allowed(id)) : logits.slice(0, size);
@@ -112,8 +111,20 @@ function draw(chances, uniform) {
   return last;
 }
 
+/** The likeliest token, among those allowed. */
+function greedy(logits, size, allowed) {
+  let [best, top] = [0, -Infinity];
+  for (let id = 0; id < size; id++)
+    if (logits[id] > top && (!allowed || allowed(id))) [top, best] = [logits[id], id];
+  return best;
+}
+
 /** The next token. A token that would make the text invalid UTF-8 is replaced by an allowed one. */
 function chooseToken(logits, size, params, uniform, allowed) {
+  if (params.temperature < GREEDY_BELOW) {
+    const best = greedy(logits, size);
+    return !allowed || allowed(best) ? best : greedy(logits, size, allowed);
+  }
   const first = draw(likelihoods(logits, size, params), uniform);
   if (!allowed || allowed(first)) return first;
   const shifted = uniform * 2 ** 26; // the lower bits are still random
