@@ -23,11 +23,11 @@ from gptcli.training.loading import Trained
 from gptcli.training.run_folder import read_status
 from gptcli.training.training_state import progress_of
 from gptcli.view.history import recorded_events
-from gptcli.view.number_formats import human_count, loss_text, time_taken
+from gptcli.view.number_formats import human_count, loss_text
 
 _MOST_SAMPLE = 1200  # characters of a sample that are shown
 _MOST_SAMPLES = 12
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 300, 52, 92, 14, 34  # of the curve
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 320, 48, 112, 14, 34  # of the curve
 
 Points = list[tuple[int, float]]
 """Pairs of step and loss."""
@@ -144,7 +144,7 @@ def _facts(
     yield "Tokens", f"{trained.tokenizer.vocab_size:,} {kinds.get(kind, kind)}"
     if progress.tokens:
         yield "Has read", f"{human_count(progress.tokens, short=True)} tokens in training"
-        yield "Learned in", f"{time_taken(progress.seconds)}, {_count(trained.step, 'step')}"
+        yield "Learned in", f"{_time(progress.seconds)}, {_count(trained.step, 'step')}"
     machine = status.get("machine")
     if isinstance(machine, dict) and machine.get("device"):
         cores = machine.get("cores")
@@ -155,6 +155,16 @@ def _facts(
         yield "Machine", f"{device}{on_cores}, {trained.config.run.dtype}"
     if progress.val_loss is not None:
         yield "Loss on unseen text", f"{loss_text(progress.val_loss)} nats per token"
+
+
+def _time(seconds: float) -> str:
+    """A time in words: "42 seconds", "17 minutes", "2 hours 5 minutes"."""
+    if seconds < 90:
+        return _count(round(seconds), "second")
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours:
+        return _count(minutes, "minute")
+    return _count(hours, "hour") + (f" {_count(minutes, 'minute')}" if minutes else "")
 
 
 def _count(number: int, what: str) -> str:

@@ -1,5 +1,7 @@
 /* The maps of all heads, the chosen head's map, and sentences about what a head looks at. */
 
+const LEAST_LABEL = 9; // pixels of a cell that has room for a letter
+
 const HABITS = {
   before: "the token just before",
   repeated: "what followed the same token earlier",
@@ -16,9 +18,11 @@ class Attention {
     this.head = 0;
     this.picked = false; // whether the reader chose the head
     this.canvas = byId("map");
+    this.margin = 0;
     this.canvas.onpointermove = (event) => {
       const box = this.canvas.getBoundingClientRect();
-      const row = Math.floor(((event.clientY - box.top) / box.height) * this.found.count);
+      const place = ((event.clientY - box.top) / box.height) * (this.found.count + this.margin);
+      const row = Math.floor(place - this.margin);
       if (row >= 0 && row < this.found.count) this.point(this.found.from + row);
     };
     this.canvas.onpointerleave = () => this.point(null);
@@ -158,7 +162,11 @@ class Attention {
     const context = canvas.getContext("2d");
     const style = getComputedStyle(document.documentElement);
     const blue = style.getPropertyValue("--blue-rgb");
-    const cell = size / count;
+    const margin = followed !== null && box.width / (count + 2) >= LEAST_LABEL ? 2 : 0; // in cells
+    const cell = size / (count + margin);
+    if (followed !== null) this.margin = margin;
+    if (margin) this.label(context, cell, style.getPropertyValue("--ink"));
+    context.translate(margin * cell, margin * cell);
     for (let row = 0; row < count; row++)
       for (let column = 0; column <= row; column++) {
         const weight = map[row * count + column];
@@ -169,13 +177,29 @@ class Attention {
     context.strokeStyle = style.getPropertyValue("--line");
     context.beginPath();
     context.moveTo(0, 0);
-    context.lineTo(size, size);
+    context.lineTo(count * cell, count * cell);
     context.stroke();
     if (followed === null) return;
     const row = followed - from;
     context.strokeStyle = style.getPropertyValue("--orange");
     context.lineWidth = Math.max(2, size / 250);
     context.strokeRect(1, row * cell, Math.max(cell, (row + 1) * cell) - 1, cell);
+  }
+
+  /** Writes the tokens beside the rows and above the columns. */
+  label(context, cell, ink) {
+    const { from, count } = this.found;
+    context.fillStyle = ink;
+    context.font = `${Math.min(cell * 0.95, 22 * window.devicePixelRatio)}px monospace`;
+    context.textBaseline = "middle";
+    for (let place = 0; place < count; place++) {
+      const whole = visible(this.model.pieces[this.tokens[from + place]]);
+      const text = whole.length > 3 ? whole.slice(0, 2) + "\u2026" : whole;
+      context.textAlign = "right";
+      context.fillText(text, 1.8 * cell, (place + 2.5) * cell, 1.7 * cell);
+      context.textAlign = "center";
+      context.fillText(text, (place + 2.5) * cell, 1.2 * cell, cell);
+    }
   }
 
   /** Says what the token at a place looks at. */

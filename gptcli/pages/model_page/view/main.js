@@ -1,7 +1,7 @@
 /* Starts the page: opens the model, connects its parts, and reads the address. */
 
 const FIRST_TOKENS = 80; // written at once when the page opens
-const MOST_FOLLOWED = 64; // tokens in the strip
+const MOST_FOLLOWED = 40; // tokens in the strip
 
 async function start() {
   const data = JSON.parse(byId("page-data").textContent);
@@ -17,7 +17,6 @@ async function start() {
   const strip = new Strip(model.pieces, (at) => lookAt(at));
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
-  const most = model.sizes.n_layer * model.sizes.n_head > 36 ? MOST_FOLLOWED / 2 : MOST_FOLLOWED;
 
   /** Shows the steps and the lens of the followed token. */
   async function lookAt(at) {
@@ -39,7 +38,7 @@ async function start() {
     const mine = ++changed;
     await new Promise((resolve) => setTimeout(resolve, 60));
     if (mine !== changed || writing.busy) return;
-    const maps = await engine.ask("maps", { tokens, most });
+    const maps = await engine.ask("maps", { tokens, most: MOST_FOLLOWED });
     if (mine !== changed || writing.busy) return;
     attention.found = maps;
     attention.tokens = tokens;

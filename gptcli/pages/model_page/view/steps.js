@@ -24,7 +24,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       vector("key", found.key, [group * D, (group + 1) * D]),
       vector("value", found.value, [group * D, (group + 1) * D]),
     ]],
-    ["Split into heads", [
+    ["Splitting into heads", [
       text(`Each list is cut into ${H} parts of ${D} numbers. Head ${head + 1} gets the framed part, and sees nothing of the others.`,
         K < H ? ` Here ${H / K} heads share one key and one value.` : ""),
       vector(`query of head ${head + 1}`, found.rawQuery),
@@ -33,12 +33,12 @@ function showSteps({ found, model, tokens, at, layer, head }) {
         vector(`the same query, ${qk_norm ? "normalised and " : ""}turned for place ${at + 1}`, found.headQuery),
       ] : [text("Where a token stands in the text was added before the first layer: the model has a list of numbers for each place.")]),
     ]],
-    ["Fold: all heads at once", [
-      text(`No head needs another one, so the ${H} heads are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. The computer solves them together.`),
+    ["Folding batch and heads", [
+      text(`No head needs another one, so the ${H} heads are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. The computer solves them together, as one stack. (In training, the heads of many texts.)`),
       element("div.folded", {}, Array.from({ length: Math.min(H, 12) }, (_, h) =>
         element(`span${h === head ? ".here" : ""}`, {}, `head ${h + 1}: ${weights.length} \u00d7 ${D}${h === head ? " (this one)" : ""}`))),
     ]],
-    ["Scores", [
+    ["Scores and their scale", [
       text("The query is multiplied with the key of every token, number by number, and the products are added. A large sum means that they fit. Dividing by \u221a",
         String(D), " keeps the scores small, however long the lists are. With the token that fits best, ", piece(pieceAt(most)), ":"),
       text(product(found.headQuery, found.mostKey, products[most - first], D)),
@@ -58,7 +58,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       vector(`value of ${spoken(pieceAt(most))}`, found.mostValue),
       vector(`${percent(weights[most - first])} of it, plus the shares of the others`, found.mixed),
     ]],
-    ["Merge and project", [
+    ["Concatenation and projection", [
       text(`The results of the ${H} heads are put side by side, and a last matrix mixes them into ${C} numbers. They are added to the numbers of ${subject}: now it knows something about what stands before it.`),
       vector(`all heads side by side`, found.all.flat(), [head * D, (head + 1) * D]),
       vector("what is added to the token", found.projected),

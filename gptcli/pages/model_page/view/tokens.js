@@ -22,7 +22,7 @@ class Strip {
       const bytes = this.pieces[tokens[at]];
       items.push(element("span.token", {
         role: "option", id: `token-${at}`, "data-at": at, tabindex: -1, "aria-selected": "false",
-      }, visible(bytes), element("span.weight", { "aria-hidden": "true" })));
+      }, visible(bytes), element("span.weight", { "aria-hidden": "true" }), element("span.share", { "aria-hidden": "true" })));
       if (bytes.at(-1) === 10) items.push(element("span.line-break", { "aria-hidden": "true" }));
     }
     this.box.replaceChildren(...items);
@@ -58,7 +58,9 @@ class Strip {
     for (let place = this.from; place < this.tokens.length; place++) {
       const item = this.item(place);
       item.classList.toggle("later", place > at);
-      item.style.setProperty("--weight", place <= at ? weights[place - this.from] : 0);
+      const weight = place <= at ? weights[place - this.from] : 0;
+      item.style.setProperty("--weight", weight);
+      item.lastChild.textContent = weight >= 0.045 ? Math.round(100 * weight) : "";
     }
   }
 

@@ -195,7 +195,6 @@ class Writing {
     const { top, rest } = await this.engine.ask("next", { tokens: this.tokens, params: this.params, count: BARS });
     if (asked !== this.asked || this.busy) return;
     const focused = [...byId("bars").children].findIndex((item) => item.contains(document.activeElement));
-    const tallest = top[0][1];
     byId("bars").replaceChildren(...top.map(([id, chance, set]) => {
       const bytes = this.model.pieces[id];
       const is_end = id === this.model.eot;
@@ -203,7 +202,7 @@ class Writing {
       const label = `${is_end ? "end of the text" : spoken(bytes)}, ${percent(chance)}${cut ? ", not drawn with these settings" : ""}`;
       return element("li", {}, element(`button.bar${cut ? ".cut" : ""}`, {
         type: "button", "aria-label": label, title: label, onclick: () => this.choose(id),
-      }, is_end ? element("span.piece", {}, "end") : piece(bytes), element("span.track", {}, fill(chance / tallest)), element("span.chance", {}, percent(chance))));
+      }, is_end ? element("span.piece", {}, "end") : piece(bytes), element("span.track", {}, fill(chance)), element("span.chance", {}, percent(chance))));
     }));
     if (focused >= 0) byId("bars").children[Math.min(focused, top.length - 1)]?.firstChild.focus();
     byId("others").textContent = rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
