@@ -27,7 +27,7 @@ from gptcli.view.number_formats import human_count, loss_text
 
 _MOST_SAMPLE = 1200  # characters of a sample that are shown
 _MOST_SAMPLES = 12
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 320, 48, 112, 14, 34  # of the curve
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 320, 56, 144, 18, 40  # of the curve
 
 Points = list[tuple[int, float]]
 """Pairs of step and loss."""
@@ -221,7 +221,7 @@ def curve(story: Story) -> str:
         y = place(0, loss)[1]
         parts.append(f'<path class="grid" d="M{_LEFT},{y:.1f} H{_LEFT + width}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{loss:g}</text>')
-    base = _HEIGHT - 10
+    base = _HEIGHT - 12
     parts.append(f'<text x="{_LEFT}" y="{base}">step 0</text>')
     parts.append(f'<text x="{_LEFT + width}" y="{base}" text-anchor="end">step {last:,}</text>')
     parts.append(f'<path class="train" d="{path(_thinned(story.train))}"/>')
@@ -232,12 +232,12 @@ def curve(story: Story) -> str:
             x, y = place(*point)
             parts.append(f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
         ends.append(("unseen text", "val", place(*story.val[-1])[1]))
-    if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 18:  # labels side by side collide
+    if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 26:  # labels side by side collide
         upper = 0 if ends[0][2] < ends[1][2] else 1
         middle = (ends[0][2] + ends[1][2]) / 2
         for number in (0, 1):
             words, name, _ = ends[number]
-            ends[number] = (words, name, middle - 9 if number == upper else middle + 9)
+            ends[number] = (words, name, middle - 13 if number == upper else middle + 13)
     for words, name, y in ends:
         y = min(max(y + 5, _TOP + 10), _HEIGHT - _BOTTOM)
         parts.append(f'<text class="{name}" x="{_LEFT + width + 8}" y="{y:.1f}">{words}</text>')

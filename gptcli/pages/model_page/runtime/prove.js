@@ -13,8 +13,8 @@ async function prove(payloadText, { texts, steps, simd }) {
     const { ids } = tokenizer.encode(text);
     answer.ids.push(ids);
     const growing = new GrowingText(network);
-    growing.set(ids.length ? ids : tokenizer.start);
     network.truncate(0);
+    growing.set(ids.length ? ids : tokenizer.start);
     logits.set(growing.logits().subarray(0, network.V), number * network.V);
     const tokens = [];
     let state = tokenizer.states ? utf8StateAfter(tokenizer.states, growing.tokens) : 0;

@@ -47,6 +47,7 @@ class GrowingText {
   set(tokens) {
     let same = 0;
     while (same < tokens.length && tokens[same] === this.tokens[same]) same++;
+    if (same === tokens.length && same === this.tokens.length) return;
     this.network.truncate(Math.max(0, same - this.start));
     this.tokens = tokens.slice();
     this.current = false;

@@ -1,6 +1,6 @@
 /* The Web Worker: keeps the model, answers the page's questions, and streams text. */
 
-const UNSEEN_MS = 12; // tokens are sent together if they come faster than a screen shows them
+const UNSEEN_MS = 33; // tokens are sent together if they come faster than a screen shows them
 let model = null; // {tokenizer, growing, network}
 let job = 0; // the text that is being written; another number ends it
 

@@ -1,6 +1,7 @@
 /* The maps of all heads, the chosen head's map, and sentences about what a head looks at. */
 
 const LEAST_LABEL = 9; // pixels of a cell that has room for a letter
+const LONGEST_LABEL = 7; // characters
 
 const HABITS = {
   before: "the token just before",
@@ -162,7 +163,9 @@ class Attention {
     const context = canvas.getContext("2d");
     const style = getComputedStyle(document.documentElement);
     const blue = style.getPropertyValue("--blue-rgb");
-    const margin = followed !== null && box.width / (count + 2) >= LEAST_LABEL ? 2 : 0; // in cells
+    const longest = followed === null ? 0 : Math.max(...this.labels().map((label) => label.length));
+    const room = 1 + Math.ceil(0.6 * longest); // cells for the labels
+    const margin = followed !== null && box.width / (count + room) >= LEAST_LABEL ? room : 0;
     const cell = size / (count + margin);
     if (followed !== null) this.margin = margin;
     if (margin) this.label(context, cell, style.getPropertyValue("--ink"));
@@ -186,20 +189,34 @@ class Attention {
     context.strokeRect(1, row * cell, Math.max(cell, (row + 1) * cell) - 1, cell);
   }
 
-  /** Writes the tokens beside the rows and above the columns. */
-  label(context, cell, ink) {
+  /** The tokens of the map, cropped. */
+  labels() {
     const { from, count } = this.found;
+    return this.tokens.slice(from, from + count).map((id) => {
+      const whole = visible(this.model.pieces[id]);
+      return whole.length > LONGEST_LABEL ? `${whole.slice(0, LONGEST_LABEL - 1)}\u2026` : whole;
+    });
+  }
+
+  /** Writes the tokens beside the rows and, turned if they are long, above the columns. */
+  label(context, cell, ink) {
+    const labels = this.labels();
+    const turned = labels.some((label) => label.length > 1);
     context.fillStyle = ink;
-    context.font = `${Math.min(cell * 0.95, 22 * window.devicePixelRatio)}px monospace`;
+    context.font = `${Math.min(cell * 0.9, 18 * window.devicePixelRatio)}px monospace`;
     context.textBaseline = "middle";
-    for (let place = 0; place < count; place++) {
-      const whole = visible(this.model.pieces[this.tokens[from + place]]);
-      const text = whole.length > 3 ? whole.slice(0, 2) + "\u2026" : whole;
+    labels.forEach((label, i) => {
+      const middle = (this.margin + i + 0.5) * cell;
+      const end = (this.margin - 0.35) * cell;
       context.textAlign = "right";
-      context.fillText(text, 1.8 * cell, (place + 2.5) * cell, 1.7 * cell);
-      context.textAlign = "center";
-      context.fillText(text, (place + 2.5) * cell, 1.2 * cell, cell);
-    }
+      context.fillText(label, end, middle);
+      context.save();
+      context.translate(middle, end);
+      if (turned) context.rotate(Math.PI / 2);
+      else context.textAlign = "center";
+      context.fillText(label, 0, turned ? 0 : -0.4 * cell);
+      context.restore();
+    });
   }
 
   /** Says what the token at a place looks at. */

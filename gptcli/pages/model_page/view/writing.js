@@ -90,11 +90,12 @@ class Writing {
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     byId("output").textContent = "";
     byId("output").removeAttribute("data-done");
-    this.made.forEach((id, place) => this.append(id, place));
+    this.made.forEach((_, place) => this.append(place));
   }
 
-  append(id, place) {
-    const text = this.decoder.decode(this.model.pieces[id], { stream: true });
+  /** Shows the token at a place of the continuation. */
+  append(place) {
+    const text = this.decoder.decode(this.model.pieces[this.made[place]], { stream: true });
     const output = byId("output");
     if (this.chosen.has(place)) output.append(element("span.chosen", { title: "chosen by you" }, text));
     else if (output.lastChild?.nodeType === Node.TEXT_NODE) output.lastChild.data += text;
@@ -125,18 +126,21 @@ class Writing {
     const question = {
       tokens: this.tokens, made: before, count, params: this.params, seed: Math.max(0, Math.floor(this.setting("seed"))),
     };
+    let shown = before;
+    const show = () => {
+      for (; shown < this.made.length; shown++) this.append(shown);
+      byId("paper").scrollTop = byId("paper").scrollHeight;
+    };
     const take = ({ tokens }) => {
-      for (const id of tokens) {
-        this.made.push(id);
-        if (!quietly) this.append(id, this.made.length - 1);
-      }
-      if (!quietly) byId("paper").scrollTop = byId("paper").scrollHeight;
+      this.made.push(...tokens);
+      if (!quietly) requestAnimationFrame(show);
     };
     try {
       const { stopped } = await this.engine.ask("write", question, take);
       const written = this.made.length - before;
       const seconds = (performance.now() - begin) / 1000;
       if (quietly) this.showText();
+      else show();
       byId("status").textContent = quietly ? "" : this.report(written, seconds, stopped);
     } finally {
       this.busy = false;
@@ -168,7 +172,7 @@ class Writing {
     byId("output").querySelector(".unfinished")?.remove();
     this.chosen.add(this.made.length);
     this.made.push(id);
-    this.append(id, this.made.length - 1);
+    this.append(this.made.length - 1);
     this.complete();
     byId("paper").scrollTop = byId("paper").scrollHeight;
     byId("status").textContent = `Added ${spoken(this.model.pieces[id])}.`;
@@ -199,10 +203,16 @@ class Writing {
       const bytes = this.model.pieces[id];
       const is_end = id === this.model.eot;
       const cut = set === 0;
-      const label = `${is_end ? "end of the text" : spoken(bytes)}, ${percent(chance)}${cut ? ", not drawn with these settings" : ""}`;
+      const named = spoken(bytes);
+      const more = (words) => element("span.visually-hidden", {}, words);
       return element("li", {}, element(`button.bar${cut ? ".cut" : ""}`, {
-        type: "button", "aria-label": label, title: label, onclick: () => this.choose(id),
-      }, is_end ? element("span.piece", {}, "end") : piece(bytes), element("span.track", {}, fill(chance)), element("span.chance", {}, percent(chance))));
+        type: "button", onclick: () => this.choose(id),
+      },
+      is_end ? element("span.piece", {}, "end") : piece(bytes),
+      !is_end && !named.startsWith("\u201c") ? more(named) : null, // a name for blanks
+      element("span.track", {}, fill(chance)),
+      element("span.chance", {}, percent(chance)),
+      cut ? more("not drawn with these settings") : null));
     }));
     if (focused >= 0) byId("bars").children[Math.min(focused, top.length - 1)]?.firstChild.focus();
     byId("others").textContent = rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
