@@ -43,6 +43,7 @@ def page(
         trained = load_model(str(folder), options, "page", dtype_of_run=False)
         from gptcli.pages.model_page import page as pages
         from gptcli.pages.model_page.programs import find_program
+        from gptcli.pages.model_page.story import file_size
 
         written = pages.write_page(trained, path, find_program(), say)
     for line in written.notes:
@@ -63,7 +64,7 @@ def page(
             }
         )
         return
-    typer.echo(f"wrote {shell_word(written.path)}: {pages.file_size(written.size)}")
+    typer.echo(f"wrote {shell_word(written.path)}: {file_size(written.size)}")
     typer.echo(pages.proof_sentence(proven))
     typer.echo(pages.rounding_sentence(rounding, written.compared_on))
 

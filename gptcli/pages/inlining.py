@@ -51,6 +51,7 @@ def document(page: Page) -> str:
     assert "</style" not in style.lower()
     for text in (*scripts, *page.data.values()):
         assert not _ENDS_SCRIPT.search(text), "a script or data block would end too early"
+    policy = _policy(page, style, scripts)
     blocks = [
         f'<script type="text/plain" id="{html.escape(name)}">{text}</script>'
         for name, text in page.data.items()
@@ -62,7 +63,7 @@ def document(page: Page) -> str:
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(page, style, scripts)}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             '<meta name="referrer" content="no-referrer">',

@@ -26,7 +26,7 @@ from gptcli.pages.model_page.payload import payload, rounded
 from gptcli.pages.model_page.programs import Program
 from gptcli.pages.model_page.proof import Proof, RoundingError
 from gptcli.pages.model_page.runtime_files import view_script, worker_script
-from gptcli.pages.model_page.story import Story, curve, curve_words, file_size, story_of, text_size
+from gptcli.pages.model_page.story import Story, curve, curve_words, story_of, text_size
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
@@ -272,4 +272,3 @@ def rounding_sentence(rounding: RoundingError, compared_on: str) -> str:
         f"per token, on {compared_on}; a logit moves by {rounding.logit:.3f} on average, and the "
         f"likeliest token stays the same in {100 * rounding.same_choice:.1f} % of places."
     )
-

@@ -20,7 +20,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -213,4 +213,5 @@ def _bytes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
 def _planes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
     """The numbers as planes: all lowest bytes first. Planes compress better than numbers."""
     octets = np.frombuffer(_bytes(numbers, dtype), dtype=np.uint8)
-    return octets.reshape(-1, np.dtype(dtype).itemsize).T.tobytes()
+    planes: bytes = octets.reshape(-1, np.dtype(dtype).itemsize).T.tobytes()
+    return planes

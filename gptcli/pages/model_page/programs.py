@@ -1,4 +1,4 @@
-"""Runs the page's JavaScript outside the page, for the proof: in Node.js, or in headless Chromium."""
+"""Runs the page's JavaScript outside the page, for the proof: in Node.js or headless Chromium."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Proof:
     """How a page was proven. `how` is what ran it: JavaScript itself, or the same arithmetic.
 
     `program` is the name and version of what ran it. `largest_difference` is that of all logits.
-    `close_calls` counts the greedy tokens of which the network prefers another, as good as equal."""
+    `close_calls` counts the greedy tokens beside which the network prefers another, by a hair."""
 
     how: Literal["javascript", "numpy"]
     program: str
@@ -119,7 +119,7 @@ def _greedy(
         logits = logits.masked_fill(table[torch.tensor(states)] == INVALID, -torch.inf)
         behind = logits.amax(dim=1) - taken
     if not float(behind.max()) <= TOLERANCE:
-        at = int(behind.argmax())
+        at = int((~(behind <= TOLERANCE)).nonzero()[0])
         raise _refused(f"{name} writes another greedy text, from its token {at + 1} on")
     return int((behind > 0).sum())
 
@@ -183,7 +183,7 @@ def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
     """Both networks on the same text: `windows` is int64 (B, T + 1), T at most block_size."""
     idx, targets = windows[:, :-1], windows[:, 1:]
     losses, logit, same = [0.0, 0.0], 0.0, 0.0
-    for row, target in zip(idx.split(4), targets.split(4), strict=True):
+    for row, target in zip(torch.split(idx, 4), torch.split(targets, 4), strict=True):
         ours, theirs = model(row).float(), rounded(row).float()
         for place, logits in enumerate((ours, theirs)):
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")

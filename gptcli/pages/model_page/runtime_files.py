@@ -1,4 +1,4 @@
-"""The JavaScript of a page: the files of runtime/ and view/, in the order in which they are joined."""
+"""The JavaScript of a page: the files of runtime/ and view/, in the order that they need."""
 
 from __future__ import annotations
 

@@ -65,7 +65,12 @@ function headHabits(map, tokens) {
       // An induction head looks at what followed the same token earlier.
       if (column + 1 < row - 1) repeated += weight(column + 1);
     }
-    if (earlier) [sums.same, sums.repeated, repeats] = [sums.same + same, sums.repeated + repeated, repeats + 1];
+    if (earlier)
+      [sums.same, sums.repeated, repeats] = [
+        sums.same + same,
+        sums.repeated + repeated,
+        repeats + 1,
+      ];
   }
   const share = (name) => (rows ? sums[name] / rows : 0);
   const shareIfRepeated = (name) => (repeats > 3 ? sums[name] / repeats : 0);
@@ -85,7 +90,8 @@ function attentionSteps(network, l, h, at) {
   const name = `h.${l}.attn`;
   const kept = network.kept[l];
   const group = Math.floor((h * K) / H);
-  const part = (array, width, from, size) => Array.from(array.subarray(at * width + from, at * width + from + size));
+  const part = (array, width, from, size) =>
+    Array.from(array.subarray(at * width + from, at * width + from + size));
   const stream = part(kept.x, C, 0, C);
   network.x.set(stream);
   network.norm(network.x, `h.${l}.ln_1`, network.normed);

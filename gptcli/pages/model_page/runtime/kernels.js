@@ -111,8 +111,12 @@ function simdModule() {
   for (const r of four)
     for (const half of [0, 1])
       products.push(
-        ...load(rowAt(r), 16 * half), ...get(part(half)), ...multiplyFloats,
-        ...get(sum(r, half)), ...addFloats, ...set(sum(r, half)),
+        ...load(rowAt(r), 16 * half),
+        ...get(part(half)),
+        ...multiplyFloats,
+        ...get(sum(r, half)),
+        ...addFloats,
+        ...set(sum(r, half)),
       );
   for (const r of four) products.push(...plus(rowAt(r), constant(32)));
   products.push(...plus(AT, constant(32)));
@@ -120,37 +124,80 @@ function simdModule() {
 
   // Adds the four lanes of each of four vectors: two rounds of shuffles.
   const lanes = (vectors, pick) => [
-    ...get(vectors[0]), ...get(vectors[1]), ...shuffle,
+    ...get(vectors[0]),
+    ...get(vectors[1]),
+    ...shuffle,
     ...pick.flatMap((lane) => four.map((byte) => 4 * lane + byte)),
   ];
-  const pair = (a, b) => [...lanes([a, b], [0, 2, 4, 6]), ...lanes([a, b], [1, 3, 5, 7]), ...addFloats];
+  const pair = (a, b) => [
+    ...lanes([a, b], [0, 2, 4, 6]),
+    ...lanes([a, b], [1, 3, 5, 7]),
+    ...addFloats,
+  ];
   const total = [];
-  for (const r of four) total.push(...get(sum(r, 0)), ...get(sum(r, 1)), ...addFloats, ...set(sum(r, 0)));
+  for (const r of four)
+    total.push(...get(sum(r, 0)), ...get(sum(r, 1)), ...addFloats, ...set(sum(r, 0)));
   total.push(...pair(sum(0, 0), sum(1, 0)), ...set(part(0)));
   total.push(...pair(sum(2, 0), sum(3, 0)), ...set(part(1)));
 
   const fourRows = [
-    ...get(WEIGHTS), ...set(rowAt(0)),
-    ...[1, 2, 3].flatMap((r) => [...get(rowAt(r - 1)), ...get(ROW_BYTES), ...add, ...set(rowAt(r))]),
-    ...get(X), ...set(AT), ...get(COLUMNS), ...set(LEFT),
-    ...four.flatMap((r) => [0, 1].flatMap((half) => [
-      0x43, 0, 0, 0, 0, ...splat, ...set(sum(r, half)), // f32.const 0
-    ])),
+    ...get(WEIGHTS),
+    ...set(rowAt(0)),
+    ...[1, 2, 3].flatMap((r) => [
+      ...get(rowAt(r - 1)),
+      ...get(ROW_BYTES),
+      ...add,
+      ...set(rowAt(r)),
+    ]),
+    ...get(X),
+    ...set(AT),
+    ...get(COLUMNS),
+    ...set(LEFT),
+    ...four.flatMap((r) =>
+      [0, 1].flatMap((half) => [
+        0x43,
+        0,
+        0,
+        0,
+        0,
+        ...splat,
+        ...set(sum(r, half)), // f32.const 0
+      ]),
+    ),
     ...loop(products, LEFT),
     ...total,
-    ...get(Y), ...pair(part(0), part(1)), ...storeVector(0),
+    ...get(Y),
+    ...pair(part(0), part(1)),
+    ...storeVector(0),
     ...plus(Y, constant(16)),
     ...plus(WEIGHTS, [...get(ROW_BYTES), ...constant(2), ...shiftLeft]),
-    ...get(ROWS), ...constant(4), ...subtract, ...set(ROWS),
+    ...get(ROWS),
+    ...constant(4),
+    ...subtract,
+    ...set(ROWS),
   ];
   const body = [
-    2, 7, I32, 10, V128, // locals
-    ...get(STRIDE), ...constant(4), ...multiply, ...set(ROW_BYTES),
+    2,
+    7,
+    I32,
+    10,
+    V128, // locals
+    ...get(STRIDE),
+    ...constant(4),
+    ...multiply,
+    ...set(ROW_BYTES),
     ...loop(fourRows, ROWS),
     0x0b,
   ];
   return Uint8Array.from([
-    0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
+    0,
+    0x61,
+    0x73,
+    0x6d,
+    1,
+    0,
+    0,
+    0,
     ...section(1, [1, 0x60, 6, I32, I32, I32, I32, I32, I32, 0]),
     ...section(2, [1, ...name("page"), ...name("memory"), 0x02, 0x00, 1]),
     ...section(3, [1, 0]),

@@ -68,7 +68,9 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   const top = logits[best];
   let least = -Infinity;
   if (topK && topK < size) {
-    const usable = allowed ? logits.subarray(0, size).filter((_, id) => allowed(id)) : logits.slice(0, size);
+    const usable = allowed
+      ? logits.subarray(0, size).filter((_, id) => allowed(id))
+      : logits.slice(0, size);
     if (topK < usable.length) least = usable.sort()[usable.length - topK];
   }
   let total = 0;

@@ -85,7 +85,13 @@ const answers = {
         break;
       }
       const allowed = allowedAfter(tokenizer, text);
-      const token = chooseToken(growing.logits(), network.V, params, numbers.get(made + i), allowed);
+      const token = chooseToken(
+        growing.logits(),
+        network.V,
+        params,
+        numbers.get(made + i),
+        allowed,
+      );
       if (token === tokenizer.eot) {
         stopped = "end";
         break;

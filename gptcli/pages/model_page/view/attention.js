@@ -27,7 +27,9 @@ class Attention {
       if (row >= 0 && row < this.found.count) this.point(this.found.from + row);
     };
     this.canvas.onpointerleave = () => this.point(null);
-    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.drawAll());
+    window
+      .matchMedia("(prefers-color-scheme: dark)")
+      .addEventListener("change", () => this.drawAll());
     window.addEventListener("resize", () => this.drawAll());
   }
 
@@ -61,7 +63,8 @@ class Attention {
   /** What a head does most: [habit, share]. The mean distance decides if nothing stands out. */
   mainHabit(layer, head) {
     const shares = this.habits(layer, head);
-    const [name, share] = Object.keys(HABITS).map((key) => [key, shares[key]])
+    const [name, share] = Object.keys(HABITS)
+      .map((key) => [key, shares[key]])
       .reduce((best, one) => (one[1] > best[1] ? one : best));
     return { name, share, distance: shares.distance };
   }
@@ -87,7 +90,10 @@ class Attention {
   choose(layer, head) {
     [this.layer, this.head, this.picked] = [layer, head, true];
     for (const button of byId("heads").querySelectorAll("button"))
-      button.setAttribute("aria-pressed", String(Number(button.dataset.layer) === layer && Number(button.dataset.head) === head));
+      button.setAttribute(
+        "aria-pressed",
+        String(Number(button.dataset.layer) === layer && Number(button.dataset.head) === head),
+      );
     this.drawMap();
     this.point(null);
     this.onChoose();
@@ -102,10 +108,25 @@ class Attention {
     const box = byId("heads");
     if (!box.children.length)
       for (let l = 0; l < n_layer; l++)
-        box.append(element("div.head-row", { "--heads": n_head },
-          element("span", {}, `layer ${l + 1}`),
-          Array.from({ length: n_head }, (_, h) =>
-            element("button.head", { type: "button", "data-layer": l, "data-head": h, onclick: () => this.choose(l, h) }, element("canvas")))));
+        box.append(
+          element(
+            "div.head-row",
+            { "--heads": n_head },
+            element("span", {}, `layer ${l + 1}`),
+            Array.from({ length: n_head }, (_, h) =>
+              element(
+                "button.head",
+                {
+                  type: "button",
+                  "data-layer": l,
+                  "data-head": h,
+                  onclick: () => this.choose(l, h),
+                },
+                element("canvas"),
+              ),
+            ),
+          ),
+        );
     for (const button of box.querySelectorAll("button")) {
       const [l, h] = [Number(button.dataset.layer), Number(button.dataset.head)];
       button.setAttribute("aria-pressed", String(l === this.layer && h === this.head));
@@ -129,19 +150,36 @@ class Attention {
         }
       if (found) best.push(found);
     }
-    const items = best.sort((a, b) => b.share - a.share).slice(0, 4).map(({ l, h, share, name }) =>
-      element("li", {}, element("button", { type: "button", onclick: () => this.choose(l, h) },
-        `Layer ${l + 1}, head ${h + 1}: ${HABITS[name]}, ${percent(share)}`)));
-    byId("standing-out").replaceChildren(...(items.length
-      ? [element("p.small-label", {}, "Heads that stand out in this text"), element("ul.habits", {}, items)]
-      : []));
+    const items = best
+      .sort((a, b) => b.share - a.share)
+      .slice(0, 4)
+      .map(({ l, h, share, name }) =>
+        element(
+          "li",
+          {},
+          element(
+            "button",
+            { type: "button", onclick: () => this.choose(l, h) },
+            `Layer ${l + 1}, head ${h + 1}: ${HABITS[name]}, ${percent(share)}`,
+          ),
+        ),
+      );
+    byId("standing-out").replaceChildren(
+      ...(items.length
+        ? [
+            element("p.small-label", {}, "Heads that stand out in this text"),
+            element("ul.habits", {}, items),
+          ]
+        : []),
+    );
   }
 
   drawAll() {
     if (!this.found) return;
     const { n_head } = this.model.sizes;
     for (const button of byId("heads").querySelectorAll("button")) {
-      const map = this.found.maps[Number(button.dataset.layer) * n_head + Number(button.dataset.head)];
+      const map =
+        this.found.maps[Number(button.dataset.layer) * n_head + Number(button.dataset.head)];
       this.paint(button.firstChild, map);
     }
     this.drawMap();
@@ -151,7 +189,8 @@ class Attention {
     this.paint(this.canvas, this.map, this.strip.at);
     byId("map-label").textContent = `All tokens of ${this.headName()}`;
     const words = this.habitWords(this.layer, this.head);
-    byId("habit").textContent = `${this.headName()[0].toUpperCase()}${this.headName().slice(1)}: ${words}.`;
+    byId("habit").textContent =
+      `${this.headName()[0].toUpperCase()}${this.headName().slice(1)}: ${words}.`;
   }
 
   /** Paints a map; the darker, the more attention. The row of the followed token gets a frame. */
@@ -223,15 +262,24 @@ class Attention {
   describe(at) {
     const { from } = this.found;
     const weights = Array.from(this.weightsOf(at).subarray(0, at - from + 1));
-    const order = weights.map((weight, place) => [weight, from + place]).sort((a, b) => b[0] - a[0]);
+    const order = weights
+      .map((weight, place) => [weight, from + place])
+      .sort((a, b) => b[0] - a[0]);
     const pieces = this.model.pieces;
-    const parts = order.filter(([weight]) => weight >= 0.05).slice(0, 4).flatMap(([weight, place], i) => [
-      i ? ", " : "", piece(pieces[this.tokens[place]]),
-      ` ${percent(weight)}${place === at ? " (itself)" : place === at - 1 ? " (just before)" : ` (${at - place} back)`}`,
-    ]);
+    const parts = order
+      .filter(([weight]) => weight >= 0.05)
+      .slice(0, 4)
+      .flatMap(([weight, place], i) => [
+        i ? ", " : "",
+        piece(pieces[this.tokens[place]]),
+        ` ${percent(weight)}${place === at ? " (itself)" : place === at - 1 ? " (just before)" : ` (${at - place} back)`}`,
+      ]);
     byId("followed").replaceChildren(
-      `In ${this.headName()}, token ${at + 1} `, piece(pieces[this.tokens[at]]),
-      parts.length ? " looks at " : " looks a little at everything before it", ...parts, ".",
+      `In ${this.headName()}, token ${at + 1} `,
+      piece(pieces[this.tokens[at]]),
+      parts.length ? " looks at " : " looks a little at everything before it",
+      ...parts,
+      ".",
     );
   }
 }

@@ -41,7 +41,9 @@ const BLANKS = { " ": "\u2423", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d" }
 function visible(bytes) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    return text.replace(/[ \n\t\r]/g, (blank) => BLANKS[blank]).replace(/\p{C}/gu, "\ufffd") || "\u2205";
+    return (
+      text.replace(/[ \n\t\r]/g, (blank) => BLANKS[blank]).replace(/\p{C}/gu, "\ufffd") || "\u2205"
+    );
   } catch {
     return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(" ");
   }
@@ -73,21 +75,44 @@ function vector(what, numbers, inside = null) {
   svg.setAttribute("viewBox", `0 0 ${numbers.length} 40`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${what}: ${numbers.length} numbers from ${number(low)} to ${number(high)}`);
+  svg.setAttribute(
+    "aria-label",
+    `${what}: ${numbers.length} numbers from ${number(low)} to ${number(high)}`,
+  );
   add("line", { x1: 0, x2: numbers.length, y1: 20, y2: 20 });
   numbers.forEach((value, i) => {
     const height = (Math.abs(value) / top) * 18;
     const outside = inside && (i < inside[0] || i >= inside[1]);
     add("rect", {
-      x: i + 0.12, width: 0.76, y: value > 0 ? 20 - height : 20, height,
+      x: i + 0.12,
+      width: 0.76,
+      y: value > 0 ? 20 - height : 20,
+      height,
       ...(outside ? { class: "outside" } : {}),
     });
   });
-  if (inside) add("rect", { class: "window", x: inside[0], width: inside[1] - inside[0], y: 0.5, height: 39 });
-  const first = numbers.slice(inside ? inside[0] : 0).slice(0, 3).map(number).join(", ");
-  return element("div.vector", {},
-    element("div.what", {},
+  if (inside)
+    add("rect", {
+      class: "window",
+      x: inside[0],
+      width: inside[1] - inside[0],
+      y: 0.5,
+      height: 39,
+    });
+  const first = numbers
+    .slice(inside ? inside[0] : 0)
+    .slice(0, 3)
+    .map(number)
+    .join(", ");
+  return element(
+    "div.vector",
+    {},
+    element(
+      "div.what",
+      {},
       element("span", {}, what),
       element("span", {}, `${first}${numbers.length > 3 ? ", ..." : ""} (${numbers.length})`),
-    ), svg);
+    ),
+    svg,
+  );
 }

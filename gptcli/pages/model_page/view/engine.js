@@ -9,14 +9,17 @@ class Engine {
     this.count = 0;
     this.worker.onmessage = ({ data }) => this.hear(data);
     this.failed = new Promise((_, reject) => {
-      this.worker.onerror = (event) => reject(new Error(event.message || "the worker did not start"));
+      this.worker.onerror = (event) =>
+        reject(new Error(event.message || "the worker did not start"));
     });
   }
 
   /** The answer to a question of worker.js. `onPart` gets what it sends before the answer. */
   ask(kind, question = {}, onPart = null) {
     const id = ++this.count;
-    const answered = new Promise((resolve, reject) => this.waiting.set(id, { resolve, reject, onPart }));
+    const answered = new Promise((resolve, reject) =>
+      this.waiting.set(id, { resolve, reject, onPart }),
+    );
     this.worker.postMessage({ id, kind, ...question });
     return Promise.race([answered, this.failed]);
   }

@@ -61,7 +61,8 @@ async function writeFromAddress(writing) {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!asked.has("prompt")) return false;
   const ids = { temperature: "temperature", top_k: "top-k", top_p: "top-p", seed: "seed" };
-  for (const [name, id] of Object.entries(ids)) if (asked.has(name)) byId(id).value = asked.get(name);
+  for (const [name, id] of Object.entries(ids))
+    if (asked.has(name)) byId(id).value = asked.get(name);
   writing.showSettings();
   byId("prompt").value = asked.get("prompt");
   await writing.setPrompt(asked.get("prompt"));

@@ -20,11 +20,24 @@ class Strip {
     const items = [];
     for (let at = from; at < tokens.length; at++) {
       const bytes = this.pieces[tokens[at]];
-      items.push(element("span.token", {
-        role: "option", id: `token-${at}`, "data-at": at, tabindex: -1, "aria-selected": "false",
-      }, visible(bytes), element("span.weight", { "aria-hidden": "true" }), element("span.share", { "aria-hidden": "true" })));
+      items.push(
+        element(
+          "span.token",
+          {
+            role: "option",
+            id: `token-${at}`,
+            "data-at": at,
+            tabindex: -1,
+            "aria-selected": "false",
+          },
+          visible(bytes),
+          element("span.weight", { "aria-hidden": "true" }),
+          element("span.share", { "aria-hidden": "true" }),
+        ),
+      );
       const blankLine = this.pieces[tokens[at + 1]]?.[0] === 10;
-      if (bytes.at(-1) === 10 && !blankLine) items.push(element("span.line-break", { "aria-hidden": "true" }));
+      if (bytes.at(-1) === 10 && !blankLine)
+        items.push(element("span.line-break", { "aria-hidden": "true" }));
     }
     this.box.replaceChildren(...items);
   }

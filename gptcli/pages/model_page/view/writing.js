@@ -24,7 +24,8 @@ class Writing {
       this.typing = setTimeout(() => this.setPrompt(byId("prompt").value), 250);
     };
     byId("prompt").onkeydown = (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write(this.setting("count"));
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey))
+        this.write(this.setting("count"));
     };
     for (const id of ["temperature", "top-k", "top-p", "count", "seed"])
       byId(id).oninput = () => {
@@ -42,7 +43,11 @@ class Writing {
   }
 
   get params() {
-    return { temperature: this.setting("temperature"), topK: this.setting("top-k"), topP: this.setting("top-p") };
+    return {
+      temperature: this.setting("temperature"),
+      topK: this.setting("top-k"),
+      topP: this.setting("top-p"),
+    };
   }
 
   /** The whole text: the prompt, or what a text without one starts from, and the continuation. */
@@ -69,11 +74,15 @@ class Writing {
     byId("echo").textContent = text;
     let note = "";
     if (unknown.length) {
-      const names = unknown.slice(0, 5).map((char) => `\u201c${char}\u201d`).join(", ");
+      const names = unknown
+        .slice(0, 5)
+        .map((char) => `\u201c${char}\u201d`)
+        .join(", ");
       note = `Left out: ${names}${unknown.length > 5 ? " and others" : ""}. This model never saw ${unknown.length > 1 ? "them" : "it"}.`;
       byId("echo").textContent = this.decoded(this.prompt);
     }
-    if (ids.length > this.prompt.length) note += ` Only the first ${this.prompt.length} tokens are used.`;
+    if (ids.length > this.prompt.length)
+      note += ` Only the first ${this.prompt.length} tokens are used.`;
     byId("prompt-note").textContent = note;
     this.showText();
     byId("status").textContent = "";
@@ -82,7 +91,10 @@ class Writing {
 
   decoded(ids) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    return ids.map((id) => decoder.decode(this.model.pieces[id], { stream: true })).join("") + decoder.decode();
+    return (
+      ids.map((id) => decoder.decode(this.model.pieces[id], { stream: true })).join("") +
+      decoder.decode()
+    );
   }
 
   /** Writes the continuation anew. */
@@ -97,7 +109,8 @@ class Writing {
   append(place) {
     const text = this.decoder.decode(this.model.pieces[this.made[place]], { stream: true });
     const output = byId("output");
-    if (this.chosen.has(place)) output.append(element("span.chosen", { title: "chosen by you" }, text));
+    if (this.chosen.has(place))
+      output.append(element("span.chosen", { title: "chosen by you" }, text));
     else if (output.lastChild?.nodeType === Node.TEXT_NODE) output.lastChild.data += text;
     else output.append(text);
   }
@@ -124,7 +137,11 @@ class Writing {
     const begin = performance.now();
     const before = this.made.length;
     const question = {
-      tokens: this.tokens, made: before, count, params: this.params, seed: Math.max(0, Math.floor(this.setting("seed"))),
+      tokens: this.tokens,
+      made: before,
+      count,
+      params: this.params,
+      seed: Math.max(0, Math.floor(this.setting("seed"))),
     };
     let shown = before;
     const show = () => {
@@ -151,8 +168,13 @@ class Writing {
 
   report(written, seconds, stopped) {
     const tokens = `${written} token${written === 1 ? "" : "s"}`;
-    const speed = written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} a second` : "";
-    const why = { end: " The model ended its text.", stop: " Stopped.", longest: " The text is as long as this page allows." };
+    const speed =
+      written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} a second` : "";
+    const why = {
+      end: " The model ended its text.",
+      stop: " Stopped.",
+      longest: " The text is as long as this page allows.",
+    };
     return `Wrote ${tokens}${speed}.${why[stopped] ?? ""}`;
   }
 
@@ -196,26 +218,43 @@ class Writing {
 
   async showNext() {
     const asked = ++this.asked;
-    const { top, rest } = await this.engine.ask("next", { tokens: this.tokens, params: this.params, count: BARS });
+    const { top, rest } = await this.engine.ask("next", {
+      tokens: this.tokens,
+      params: this.params,
+      count: BARS,
+    });
     if (asked !== this.asked || this.busy) return;
-    const focused = [...byId("bars").children].findIndex((item) => item.contains(document.activeElement));
-    byId("bars").replaceChildren(...top.map(([id, chance, set]) => {
-      const bytes = this.model.pieces[id];
-      const is_end = id === this.model.eot;
-      const cut = set === 0;
-      const named = spoken(bytes);
-      const more = (words) => element("span.visually-hidden", {}, words);
-      return element("li", {}, element(`button.bar${cut ? ".cut" : ""}`, {
-        type: "button", onclick: () => this.choose(id),
-      },
-      is_end ? element("span.piece", {}, "end") : piece(bytes),
-      !is_end && !named.startsWith("\u201c") ? more(named) : null, // a name for blanks
-      element("span.track", {}, fill(chance)),
-      element("span.chance", {}, percent(chance)),
-      cut ? more("not drawn with these settings") : null));
-    }));
+    const focused = [...byId("bars").children].findIndex((item) =>
+      item.contains(document.activeElement),
+    );
+    byId("bars").replaceChildren(
+      ...top.map(([id, chance, set]) => {
+        const bytes = this.model.pieces[id];
+        const is_end = id === this.model.eot;
+        const cut = set === 0;
+        const named = spoken(bytes);
+        const more = (words) => element("span.visually-hidden", {}, words);
+        return element(
+          "li",
+          {},
+          element(
+            `button.bar${cut ? ".cut" : ""}`,
+            {
+              type: "button",
+              onclick: () => this.choose(id),
+            },
+            is_end ? element("span.piece", {}, "end") : piece(bytes),
+            !is_end && !named.startsWith("\u201c") ? more(named) : null, // a name for blanks
+            element("span.track", {}, fill(chance)),
+            element("span.chance", {}, percent(chance)),
+            cut ? more("not drawn with these settings") : null,
+          ),
+        );
+      }),
+    );
     if (focused >= 0) byId("bars").children[Math.min(focused, top.length - 1)]?.firstChild.focus();
-    byId("others").textContent = rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
+    byId("others").textContent =
+      rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
     if (top.some(([, , set]) => set === 0))
       byId("others").textContent += " Crossed out: never drawn with these settings.";
     this.enable();
