@@ -18,6 +18,7 @@ TOP = {"files", "top"}
 MAY_IMPORT = {
     "cli": {
         "loggers",
+        "pages",
         "api",
         "interop",
         "training",
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "tokenization",
     },
     "loggers": {"training"},
+    "pages": {"training", "sampling", "native", "model", "corpus", "tokenization", "view"},
     "interop": {"training", "sampling", "native", "model", "corpus", "tokenization"},
     "training": {"sampling", "native", "model", "corpus", "tokenization"},
     "sampling": {"native", "model", "tokenization"},

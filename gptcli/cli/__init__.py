@@ -25,6 +25,7 @@ from gptcli.cli import (
     inspect_batch,
     learn,
     log,
+    page,
     runs,
     sample,
     score,
@@ -87,6 +88,7 @@ _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("score", score.score, "gptcli score mine poem.txt")
 _add("export", export.export, "gptcli export mine --to huggingface --out mine-hf")
+_add("page", page.page, "gptcli page mine --out mine.html")
 _add("import", import_model.import_model, "gptcli import my-gpt2 --out runs/gpt2")
 _add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
 for _exercise, _what, _interface in check.COMMANDS:

@@ -16,6 +16,7 @@ COMMANDS = (
     "eval",
     "score",
     "export",
+    "page",
     "import",
     "check-attention",
     "check-layernorm",

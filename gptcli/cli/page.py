@@ -1,0 +1,88 @@
+"""`gptcli page`: writes a model as one HTML file that runs in a browser, and proves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli.cli.options import CheckpointOption, JsonOption, ModelOptions, RunArgument, load_model
+from gptcli.cli.output import note, print_json
+from gptcli.cli.run_argument import named_run
+from gptcli.errors import GptcliError
+from gptcli.files.paths import expanded, shell_word
+from gptcli.view.waiting import waiting
+
+
+def page(
+    run: RunArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The file to write. Default: RUN.html in this folder."
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model as one HTML file that writes text in any browser.
+
+    The file holds the weights in eight bits, the tokenizer and the program. It shows the attention
+    of every head, its eight steps with their numbers, and how the model learned. It asks for
+    nothing from the network.
+
+    The page proves itself: its JavaScript runs in Node.js or Chromium if one is installed, else
+    numpy repeats its arithmetic. A page that computes something else is not written."""
+    folder = named_run(run, "page")
+    _refuse_user_parts(folder)
+    path = expanded(out) if out is not None else Path(f"{folder.resolve().name}.html")
+    _refuse_existing(path)
+    with waiting("loading the model") as say:
+        options = ModelOptions(checkpoint=checkpoint, device="cpu", dtype="float32")
+        trained = load_model(str(folder), options, "page", dtype_of_run=False)
+        from gptcli.pages.model_page import page as pages
+        from gptcli.pages.model_page.programs import find_program
+        from gptcli.pages.model_page.story import file_size
+
+        written = pages.write_page(trained, path, find_program(), say)
+    for line in written.notes:
+        note(f"note: {line}")
+    proven, rounding = written.proof, written.rounding
+    if as_json:
+        print_json(
+            {
+                "path": str(written.path),
+                "bytes": written.size,
+                "proven_by": proven.how,
+                "program": proven.program,
+                "prompts": proven.prompts,
+                "largest_difference": proven.largest_difference,
+                "loss": rounding.loss,
+                "rounded_loss": rounding.rounded_loss,
+                "checkpoint": trained.step,
+            }
+        )
+        return
+    typer.echo(f"wrote {shell_word(written.path)}: {file_size(written.size)}")
+    typer.echo(pages.proof_sentence(proven))
+    typer.echo(pages.rounding_sentence(rounding, written.compared_on))
+
+
+def _refuse_existing(path: Path) -> None:
+    """Raise GptcliError if something is at `path`, before a model is loaded."""
+    if path.exists() or path.is_symlink():
+        raise GptcliError(f"{path} exists", "name another --out, or move it away")
+
+
+def _refuse_user_parts(run: Path) -> None:
+    """Raise GptcliError if a run was trained with the user's parts."""
+    from gptcli.model.user_parts import parts_of
+    from gptcli.training.run_folder import read_status
+
+    if parts := parts_of(read_status(run)):
+        raise GptcliError(
+            f"{run} was trained with your own {', '.join(parts)}, which does not run in a page",
+            "only models of builtin parts can become a page",
+            exit_code=1,
+        )

@@ -1,0 +1,274 @@
+"""Writes the page of a run: builds it, proves it, and puts it in its place.
+
+A page of more than 20 MB is refused, and one of more than 5 MB gets a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptcli import __version__
+from gptcli.corpus import windows
+from gptcli.errors import GptcliError
+from gptcli.files import durable
+from gptcli.files.paths import shell_word
+from gptcli.model.gpt import GPT
+from gptcli.pages.inlining import Page, asset, document, json_block
+from gptcli.pages.model_page import proof
+from gptcli.pages.model_page.payload import payload, rounded
+from gptcli.pages.model_page.programs import Program
+from gptcli.pages.model_page.proof import Proof, RoundingError
+from gptcli.pages.model_page.runtime_files import view_script, worker_script
+from gptcli.pages.model_page.story import Story, curve, curve_words, story_of, text_size
+from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.text import generate_one
+from gptcli.training.loading import Trained
+from gptcli.training.setup import open_text_of_run
+from gptcli.training.text_of_run import WantedText, content_key_of
+
+LARGE, TOO_LARGE = 5_000_000, 20_000_000  # bytes of a page
+_COMPARED = 8192  # tokens on which eight bits are compared with the run's own weights
+_SAMPLE_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """A page that was written: its size, its proof, and what rounding to eight bits changed.
+
+    `compared_on` says which text the rounding was measured on."""
+
+    path: Path
+    size: int
+    proof: Proof
+    rounding: RoundingError
+    compared_on: str
+    notes: tuple[str, ...]
+
+
+def write_page(
+    trained: Trained, out: Path, program: Program | None, say: Callable[[str], None]
+) -> WrittenPage:
+    """Write the page of a trained run to `out`, which must not exist.
+
+    `program` runs the page's JavaScript for the proof; None means numpy. `say` is told what is
+    being done. The model must have builtin parts only. Raises GptcliError if the page is too large,
+    or does not compute what the network computes (exit code 1)."""
+    assert not trained.model.user_parts.in_network()
+    say("rounding the weights to eight bits")
+    packed = payload(trained.model, trained.tokenizer)
+    script, worker = view_script(), worker_script()
+    _refuse_large(len(packed) + len(script) + len(worker), trained)
+    eight_bit = rounded(trained.model)
+    say("comparing eight bits with the run's weights")
+    text, compared_on = _windows(trained)
+    rounding = proof.rounding_error(trained.model, eight_bit, text)
+    say(f"proving the page in {program.name if program else 'numpy'}")
+    proven = proof.prove(packed, eight_bit, trained.tokenizer, program)
+    story = story_of(trained, text_size(trained.config))
+    whole = document(
+        Page(
+            title=f"{story.name}: a GPT in one file",
+            description=f"A language model of {story.parameters:,} parameters that runs in the "
+            "browser, and shows what its attention looks at.",
+            body=_body(trained, story, proven, rounding, compared_on),
+            styles=[asset("theme.css"), asset("model_page/page.css")],
+            scripts=[script],
+            data={
+                "worker": worker,
+                "payload": packed,
+                "page-data": json_block(
+                    {
+                        "prompt": first_prompt(trained, story),
+                        "samples": [{"step": step, "text": text} for step, text in story.samples],
+                    }
+                ),
+            },
+            workers=True,
+            webassembly=True,
+        )
+    ).encode("utf-8")
+    with durable.path_errors(out.parent):
+        durable.make_folder(out.parent)
+    try:
+        durable.write_atomically(out, whole)
+    except OSError as error:
+        raise durable.write_error(
+            out, error, "free some space, or choose another disk with --out"
+        ) from None
+    return WrittenPage(
+        out, len(whole), proven, rounding, compared_on, tuple(_notes(len(whole), trained))
+    )
+
+
+def _refuse_large(size: int, trained: Trained) -> None:
+    if size > TOO_LARGE:
+        raise GptcliError(
+            f"the page would have {size / 1e6:.0f} MB, and {TOO_LARGE / 1e6:.0f} MB is the most: "
+            "larger files open slowly, and few mail programs take them",
+            _smaller(trained) + "; for large models, export for onnxruntime or llama.cpp: "
+            f"gptcli export {shell_word(trained.run)} --to onnx",
+            exit_code=1,
+        )
+
+
+def _notes(size: int, trained: Trained) -> list[str]:
+    if size <= LARGE:
+        return []
+    return [
+        f"the page has {size / 1e6:.1f} MB, which is much for a mail or a phone; "
+        + _smaller(trained)
+    ]
+
+
+def _smaller(trained: Trained) -> str:
+    """How to get a smaller page."""
+    embedding = trained.model.wte.weight.numel()
+    total = sum(parameter.numel() for parameter in trained.model.parameters())
+    if 2 * embedding > total:
+        return "most of it is the vocabulary: train with tokenizer.kind=bpe or char instead"
+    return "train with a smaller model.n_embd or model.n_layer"
+
+
+def _windows(trained: Trained) -> tuple[Tensor, str]:
+    """A text to compare two networks on, int64 (B, T + 1), and what it is.
+
+    The validation text, if the run's text is still there; else a text that the model writes."""
+    width = trained.config.model.block_size
+    with contextlib.suppress(GptcliError, OSError):
+        wanted = WantedText(
+            trained.run,
+            content_key_of(trained.run, trained.meta),
+            named=frozenset(),
+            command=f"gptcli page {shell_word(trained.run)}",
+            other_text="",
+        )
+        corpus, _ = open_text_of_run(wanted, trained.config, trained.tokenizer)
+        if corpus.val is not None and len(corpus.val) > width:
+            count = max(1, min(_COMPARED, len(corpus.val) - 1) // width)
+            idx, targets = next(iter(windows(corpus.val, width, count)))
+            both = torch.cat((idx, targets[:, -1:]), dim=1)
+            return both, f"the first {targets.numel():,} tokens of the validation text"
+    text = generate_one(
+        trained.model,
+        trained.tokenizer,
+        "",
+        max_new_tokens=max(2 * width, _SAMPLE_TOKENS),
+        params=SamplingParams(temperature=1.0),
+        seed=1,
+    )
+    ids = trained.tokenizer.encode(text or "") or trained.tokenizer.start_ids() * 2
+    length = min(width, len(ids) - 1)
+    rows = [ids[at : at + length + 1] for at in range(0, len(ids) - length, length)]
+    return torch.tensor(rows), f"{len(rows) * length:,} tokens that the model wrote"
+
+
+def first_prompt(trained: Trained, story: Story) -> str:
+    """A prompt for the reader to start with: the first words of the model's own last sample."""
+    sample = story.samples[-1][1] if story.samples else ""
+    if not sample:
+        sample = _own_text(trained)
+    words = sample.strip().split(" ")
+    prompt = words[0]
+    for word in words[1:]:
+        if len(prompt) + len(word) > 20:
+            break
+        prompt += " " + word
+    with contextlib.suppress(GptcliError):
+        ids = trained.tokenizer.encode(prompt[:24])
+        if ids:
+            return prompt[:24]
+    return ""
+
+
+def _own_text(trained: Trained) -> str:
+    model: GPT = trained.model
+    text = generate_one(
+        model, trained.tokenizer, "", max_new_tokens=60, params=SamplingParams(), seed=1
+    )
+    return text or ""
+
+
+# ---- the HTML ------------------------------------------------------------------------------------
+
+
+def _body(
+    trained: Trained, story: Story, proven: Proof, rounding: RoundingError, compared_on: str
+) -> str:
+    """page.html with the figures of the run filled in."""
+    config = trained.config.model
+    rotary = config.traits.positions == "rotary"
+    values = {
+        "name": story.name,
+        "data": story.data,
+        "parameters": f"{story.parameters:,}",
+        "token": {"char": "character", "byte": "byte"}.get(trained.tokenizer.kind, "piece of text"),
+        "vocabulary": f"{trained.tokenizer.vocab_size:,}",
+        "layers": f"{config.n_layer}",
+        "heads": f"{config.n_head}",
+        "width": f"{config.n_embd}",
+        "head_dim": f"{config.head_dim}",
+        "window": f"{config.block_size:,}",
+        "version": __version__,
+        "proof": proof_sentence(proven),
+        "rounding": rounding_sentence(rounding, compared_on),
+        "window_rule": (
+            "Past that, each token looks at itself and the tokens just before it."
+            if rotary
+            else "Past that, the oldest quarter of the window is dropped, and the rest is read "
+            "again."
+        ),
+        "command": f"gptcli train {shell_word(story.data) if ' ' not in story.data else 'my.txt'}",
+        "curve_words": curve_words(story) if len(story.train) > 1 else "",
+    }
+    body = asset("model_page/page.html")
+    for name, value in values.items():
+        body = body.replace(f"{{{{{name}}}}}", html.escape(value))
+    rows = "".join(
+        f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd></div>"
+        for what, value in story.facts
+    )
+    blocks = {
+        "facts": rows,
+        "curve": curve(story),
+        "config": html.escape(story.config),
+    }
+    for name, block in blocks.items():
+        body = body.replace(f"<!--{name}-->", block)
+    assert "{{" not in body
+    return body
+
+
+def proof_sentence(proven: Proof) -> str:
+    """What the proof showed, in two sentences."""
+    ran = (
+        f"{proven.program} ran this page's JavaScript"
+        if proven.how == "javascript"
+        else f"{proven.program} redid this page's arithmetic (there was no JavaScript engine)"
+    )
+    texts = (
+        "the same greedy texts"
+        if not proven.close_calls
+        else f"the same greedy texts but for {proven.close_calls} tokens as good as equal"
+    )
+    return (
+        f"Before this file was written, {ran} on {proven.prompts} prompts, beside the network of "
+        f"gptcli with the same eight-bit weights: the logits differ by at most "
+        f"{proven.largest_difference:.1e}, and {proven.greedy_tokens} tokens from each prompt are "
+        f"{texts}."
+    )
+
+
+def rounding_sentence(rounding: RoundingError, compared_on: str) -> str:
+    """How far eight bits are from the run's own weights, in a sentence."""
+    return (
+        f"Eight bits change the loss from {rounding.loss:.4f} to {rounding.rounded_loss:.4f} nats "
+        f"per token, on {compared_on}; a logit moves by {rounding.logit:.3f} on average, and the "
+        f"likeliest token stays the same in {100 * rounding.same_choice:.1f} % of places."
+    )

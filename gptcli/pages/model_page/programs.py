@@ -1,0 +1,180 @@
+"""Runs the page's JavaScript outside the page, for the proof: in Node.js or headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptcli.pages.model_page.rounding import Floats
+from gptcli.pages.model_page.runtime_files import proof_script
+
+_OLDEST_NODE = 18  # the first with DecompressionStream
+_MOST_SECONDS = 900
+_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+_NODE_END = """
+const { readFileSync, writeFileSync } = require("fs");
+const asked = JSON.parse(readFileSync(process.argv[2], "utf8"));
+prove(asked.payload, asked).then(({ answer, logits }) => {
+  writeFileSync(process.argv[3], Buffer.from(logits.buffer));
+  writeFileSync(process.argv[4], JSON.stringify(answer));
+});
+"""
+_CHROMIUM_END = """
+const asked = JSON.parse(document.getElementById("asked").textContent);
+const show = (text) => { document.getElementById("answer").textContent = text; };
+prove(asked.payload, asked).then(
+  ({ answer, logits }) => {
+    let bytes = "";
+    for (const byte of new Uint8Array(logits.buffer)) bytes += String.fromCharCode(byte);
+    show(JSON.stringify({ ...answer, logits: btoa(bytes) }));
+  },
+  (error) => show(JSON.stringify({ error: String(error) })),
+);
+"""
+
+
+class ProgramError(Exception):
+    """The program did not answer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the runtime computed: for each text, its token ids, the logits of the next token and a
+    greedy continuation. `logits` is float32 (texts, V). `kernels` names what multiplied."""
+
+    ids: list[list[int]]
+    logits: Floats
+    tokens: list[list[int]]
+    kernels: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that runs JavaScript: its name with the version, and how to ask it."""
+
+    name: str
+    path: str
+    ask: Callable[[str, str, Sequence[str], int], Answer]
+    """ask(path, payload, texts, steps). Raises ProgramError."""
+
+
+def find_program() -> Program | None:
+    """Node.js, else Chromium or Chrome; None if this machine has neither."""
+    for name in ("node", "nodejs"):
+        path = shutil.which(name)
+        version = _version(path) if path else ""
+        number = re.match(r"v(\d+)\.", version)
+        if path and number and int(number[1]) >= _OLDEST_NODE:
+            return Program(f"Node.js {version[1:]}", path, ask_node)
+    for name in _CHROMIUM:
+        path = shutil.which(name)
+        if path and (version := _version(path)):
+            return Program(version, path, ask_chromium)
+    return None
+
+
+def _version(path: str) -> str:
+    """The first line of `PROGRAM --version`; "" if the program does not work."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=60, check=True
+        )
+        return " ".join(done.stdout.split()[:2])
+    return ""
+
+
+def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
+    """The answer of Node.js. Raises ProgramError."""
+    with tempfile.TemporaryDirectory(prefix="gptcli-page-") as name:
+        folder = Path(name)
+        script, asked, logits, answer = (
+            folder / file for file in ("prove.js", "asked.json", "logits", "answer.json")
+        )
+        script.write_text('"use strict";\n' + proof_script() + _NODE_END, encoding="utf-8")
+        asked.write_text(_question(payload, texts, steps), encoding="utf-8")
+        _run([path, str(script), str(asked), str(logits), str(answer)])
+        if not answer.is_file():
+            raise ProgramError("it gave no answer")
+        found = json.loads(answer.read_text(encoding="utf-8"))
+        numbers = np.fromfile(logits, dtype="<f4").reshape(len(texts), -1)
+        return _answer(found, numbers)
+
+
+def ask_chromium(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
+    """The answer of headless Chromium or Chrome. Raises ProgramError."""
+    with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        asked = _question(payload, texts, steps).replace("<", "\\u003c")
+        page = folder / "prove.html"
+        page.write_text(
+            '<!doctype html><meta charset="utf-8"><pre id="answer"></pre>'
+            f'<script type="text/plain" id="asked">{asked}</script>'
+            f'<script>"use strict";\n{proof_script()}{_CHROMIUM_END}</script>',
+            encoding="utf-8",
+        )
+        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+        out = _run(
+            [
+                path,
+                "--headless",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--no-first-run",
+                *(["--no-sandbox"] if is_root else []),
+                f"--user-data-dir={folder / 'profile'}",
+                f"--virtual-time-budget={_MOST_SECONDS * 1000}",
+                "--dump-dom",
+                page.as_uri(),
+            ]
+        )
+        found = re.search(r'<pre id="answer">(.*?)</pre>', out, re.DOTALL)
+        if found is None or not found[1]:
+            raise ProgramError("it gave no answer")
+        answer = json.loads(html.unescape(found[1]))
+        if "error" in answer:
+            raise ProgramError(answer["error"])
+        numbers = np.frombuffer(base64.b64decode(answer.pop("logits")), dtype="<f4")
+        return _answer(answer, numbers.reshape(len(texts), -1))
+
+
+def _question(payload: str, texts: Sequence[str], steps: int) -> str:
+    return json.dumps({"payload": payload, "texts": list(texts), "steps": steps, "simd": True})
+
+
+def _answer(found: dict[str, Any], logits: Floats) -> Answer:
+    return Answer(found["ids"], logits, found["tokens"], found["kernels"])
+
+
+def _run(command: list[str]) -> str:
+    """The output of a program. Raises ProgramError if it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_MOST_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ProgramError(f"it did not answer within {_MOST_SECONDS} seconds") from None
+    except OSError as error:
+        raise ProgramError(str(error)) from None
+    if done.returncode != 0:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise ProgramError(f"it ended with exit code {done.returncode}: {''.join(last)[:300]}")
+    return done.stdout

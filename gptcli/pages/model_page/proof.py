@@ -1,0 +1,204 @@
+"""Proves a page before it is written: its JavaScript gives the network's logits and greedy texts.
+
+The page's payload, runtime and tokenizer answer 64 prompts in Node.js or headless Chromium. If the
+machine has neither, arithmetic.py computes the same from the payload in numpy.
+
+Dimensions: T tokens, V vocabulary, W window (block_size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.errors import GptcliError
+from gptcli.model.gpt import GPT
+from gptcli.pages.model_page import arithmetic
+from gptcli.pages.model_page.programs import Answer, Program, ProgramError
+from gptcli.sampling.streams import window_start
+from gptcli.sampling.valid_text import state_after, table_of
+from gptcli.tokenization import Tokenizer
+from gptcli.tokenization.utf8_states import INVALID
+
+TOLERANCE = 1e-3
+"""Largest difference of two logits."""
+
+PROMPTS, GREEDY_TOKENS = 64, 200
+_LONGEST = 512  # tokens of a prompt: longer windows are not filled
+
+_TEXTS = (
+    "To be, or not to be, that is the question.\n",
+    "  two  spaces, a tab\tand\r\nline ends\n\n",
+    "naïve façade, größer, 你好, привет, مرحبا, 🙂🙃",
+    "<|endoftext|> as a text",
+    "x = 3.14159 * r**2  # don't, I'LL, we've\n",
+    "\ufeffa byte-order mark, \x85next line\u2028 and \u3000 wide spaces \x1c\n",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a page was proven. `how` is what ran it: JavaScript itself, or the same arithmetic.
+
+    `program` is the name and version of what ran it. `largest_difference` is that of all logits.
+    `close_calls` counts the greedy tokens beside which the network prefers another, by a hair."""
+
+    how: Literal["javascript", "numpy"]
+    program: str
+    largest_difference: float
+    prompts: int
+    greedy_tokens: int
+    close_calls: int
+
+
+def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | None) -> Proof:
+    """Compare the page with the network on the same rounded weights, in float32.
+
+    Raises GptcliError (exit code 1) if token ids, a logit or a greedy token differ."""
+    texts = list(prompts(tokenizer, rounded.config.block_size))
+    answer, name = _ask(payload, texts, tokenizer, program)
+    table = table_of(tokenizer)
+    largest, close_calls = 0.0, 0
+    for number, text in enumerate(texts):
+        ids = tokenizer.encode(text)
+        if answer.ids[number] != ids:
+            raise _refused(f"{name} gives other token ids for {text[:40]!r}")
+        start, tokens = ids or tokenizer.start_ids(), answer.tokens[number]
+        logits = network_logits(rounded, [*start, *tokens[:-1]], first=len(start) - 1)
+        found = torch.from_numpy(answer.logits[number].copy())
+        difference = float((logits[0] - found).abs().max())
+        if not difference <= TOLERANCE:
+            raise _refused(
+                f"{name} computes other logits: those of a prompt of {len(start):,} tokens differ "
+                f"by {difference:.2g}"
+            )
+        largest = max(largest, difference)
+        close_calls += _greedy(logits, start, tokens, table, name)
+    how: Literal["javascript", "numpy"] = "javascript" if program is not None else "numpy"
+    return Proof(how, name, largest, len(texts), GREEDY_TOKENS, close_calls)
+
+
+def _ask(
+    payload: str, texts: Sequence[str], tokenizer: Tokenizer, program: Program | None
+) -> tuple[Answer, str]:
+    """The answer, and the name of what gave it."""
+    if program is None:
+        return arithmetic.ask(payload, texts, GREEDY_TOKENS, tokenizer), f"numpy {np.__version__}"
+    try:
+        return program.ask(program.path, payload, texts, GREEDY_TOKENS), program.name
+    except ProgramError as error:
+        raise GptcliError(
+            f"the page was not written: {program.name} could not run its JavaScript: {error}",
+            f"does `{program.path}` work, and is there memory? Without it on PATH, gptcli checks "
+            "the page in numpy",
+            exit_code=1,
+        ) from None
+
+
+def _greedy(
+    logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Tensor | None, name: str
+) -> int:
+    """How many of the greedy tokens are not the network's, which must be as good as equal.
+
+    logits (T, V): those before each token. Raises GptcliError if one is not the likeliest."""
+    taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    behind = logits.amax(dim=1) - taken
+    if table is not None and float(behind.max()) > 0:  # the likeliest token can be forbidden
+        states = [state_after(table, start)]
+        for token in tokens[:-1]:
+            after = int(table[states[-1], token])
+            states.append(0 if after == INVALID else after)
+        logits = logits.masked_fill(table[torch.tensor(states)] == INVALID, -torch.inf)
+        behind = logits.amax(dim=1) - taken
+    if not float(behind.max()) <= TOLERANCE:
+        at = int((~(behind <= TOLERANCE)).nonzero()[0])
+        raise _refused(f"{name} writes another greedy text, from its token {at + 1} on")
+    return int((behind > 0).sum())
+
+
+@torch.no_grad()
+def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
+    """The logits of the token after each of tokens[first:], float32, as sampling computes them.
+
+    With rotary positions a token sees the W tokens up to itself in each layer. With learned
+    positions, the window moves by a quarter: `window_start`."""
+    width, idx = model.config.block_size, torch.tensor([list(tokens)])
+    if model.wpe is None:
+        cache = model.new_cache(1) if len(tokens) > width else None
+        parts = [model.features(piece, cache) for piece in torch.split(idx, width, dim=1)]
+        return model.lm_head(torch.cat(parts, dim=1)[0, first:])  # type: ignore[no-any-return]
+    rows = []
+    at = first
+    while at < len(tokens):
+        start = window_start(at + 1, width)
+        end = at + 1
+        while end < len(tokens) and window_start(end + 1, width) == start:
+            end += 1
+        rows.append(model.features(idx[:, start:end])[0, at - start :])
+        at = end
+    return model.lm_head(torch.cat(rows))  # type: ignore[no-any-return]
+
+
+def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
+    """The texts of a proof, the same every time: from one token to more than the window."""
+    count = 0
+    for text in _TEXTS:
+        with suppress(GptcliError):
+            tokenizer.encode(text)
+            count += 1
+            yield text
+    generator = torch.Generator().manual_seed(20_000)
+    full = min(block_size, _LONGEST)
+    for number in range(PROMPTS - count):
+        share = number / (PROMPTS - count - 1)
+        length = max(1, round(1.4 * full * share**3))  # most are short, some exceed the window
+        drawn = torch.randint(0, tokenizer.vocab_size, (length,), generator=generator)
+        yield tokenizer.decode(drawn.tolist())
+
+
+@dataclass(frozen=True)
+class RoundingError:
+    """How far eight-bit weights are from the run's own: on average over the tokens of a text.
+
+    `logit` is the mean difference of two logits, `same_choice` the share of positions with the same
+    likeliest token. The losses are in nats per token."""
+
+    loss: float
+    rounded_loss: float
+    logit: float
+    same_choice: float
+    tokens: int
+
+
+@torch.no_grad()
+def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
+    """Both networks on the same text: `windows` is int64 (B, T + 1), T at most block_size."""
+    idx, targets = windows[:, :-1], windows[:, 1:]
+    losses, logit, same = [0.0, 0.0], 0.0, 0.0
+    for row, target in zip(torch.split(idx, 4), torch.split(targets, 4), strict=True):
+        ours, theirs = model(row).float(), rounded(row).float()
+        for place, logits in enumerate((ours, theirs)):
+            loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
+            losses[place] += float(loss)
+        # Only differences between logits count: a constant added to all changes nothing.
+        ours, theirs = ours - ours.mean(-1, keepdim=True), theirs - theirs.mean(-1, keepdim=True)
+        logit += float((ours - theirs).abs().mean(-1).sum())
+        same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+    count = targets.numel()
+    return RoundingError(losses[0] / count, losses[1] / count, logit / count, same / count, count)
+
+
+def _refused(why: str) -> GptcliError:
+    return GptcliError(
+        f"the page was not written: {why}",
+        "this is a fault of gptcli or of that version: please report it",
+        exit_code=1,
+    )

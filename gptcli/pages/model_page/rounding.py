@@ -1,0 +1,56 @@
+"""Eight-bit weights with a scale for each 32 inputs: exactly what `sample --dtype int8` rounds to.
+
+native/int8.h has the rule in C. A scale is the smallest bfloat16 that makes the largest of its 32
+weights at most 127 after division by it. All arithmetic is float32.
+
+Dimensions: N outputs, K inputs, a multiple of 32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+GROUP = 32  # inputs that share a scale
+_MAX_WEIGHT = np.float32(127)
+_LEAST = np.float32(1e-30)  # smaller weights become 0
+
+Floats = npt.NDArray[np.float32]
+
+
+def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint16]]:
+    """The rounded weights and their scales: float32 (N, K) -> int8 (N, K), bfloat16 (N, K / 32).
+
+    The scales are the bits of bfloat16 numbers."""
+    N, K = weights.shape
+    assert K % GROUP == 0
+    groups = np.ascontiguousarray(weights, dtype=np.float32).reshape(N, K // GROUP, GROUP)
+    largest = np.abs(groups).max(axis=2)
+    scales = _rounded_to_bfloat16(largest / _MAX_WEIGHT)
+    scales += (as_float32(scales) * _MAX_WEIGHT < largest).astype(np.uint16)
+    scales[largest < _LEAST] = 0
+    over = np.zeros_like(largest)
+    np.divide(np.float32(1), as_float32(scales), out=over, where=scales != 0)
+    whole = np.rint(groups * over[:, :, None]).astype(np.int8)
+    return whole.reshape(N, K), scales
+
+
+def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> Floats:
+    """The weights that rounded weights and scales stand for: float32 (N, K)."""
+    N, K = whole.shape
+    groups = whole.reshape(N, K // GROUP, GROUP).astype(np.float32)
+    weights: Floats = (groups * as_float32(scales)[:, :, None]).reshape(N, K)
+    return weights
+
+
+def as_float32(bits: npt.NDArray[np.uint16]) -> Any:
+    """The float32 numbers of bfloat16 numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _rounded_to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
+    """The bits of the nearest bfloat16 numbers; ties go to the even one."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,0 +1,55 @@
+/* A text that grows and shrinks token by token, and the window of it that the network looks at. */
+
+/** Where the window starts in a text of `length` tokens, if positions are learned.
+    gptcli/sampling/streams.py has the same rule: the window moves by a quarter of its width. */
+function windowStart(length, width) {
+  const stride = Math.max(1, Math.floor(width / 4));
+  return length <= width ? 0 : Math.ceil((length - width) / stride) * stride;
+}
+
+class GrowingText {
+  constructor(network) {
+    this.network = network;
+    this.tokens = [];
+    this.start = 0; // the network keeps tokens[start ...]
+  }
+
+  /** Logits of the next token, float32 (V,). The array belongs to the network. */
+  logits() {
+    this.feedAll();
+    return this.network.logits;
+  }
+
+  /** Lets the network read the tokens that it has not read. */
+  feedAll() {
+    const { network, tokens } = this;
+    const learned = network.model.positions === "learned";
+    const start = learned ? windowStart(tokens.length, network.model.block_size) : 0;
+    if (start !== this.start) {
+      network.truncate(0);
+      this.start = start;
+      this.current = false;
+    }
+    if (this.current) return;
+    // The last token is read again if its logits are gone.
+    network.truncate(tokens.length - start - 1);
+    for (let i = start + network.length; i < tokens.length; i++)
+      network.feed(tokens[i], i === tokens.length - 1);
+    this.current = true;
+  }
+
+  push(token) {
+    this.tokens.push(token);
+    this.current = false;
+  }
+
+  /** Replaces the whole text. What it has in common with the old one is not computed again. */
+  set(tokens) {
+    let same = 0;
+    while (same < tokens.length && tokens[same] === this.tokens[same]) same++;
+    if (same === tokens.length && same === this.tokens.length) return;
+    this.network.truncate(Math.max(0, same - this.start));
+    this.tokens = tokens.slice();
+    this.current = false;
+  }
+}

@@ -1,0 +1,145 @@
+/* The Web Worker: keeps the model, answers the page's questions, and streams text. */
+
+const UNSEEN_MS = 33; // tokens are sent together if they come faster than a screen shows them
+let model = null; // {tokenizer, growing, network}
+let job = 0; // the text that is being written; another number ends it
+
+const answers = {
+  async open({ payload, simd }) {
+    const read = await readPayload(payload);
+    const tokenizer = new Tokenizer(read.header.tokenizer, read.section("merges"));
+    const network = new Network(read, simd);
+    model = { tokenizer, network, growing: new GrowingText(network) };
+    return {
+      sizes: read.header.model,
+      kernels: network.kernels.name,
+      pieces: tokenizer.pieces,
+      kind: tokenizer.kind,
+      eot: tokenizer.eot,
+      start: tokenizer.start,
+      longest: LONGEST_TEXT,
+    };
+  },
+
+  encode: ({ text }) => model.tokenizer.encode(text),
+
+  /** The next token: the likeliest ids with their likelihood as the model gives it, and as the
+      settings change it; 0 if they cut it off. */
+  next({ tokens, params, count }) {
+    const { growing, network, tokenizer } = model;
+    growing.set(tokens);
+    const logits = growing.logits();
+    const plain = likelihoods(logits, network.V, { temperature: 1 });
+    const set = likelihoods(logits, network.V, params, allowedAfter(tokenizer, tokens));
+    const top = likeliest(plain, count).map(([id, chance]) => [id, chance, set[id]]);
+    return { top, rest: 1 - top.reduce((sum, [, chance]) => sum + chance, 0) };
+  },
+
+  /** The attention of all heads over the last `most` tokens of the window, and their habits. */
+  maps({ tokens, most }) {
+    const { growing, network } = model;
+    growing.set(tokens);
+    growing.logits();
+    const found = attentionMaps(network, Math.max(0, network.length - most));
+    const from = growing.start + found.from;
+    const habits = found.maps.map((map) => headHabits(map, tokens.slice(from)));
+    return { from, maps: found.maps, count: found.count, habits };
+  },
+
+  steps({ tokens, at, layer, head }) {
+    const { growing, network } = model;
+    growing.set(tokens);
+    growing.logits();
+    growing.current = false; // the arrays of the last token are overwritten
+    const found = attentionSteps(network, layer, head, at - growing.start);
+    return { ...found, first: found.first + growing.start, most: found.most + growing.start };
+  },
+
+  lens({ tokens, at, count }) {
+    const { growing, network } = model;
+    growing.set(tokens);
+    growing.logits();
+    growing.current = false;
+    return logitLens(network, at - growing.start, count);
+  },
+
+  /** Writes `count` tokens, or until end-of-text; `made` tokens at the end of `tokens` are the
+      continuation so far. Sends {tokens} as they come; the answer says why it stopped. */
+  async write({ tokens, made, count, params, seed }, send) {
+    const { growing, network, tokenizer } = model;
+    const mine = ++job;
+    const numbers = new UniformNumbers(seed);
+    growing.set(tokens);
+    let sent = performance.now();
+    let fresh = [];
+    const flush = () => {
+      if (fresh.length) send({ tokens: fresh });
+      fresh = [];
+      sent = performance.now();
+    };
+    let stopped = "length";
+    const text = tokens.slice();
+    for (let i = 0; i < count; i++) {
+      if (text.length >= LONGEST_TEXT) {
+        stopped = "longest";
+        break;
+      }
+      const allowed = allowedAfter(tokenizer, text);
+      const token = chooseToken(
+        growing.logits(),
+        network.V,
+        params,
+        numbers.get(made + i),
+        allowed,
+      );
+      if (token === tokenizer.eot) {
+        stopped = "end";
+        break;
+      }
+      growing.push(token);
+      text.push(token);
+      fresh.push(token);
+      if (performance.now() - sent > UNSEEN_MS) {
+        flush();
+        await otherMessages();
+        if (job !== mine) {
+          stopped = "stop";
+          break;
+        }
+        growing.set(text); // another question can have been answered meanwhile
+      }
+    }
+    flush();
+    return { stopped };
+  },
+
+  stop() {
+    job++;
+    return null;
+  },
+};
+
+/** Whether a token keeps the text valid UTF-8; null if every token does. */
+function allowedAfter(tokenizer, tokens) {
+  if (!tokenizer.states) return null;
+  const row = tokenizer.states[utf8StateAfter(tokenizer.states, tokens)];
+  return (id) => row[id] !== INVALID;
+}
+
+/** Lets the worker read its next messages. */
+function otherMessages() {
+  return new Promise((resolve) => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => resolve();
+    channel.port2.postMessage(null);
+  });
+}
+
+self.onmessage = async ({ data: { id, kind, ...question } }) => {
+  try {
+    const send = (part) => self.postMessage({ id, part });
+    self.postMessage({ id, answer: await answers[kind](question, send) });
+  } catch (error) {
+    self.postMessage({ id, error: String(error) });
+  }
+};

@@ -1,0 +1,32 @@
+"""The JavaScript of a page: the files of runtime/ and view/, in the order that they need."""
+
+from __future__ import annotations
+
+from gptcli.pages.inlining import asset
+
+_NETWORK = ("payload", "tokenizer", "kernels", "network", "text", "sampler")
+_VIEW = ("elements", "engine", "writing", "tokens", "attention", "steps", "lens", "main")
+
+
+def network_script() -> str:
+    """The runtime that Node.js and the worker run: payload, tokenizer, network, sampler."""
+    return _joined("runtime", _NETWORK)
+
+
+def proof_script() -> str:
+    """The runtime, and the function `prove`."""
+    return network_script() + _joined("runtime", ("prove",))
+
+
+def worker_script() -> str:
+    """The Web Worker of a page."""
+    return '"use strict";\n' + network_script() + _joined("runtime", ("inspect", "worker"))
+
+
+def view_script() -> str:
+    """The script of the page itself."""
+    return _joined("view", _VIEW)
+
+
+def _joined(folder: str, names: tuple[str, ...]) -> str:
+    return "".join(f"{asset(f'model_page/{folder}/{name}.js')}\n" for name in names)

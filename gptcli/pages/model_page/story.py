@@ -1,0 +1,273 @@
+"""The story of a run for its page: what it was trained on, how it went, and how to make another.
+
+Everything comes from the run folder. The page names the text and its size, and never holds it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.config import Config
+from gptcli.config_files import dump_config
+from gptcli.events import Evaluated, StepDone
+from gptcli.files.bounded import read_lines
+from gptcli.files.shipped import shipped_texts
+from gptcli.model.gpt import count_parameters
+from gptcli.training.loading import Trained
+from gptcli.training.run_folder import read_status
+from gptcli.training.training_state import progress_of
+from gptcli.view.history import recorded_events
+from gptcli.view.number_formats import human_count, loss_text
+
+_MOST_SAMPLE = 1200  # characters of a sample that are shown
+_MOST_SAMPLES = 12
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 320, 56, 144, 18, 40  # of the curve
+
+Points = list[tuple[int, float]]
+"""Pairs of step and loss."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a page tells about its run. `samples` are pairs of step and text, in order of steps."""
+
+    name: str
+    data: str
+    parameters: int
+    facts: Sequence[tuple[str, str]]
+    train: Points
+    val: Points
+    best_step: int | None
+    samples: Sequence[tuple[int, str]]
+    config: str
+
+
+def story_of(trained: Trained, text_bytes: int | None) -> Story:
+    """The story of a trained run. `text_bytes` is the size of its text, None if it is unknown."""
+    status = read_status(trained.run)
+    losses = _losses(trained)
+    return Story(
+        name=trained.run.resolve().name,
+        data=data_name(trained.config, status),
+        parameters=count_parameters(trained.model).total,
+        facts=list(_facts(trained, status, text_bytes)),
+        train=losses[0],
+        val=losses[1],
+        best_step=progress_of(trained.meta).best_step,
+        samples=samples_of(trained.run, trained.step),
+        config="\n".join(_config_lines(trained.config)),
+    )
+
+
+def data_name(config: Config, status: dict[str, Any]) -> str:
+    """What the run was trained on, in a few words: the names of files, without their folders."""
+    imported = status.get("imported")
+    if isinstance(imported, dict):
+        return f"{imported.get('from')}, imported"
+    names = [Path(source).name or source for source in config.data.sources]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def text_size(config: Config) -> int | None:
+    """The bytes of the run's texts as files on this machine; None if one is not there."""
+    shipped, total = shipped_texts(), 0
+    for source in config.data.sources:
+        path = shipped.get(source, Path(source))
+        if path.is_dir() or not path.is_file():
+            return None
+        total += path.stat().st_size
+    return total
+
+
+def samples_of(run: Path, last_step: int) -> list[tuple[int, str]]:
+    """What the model wrote as it learned, up to `last_step`: evenly chosen if there are many."""
+    found: list[tuple[int, str]] = []
+    with suppress(OSError):
+        for line in read_lines(run / "samples.txt", run):
+            text = line.decode("utf-8", "replace")
+            heading = re.fullmatch(r"=== step ([0-9]{1,18}) ===\r?\n?", text)
+            if heading is not None:
+                found.append((int(heading[1]), ""))
+            elif found and len(found[-1][1]) < _MOST_SAMPLE:
+                found[-1] = (found[-1][0], found[-1][1] + text)
+    kept = [(step, _cropped(text)) for step, text in found if step <= last_step and text.strip()]
+    if len(kept) <= _MOST_SAMPLES:
+        return kept
+    last = len(kept) - 1
+    return [kept[round(i * last / (_MOST_SAMPLES - 1))] for i in range(_MOST_SAMPLES)]
+
+
+def _cropped(text: str) -> str:
+    text = text.strip("\n")
+    return text if len(text) <= _MOST_SAMPLE else text[:_MOST_SAMPLE].rstrip() + " ..."
+
+
+def _losses(trained: Trained) -> tuple[Points, Points]:
+    train: Points = []
+    val: Points = []
+    for event in recorded_events(trained.run):
+        if isinstance(event, StepDone) and event.loss == event.loss:
+            train.append((event.step, event.loss))
+        elif isinstance(event, Evaluated) and event.val_loss == event.val_loss:
+            val.append((event.step, event.val_loss))
+    return train, val
+
+
+def _facts(
+    trained: Trained, status: dict[str, Any], text_bytes: int | None
+) -> Iterator[tuple[str, str]]:
+    config, progress = trained.config.model, progress_of(trained.meta)
+    size = f", {file_size(text_bytes)}" if text_bytes else ""
+    yield "Trained on", data_name(trained.config, status) + size
+    yield "Parameters", f"{count_parameters(trained.model).total:,}"
+    layout = "Qwen3's layout" if config.arch == "modern" else "GPT-2's layout"
+    yield (
+        "Network",
+        f"{layout}: {_count(config.n_layer, 'layer')} of {_count(config.n_head, 'head')}, "
+        f"{config.n_embd} channels",
+    )
+    yield "Looks back", _count(config.block_size, "token")
+    kinds = {
+        "char": "characters",
+        "byte": "bytes",
+        "bpe": "pieces of words learned from the text",
+        "gpt2": "GPT-2's pieces of words",
+    }
+    kind = trained.tokenizer.kind
+    yield "Tokens", f"{trained.tokenizer.vocab_size:,} {kinds.get(kind, kind)}"
+    if progress.tokens:
+        yield "Has read", f"{human_count(progress.tokens, short=True)} tokens in training"
+        yield "Learned in", f"{_time(progress.seconds)}, {_count(trained.step, 'step')}"
+    machine = status.get("machine")
+    if isinstance(machine, dict) and machine.get("device"):
+        cores = machine.get("cores")
+        device = {"cpu": "processor", "cuda": "NVIDIA GPU", "mps": "Apple GPU"}.get(
+            str(machine["device"]), str(machine["device"])
+        )
+        on_cores = f", {_count(cores, 'core')}" if isinstance(cores, int) else ""
+        yield "Machine", f"{device}{on_cores}, {trained.config.run.dtype}"
+    if progress.val_loss is not None:
+        yield "Loss on unseen text", f"{loss_text(progress.val_loss)} nats per token"
+
+
+def _time(seconds: float) -> str:
+    """A time in words: "42 seconds", "17 minutes", "2 hours 5 minutes"."""
+    if seconds < 90:
+        return _count(round(seconds), "second")
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours:
+        return _count(minutes, "minute")
+    return _count(hours, "hour") + (f" {_count(minutes, 'minute')}" if minutes else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def file_size(size: int) -> str:
+    """Bytes for people: "812 bytes", "1.1 MB"."""
+    if size < 1000:
+        return f"{size} bytes"
+    return f"{size / 1e3:.0f} KB" if size < 999_500 else f"{size / 1e6:.1f} MB"
+
+
+def _config_lines(config: Config) -> Iterator[str]:
+    """The sections `tokenizer`, `model` and `train`; the others name places of the machine."""
+    inside = False
+    for line in dump_config(config).splitlines():
+        if line and not line.startswith((" ", "#")):
+            inside = line.split(":")[0] in ("tokenizer", "model", "train")
+        if inside and not line.endswith("null"):
+            yield line
+
+
+# ---- the curve -----------------------------------------------------------------------------------
+
+
+def curve(story: Story) -> str:
+    """Both losses against the steps as an SVG, in the colours of the page; "" without two points.
+
+    The first tenth of the losses often falls too steeply to show the rest, so the scale ends at
+    the loss that nine tenths of the points are below."""
+    if len(story.train) < 2:
+        return ""
+    last = max(step for step, _ in (*story.train, *story.val))
+    losses = sorted(loss for _, loss in (*story.train, *story.val))
+    low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
+    high = max(high, low + 1e-3)
+    low, high = low - 0.05 * (high - low), high + 0.08 * (high - low)
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def place(step: int, loss: float) -> tuple[float, float]:
+        share = min(1.0, max(0.0, (high - loss) / (high - low)))
+        return _LEFT + width * step / last, _TOP + height * share
+
+    def path(points: Points) -> str:
+        places = (place(*point) for point in points)
+        return "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+    parts = [
+        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(curve_words(story))}">'
+    ]
+    for loss in _ticks(low, high):
+        y = place(0, loss)[1]
+        parts.append(f'<path class="grid" d="M{_LEFT},{y:.1f} H{_LEFT + width}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{loss:g}</text>')
+    base = _HEIGHT - 12
+    parts.append(f'<text x="{_LEFT}" y="{base}">step 0</text>')
+    parts.append(f'<text x="{_LEFT + width}" y="{base}" text-anchor="end">step {last:,}</text>')
+    parts.append(f'<path class="train" d="{path(_thinned(story.train))}"/>')
+    ends = [("training", "train", place(*story.train[-1])[1])]
+    if story.val:
+        parts.append(f'<path class="val" d="{path(story.val)}"/>')
+        for point in story.val:
+            x, y = place(*point)
+            parts.append(f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
+        ends.append(("unseen text", "val", place(*story.val[-1])[1]))
+    if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 26:  # labels side by side collide
+        upper = 0 if ends[0][2] < ends[1][2] else 1
+        middle = (ends[0][2] + ends[1][2]) / 2
+        for number in (0, 1):
+            words, name, _ = ends[number]
+            ends[number] = (words, name, middle - 13 if number == upper else middle + 13)
+    for words, name, y in ends:
+        y = min(max(y + 5, _TOP + 10), _HEIGHT - _BOTTOM)
+        parts.append(f'<text class="{name}" x="{_LEFT + width + 8}" y="{y:.1f}">{words}</text>')
+    return "".join((*parts, "</svg>"))
+
+
+def curve_words(story: Story) -> str:
+    """What the curve shows, in words."""
+    first, last = story.train[0], story.train[-1]
+    words = (
+        f"Loss against training steps. On the training text it falls from {first[1]:.2f} at step "
+        f"{first[0]:,} to {last[1]:.2f} at step {last[0]:,}."
+    )
+    if story.val:
+        best = min(story.val, key=lambda point: point[1])
+        words += f" On unseen text it is lowest, {best[1]:.2f}, at step {best[0]:,}."
+    return words
+
+
+def _thinned(points: Points) -> Points:
+    """At most about 200 of the points."""
+    every = max(1, len(points) // 200)
+    return [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers between two losses."""
+    for step in (5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001):
+        first = -(-low // step)
+        found = [round((first + i) * step, 6) for i in range(9) if (first + i) * step <= high]
+        if len(found) >= 3:
+            return found
+    return [round(low, 3)]

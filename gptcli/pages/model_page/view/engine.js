@@ -1,0 +1,37 @@
+/* Starts the model in a Web Worker, asks it questions, and hands on its answers. */
+
+class Engine {
+  constructor() {
+    const code = byId("worker").textContent;
+    const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+    this.worker = new Worker(address);
+    this.waiting = new Map();
+    this.count = 0;
+    this.worker.onmessage = ({ data }) => this.hear(data);
+    this.failed = new Promise((_, reject) => {
+      this.worker.onerror = (event) =>
+        reject(new Error(event.message || "the worker did not start"));
+    });
+  }
+
+  /** The answer to a question of worker.js. `onPart` gets what it sends before the answer. */
+  ask(kind, question = {}, onPart = null) {
+    const id = ++this.count;
+    const answered = new Promise((resolve, reject) =>
+      this.waiting.set(id, { resolve, reject, onPart }),
+    );
+    this.worker.postMessage({ id, kind, ...question });
+    return Promise.race([answered, this.failed]);
+  }
+
+  hear({ id, part, answer, error }) {
+    const { resolve, reject, onPart } = this.waiting.get(id);
+    if (part !== undefined) {
+      onPart?.(part);
+      return;
+    }
+    this.waiting.delete(id);
+    if (error === undefined) resolve(answer);
+    else reject(new Error(error));
+  }
+}

@@ -1,0 +1,95 @@
+/* Starts the page: opens the model, connects its parts, and reads the address. */
+
+const FIRST_TOKENS = 80; // written at once when the page opens
+const MOST_FOLLOWED = 40; // tokens in the strip
+
+async function start() {
+  const data = JSON.parse(byId("page-data").textContent);
+  showSamples(data.samples);
+  if (typeof DecompressionStream === "undefined" || typeof Worker === "undefined")
+    throw new Error("this browser is too old; one from 2023 or later runs the model");
+  const engine = new Engine();
+  const model = await engine.ask("open", { payload: byId("payload").textContent, simd: true });
+  byId("kernels").textContent = model.kernels;
+  document.documentElement.dataset.kernels = model.kernels;
+
+  let looked = 0;
+  const strip = new Strip(model.pieces, (at) => lookAt(at));
+  const attention = new Attention(model, strip, () => lookAt(strip.at));
+  strip.onPoint = (at) => attention.describe(at);
+
+  /** Shows the steps and the lens of the followed token. */
+  async function lookAt(at) {
+    const mine = ++looked;
+    const { tokens } = attention;
+    const { layer, head } = attention;
+    attention.describe(at);
+    attention.drawMap();
+    const found = await engine.ask("steps", { tokens, at, layer, head });
+    const rows = await engine.ask("lens", { tokens, at, count: GUESSES });
+    if (mine !== looked) return;
+    showSteps({ found, model, tokens, at, layer, head });
+    showLens({ rows, model, tokens, at });
+    document.documentElement.dataset.looked = String(at);
+  }
+
+  let changed = 0;
+  const writing = new Writing(engine, model, async (tokens) => {
+    const mine = ++changed;
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    if (mine !== changed || writing.busy) return;
+    const maps = await engine.ask("maps", { tokens, most: MOST_FOLLOWED });
+    if (mine !== changed || writing.busy) return;
+    attention.found = maps;
+    attention.tokens = tokens;
+    strip.show(tokens, maps.from, (at) => attention.weightsOf(at));
+    attention.show(maps, tokens);
+    strip.follow(tokens.length - 1);
+  });
+
+  window.addEventListener("hashchange", () => writeFromAddress(writing));
+  if (!(await writeFromAddress(writing))) {
+    byId("prompt").value = data.prompt;
+    await writing.setPrompt(data.prompt);
+    await writing.write(FIRST_TOKENS, true);
+  }
+  document.documentElement.dataset.ready = "";
+}
+
+/** Writes what the address asks for, such as #prompt=Once&n=40&temperature=0. False if nothing. */
+async function writeFromAddress(writing) {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  if (!asked.has("prompt")) return false;
+  const ids = { temperature: "temperature", top_k: "top-k", top_p: "top-p", seed: "seed" };
+  for (const [name, id] of Object.entries(ids))
+    if (asked.has(name)) byId(id).value = asked.get(name);
+  writing.showSettings();
+  byId("prompt").value = asked.get("prompt");
+  await writing.setPrompt(asked.get("prompt"));
+  const count = Number(asked.get("n") ?? writing.setting("count"));
+  await writing.write(Number.isInteger(count) && count > 0 ? count : 0);
+  return true;
+}
+
+/** The samples of the run, chosen by a slider. */
+function showSamples(samples) {
+  if (!samples.length) return;
+  byId("samples").hidden = false;
+  const slider = byId("sample");
+  slider.max = samples.length - 1;
+  slider.value = samples.length - 1;
+  slider.disabled = samples.length === 1;
+  slider.oninput = () => {
+    const { step, text } = samples[Number(slider.value)];
+    byId("sample-value").textContent = step.toLocaleString("en");
+    slider.setAttribute("aria-valuetext", `step ${step}`);
+    byId("sample-text").textContent = text;
+  };
+  slider.oninput();
+}
+
+start().catch((error) => {
+  byId("problem").hidden = false;
+  byId("problem").textContent = `The model could not start: ${error.message}`;
+  byId("status").textContent = "";
+});

@@ -1,0 +1,262 @@
+/* The workbench: the prompt, the text, the buttons, the settings, and the bars of the next token. */
+
+const BARS = 10;
+
+class Writing {
+  /** `model` is the worker's answer to "open". `onChange(tokens)` is called when the text rests. */
+  constructor(engine, model, onChange) {
+    Object.assign(this, { engine, model, onChange });
+    this.prompt = []; // token ids
+    this.made = []; // the continuation
+    this.chosen = new Set(); // places in `made` that the reader chose
+    this.busy = false;
+    this.asked = 0;
+    byId("write-button").onclick = () => this.write(this.setting("count"));
+    byId("step").onclick = () => this.write(1);
+    byId("undo").onclick = () => this.undo();
+    byId("stop").onclick = () => this.engine.ask("stop");
+    byId("new-seed").onclick = () => {
+      byId("seed").value = 1 + Math.floor(Math.random() * 999999);
+      this.showSettings();
+    };
+    byId("prompt").oninput = () => {
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.setPrompt(byId("prompt").value), 250);
+    };
+    byId("prompt").onkeydown = (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey))
+        this.write(this.setting("count"));
+    };
+    for (const id of ["temperature", "top-k", "top-p", "count", "seed"])
+      byId(id).oninput = () => {
+        this.showSettings();
+        if (id !== "count" && !this.busy) this.showNext();
+      };
+    const most = byId("top-k");
+    most.max = Math.min(100, model.sizes.vocab_size);
+    this.showSettings();
+  }
+
+  setting(id) {
+    const value = Number(byId(id).value);
+    return Number.isFinite(value) ? value : 0;
+  }
+
+  get params() {
+    return {
+      temperature: this.setting("temperature"),
+      topK: this.setting("top-k"),
+      topP: this.setting("top-p"),
+    };
+  }
+
+  /** The whole text: the prompt, or what a text without one starts from, and the continuation. */
+  get tokens() {
+    return [...(this.prompt.length ? this.prompt : this.model.start), ...this.made];
+  }
+
+  showSettings() {
+    const { temperature, topK, topP } = this.params;
+    byId("temperature-value").textContent = temperature.toFixed(2);
+    byId("top-k-value").textContent = topK ? `the ${topK} likeliest` : "off";
+    byId("top-p-value").textContent = topP < 1 ? `${Math.round(100 * topP)} %` : "off";
+    byId("count-value").textContent = this.setting("count");
+  }
+
+  /** Reads a new prompt and forgets the continuation. */
+  async setPrompt(text) {
+    if (this.busy) await this.engine.ask("stop");
+    while (this.busy) await new Promise((resolve) => setTimeout(resolve, 10));
+    const { ids, unknown } = await this.engine.ask("encode", { text });
+    this.prompt = ids.slice(0, this.model.longest - 1);
+    this.made = [];
+    this.chosen.clear();
+    byId("echo").textContent = text;
+    let note = "";
+    if (unknown.length) {
+      const names = unknown
+        .slice(0, 5)
+        .map((char) => `\u201c${char}\u201d`)
+        .join(", ");
+      note = `Left out: ${names}${unknown.length > 5 ? " and others" : ""}. This model never saw ${unknown.length > 1 ? "them" : "it"}.`;
+      byId("echo").textContent = this.decoded(this.prompt);
+    }
+    if (ids.length > this.prompt.length)
+      note += ` Only the first ${this.prompt.length} tokens are used.`;
+    byId("prompt-note").textContent = note;
+    this.showText();
+    byId("status").textContent = "";
+    await this.rest();
+  }
+
+  decoded(ids) {
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    return (
+      ids.map((id) => decoder.decode(this.model.pieces[id], { stream: true })).join("") +
+      decoder.decode()
+    );
+  }
+
+  /** Writes the continuation anew. */
+  showText() {
+    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    byId("output").textContent = "";
+    byId("output").removeAttribute("data-done");
+    this.made.forEach((_, place) => this.append(place));
+  }
+
+  /** Shows the token at a place of the continuation. */
+  append(place) {
+    const text = this.decoder.decode(this.model.pieces[this.made[place]], { stream: true });
+    const output = byId("output");
+    if (this.chosen.has(place))
+      output.append(element("span.chosen", { title: "chosen by you" }, text));
+    else if (output.lastChild?.nodeType === Node.TEXT_NODE) output.lastChild.data += text;
+    else output.append(text);
+  }
+
+  /** Marks the text as complete, and shows what is left of an unfinished character. */
+  complete() {
+    const rest = new TextDecoder("utf-8", { ignoreBOM: true });
+    let tail = "";
+    for (const id of this.made) tail = rest.decode(this.model.pieces[id], { stream: true });
+    tail = rest.decode();
+    if (tail) byId("output").append(element("span.unfinished", {}, tail));
+    byId("output").setAttribute("data-done", "");
+  }
+
+  /** Writes up to `count` tokens. `quietly`: shows them all at once. */
+  async write(count, quietly = false) {
+    if (this.busy) return;
+    this.busy = true;
+    this.enable();
+    const output = byId("output");
+    output.removeAttribute("data-done");
+    output.querySelector(".unfinished")?.remove();
+    if (!quietly) byId("status").textContent = "Writing ...";
+    const begin = performance.now();
+    const before = this.made.length;
+    const question = {
+      tokens: this.tokens,
+      made: before,
+      count,
+      params: this.params,
+      seed: Math.max(0, Math.floor(this.setting("seed"))),
+    };
+    let shown = before;
+    const show = () => {
+      for (; shown < this.made.length; shown++) this.append(shown);
+      byId("paper").scrollTop = byId("paper").scrollHeight;
+    };
+    const take = ({ tokens }) => {
+      this.made.push(...tokens);
+      if (!quietly) requestAnimationFrame(show);
+    };
+    try {
+      const { stopped } = await this.engine.ask("write", question, take);
+      const written = this.made.length - before;
+      const seconds = (performance.now() - begin) / 1000;
+      if (quietly) this.showText();
+      else show();
+      byId("status").textContent = quietly ? "" : this.report(written, seconds, stopped);
+    } finally {
+      this.busy = false;
+    }
+    this.complete();
+    await this.rest();
+  }
+
+  report(written, seconds, stopped) {
+    const tokens = `${written} token${written === 1 ? "" : "s"}`;
+    const speed =
+      written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} a second` : "";
+    const why = {
+      end: " The model ended its text.",
+      stop: " Stopped.",
+      longest: " The text is as long as this page allows.",
+    };
+    return `Wrote ${tokens}${speed}.${why[stopped] ?? ""}`;
+  }
+
+  undo() {
+    if (this.busy || !this.made.length) return;
+    this.made.pop();
+    this.chosen.delete(this.made.length);
+    this.showText();
+    this.complete();
+    byId("status").textContent = `Took back one token; ${this.made.length} left.`;
+    this.rest();
+  }
+
+  /** Adds the token that the reader chose. */
+  choose(id) {
+    if (this.busy) return;
+    byId("output").querySelector(".unfinished")?.remove();
+    this.chosen.add(this.made.length);
+    this.made.push(id);
+    this.append(this.made.length - 1);
+    this.complete();
+    byId("paper").scrollTop = byId("paper").scrollHeight;
+    byId("status").textContent = `Added ${spoken(this.model.pieces[id])}.`;
+    this.rest();
+  }
+
+  enable() {
+    const full = this.tokens.length >= this.model.longest;
+    byId("write-button").disabled = byId("step").disabled = this.busy || full;
+    byId("undo").disabled = this.busy || !this.made.length;
+    byId("stop").disabled = !this.busy;
+    for (const bar of byId("bars").querySelectorAll("button")) bar.disabled = this.busy || full;
+  }
+
+  /** The text does not change now: show what follows from it. */
+  async rest() {
+    this.enable();
+    await this.showNext();
+    this.onChange(this.tokens);
+  }
+
+  async showNext() {
+    const asked = ++this.asked;
+    const { top, rest } = await this.engine.ask("next", {
+      tokens: this.tokens,
+      params: this.params,
+      count: BARS,
+    });
+    if (asked !== this.asked || this.busy) return;
+    const focused = [...byId("bars").children].findIndex((item) =>
+      item.contains(document.activeElement),
+    );
+    byId("bars").replaceChildren(
+      ...top.map(([id, chance, set]) => {
+        const bytes = this.model.pieces[id];
+        const is_end = id === this.model.eot;
+        const cut = set === 0;
+        const named = spoken(bytes);
+        const more = (words) => element("span.visually-hidden", {}, words);
+        return element(
+          "li",
+          {},
+          element(
+            `button.bar${cut ? ".cut" : ""}`,
+            {
+              type: "button",
+              onclick: () => this.choose(id),
+            },
+            is_end ? element("span.piece", {}, "end") : piece(bytes),
+            !is_end && !named.startsWith("\u201c") ? more(named) : null, // a name for blanks
+            element("span.track", {}, fill(chance)),
+            element("span.chance", {}, percent(chance)),
+            cut ? more("not drawn with these settings") : null,
+          ),
+        );
+      }),
+    );
+    if (focused >= 0) byId("bars").children[Math.min(focused, top.length - 1)]?.firstChild.focus();
+    byId("others").textContent =
+      rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
+    if (top.some(([, , set]) => set === 0))
+      byId("others").textContent += " Crossed out: never drawn with these settings.";
+    this.enable();
+  }
+}

@@ -1,0 +1,303 @@
+"""A page in Chromium: every control, no error, no request, axe-core, the text of gptcli sample.
+
+Needs playwright (extra `interop`) and Chromium or Chrome; axe-core in build/axe (`make programs`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from gptcli.pages.model_page import page as pages
+from gptcli.pages.model_page import programs, proof
+from tests.conftest import Once
+from tests.interop.models import trained
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `interop`")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+MODELS: dict[str, dict[str, Any]] = {
+    "char": {"arch": "modern", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32},
+    "byte": {"arch": "modern", "n_layer": 2, "n_head": 4, "n_kv_head": 2, "head_dim": 10,
+             "n_embd": 30, "block_size": 16, "qk_norm": False, "tied_head": True},
+    "bpe": {"arch": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16,
+            "bias": True},
+    "gpt2": {"arch": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(filter(None, map(shutil.which, programs._CHROMIUM)), None)
+    if path is None:
+        pytest.skip("neither Chromium nor Chrome is installed")
+    flags = ["--disable-gpu", "--disable-background-networking"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def written(once: Once) -> Any:
+    """written(kind): the page of a model with a story, written once."""
+
+    def build(kind: str) -> Path:
+        def write(folder: Path) -> None:
+            run = folder / "run"
+            model = trained(run, kind, 1, **MODELS[kind])
+            run.mkdir(exist_ok=True)
+            samples = "".join(f"=== step {n} ===\nto be {n}\n\n" for n in (10, 20, 30))
+            (run / "samples.txt").write_text(samples, encoding="utf-8")
+            record = {"kind": "step", "tokens": 1, "seconds": 1.0, "learning_rate": 0.1,
+                      "grad_norm": 1.0, "tokens_per_second": 1.0}  # fmt: skip
+            lines = [{**record, "step": n, "loss": 4 / n} for n in range(1, 8)]
+            lines.append({"kind": "eval", "step": 7, "tokens": 1, "seconds": 1, "val_loss": 2.0})
+            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(proof, "PROMPTS", 12)
+                patch.setattr(proof, "GREEDY_TOKENS", 10)
+                model.meta["progress"] |= {"step": 30}
+                pages.write_page(model, folder / "page.html", None, lambda _: None)
+
+        return once(f"page-{kind}", write) / "page.html"
+
+    return build
+
+
+class Opened:
+    """A page in a browser tab that fails on errors and on requests."""
+
+    def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
+        self.context = browser.new_context(**context)
+        self.tab = self.context.new_page()
+        self.problems: list[str] = []
+        self.tab.on("console", lambda message: self.problems.append(message.text))
+        self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.tab.on("request", self.asked)
+        self.file = path.as_uri()
+        self.tab.goto(self.file + address)
+        self.tab.wait_for_selector("html[data-looked]")
+
+    def asked(self, request: Any) -> None:
+        """Only the file itself and the worker's own script, a Blob of the page, are opened."""
+        if request.url.partition("#")[0] != self.file and not request.url.startswith("blob:null/"):
+            self.problems.append(f"request: {request.url}")
+
+    def text(self, selector: str) -> str:
+        return str(self.tab.text_content(selector))
+
+    def settle(self) -> None:
+        """Waits until the text is complete and looked into."""
+        self.tab.wait_for_selector("#output[data-done]", state="attached")
+        self.tab.wait_for_selector("#stop:disabled")
+        self.tab.wait_for_timeout(400)
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.problems == []
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_control_works_without_an_error_or_a_request(
+    kind: str, browser: Any, written: Any
+) -> None:
+    opened = Opened(browser, written(kind))
+    tab = opened.tab
+    opened.settle()
+    first = opened.text("#output")
+    assert first
+    # Bars: ten, in order, and a click takes the token.
+    shares = [bar.inner_text() for bar in tab.query_selector_all("#bars .chance")]
+    assert len(shares) == 10
+    tab.click("#bars li:nth-child(2) button")
+    opened.settle()
+    assert opened.text("#output").startswith(first.removesuffix("\ufffd"))
+    assert tab.query_selector("#output .chosen") is not None
+    tab.click("#undo")
+    opened.settle()
+    assert opened.text("#output") == first
+    tab.click("#step")
+    opened.settle()
+    tab.click("#undo")
+    opened.settle()
+    assert opened.text("#output") == first
+    # The prompt: typing starts anew.
+    tab.fill("#prompt", "e")
+    tab.wait_for_selector("#echo:text-is('e')")
+    tab.wait_for_timeout(500)
+    assert opened.text("#output") == ""
+    tab.click("details.settings summary")
+    for slider, value in (
+        ("temperature", "1.5"),
+        ("top-k", "7"),
+        ("top-p", "0.9"),
+        ("count", "40"),
+    ):
+        tab.fill(f"#{slider}", value)
+    assert opened.text("#temperature-value") == "1.50"
+    assert opened.text("#top-k-value") == "the 7 likeliest"
+    assert opened.text("#top-p-value") == "90 %"
+    tab.wait_for_selector(".bar.cut")
+    tab.click("#write-button")
+    opened.settle()
+    assert "Wrote 40 tokens" in opened.text("#status") or "ended" in opened.text("#status")
+    written_first = opened.text("#output")
+    tab.click("#new-seed")
+    tab.fill("#seed", "5")
+    tab.fill("#prompt", "")
+    tab.wait_for_timeout(700)
+    tab.fill("#prompt", "e")
+    tab.wait_for_timeout(700)
+    tab.press("#prompt", "Control+Enter")
+    opened.settle()
+    assert opened.text("#output") != written_first
+    # Tokens: by the pointer and by the keys.
+    tokens = tab.query_selector_all("#strip .token")
+    tokens[0].hover()
+    tokens[min(3, len(tokens) - 1)].click()
+    tab.wait_for_timeout(300)
+    followed = opened.text("#steps-subject")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_timeout(300)
+    assert opened.text("#steps-subject") != followed
+    for key in ("Home", "End", "ArrowLeft"):
+        tab.keyboard.press(key)
+    # Every head, and the map.
+    heads = tab.query_selector_all("#heads button")
+    assert len(heads) == MODELS[kind]["n_layer"] * MODELS[kind]["n_head"]
+    for head in heads:
+        head.click()
+        assert head.get_attribute("aria-pressed") == "true"
+    for button in tab.query_selector_all("#standing-out button"):
+        button.click()
+    tab.hover("#map", position={"x": 20, "y": 150})
+    tab.wait_for_timeout(500)
+    assert tab.locator("#step-list > li").count() == 8
+    assert tab.locator("#lens-table tbody tr").count() == MODELS[kind]["n_layer"] + 1
+    # The story.
+    tab.fill("#sample", "0")
+    assert opened.text("#sample-text") == "to be 10"
+    assert tab.locator("svg.curve").count() == 1
+    tab.click("details.config summary")
+    for link in tab.query_selector_all("nav a, .skip"):
+        assert tab.query_selector(str(link.get_attribute("href"))) is not None
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_timeout(200)
+    opened.close()
+
+
+def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
+    opened = Opened(browser, written("char"))
+    opened.settle()
+    opened.tab.evaluate(
+        """() => {
+            document.getElementById("count").max = document.getElementById("count").value = 4000;
+            document.getElementById("write-button").click();
+            const stop = document.getElementById("stop");
+            const timer = setInterval(() => { stop.click(); clearInterval(timer); }, 40);
+        }"""
+    )
+    opened.settle()
+    assert opened.text("#status").endswith("Stopped.")
+    assert len(opened.text("#output")) < 4000
+    opened.close()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_address_writes_what_the_network_writes(kind: str, browser: Any, written: Any) -> None:
+    """page.html#prompt=P&n=40&temperature=0, beside plain PyTorch on the rounded weights."""
+    from gptcli.pages.model_page.payload import rounded
+    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.text import generate_one
+
+    path = written(kind)
+    model = trained(path.parent / "run", kind, 1, **MODELS[kind])
+    prompt = "naïve" if kind == "char" else "To be,  or\nnaïve 🙂"
+    opened = Opened(browser, path, f"#prompt={quote(prompt)}&n=40&temperature=0")
+    opened.settle()
+    wanted = generate_one(
+        rounded(model.model),
+        model.tokenizer,
+        prompt,
+        max_new_tokens=40,
+        params=SamplingParams(temperature=0),
+        seed=0,
+    )
+    assert opened.text("#output") == wanted
+    assert opened.text("#echo") == prompt
+    opened.close()
+
+
+def test_unknown_characters_are_said_and_left_out(browser: Any, written: Any) -> None:
+    opened = Opened(browser, written("char"), f"#prompt={quote('na€ïve')}&n=5&temperature=0")
+    opened.settle()
+    assert opened.text("#echo") == "naïve"
+    assert opened.text("#prompt-note") == "Left out: “€”. This model never saw it."
+    opened.close()
+
+
+def test_the_policy_stops_a_request(browser: Any, written: Any) -> None:
+    """Scripts and fetches that somebody adds do nothing: the policy of the file forbids them."""
+    opened = Opened(browser, written("char"))
+    refused = opened.tab.evaluate(
+        """async () => {
+            try { await fetch("data:,x"); return "fetched"; } catch { return "refused"; }
+        }"""
+    )
+    assert refused == "refused"
+    assert opened.problems
+    opened.problems.clear()
+    opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("kind", ["char", "gpt2"])
+def test_axe_finds_nothing(kind: str, width: int, scheme: str, browser: Any, written: Any) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not in build/axe: make programs installs it")
+    opened = Opened(
+        browser,
+        written(kind),
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+        bypass_csp=True,
+        reduced_motion="reduce",
+    )
+    opened.settle()
+    tab = opened.tab
+    tab.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
+    tab.evaluate(AXE.read_text("utf-8"))
+    found = tab.evaluate("axe.run()")["violations"]
+    assert [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found] == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    opened.close()
+
+
+def test_it_works_without_webassembly(browser: Any, written: Any) -> None:
+    """As in a browser without SIMD: the same text, computed in JavaScript."""
+    texts = []
+    for script in ("", "delete WebAssembly.Memory"):
+        path = written("char")
+        if script:
+            whole = path.read_text("utf-8").replace("new WebAssembly.Memory(", "new Nothing(")
+            path = path.with_name("plain.html")
+            path.write_text(whole, encoding="utf-8")
+        opened = Opened(browser, path, "#prompt=e&n=30&temperature=0")
+        opened.settle()
+        texts.append(opened.text("#output"))
+        assert opened.text("#kernels") == ("JavaScript" if script else "WebAssembly SIMD")
+        opened.close()
+    assert texts[0] == texts[1]

@@ -1,0 +1,247 @@
+"""The proof of a page: what it accepts, what it refuses, and what the command says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptcli.config import Config
+from gptcli.errors import GptcliError
+from gptcli.pages.model_page import arithmetic, page, programs, proof
+from gptcli.pages.model_page.payload import payload, rounded
+from gptcli.pages.model_page.programs import Answer, Program, ProgramError
+from gptcli.pages.model_page.story import Story, curve, data_name, samples_of
+from tests.interop.models import shape
+from tests.interop.models import trained as trained_model
+from tests.pages import javascript
+
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
+
+
+@pytest.fixture(autouse=True)
+def _short_proofs(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Fewer prompts and shorter texts, so that a proof takes a second."""
+    monkeypatch.setattr(proof, "PROMPTS", 64 if slow else 16)
+    monkeypatch.setattr(proof, "GREEDY_TOKENS", 200 if slow else 30)
+
+
+def chromium() -> Program:
+    for name in programs._CHROMIUM:
+        if (path := shutil.which(name)) is not None:
+            return Program("Chromium", path, programs.ask_chromium)
+    pytest.skip("neither Chromium nor Chrome is installed")
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_numpy_proves_a_page(arch: str, seed: int, tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "bpe", seed, **shape(seed, arch))
+    text = payload(model.model, model.tokenizer)
+    found = proof.prove(text, rounded(model.model), model.tokenizer, None)
+    assert (found.how, found.program) == ("numpy", f"numpy {np.__version__}")
+    assert found.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_node_proves_a_page(arch: str, tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "byte", 3, arch=arch, **SIZES)
+    text, program = payload(model.model, model.tokenizer), javascript.node()
+    found = proof.prove(text, rounded(model.model), model.tokenizer, program)
+    assert (found.how, found.program) == ("javascript", program.name)
+    assert 0 < found.largest_difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+def test_chromium_proves_a_page(arch: str, tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "byte", 3, arch=arch, **SIZES)
+    text = payload(model.model, model.tokenizer)
+    found = proof.prove(text, rounded(model.model), model.tokenizer, chromium())
+    assert (found.how, found.program) == ("javascript", "Chromium")
+    assert found.largest_difference < 1e-4
+
+
+def changed(answer: Answer, what: str) -> Answer:
+    """An answer with one mistake."""
+    if what == "ids":
+        return replace(answer, ids=[[0, 0], *answer.ids[1:]])
+    if what == "logits":
+        logits = answer.logits.copy()
+        logits[3, 2] += 0.002
+        return replace(answer, logits=logits)
+    tokens = [row[:] for row in answer.tokens]
+    tokens[2][9] = (tokens[2][9] + 1) % 20
+    return replace(answer, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("ids", "gives other token ids for"),
+        ("logits", "computes other logits: those of a prompt of"),
+        ("tokens", "writes another greedy text, from its token 10 on"),
+    ],
+)
+def test_a_page_that_differs_is_refused(what: str, message: str, tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "char", 4, **SIZES)
+    text = payload(model.model, model.tokenizer)
+
+    def ask(path: str, payload: str, texts: Any, steps: int) -> Answer:
+        return changed(arithmetic.ask(payload, texts, steps, model.tokenizer), what)
+
+    with pytest.raises(GptcliError, match=message) as error:
+        proof.prove(text, rounded(model.model), model.tokenizer, Program("Other", "other", ask))
+    assert error.value.exit_code == 1
+
+
+def test_other_weights_than_those_of_the_page_are_refused(tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "char", 4, **SIZES)
+    text = payload(model.model, model.tokenizer)
+    with torch.no_grad():
+        model.model.ln_f.weight[3] *= 1.01
+    with pytest.raises(GptcliError, match="computes other logits"):
+        proof.prove(text, rounded(model.model), model.tokenizer, None)
+
+
+def test_a_program_that_fails_is_named(tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "char", 4, **SIZES)
+    program = javascript.node()
+    with pytest.raises(ProgramError, match="exit code 1"):
+        programs.ask_node(program.path, "no payload", ["a"], 1)
+    broken = replace(program, path="/no/such/node")
+    with pytest.raises(GptcliError, match=r"could not run its JavaScript: .*no/such/node"):
+        proof.prove(payload(model.model, model.tokenizer), model.model, model.tokenizer, broken)
+
+
+def test_an_old_node_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs.shutil, "which", lambda name: name if name == "node" else None)
+    monkeypatch.setattr(programs, "_version", lambda path: "v16.20.0")
+    assert programs.find_program() is None
+    monkeypatch.setattr(programs, "_version", lambda path: "v18.0.0")
+    found = programs.find_program()
+    assert found is not None
+    assert found.name == "Node.js 18.0.0"
+
+
+def test_eight_bits_are_measured_in_nats_and_logits(tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "char", 5, **SIZES)
+    tokens = torch.randint(0, 20, (6, 13), generator=torch.Generator().manual_seed(1))
+    same = proof.rounding_error(model.model, model.model, tokens)
+    expected = model.model.loss(tokens[:, :-1], tokens[:, 1:]).item()
+    assert (same.loss, same.logit, same.same_choice, same.tokens) == (same.rounded_loss, 0, 1, 72)
+    assert same.loss == pytest.approx(expected)
+    other = proof.rounding_error(model.model, rounded(model.model), tokens)
+    assert 0 < other.logit < 0.1
+    assert other.rounded_loss != other.loss
+    assert 0.8 < other.same_choice <= 1
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_page_and_says_how_it_was_proven(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(programs, "find_program", lambda: None)
+    outcome = cli("page", trained)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("wrote small.html: ")
+    assert "numpy" in outcome.out
+    assert "Eight bits change the loss from" in outcome.out
+    text = (tmp_path / "small.html").read_text("utf-8")
+    assert str(trained) not in text
+    assert str(tmp_path) not in text
+    assert text_file.name in text
+    assert "redid this page&#x27;s arithmetic" in text
+    for line in text_file.read_text("utf-8").splitlines():
+        assert len(line) < 12 or line not in text  # never the training text
+    again = cli("page", trained)
+    assert (again.code, "small.html exists" in again.err) == (2, True)
+    told = json.loads(cli("page", trained, "--out", "other/page.html", "--json").out)
+    assert (told["proven_by"], told["path"]) == ("numpy", "other/page.html")
+    assert told["bytes"] == (tmp_path / "other" / "page.html").stat().st_size
+    assert told["largest_difference"] < 1e-3
+    assert abs(told["loss"] - told["rounded_loss"]) < 0.05
+    assert not list(tmp_path.rglob(".*tmp"))
+
+
+def test_the_page_of_the_moved_text_compares_on_a_text_of_the_model(tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "run", "bpe", 5, **SIZES)
+    data = model.config.data.model_copy(update={"source": str(tmp_path / "moved.txt")})
+    model = replace(model, config=model.config.model_copy(update={"data": data}))
+    windows, what = page._windows(model)
+    assert what.endswith("tokens that the model wrote")
+    assert windows.shape[1] == SIZES["block_size"] + 1
+
+
+def test_a_large_page_is_refused_and_a_middling_one_noted(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(programs, "find_program", lambda: None)
+    monkeypatch.setattr(page, "LARGE", 1000)
+    outcome = cli("page", trained, "--out", "a.html")
+    assert outcome.code == 0
+    assert "note: the page has 0.1 MB, which is much for a mail or a phone" in outcome.err
+    monkeypatch.setattr(page, "TOO_LARGE", 1000)
+    outcome = cli("page", trained, "--out", "b.html")
+    assert outcome.code == 1
+    assert "is the most" in outcome.err
+    assert "gptcli export" in outcome.err
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_a_run_with_the_users_attention_is_refused(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "own")
+    status = json.loads(Path("own/run.json").read_text("utf-8"))
+    Path("own/run.json").write_text(json.dumps({**status, "own_parts": ["attention"]}), "utf-8")
+    outcome = cli("page", "own")
+    assert outcome.code == 1
+    assert "your own attention, which does not run in a page" in outcome.err
+    assert not list(tmp_path.glob("*.html"))
+
+
+# ---- the story -----------------------------------------------------------------------------------
+
+
+def test_names_of_texts_have_no_folders() -> None:
+    config = Config.model_validate(
+        {"data": {"source": ["/home/me/a.txt", "b/c.txt", "shakespeare", "d", "e"]}}
+    )
+    assert data_name(config, {}) == "a.txt, c.txt, shakespeare and 2 more"
+
+
+def test_samples_are_read_and_thinned(tmp_path: Path) -> None:
+    lines = [f"=== step {step} ===\ntext {step}\n\n" for step in range(10, 310, 10)]
+    (tmp_path / "samples.txt").write_text("".join(lines), encoding="utf-8")
+    found = samples_of(tmp_path, 250)
+    assert found[0] == (10, "text 10")
+    assert found[-1] == (250, "text 250")
+    assert len(found) == 12
+    assert samples_of(tmp_path / "none", 250) == []
+
+
+def story(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> Story:
+    return Story("a", "b", 1, [], train, val, None, [], "")
+
+
+def test_the_curve_has_both_losses_and_words() -> None:
+    train = [(step, 4.0 / step**0.3) for step in range(1, 500)]
+    svg = curve(story(train, [(250, 0.9), (499, 0.7)]))
+    assert svg.count("<circle") == 2
+    assert "On unseen text it is lowest, 0.70, at step 499." in svg
+    assert "unseen text</text>" in svg
+    assert "style=" not in svg  # the policy of a page forbids style attributes
+    assert curve(story(train[:1], [])) == ""
+    assert "nan" not in curve(story([(1, 2.0), (2, 2.0)], []))
