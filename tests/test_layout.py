@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "cli": {
         "loggers",
         "api",
+        "pages",
+        "inspection",
         "interop",
         "training",
         "sampling",
@@ -42,6 +44,8 @@ MAY_IMPORT = {
         "tokenization",
     },
     "loggers": {"training"},
+    "pages": {"inspection", "training", "sampling", "view", "model", "corpus", "tokenization"},
+    "inspection": {"course", "training", "model", "tokenization"},
     "interop": {"training", "sampling", "native", "model", "corpus", "tokenization"},
     "training": {"sampling", "native", "model", "corpus", "tokenization"},
     "sampling": {"native", "model", "tokenization"},

@@ -62,7 +62,8 @@ def document(page: Page) -> str:
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(page, style, scripts)}">',
+            '<meta http-equiv="Content-Security-Policy" '
+            f'content="{_policy(page, style, scripts)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             '<meta name="referrer" content="no-referrer">',

@@ -31,6 +31,7 @@ COMMANDS = (
     "grade",
     "bench",
     "runs",
+    "look",
     "show",
     "log",
     "inspect-batch",
