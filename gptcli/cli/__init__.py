@@ -26,6 +26,7 @@ from gptcli.cli import (
     learn,
     log,
     look,
+    report,
     runs,
     sample,
     score,
@@ -102,6 +103,7 @@ _add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
 _add("look", look.look, 'gptcli look mine --prompt "To be or not to be"')
+_add("report", report.report, "gptcli report mine --out mine.html")
 _add("show", show.show, "gptcli show mine deeper")
 _add("log", log.log, "gptcli log mine --to tensorboard")
 _add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")

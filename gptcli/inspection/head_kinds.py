@@ -68,6 +68,17 @@ def head_kinds(
                     found = _share(weights, half - 1, first=half)
                     induction[layer] = induction.get(layer, 0) + found / _PROBES
                     of_probes[layer] = of_probes.get(layer, 0) + _places(weights) / _PROBES
+    return _sorted(maps, of_probes, induction)
+
+
+def kinds_in_maps(maps: Sequence[Tensor | None]) -> list[HeadKind]:
+    """All heads of stored maps, the one with the largest share first; induction is not measured."""
+    return _sorted(maps, {}, {})
+
+
+def _sorted(
+    maps: Sequence[Tensor | None], of_probes: dict[int, Tensor], induction: dict[int, Tensor]
+) -> list[HeadKind]:
     heads = []
     for layer, weights in enumerate(maps):
         if weights is None:

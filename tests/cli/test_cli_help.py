@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "runs",
     "look",
+    "report",
     "show",
     "log",
     "inspect-batch",
