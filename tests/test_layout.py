@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "cli": {
         "loggers",
         "api",
+        "experiments",
         "pages",
         "inspection",
         "interop",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     },
     "loggers": {"training"},
     "pages": {"inspection", "training", "sampling", "view", "model", "corpus", "tokenization"},
+    "experiments": {"api", "pages", "training"},
     "inspection": {"course", "training", "model", "tokenization"},
     "interop": {"training", "sampling", "native", "model", "corpus", "tokenization"},
     "training": {"sampling", "native", "model", "corpus", "tokenization"},

@@ -33,6 +33,8 @@ COMMANDS = (
     "runs",
     "look",
     "report",
+    "compare",
+    "sweep",
     "show",
     "log",
     "inspect-batch",
