@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 160
 _MOST_SAMPLES = 6
+_MOST_SENTENCES = 6
 
 
 def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
@@ -96,7 +97,7 @@ def _print(
         lines.append(Text())
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
-    for sentence in said:
+    for sentence in said[:_MOST_SENTENCES]:
         console.print(Text(sentence), soft_wrap=not console.is_terminal)
 
 

@@ -37,9 +37,7 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
         if len(values) == 1:
             shared.append(word)
         elif len(set(values)) < len(values) or not all(values):
-            raise GptcliError(
-                f"`{word}` has a value twice, or an empty one", "give each value once"
-            )
+            raise GptcliError(f"`{word}` has a value twice, or an empty one", "give each once")
         elif key in (known for known, _ in swept):
             raise GptcliError(f"`{key}` is given twice", "put all its values into one list")
         else:

@@ -70,7 +70,10 @@ def _table(
         name = f"{marks.get(id(arm), ' ')} {clean(arm.name, encoding)}"
         rows.append([name, loss, duration(arm.seconds), size, *arm.settings.values()])
     cut = ellipsis_for(encoding)
-    widest = [min(28, max(cell_len(row[i]) for row in [heads, *rows])) for i in range(len(heads))]
+    widest = [
+        min(44 if i == 0 else 28, max(cell_len(row[i]) for row in [heads, *rows]))
+        for i in range(len(heads))
+    ]
     while sum(widest) + 2 * len(widest) > width and len(widest) > 3:
         widest.pop()
     lines = []
