@@ -47,6 +47,7 @@ class StepDone:
     grad_norm: float  # before clipping
     tokens_per_second: float  # since the last logged step, without evaluations
     logged: bool
+    part_norms: tuple[float, ...] = ()  # of embeddings, each block, the rest; of logged steps
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ class ExtraEvaluation:
 
     step: int
     val_loss: float  # nats per token
+
+
+@dataclass(frozen=True)
+class LookedInside:
+    """After an evaluation: how the network reads a passage of the validation split.
+
+    Only the journal gets it, for reports."""
+
+    step: int
+    ids: tuple[int, ...]  # the tokens of the passage
+    losses: tuple[float, ...]  # nats of each token but the first
+    maps: tuple[tuple[bytes, ...], ...]  # layer, head, lower triangle with 255 for a weight of 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,7 @@ Event: TypeAlias = (
     | StepDone
     | Evaluated
     | ExtraEvaluation
+    | LookedInside
     | Replanned
     | CheckpointSaved
     | SampleDrawn

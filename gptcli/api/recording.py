@@ -32,7 +32,7 @@ def recorded_training(
 
     If the disk refuses a line or a logger fails, a Notice says so, and training goes on. Closing
     the generator gives up an unfinished save; the caller lets the loggers finish."""
-    from gptcli.events import CheckpointSaved, Notice
+    from gptcli.events import CheckpointSaved, LookedInside, Notice
     from gptcli.training import run_folder
     from gptcli.training.loop import train
     from gptcli.training.wishes import no_wishes
@@ -45,7 +45,8 @@ def recorded_training(
             problem = _record(event, journal)
             if isinstance(event, CheckpointSaved):
                 run_folder.delete_replaced(prepared.setup.run)
-            yield event
+            if not isinstance(event, LookedInside):
+                yield event
             if problem is not None:
                 yield Notice(f"WARNING: {problem}. Training goes on; gptcli tries again")
             for warning in loggers.problems():
@@ -63,12 +64,14 @@ def seconds_for_loggers(prepared: Prepared) -> float:
 
 
 def _record(event: Event, journal: Journal) -> GptcliError | None:
-    """Write the event to metrics.jsonl or samples.txt. Returns the error if the disk refused."""
-    from gptcli.events import SampleDrawn
-    from gptcli.view.metrics import metrics_record
+    """Write the event to its file. Returns the error if the disk refused."""
+    from gptcli.events import LookedInside, SampleDrawn
+    from gptcli.view.metrics import metrics_record, passage_record
 
     if isinstance(event, SampleDrawn):
         return journal.sample(event.step, event.prompt, event.text)
+    if isinstance(event, LookedInside):
+        return journal.inside(passage_record(event))
     record = metrics_record(event)
     return journal.record(record) if record is not None else None
 

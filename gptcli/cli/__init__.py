@@ -16,6 +16,7 @@ from gptcli import __version__
 from gptcli.cli import (
     bench,
     check,
+    compare,
     configs,
     evaluate,
     exercise,
@@ -25,11 +26,14 @@ from gptcli.cli import (
     inspect_batch,
     learn,
     log,
+    look,
     page,
+    report,
     runs,
     sample,
     score,
     show,
+    sweep,
     tokenizer,
     train,
 )
@@ -102,6 +106,10 @@ _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
 _add("runs", runs.runs, "gptcli runs")
+_add("look", look.look, 'gptcli look mine --prompt "To be or not to be"')
+_add("report", report.report, "gptcli report mine --out mine.html")
+_add("compare", compare.compare, "gptcli compare mine deeper --seeds 3")
+_add("sweep", sweep.sweep, "gptcli sweep tiny train.learning_rate=0.01,0.02 --minutes 10")
 _add("show", show.show, "gptcli show mine deeper")
 _add("log", log.log, "gptcli log mine --to tensorboard")
 _add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")

@@ -1,1 +1,1 @@
-"""HTML pages that people open in a browser: each is one file and needs nothing from elsewhere."""
+"""HTML pages that people open in a browser: each is one file, and requests nothing."""

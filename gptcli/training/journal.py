@@ -1,11 +1,11 @@
-"""Appends to metrics.jsonl and samples.txt during a run, and trims them when the run is resumed."""
+"""Appends to the files that a run writes as it trains, and trims them when the run is resumed."""
 
 from __future__ import annotations
 
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,8 @@ _SAMPLE_HEADING = "=== step {step} ===\n"
 
 class Journal:
     """Writes metrics.jsonl (one JSON object per line) and samples.txt (what the model wrote).
+
+    Also writes attention.jsonl, which has a line for each evaluation, if there are any.
 
     A line is never torn, and never repeated after a resume. If the disk refuses a line, the line
     waits in memory and is written before the next one.
@@ -59,6 +61,9 @@ class Journal:
         except BaseException:
             self._metrics.close()
             raise
+        self._run = run
+        self._inside: durable.LineWriter | None = None
+        self._keep_inside_to(None if resumed_from is None else evaluated_at or 0)
         self._failing: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
@@ -72,6 +77,26 @@ class Journal:
         heading = _SAMPLE_HEADING.format(step=step)
         return self._append(self._samples, f"{heading}{prompt}{text}\n\n")
 
+    def inside(self, values: dict[str, Any]) -> GptcliError | None:
+        """Append an object to attention.jsonl. Of several failed appends in a row, only the first
+        returns the error."""
+        if self._inside is None:
+            path = self._run / "attention.jsonl"
+            with _open_errors(path):
+                self._inside = durable.LineWriter(path)
+        return self._append(self._inside, json.dumps(values) + "\n")
+
+    def _keep_inside_to(self, step: int | None) -> None:
+        """Delete the lines of attention.jsonl after an evaluation, or the file (None)."""
+        path = self._run / "attention.jsonl"
+        if not _is_there(path):
+            return
+        with _open_errors(path):
+            if step is None:
+                path.unlink()
+                return
+            durable.write_atomically(path, filter(_up_to(step), read_lines(path, self._run)))
+
     def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
         """Append `text`. Returns the error, unless the previous append to this file failed too."""
         error = lines.write(text)
@@ -80,9 +105,22 @@ class Journal:
         return None if known else error
 
     def close(self) -> GptcliError | None:
-        """Close both files. Returns the disk's error if lines are lost."""
-        errors = [self._metrics.close(), self._samples.close()]
+        """Close the files. Returns the disk's error if lines are lost."""
+        files = [self._metrics, self._samples, *([self._inside] if self._inside else [])]
+        errors = [file.close() for file in files]
         return next((error for error in errors if error is not None), None)
+
+
+def _up_to(step: int) -> Callable[[bytes], bool]:
+    """Whether a line of attention.jsonl is complete, and of an evaluation up to `step`."""
+
+    def keep(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and int(json.loads(line)["step"]) <= step
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            return False
+
+    return keep
 
 
 class _LinesToKeep:

@@ -40,11 +40,11 @@ from gptcli.training import checkpoint
 from gptcli.training.final_sample import final_sample
 from gptcli.training.headline import run_started
 from gptcli.training.loss_spikes import SpikeDetector, spike_notice
-from gptcli.training.not_finite import first_not_finite
+from gptcli.training.passage import Passage
 from gptcli.training.passes import EngineName
 from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
-from gptcli.training.step import Diverged, Updated, take_step
+from gptcli.training.step import Diverged, Updated, diverged_in_evaluation, take_step
 from gptcli.training.training_state import TrainingState
 from gptcli.training.wishes import Wishes, extra_evaluation, no_wishes
 from gptcli.training.zero_gradients import ZeroGradients, still
@@ -137,6 +137,7 @@ class _Loop:
             self.progress.step,
             len(corpus.val) if corpus.val else 0,
         )
+        self.passage = Passage(corpus.val, block_size, self.state.passes.model)
         self.zero_gradients = ZeroGradients()
         # Only a user's part can have buffers.
         self.buffers = {name: b.clone() for name, b in self.state.model.named_buffers()}
@@ -194,7 +195,7 @@ class _Loop:
 
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
         """Step until the end; returns why the run stopped."""
-        p, config = self.progress, self.config
+        p = self.progress
         # The run can have been interrupted during the evaluation or the sample of this step.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
@@ -205,14 +206,13 @@ class _Loop:
             done = self.one_step()
             if isinstance(done, Diverged):
                 return done
-            logged = p.step % int(config.log_every) == 0 or p.step in (1, self.plan.max_steps)
+            logged = self.is_logged(p.step)
             now = time.perf_counter()
             self.plan.stepped(now - begun)
             passed = now - window_start
             speed = (p.tokens - window_tokens) / passed if passed > 0 else 0.0
-            yield StepDone(
-                p.step, p.tokens, self.clock(), done.loss, done.rate, done.norm, speed, logged
-            )
+            did = (done.loss, done.rate, done.norm, speed, logged, done.part_norms)
+            yield StepDone(p.step, p.tokens, self.clock(), *did)
             if (usual := self.spikes.excess(done.loss)) is not None:
                 yield spike_notice(self.setup.run, p.step, done.loss, usual)
             if self.zero_gradients.begin(done.norm):
@@ -245,6 +245,10 @@ class _Loop:
             yield from self.grant_wishes()
         return stopped or ("interrupted" if self.should_stop() else None)
 
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics.jsonl gets this step."""
+        return step % int(self.config.log_every) == 0 or step in (1, self.plan.max_steps)
+
     def one_step(self) -> Updated | Diverged:
         """Do the next step and count it, or return why no update was made."""
         p, state, count = self.progress, self.state, self.config.grad_accum
@@ -259,6 +263,7 @@ class _Loop:
             self.setup.dtype,
             p.loss_scale,
             self.plan.plans,
+            part_norms=self.is_logged(p.step + 1),
         )
         if isinstance(done, Updated):
             p.step += 1
@@ -284,18 +289,15 @@ class _Loop:
         if loss is None:
             return "interrupted"
         if not math.isfinite(loss):
-            where = first_not_finite(self.state.passes.model(), [self.batches.batch(0)])
-            return Diverged(
-                f"step {p.step}: the validation loss is {loss:g}; first place with NaN or "
-                f"infinity: {where}",
-                f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
-            )
+            model, batches = self.state.passes.model(), [self.batches.batch(0)]
+            return diverged_in_evaluation(p.step, loss, model, batches, self.config)
         p.val_loss, p.evaluated_at = loss, p.step
         best = p.best_val_loss is None or loss < p.best_val_loss
         p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
         if best:
             p.best_val_loss, p.best_step = loss, p.step
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
+        yield from self.passage.look(p.step)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
         self.plan.evaluated(time.perf_counter() - begun)

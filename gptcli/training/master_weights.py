@@ -135,6 +135,17 @@ class MasterWeights:
         norm: Tensor = torch.linalg.norm(torch.stack(norms))
         return norm
 
+    def norms_by_part(self) -> tuple[float, ...]:
+        """The norms of the gradients of the embeddings, of each block, and of the other weights."""
+        named = [(name, p.grad) for name, p in self.masters if p.grad is not None]
+        squares = torch.stack(torch._foreach_norm([grad for _, grad in named])).square().tolist()
+        parts: dict[int, float] = {}
+        for (name, _), square in zip(named, squares, strict=True):
+            first, rest, *_ = name.split(".")
+            part = int(rest) if first == "h" else -1 if first in ("wte", "wpe") else 1 << 30
+            parts[part] = parts.get(part, 0.0) + square
+        return tuple(parts[part] ** 0.5 for part in sorted(parts))
+
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
         """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""

@@ -32,7 +32,7 @@ from gptcli.tokenization import Tokenizer, load_tokenizer
 from gptcli.training.run_times import time_in
 
 _RUN_FILES = ("config.yaml", "tokenizer.json", "metrics.jsonl", "samples.txt", "run.json",
-              "metrics.csv", *KEPT_NAMES)  # fmt: skip
+              "attention.jsonl", "metrics.csv", *KEPT_NAMES)  # fmt: skip
 _LOGS = "loggers"
 _REPLACED = ".replaced"
 _CHECKPOINT_NAMES = r"step-\d+|best"

@@ -62,8 +62,12 @@ class RunSummary:
         return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
-        """The keys of `train --json`, `parameters`, and the keys of `begun`."""
+        """The keys of `train --json`, counts of parameters and tokens, and the keys of `begun`."""
+        corpus = self._setup.corpus
         return self.begun() | {
+            "train_tokens": len(corpus.train),
+            "val_tokens": len(corpus.val) if corpus.val is not None else 0,
+            "vocab_size": corpus.tokenizer.vocab_size,
             "ended_at": now(),
             "run": str(self._setup.run),
             "resumed_from": self.resumed_from,

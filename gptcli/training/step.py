@@ -60,12 +60,14 @@ class Passes(Protocol):
 class Updated:
     """What a step did: mean loss in nats per token, learning rate, gradient norm before clipping.
 
-    `loss_scale` is for the next step."""
+    `loss_scale` is for the next step. `part_norms` are the norms of the parts of the network, if
+    they were wanted."""
 
     loss: float
     rate: float
     norm: float
     loss_scale: float
+    part_norms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ def take_step(
     dtype: torch.dtype,
     loss_scale: float,
     plans: Sequence[Plan] = (),
+    part_norms: bool = False,
 ) -> Updated | Diverged:
     """Do step `step`, counted from 0, or return why the weights did not change.
 
     `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
     model is in training mode; `dtype` is that of the passes. `plans` are the later plans of
-    max_steps, for the learning rate."""
+    max_steps, for the learning rate. `part_norms` asks for the gradient norms of the parts."""
     rate = lr_at(
         step,
         peak=float(config.learning_rate),
@@ -118,6 +121,7 @@ def take_step(
             f"train.warmup_steps={max(100, 2 * int(config.warmup_steps))}"
             + ("" if dtype == torch.float32 else ", or run.dtype=float32"),
         )
+    parts = weights.norms_by_part() if part_norms else ()
     if config.grad_clip > 0:
         weights.clip(norm, config.grad_clip)
     optimizers.step(rate)
@@ -125,7 +129,18 @@ def take_step(
     weights.clear_grads()
     if dtype == torch.float16 and (step + 1) % _DOUBLE_SCALE_EVERY == 0:
         loss_scale *= 2.0
-    return Updated(loss, rate, norm, loss_scale)
+    return Updated(loss, rate, norm, loss_scale, parts)
+
+
+def diverged_in_evaluation(
+    step: int, loss: float, model: GPT, batches: Iterable[Batch], config: TrainConfig
+) -> Diverged:
+    """What to say about a validation loss that is not finite. `batches` show where it begins."""
+    where = first_not_finite(model, batches)
+    return Diverged(
+        f"step {step}: the validation loss is {loss:g}; first place with NaN or infinity: {where}",
+        f"try a lower rate, train.learning_rate={float(config.learning_rate) / 4:.1g}",
+    )
 
 
 def forward_backward(

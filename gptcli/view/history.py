@@ -50,10 +50,16 @@ def _event(line: bytes, best: float) -> Event | None:
         if kind == "step":
             loss, rate = _number(record["loss"]), _number(record.get("learning_rate"))
             norm, speed = (_number(record.get(key)) for key in ("grad_norm", "tokens_per_second"))
-            return StepDone(step, tokens, seconds, loss, rate, norm, speed, logged=True)
+            return StepDone(step, tokens, seconds, loss, rate, norm, speed, True, _norms(record))
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
+
+
+def _norms(record: dict[str, Any]) -> tuple[float, ...]:
+    """The gradient norms of the parts; () for a run of an earlier version."""
+    found = record.get("part_norms")
+    return tuple(map(_number, found)) if isinstance(found, list) else ()
 
 
 def _integer(value: Any) -> int:
@@ -70,6 +76,21 @@ def _number(value: Any) -> float:
     if not isinstance(value, (int, float)) or abs(value) > 1e300:
         raise TypeError(value)
     return float(value)
+
+
+def recorded_samples(run: Path) -> list[SampleDrawn]:
+    """All samples of samples.txt, each cut to its first 20,000 bytes."""
+    found: list[tuple[int, bytes]] = []
+    with suppress(OSError):
+        for line in read_lines(run / "samples.txt", run):
+            heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\r?\n?", line)
+            if heading is not None:
+                found.append((int(heading[1]), b""))
+            elif found and len(found[-1][1]) < _MAX_SAMPLE:
+                found[-1] = (found[-1][0], found[-1][1] + line)
+    return [
+        SampleDrawn(step, "", text.decode("utf-8", "replace").rstrip("\n")) for step, text in found
+    ]
 
 
 def last_sample(run: Path) -> SampleDrawn | None:

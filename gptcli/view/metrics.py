@@ -1,12 +1,17 @@
-"""The records of metrics.jsonl, one for each logged step, each evaluation and each new plan."""
+"""The records of metrics.jsonl, one for each logged step, each evaluation and each new plan.
+
+Also those of attention.jsonl, one for each evaluation.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
+from typing import Any
 
-from gptcli.events import Evaluated, Event, Replanned, StepDone
+from gptcli.events import Evaluated, Event, LookedInside, Replanned, StepDone
 
-Record = dict[str, str | int | float | None]
+Record = dict[str, str | int | float | list[float | None] | None]
 
 
 def metrics_record(event: Event) -> Record | None:
@@ -19,7 +24,7 @@ def metrics_record(event: Event) -> Record | None:
     if isinstance(event, StepDone):
         if not event.logged:
             return None
-        return {
+        record: Record = {
             "kind": "step",
             "step": event.step,
             "tokens": event.tokens,
@@ -29,6 +34,9 @@ def metrics_record(event: Event) -> Record | None:
             "grad_norm": _six_digits(event.grad_norm),
             "tokens_per_second": _rounded(event.tokens_per_second, 1),
         }
+        if event.part_norms:
+            record["part_norms"] = [_short(norm) for norm in event.part_norms]
+        return record
     if isinstance(event, Evaluated):
         return {
             "kind": "eval",
@@ -42,12 +50,26 @@ def metrics_record(event: Event) -> Record | None:
     return None
 
 
+def passage_record(event: LookedInside) -> dict[str, Any]:
+    """The record of attention.jsonl. Each map is base64 of its lower triangle, row by row."""
+    return {
+        "step": event.step,
+        "ids": list(event.ids),
+        "losses": [_finite(loss) for loss in event.losses],
+        "maps": [[base64.b64encode(one).decode("ascii") for one in layer] for layer in event.maps],
+    }
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.3g}") if math.isfinite(value) else None
 
 
 def _six_digits(value: float) -> float | None:

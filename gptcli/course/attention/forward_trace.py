@@ -65,8 +65,10 @@ class _Recorder(TorchFunctionMode):
         path: Path,
         x: Tensor,
         on_operation: Callable[[ForwardTrace], None] | None,
+        most_numbers: int = MAX_NUMBERS,
     ) -> None:
         super().__init__()
+        self.most_numbers = most_numbers
         self.on_operation = on_operation
         self.trace, self.path, self.x = trace, str(path), x
         self.x_before = x.detach().clone()
@@ -92,7 +94,7 @@ class _Recorder(TorchFunctionMode):
         given = list(_tensors((args, tuple(kwargs.values()))))
         if any(self._is_untraced(t) for t in given):
             trace.has_untraced = True
-        small = [t for t in given if t.numel() <= MAX_NUMBERS]
+        small = [t for t in given if t.numel() <= self.most_numbers]
         inputs = [_copy(t) for t in small]
         line = frame.f_lineno if frame is not None else None
         operation = Operation(len(trace.operations), name, line, inputs, [])
@@ -112,9 +114,9 @@ class _Recorder(TorchFunctionMode):
         written = args[0] if name in ("__setitem__", "copy_") else result
         for tensor in _tensors((written,)):
             self.maker[id(tensor)] = (operation.index, tensor)
-            if tensor.numel() <= MAX_NUMBERS and not tensor.dtype.is_floating_point:
+            if tensor.numel() <= self.most_numbers and not tensor.dtype.is_floating_point:
                 operation.other_outputs.append(_copy(tensor))
-            if tensor.numel() <= MAX_NUMBERS and tensor.dtype.is_floating_point:
+            if tensor.numel() <= self.most_numbers and tensor.dtype.is_floating_point:
                 operation.outputs.append(_copy(tensor))
                 self.made[id(tensor)] = (operation.index, len(operation.outputs) - 1, tensor)
                 operation.grad = operation.grad or tensor.requires_grad
@@ -174,12 +176,14 @@ def trace_forward(
     path: Path,
     grad: bool = False,
     on_operation: Callable[[ForwardTrace], None] | None = None,
+    most_numbers: int = MAX_NUMBERS,
 ) -> ForwardTrace:
     """Run forward(x) and return its trace. If it raises, the trace holds the exception.
 
-    `on_operation` is called after every operation."""
+    `on_operation` is called after every operation. Tensors of more than `most_numbers` numbers are
+    not recorded."""
     trace = ForwardTrace()
-    mode = _Recorder(trace, path, x, on_operation)
+    mode = _Recorder(trace, path, x, on_operation, most_numbers)
     with torch.set_grad_enabled(grad):
         try:
             with mode, within(TRACE_LIMIT_S):

@@ -1,0 +1,176 @@
+"""What `compare` and `sweep` print: curves, a table, samples, verdicts; also as a page or JSON."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.output import note, print_json, stdout_console
+from gptcli.errors import GptcliError
+from gptcli.files.paths import shell_word
+
+if TYPE_CHECKING:
+    from gptcli.experiments.arms import Arm
+    from gptcli.experiments.intervals import Difference
+
+SAMPLE_TOKENS = 160
+_MOST_SAMPLES = 6
+_MOST_SENTENCES = 6
+
+
+def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
+    """The first arm with each other one, and the difference of their losses."""
+    from gptcli.experiments.intervals import difference_of
+
+    return [(arms[0], other, difference_of(arms[0].losses(), other.losses())) for other in arms[1:]]
+
+
+def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
+    """A sentence for each pair, or why there is none."""
+    from gptcli.experiments.intervals import verdict
+
+    if problem is not None:
+        return [problem]
+    said = [verdict(a.name, b.name, found) for a, b, found in pairs_of(arms)]
+    if len(arms) > 3 and all(found.interval for _, _, found in pairs_of(arms)):
+        said.append(
+            f"{len(arms) - 1} comparisons were made: about one in 20 looks like more than noise "
+            "by chance"
+        )
+    return said
+
+
+def show_arms(
+    arms: list[Arm], *, title: str, prompt: str, page: Path | None, as_json: bool
+) -> None:
+    """Print the arms, and write the page if one is wanted."""
+    from gptcli.experiments.arms import differing_settings, why_not_comparable
+
+    problem = why_not_comparable(arms)
+    said = verdicts_of(arms, problem)
+    differing = differing_settings(arms)
+    settings = [
+        {key: _value(values[i]) for key, values in differing.items()} for i in range(len(arms))
+    ]
+    samples: dict[str, str] = {}
+    if page is not None or not as_json:
+        for arm in arms[:_MOST_SAMPLES]:
+            samples[arm.name] = _sample(arm, prompt)
+    if page is not None:
+        _write(page, title, arms, settings, samples, prompt, said)
+    if as_json:
+        _print_json(arms, problem)
+        return
+    _print(arms, settings, samples, prompt, said)
+
+
+def _print(
+    arms: list[Arm],
+    settings: list[dict[str, str]],
+    samples: dict[str, str],
+    prompt: str,
+    said: list[str],
+) -> None:
+    from rich.text import Text
+
+    from gptcli.experiments.intervals import mean_and_interval
+    from gptcli.view.arms_table import ArmRow, arms_lines, samples_lines
+
+    rows = []
+    for arm, shown in zip(arms, settings, strict=True):
+        losses = list(arm.losses().values())
+        mean, interval = mean_and_interval(losses) if losses else (None, None)
+        low, high = interval or (None, None)
+        rows.append(
+            ArmRow(
+                arm.name, arm.curve(), mean, low, high, arm.first.seconds,
+                arm.first.count("parameters"), shown,
+            )
+        )  # fmt: skip
+    console = stdout_console()
+    lines = arms_lines(rows, console)
+    written = [(name, prompt, text) for name, text in samples.items() if text]
+    if written:
+        lines += [Text(), *samples_lines(written, 7, console)]
+    else:
+        lines.append(Text())
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal)
+    for sentence in said[:_MOST_SENTENCES]:
+        console.print(Text(sentence), soft_wrap=not console.is_terminal)
+
+
+def _sample(arm: Arm, prompt: str) -> str:
+    """What the first run writes after the prompt; "" with a note if it cannot be sampled."""
+    from gptcli.api.model import load
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = load(arm.first.path)
+        return model.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=1)
+    except GptcliError as error:
+        note(f"note: {arm.name} writes no sample: {error.message}")
+        return ""
+
+
+def _write(
+    path: Path,
+    title: str,
+    arms: list[Arm],
+    settings: list[dict[str, str]],
+    samples: dict[str, str],
+    prompt: str,
+    said: list[str],
+) -> None:
+    from gptcli.experiments.intervals import mean_and_interval
+    from gptcli.pages.compare_page import ComparedArm, compare_page
+    from gptcli.pages.written import write
+
+    compared = []
+    for arm, shown in zip(arms, settings, strict=True):
+        losses = list(arm.losses().values())
+        mean, interval = mean_and_interval(losses) if losses else (None, None)
+        text = samples.get(arm.name, "")
+        compared.append(
+            ComparedArm(
+                arm.name, arm.curve(), arm.training_curve(), mean, interval, len(arm.runs),
+                arm.first.seconds, arm.first.count("parameters"), shown,
+                prompt + text if text else "",
+            )
+        )  # fmt: skip
+    write(path, compare_page(title, compared, said))
+    note(f"wrote {shell_word(path)}")
+
+
+def _print_json(arms: list[Arm], problem: str | None) -> None:
+    if problem is not None:
+        for other in arms[1:]:
+            print_json(
+                {"a": arms[0].name, "b": other.name, "difference": None, "interval": None,
+                 "seeds": 0, "verdict": problem}
+            )  # fmt: skip
+        return
+    from gptcli.experiments.intervals import verdict
+
+    for a, b, found in pairs_of(arms):
+        print_json(
+            {
+                "a": a.name,
+                "b": b.name,
+                "difference": found.difference,
+                "interval": list(found.interval) if found.interval else None,
+                "seeds": found.seeds,
+                "paired": found.paired,
+                "more_than_noise": found.is_more_than_noise,
+                "losses": {"a": a.losses(), "b": b.losses()},
+                "verdict": verdict(a.name, b.name, found),
+            }
+        )
+
+
+def _value(value: Any) -> str:
+    from gptcli.view.paths import short_path
+
+    return "-" if value is None else short_path(value) if isinstance(value, str) else str(value)

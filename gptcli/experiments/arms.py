@@ -1,0 +1,146 @@
+"""The arms of an experiment: configs that are compared, each with one run or one for each seed."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import GptcliError
+from gptcli.events import Evaluated
+from gptcli.experiments.trials import Trial, is_finished
+from gptcli.pages.run_data import RunData, flat, read_run
+from gptcli.training import run_folder
+
+_MACHINE = ("run.", "data.source", "train.seed")
+"""Settings that differ without changing what is compared."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One config and its runs, by seed."""
+
+    name: str
+    runs: dict[int, RunData]
+
+    @property
+    def first(self) -> RunData:
+        """The run of the first seed."""
+        return next(iter(self.runs.values()))
+
+    def losses(self) -> dict[int, float]:
+        """The best validation loss of each seed that has one."""
+        return {seed: run.best.val_loss for seed, run in self.runs.items() if run.best}
+
+    def curve(self) -> list[tuple[int, float]]:
+        """(step, mean validation loss of the seeds) for each step that all seeds evaluated."""
+        at: dict[int, list[float]] = {}
+        for run in self.runs.values():
+            for one in run.evaluations:
+                at.setdefault(one.step, []).append(one.val_loss)
+        return [
+            (step, statistics.fmean(losses))
+            for step, losses in sorted(at.items())
+            if len(losses) == len(self.runs)
+        ]
+
+    def training_curve(self) -> list[tuple[int, float]]:
+        """(step, loss) of the logged steps of the first seed."""
+        return [(one.step, one.loss) for one in self.first.steps]
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The best evaluation of the first seed."""
+        return self.first.best
+
+    def settings(self) -> dict[str, Any]:
+        """The config by dotted key, without seed and machine."""
+        found = flat(self.first.config.model_dump())
+        return {key: v for key, v in found.items() if not key.startswith(_MACHINE)}
+
+
+def differing_settings(arms: list[Arm]) -> dict[str, list[Any]]:
+    """The settings that differ between the arms: key -> value of each arm."""
+    settings = [arm.settings() for arm in arms]
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    values = {key: [one.get(key) for one in settings] for key in keys}
+    return {key: found for key, found in values.items() if any(v != found[0] for v in found[1:])}
+
+
+def why_not_comparable(arms: list[Arm]) -> str | None:
+    """Why losses of the arms cannot be compared; None if they can."""
+    tokenizers = {_content(arm.first.path / "tokenizer.json") for arm in arms}
+    if len(tokenizers) > 1:
+        return (
+            "the tokenizers differ, so losses per token cannot be compared; `gptcli eval RUN` "
+            "prints bits per byte, which can"
+        )
+    texts = {str(_text_of(arm.first)) for arm in arms}
+    if len(texts) > 1:
+        return "the texts differ, so the losses cannot be compared"
+    missing = [arm.name for arm in arms if not arm.losses()]
+    if missing:
+        return f"{', '.join(missing)} has no evaluation, so its loss cannot be compared"
+    return None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return str(path).encode()
+
+
+def _text_of(run: RunData) -> Any:
+    text = run.status.get("text")
+    hashed = text.get("sha256") if isinstance(text, dict) else None
+    return hashed or run.config.data.source
+
+
+def existing_arms(paths: list[Path]) -> list[Arm]:
+    """An arm for each run folder, with its one run."""
+    names = [path.resolve().name for path in paths]
+    arms = []
+    for path, name in zip(paths, names, strict=True):
+        shown = name if names.count(name) == 1 else str(path)
+        run = read_run(path, shown)
+        arms.append(Arm(shown, {run.config.train.seed: run}))
+    return arms
+
+
+def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
+    """For each seed, the finished run that has it, or the trial that makes it.
+
+    The runs of new seeds are in RUN-seeds/SEED, next to the run."""
+    config = run_folder.read_config(path)
+    found: dict[int, Trial | Path] = {}
+    for seed in seeds:
+        if seed == config.train.seed and is_finished(path):
+            found[seed] = path
+            continue
+        folder = path.parent / f"{path.resolve().name}-seeds" / str(seed)
+        if folder.is_dir() and (folder / "config.yaml").is_file():
+            _refuse_other_config(path, folder)
+        found[seed] = Trial(
+            f"{path.resolve().name} with seed {seed}",
+            folder,
+            str(path / "config.yaml"),
+            [f"train.seed={seed}"],
+        )
+    return found
+
+
+def _refuse_other_config(run: Path, folder: Path) -> None:
+    """Raise GptcliError if a run of an earlier comparison has another config than its run."""
+    now, then = (
+        {key: v for key, v in flat(run_folder.read_config(one).model_dump()).items()
+         if not key.startswith(_MACHINE)}
+        for one in (run, folder)
+    )  # fmt: skip
+    odd = [key for key in now if now[key] != then.get(key) and key != "train.max_steps"]
+    if odd:
+        raise GptcliError(
+            f"{folder} was trained with another config than {run}: {', '.join(odd[:3])}",
+            f"delete or rename {folder.parent}, and run the command again",
+        )

@@ -1,0 +1,1 @@
+"""Looks inside a trained network: attention maps and their kinds, logit lens, eight steps."""

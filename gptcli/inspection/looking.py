@@ -1,0 +1,115 @@
+"""Runs a text through a trained network and returns what its heads looked at, and its logit lens.
+
+Dimensions: T time, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.errors import GptcliError
+from gptcli.inspection.head_kinds import HeadKind, head_kinds
+from gptcli.inspection.learner import LearnerFile, traced_weights
+from gptcli.model.attention import CausalSelfAttention
+from gptcli.model.gpt import GPT
+from gptcli.model.inside import Inside, builtin_weights, look_inside, part_with_attention
+from gptcli.training.loading import Trained
+
+MOST_TOKENS = 256
+"""A map of more tokens is neither readable nor small."""
+_GUESSES = 5  # that the lens keeps of each layer and token
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that a layer would write next, and its probability."""
+
+    id: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the network did with a text of T tokens.
+
+    `maps` has the attention weights (H, T, T) of each layer, None if they cannot be seen. `heads`
+    are the heads that can be seen, best first. `lens[layer][t]` are the most likely next tokens
+    after token t, if the network ended before layer 0 (`lens[0]`), or after each layer.
+    `dropped` tokens at the beginning did not fit."""
+
+    ids: list[int]
+    maps: list[Tensor | None]
+    heads: list[HeadKind]
+    lens: list[list[list[Guess]]]
+    inside: Inside
+    dropped: int
+
+
+def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
+    """The ids of a prompt, and how many at its beginning were left out because they do not fit.
+
+    Raises GptcliError if the prompt is empty, or has a character that the tokenizer lacks."""
+    if not prompt:
+        raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
+    ids = trained.tokenizer.encode(prompt)
+    if not ids:
+        raise GptcliError("the prompt has no tokens", "give another text with --prompt")
+    room = min(trained.config.model.block_size, MOST_TOKENS)
+    return ids[-room:], max(0, len(ids) - room)
+
+
+def look(trained: Trained, prompt: str, learner: LearnerFile | None = None) -> Look:
+    """What the network does with `prompt`. `learner` is the file with the run's attention."""
+    ids, dropped = ids_of_prompt(trained, prompt)
+    model = trained.model
+    inside = look_inside(model, ids)
+    maps = weights_of_layers(model, inside, learner)
+    return Look(
+        ids,
+        maps,
+        head_kinds(model, maps, lambda one: weights_of_layers(model, look_inside(model, one),
+                                                              learner)),
+        logit_lens(model, inside),
+        inside,
+        dropped,
+    )  # fmt: skip
+
+
+def weights_of_layers(
+    model: GPT, inside: Inside, learner: LearnerFile | None
+) -> list[Tensor | None]:
+    """The attention weights (H, T, T) of each layer, float32 on the CPU.
+
+    Those of a builtin attention are computed from its queries and keys. Those of a learner's are
+    searched in a trace of its forward pass; None if the trace has none."""
+    found: list[Tensor | None] = []
+    for layer, x in enumerate(inside.inputs):
+        part = part_with_attention(model, layer)
+        if isinstance(part, CausalSelfAttention):
+            found.append(builtin_weights(part, x).cpu())
+        else:
+            found.append(traced_weights(part, x, model.config.n_head, learner))
+    return found
+
+
+@torch.no_grad()
+def logit_lens(model: GPT, inside: Inside) -> list[list[list[Guess]]]:
+    """What the network would write after each token, if it ended before the first block or after
+    each one: the last norm and the head, applied to the residual stream.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens"."""
+    count = min(_GUESSES, model.vocab_size)
+    lens = []
+    for stream in inside.stream:
+        probabilities = model.lm_head(model.ln_f(stream)).float().softmax(-1)  # (T, V)
+        best, ids = probabilities.topk(count, dim=-1)
+        lens.append(
+            [
+                [Guess(id, probability) for id, probability in zip(*row, strict=True)]
+                for row in zip(ids.tolist(), best.tolist(), strict=True)
+            ]
+        )
+    return lens

@@ -1,0 +1,123 @@
+// Attention maps: a small map for each head, and a large one whose tokens can be pointed at.
+//
+// attentionMaps(root, labels) returns { show(heads) }. `heads` is a list of
+// { layer, head, kind, share, weights }: weights is base64 of the lower triangle, a byte for each.
+
+function unpackTriangle(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const rows = [];
+  for (let start = 0, t = 1; start < bytes.length; start += t, t += 1) {
+    rows.push(Array.from(bytes.subarray(start, start + t), (b) => b / 255));
+  }
+  return rows;
+}
+
+function attentionMaps(root, labels) {
+  const make = (name, attributes = {}, text = "") => {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.textContent = text;
+    return element;
+  };
+  const rgb = () => getComputedStyle(document.documentElement).getPropertyValue("--blue-rgb");
+  const grid = make("div", { class: "heads", role: "group", "aria-label": "Heads" });
+  const large = make("div", { class: "large panel" });
+  const title = make("h3");
+  const hint = make("p", { class: "quiet" },
+    "Point at a token, or move to it with the Tab key: below each earlier token is the share of " +
+    "its attention.");
+  const strip = make("div", { class: "tokens" });
+  const frame = make("div", { class: "frame" });
+  const canvas = make("canvas", { class: "map", role: "img" });
+  const sentence = make("p", { class: "sentence", "aria-live": "polite" });
+  frame.append(canvas, make("p", { class: "quiet" },
+    "Each row is a token, each column a token that it looked at; darker is more."));
+  large.append(title, hint, strip, sentence, frame);
+  root.append(grid, large);
+
+  let heads = [];
+  let chosen = null; // "layer.head"
+  let token = labels.length - 1;
+  const tokens = labels.map((label, at) => {
+    const button = make("button", { class: "token", type: "button" });
+    const share = make("span", { class: "share" });
+    button.append(make("span", { class: "piece" }, label), share);
+    const point = () => { token = at; drawTokens(); };
+    button.addEventListener("pointerenter", point);
+    button.addEventListener("focus", point);
+    button.addEventListener("click", point);
+    strip.append(button);
+    return { button, share };
+  });
+
+  const key = (one) => `${one.layer}.${one.head}`;
+  const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
+
+  function draw(target, rows, cell) {
+    const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
+    const size = rows.length * cell;
+    target.width = target.height = Math.round(size * ratio);
+    const context = target.getContext("2d");
+    context.scale(ratio, ratio);
+    const colour = rgb();
+    rows.forEach((row, t) => row.forEach((weight, s) => {
+      context.fillStyle = `rgba(${colour}, ${0.05 + 0.95 * weight})`;
+      context.fillRect(s * cell, t * cell, Math.max(1, cell - (cell > 5 ? 1 : 0)),
+        Math.max(1, cell - (cell > 5 ? 1 : 0)));
+    }));
+    target.style.width = target.style.height = `${size}px`;
+  }
+
+  function drawTokens() {
+    const one = current();
+    if (!one) return;
+    const row = one.rows[token];
+    let best = 0;
+    row.forEach((weight, s) => { if (weight > row[best]) best = s; });
+    tokens.forEach(({ button, share }, s) => {
+      const weight = s <= token ? row[s] : 0;
+      button.style.backgroundColor = s <= token ? `rgba(${rgb()}, ${0.55 * weight})` : "";
+      button.classList.toggle("future", s > token);
+      button.setAttribute("aria-pressed", String(s === token));
+      share.textContent = s > token ? "" : `${Math.round(100 * weight)}%`;
+    });
+    sentence.textContent =
+      `“${labels[token]}” (token ${token + 1}) looked most at “${labels[best]}” ` +
+      `(token ${best + 1}), with ${Math.round(100 * row[best])} % of its attention.`;
+  }
+
+  function drawLarge() {
+    const one = current();
+    if (!one) return;
+    title.textContent = `Layer ${one.layer}, head ${one.head}: ${one.kind}`;
+    const cell = Math.max(4, Math.min(20, Math.floor(420 / one.rows.length)));
+    draw(canvas, one.rows, cell);
+    canvas.setAttribute("aria-label",
+      `Attention weights of layer ${one.layer}, head ${one.head}: rows are tokens, columns are ` +
+      "the tokens that they looked at; darker is more.");
+    for (const button of grid.children) {
+      button.setAttribute("aria-pressed", String(button.dataset.key === key(one)));
+    }
+    drawTokens();
+  }
+
+  function show(given) {
+    heads = given.map((one) => ({ ...one, rows: unpackTriangle(one.weights) }));
+    if (!heads.some((one) => key(one) === chosen)) chosen = heads.length ? key(heads[0]) : null;
+    grid.replaceChildren(...heads.map((one) => {
+      const button = make("button", { class: "head", type: "button" });
+      button.dataset.key = key(one);
+      const small = make("canvas", { "aria-hidden": "true" });
+      draw(small, one.rows, Math.max(1, Math.floor(72 / one.rows.length)));
+      button.append(small, make("span", {}, `layer ${one.layer}, head ${one.head}`),
+        make("span", { class: "kind" }, one.share === null ? one.kind
+          : `${one.kind} ${one.share} %`));
+      button.addEventListener("click", () => { chosen = key(one); drawLarge(); });
+      return button;
+    }));
+    drawLarge();
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(heads));
+  return { show };
+}

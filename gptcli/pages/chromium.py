@@ -1,0 +1,94 @@
+"""Pictures and PDF files of pages, made by Chromium or Chrome if this machine has one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_MOST_SECONDS = 120
+_MOST_HEIGHT = 16_000  # pixels of a picture; Chromium draws no higher one
+_DRAWN_WITHIN = 5_000  # virtual milliseconds
+
+
+def find_chromium() -> str | None:
+    """The path of Chromium or Chrome; None if there is none."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+def refuse_without_chromium() -> str:
+    """The path of Chromium or Chrome. Raises GptcliError if there is none."""
+    program = find_chromium()
+    if program is None:
+        raise GptcliError(
+            "this needs Chromium or Chrome, which is not installed",
+            "install it (Debian: apt install chromium), or open the HTML page and print it there",
+            exit_code=1,
+        )
+    return program
+
+
+def picture(page: str, width: int = 1280) -> bytes:
+    """A PNG of a complete page, `width` pixels wide.
+
+    The page's script writes its height in pixels into the attribute data-height of the root.
+    Raises GptcliError if there is no Chromium, or if it fails."""
+    with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        dom = _run(folder, page, [f"--window-size={width},900", "--dump-dom"])
+        found = re.search(r'data-height="(\d+)"', dom)
+        height = min(_MOST_HEIGHT, int(found[1]) if found else 2000)
+        made = folder / "page.png"
+        _run(folder, page, [f"--window-size={width},{height}", f"--screenshot={made}"])
+        return _content(made)
+
+
+def pdf(page: str) -> bytes:
+    """The page as a PDF file. Raises GptcliError if there is no Chromium, or if it fails."""
+    with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
+        made = Path(name) / "page.pdf"
+        _run(Path(name), page, ["--no-pdf-header-footer", f"--print-to-pdf={made}"])
+        return _content(made)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise GptcliError("Chromium wrote no file", "try again, or use the HTML page", exit_code=1)
+    return path.read_bytes()
+
+
+def _run(folder: Path, page: str, arguments: list[str]) -> str:
+    """Chromium's output for a page."""
+    program = refuse_without_chromium()
+    source = folder / "page.html"
+    source.write_text(page, encoding="utf-8")
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    command = [
+        program,
+        "--headless",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--hide-scrollbars",
+        *(["--no-sandbox"] if is_root else []),
+        f"--user-data-dir={folder / 'profile'}",
+        f"--virtual-time-budget={_DRAWN_WITHIN}",
+        *arguments,
+        source.as_uri(),
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_MOST_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GptcliError(f"{program} failed: {error}", "use the HTML page", exit_code=1) from None
+    if done.returncode != 0:
+        last = "".join(done.stderr.strip().splitlines()[-1:])
+        raise GptcliError(f"{program} failed: {last[:300]}", "use the HTML page", exit_code=1)
+    return done.stdout

@@ -1,0 +1,77 @@
+"""The page of `gptcli look --html`: attention maps to point at, and the logit lens as a table."""
+
+from __future__ import annotations
+
+import html
+
+from gptcli.inspection.looking import Look
+from gptcli.pages.attention_maps import labels, packed
+from gptcli.pages.inlining import Page, asset, document, json_block
+from gptcli.training.loading import Trained
+from gptcli.view.token_labels import token_label
+
+
+def look_page(trained: Trained, found: Look) -> str:
+    """The page as HTML."""
+    pieces = [trained.tokenizer.token_bytes(id) for id in found.ids]
+    name, model = html.escape(trained.run.name), trained.config.model
+    heads = []
+    for one in found.heads:
+        weights = found.maps[one.layer]
+        assert weights is not None
+        heads.append(
+            {
+                "layer": one.layer + 1,
+                "head": one.head + 1,
+                "kind": one.kind,
+                "share": round(100 * one.best) if one.kind != "mixed" else None,
+                "weights": packed(weights[one.head]),
+            }
+        )
+    missing = (
+        ""
+        if heads
+        else "<p>The attention weights cannot be seen: the code of this model never computes them."
+        "</p>"
+    )
+    body = f"""<main>
+<header>
+<h1>What the heads of {name} looked at</h1>
+<p>Step {trained.step:,}: {model.n_layer} layers of {model.n_head} heads. The best heads come first:
+those that look at the previous token, the first token, the token itself, or at what came after an
+earlier copy of it (induction).</p>
+</header>
+<section><h2>Attention</h2>{missing}<div id="maps"></div></section>
+<section><h2>Logit lens</h2>
+<p class="prose">What the model would write next after each token, if it ended at that layer, with
+the probability.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Logit lens">
+{_lens(trained, found, pieces)}
+</div></section>
+</main>"""
+    return document(
+        Page(
+            title=f"{trained.run.name}: attention",
+            description="Attention maps and the logit lens of a small language model.",
+            body=body,
+            styles=[asset("theme.css"), asset("views.css")],
+            scripts=[asset("attention_maps.js") + asset("look.js")],
+            data={"look": json_block({"labels": labels(pieces), "heads": heads})},
+        )
+    )
+
+
+def _lens(trained: Trained, found: Look, pieces: list[bytes]) -> str:
+    names = ["start", *(f"layer {i + 1}" for i in range(len(found.lens) - 1))]
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("after", *names))
+    rows = []
+    for t, piece in enumerate(pieces):
+        cells = [f'<th scope="row">{html.escape(token_label(piece))}</th>']
+        for row in found.lens:
+            guess = row[t][0]
+            label = html.escape(token_label(trained.tokenizer.token_bytes(guess.id)))
+            cells.append(f"<td>{label} <small>{guess.probability:.0%}</small></td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<table class="lens"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )

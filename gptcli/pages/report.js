@@ -1,0 +1,89 @@
+// The page of `gptcli report`: charts, a passage by loss, attention maps over the training.
+
+const report = JSON.parse(document.getElementById("report").textContent);
+for (const one of report.charts) drawChart(document.getElementById(one.place), one);
+
+// ---- the passage ----
+
+const LEVELS = [
+  [0.5, "expected", "expected (above 1/2)"],
+  [0.1, "likely", "likely (above 1/10)"],
+  [0.01, "unlikely", "unlikely (above 1/100)"],
+  [0, "surprising", "surprising"],
+];
+
+function setUpPassage() {
+  const { moments, labels, breaks } = report.passage;
+  const place = document.getElementById("passage");
+  const slider = document.getElementById("passage-step");
+  const words = document.getElementById("passage-words");
+  const pointed = document.getElementById("passage-token");
+  const spans = labels.map((label, i) => {
+    const span = document.createElement("span");
+    span.textContent = label;
+    span.className = "piece";
+    span.addEventListener("pointerenter", () => point(i));
+    place.append(span);
+    if (breaks[i]) place.append(document.createElement("br"));
+    return span;
+  });
+  let at = 0;
+  const moment = () => moments[Number(slider.value)];
+  function point(i) {
+    spans[at].classList.remove("pointed");
+    at = i;
+    spans[at].classList.add("pointed");
+    const loss = i === 0 ? null : moment().losses[i - 1];
+    pointed.textContent = loss === null
+      ? `“${labels[i]}” is the first token: nothing predicts it.`
+      : `“${labels[i]}” (token ${i + 1}): loss ${loss.toFixed(2)}, probability ` +
+        `${(100 * Math.exp(-loss)).toPrecision(2)} %`;
+  }
+  function show() {
+    const { losses, step } = moment();
+    const known = losses.filter((loss) => loss !== null);
+    const mean = known.reduce((sum, loss) => sum + loss, 0) / known.length;
+    const counts = LEVELS.map(() => 0);
+    spans.forEach((span, i) => {
+      span.classList.remove(...LEVELS.map((level) => level[1]));
+      if (i === 0 || losses[i - 1] === null) return;
+      const level = LEVELS.findIndex(([least]) => Math.exp(-losses[i - 1]) >= least);
+      counts[level] += 1;
+      span.classList.add(LEVELS[level][1]);
+    });
+    words.textContent = `Step ${step.toLocaleString("en")}: mean loss ${mean.toFixed(2)}; ` +
+      LEVELS.map(([, name], i) => `${counts[i]} tokens ${name}`).join(", ") + ".";
+    slider.setAttribute("aria-valuetext", `step ${step}`);
+    point(at);
+  }
+  place.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    point(Math.max(0, Math.min(spans.length - 1, at + move)));
+  });
+  slider.addEventListener("input", show);
+  slider.value = String(moments.length - 1);
+  show();
+}
+if (report.passage) setUpPassage();
+
+// ---- attention maps ----
+
+function setUpMaps() {
+  const { moments, labels } = report.maps;
+  const maps = attentionMaps(document.getElementById("maps"), labels);
+  const slider = document.getElementById("maps-step");
+  const words = document.getElementById("maps-words");
+  function show() {
+    const { step, heads } = moments[Number(slider.value)];
+    words.textContent = `Step ${step.toLocaleString("en")}`;
+    slider.setAttribute("aria-valuetext", `step ${step}`);
+    maps.show(heads);
+  }
+  slider.addEventListener("input", show);
+  slider.value = String(moments.length - 1);
+  show();
+}
+if (report.maps) setUpMaps();
+document.documentElement.dataset.height = String(document.documentElement.scrollHeight);

@@ -1,0 +1,473 @@
+"""The page of `gptcli report`: what happened in a run, what to try next, and how to repeat it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli import __version__
+from gptcli.config_files import dump_config
+from gptcli.errors import GptcliError
+from gptcli.events import StepDone
+from gptcli.files.paths import shell_word
+from gptcli.inspection.head_kinds import kinds_in_maps
+from gptcli.model.user_parts import parts_of
+from gptcli.pages.advice import Advice, advice
+from gptcli.pages.attention_maps import packed
+from gptcli.pages.inlining import Page, asset, document, json_block
+from gptcli.pages.run_data import RunData, spread, thinned
+from gptcli.tokenization import Tokenizer
+from gptcli.view.number_formats import time_taken
+from gptcli.view.safe_text import clean
+from gptcli.view.token_labels import token_label
+
+MOST_BYTES = 1_000_000
+_MOMENTS = 8  # evaluations whose maps the page has
+_MOST_HEADS = 24
+_SAMPLES = 6
+_SAMPLE_CHARACTERS = 700
+
+UPLOT_STYLE = "third_party/uPlot.min.css"
+UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
+
+
+def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
+    """The page as HTML, under a megabyte. Without a tokenizer, it has no passage and no maps."""
+    for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
+        page = _document(run, tokenizer, moments, heads)
+        if len(page.encode("utf-8")) <= MOST_BYTES:
+            break
+    return page
+
+
+def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: int) -> str:
+    inside = spread(run.inside, moments) if tokenizer is not None and moments else []
+    passage = _passage(inside, tokenizer) if inside and tokenizer is not None else None
+    maps = _maps(inside, tokenizer, heads) if inside and tokenizer is not None else None
+    charts = _charts(run)
+    found = advice(run)
+    missing = _missing(run, passage is not None, maps is not None)
+    name = html.escape(clean(run.name))
+    body = f"""<main>
+<header>
+<p>Report of a training run</p>
+<h1>{name}</h1>
+<p>{_subtitle(run)}</p>
+</header>
+<section><h2>What happened</h2>
+<p class="prose">{html.escape(found.summary)}</p>
+<div class="answers">{_answers(found)}</div>
+<h3>What to try next</h3>
+<ul class="ideas prose">{_ideas(found)}</ul>
+{missing}
+</section>
+<section><h2>Curves</h2>
+<p class="quiet no-print">Point at a chart to read its values; drag across it to zoom; double-click
+to see all again.</p>
+<div class="charts one" id="losses"></div><div class="charts" id="others"></div>
+{_table(run)}</section>
+<section><h2>What it wrote as it learned</h2>{_samples(run)}</section>
+{_passage_section(passage)}
+{_maps_section(maps)}
+<section><h2>Machine and config</h2>{_machine(run)}
+<h3>How to repeat it</h3>
+{_repeat(run)}
+<details><summary>The full config (config.yaml)</summary>
+<div class="panel"><pre>{html.escape(dump_config(run.config))}</pre></div></details>
+</section>
+</main>"""
+    data = {"charts": charts, "passage": passage, "maps": maps}
+    return document(
+        Page(
+            title=f"{run.name}: report",
+            description="Report of the training of a small language model.",
+            body=body,
+            styles=[asset("theme.css"), asset("views.css"), asset(UPLOT_STYLE)],
+            scripts=[
+                asset(UPLOT_SCRIPT),
+                asset("charts.js") + asset("attention_maps.js") + asset("report.js"),
+            ],
+            data={"report": json_block(data)},
+        )
+    )
+
+
+# ---- the curves --------------------------------------------------------------------------------
+
+
+def _charts(run: RunData) -> list[dict[str, Any]]:
+    """What charts.js draws: losses, learning rate, gradient norms, throughput."""
+    charts = []
+    steps, evaluations = run.steps, run.evaluations
+    if steps or evaluations:
+        charts.append(_loss_chart(run))
+    if steps:
+        x, rates, norms, speeds = thinned(
+            [
+                [one.step for one in steps],
+                [one.learning_rate for one in steps],
+                [one.grad_norm for one in steps],
+                [one.tokens_per_second for one in steps],
+            ]
+        )
+        charts.append(_chart("Learning rate", "learning rate", x, [("learning rate", rates)]))
+        charts.append(
+            _chart(
+                "Throughput", "tokens per second", x, [("tokens per second", speeds)],
+                "Without the time of evaluations, samples and checkpoints.",
+            )
+        )  # fmt: skip
+        charts.append(
+            _chart(
+                "Gradient norm", "norm", x, [("all weights, before clipping", norms)],
+                f"Steps with a larger norm than {run.config.train.grad_clip:g} were clipped."
+                if run.config.train.grad_clip > 0
+                else "",
+                log=all(norm > 0 for norm in norms),
+            )
+        )  # fmt: skip
+        charts += _part_norms(steps)
+    return charts
+
+
+def _loss_chart(run: RunData) -> dict[str, Any]:
+    """Training and validation loss over one axis of steps."""
+    x, losses = (
+        thinned([[one.step for one in run.steps], [one.loss for one in run.steps]])
+        if run.steps
+        else ([], [])
+    )
+    val: dict[float, float] = {one.step: one.val_loss for one in run.evaluations}
+    train: dict[float, float] = dict(zip(x, losses, strict=True))
+    every = sorted({*train, *val})
+    best = run.best
+    note = f"Best validation loss: {best.val_loss:.4f} at step {best.step:,}." if best else ""
+    return {
+        **_chart(
+            "Loss (nats per token; lower is better)",
+            "loss",
+            every,
+            [
+                ("training loss", [train.get(step, math.nan) for step in every]),
+                ("validation loss", [val.get(step, math.nan) for step in every]),
+            ],
+            note,
+        ),
+        "place": "losses",
+        "clip": True,
+        "height": 340,
+    }
+
+
+def _part_norms(steps: Sequence[StepDone]) -> list[dict[str, Any]]:
+    """The chart of the gradient norms of embeddings, blocks and head; [] if they were not kept."""
+    known = [one for one in steps if one.part_norms]
+    if not known:
+        return []
+    count = len(known[0].part_norms)
+    known = [one for one in known if len(one.part_norms) == count]
+    x, *parts = thinned(
+        [
+            [one.step for one in known],
+            *([max(one.part_norms[i], 1e-9) for one in known] for i in range(count)),
+        ]
+    )
+    names = ["embeddings", *(f"block {i}" for i in range(1, count - 1)), "last norm and head"]
+    pairs = list(zip(names, parts, strict=True))
+    if len(pairs) > 8:  # no eye follows more lines
+        pairs = spread(pairs, 8)
+    # Of a network that starts with zeros, the first gradients are 0: a logarithm shows none.
+    shown = [(name, [v if v > 1e-8 else math.nan for v in values]) for name, values in pairs]
+    return [_chart("Gradient norm by part of the network", "norm", x, shown, log=True)]
+
+
+def _chart(
+    title: str,
+    y: str,
+    x: Sequence[float],
+    series: Sequence[tuple[str, Sequence[float]]],
+    note: str = "",
+    *,
+    log: bool = False,
+) -> dict[str, Any]:
+    return {
+        "place": "others",
+        "title": title,
+        "note": note,
+        "yLabel": y,
+        "x": [round(step, 1) for step in x],
+        "series": [{"label": name, "values": numbers(values)} for name, values in series],
+        "sync": "run",
+        "log": log,
+    }
+
+
+def numbers(values: Sequence[float]) -> list[float | None]:
+    """Values for JSON, with five digits; None for what is not finite."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+def _table(run: RunData) -> str:
+    """The evaluations as a table, for those who cannot see or do not want the chart."""
+    if not run.evaluations:
+        return ""
+    best = run.best
+    rows = "".join(
+        f'<tr><td class="number">{one.step:,}</td><td class="number">{one.val_loss:.4f}</td>'
+        f'<td class="number">{html.escape(time_taken(one.seconds))}</td>'
+        f"<td>{'best' if one is best else ''}</td></tr>"
+        for one in spread(run.evaluations, 60)
+    )
+    return (
+        "<details><summary>The evaluations as a table</summary><table><thead><tr>"
+        '<th class="number" scope="col">step</th><th class="number" scope="col">validation loss'
+        '</th><th class="number" scope="col">after</th><th scope="col"></th></tr></thead><tbody>'
+        f"{rows}</tbody></table></details>"
+    )
+
+
+# ---- samples, passage, maps --------------------------------------------------------------------
+
+
+def _samples(run: RunData) -> str:
+    if not run.samples:
+        return (
+            '<p class="prose">The run drew no samples while it trained. Set '
+            "<code>train.sample_every</code> to see some.</p>"
+        )
+    losses = {one.step: one.val_loss for one in run.evaluations}
+    panels = []
+    for one in spread(run.samples, _SAMPLES):
+        text = clean(one.text[:_SAMPLE_CHARACTERS]).lstrip("\n")
+        cut = " …" if len(one.text) > _SAMPLE_CHARACTERS else ""
+        loss = f", validation loss {losses[one.step]:.3f}" if one.step in losses else ""
+        panels.append(
+            f'<div class="panel"><h3>Step {one.step:,}{loss}</h3>'
+            f"<pre>{html.escape(text)}{cut}</pre></div>"
+        )
+    return f'<div class="samples">{"".join(panels)}</div>'
+
+
+def _passage(inside: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The tokens of the passage and their losses at each moment; None if the ids are unknown."""
+    ids = inside[-1]["ids"]
+    try:
+        pieces = [tokenizer.token_bytes(id) for id in ids]
+    except GptcliError:
+        return None
+    return {
+        "labels": [_in_text(piece) for piece in pieces],
+        "breaks": [b"\n" in piece for piece in pieces],
+        "moments": [
+            {"step": one["step"], "losses": one["losses"]} for one in inside if one["ids"] == ids
+        ],
+    }
+
+
+def _in_text(piece: bytes) -> str:
+    """A token within a text: blanks stay blanks, a newline gets a sign."""
+    text = clean(piece.decode("utf-8", "replace"))
+    return text.replace("\n", "⏎")
+
+
+def _maps(
+    inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int
+) -> dict[str, Any] | None:
+    """The maps at each moment, with the heads that are clearest at the last one."""
+    moments = []
+    for one in inside:
+        tensors = _unpacked(one["maps"])
+        if tensors:
+            moments.append((one["step"], tensors))
+    if not moments:
+        return None
+    T = moments[-1][1][0].shape[1]
+    heads = [(one.layer, one.head) for one in kinds_in_maps(moments[-1][1])][:most_heads]
+    shown = []
+    for step, tensors in moments:
+        kinds = {(one.layer, one.head): one for one in kinds_in_maps(tensors)}
+        shown.append(
+            {
+                "step": step,
+                "heads": [
+                    {
+                        "layer": layer + 1,
+                        "head": head + 1,
+                        "kind": kinds[layer, head].kind,
+                        "share": round(100 * kinds[layer, head].best)
+                        if kinds[layer, head].kind != "mixed"
+                        else None,
+                        "weights": packed(tensors[layer][head]),
+                    }
+                    for layer, head in heads
+                    if (layer, head) in kinds
+                ],
+            }
+        )
+    labels = [token_label(tokenizer.token_bytes(id)) for id in inside[-1]["ids"][:T]]
+    return {"labels": labels, "moments": shown}
+
+
+def _unpacked(layers: Any) -> list[Tensor]:
+    """The maps (H, T, T) of each layer from base64 of their lower triangles; [] if damaged."""
+    found = []
+    try:
+        for heads in layers:
+            triangles = [
+                torch.frombuffer(bytearray(base64.b64decode(one)), dtype=torch.uint8) / 255
+                for one in heads
+            ]
+            T = int((2 * len(triangles[0]) + 0.25) ** 0.5)
+            weights = torch.zeros(len(triangles), T, T)
+            rows, columns = torch.tril_indices(T, T)
+            weights[:, rows, columns] = torch.stack(triangles)
+            found.append(weights)
+    except (ValueError, TypeError, IndexError, RuntimeError):
+        return []
+    return found
+
+
+def _passage_section(passage: dict[str, Any] | None) -> str:
+    if passage is None:
+        return ""
+    return f"""<section><h2>A passage it never trained on</h2>
+<p class="prose">The beginning of the validation text. The marks show how probable the network
+found each token, from the tokens before it. Move the slider to see it learn.</p>
+<p class="legend"><span class="expected">expected (above 1/2)</span>
+<span>likely (above 1/10)</span>
+<span class="unlikely">unlikely (above 1/100)</span> <span class="surprising">surprising</span></p>
+<div class="range"><label for="passage-step">Evaluation</label>
+<input type="range" id="passage-step" min="0" max="{len(passage["moments"]) - 1}" step="1"
+value="0">
+</div>
+<p id="passage-words" aria-live="polite" class="quiet"></p>
+<div id="passage" class="panel passage" tabindex="0" role="group"
+aria-label="Passage: the arrow keys move from token to token"></div>
+<p id="passage-token" class="quiet" aria-live="polite"></p></section>"""
+
+
+def _maps_section(maps: dict[str, Any] | None) -> str:
+    if maps is None:
+        return ""
+    return f"""<section><h2>What its heads looked at</h2>
+<p class="prose">Attention maps of the first {len(maps["labels"])} tokens of that passage. A head
+reads each token and looks back at earlier ones: a diagonal line means that it looks at the token
+just before, a column that it always looks at the same one. Move the slider to see the heads find
+their task.</p>
+<div class="range"><label for="maps-step">Evaluation</label>
+<input type="range" id="maps-step" min="0" max="{len(maps["moments"]) - 1}" step="1"
+value="0">
+<output id="maps-words" for="maps-step"></output></div>
+<div id="maps"></div></section>"""
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+
+def _subtitle(run: RunData) -> str:
+    stopped = {
+        "done": "all steps done",
+        "target": "stopped at its target",
+        "patience": "stopped because the validation loss did not improve",
+        "interrupted": "interrupted",
+        "diverged": "stopped because a number was no longer finite",
+    }.get(str(run.status.get("stopped")), "still training, or killed")
+    words = [
+        f"{run.last_step:,} of {run.max_steps:,} steps, {stopped}",
+        clean(str(run.config.data.source).replace("\n", " "))[-80:],
+        f"{run.config.tokenizer.kind} tokens",
+    ]
+    return html.escape(" · ".join(words))
+
+
+def _answers(found: Advice) -> str:
+    return "".join(
+        f"<div><h3>{html.escape(one.question)}</h3><strong>{html.escape(one.verdict)}</strong>"
+        f"<p>{html.escape(one.sentence)}</p></div>"
+        for one in found.answers
+    )
+
+
+def _ideas(found: Advice) -> str:
+    return "".join(
+        f"<li>{html.escape(sentence)}"
+        + (f"<code>{html.escape(clean(command))}</code>" if command else "")
+        + "</li>"
+        for sentence, command in found.next
+    )
+
+
+def _missing(run: RunData, has_passage: bool, has_maps: bool) -> str:
+    """What this report lacks, and why; "" if it lacks nothing."""
+    lacks = []
+    if not run.evaluations:
+        lacks.append("a validation curve: the run was never evaluated")
+    if run.steps and not any(one.part_norms for one in run.steps):
+        lacks.append("gradient norms by part: an earlier version of gptcli trained the run")
+    if not run.count("train_tokens"):
+        lacks.append("how often it read its text: the run does not say how long it is")
+    if not has_passage:
+        lacks.append(
+            "the passage by loss: the run was not evaluated, or an earlier version trained it"
+        )
+    if not has_maps and has_passage:
+        lacks.append("attention maps: the run has a user's own attention")
+    elif not has_maps:
+        lacks.append("attention maps, for the same reason; see <code>gptcli look</code>")
+    if not lacks:
+        return ""
+    return f'<p class="quiet">This report lacks {"; ".join(lacks)}.</p>'
+
+
+def _machine(run: RunData) -> str:
+    config, machine = run.config, run.status.get("machine")
+    machine = machine if isinstance(machine, dict) else {}
+    parameters, threads = run.count("parameters"), config.run.threads
+    rows = [
+        ("parameters", f"{parameters:,}" if parameters else ""),
+        ("trained for", time_taken(run.seconds)),
+        ("began", str(run.status.get("began_at") or "")[:19].replace("T", " ")),
+        ("device", f"{config.run.device}, {config.run.dtype}"),
+        ("threads", str(threads)),
+        ("cores", str(machine.get("cores") or "")),
+        ("engine", str(config.run.engine)),
+        ("text", clean(str(config.data.source))[-200:]),
+        ("text, tokens", f"{run.count('train_tokens'):,} for training, "
+         f"{run.count('val_tokens') or 0:,} for validation" if run.count("train_tokens") else ""),
+        ("your own parts", ", ".join(parts_of(run.status))),
+        ("this report", f"gptcli {__version__}"),
+    ]  # fmt: skip
+    return (
+        "<table><tbody>"
+        + "".join(
+            f'<tr><th scope="row">{key}</th><td>{html.escape(value)}</td></tr>'
+            for key, value in rows
+            if value
+        )
+        + "</tbody></table>"
+    )
+
+
+def _repeat(run: RunData) -> str:
+    parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
+    command = (
+        f"gptcli train {shell_word(run.path / 'config.yaml')} "
+        f"--out {shell_word(f'{run.path}-again')}{parts}"
+    )
+    return (
+        '<p class="prose">The config below has every setting, also those that gptcli chose, and '
+        f"the seed {run.config.train.seed}. On the same machine with the same number of threads, "
+        "this gives the same weights to the bit"
+        + (
+            "; a run with a time limit also depends on the speed of the machine"
+            if run.config.train.minutes is not None
+            else ""
+        )
+        + f'.</p><code class="command">{html.escape(clean(command))}</code>'
+    )

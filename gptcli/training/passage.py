@@ -1,0 +1,75 @@
+"""What the network does with one passage of the validation text, at each evaluation, for reports.
+
+A report shows how the losses of the passage's tokens fall, and how attention maps change. Both are
+small, so that attention.jsonl stays small, and looking takes a fraction of an evaluation.
+
+Dimensions: T time, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.corpus import TokenStore
+from gptcli.events import LookedInside
+from gptcli.model.attention import CausalSelfAttention
+from gptcli.model.gpt import GPT
+from gptcli.model.inside import builtin_weights, look_inside, part_with_attention
+
+PASSAGE = 192  # tokens whose losses are kept
+_MAP = 24  # tokens of the attention maps
+_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together; larger networks get maps of fewer tokens
+_FEWEST = 8  # tokens of a map
+
+
+class Passage:
+    """The first tokens of the validation split, and how the network reads them.
+
+    `model` gives the network with the current weights."""
+
+    def __init__(self, val: TokenStore | None, block_size: int, model: Callable[[], GPT]) -> None:
+        count = min(PASSAGE, block_size) + 1
+        self._ids: list[int] = [] if val is None else val.read(0, min(count, len(val))).tolist()
+        self._model = model
+
+    def look(self, step: int) -> Iterator[LookedInside]:
+        """The losses and the attention maps at `step`; nothing without a validation split.
+
+        Changes no weight and draws no random number."""
+        if len(self._ids) < 2:
+            return
+        model = self._model()
+        inside = look_inside(model, self._ids[:-1])
+        with torch.no_grad():
+            logits = model.lm_head(model.ln_f(inside.stream[-1])).float()
+            targets = torch.tensor(self._ids[1:], device=logits.device)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        yield LookedInside(
+            step,
+            tuple(self._ids),
+            tuple(round(loss, 3) for loss in losses.tolist()),
+            _maps(model, inside.inputs),
+        )
+
+
+def _maps(model: GPT, inputs: list[Tensor]) -> tuple[tuple[bytes, ...], ...]:
+    """For each layer and head, the lower triangle of its attention map, a byte for each weight.
+
+    The maps are those of the first tokens: a causal network computes the same for them, whatever
+    comes later. () if the user wrote the attention."""
+    heads = model.config.n_layer * model.config.n_head
+    T = max(_FEWEST, min(_MAP, int((_MOST_CELLS / heads) ** 0.5)))
+    maps = []
+    for layer, x in enumerate(inputs):
+        part = part_with_attention(model, layer)
+        if not isinstance(part, CausalSelfAttention):
+            return ()
+        weights = builtin_weights(part, x[:T])  # (H, T, T)
+        rows, columns = torch.tril_indices(len(x[:T]), len(x[:T]))
+        triangles = (weights[:, rows, columns] * 255).round().to(torch.uint8).cpu()
+        maps.append(tuple(bytes(one) for one in triangles.tolist()))
+    return tuple(maps)

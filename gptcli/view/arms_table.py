@@ -1,0 +1,116 @@
+"""Several configs beside each other in a terminal: curves, a table of figures, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from gptcli.view.chart import Line, chart
+from gptcli.view.glyphs import ASCII, UNICODE
+from gptcli.view.number_formats import duration, human_count
+from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
+from gptcli.view.token_labels import padded
+
+_STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
+_MARKS = "ox+*#@"
+_ROWS = 14
+_LINES = 6  # of a chart
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """What a row of the table says about one config. `low` and `high` bound its loss, if known."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    loss: float | None
+    low: float | None
+    high: float | None
+    seconds: float
+    parameters: int | None
+    settings: dict[str, str]
+
+
+def arms_lines(arms: Sequence[ArmRow], console: Console) -> list[Text]:
+    """The chart of the validation losses, and a table with the best config first."""
+    width = (console.width if console.is_terminal else max(80, console.width)) - 1
+    lines: list[Text] = []
+    drawn = [arm for arm in arms if arm.points][:_LINES]
+    if drawn:
+        steps = [step for arm in drawn for step, _ in arm.points]
+        glyphs = ASCII if console.options.ascii_only else UNICODE
+        room = max(6, min(_ROWS, console.height - len(arms) - 8))
+        curves = [
+            Line(crop(clean(arm.name), 22), [(float(s), v) for s, v in arm.points], style, mark)
+            for arm, style, mark in zip(drawn, _STYLES, _MARKS, strict=False)
+        ]
+        lines += [Text("validation loss", style="dim")]
+        lines += [*chart(curves, (min(steps), max(steps)), width, room, glyphs), Text()]
+    return [*lines, *_table(arms, drawn, width, console.encoding)]
+
+
+def _table(
+    arms: Sequence[ArmRow], drawn: Sequence[ArmRow], width: int, encoding: str
+) -> list[Text]:
+    keys = list(arms[0].settings)
+    heads = ["", "best val loss", "time", "params", *keys]
+    marks = dict(zip((id(arm) for arm in drawn), _MARKS, strict=False))
+    rows = []
+    for arm in arms:
+        loss = "-" if arm.loss is None else f"{arm.loss:.4f}"
+        if arm.low is not None and arm.high is not None:
+            loss += f" ± {(arm.high - arm.low) / 2:.4f}" if encoding.startswith("utf") else (
+                f" +- {(arm.high - arm.low) / 2:.4f}"
+            )  # fmt: skip
+        size = human_count(arm.parameters, short=True) if arm.parameters else "-"
+        name = f"{marks.get(id(arm), ' ')} {clean(arm.name, encoding)}"
+        rows.append([name, loss, duration(arm.seconds), size, *arm.settings.values()])
+    cut = ellipsis_for(encoding)
+    widest = [
+        min(44 if i == 0 else 28, max(cell_len(row[i]) for row in [heads, *rows]))
+        for i in range(len(heads))
+    ]
+    while sum(widest) + 2 * len(widest) > width and len(widest) > 3:
+        widest.pop()
+    lines = []
+    for number, row in enumerate([heads, *rows]):
+        cells = "  ".join(
+            padded(crop(cell, wide, ellipsis=cut), wide, right=0 < i < 4)
+            for i, (cell, wide) in enumerate(zip(row, widest, strict=False))
+        )
+        lines.append(Text(cells.rstrip(), style="dim" if number == 0 else ""))
+    if len(widest) < len(heads):
+        lines.append(Text(f"({len(heads) - len(widest)} more columns: --html)", style="dim"))
+    return lines
+
+
+def samples_lines(
+    samples: Sequence[tuple[str, str, str]], rows: int, console: Console
+) -> list[Text]:
+    """(name, prompt, continuation) of each config, side by side if at least 36 columns fit each."""
+    width = (console.width if console.is_terminal else max(80, console.width)) - 1
+    together = max(1, min(len(samples), width // 38))
+    column = (width - 3 * (together - 1)) // together
+    lines: list[Text] = []
+    for first in range(0, len(samples), together):
+        part = samples[first : first + together]
+        drawn = [
+            [Text(crop(clean(name, console.encoding), column), style="bold"),
+             *sample_lines(prompt, text, column, rows, console)]
+            for name, prompt, text in part
+        ]  # fmt: skip
+        for at in range(max(map(len, drawn))):
+            line = Text()
+            for i, one in enumerate(drawn):
+                cell = one[at] if at < len(one) else Text()
+                line.append_text(cell)
+                if i < len(drawn) - 1:
+                    line.append(" " * (column - cell.cell_len + 3))
+            line.rstrip()
+            lines.append(line)
+        lines.append(Text())
+    return lines

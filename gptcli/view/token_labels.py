@@ -1,0 +1,30 @@
+"""Tokens as short labels: visible blanks and newlines, half characters as bytes."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+
+from gptcli.view.safe_text import clean, crop, ellipsis_for
+
+_SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+_PLAIN = {" ": "_", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def token_label(piece: bytes, encoding: str = "utf-8") -> str:
+    """A token on one line. Blanks are visible; bytes that are no character read `\\xe2`.
+
+    If `encoding` is not a Unicode encoding, the label is ASCII as far as the token is."""
+    text = piece.decode("utf-8", "backslashreplace")
+    signs = _SIGNS if encoding.lower().startswith("utf") else _PLAIN
+    return clean("".join(signs.get(c, c) for c in text), encoding) or '""'
+
+
+def short_label(piece: bytes, width: int, encoding: str = "utf-8") -> str:
+    """The label cut to `width` cells."""
+    return crop(token_label(piece, encoding), width, ellipsis=ellipsis_for(encoding)[:1])
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """The text with blanks up to `width` cells: after it, or before it if `right`."""
+    blanks = " " * max(0, width - cell_len(text))
+    return blanks + text if right else text + blanks
