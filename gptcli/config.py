@@ -395,7 +395,7 @@ class RunConfig(_Section):
     """Whether to use torch.compile. auto: on a GPU, if the run is long enough to gain from it."""
     engine: Literal["auto", "native", "torch"] = "auto"
     """What computes the forward and backward passes. native: a C library, compiled once for this
-    processor; in bfloat16 on a CPU it is 1.5 to 3 times as fast as PyTorch. torch: PyTorch. auto:
+    processor, for float32 and bfloat16 on a CPU; it is faster than PyTorch. torch: PyTorch. auto:
     native if it is available, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Number of CPU threads. auto: one for each core."""

@@ -320,9 +320,10 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     }
 }
 
-/* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys and
- * values of all rows from `in`, and writes keys and values into the cache. If wants_logits is not NULL, attention itself is
- * computed only for the rows that it marks, and their outputs are side by side. */
+/* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys
+ * and values of all rows from `in`, and writes keys and values into the cache. If wants_logits is
+ * not NULL, attention itself is computed only for the rows that it marks, and their outputs are
+ * side by side. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;

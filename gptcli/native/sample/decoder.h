@@ -6,10 +6,10 @@
  * one text that is being generated.
  *
  * KV cache: each stream has a ring buffer of R slots for each layer and KV head. The token at
- * position p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one chunk of a
- * prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2, 16, 2) in
- * bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the order in
- * which they are stored. README.md has a drawing. */
+ * position p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one
+ * chunk of a prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2,
+ * 16, 2) in bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the
+ * order in which they are stored. README.md has a drawing. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H

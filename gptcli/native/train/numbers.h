@@ -11,7 +11,7 @@
 #endif
 
 #if BFLOAT16
-#include "../vectors/tiles_bf16.h"
+#include "../vectors/pack_bf16.h"
 
 typedef bf16 num;
 

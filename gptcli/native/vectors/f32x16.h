@@ -14,21 +14,8 @@
 #define GPTCLI_F32X16_H
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* Unrolls the loop that follows, if it has at most n rounds. */
-#define AS_TEXT(x) #x
-#if defined(__clang__)
-#define UNROLL(n) _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL(n) _Pragma(AS_TEXT(GCC unroll n))
-#endif
-
-/* A bfloat16 is kept as its bits. */
-typedef uint16_t bf16;
+#include "basics.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "avx512.h"
@@ -45,19 +32,9 @@ typedef uint16_t bf16;
 /* The vector unit that this library was compiled for. */
 const char *vector_unit(void) { return VECTOR_UNIT; }
 
-enum { LANES = 16 };
-
-/* The smallest multiple of m that is at least n. */
-static inline long round_up(long n, long m) { return (n + m - 1) / m * m; }
-
 INLINE f32x16 zeros(void) { return broadcast(0.0f); }
 
 INLINE f32x16 negate(f32x16 x) { return sub(zeros(), x); }
-
-/* Starts to load memory into the first-level cache before it is needed. */
-INLINE void prefetch(const char *p, long bytes) {
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
-}
 
 /* Starts to load memory into the second-level cache. Used before memory is read out of order. */
 static inline void prefetch_l2(const void *p, long bytes) {

@@ -10,26 +10,17 @@
 #include <immintrin.h>
 #endif
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "../constants.h"
+#include "basics.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { LANES = 16 };
-
-/* A bfloat16 is kept as its bits. The v... types are vectors of sixteen numbers. */
-typedef uint16_t bf16;
+/* Vectors of sixteen numbers. */
 typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
 /* Lane i holds i. */
 static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-/* The smallest multiple of m that is at least n. */
-static long round_up(long n, long m) { return (n + m - 1) / m * m; }
 
 /* x in every lane: gcc spreads a scalar operand over the lanes of the vector operand. */
 INLINE v16 broadcast(float x) { return x - (v16){0}; }
@@ -82,11 +73,6 @@ INLINE v16i load_pairs(const bf16 *p) { return load_ints(p); }
 INLINE v16 firsts(v16i pairs) { return (v16)(pairs << 16); }
 
 INLINE v16 seconds(v16i pairs) { return (v16)(pairs & (int32_t)0xffff0000); }
-
-/* Starts to load memory into the first-level cache before it is needed. */
-INLINE void prefetch(const char *p, long bytes) {
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
-}
 
 /* Rounds to bfloat16, to the nearest, ties to even. NaN is not handled. */
 INLINE void store_as_bf16(bf16 *p, v16 x) {

@@ -1,0 +1,32 @@
+/* What all vector code shares: inlining, unrolling, the type of bfloat16, lanes, prefetching. */
+
+#ifndef GPTCLI_BASICS_H
+#define GPTCLI_BASICS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Unrolls the loop that follows, if it has at most n rounds. */
+#define AS_TEXT(x) #x
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL(n) _Pragma(AS_TEXT(GCC unroll n))
+#endif
+
+/* A bfloat16 is kept as its bits. */
+typedef uint16_t bf16;
+
+enum { LANES = 16 };
+
+/* The smallest multiple of m that is at least n. */
+static inline long round_up(long n, long m) { return (n + m - 1) / m * m; }
+
+/* Starts to load memory into the first-level cache before it is needed. */
+INLINE void prefetch(const char *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+#endif
