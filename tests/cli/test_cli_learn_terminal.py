@@ -65,14 +65,17 @@ while True:
 
 
 class Terminal:
-    """A pseudo-terminal in which SHELL runs `gptcli learn my`."""
+    """A pseudo-terminal in which a small shell runs gptcli: here `gptcli learn my`."""
+
+    shell = SHELL
+    arguments: tuple[str, ...] = ("learn", "my")
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "VISUAL")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SHELL, "learn", "my"],
+            [sys.executable, "-c", self.shell, *self.arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=folder,
             env={**kept, "TERM": "xterm", "PYTHONPATH": str(Path.cwd()), **environ},
         )  # fmt: skip
@@ -83,7 +86,7 @@ class Terminal:
         """Read until `text` appears after what was read before; returns all output."""
         end = time.monotonic() + 30
         while text not in self.output[self.seen :]:
-            assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :]!r}"
+            assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"
             if select.select([self.master], [], [], 0.2)[0]:
                 try:
                     self.output += os.read(self.master, 1 << 16).decode("utf-8", "ignore")
