@@ -24,7 +24,7 @@ ORDER = (
 
 
 def summary(path: Path) -> str:
-    """The first paragraph of a file's docstring, or of its opening comment in C or JavaScript, on one line."""
+    """The first paragraph of a file's docstring or, if it is not Python, of its opening comment."""
     text = path.read_text("utf-8")
     if path.suffix == ".py":
         doc = ast.get_docstring(ast.parse(text)) or ""

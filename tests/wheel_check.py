@@ -63,8 +63,8 @@ def main() -> None:
         ids = run(gptcli, "tokenizer", "encode", "Hello world", "--tokenizer", "gpt2", cwd=work)
         assert ids.split() == ["15496", "995"], ids
         run(gptcli, "page", "--out", "page.html", cwd=work)
-        assert '<script type="text/plain" id="payload">' in (work / "page.html").read_text("utf-8")
-        print(f"{wheel.name}: installed by itself, trained {summary['steps']} steps, sampled, a page")
+        assert 'id="payload">' in (work / "page.html").read_text("utf-8")
+        print(f"{wheel.name}: trained {summary['steps']} steps, sampled, wrote a page")
 
 
 if __name__ == "__main__":
