@@ -50,11 +50,12 @@ fuzz: $(STAMP)
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# Installs the programs that exports are made for, and Jupyter (extra `interop`), and runs the tests
-# with them.
+# Installs the programs that exports are made for, Jupyter and playwright (extra `interop`), and
+# axe-core if there is npm; runs the tests with them. Tests of pages need Chromium or Chrome.
 programs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
-	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/api/test_api_notebook.py
+	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
+	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/pages tests/api/test_api_notebook.py
 
 check: test lint types wheel-check
 

@@ -19,7 +19,7 @@ ORDER = (
     "gptcli", "gptcli/cli", "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
     "gptcli/model", "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course",
     "gptcli/loggers",
-    "gptcli/view",
+    "gptcli/view", "gptcli/interop", "gptcli/pages",
 )  # fmt: skip
 
 # What the folders of C files hold; a Python package says it in its __init__.py.
@@ -31,7 +31,7 @@ C_FOLDERS = {
 
 
 def summary(path: Path) -> str:
-    """The first paragraph of a file's docstring, or of its opening comment in C, on one line."""
+    """The first paragraph of a file's docstring or, if it is not Python, of its opening comment."""
     text = path.read_text("utf-8")
     if path.suffix == ".py":
         doc = ast.get_docstring(ast.parse(text)) or ""
@@ -43,14 +43,16 @@ def summary(path: Path) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """The Python and C files of a folder, without __init__.py, sorted by name."""
-    found = (p for p in folder.iterdir() if p.suffix in (".py", ".c", ".h"))
+    """The Python, C and JavaScript files of a folder, without __init__.py, sorted by name."""
+    found = (p for p in folder.iterdir() if p.suffix in (".py", ".c", ".h", ".js"))
     return sorted(p for p in found if p.name != "__init__.py")
 
 
 def folders() -> list[Path]:
     """Every folder of gptcli/ that holds source files, in reading order."""
-    found = {p.parent for p in (ROOT / "gptcli").rglob("*") if p.suffix in (".py", ".c", ".h")}
+    found = {
+        p.parent for p in (ROOT / "gptcli").rglob("*") if p.suffix in (".py", ".c", ".h", ".js")
+    }
 
     def place(folder: Path) -> tuple[int, str]:
         name = folder.relative_to(ROOT).as_posix()
@@ -70,7 +72,8 @@ def table() -> str:
         rows = "\n".join(
             f"| `{p.name}` | {summary(p).replace('|', chr(92) + '|')} |" for p in files(folder)
         )
-        parts.append(f"### {name}/\n\n{about}.\n\n| file | |\n|---|---|\n{rows}\n")
+        described = f"{about}.\n\n" if about else ""
+        parts.append(f"### {name}/\n\n{described}| file | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 

@@ -62,7 +62,9 @@ def main() -> None:
         assert run(scripts / "python", "-c", typed, cwd=work).strip() == "True"
         ids = run(gptcli, "tokenizer", "encode", "Hello world", "--tokenizer", "gpt2", cwd=work)
         assert ids.split() == ["15496", "995"], ids
-        print(f"{wheel.name}: installed by itself, trained {summary['steps']} steps, sampled")
+        run(gptcli, "page", "--out", "page.html", cwd=work)
+        assert 'id="payload">' in (work / "page.html").read_text("utf-8")
+        print(f"{wheel.name}: trained {summary['steps']} steps, sampled, wrote a page")
 
 
 if __name__ == "__main__":

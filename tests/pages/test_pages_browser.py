@@ -58,7 +58,7 @@ def written(once: Once) -> Any:
             run = folder / "run"
             model = trained(run, kind, 1, **MODELS[kind])
             run.mkdir(exist_ok=True)
-            samples = "".join(f"=== step {n} ===\nto be {n}\n\n" for n in (10, 20, 30))
+            samples = "".join(f"=== step {n} ===\nto be {n}\n\n" for n in (3, 5, 7))
             (run / "samples.txt").write_text(samples, encoding="utf-8")
             record = {"kind": "step", "tokens": 1, "seconds": 1.0, "learning_rate": 0.1,
                       "grad_norm": 1.0, "tokens_per_second": 1.0}  # fmt: skip
@@ -68,7 +68,6 @@ def written(once: Once) -> Any:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(proof, "PROMPTS", 12)
                 patch.setattr(proof, "GREEDY_TOKENS", 10)
-                model.meta["progress"] |= {"step": 30}
                 pages.write_page(model, folder / "page.html", None, lambda _: None)
 
         return once(f"page-{kind}", write) / "page.html"
@@ -130,8 +129,9 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == first
     tab.click("#step")
     opened.settle()
-    tab.click("#undo")
-    opened.settle()
+    if "Wrote 1 token." in opened.text("#status"):  # else the model ended its text
+        tab.click("#undo")
+        opened.settle()
     assert opened.text("#output") == first
     # The prompt: typing starts anew.
     tab.fill("#prompt", "e")
@@ -188,7 +188,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert tab.locator("#lens-table tbody tr").count() == MODELS[kind]["n_layer"] + 1
     # The story.
     tab.fill("#sample", "0")
-    assert opened.text("#sample-text") == "to be 10"
+    assert opened.text("#sample-text") == "to be 3"
     assert tab.locator("svg.curve").count() == 1
     tab.click("details.config summary")
     for link in tab.query_selector_all("nav a, .skip"):

@@ -1,4 +1,5 @@
 /* Matrix times vector in float32: WebAssembly SIMD, whose bytes are assembled here, or JavaScript.
+
    Both read the same memory. Rows are padded to a multiple of 4, columns to a multiple of 8. */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;

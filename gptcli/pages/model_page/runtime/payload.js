@@ -1,4 +1,5 @@
 /* Reads the payload of a page: a header in JSON, then the tensors, compressed and in base64.
+
    gptcli/pages/model_page/payload.py writes it and describes its layout. */
 
 /** The bytes of text in base64. */

@@ -1,4 +1,5 @@
 /* What gptcli asks the runtime before it writes a page: token ids, logits and greedy texts.
+
    gptcli/pages/model_page/proof.py compares the answers with the network's. */
 
 /** Answers {texts, steps, simd}, for each text: its ids, the logits of the token after it, and

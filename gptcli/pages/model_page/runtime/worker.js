@@ -1,6 +1,6 @@
 /* The Web Worker: keeps the model, answers the page's questions, and streams text. */
 
-const UNSEEN_MS = 33; // tokens are sent together if they come faster than a screen shows them
+const UNSEEN_MS = 50; // tokens are sent together if they come faster than people read them
 let model = null; // {tokenizer, growing, network}
 let job = 0; // the text that is being written; another number ends it
 
@@ -130,7 +130,10 @@ function allowedAfter(tokenizer, tokens) {
 function otherMessages() {
   return new Promise((resolve) => {
     const channel = new MessageChannel();
-    channel.port1.onmessage = () => resolve();
+    channel.port1.onmessage = () => {
+      channel.port1.close();
+      resolve();
+    };
     channel.port2.postMessage(null);
   });
 }
