@@ -22,11 +22,14 @@ ORDER = (
     "gptcli/view", "gptcli/interop", "gptcli/pages",
 )  # fmt: skip
 
-# What the folders of C files hold; a Python package says it in its __init__.py.
-C_FOLDERS = {
+# What the folders of C and JavaScript hold; a Python package says it in its __init__.py.
+FOLDERS = {
     "gptcli/native/sample": "The C library for sampling",
     "gptcli/native/train": "The C library for training",
     "gptcli/native/vectors": "Vectors of sixteen numbers, one file for each kind of vector unit",
+    "gptcli/pages/model_page/runtime": "The network, its tokenizer and its sampler in JavaScript",
+    "gptcli/pages/model_page/view": "What a page of a model shows, and what its controls do",
+    "gptcli/pages/third_party": "Code of others, unchanged; PROVENANCE.md says where it comes from",
 }
 
 
@@ -68,7 +71,7 @@ def table() -> str:
     for folder in folders():
         name = folder.relative_to(ROOT).as_posix()
         init = folder / "__init__.py"
-        about = summary(init) if init.exists() else C_FOLDERS[name]
+        about = summary(init) if init.exists() else FOLDERS.get(name, "")
         rows = "\n".join(
             f"| `{p.name}` | {summary(p).replace('|', chr(92) + '|')} |" for p in files(folder)
         )

@@ -78,8 +78,8 @@ def verdict(a: str, b: str, found: Difference) -> str:
     size = abs(found.difference)
     if found.interval is None:
         return (
-            f"{better} is lower than {worse} by {size:.4f}, but one run of each cannot tell whether "
-            "that is more than noise: `gptcli compare A B --seeds 3` can"
+            f"{better} is lower than {worse} by {size:.4f}, but one run of each cannot tell "
+            "whether that is more than noise: `gptcli compare A B --seeds 3` can"
         )
     low, high = sorted(abs(end) for end in found.interval)
     runs = f"{found.seeds} seeds, {'paired' if found.paired else 'not paired'}"

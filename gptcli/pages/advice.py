@@ -247,7 +247,9 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     config = shell_word(run.path / "config.yaml")
     ideas: list[tuple[str, str]] = []
     train = f"gptcli train {config} --out {shell_word(f'{run.path}-2')}"
-    if run.status.get("stopped") == "interrupted" and run.last_step < run.max_steps:
+    is_overfit = found is not None and found.is_overfit
+    unfinished = run.status.get("stopped") == "interrupted" and run.last_step < run.max_steps
+    if unfinished and not is_overfit:
         ideas.append(
             (
                 f"The run was interrupted at step {run.last_step:,} of {run.max_steps:,}: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -380,10 +381,16 @@ def _subtitle(run: RunData) -> str:
     }.get(str(run.status.get("stopped")), "still training, or killed")
     words = [
         f"{run.last_step:,} of {run.max_steps:,} steps, {stopped}",
-        clean(str(run.config.data.source).replace("\n", " "))[-80:],
+        _text_name(run),
         f"{run.config.tokenizer.kind} tokens",
     ]
     return html.escape(" · ".join(words))
+
+
+def _text_name(run: RunData) -> str:
+    """The name of the text without its folder, which says nothing to others."""
+    name = re.split(r"[/\\]", str(run.config.data.source).strip("/\\'[]\""))[-1]
+    return clean(name.replace("\n", " "))[-80:]
 
 
 def _answers(found: Advice) -> str:
@@ -437,7 +444,7 @@ def _machine(run: RunData) -> str:
         ("threads", str(threads)),
         ("cores", str(machine.get("cores") or "")),
         ("engine", str(config.run.engine)),
-        ("text", clean(str(config.data.source))[-200:]),
+        ("text", _text_name(run)),
         ("text, tokens", f"{run.count('train_tokens'):,} for training, "
          f"{run.count('val_tokens') or 0:,} for validation" if run.count("train_tokens") else ""),
         ("your own parts", ", ".join(parts_of(run.status))),
