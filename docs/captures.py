@@ -19,8 +19,11 @@ from gptcli.cli.check import show_file
 from gptcli.config_files import load_config
 from gptcli.course import check_file
 from gptcli.events import SampleDrawn
+from gptcli.memory import memory_held
 from gptcli.training.loop import train
+from gptcli.training.peak import known_peak
 from gptcli.training.setup import prepare_new
+from gptcli.view.live_state import LiveState
 from gptcli.view.terminal import LiveView
 
 DOCS = Path(__file__).resolve().parent
@@ -58,9 +61,11 @@ def console() -> Console:
 def capture_training() -> None:
     """Write docs/train.svg: the live view of the default run after its fourth sample."""
     screen = console()
-    view = LiveView(screen)
     config = load_config("shakespeare")
-    for event in train(prepare_new(config, Path("runs/shakespeare")).setup):
+    setup = prepare_new(config, Path("runs/shakespeare")).setup
+    peak = known_peak(setup.dtype, setup.device, setup.threads)
+    view = LiveView(screen, LiveState(True, peak, memory_held))
+    for event in train(setup):
         view.handle(event)
         if isinstance(event, SampleDrawn) and event.step >= 0.7 * config.train.max_steps:
             break
