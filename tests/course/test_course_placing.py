@@ -31,11 +31,11 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [(MASK, "scores = scores * mask"), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "no_mask_then_stop": (
-        5, "not-implemented", "step 5, causal mask, is missing or wrong: its numbers",
+        5, "not-implemented", "the numbers of step 5, causal mask, do not appear; later steps",
         [(MASK, ""), (SOFTMAX, STOP + "('step 6: softmax')")],
     ),
     "diagonal_hidden_then_stop": (
-        5, "step-5", "later steps are still to be written",
+        5, "mask-hides-diagonal", "later steps are still to be written",
         [("torch.tril(torch.ones(T, T, device=x.device))",
           "torch.tril(torch.ones(T, T, device=x.device), -1)"), (SOFTMAX, STOP)],
     ),

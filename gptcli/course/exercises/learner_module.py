@@ -336,7 +336,8 @@ class LearnerModule(Explainer):
                 at = trace.place_of(one) if one.dim() and one.shape[-1] == 1 else None
                 operation = None if at is None else trace.operations[at]
                 shapes = [] if operation is None else [t.shape for t in operation.results]
-                if operation is not None and one.shape[:-1] in shapes:
+                restored = any(close(t, one) for op in trace.operations for t in op.results)
+                if operation is not None and one.shape[:-1] in shapes and not restored:
                     place = place_of(error, self.file.path)
                     known, quote = self.lesson.steps[step - 1], self.source.quote(operation.line)
                     where = f", so {self._at(place[0])} stops: {in_words(error)}" if place else ""
