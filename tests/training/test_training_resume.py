@@ -228,7 +228,7 @@ def test_a_users_attention_must_be_named_even_before_the_first_checkpoint(
     from gptcli.model.attention import CausalSelfAttention
     from gptcli.model.user_parts import UserParts
 
-    config = new("other", "model.arch=gpt2").config
+    config = new("other", "model.arch=gpt2", "run.engine=torch").config
     run = tmp_path / "r"
     prepare_new(config, run, user_parts=UserParts(attention=CausalSelfAttention))
     with pytest.raises(GptcliError, match="your attention file"):
