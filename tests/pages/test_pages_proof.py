@@ -233,7 +233,7 @@ def test_samples_are_read_and_thinned(tmp_path: Path) -> None:
 
 
 def story(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> Story:
-    return Story("a", "b", 1, [], train, val, None, [], "")
+    return Story("a", "b", 1, [], train, val, [], "")
 
 
 def test_the_curve_has_both_losses_and_words() -> None:

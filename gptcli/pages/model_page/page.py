@@ -224,7 +224,6 @@ def _body(
             else "Past that, the oldest quarter of the window is dropped, and the rest is read "
             "again."
         ),
-        "command": f"gptcli train {shell_word(story.data) if ' ' not in story.data else 'my.txt'}",
         "curve_words": curve_words(story) if len(story.train) > 1 else "",
     }
     body = asset("model_page/page.html")

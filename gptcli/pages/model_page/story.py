@@ -43,7 +43,6 @@ class Story:
     facts: Sequence[tuple[str, str]]
     train: Points
     val: Points
-    best_step: int | None
     samples: Sequence[tuple[int, str]]
     config: str
 
@@ -59,7 +58,6 @@ def story_of(trained: Trained, text_bytes: int | None) -> Story:
         facts=list(_facts(trained, status, text_bytes)),
         train=losses[0],
         val=losses[1],
-        best_step=progress_of(trained.meta).best_step,
         samples=samples_of(trained.run, trained.step),
         config="\n".join(_config_lines(trained.config)),
     )
@@ -194,8 +192,8 @@ def _config_lines(config: Config) -> Iterator[str]:
 def curve(story: Story) -> str:
     """Both losses against the steps as an SVG, in the colours of the page; "" without two points.
 
-    The first tenth of the losses often falls too steeply to show the rest, so the scale ends at
-    the loss that nine tenths of the points are below."""
+    The first losses often fall too steeply to show the rest, so the scale ends at the loss that
+    95 of 100 points are below."""
     if len(story.train) < 2:
         return ""
     last = max(step for step, _ in (*story.train, *story.val))
