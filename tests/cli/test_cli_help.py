@@ -35,6 +35,7 @@ COMMANDS = (
     "report",
     "compare",
     "sweep",
+    "scaling",
     "show",
     "log",
     "inspect-batch",
