@@ -31,6 +31,7 @@ from gptcli.cli import (
     report,
     runs,
     sample,
+    scaling,
     score,
     show,
     sweep,
@@ -110,6 +111,7 @@ _add("look", look.look, 'gptcli look mine --prompt "To be or not to be"')
 _add("report", report.report, "gptcli report mine --out mine.html")
 _add("compare", compare.compare, "gptcli compare mine deeper --seeds 3")
 _add("sweep", sweep.sweep, "gptcli sweep tiny train.learning_rate=0.01,0.02 --minutes 10")
+_add("scaling", scaling.scaling, "gptcli scaling my.txt --minutes 10 --train")
 _add("show", show.show, "gptcli show mine deeper")
 _add("log", log.log, "gptcli log mine --to tensorboard")
 _add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")

@@ -36,6 +36,7 @@ COMMANDS = (
     "report",
     "compare",
     "sweep",
+    "scaling",
     "show",
     "log",
     "inspect-batch",

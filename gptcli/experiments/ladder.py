@@ -1,0 +1,104 @@
+"""The ladder of small networks of `gptcli scaling`: sizes, the number of steps, the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import GptcliError
+from gptcli.experiments.trials import Trial, train_all
+from gptcli.pages.run_data import read_run
+
+RUNGS = ((1, 32), (2, 32), (2, 48), (2, 64), (3, 80), (4, 96))
+"""(n_layer, n_embd): about 12 thousand to 440 thousand parameters in the blocks."""
+LARGER = 2
+"""Twice the layers and twice the width are eight times the parameters."""
+_HEAD = 16
+_BLOCK, _BATCH = 64, 16
+_CALIBRATION_STEPS = 24
+_FEWEST_STEPS = 60
+_SHARE = 0.85
+"""Of the time, for the steps; the rest is for evaluations and checkpoints."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One network: its layers and width, its parameters in the blocks, and its folder."""
+
+    n_layer: int
+    n_embd: int
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Parameters outside embeddings and head: 12 n_layer n_embd^2, as papers count."""
+        return 12 * self.n_layer * self.n_embd**2
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+
+def rungs_in(folder: Path) -> list[Rung]:
+    """The ladder with its folders."""
+    return [Rung(n, c, folder / f"{n}x{c}") for n, c in RUNGS]
+
+
+def larger_in(folder: Path) -> Rung:
+    """The network that is eight times larger than the largest rung."""
+    n, c = RUNGS[-1][0] * LARGER, RUNGS[-1][1] * LARGER
+    return Rung(n, c, folder / f"{n}x{c}")
+
+
+def trial_of(rung: Rung, text: str, steps: int, overrides: Sequence[str]) -> Trial:
+    """The run of a rung: `steps` steps, of 1,024 tokens by default, evaluated at its end."""
+    config: dict[str, Any] = {
+        "data": {"source": text},
+        "tokenizer": {"kind": "char"},
+        "model": {
+            "n_layer": rung.n_layer,
+            "n_embd": rung.n_embd,
+            "n_head": rung.n_embd // _HEAD,
+            "block_size": _BLOCK,
+        },
+        "train": {"batch_size": _BATCH, "max_steps": steps, "eval_every": steps},
+    }
+    return Trial(rung.name, rung.folder, config, overrides)
+
+
+def planned_steps(
+    folder: Path, text: str, minutes: float, overrides: Sequence[str], say: Callable[[str], None]
+) -> int:
+    """How many steps all rungs can train in `minutes`, the same number for each.
+
+    Trains the smallest and the largest for a moment; the time of a step between them grows with
+    the size. Raises GptcliError if the time is too short."""
+    rungs = rungs_in(folder)
+    seconds = []
+    for rung in (rungs[0], rungs[-1]):
+        short = Rung(rung.n_layer, rung.n_embd, folder / f"speed-{rung.name}")
+        short_overrides = [*overrides, "data.val_fraction=0", "train.log_every=8"]
+        trial = trial_of(short, text, _CALIBRATION_STEPS, [])
+        config = dict(trial.config)  # type: ignore[arg-type]
+        config["train"] = {**config["train"], "eval_every": "auto"}
+        train_all([Trial(short.name, short.folder, config, short_overrides)], say)
+        last = read_run(short.folder).steps[-1]
+        seconds.append(last.tokens / last.step / last.tokens_per_second)
+    low, high = rungs[0].size, rungs[-1].size
+    per_step = sum(
+        seconds[0] + (seconds[1] - seconds[0]) * (rung.size - low) / (high - low) for rung in rungs
+    )
+    steps = int(_SHARE * 60 * minutes / per_step)
+    if steps < _FEWEST_STEPS:
+        needed = minutes * _FEWEST_STEPS / max(1, steps)
+        raise GptcliError(
+            f"{minutes:g} minutes are {steps} steps for each network here; it takes "
+            f"{_FEWEST_STEPS}",
+            f"--minutes {math.ceil(11 * needed) / 10:g}",
+            exit_code=1,
+        )
+    return steps

@@ -1,0 +1,88 @@
+"""Fits loss = floor + scale * size^-exponent to a ladder of networks, and predicts a larger one.
+
+Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models"; the floor as in Hoffmann et
+al. 2022, "Training Compute-Optimal Large Language Models".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptcli.errors import GptcliError
+from gptcli.experiments.intervals import t_975
+
+_EXPONENTS = np.geomspace(0.01, 3.0, 1200)
+FEWEST = 5
+"""Points that a fit of three numbers needs for an interval."""
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = floor + scale * size^-exponent, and how far the points are from it, in nats."""
+
+    floor: float
+    scale: float
+    exponent: float
+    residual: float
+    covariance: Any
+    points: int
+
+    def at(self, size: float) -> float:
+        """The loss of a network of `size`."""
+        return float(self.floor + self.scale * size**-self.exponent)
+
+    def predict(self, size: float) -> tuple[float, tuple[float, float]]:
+        """The loss of a network of `size`, and the 95 % interval of one run of it.
+
+        The interval has the uncertainty of the three fitted numbers (to first order), and the
+        scatter of the points around the curve."""
+        slope = _gradient(np.array([size]), self.scale, self.exponent)[0]
+        variance = float(slope @ self.covariance @ slope) + self.residual**2
+        half = t_975(self.points - 3) * variance**0.5
+        return self.at(size), (self.at(size) - half, self.at(size) + half)
+
+
+def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
+    """The law with the least squared error. The floor is not negative.
+
+    Raises GptcliError if there are fewer than five points, or if larger networks are not better."""
+    x, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
+    if len(x) < FEWEST:
+        raise GptcliError(
+            f"{len(x)} networks are too few to fit a law; it takes {FEWEST}", "give more --minutes",
+            exit_code=1,
+        )  # fmt: skip
+    unit = float(np.exp(np.log(x).mean()))  # so that the numbers are of similar size
+    best: tuple[float, float, float, float] | None = None
+    for exponent in _EXPONENTS:
+        powers = (x / unit) ** -exponent
+        floor, scale = np.linalg.lstsq(np.stack((np.ones_like(x), powers), 1), y, rcond=None)[0]
+        if floor < 0:
+            floor, scale = 0.0, float((powers @ y) / (powers @ powers))
+        error = float(((floor + scale * powers - y) ** 2).sum())
+        if scale > 0 and (best is None or error < best[0]):
+            best = (error, float(floor), float(scale), float(exponent))
+    if best is None or y[np.argmax(x)] >= y[np.argmin(x)]:
+        raise GptcliError(
+            "the larger networks are not better, so nothing can be predicted",
+            "give more --minutes: larger networks need more tokens before they are better",
+            exit_code=1,
+        )
+    error, floor, scale, exponent = best
+    scale *= unit**exponent
+    residual = (error / (len(x) - 3)) ** 0.5
+    slopes = _gradient(x, scale, exponent)
+    covariance = residual**2 * np.linalg.pinv(slopes.T @ slopes, rcond=1e-14, hermitian=True)
+    return PowerLaw(floor, scale, exponent, residual, covariance, len(x))
+
+
+def _gradient(x: Floats, scale: float, exponent: float) -> Floats:
+    """The derivatives of the loss by floor, scale and exponent, a row for each size."""
+    powers = x**-exponent
+    return np.stack((np.ones_like(x), powers, -scale * powers * np.log(x)), axis=1)
