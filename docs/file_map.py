@@ -41,6 +41,8 @@ def summary(path: Path) -> str:
     else:
         found = re.match(r"/\*(.*?)\*/", text, re.DOTALL)
         doc = re.sub(r"^ ?\* ?", "", found.group(1), flags=re.MULTILINE) if found else ""
+        if text.startswith("//"):
+            doc = re.sub(r"^// ?", "", text.partition("\n\n")[0], flags=re.MULTILINE)
     first = doc.strip().partition("\n\n")[0]
     return " ".join(first.split()).removesuffix(".")
 

@@ -91,7 +91,9 @@ def train(
 
 
 class _Loop:
-    def __init__(self, setup: Setup, should_stop: Callable[[], bool], wishes: Wishes) -> None:
+    def __init__(
+        self, setup: Setup, should_stop: Callable[[], bool], wishes: Wishes = no_wishes
+    ) -> None:
         self.setup, self.should_stop, self.wishes = setup, should_stop, wishes
         self.config = setup.config.train
         corpus = setup.corpus

@@ -186,7 +186,7 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
     monkeypatch.setattr(TorchPasses, "evaluate", lambda *arguments: next(losses))
     run = tmp_path / "r"
     run_until(
-        new_run(text_file, run, "train.eval_every=3"),
+        new_run(text_file, run, "run.engine=torch", "train.eval_every=3"),
         lambda events: any(e.step == 6 for e in events[1:]),
     )
     assert checkpoint.steps_of(run)[-1] == 6

@@ -488,7 +488,7 @@ def test_a_paragraph_is_overfitted_and_recited(cli: Any, tmp_path: Path) -> None
         "model.n_embd=64",
         "model.n_head=2",
         "model.block_size=64",
-        "train.max_steps=150",
+        "train.max_steps=250",
         "train.batch_size=4",
         "data.val_fraction=0.15",
         "run.threads=1",

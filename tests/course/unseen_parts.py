@@ -419,7 +419,7 @@ WRONG: dict[str, list[Entry]] = {
          "raise NotImplementedError"),
         ("no-gradient", 2, "torch.var", LN_STEPS, "correction=0)", "correction=0).detach()"),
         ("input-changed", 3, "sub_", LN_STEPS, "torch.div(x - m,", "torch.div(x.sub_(m),"),
-        ("raises", 3, "the size of tensor|must match|shape", LN_STEPS,
+        ("dimension-lost", 2, "the size of tensor|must match|shape", LN_STEPS,
          "correction=0).unsqueeze(2)", "correction=0)"),
         ("missing", 1, "no method `forward`", LN_STEPS, "def forward", "def foward"),
         ("no-root", 3, "line", LN_STEPS, "torch.sqrt(v + 1e-5)", "v + 1e-5"),

@@ -58,7 +58,17 @@ def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="no C compiler")
 def test_the_numbers_are_those_of_sample_dtype_int8(tmp_path: Path) -> None:
     (tmp_path / "round.c").write_text(C_PROGRAM, encoding="utf-8")
-    command = ["cc", "-O1", "-w", "-I", ROOT / "gptcli" / "native", "-o", tmp_path / "round"]
+    command = [
+        "cc",
+        "-O1",
+        "-w",
+        "-I",
+        ROOT / "gptcli" / "native" / "sample",
+        "-I",
+        ROOT / "gptcli" / "native",
+        "-o",
+        tmp_path / "round",
+    ]
     subprocess.run([*command, tmp_path / "round.c", "-lm"], check=True)
     weights = hard_weights()
     done = subprocess.run([tmp_path / "round"], input=weights.tobytes(), capture_output=True)

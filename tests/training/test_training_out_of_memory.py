@@ -31,7 +31,9 @@ def need(setup: Setup, batch_size: int, block_size: int) -> int:
 
 @pytest.fixture
 def setup(new: Any) -> Setup:
-    found = new("r", "train.batch_size=12", "train.grad_accum=2", "model.block_size=64")
+    found = new(
+        "r", "run.engine=torch", "train.batch_size=12", "train.grad_accum=2", "model.block_size=64"
+    )
     assert isinstance(found, Setup)
     return found
 
@@ -90,8 +92,10 @@ def test_the_memory_of_this_machine() -> None:
     assert room is None or 100 * MIB < room < 2**50
 
 
-WORDS = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
-         "train.batch_size=8", "train.max_steps=3", "run.dtype=float32")  # fmt: skip
+WORDS = (
+         "run.engine=torch", "model.n_layer=1", "model.n_head=2", "model.n_embd=32",
+         "model.block_size=32", "train.batch_size=8", "train.max_steps=3", "run.dtype=float32",
+)  # fmt: skip
 
 
 @pytest.mark.long_series
@@ -195,7 +199,8 @@ def test_the_command_shows_the_error(
     monkeypatch.setattr(TorchPasses, "gradients", refused)
     words = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "train.batch_size=8",
              "train.max_steps=9")  # fmt: skip
-    outcome = cli("train", text_file, *words, "run.dtype=float32", "model.block_size=32",
+    outcome = cli("train", text_file, *words, "run.engine=torch", "run.dtype=float32",
+                  "model.block_size=32",
                   "--out", tmp_path / "r", "--json")  # fmt: skip
     assert outcome.code == 1
     assert re.search(r"^error: out of memory: this run needs about \d+ MiB", outcome.err, re.M)

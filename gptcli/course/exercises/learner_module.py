@@ -337,10 +337,7 @@ class LearnerModule(Explainer):
                 operation = None if at is None else trace.operations[at]
                 shapes = [] if operation is None else [t.shape for t in operation.results]
                 restored = any(close(t, one) for op in trace.operations for t in op.results)
-                if operation is None or self.source.step_named_at(operation.line) not in (
-                    None,
-                    step,
-                ):
+                if operation is None or self.source.step_named_at(operation.line) != step:
                     continue  # the code of another step has the same numbers
                 if one.shape[:-1] in shapes and not restored:
                     place = place_of(error, self.file.path)

@@ -125,7 +125,7 @@ def _facts(
     size = f", {file_size(text_bytes)}" if text_bytes else ""
     yield "Trained on", data_name(trained.config, status) + size
     yield "Parameters", f"{count_parameters(trained.model).total:,}"
-    layout = "Qwen3's layout" if config.arch == "modern" else "GPT-2's layout"
+    layout = "Qwen3's layout" if config.traits.positions == "rotary" else "GPT-2's layout"
     yield (
         "Network",
         f"{layout}: {_count(config.n_layer, 'layer')} of {_count(config.n_head, 'head')}, "
