@@ -4,7 +4,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: install train test lint types map wheel-check fuzz interop programs check reliability soak clean
+.PHONY: install train test lint types map wheel-check fuzz interop programs browser check reliability soak clean
 
 install: $(STAMP)
 
@@ -50,12 +50,18 @@ fuzz: $(STAMP)
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# Installs the programs that exports are made for, Jupyter and playwright (extra `interop`), and
-# axe-core if there is npm; runs the tests with them. Tests of pages need Chromium or Chrome.
+# Installs the programs that exports are made for, and Jupyter (extra `interop`), and runs the tests
+# with them.
 programs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
+	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/api/test_api_notebook.py
+
+# Opens pages in Chromium or Chrome, with playwright (extra `interop`), and with axe-core if there is
+# npm. Debian's packages: chromium fonts-dejavu nodejs npm.
+browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
 	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
-	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/pages tests/api/test_api_notebook.py
+	$(BIN)/python -m pytest -n 2 --slow tests/pages
 
 check: test lint types wheel-check
 
