@@ -3,6 +3,7 @@ PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
 STAMP = .venv/.installed
+INTEROP = .venv/.interop
 
 .PHONY: install train test lint types map wheel-check fuzz interop programs browser check reliability soak clean
 
@@ -50,16 +51,17 @@ fuzz: $(STAMP)
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# Installs the programs that exports are made for, and Jupyter (extra `interop`), and runs the tests
-# with them.
-programs: $(STAMP)
+# Installs what exports are made for, Jupyter and playwright.
+$(INTEROP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
+	@touch $@
+
+# Runs the tests with the programs that exports are made for, and with Jupyter.
+programs: $(INTEROP)
 	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/api/test_api_notebook.py
 
-# Opens pages in Chromium or Chrome, with playwright (extra `interop`), and with axe-core if there is
-# npm. Debian's packages: chromium fonts-dejavu nodejs npm.
-browser: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
+# Opens pages in Chromium or Chrome, with playwright, and with axe-core if there is npm. Debian's packages: chromium fonts-dejavu nodejs npm.
+browser: $(INTEROP)
 	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
 	$(BIN)/python -m pytest -n 2 --slow tests/pages
 

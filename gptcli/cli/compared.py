@@ -74,13 +74,11 @@ def _print(
 ) -> None:
     from rich.text import Text
 
-    from gptcli.experiments.intervals import mean_and_interval
     from gptcli.view.arms_table import ArmRow, arms_lines, samples_lines
 
     rows = []
     for arm, shown in zip(arms, settings, strict=True):
-        losses = list(arm.losses().values())
-        mean, interval = mean_and_interval(losses) if losses else (None, None)
+        mean, interval = arm.mean_and_interval()
         low, high = interval or (None, None)
         rows.append(
             ArmRow(
@@ -124,14 +122,12 @@ def _write(
     prompt: str,
     said: list[str],
 ) -> None:
-    from gptcli.experiments.intervals import mean_and_interval
     from gptcli.pages.compare_page import ComparedArm, compare_page
     from gptcli.pages.written import write
 
     compared = []
     for arm, shown in zip(arms, settings, strict=True):
-        losses = list(arm.losses().values())
-        mean, interval = mean_and_interval(losses) if losses else (None, None)
+        mean, interval = arm.mean_and_interval()
         text = samples.get(arm.name, "")
         compared.append(
             ComparedArm(

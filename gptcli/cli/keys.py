@@ -40,6 +40,19 @@ def has_keys() -> bool:
     return sys.stdin.isatty()
 
 
+def without_enter(fd: int) -> list[Any]:
+    """Let a terminal give keys without Enter or echo; returns the modes that it had."""
+    import termios
+
+    before = termios.tcgetattr(fd)
+    mode = list(before)
+    mode[3] &= ~(termios.ICANON | termios.ECHO)
+    mode[6] = list(before[6])
+    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(fd, termios.TCSADRAIN, mode)
+    return before
+
+
 class Keys:
     """The keys of the terminal at standard input. Use it in a `with`.
 
@@ -128,15 +141,7 @@ class Keys:
         return self._decoder.decode(data)
 
     def _take(self) -> None:
-        import termios
-
-        before = termios.tcgetattr(self._fd)
-        mode = list(before)
-        mode[3] &= ~(termios.ICANON | termios.ECHO)
-        mode[6] = list(before[6])
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, mode)
-        self._before = before
+        self._before = without_enter(self._fd)
 
     def _give_back(self) -> None:
         import termios

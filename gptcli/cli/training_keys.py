@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gptcli import interrupts
-from gptcli.cli.keys import names_of
+from gptcli.cli.keys import names_of, without_enter
 from gptcli.cli.signals import Stop
 
 if TYPE_CHECKING:
@@ -97,21 +97,10 @@ class TrainingKeys:
             if os.tcgetpgrp(self._fd) != os.getpgrp():
                 return ""
             if self._before is None:
-                self._take()
+                self._before = without_enter(self._fd)
             if select.select([self._fd], [], [], 0)[0]:
                 return os.read(self._fd, 1024).decode("utf-8", "ignore")
         return ""
-
-    def _take(self) -> None:
-        import termios
-
-        before = termios.tcgetattr(self._fd)
-        mode = list(before)
-        mode[3] &= ~(termios.ICANON | termios.ECHO)
-        mode[6] = list(before[6])
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, mode)
-        self._before = before
 
     def _give_back(self) -> None:
         import termios

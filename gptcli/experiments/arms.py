@@ -9,6 +9,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.events import Evaluated
+from gptcli.experiments.intervals import mean_and_interval
 from gptcli.experiments.trials import Trial, is_finished
 from gptcli.pages.run_data import RunData, flat, read_run
 from gptcli.training import run_folder
@@ -32,6 +33,11 @@ class Arm:
     def losses(self) -> dict[int, float]:
         """The best validation loss of each seed that has one."""
         return {seed: run.best.val_loss for seed, run in self.runs.items() if run.best}
+
+    def mean_and_interval(self) -> tuple[float | None, tuple[float, float] | None]:
+        """The mean of `losses()`, None if there are none, and its interval."""
+        losses = list(self.losses().values())
+        return mean_and_interval(losses) if losses else (None, None)
 
     def curve(self) -> list[tuple[int, float]]:
         """(step, mean validation loss of the seeds) for each step that all seeds evaluated."""

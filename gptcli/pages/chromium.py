@@ -63,28 +63,36 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _run(folder: Path, page: str, arguments: list[str]) -> str:
-    """Chromium's output for a page."""
-    program = refuse_without_chromium()
-    source = folder / "page.html"
-    source.write_text(page, encoding="utf-8")
+def command(program: str, folder: Path, milliseconds: int) -> list[str]:
+    """The start of a command line that opens a page without a window, with its profile in `folder`.
+
+    Options and the page's address follow. The page gets `milliseconds` of virtual time."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    command = [
+    return [
         program,
         "--headless",
         "--disable-gpu",
         "--disable-background-networking",
         "--no-first-run",
-        "--hide-scrollbars",
         *(["--no-sandbox"] if is_root else []),
         f"--user-data-dir={folder / 'profile'}",
-        f"--virtual-time-budget={_DRAWN_WITHIN}",
-        *arguments,
-        source.as_uri(),
+        f"--virtual-time-budget={milliseconds}",
     ]
+
+
+def _run(folder: Path, page: str, arguments: list[str]) -> str:
+    """Chromium's output for a page."""
+    program = refuse_without_chromium()
+    source = folder / "page.html"
+    source.write_text(page, encoding="utf-8")
+    start = command(program, folder, _DRAWN_WITHIN)
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_MOST_SECONDS
+            [*start, "--hide-scrollbars", *arguments, source.as_uri()],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_MOST_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GptcliError(f"{program} failed: {error}", "use the HTML page", exit_code=1) from None

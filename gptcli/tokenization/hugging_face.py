@@ -13,6 +13,14 @@ from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.tokenizer import END_NAMES
 
+OTHER_RULES = {
+    "dropout": "skips merges at random",
+    "continuing_subword_prefix": "marks the inside of words",
+    "end_of_word_suffix": "marks the end of words",
+    "byte_fallback": "is not byte-level",
+}
+"""Keys of `model` that no tokenizer of gptcli can have, and what they do."""
+
 
 class OtherTokenizerError(Exception):
     """gptcli would not give the same ids as this file. The message says why."""
@@ -66,12 +74,7 @@ def _refuse_other_rules(stored: dict[str, Any], model: dict[str, Any]) -> None:
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise OtherTokenizerError(f"it is a {kind} tokenizer, not a byte-level BPE")
-    for key, what in (
-        ("dropout", "skips merges at random"),
-        ("continuing_subword_prefix", "marks the inside of words"),
-        ("end_of_word_suffix", "marks the end of words"),
-        ("byte_fallback", "is not byte-level"),
-    ):
+    for key, what in OTHER_RULES.items():
         if model.get(key):
             raise OtherTokenizerError(f"it {what} (`model.{key}`)")
     if stored.get("normalizer"):

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptcli.tokenization.byte_level import from_characters
+from gptcli.tokenization.hugging_face import OTHER_RULES
 from gptcli.tokenization.safe_cuts import safe_cuts
 from gptcli.tokenization.split_patterns import Splitting, splitting_of
 from gptcli.tokenization.tokenizer import END_NAMES, END_OF_TEXT, Tokenizer, id_dtype, utf8
@@ -227,12 +228,7 @@ def _names_by_id(vocab: dict[str, int], added: dict[int, dict[str, Any]]) -> lis
 
 
 def _refuse_other_rules(model: dict[str, Any], stored: dict[str, Any]) -> None:
-    for key, what in (
-        ("dropout", "skips merges at random"),
-        ("continuing_subword_prefix", "marks the inside of words"),
-        ("end_of_word_suffix", "marks the end of words"),
-        ("byte_fallback", "is not byte-level"),
-    ):
+    for key, what in OTHER_RULES.items():
         if model[key]:
             raise ValueError(f"it {what} (`model.{key}`)")
     decoder = stored["decoder"]

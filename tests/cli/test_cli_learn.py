@@ -135,7 +135,7 @@ def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
     path.write_text(text, encoding="utf-8")
     report = check_file(str(path), exercise.name)
     assert (report.ok, report.first_wrong_step) == (False, 1)
-    # Either the mistake has a name, or step 1 is said to be wrong.
+    # The report names the mistake, or says that step 1 is wrong.
     named = report.mistake not in ("not-implemented", None)
     assert named or "step 1, queries, keys and values, is not done" in report.message
     assert not is_to_write(report)

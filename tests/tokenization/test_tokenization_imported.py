@@ -20,7 +20,7 @@ from gptcli.corpus.encoding import Piece, encode_all
 from gptcli.errors import GptcliError
 from gptcli.tokenization import load_tokenizer, safe_cuts
 from gptcli.tokenization.imported import ImportedTokenizer, read_imported
-from gptcli.tokenization.split_patterns import GPT4O, LLAMA3, QWEN2, TEKKEN, splitting_of
+from gptcli.tokenization.split_patterns import GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN, splitting_of
 from tests.conftest import TEXT
 
 SAMPLE = TEXT + "naïve größer, 你好 世界; don't I'LL 123 45678 x == 1;\n\n  y\r\n" * 20
@@ -217,4 +217,6 @@ def test_gpt2s_pattern_in_other_forms_is_known() -> None:
     ):
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
         for part in (split, split | {"behavior": "Removed", "invert": True}):
-            splitting_of({"type": "Sequence", "pretokenizers": [part, bytes_]})
+            found = splitting_of({"type": "Sequence", "pretokenizers": [part, bytes_]})
+            assert found.llama_cpp == ("gpt-2" if pattern == GPT2 else None)
+            assert found.last_cut("a\n b!\nc") == (5 if pattern == GPT2 else 1)

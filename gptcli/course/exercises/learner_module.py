@@ -337,11 +337,12 @@ class LearnerModule(Explainer):
                 operation = None if at is None else trace.operations[at]
                 shapes = [] if operation is None else [t.shape for t in operation.results]
                 restored = any(close(t, one) for op in trace.operations for t in op.results)
-                if operation is None or self.source.step_named_at(operation.line) != step:
+                line = None if operation is None else operation.line
+                if line is None or self.source.step_named_at(line) != step:
                     continue  # the code of another step has the same numbers
                 if one.shape[:-1] in shapes and not restored:
                     place = place_of(error, self.file.path)
-                    known, quote = self.lesson.steps[step - 1], self.source.quote(operation.line)
+                    known, quote = self.lesson.steps[step - 1], self.source.quote(line)
                     where = f", so {self._at(place[0])} stops: {in_words(error)}" if place else ""
                     return CheckFailed(
                         "dimension-lost",

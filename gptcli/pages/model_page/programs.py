@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.pages import chromium
 from gptcli.pages.model_page.rounding import Floats
 from gptcli.pages.model_page.runtime_files import proof_script
 
 _OLDEST_NODE = 18  # the first with DecompressionStream
 _MOST_SECONDS = 900
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 _NODE_END = """
 const { readFileSync, writeFileSync } = require("fs");
@@ -80,10 +79,9 @@ def find_program() -> Program | None:
         number = re.match(r"v(\d+)\.", version)
         if path and number and int(number[1]) >= _OLDEST_NODE:
             return Program(f"Node.js {version[1:]}", path, ask_node)
-    for name in _CHROMIUM:
-        path = shutil.which(name)
-        if path and (version := _version(path)):
-            return Program(version, path, ask_chromium)
+    path = chromium.find_chromium()
+    if path and (version := _version(path)):
+        return Program(version, path, ask_chromium)
     return None
 
 
@@ -126,21 +124,8 @@ def ask_chromium(path: str, payload: str, texts: Sequence[str], steps: int) -> A
             f'<script>"use strict";\n{proof_script()}{_CHROMIUM_END}</script>',
             encoding="utf-8",
         )
-        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-        out = _run(
-            [
-                path,
-                "--headless",
-                "--disable-gpu",
-                "--disable-background-networking",
-                "--no-first-run",
-                *(["--no-sandbox"] if is_root else []),
-                f"--user-data-dir={folder / 'profile'}",
-                f"--virtual-time-budget={_MOST_SECONDS * 1000}",
-                "--dump-dom",
-                page.as_uri(),
-            ]
-        )
+        start = chromium.command(path, folder, _MOST_SECONDS * 1000)
+        out = _run([*start, "--dump-dom", page.as_uri()])
         found = re.search(r'<pre id="answer">(.*?)</pre>', out, re.DOTALL)
         if found is None or not found[1]:
             raise ProgramError("it gave no answer")
