@@ -54,9 +54,10 @@ def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
     Raises GptcliError if the prompt is empty, or has a character that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
-    ids = trained.tokenizer.encode(prompt)
-    if not ids:
+    tokenizer = trained.tokenizer
+    if not tokenizer.encode(prompt):
         raise GptcliError("the prompt has no tokens", "give another text with --prompt")
+    ids = tokenizer.prompt_ids(prompt)
     room = min(trained.config.model.block_size, MOST_TOKENS)
     return ids[-room:], max(0, len(ids) - room)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gptcli.errors import GptcliError
 from gptcli.inspection.eight_steps import eight_steps
 from gptcli.inspection.head_kinds import KINDS, head_kinds
 from gptcli.inspection.learner import LearnerFile
-from gptcli.inspection.looking import look, weights_of_layers
+from gptcli.inspection.looking import ids_of_prompt, look, weights_of_layers
 from gptcli.model.gpt import GPT
 from gptcli.model.inside import attention_maps, look_inside, part_with_attention
 from gptcli.training.loading import Trained
@@ -145,6 +146,14 @@ def test_a_long_prompt_keeps_its_end(tmp_path: Path) -> None:
     assert model.tokenizer.decode(found.ids) == ("light " * 10)[-24:]
     with pytest.raises(GptcliError, match="empty"):
         look(model, "")
+
+
+def test_a_prompt_begins_with_begin_of_text_if_the_tokenizer_asks_for_it(tmp_path: Path) -> None:
+    from tests.tokenization.test_tokenization_imported import ours
+
+    tokenizer = ours("llama3")
+    model = replace(model_of(tmp_path, "modern"), tokenizer=tokenizer)
+    assert ids_of_prompt(model, "a b")[0] == tokenizer.prompt_ids("a b")
 
 
 def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:

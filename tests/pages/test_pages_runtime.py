@@ -311,3 +311,12 @@ def test_a_user_tokenizer_is_refused() -> None:
 
     with pytest.raises(GptcliError, match="your own tokenizer"):
         _described(Own())  # type: ignore[abstract]
+
+
+def test_a_tokenizer_with_another_split_is_refused() -> None:
+    """The page encodes by GPT-2's pattern, so it would give other ids."""
+    from gptcli.pages.model_page.payload import _described
+    from tests.tokenization.test_tokenization_imported import ours
+
+    with pytest.raises(GptcliError, match="does not split texts as GPT-2's"):
+        _described(ours("qwen3"))

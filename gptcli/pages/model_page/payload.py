@@ -32,6 +32,7 @@ from gptcli.model.gpt import GPT
 from gptcli.pages.model_page.rounding import GROUP, Floats, dequantised, quantised
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.bpe import RankedTokenizer
+from gptcli.tokenization.imported import ImportedTokenizer
 
 _HEAD_UNIT = 16  # the C library pads each head to a multiple of this
 
@@ -192,6 +193,13 @@ def _described(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
         assert tokenizer.eot is not None
         name = tokenizer.pieces[tokenizer.eot].decode("utf-8")
         return found | {"special": {str(tokenizer.eot): name}}, b""
+    if isinstance(tokenizer, ImportedTokenizer):
+        raise GptcliError(
+            "the tokenizer of this imported run does not split texts as GPT-2's, so it does not "
+            "run in a page",
+            "share the model with gptcli export",
+            exit_code=1,
+        )
     if not isinstance(tokenizer, RankedTokenizer):
         raise GptcliError(
             "the run was trained with your own tokenizer, which does not run in a page",
