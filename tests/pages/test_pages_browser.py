@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
+from gptcli.pages.chromium import find_chromium
 from gptcli.pages.model_page import page as pages
-from gptcli.pages.model_page import programs, proof
+from gptcli.pages.model_page import proof
 from tests.conftest import Once
 from tests.interop.models import trained
 
@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, programs._CHROMIUM)), None)
+    path = find_chromium()
     if path is None:
         pytest.skip("neither Chromium nor Chrome is installed")
     flags = ["--disable-gpu", "--disable-background-networking"]

@@ -14,6 +14,7 @@ import torch
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
+from gptcli.pages.chromium import find_chromium
 from gptcli.pages.model_page import arithmetic, page, programs, proof
 from gptcli.pages.model_page.payload import payload, rounded
 from gptcli.pages.model_page.programs import Answer, Program, ProgramError
@@ -33,9 +34,8 @@ def _short_proofs(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
 
 
 def chromium() -> Program:
-    for name in programs._CHROMIUM:
-        if (path := shutil.which(name)) is not None:
-            return Program("Chromium", path, programs.ask_chromium)
+    if path := find_chromium():
+        return Program("Chromium", path, programs.ask_chromium)
     pytest.skip("neither Chromium nor Chrome is installed")
 
 
