@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.course.catalogue import EXERCISES, Exercise
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.course.solutions import solution
 
 _LEAST_WORDS = 60  # a shorter file, such as one import, says nothing about who wrote it
@@ -33,7 +34,7 @@ def fingerprint(tree: ast.Module) -> str | None:
 def given_fingerprints(exercise: Exercise) -> set[str]:
     """The fingerprints of what the course gives: both skeletons of the exercise."""
     texts = (exercise.skeleton(), exercise.skeleton(blank=True))
-    return {found for text in texts if (found := fingerprint(ast.parse(text))) is not None}
+    return {found for text in texts if (found := fingerprint(syntax_tree(text))) is not None}
 
 
 def reference_fingerprints() -> set[str]:
@@ -41,7 +42,7 @@ def reference_fingerprints() -> set[str]:
     course = Path(__file__).parent
     found = set()
     for exercise in EXERCISES:
-        if (key := fingerprint(ast.parse(solution(exercise)))) is not None:
+        if (key := fingerprint(syntax_tree(solution(exercise)))) is not None:
             found.add(key)
     for path in (
         course / "parts.py",
@@ -52,7 +53,7 @@ def reference_fingerprints() -> set[str]:
         course / "exercises" / "modern.py",
         course.parent / "model" / "attention.py",
     ):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = syntax_tree(path.read_text(encoding="utf-8"))
         imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
         bodies: list[list[ast.stmt]] = [tree.body]

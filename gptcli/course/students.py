@@ -12,6 +12,7 @@ from gptcli.course.catalogue import EXERCISES, Exercise
 from gptcli.course.sandbox.copied_folder import LEFT_OUT, regular_files
 from gptcli.course.sandbox.learner_file import parsed
 from gptcli.course.sandbox.notebooks import as_python
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 
@@ -125,7 +126,7 @@ def _defines(tree: ast.Module, exercise: Exercise) -> bool:
         like = exercise.name == "attention" and any(map(looks_right, classes))
         return exercise.target in classes or like
     functions = _functions(tree)
-    asked = _functions(ast.parse(exercise.skeleton()))
+    asked = _functions(syntax_tree(exercise.skeleton()))
     return 2 * len(functions & asked) >= len(asked)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from gptcli.course import check_file
 from gptcli.course.checking import ask
 from gptcli.course.sandbox.isolation import Worker
 from gptcli.course.sandbox.learner_file import find_file
+from gptcli.course.sandbox.syntax import syntax_tree
 from tests.course.wrong_attention import FILES, WRONG_FILES
 
 TEXTS = {mistake.name: mistake for mistake in WRONG_FILES}
@@ -118,3 +121,23 @@ def _wait_for_end(pid: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"process {pid} is still there")
+
+
+def test_threads_parse_at_once() -> None:
+    """The garbage collector lets other threads run in the middle of parsing, and Python 3.11's
+    ast.parse then raises SystemError."""
+    text = "x = [(1, 2), {3: 4}]\n" * 20
+    threshold = gc.get_threshold()
+
+    def pause(*_: object) -> None:
+        time.sleep(0)
+
+    gc.callbacks.append(pause)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            trees = list(pool.map(syntax_tree, [text] * 50))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(pause)
+    assert {len(tree.body) for tree in trees} == {20}

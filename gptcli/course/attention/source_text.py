@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from gptcli.course.attention.compared_forward import ComparedForward
+from gptcli.course.sandbox.syntax import syntax_tree
 
 # step -> the keyword arguments that concern the step
 ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
@@ -25,7 +26,7 @@ N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
 @lru_cache(maxsize=4)
 def _tree(path: Path) -> ast.Module:
     """The parsed file."""
-    return ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+    return syntax_tree(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:

@@ -12,6 +12,7 @@ from gptcli.course.exercises.called_functions import Helpers
 from gptcli.course.exercises.questions import QUESTIONS
 from gptcli.course.lesson import CheckFailed, Mistake, Step
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of, without_comment
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.course.sandbox.variables import last_line_before
 
 _RETURNS = (r"\breturn\b", "return", r"^\s*return\b")
@@ -148,7 +149,7 @@ class Source:
             file.path.name if not file.cells else file.name.replace("\\", "/").split("/")[-1]
         )
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
-        self.tree = ast.parse("\n".join(self._lines))
+        self.tree = syntax_tree("\n".join(self._lines))
         self.helpers = Helpers(self.tree)
         self.no_helpers: frozenset[str] = frozenset()  # functions that are steps themselves
         self._docstrings: set[int] = set()

@@ -18,6 +18,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from gptcli.course.sandbox.learner_file import LearnerFile
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
 _MOST_NUMBERS = 10_000  # of a tensor that is written into the file
@@ -140,7 +141,7 @@ class _Pieces:
         linecache.checkcache(filename)
         lines = linecache.getlines(filename, names)
         try:
-            tree = ast.parse("".join(lines))
+            tree = syntax_tree("".join(lines))
         except (SyntaxError, ValueError, RecursionError):
             return None
         return _Source([line.rstrip("\n") for line in lines], tree) if tree.body else None

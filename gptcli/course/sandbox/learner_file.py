@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gptcli.course.catalogue import EXERCISES, exercise_named
 from gptcli.course.sandbox.notebooks import Cells, as_python
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError, cropped, nearest
 from gptcli.files.paths import expanded
 
@@ -123,7 +124,7 @@ def parsed(name: str, path: Path) -> ast.Module:
     """The syntax tree of a Python file. Raises GptcliError if Python cannot read it."""
     try:
         with tokenize.open(path) as source:  # honours a coding line, as Python does
-            return ast.parse(source.read(), filename=str(path))
+            return syntax_tree(source.read(), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable_python(name, path, error) from None
     except OSError as error:

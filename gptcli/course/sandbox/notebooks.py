@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
 Cells = tuple[tuple[int, int], ...]
@@ -68,7 +68,7 @@ def _without_magics(code: str) -> list[str]:
         return [f"# {line}" for line in lines]
     kept = [f"# {line}" if line.lstrip().startswith(("%", "!", "?")) else line for line in lines]
     try:
-        ast.parse("\n".join(kept))
+        syntax_tree("\n".join(kept))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [f"# {line}" for line in lines]
     return kept
