@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -151,6 +153,26 @@ def folder_of_option(out: Path) -> Path:
     run = expanded(out)
     refuse_long_path(run)
     return run
+
+
+def refuse_out(out: Path, *, overwrite: bool) -> None:
+    """Raise GptcliError if no new run can be written to --out. Changes nothing.
+
+    Call it before the text is read, so that a user waits for nothing. `new_folder` looks again."""
+    from gptcli.training import run_folder
+
+    run = folder_of_option(out)
+    with path_errors(run):
+        if (run / ".replaced").exists():
+            return  # `new_folder` first repairs what a killed --overwrite left
+        (run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing)(run)
+        parent = run
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @dataclass

@@ -27,6 +27,7 @@ from gptcli.api.new_run import (
     new_folder,
     plan_run,
     refuse_contradictions,
+    refuse_out,
     wanted_run,
 )
 from gptcli.api.recording import (
@@ -347,6 +348,8 @@ class _Start(_Job):
     def events(self) -> Generator[Event, None, None]:
         if self.stopping.is_set():
             raise _StoppedEarlyError
+        if self.request.out is not None:
+            refuse_out(self.request.out, overwrite=self._overwrite)
         warned: list[str] = []
         new = plan_run(self.request, self._wanted, time.perf_counter(), warned.append)
         new.notes[:0] = warned

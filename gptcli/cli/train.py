@@ -16,6 +16,7 @@ from gptcli.api.new_run import (
     new_folder,
     plan_run,
     refuse_contradictions,
+    refuse_out,
     wanted_run,
 )
 from gptcli.api.resumed_run import resumed_run
@@ -114,7 +115,10 @@ def train(
     )
     request = Request(target, overrides, out, from_run, files, force)
     if out is not None and not resume:
-        folder_of_option(out)  # before the text is read
+        if dry_run:
+            folder_of_option(out)
+        else:
+            refuse_out(out, overwrite=overwrite)
     if resume:
         _resume_run(request, extend, as_json)
         return

@@ -188,7 +188,8 @@ def test_the_command_shows_the_reason(
     monkeypatch.setattr(durable, "disk", Refusing(0, number, always=True))
     outcome = cli("train", text_file, "--out", tmp_path / "new" / "run")
     assert (outcome.code, outcome.out) == (code, "")
-    assert outcome.err.startswith(f"error: {tmp_path / 'new' / 'run'}")
+    error = next(line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: {tmp_path / 'new' / 'run'}")
     assert f"({os.strerror(number)})" in outcome.err
 
 
