@@ -51,7 +51,13 @@ CHOICES = (
 )
 
 
-@pytest.mark.parametrize("run", ["trained", "gpt2-bpe-adamw", "modern-byte-adamw"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "trained",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2-bpe-adamw", "modern-byte-adamw")),
+    ],
+)
 def test_the_text_is_that_of_the_command(run: str, engine: str, trained: Path, cli: Any) -> None:
     path = trained if run == "trained" else OLD / run / "run"
     model = gptcli.load(path)

@@ -55,6 +55,7 @@ def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.Monk
     assert speed._share_of_limit(model, streams, backend, 1e15, 100.0) == 1.0
 
 
+@pytest.mark.slow
 def test_bench_for_people(cli) -> None:  # type: ignore[no-untyped-def]
     outcome = cli("bench", *SMALL)
     assert "of that peak" in outcome.out

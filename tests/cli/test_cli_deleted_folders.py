@@ -115,6 +115,7 @@ def test_a_resume_without_the_text_changes_nothing(
     assert cli("train", "--resume", "--out", run).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
 def test_a_deleted_token_cache_is_built_again(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +136,7 @@ def test_a_deleted_token_cache_is_built_again(
     assert cache.exists()
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("jump", [-1e6, 1e6], ids=["back", "forward"])
 def test_a_clock_that_jumps(
     jump: float, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +166,7 @@ def test_a_clock_that_jumps(
     assert [p.name for p in (run / "checkpoints").glob(".*")] == []
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("when", [0, -(10**9), 2**33, 2**38])
 def test_runs_with_impossible_dates_are_listed(
     when: int, cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

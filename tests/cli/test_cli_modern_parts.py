@@ -41,6 +41,7 @@ def test_both_parts_train_resume_and_sample(
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_the_norm_needs_step_1_and_the_attention_all_steps(
     text_file: Path,
     tmp_path: Path,

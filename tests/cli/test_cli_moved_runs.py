@@ -55,6 +55,7 @@ def typed(cli: Any, text: str) -> Any:
 # ---- ~ -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_expanded_wherever_a_path_is_read(
     cli: Any, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +345,7 @@ def test_damaged_checkpoints_are_trained_again_by_the_hint(project: Path, cli: A
 # ---- names and folders ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
 def test_a_name_that_is_not_utf_8(project: Path, cli: Any) -> None:
     name = os.fsdecode(b"q\xe9")

@@ -109,6 +109,7 @@ def test_texts_beside_data_source_are_refused(override: str, cli: Any, here: Pat
     assert cli("train", "a.txt", "data={val_fraction: 0.2}", *TINY).code == 0
 
 
+@pytest.mark.slow
 def test_standard_input_is_kept_in_the_run(cli: Any, here: Path, stdin: Any) -> None:
     stdin(TEXT.encode())
     assert cli("train", "-", *TINY, "--dry-run").code == 0
@@ -272,6 +273,7 @@ def test_another_file_is_read_as_the_text_of_the_run(cli: Any, here: Path) -> No
     assert "the run reads the field `body`" in outcome.err
 
 
+@pytest.mark.slow
 def test_another_file_is_read_in_the_encoding_of_the_run(cli: Any, here: Path) -> None:
     text = TEXT + "où est le café ?\n"
     (here / "lat.txt").write_bytes(text.encode("cp1252"))

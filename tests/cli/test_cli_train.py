@@ -251,6 +251,7 @@ class CausalSelfAttention(Builtin):
 """
 
 
+@pytest.mark.slow
 def test_a_user_attention_from_training_to_sample(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:

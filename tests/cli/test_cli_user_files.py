@@ -119,6 +119,7 @@ def _names(run: Path) -> list[str]:
         return list(file.keys())
 
 
+@pytest.mark.slow
 def test_a_run_with_a_user_mlp_needs_it_to_resume(
     my: Path,
     text_file: Path,
@@ -214,6 +215,7 @@ def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     assert "was trained with your own parts (mlp, tokenizer)" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_user_tokenizer_works_with_any_arch_but_no_other_kind(
     text_file: Path,
     tmp_path: Path,

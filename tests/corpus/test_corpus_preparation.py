@@ -70,6 +70,7 @@ def one_shot(documents: list[str], tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(joined)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("kind", list(TOKENIZERS))
 @settings(
     max_examples=60,
@@ -291,6 +292,7 @@ print(len(corpus.train) + len(corpus.val), peak - before)
 """
 
 
+@pytest.mark.long_series
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["char", pytest.param("byte", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_list(cli) -> None:  # type: ignore[no-untyped-def]
     assert [value["exercise"] for value in values] == NAMES
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("name", NAMES)
 def test_skeleton_and_notes_are_written_once(name: str, tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
     my = tmp_path / "my"

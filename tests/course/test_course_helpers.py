@@ -43,6 +43,7 @@ def test_the_line_of_the_helper_is_quoted(
     assert int(found[1]) in lines or (also is not None and also in quoted), report.message
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("exercise", "text"),
     [

@@ -177,6 +177,7 @@ def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:
     assert "no run named" in cli("compare", "one", "three").err
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_where_it_was(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

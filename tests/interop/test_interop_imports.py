@@ -159,6 +159,7 @@ def test_the_window_becomes_the_context(
         read_model(folder, block_size + 1)
 
 
+@pytest.mark.slow
 def test_tokens_of_vocab_and_merges_are_gpt2s(tmp_path: Path) -> None:
     folder = gpt2(tmp_path)
     stored = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
@@ -363,6 +364,7 @@ def test_a_hostile_ckpt_runs_nothing(
 # ---- the commands ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_imported_run(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path
 ) -> None:

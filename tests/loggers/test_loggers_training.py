@@ -128,6 +128,7 @@ def test_the_table_has_the_rows_of_the_run_also_after_a_resume(
     assert len(starts) == 2
 
 
+@pytest.mark.slow
 def test_loggers_can_change_at_a_resume(cli: Any, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     cli("train", text_file, "--out", run, *TRAIN, "train.max_steps=4")
@@ -238,6 +239,7 @@ def test_the_log_is_complete_after_a_signal(
     assert table(run / "metrics.csv") == rows_of(run)
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_the_logs_too(cli: Any, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ("train", text_file, "--out", run, *TRAIN, "train.max_steps=2")
@@ -271,6 +273,7 @@ def test_a_restored_run_has_its_logs(tmp_path: Path) -> None:
 # ---- gptcli log ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_log_writes_the_table_afterwards(trained: Path, cli: Any, tmp_path: Path) -> None:
     for _ in range(2):
         outcome = cli("log", trained, "--out", tmp_path / "log.csv")

@@ -101,6 +101,7 @@ def test_the_usual_values_change_nothing() -> None:
     assert ModelConfig.model_validate({"arch": "gpt2", "n_kv_head": 4}).kv_heads == 4
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("keys", KEYS, ids=str)
 def test_a_new_model_starts_near_a_uniform_guess_and_learns(keys: dict[str, Any]) -> None:
     config = ModelConfig.model_validate({"n_layer": 2, "block_size": 16, **keys})

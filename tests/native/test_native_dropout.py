@@ -64,6 +64,7 @@ def test_evaluation_drops_nothing(native: ctypes.CDLL) -> None:
     assert dropping.engine.loss(idx, targets) == whole.engine.loss(idx, targets)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 def test_the_given_share_is_dropped_everywhere(arch: str, native: ctypes.CDLL) -> None:
     n = network(native, arch, **SIZES)

@@ -113,6 +113,7 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
             assert error(found, g) <= factor * error(plain[name], g) + more, name
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_as_close_to_float64_as_pytorchs(
     shape: str, native: ctypes.CDLL
@@ -120,6 +121,7 @@ def test_loss_and_gradients_are_as_close_to_float64_as_pytorchs(
     agrees_with_pytorch(native, shape)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("shape", ON_OTHERS)
 def test_they_are_as_close_on_other_processors(shape: str, another_native: ctypes.CDLL) -> None:
     agrees_with_pytorch(another_native, shape)

@@ -49,8 +49,15 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     return found
 
 
-@pytest.mark.parametrize("arch", ["modern", "gpt2"])
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    ("arch", "optimizer"),
+    [
+        ("modern", "muon"),
+        ("gpt2", "adamw"),
+        pytest.param("modern", "adamw", marks=pytest.mark.slow),
+        pytest.param("gpt2", "muon", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_those_of_pytorch(arch: str, optimizer: str, native_dtype: torch.dtype) -> None:
     """The first losses differ by less than 1e-3 in bfloat16, and 1e-5 in float32.
 

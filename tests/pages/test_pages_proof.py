@@ -39,6 +39,7 @@ def chromium() -> Program:
     pytest.skip("neither Chromium nor Chrome is installed")
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_numpy_proves_a_page(arch: str, seed: int, tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_numpy_proves_a_page(arch: str, seed: int, tmp_path: Path) -> None:
     assert found.largest_difference < 1e-4
 
 
-@pytest.mark.parametrize("arch", ["modern", "gpt2"])
+@pytest.mark.parametrize("arch", ["modern", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_node_proves_a_page(arch: str, tmp_path: Path) -> None:
     model = trained_model(tmp_path / "run", "byte", 3, arch=arch, **SIZES)
     text, program = payload(model.model, model.tokenizer), javascript.node()
@@ -81,6 +82,7 @@ def changed(answer: Answer, what: str) -> Answer:
     return replace(answer, tokens=tokens)
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -29,6 +29,7 @@ def numbers(streams: int, steps: int) -> torch.Tensor:
     return torch.stack([UniformNumbers(5, i).take(steps) for i in range(streams)])
 
 
+@pytest.mark.long_series
 @ARCHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])

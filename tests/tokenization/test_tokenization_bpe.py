@@ -170,6 +170,7 @@ def test_different_words_are_bounded() -> None:
     assert few_words(same, limit=30_000) == same
 
 
+@pytest.mark.slow
 def test_long_words_do_not_make_training_slow() -> None:
     # If long words were not cut, these would take minutes.
     draw = random.Random(0)

@@ -92,6 +92,7 @@ def test_our_copy_of_it_is_read_back_and_is_the_same_for_hugging_face(path: Path
     assert theirs.token_to_id("</s>") == 2
 
 
+@pytest.mark.slow
 def test_a_file_with_gpt2s_tokens_is_gpt2(path: Path) -> None:
     stored = json.loads(gpt2_tokenizer().to_json())
     del stored["model"]["kind"]

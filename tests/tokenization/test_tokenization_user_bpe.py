@@ -137,6 +137,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             load_tokenizer(path, Reference)
 
 
+@pytest.mark.slow
 def test_a_long_text_is_encoded_by_one_thread_without_output_on_stdout(tmp_path: Path) -> None:
     from gptcli.corpus import open_corpus
     from gptcli.corpus.reading import CHUNK

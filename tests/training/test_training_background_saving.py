@@ -119,7 +119,7 @@ def test_a_kill_at_any_operation(
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in some(moments(operations), 8, slow):
+    for count in some(moments(operations), 4, slow):
         setup = begin(f"killed-{count}")
 
         def body(setup: Setup = setup, count: int = count) -> None:
@@ -143,7 +143,7 @@ def test_any_operation_that_fails(
 ) -> None:
     whole = begin("whole")
     operations = record(whole, monkeypatch)
-    for count in some(moments(operations), 16, slow):
+    for count in some(moments(operations), 6, slow):
         setup = begin(f"failed-{count}")
         events: list[Event] = []
         message, code = "", 1

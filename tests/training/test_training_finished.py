@@ -62,6 +62,7 @@ def test_a_finished_run_reports_damaged_checkpoints(
     assert "is finished" in again.err
 
 
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
     cli: Any, tmp_path: Path, text_file: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_resumed_run_replays_its_plans(
     assert "is finished (step 16" in again.err
 
 
+@pytest.mark.slow
 def test_a_time_limit_for_many_documents(
     cli: Any, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
