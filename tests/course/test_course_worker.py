@@ -141,3 +141,20 @@ def test_threads_parse_at_once() -> None:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(pause)
     assert {len(tree.body) for tree in trees} == {20}
+
+
+def test_a_file_can_use_what_the_worker_has_not_imported(tmp_path: Path) -> None:
+    """The worker imports two modules of torch only once they are used."""
+    text = (FILES / "course_style.py").read_text("utf-8")
+    head = (
+        "import torch.export\n"
+        "import torch._meta_registrations\n"
+        "from torch.export import Dim\n"
+        "assert torch.export.export is not None and Dim('batch') is not None\n"
+        "assert len(dir(torch._meta_registrations)) > 100\n"
+        "shape = (torch.empty(2, 3, device='meta') @ torch.empty(3, 5, device='meta')).shape\n"
+        "assert shape == (2, 5)\n"
+    )
+    path = tmp_path / "mine.py"
+    path.write_text(head + text, encoding="utf-8")
+    assert check_file(str(path)).ok

@@ -35,6 +35,7 @@ from gptcli.course.sandbox.descendants import (
 )
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.course.sandbox.prints import few_prints
+from gptcli.course.sandbox.quick_torch import import_torch
 from gptcli.errors import GptcliError
 
 LOOK_S = 0.2  # between looks at what a graded file wrote
@@ -57,7 +58,7 @@ def main(*, fork: bool) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
     adopt_orphans()
-    # Import torch before the first fork.
+    import_torch()  # before the first fork
     from gptcli.course.examination import LESSONS
 
     answer({"ready": True})
