@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import importlib
 import sys
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-UNUSED = ("torch._meta_registrations", "torch.export")
-"""Modules that `import torch` imports, and that only tracing uses, on the device "meta"."""
+UNUSED = ("torch.export", "torch._meta_registrations")
+"""Modules that only tracing uses, on the device "meta". `import torch` ends with them, so."""
+
+NEED_THEM = (
+    *UNUSED,
+    *(
+        f"torch.{name}"
+        for name in ("_prims", "_refs", "_decomp", "_export", "_dynamo", "_inductor")
+    ),
+)
+"""Modules that cannot be imported before UNUSED, and UNUSED themselves."""
+
+_import = builtins.__import__
 
 
 class _Later(ModuleType):
-    """A module that is imported when somebody reads one of its names."""
+    """Stands for a module that is imported when somebody reads one of its names."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks
             raise AttributeError(name)
-        return getattr(_imported(self), name)
+        _import_the_rest()
+        return getattr(sys.modules[self.__name__], name)
 
     def __dir__(self) -> list[str]:
-        return dir(_imported(self))
-
-
-def _imported(later: _Later) -> ModuleType:
-    """The real module, in place of `later`."""
-    if sys.modules.get(later.__name__) is later:
-        del sys.modules[later.__name__]
-    module = importlib.import_module(later.__name__)
-    later.__dict__.update(module.__dict__)
-    return module
+        _import_the_rest()
+        return dir(sys.modules[self.__name__])
 
 
 def import_torch() -> None:
-    """Import torch, and UNUSED once they are used, or at once if this torch needs them."""
+    """Import torch, and UNUSED once they are needed, or at once if this torch cannot wait."""
     if "torch" in sys.modules:
         return
-    unused = [_Later(name) for name in UNUSED]
-    sys.modules.update((each.__name__, each) for each in unused)
+    sys.modules.update((name, _Later(name)) for name in UNUSED)
     was_enabled = gc.isenabled()
     gc.disable()  # an import makes little garbage, and the collector looks at everything
     try:
         torch = importlib.import_module("torch")
+        builtins.__import__ = _import_in_order
         try:
             _let_generators_be_made(torch)
             torch.Generator().manual_seed(1)
         except Exception:  # another version of torch
-            for each in unused:
-                _imported(each)
+            _import_the_rest()
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _import_in_order(
+    name: str,
+    globals: Mapping[str, object] | None = None,
+    locals: Mapping[str, object] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> ModuleType:
+    """The `import` of Python, which first imports UNUSED if the module needs them."""
+    if level == 0 and name.startswith("torch"):
+        names = {name, *(f"{name}.{each}" for each in fromlist or ())}
+        if any((each + ".").startswith(tuple(f"{x}." for x in NEED_THEM)) for each in names):
+            _import_the_rest()
+    return _import(name, globals, locals, fromlist, level)
+
+
+def _import_the_rest() -> None:
+    """Import UNUSED in place of what stands for them. Does nothing the second time."""
+    builtins.__import__ = _import
+    late = [name for name in UNUSED if isinstance(sys.modules.get(name), _Later)]
+    stand_ins = [sys.modules.pop(name) for name in late]
+    for stand_in in stand_ins:
+        module = importlib.import_module(stand_in.__name__)
+        stand_in.__dict__.update(module.__dict__)  # for those who have imported it
+        parent, _, name = stand_in.__name__.rpartition(".")
+        setattr(sys.modules[parent], name, module)
 
 
 def _let_generators_be_made(torch: ModuleType) -> None:
