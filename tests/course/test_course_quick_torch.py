@@ -19,7 +19,7 @@ CODE = (
     "assert torch.compile(lambda x: x * 2, backend='eager')(torch.ones(2))[0] == 2",
     "torch.vmap(lambda a: a @ torch.ones(3))(torch.ones(2, 4, 3))",
     "from torch.utils.flop_counter import FlopCounterMode",
-    "from torch.fx.experimental import proxy_tensor as p; p.make_fx(lambda a: a + 1)(torch.ones(2))",
+    "from torch.fx.experimental import proxy_tensor as p; p.make_fx(lambda a: -a)(torch.ones(2))",
     "torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])",
     "from torch.nn.attention.flex_attention import flex_attention",
     "import torch.distributed.fsdp",
