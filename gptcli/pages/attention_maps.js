@@ -29,7 +29,7 @@ function attentionMaps(root, labels) {
     "Point at a token, or move to it with the Tab key: below each earlier token is the share of " +
     "its attention.");
   const strip = make("div", { class: "tokens" });
-  const frame = make("div", { class: "frame" });
+  const frame = make("div", { class: "frame", tabindex: "0", role: "region", "aria-label": "Map" });
   const canvas = make("canvas", { class: "map", role: "img" });
   const sentence = make("p", { class: "sentence", "aria-live": "polite" });
   frame.append(canvas, make("p", { class: "quiet" },

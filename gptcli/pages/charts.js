@@ -176,7 +176,9 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  const showAll = () => plot.setScale("x", { min: first, max: last });
+  // Charts with the same `sync` zoom together, as uPlot does when one is dragged across.
+  const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
+  const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {
     const left = plot.valToPos(given.x[i], "x");
     plot.setCursor({ left, top: plot.over.clientHeight / 2 });
@@ -186,10 +188,9 @@ function drawChart(root, given) {
   function zoom(factor) {
     const { min, max } = plot.scales.x;
     const middle = given.x[plot.cursor.idx ?? Math.floor(given.x.length / 2)];
-    const half = (max - min) * factor / 2;
-    const from = Math.max(first, middle - half);
-    const to = Math.min(last, middle + half);
-    if (given.x.filter((x) => x >= from && x <= to).length > 1) plot.setScale("x", { min: from, max: to });
+    const half = Math.max((max - min) * factor / 2, (last - first) / 1000);
+    const range = { min: Math.max(first, middle - half), max: Math.min(last, middle + half) };
+    together().forEach((one) => one.zoomTo(range));
   }
   place.addEventListener("keydown", (event) => {
     const now = plot.cursor.idx;
@@ -211,10 +212,18 @@ function drawChart(root, given) {
   });
   reset.addEventListener("click", () => { showAll(); place.focus({ preventScroll: true }); });
   build();
-  CHARTS.push({ build, size: () => plot.setSize({ width: width(), height: given.height ?? 260 }) });
+  const size = () => {
+    if (width() !== plot.width) plot.setSize({ width: width(), height: given.height ?? 260 });
+  };
+  const own = {
+    build, size, sync: given.sync,
+    zoomTo: (range) => plot.setScale("x", range ?? { min: first, max: last }),
+  };
+  CHARTS.push(own);
+  // Not only with the window: a chart that is added beside another one takes half of its place.
+  new ResizeObserver(size).observe(place);
 }
 
-addEventListener("resize", () => CHARTS.forEach((one) => one.size()));
 addEventListener("beforeprint", () => CHARTS.forEach((one) => one.size()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change",
   () => CHARTS.forEach((one) => one.build()));

@@ -89,7 +89,7 @@ def _chart(
 
 def _table(arms: Sequence[ComparedArm]) -> str:
     keys = list(arms[0].settings)
-    heads = ["", "best validation loss", "95 % interval", "runs", "time", "parameters", *keys]
+    heads = ["run", "best validation loss", "95 % interval", "runs", "time", "parameters", *keys]
     head = "".join(f'<th scope="col">{html.escape(one)}</th>' for one in heads)
     rows = []
     for arm in arms:

@@ -231,8 +231,8 @@ def _table(run: RunData) -> str:
     return (
         "<details><summary>The evaluations as a table</summary><table><thead><tr>"
         '<th class="number" scope="col">step</th><th class="number" scope="col">validation loss'
-        '</th><th class="number" scope="col">after</th><th scope="col"></th></tr></thead><tbody>'
-        f"{rows}</tbody></table></details>"
+        '</th><th class="number" scope="col">after</th><th scope="col">note</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></details>"
     )
 
 
