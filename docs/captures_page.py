@@ -23,7 +23,7 @@ ONE_THREAD = "run.threads=1"
 
 def model(shop: Workshop) -> None:
     """Write page.png, page-attention.png, page-steps.png and page-phone.png."""
-    shop.train("shakespeare", "shakespeare", "train.max_steps=1500", "train.sample_every=150")
+    shop.train("shakespeare", "shakespeare", "train.max_steps=1200", "train.sample_every=100")
     path = shop.folder / "page.html"
     if not path.is_file():
         shop.gptcli("page", "runs/shakespeare", "--out", path.name)
@@ -54,7 +54,7 @@ def report(shop: Workshop) -> None:
 def compare(shop: Workshop) -> None:
     """Write compare.png: two learning rates with three seeds each."""
     for name, rate in (("a", 0.02), ("b", 0.005)):
-        words = ("train.max_steps=300", "train.eval_every=50", f"train.learning_rate={rate}")
+        words = ("train.max_steps=300", "train.eval_every=100", f"train.learning_rate={rate}")
         shop.train(name, "tiny", *words, ONE_THREAD)
     words = ("--seeds", "3", "-p", "KING", "--html", "compare.html", "--overwrite")
     shop.gptcli("compare", "a", "b", *words)
