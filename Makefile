@@ -4,8 +4,9 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
 STAMP = .venv/.installed
 INTEROP = .venv/.interop
+PICTURES = .venv/.pictures
 
-.PHONY: install train test lint types map wheel-check fuzz interop programs browser check reliability soak clean
+.PHONY: install train test lint types map pictures wheel-check fuzz interop programs browser check reliability soak clean
 
 install: $(STAMP)
 
@@ -33,6 +34,15 @@ types: $(STAMP)
 # Writes the table of files in CONTRIBUTING.md, from the first line of each file.
 map: $(STAMP)
 	$(BIN)/python docs/file_map.py
+
+# Installs what draws pictures: a terminal, playwright and Pillow, matplotlib.
+$(PICTURES): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pictures]'
+	@touch $@
+
+# Draws every picture of the docs from the commands that it shows. Needs Chromium; trains runs in build/pictures.
+pictures: $(PICTURES)
+	$(BIN)/python docs/pictures.py
 
 # Installs the built wheel in an empty environment, outside the checkout. Needs the package index.
 wheel-check: $(STAMP)

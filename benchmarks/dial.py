@@ -5,7 +5,7 @@
 RUNS are measured losses. This command repeats one of them:
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
         train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
-The plot needs matplotlib.
+The plot needs matplotlib (extra `pictures`).
 """
 
 from __future__ import annotations
@@ -75,37 +75,37 @@ def budget(run: tuple[float, ...]) -> float:
 
 
 def draw(path: Path) -> None:
-    """Plot loss against size, with a colour for each training time."""
+    """Plot loss against size. Times differ in mark and colour; hollow marks have dropout.
+
+    The same runs give the same file."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
+    plt.style.use("tableau-colorblind10")
+    plt.rcParams["svg.hashsalt"] = "dial"
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for low, high, colour in (
-        (0, 30, "C0"),
-        (30, 80, "C1"),
-        (80, 130, "C2"),
-        (130, 220, "C3"),
-        (500, 700, "C4"),
+    for number, (low, high, mark) in enumerate(
+        ((0, 30, "o"), (30, 80, "s"), (80, 130, "^"), (130, 220, "D"), (500, 700, "v"))
     ):
         there = [run for run in RUNS if low <= budget(run) < high]
-        label = f"{min(map(budget, there)):.0f} to {max(map(budget, there)):.0f} s"
+        first, last = (f"{f(map(budget, there)):.0f}" for f in (min, max))
         for run in there:
-            axis.scatter(
-                block_parameters(int(run[0]), int(run[1])) / 1e6,
-                run[-1],
-                color=colour,
-                marker="x" if run[5] else "o",
-                label=label,
-            )
-            label = None
+            size = block_parameters(int(run[0]), int(run[1])) / 1e6
+            colour = f"C{number}"
+            axis.plot(size, run[-1], mark, color=colour, mfc="none" if run[5] else colour)
+        axis.plot(
+            [], [], mark, color=f"C{number}", label=" to ".join(dict.fromkeys((first, last))) + " s"
+        )
+    axis.plot([], [], "o", color="black", mfc="none", label="hollow: with dropout")
     axis.set_xscale("log")
     axis.set_xlabel("parameters of the blocks, millions")
-    axis.set_ylabel("validation loss, nats per character (x: with dropout)")
+    axis.set_ylabel("validation loss, nats per character")
+    axis.set_xticks([0.5, 1, 2, 5, 10], labels=["0.5", "1", "2", "5", "10"])
     axis.legend(title="time of the steps")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,18 @@
-"""Make the pictures of the README from a real training run and a real check, as SVG.
-
-    python docs/captures.py
-
-It trains most of the default config in a temporary folder, which takes about a minute. It also
-checks an attention whose scores are not scaled.
-"""
+"""The pictures of the README and of docs/: a training, a check, tokens, sizes of networks."""
 
 from __future__ import annotations
 
-import io
-import os
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from gptcli.cli.check import show_file
-from gptcli.config_files import load_config
-from gptcli.course import check_file
-from gptcli.events import SampleDrawn
-from gptcli.memory import memory_held
-from gptcli.training.loop import train
-from gptcli.training.peak import known_peak
-from gptcli.training.setup import prepare_new
-from gptcli.view.live_state import LiveState
-from gptcli.view.terminal import LiveView
+from pictures import ROOT, Workshop
+from terminal import Frame, Terminal, paced, svg
 
 DOCS = Path(__file__).resolve().parent
+MINUTES = 3
+FASTER = 12  # the waiting in the moving picture is shortened by this factor
+LONGEST = 2.0  # seconds that a frame of it is shown, but the last
 
 UNSCALED = """\
 import torch
@@ -50,47 +36,68 @@ class CausalSelfAttention(nn.Module):
 """
 
 
-def console() -> Console:
-    """A console of 80 by 30 that records what is printed."""
-    return Console(
-        record=True, width=80, height=30, file=io.StringIO(), force_terminal=True,
-        color_system="truecolor", highlight=False,
-    )  # fmt: skip
+def training(shop: Workshop) -> None:
+    """Write docs/train-moving.svg, a training and a sample as a person does them, and
+    docs/train.svg, the live view at the end of that training."""
+    train, sample = f"gptcli train --minutes {MINUTES}", 'gptcli sample -p "KING:" -n 200'
+    with Terminal(shop.fresh("recording"), 80, 24) as window:
+        window.run(train)
+        at = len(window.frames)
+        window.run(sample)
+        frames = window.frames
+    live = [one for one in frames[:at] if "save and quit" in words_of(one)]
+    about = (
+        f"{train} in a terminal: the loss falls, samples appear. Then {sample} writes a text. "
+        f"Waiting is {FASTER} times faster than it was."
+    )
+    moving = paced(frames, LONGEST, FASTER)
+    save("train-moving.svg", svg(moving, "gptcli train, then gptcli sample", about))
+    last = live[-1]
+    save("train.svg", svg([last], "gptcli train", f"The live view of {train}:\n{words_of(last)}"))
 
 
-def capture_training() -> None:
-    """Write docs/train.svg: the live view of the default run after its fourth sample."""
-    screen = console()
-    config = load_config("shakespeare")
-    setup = prepare_new(config, Path("runs/shakespeare")).setup
-    peak = known_peak(setup.dtype, setup.device, setup.threads)
-    view = LiveView(screen, LiveState(True, peak, memory_held))
-    for event in train(setup):
-        view.handle(event)
-        if isinstance(event, SampleDrawn) and event.step >= 0.7 * config.train.max_steps:
-            break
-    screen.print("$ gptcli train", style="bold")
-    screen.print(view.render(79, 26))
-    screen.save_svg(str(DOCS / "train.svg"), title="gptcli train")
-
-
-def capture_check() -> None:
+def check(shop: Workshop) -> None:
     """Write docs/check-attention.svg: the report on an attention without the scale."""
-    Path("my_attention.py").write_text(UNSCALED, encoding="utf-8")
-    screen = console()
-    screen.print("$ gptcli check-attention my_attention.py", style="bold")
-    show_file(check_file("my_attention.py"), screen)
-    screen.save_svg(str(DOCS / "check-attention.svg"), title="gptcli check-attention")
+    folder = shop.fresh("check")
+    (folder / "my_attention.py").write_text(UNSCALED, encoding="utf-8")
+    still(folder, "check-attention.svg", "gptcli check-attention my_attention.py")
 
 
-def main() -> None:
-    """Write docs/train.svg and docs/check-attention.svg."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)  # so that the pictures show short paths
-        capture_check()
-        capture_training()
-        os.chdir(DOCS)
+def tokens(shop: Workshop) -> None:
+    """Write docs/tokens.svg: a text in the tokens of a tokenizer trained on Shakespeare."""
+    folder = shop.fresh("tokens")
+    words = ("tokenizer", "train", "shakespeare", "--vocab-size", "512", "--out", "p.json")
+    shop.gptcli(*words, folder=folder)
+    command = 'gptcli tokenizer show "What light through yonder window breaks?" --tokenizer p.json'
+    still(folder, "tokens.svg", command, columns=92)
 
 
-if __name__ == "__main__":
-    main()
+def dial(_: Workshop) -> None:
+    """Write docs/dial.svg from the measured runs in benchmarks/dial.py."""
+    program = ROOT / "benchmarks" / "dial.py"
+    command = [sys.executable, str(program), "--plot", str(DOCS / "dial.svg")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def still(folder: Path, name: str, command: str, columns: int = 80) -> None:
+    """Write docs/NAME: a command and everything that it printed."""
+    with Terminal(folder, columns, 60) as window:
+        window.run(command, timeout=120)
+        frame = window.still()
+    save(name, svg([frame], command, words_of(frame)))
+
+
+def words_of(frame: Frame) -> str:
+    """The text of a frame, for those who do not see it."""
+    lines = []
+    for row in frame.rows:
+        line = ""
+        for _, first, text in row:
+            line = line.ljust(first) + text
+        lines.append(line.rstrip())
+    return "\n".join(lines).strip()
+
+
+def save(name: str, picture: str) -> None:
+    """Write docs/NAME."""
+    (DOCS / name).write_text(picture, encoding="utf-8")

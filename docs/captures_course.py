@@ -1,24 +1,16 @@
-"""Make the pictures of the course pages from real checks of files with one mistake each, as SVG.
+"""The pictures of the course, from real checks of files with one mistake each.
 
-    python docs/captures_course.py
-
-It fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong step, and
+It fills in two skeletons of `gptcli exercise` in a folder of its own, each with one wrong step, and
 shows what the commands print.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from captures import console
-from rich.text import Text
-
-COURSE = Path(__file__).resolve().parent / "course"
+from captures import still
+from pictures import Workshop
 
 # The lines of each step that replace the skeleton's `raise NotImplementedError`.
 ATTENTION = (
@@ -39,17 +31,6 @@ LAYERNORM = (
 )
 
 
-def gptcli(*words: str, color: bool = True) -> str:
-    """The output of a gptcli command, by default in colours as on a terminal of 80 columns."""
-    settings = {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm-256color"} if color else {}
-    command = [sys.executable, "-m", "gptcli", *words]
-    done = subprocess.run(
-        command, env=os.environ | settings, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, 1), done.stderr
-    return done.stdout
-
-
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
     """Replace each `raise NotImplementedError` of the skeleton at `path` by a line of `steps`."""
     text = path.read_text(encoding="utf-8")
@@ -60,31 +41,17 @@ def fill_in(path: Path, steps: tuple[str, ...]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def capture(name: str, *words: str) -> None:
-    """Write docs/course/NAME.svg: a command and its output."""
-    screen = console()
-    command = " ".join(("gptcli", *words))
-    screen.print(f"$ {command}", style="bold")
-    screen.print(Text.from_ansi(gptcli(*words).rstrip()))
-    screen.save_svg(str(COURSE / f"{name}.svg"), title=f"gptcli {words[0]}")
-
-
-def main() -> None:
-    """Write docs/course/check-attention.svg, status.svg and check-layernorm.svg."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)  # so that the pictures show short paths
-        for exercise in ("attention", "layernorm", "mlp"):
-            gptcli("exercise", exercise, "--out", "my", color=False)
-        fill_in(Path("my/attention.py"), ATTENTION)
-        fill_in(Path("my/layernorm.py"), LAYERNORM)
-        capture("check-attention", "check-attention", "my/attention.py")
-        capture("check-layernorm", "check-layernorm", "my/layernorm.py")
-        right = LAYERNORM[1].replace("x.var(", "x.var(correction=0, ")
-        text = Path("my/layernorm.py").read_text(encoding="utf-8")
-        Path("my/layernorm.py").write_text(text.replace(LAYERNORM[1], right), encoding="utf-8")
-        capture("status", "exercise", "--status", "my")
-        os.chdir(COURSE)
-
-
-if __name__ == "__main__":
-    main()
+def checks(shop: Workshop) -> None:
+    """Write docs/course/check-attention.svg, check-layernorm.svg and status.svg."""
+    folder = shop.fresh("course")
+    for exercise in ("attention", "layernorm", "mlp"):
+        shop.gptcli("exercise", exercise, "--out", "my", folder=folder)
+    fill_in(folder / "my/attention.py", ATTENTION)
+    fill_in(folder / "my/layernorm.py", LAYERNORM)
+    for exercise in ("attention", "layernorm"):
+        command = f"gptcli check-{exercise} my/{exercise}.py"
+        still(folder, f"course/check-{exercise}.svg", command)
+    right = LAYERNORM[1].replace("x.var(", "x.var(correction=0, ")
+    path = folder / "my/layernorm.py"
+    path.write_text(path.read_text("utf-8").replace(LAYERNORM[1], right), encoding="utf-8")
+    still(folder, "course/status.svg", "gptcli exercise --status my")

@@ -1,49 +1,105 @@
-"""Make the pictures of docs/page.md from a page that `gptcli page` wrote.
-
-    python docs/captures_page.py page.html
-
-It needs playwright (extra `interop`) and Chromium.
-"""
+"""Screenshots of the pages that `page`, `report`, `compare`, `scaling` and `look` write."""
 
 from __future__ import annotations
 
-import shutil
-import sys
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pictures import Workshop
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from gptcli.pages.chromium import find_chromium
+
 DOCS = Path(__file__).resolve().parent
+COLOURS = 64  # of a picture: the pages have few, and the files stay small
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64}"
+ONE_THREAD = "run.threads=1"
 
 
-def main() -> None:
+def model(shop: Workshop) -> None:
     """Write page.png, page-attention.png, page-steps.png and page-phone.png."""
-    address = Path(sys.argv[1]).resolve().as_uri()
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    shop.train("shakespeare", "shakespeare", "train.max_steps=1200", "train.sample_every=100")
+    path = shop.folder / "page.html"
+    if not path.is_file():
+        shop.gptcli("page", "runs/shakespeare", "--out", path.name)
+    for name, width, theme, parts in (
+        ("page.png", 1280, "light", [".top", "#write"]),
+        ("page-attention.png", 1280, "dark", [".look"]),
+        ("page-steps.png", 1280, "light", ["#step-list"]),
+        ("page-phone.png", 390, "light", ["#attention"]),
+    ):
+        with tab(path, width, theme) as page:
+            page.wait_for_selector("html[data-looked]")
+            shoot(page, name, parts)
+
+
+def report(shop: Workshop) -> None:
+    """Write report.png and report-heads.png, of a run that overfits a short text."""
+    text = shop.some_shakespeare("play.txt", 60_000)
+    words = ("tokenizer.kind=bpe", "tokenizer.vocab_size=512", GPT2, "train.max_steps=600",
+             "train.eval_every=50", "train.sample_every=100", "train.patience=null",
+             ONE_THREAD)  # fmt: skip
+    shop.train("overfit", text, *words)
+    shop.gptcli("report", "overfit", "--out", "report.html", "--overwrite")
+    with tab(shop.folder / "report.html", 1100) as page:
+        shoot(page, "pictures/report.png", ["header", "#losses"])
+        shoot(page, "pictures/report-heads.png", ["section:has(#maps)"])
+
+
+def compare(shop: Workshop) -> None:
+    """Write compare.png: two learning rates with three seeds each."""
+    for name, rate in (("a", 0.02), ("b", 0.005)):
+        words = ("train.max_steps=300", "train.eval_every=100", f"train.learning_rate={rate}")
+        shop.train(name, "tiny", *words, ONE_THREAD)
+    words = ("--seeds", "3", "-p", "KING", "--html", "compare.html", "--overwrite")
+    shop.gptcli("compare", "a", "b", *words)
+    with tab(shop.folder / "compare.html", 1100) as page:
+        shoot(page, "pictures/compare.png", ["header", "#losses .chart:first-child"])
+
+
+def scaling(shop: Workshop) -> None:
+    """Write scaling.png: six small networks, the law, and the larger one that it predicts."""
+    words = ("--minutes", "6", "--train", "--html", "scaling.html", "--overwrite")
+    shop.gptcli("scaling", "shakespeare", *words)
+    with tab(shop.folder / "scaling.html", 1100) as page:
+        shoot(page, "pictures/scaling.png", ["header", "#law"])
+
+
+def look(shop: Workshop) -> None:
+    """Write look.png: the heads of a small network on a text."""
+    shop.train("char", "tiny", "train.max_steps=1500", ONE_THREAD)
+    words = ("--prompt", "To be, or not to be", "--html", "look.html", "--overwrite")
+    shop.gptcli("look", "char", *words)
+    with tab(shop.folder / "look.html", 1100) as page:
+        shoot(page, "pictures/look.png", ["header", "#maps"])
+
+
+@contextmanager
+def tab(path: Path, width: int, theme: str = "light") -> Iterator[Any]:
+    """A page that is open in Chromium, without motion."""
     with sync_playwright() as started:
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = started.chromium.launch(executable_path=path, args=flags)
-        for name, width, theme, parts in (
-            ("page", 1280, "light", [".top", "#write"]),
-            ("page-attention", 1280, "dark", [".look"]),
-            ("page-steps", 1280, "light", ["#step-list"]),
-            ("page-phone", 390, "light", ["#attention"]),
-        ):
-            context = browser.new_context(
-                viewport={"width": width, "height": 900}, color_scheme=theme
-            )
-            tab = context.new_page()
-            tab.goto(address)
-            tab.wait_for_selector("html[data-looked]")
-            tab.wait_for_timeout(500)
-            boxes = [tab.locator(part).bounding_box() for part in parts]
-            top = min(box["y"] for box in boxes if box)
-            bottom = max(box["y"] + box["height"] for box in boxes if box)
-            clip = {"x": 0, "y": top - 12, "width": width, "height": bottom - top + 24}
-            tab.screenshot(path=DOCS / f"{name}.png", full_page=True, clip=clip)
-            context.close()
+        browser = started.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+        )
+        page = context.new_page()
+        page.goto(path.as_uri())
+        yield page
         browser.close()
 
 
-if __name__ == "__main__":
-    main()
+def shoot(page: Any, name: str, parts: Sequence[str]) -> None:
+    """Write docs/NAME: the page from the top of the first part to the end of the last one."""
+    page.wait_for_timeout(500)
+    boxes = [page.locator(part).first.bounding_box() for part in parts]
+    top = min(box["y"] for box in boxes) - 12
+    bottom = max(box["y"] + box["height"] for box in boxes) + 12
+    clip = {"x": 0, "y": max(0, top), "width": page.viewport_size["width"], "height": bottom - top}
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
+    few = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(DOCS / name, optimize=True)

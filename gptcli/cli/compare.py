@@ -68,7 +68,8 @@ def compare(
     arms = existing_arms(paths)
     if seeds is not None:
         arms = _with_seeds(paths, [arm.name for arm in arms], seeds)
-    title = " and ".join(arm.name for arm in arms)
+    names = [arm.name for arm in arms]
+    title = f"{', '.join(names[:-1])} and {names[-1]}"
     show_arms(arms, title=title, prompt=prompt, page=page, as_json=as_json)
 
 

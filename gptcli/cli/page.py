@@ -24,6 +24,9 @@ def page(
         ),
     ] = None,
     checkpoint: CheckpointOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a model as one HTML file that writes text in any browser.
@@ -34,10 +37,12 @@ def page(
 
     The page proves itself: its JavaScript runs in Node.js or Chromium if one is installed, else
     numpy repeats its arithmetic. A page that computes something else is not written."""
+    from gptcli.pages.written import refuse_existing
+
     folder = named_run(run, "page")
     _refuse_user_parts(folder)
     path = expanded(out) if out is not None else Path(f"{folder.resolve().name}.html")
-    _refuse_existing(path)
+    refuse_existing(path, overwrite=overwrite)
     with waiting("loading the model") as say:
         options = ModelOptions(checkpoint=checkpoint, device="cpu", dtype="float32")
         trained = load_model(str(folder), options, "page", dtype_of_run=False)
@@ -67,12 +72,6 @@ def page(
     typer.echo(f"wrote {shell_word(written.path)}: {file_size(written.size)}")
     typer.echo(pages.proof_sentence(proven))
     typer.echo(pages.rounding_sentence(rounding, written.compared_on))
-
-
-def _refuse_existing(path: Path) -> None:
-    """Raise GptcliError if something is at `path`, before a model is loaded."""
-    if path.exists() or path.is_symlink():
-        raise GptcliError(f"{path} exists", "name another --out, or move it away")
 
 
 def _refuse_user_parts(run: Path) -> None:

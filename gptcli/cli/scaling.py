@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.cli.compare import HtmlOption, OverwriteOption
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
@@ -44,6 +45,8 @@ def scaling(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder of the runs (default: TEXT-scaling)."),
     ] = None,
+    html: HtmlOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train six small networks, and predict the loss of one that is eight times larger.
@@ -56,7 +59,11 @@ def scaling(
     from gptcli.experiments.power_law import fit
     from gptcli.experiments.trials import train_all
     from gptcli.pages.run_data import read_run
+    from gptcli.pages.written import refuse_existing
 
+    page = expanded(html) if html is not None else None
+    if page is not None:
+        refuse_existing(page, overwrite=overwrite)
     place = expanded(text)
     given = str(place.resolve()) if place.exists() else text
     folder = expanded(out) if out is not None else Path("runs") / f"{place.stem or text}-scaling"
@@ -86,6 +93,8 @@ def scaling(
         if train:
             train_all([trial_of(larger, given, steps, words)], say)
     found = _loss(larger) if (larger.folder / "config.yaml").is_file() else None
+    if page is not None:
+        _write(page, place.stem or text, known, law, larger, found, tokens)
     if as_json:
         _print_json(known, law, larger, found, tokens)
     else:
@@ -152,7 +161,7 @@ def _print(
                 f"{6 * rung.size * tokens:>8.1e}  {loss:>8.4f}  {law.at(rung.size):>7.4f}"
             )
         )
-    predicted, (low, high) = law.predict(larger.size)
+    predicted = law.at(larger.size)
     compute = 6 * larger.size * tokens
     lines.append(
         Text(
@@ -161,30 +170,63 @@ def _print(
             "bold",
         )
     )
-    lines += [
-        Text(),
-        Text(
-            f"loss = {law.floor:.3f} + {law.scale:.3g} / size^{law.exponent:.3f}, after "
-            f"{human_count(tokens)} tokens each"
-        ),
-        Text(
-            f"a network eight times larger ({human_count(larger.size)}) is predicted to reach "
-            f"{predicted:.3f} (95 % interval {low:.3f} to {high:.3f})"
-        ),
-    ]
-    if found is not None:
-        inside = "inside" if low <= found <= high else "outside"
-        lines.append(
-            Text(
-                f"it reached {found:.3f}: the prediction was wrong by {found - predicted:+.3f}, "
-                f"{inside} the interval",
-                "bold",
-            )
-        )
+    lines += [Text(), Text(f"{_formula(law)}, after {human_count(tokens)} tokens each")]
+    lines += [Text(one) for one in _sentences(law, larger, found)]
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
     if found is None:
         note(f"add --train to train it, in {shell_word(folder / larger.name)}")
+
+
+def _formula(law: PowerLaw) -> str:
+    return f"loss = {law.floor:.3f} + {law.scale:.3g} / size^{law.exponent:.3f}"
+
+
+def _sentences(law: PowerLaw, larger: Rung, found: float | None) -> list[str]:
+    """What is predicted for the larger network and, if it was trained, how wrong that was."""
+    from gptcli.view.number_formats import human_count
+
+    predicted, (low, high) = law.predict(larger.size)
+    said = [
+        f"a network eight times larger ({human_count(larger.size)}) is predicted to reach "
+        f"{predicted:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    ]
+    if found is not None:
+        inside = "inside" if low <= found <= high else "outside"
+        said.append(
+            f"it reached {found:.3f}: the prediction was wrong by {found - predicted:+.3f}, "
+            f"{inside} the interval"
+        )
+    return said
+
+
+def _write(
+    path: Path,
+    name: str,
+    known: list[tuple[Rung, float]],
+    law: PowerLaw,
+    larger: Rung,
+    found: float | None,
+    tokens: int,
+) -> None:
+    """Write the page."""
+    from gptcli.pages.scaling_page import Law, Network, scaling_page, sizes_between
+    from gptcli.pages.written import write
+    from gptcli.view.number_formats import human_count
+
+    pairs: list[tuple[Rung, float | None]] = [*known, (larger, found)]
+    networks = [
+        Network(rung.name, rung.size, 6 * rung.size * tokens, loss, *law.predict(rung.size))
+        for rung, loss in pairs
+    ]
+    points = [(size, *law.predict(size)) for size in sizes_between(known[0][0].size, larger.size)]
+    trained = f"Each network trained on {human_count(tokens)} tokens."
+    said = [one[0].upper() + one[1:] + "." for one in _sentences(law, larger, found)]
+    write(
+        path,
+        scaling_page(f"Scaling on {name}", networks, Law(_formula(law), points), [trained, *said]),
+    )
+    note(f"wrote {shell_word(path)}")
 
 
 def _print_json(

@@ -14,7 +14,15 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 
 KINDS = ("previous token", "first token", "itself", "induction")
+HABITS = {
+    "previous token": "looks at the token just before",
+    "first token": "looks at the first token, where heads rest that find nothing",
+    "itself": "looks at the token itself",
+    "induction": "looks at what came after an earlier copy of the token",
+}
+"""What a head of each kind does, in words for those who meet heads for the first time."""
 _NAMED_FROM = 0.4
+_WORTH_SAYING = 0.1
 """A head has the name of a kind if it pays at least this share of its attention there."""
 _SHORTEST = 8  # tokens of a prompt on which scores say something
 _PROBES = 4
@@ -42,6 +50,17 @@ class HeadKind:
     def kind(self) -> str:
         """The name of the kind with the largest share, or "mixed"."""
         return KINDS[self.shares.index(self.best)] if self.best >= _NAMED_FROM else "mixed"
+
+    @property
+    def habit(self) -> str:
+        """What the head does, as the end of a sentence: "looks at ... (67 % of its attention)"."""
+        if self.best < _WORTH_SAYING:
+            return "spreads its attention over many tokens"
+        most = HABITS[KINDS[self.shares.index(self.best)]]
+        share = f"({100 * self.best:.0f} % of its attention)"
+        if self.kind == "mixed":
+            return f"has no simple habit; it most often {most} {share}"
+        return f"{most} {share}"
 
 
 def head_kinds(

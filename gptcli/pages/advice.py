@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from gptcli.events import Evaluated, StepDone
 from gptcli.files.paths import shell_word
+from gptcli.model.user_parts import parts_of
 from gptcli.pages.run_data import RunData
+from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
 
 _LEAST_RISE = 0.01
@@ -17,6 +19,9 @@ _LEAST_RISE = 0.01
 _WORTH = 0.02
 """Nats of validation loss for which a doubled training is worth it."""
 _MANY_EPOCHS = 30
+_CLOSE = 0.1
+"""The share of the validation loss that the training loss can be below it, if they are close."""
+_MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A gradient norm of so many times the median is a spike."""
 
@@ -41,7 +46,7 @@ class Advice:
 
 def advice(run: RunData) -> Advice:
     """The advice for a run, from its losses alone."""
-    overfit, improvement = overfitting(run.evaluations), doubled(run.evaluations)
+    overfit, improvement = overfitting(run.evaluations), doubled(_points(run))
     answers = [_overfitting(run, overfit), _more_time(run, overfit, improvement), _stable(run)]
     return Advice(_summary(run), answers, _next(run, overfit, improvement))
 
@@ -77,21 +82,37 @@ def overfitting(evaluations: Sequence[Evaluated]) -> Overfit | None:
     return Overfit(best, last, later, later >= 2 and rises)
 
 
-def doubled(evaluations: Sequence[Evaluated]) -> float | None:
-    """How much lower the validation loss would be after twice as many steps, in nats.
+def doubled(points: Sequence[tuple[int, float]]) -> float | None:
+    """How much lower the loss would be after twice as many steps, in nats.
 
-    From the least-squares line of the loss over the logarithm of the step, through the second half
-    of the evaluations (at least three); None if there are fewer. A falling learning rate makes the
-    line too steep, so this is an upper estimate."""
-    half = [one for one in evaluations if one.step > 0]
+    `points` are (step, loss). From the least-squares line of the loss over the logarithm of the
+    step, through the second half of the points (at least three); None if there are fewer. A falling
+    learning rate makes the line too steep, so this is an upper estimate."""
+    half = [(step, loss) for step, loss in points if step > 0]
     half = half[-max(3, len(half) // 2) :]
     if len(half) < 3:
         return None
-    xs = [math.log(one.step) for one in half]
+    xs = [math.log(step) for step, _ in half]
     if max(xs) - min(xs) < 1e-9:
         return None
-    slope, _ = statistics.linear_regression(xs, [one.val_loss for one in half])
+    slope, _ = statistics.linear_regression(xs, [loss for _, loss in half])
     return -slope * math.log(2)
+
+
+def _points(run: RunData) -> list[tuple[int, float]]:
+    """The validation losses by step. If there are fewer than three, the training losses, as long as
+    these say the same: the text was read once at most, or both losses are close."""
+    often = epochs(run)
+    if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
+        return [(one.step, one.loss) for one in run.steps]
+    return [(one.step, one.val_loss) for one in run.evaluations]
+
+
+def _is_close(run: RunData) -> bool:
+    """Whether the training loss is near the last validation loss."""
+    now = mean_loss_at(run.steps, run.last_step)
+    last = run.evaluations[-1].val_loss if run.evaluations else None
+    return now is not None and last is not None and last - now < _CLOSE * last
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
@@ -127,39 +148,54 @@ def _summary(run: RunData) -> str:
     model, parameters = run.config.model, run.count("parameters")
     size = f"{human_count(parameters)} parameters, " if parameters else ""
     words = [
-        f"A network of {size}{model.n_layer} layers and {model.n_head} heads ({model.arch}) "
-        f"trained {run.last_step:,} steps in {time_taken(run.seconds)}."
+        f"A network of {size}{_counted(model.n_layer, 'layer')} and "
+        f"{_counted(model.n_head, 'head')} ({model.arch}) "
+        f"trained {_counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
     ]
     read, often = run.config.tokens_per_step * run.last_step, epochs(run)
     if often:
-        times = f"{often:.1f} times" if often < 10 else f"{often:,.0f} times"
+        text = f"its text of {human_count(run.count('train_tokens') or 0)} tokens"
         words.append(
-            f"It read {human_count(read)} tokens: its text of "
-            f"{human_count(run.count('train_tokens') or 0)} tokens {times}."
+            f"It read {human_count(read)} tokens: "
+            + (
+                f"{100 * often:.0f} % of {text}."
+                if often < 0.995
+                else f"{text} {often:.1f} times."
+                if often < 10
+                else f"{text} {often:,.0f} times."
+            )
         )
     if run.best:
         perplexity = math.exp(min(50.0, run.best.val_loss))
         words.append(
-            f"Its best validation loss is {run.best.val_loss:.3f} nats per token, at step "
-            f"{run.best.step:,}: it is as unsure as if it chose among {perplexity:.1f} equally "
-            "likely tokens."
+            f"Its best validation loss, the loss on text that it never trains on, is "
+            f"{run.best.val_loss:.3f} nats per token, at step {run.best.step:,}: before each next "
+            f"token, it is as unsure as if it chose among {perplexity:.1f} equally likely ones."
         )
     return " ".join(words)
 
 
 def _overfitting(run: RunData, found: Overfit | None) -> Answer:
     question = "Did it overfit?"
-    if found is None:
+    often = epochs(run)
+    if found is None and often is not None and often <= 1:
         return Answer(
             question,
-            "Unknown",
-            f"The run has {len(run.evaluations)} evaluations of a validation text; it takes two.",
+            "No",
+            f"It read {100 * often:.0f} % of its text, so there was little to learn by heart.",
         )
+    if found is None:
+        why = (
+            "The run has no validation text (data.val_fraction is 0)"
+            if run.config.data.val_fraction == 0
+            else f"The run has {_counted(len(run.evaluations), 'evaluation')}; it takes two"
+        )
+        return Answer(question, "Unknown", f"{why}, so nothing shows how it does on new text.")
     best, last = found.best, found.last
     then, now = mean_loss_at(run.steps, best.step), mean_loss_at(run.steps, last.step)
     training = (
-        f" Meanwhile the training loss went from {then:.3f} to {now:.3f}."
-        if then is not None and now is not None and then != now
+        f" Meanwhile the training loss fell from {then:.3f} to {now:.3f}."
+        if then is not None and now is not None and now < then
         else ""
     )
     if found.is_overfit:
@@ -167,17 +203,26 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
             question,
             "Yes",
             f"The validation loss was best at step {best.step:,} ({best.val_loss:.3f}) and rose to "
-            f"{last.val_loss:.3f} at step {last.step:,}.{training} Since then the network has "
-            "learned its text by heart instead of the language. `gptcli sample` uses the best "
-            "step.",
+            f"{last.val_loss:.3f} at step {last.step:,}.{training} After step {best.step:,} the "
+            "network learned its text by heart, and got worse at new text. `gptcli sample` uses "
+            f"step {best.step:,}.",
         )
     if found.later:
+        rise = f"{100 * found.rise / best.val_loss:.1f} %"
+        if found.rise >= _LEAST_RISE * best.val_loss:
+            return Answer(
+                question,
+                "Too early to tell",
+                f"The last validation loss, {last.val_loss:.3f}, is {rise} above the best one, "
+                f"{best.val_loss:.3f} at step {best.step:,}. One evaluation can be chance; two "
+                "would be overfitting.",
+            )
         return Answer(
             question,
-            "Not yet" if found.rise > 0 else "No",
-            f"The best validation loss ({best.val_loss:.3f}) was at step {best.step:,}; the last, "
-            f"{last.val_loss:.3f}, is {found.rise / best.val_loss:.1%} above it. That is little, "
-            f"or only {found.later} evaluation{'s' if found.later > 1 else ''} long.{training}",
+            "No",
+            f"The last validation loss, {last.val_loss:.3f}, is within "
+            f"{100 * _LEAST_RISE:.0f} % of the best one, {best.val_loss:.3f} at step "
+            f"{best.step:,}: it stands still.",
         )
     gap = "" if now is None else f" The training loss is {now:.3f} at the same time."
     return Answer(
@@ -190,27 +235,45 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
 
 def _more_time(run: RunData, found: Overfit | None, improvement: float | None) -> Answer:
     question = "Would more time help?"
-    if found is not None and found.is_overfit:
+    if run.status.get("stopped") == "diverged":
         return Answer(
-            question,
-            "No",
-            f"The validation loss has risen over the last {found.later} evaluations. More steps on "
-            "the same text would raise it further.",
+            question, "No", "The training broke down. It first needs another setting; see below."
         )
+    if run.is_training:
+        return Answer(
+            question, "Still training", f"It is at step {run.last_step:,} of {run.max_steps:,}."
+        )
+    if found is not None and found.later >= 2:
+        none = f"None of the {found.later} evaluations after step {found.best.step:,} was better."
+        if found.is_overfit:
+            return Answer(
+                question, "No", f"{none} More steps on the same text make it worse at new text."
+            )
+        patience = run.config.train.patience
+        end = f" So the run ended, as train.patience={patience} asks."
+        return Answer(question, "Hardly", none + end * (run.status.get("stopped") == "patience"))
     if improvement is None:
         return Answer(
             question,
             "Unknown",
-            "It takes at least three evaluations: train longer, or set a smaller train.eval_every.",
+            "Three evaluations would show how fast the validation loss falls: train longer, or "
+            "set a smaller train.eval_every.",
         )
-    line = (
-        "The line through the last evaluations, over the logarithm of the step, says: twice as "
-        f"many steps lower the validation loss by about {max(0.0, improvement):.3f} nats."
+    if improvement < _WORTH:
+        return Answer(
+            question,
+            "Hardly",
+            "The loss has almost stopped falling: by its last course, twice as many steps would "
+            f"lower it by {max(0.0, improvement):.3f} nats.",
+        )
+    what = "validation loss" if len(run.evaluations) >= 3 else "training loss"
+    less = ", or by less, because the learning rate fell meanwhile"
+    return Answer(
+        question,
+        "Yes",
+        f"The {what} was still falling at the end: by its last course, twice as many steps would "
+        f"lower it by about {improvement:.2f} nats" + less * (run.last_step >= run.max_steps) + ".",
     )
-    if run.last_step >= run.max_steps:
-        line += " It is an upper estimate, because the learning rate fell meanwhile."
-    verdict = "Yes" if improvement >= _WORTH else "Hardly"
-    return Answer(question, verdict, line)
 
 
 def _stable(run: RunData) -> Answer:
@@ -224,84 +287,158 @@ def _stable(run: RunData) -> Answer:
         )
     found = spikes(run.steps)
     if len(run.steps) < 20:
-        return Answer(question, "Unknown", f"Only {len(run.steps)} steps were logged.")
+        return Answer(
+            question,
+            "Unknown",
+            f"Only {_counted(len(run.steps), 'step')} were logged; it takes 20.",
+        )
     usual = statistics.median(one.grad_norm for one in run.steps)
+    norm = "gradient norm (how large a change a step asks for)"
     if found:
         worst = max(found, key=lambda one: one.grad_norm)
         return Answer(
             question,
             "Mostly",
-            f"{len(found)} of {len(run.steps)} logged steps had a gradient norm of over "
+            f"{len(found)} of {len(run.steps)} logged steps had a {norm} of over "
             f"{_SPIKE:.0f} times the median ({usual:.2f}); the largest was {worst.grad_norm:.2f} "
             f"at step {worst.step:,}.",
         )
     return Answer(
         question,
         "Yes",
-        f"No gradient norm was over {_SPIKE:.0f} times the median of {usual:.2f} after the start.",
+        f"After the start, the {norm} never was over {_SPIKE:.0f} times its median of {usual:.2f}.",
     )
 
 
 def _next(run: RunData, found: Overfit | None, improvement: float | None) -> list[tuple[str, str]]:
     """(sentence, command) of what to try, the most promising first."""
-    config = shell_word(run.path / "config.yaml")
+    run_word, config = shell_word(run.path), shell_word(run.path / "config.yaml")
+    parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
+    train = f"gptcli train {config} --out {shell_word(f'{run.path}-2')}{parts}"
+    stopped = run.status.get("stopped")
+    if run.is_training:
+        return [
+            ("The run still trains. Write this report again when it has ended.",
+             f"gptcli report {run_word} --overwrite")
+        ]  # fmt: skip
+    if stopped == "diverged":
+        return [_calmer(run, train)]
+    if found is not None and found.is_overfit:
+        return _against_overfitting(run, train)
     ideas: list[tuple[str, str]] = []
-    train = f"gptcli train {config} --out {shell_word(f'{run.path}-2')}"
-    is_overfit = found is not None and found.is_overfit
-    unfinished = run.status.get("stopped") == "interrupted" and run.last_step < run.max_steps
-    if unfinished and not is_overfit:
-        ideas.append(
+    if stopped in (None, "interrupted") and run.last_step < run.max_steps:
+        return [
             (
                 f"The run was interrupted at step {run.last_step:,} of {run.max_steps:,}: "
                 "finish it.",
-                f"gptcli train --resume --out {shell_word(run.path)}",
+                f"gptcli train --resume --out {run_word}{parts}",
             )
-        )
-    if run.status.get("stopped") == "diverged":
-        rate = float(run.config.train.learning_rate) / 4
+        ]
+    if run.config.data.val_fraction == 0:
         ideas.append(
             (
-                "Train with a quarter of the learning rate.",
-                f"{train} train.learning_rate={rate:.1g}",
+                "Keep a tenth of the text for validation: only text that the network never saw "
+                "shows what it learned.",
+                f"{train} data.val_fraction=0.1",
             )
         )
-    if found is not None and found.is_overfit:
-        often = epochs(run)
-        why = f" This text was read {often:,.0f} times." if often and often > _MANY_EPOCHS else ""
-        ideas.append((f"Use more text: nothing helps against overfitting as much.{why}", ""))
+    falls = improvement is not None and improvement >= _WORTH
+    stands_still = found is not None and found.later >= 2
+    if falls and not stands_still and not ideas:
+        ideas.append(_longer(run, train))
+    often = epochs(run)
+    if often and often > _MANY_EPOCHS:
         ideas.append(
-            (
-                "Stop early: end the run when three evaluations bring no better loss.",
-                f"{train} train.patience=3",
-            )
-        )
-        dropout = 0.2 if run.config.model.dropout < 0.1 else 0.4
-        ideas.append(
-            (
-                f"Let the network forget a share of its numbers in each step: dropout {dropout}.",
-                f"{train} model.dropout={dropout} train.patience=3",
-            )
-        )
-        return ideas
-    if improvement is not None and improvement >= _WORTH and not ideas:
-        steps = 2 * run.max_steps
-        ideas.append((f"Train twice as long, {steps:,} steps.", f"{train} train.max_steps={steps}"))
-    now = mean_loss_at(run.steps, run.last_step)
-    last = run.evaluations[-1] if run.evaluations else None
-    if now is not None and last is not None and last.val_loss - now < 0.1 * last.val_loss:
+            (f"Use more text: this one was read {often:,.0f} times, so little is left to learn "
+             "in it. `gptcli train` takes several files, and folders.", "")
+        )  # fmt: skip
+    elif _is_close(run):
         layers = run.config.model.n_layer + 2
+        now = mean_loss_at(run.steps, run.last_step)
         ideas.append(
             (
                 f"Train a larger network: training loss ({now:.3f}) and validation loss "
-                f"({last.val_loss:.3f}) are close, so a larger one does not overfit soon.",
+                f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger one does not overfit "
+                "soon.",
                 f"{train} model.n_layer={layers}",
             )
         )
     if not ideas:
+        rate = float(run.config.train.learning_rate)
         ideas.append(
             (
-                "Change one setting, and compare both runs.",
-                f"gptcli compare {shell_word(run.path)} B",
+                "Try other settings, one at a time, for example half and twice the learning rate.",
+                f"gptcli sweep {run_word} train.learning_rate={rate / 2:g},{rate:g},{2 * rate:g}",
             )
         )
     return ideas
+
+
+def _calmer(run: RunData, train: str) -> tuple[str, str]:
+    """What to try if the training broke down: the usual learning rate, or a quarter of this one."""
+    rate = float(run.config.train.learning_rate)
+    automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
+    usual = resolve_rate(automatic, run.config.model.n_embd)
+    if rate > usual:
+        return (
+            f"Train with the usual learning rate, {usual:g}, instead of {rate:g}.",
+            f"{train} train.learning_rate=auto",
+        )
+    return (
+        "Train with a quarter of the learning rate.",
+        f"{train} train.learning_rate={rate / 4:g}",
+    )
+
+
+def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
+    often, model = epochs(run), run.config.model
+    why = f" This one was read {often:,.0f} times." if often and often >= 2 else ""
+    ideas = [
+        (
+            f"Use more text: nothing helps against overfitting as much.{why} "
+            "`gptcli train` takes several files, and folders.",
+            "",
+        )
+    ]
+    patience = "" if run.config.train.patience else " train.patience=3"
+    if patience:
+        ideas.append(
+            (
+                "Stop early: end the run when three evaluations bring no better loss.",
+                f"{train}{patience}",
+            )
+        )
+    if model.dropout < _MOST_DROPOUT:
+        dropout = 0.2 if model.dropout < 0.1 else _MOST_DROPOUT
+        ideas.append(
+            (
+                f"Let the network forget a share of its numbers in each step: dropout {dropout}.",
+                f"{train} model.dropout={dropout}{patience}",
+            )
+        )
+    elif model.n_layer > 1:
+        layers = max(1, model.n_layer // 2)
+        ideas.append(
+            (
+                f"Train a smaller network, of {_counted(layers, 'layer')}: it has less room for "
+                "learning by heart.",
+                f"{train} model.n_layer={layers}{patience}",
+            )
+        )
+    return ideas
+
+
+def _longer(run: RunData, train: str) -> tuple[str, str]:
+    """Twice the time of a run with a time limit, else twice the steps."""
+    minutes = run.config.train.minutes
+    if minutes is not None:
+        return (
+            f"Train twice as long, {2 * minutes:g} minutes.",
+            f"{train} --minutes {2 * minutes:g}",
+        )
+    steps = 2 * run.max_steps
+    return (f"Train twice as long, {steps:,} steps.", f"{train} train.max_steps={steps}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"

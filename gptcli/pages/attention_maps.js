@@ -1,7 +1,8 @@
 // Attention maps: a small map for each head, and a large one whose tokens can be pointed at.
 //
 // attentionMaps(root, labels) returns { show(heads) }. `heads` is a list of
-// { layer, head, kind, share, weights }: weights is base64 of the lower triangle, a byte for each.
+// { layer, head, kind, share, habit, weights }: weights is base64 of the lower triangle, a byte for
+// each; habit is what the head does, in words.
 
 function unpackTriangle(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -23,21 +24,24 @@ function attentionMaps(root, labels) {
   const grid = make("div", { class: "heads", role: "group", "aria-label": "Heads" });
   const large = make("div", { class: "large panel" });
   const title = make("h3");
+  const habit = make("p", { class: "habit" });
   const hint = make("p", { class: "quiet" },
     "Point at a token, or move to it with the Tab key: below each earlier token is the share of " +
     "its attention.");
   const strip = make("div", { class: "tokens" });
-  const frame = make("div", { class: "frame" });
+  const frame = make("div", { class: "frame", tabindex: "0", role: "region", "aria-label": "Map" });
   const canvas = make("canvas", { class: "map", role: "img" });
   const sentence = make("p", { class: "sentence", "aria-live": "polite" });
   frame.append(canvas, make("p", { class: "quiet" },
-    "Each row is a token, each column a token that it looked at; darker is more."));
-  large.append(title, hint, strip, sentence, frame);
+    "Each row is a token that looks, each column a token that it looked at; the stronger the colour, " +
+    "the more. The upper right half is the future, which it cannot see."));
+  large.append(title, habit, hint, strip, sentence, frame);
   root.append(grid, large);
 
   let heads = [];
   let chosen = null; // "layer.head"
   let token = labels.length - 1;
+  let mapped = { cell: 1, edge: 0 }; // the pixels of a cell, and of the labels beside the map
   const tokens = labels.map((label, at) => {
     const button = make("button", { class: "token", type: "button" });
     const share = make("span", { class: "share" });
@@ -50,22 +54,50 @@ function attentionMaps(root, labels) {
     return { button, share };
   });
 
+  canvas.addEventListener("pointermove", (event) => {
+    const row = Math.floor((event.offsetY - mapped.edge) / mapped.cell);
+    if (row >= 0 && row < labels.length && row !== token) { token = row; drawTokens(); }
+  });
+
   const key = (one) => `${one.layer}.${one.head}`;
   const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
 
-  function draw(target, rows, cell) {
+  // The map; with `named`, its tokens at the left and above, if the cells have room for them.
+  function draw(target, rows, cell, named = []) {
     const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
     const size = rows.length * cell;
-    target.width = target.height = Math.round(size * ratio);
     const context = target.getContext("2d");
+    const font = `${Math.min(13, cell - 1)}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace`;
+    context.font = font;
+    const widest = Math.max(0, ...named.map((label) => context.measureText(label).width));
+    const edge = named.length && cell >= 9 ? Math.ceil(Math.min(90, widest)) + 5 : 0;
+    target.width = target.height = Math.round((size + edge) * ratio);
     context.scale(ratio, ratio);
     const colour = rgb();
+    if (edge) {
+      context.font = font;
+      context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
+      context.textBaseline = "middle";
+      context.textAlign = "right";
+      named.forEach((label, t) =>
+        context.fillText(label, edge - 4, edge + (t + 0.5) * cell, edge - 4));
+      context.textAlign = widest < cell ? "center" : "left";
+      named.forEach((label, s) => {
+        context.save();
+        context.translate(edge + (s + 0.5) * cell, widest < cell ? edge / 2 : edge - 4);
+        if (widest >= cell) context.rotate(-Math.PI / 2);
+        context.fillText(label, 0, 0, edge - 4);
+        context.restore();
+      });
+    }
+    context.translate(edge, edge);
     rows.forEach((row, t) => row.forEach((weight, s) => {
-      context.fillStyle = `rgba(${colour}, ${0.05 + 0.95 * weight})`;
+      context.fillStyle = `rgba(${colour}, ${0.05 + 0.95 * Math.sqrt(weight)})`; // small shares show
       context.fillRect(s * cell, t * cell, Math.max(1, cell - (cell > 5 ? 1 : 0)),
         Math.max(1, cell - (cell > 5 ? 1 : 0)));
     }));
-    target.style.width = target.style.height = `${size}px`;
+    target.style.width = target.style.height = `${size + edge}px`;
+    return edge;
   }
 
   function drawTokens() {
@@ -90,8 +122,9 @@ function attentionMaps(root, labels) {
     const one = current();
     if (!one) return;
     title.textContent = `Layer ${one.layer}, head ${one.head}: ${one.kind}`;
+    habit.textContent = `This head ${one.habit}.`;
     const cell = Math.max(4, Math.min(20, Math.floor(420 / one.rows.length)));
-    draw(canvas, one.rows, cell);
+    mapped = { cell, edge: draw(canvas, one.rows, cell, labels) };
     canvas.setAttribute("aria-label",
       `Attention weights of layer ${one.layer}, head ${one.head}: rows are tokens, columns are ` +
       "the tokens that they looked at; darker is more.");

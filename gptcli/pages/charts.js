@@ -1,8 +1,10 @@
-// Charts of a page, drawn by uPlot: zoom by dragging, values at the pointer, colours of the theme.
+// Charts of a page, drawn by uPlot: zoom by dragging or by keys, values at the pointer or at the
+// arrow keys, a legend whose buttons hide lines, colours of the theme.
 //
-// drawChart(root, { title, note, xLabel, yLabel, x, series, clip, sync, log }) where a series is
-// { label, values, style }. Styles differ in colour, dashes and marks, so that no line is told by
-// its colour alone.
+// drawChart(root, { title, note, xLabel, yLabel, x, series, bands, clip, sync, log, logX, height })
+// where a series is { label, values, style, points }: with `points`, it has marks and no line.
+// `bands` are pairs of series between which the area is tinted. Styles differ in colour, dashes and
+// marks, so that no line is told by its colour alone.
 
 const CHARTS = [];
 
@@ -17,32 +19,98 @@ const STYLES = [
   { colour: "--quiet", dash: [10, 5], mark: false },
 ];
 
+function chartNumber(value) {
+  if (value === null || value === undefined) return "–";
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
+    : Number(value.toPrecision(4)).toString();
+}
+
+function themeColour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function styleOf(series, i) {
+  const style = STYLES[(series.style ?? i) % STYLES.length];
+  return series.points ? { ...style, dash: [], mark: true } : style;
+}
+
+// A short piece of the line, with its dashes and its mark.
+function lineSample(style, hasLine) {
+  const space = "http://www.w3.org/2000/svg";
+  const picture = document.createElementNS(space, "svg");
+  const add = (name, attributes) => {
+    const part = document.createElementNS(space, name);
+    for (const [key, value] of Object.entries(attributes)) part.setAttribute(key, value);
+    picture.append(part);
+  };
+  for (const [key, value] of Object.entries({
+    width: 30, height: 12, viewBox: "0 0 30 12", "aria-hidden": "true", class: style.colour.slice(2),
+  })) picture.setAttribute(key, value);
+  if (hasLine) {
+    add("line", { x1: 0, x2: 30, y1: 6, y2: 6, "stroke-width": 2.5, stroke: "currentColor",
+      "stroke-dasharray": style.dash.join(" ") });
+  }
+  if (style.mark) {
+    add("circle", { cx: 15, cy: 6, r: 3.5, class: "mark", stroke: "currentColor", "stroke-width": 2 });
+  }
+  return picture;
+}
+
 function drawChart(root, given) {
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const figure = document.createElement("figure");
-  figure.className = "chart";
-  const caption = document.createElement("figcaption");
-  caption.textContent = given.title;
-  const place = document.createElement("div");
-  place.setAttribute("role", "img");
-  place.setAttribute("aria-label", `${given.title}. ${given.note ?? ""}`);
-  const reset = document.createElement("button");
-  reset.type = "button";
-  reset.className = "small no-print";
-  reset.textContent = "Show all";
+  const make = (name, attributes = {}, text = "") => {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.textContent = text;
+    return element;
+  };
+  const figure = make("figure", { class: "chart" });
+  const caption = make("figcaption", {}, given.title);
+  const reset = make("button", { type: "button", class: "small no-print" }, "Show all");
+  const xLabel = given.xLabel ?? "step";
   reset.hidden = true;
   caption.append(reset);
-  figure.append(caption, place);
-  if (given.note) {
-    const note = document.createElement("p");
-    note.className = "quiet";
-    note.textContent = given.note;
-    figure.append(note);
-  }
+  const place = make("div", {
+    class: "plot", tabindex: "0", role: "group",
+    "aria-label": `Chart: ${given.title}. The left and right keys read values, plus and minus zoom, ` +
+      "Escape shows all again.",
+  });
+  const spoken = make("p", { class: "visually-hidden", "aria-live": "polite" });
+  const legend = make("div", { class: "series-list" });
+  const at = make("span", { class: "at" });
+  legend.append(at);
+  figure.append(caption, place, legend, spoken);
+  if (given.note) figure.append(make("p", { class: "quiet" }, given.note));
   root.append(figure);
   const first = given.x[0];
   const last = given.x[given.x.length - 1];
+  const hidden = given.series.map(() => false);
   let plot = null;
+
+  const outputs = given.series.map((one, i) => {
+    const several = given.series.length > 1;
+    const entry = several ? make("button", { type: "button", class: "series", "aria-pressed": "true",
+      title: "Show or hide this line" }) : make("span", { class: "series" });
+    const value = make("span", { class: "value" });
+    entry.append(lineSample(styleOf(one, i), !one.points), make("span", {}, one.label), value);
+    if (several) {
+      entry.addEventListener("click", () => {
+        hidden[i] = !hidden[i];
+        entry.setAttribute("aria-pressed", String(!hidden[i]));
+        plot.setSeries(i + 1, { show: !hidden[i] });
+      });
+    }
+    legend.append(entry);
+    return value;
+  });
+
+  function showValues(u) {
+    const i = u.cursor.idx;
+    const known = i !== null && i !== undefined;
+    at.textContent = known ? `${xLabel} ${chartNumber(given.x[i])}` : "";
+    outputs.forEach((output, s) => {
+      output.textContent = known ? chartNumber(given.series[s].values[i]) : "";
+    });
+  }
 
   // Without the steep start, which would flatten everything that comes later.
   function clipped(low, high, from, to) {
@@ -56,18 +124,20 @@ function drawChart(root, given) {
     return [low - margin, high + margin];
   }
 
+  const width = () => Math.max(200, place.clientWidth);
+
   function build() {
     plot?.destroy();
     const axis = {
-      stroke: colour("--quiet"),
-      grid: { stroke: colour("--line"), width: 1 },
-      ticks: { stroke: colour("--line"), width: 1 },
-      font: "12px system-ui, sans-serif",
-      labelFont: "12px system-ui, sans-serif",
-      labelSize: 20,
+      stroke: themeColour("--quiet"),
+      grid: { stroke: themeColour("--line"), width: 1 },
+      ticks: { stroke: themeColour("--line"), width: 1 },
+      font: "13px system-ui, sans-serif",
+      labelFont: "13px system-ui, sans-serif",
+      labelSize: 22,
     };
     plot = new uPlot({
-      width: Math.max(260, figure.clientWidth),
+      width: width(),
       height: given.height ?? 260,
       cursor: { sync: given.sync ? { key: given.sync } : undefined, drag: { x: true, y: false } },
       scales: {
@@ -77,23 +147,23 @@ function drawChart(root, given) {
             : clipped(low, high, u.scales.x.min, u.scales.x.max),
         },
       },
-      axes: [{ ...axis, label: given.xLabel ?? "step" },
-        { ...axis, label: given.yLabel, size: 62 }],
-      legend: { live: true },
+      axes: [{ ...axis, label: xLabel }, { ...axis, label: given.yLabel, size: 62 }],
+      legend: { show: false },
+      bands: (given.bands ?? []).map((pair) => ({ series: pair, fill: themeColour("--blue-soft") })),
       series: [
-        { label: given.xLabel ?? "step" },
+        {},
         ...given.series.map((one, i) => {
-          const style = STYLES[(one.style ?? i) % STYLES.length];
+          const style = styleOf(one, i);
           return {
-            label: one.label,
-            stroke: colour(style.colour),
+            stroke: themeColour(style.colour),
             dash: style.dash,
-            width: 2,
+            width: one.points ? 0 : 2,
+            show: !hidden[i],
             spanGaps: true,
-            points: { show: style.mark || undefined, size: 6, fill: colour("--panel") },
-            value: (u, value) => value === null || value === undefined ? "–"
-              : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
-                : Number(value.toPrecision(4)).toString(),
+            points: {
+              show: style.mark || undefined, size: one.points ? 10 : 7, width: 2,
+              stroke: themeColour(style.colour), fill: themeColour("--panel"),
+            },
           };
         }),
       ],
@@ -101,16 +171,59 @@ function drawChart(root, given) {
         setScale: [(u, key) => {
           if (key === "x") reset.hidden = u.scales.x.min <= first && u.scales.x.max >= last;
         }],
+        setCursor: [showValues],
       },
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
-  reset.addEventListener("click", () => plot.setScale("x", { min: first, max: last }));
+
+  // Charts with the same `sync` zoom together, as uPlot does when one is dragged across.
+  const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
+  const showAll = () => together().forEach((one) => one.zoomTo(null));
+  function moveTo(i) {
+    const left = plot.valToPos(given.x[i], "x");
+    plot.setCursor({ left, top: plot.over.clientHeight / 2 });
+    spoken.textContent = `${xLabel} ${chartNumber(given.x[i])}: ` + given.series
+      .map((one) => `${one.label} ${chartNumber(one.values[i])}`).join(", ");
+  }
+  function zoom(factor) {
+    const { min, max } = plot.scales.x;
+    const middle = given.x[plot.cursor.idx ?? Math.floor(given.x.length / 2)];
+    const half = Math.max((max - min) * factor / 2, (last - first) / 1000);
+    const range = { min: Math.max(first, middle - half), max: Math.min(last, middle + half) };
+    together().forEach((one) => one.zoomTo(range));
+  }
+  place.addEventListener("keydown", (event) => {
+    const now = plot.cursor.idx;
+    const many = given.x.length - 1;
+    const stride = event.shiftKey ? Math.max(1, Math.round(many / 10)) : 1;
+    const keys = {
+      ArrowRight: () => moveTo(Math.min(many, (now ?? -1) + stride)),
+      ArrowLeft: () => moveTo(Math.max(0, (now ?? many + 1) - stride)),
+      Home: () => moveTo(0),
+      End: () => moveTo(many),
+      "+": () => zoom(0.5),
+      "=": () => zoom(0.5),
+      "-": () => zoom(2),
+      Escape: showAll,
+    };
+    if (event.ctrlKey || event.metaKey || !keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  reset.addEventListener("click", () => { showAll(); place.focus({ preventScroll: true }); });
   build();
-  CHARTS.push({ build, size: () => plot.setSize({
-    width: Math.max(260, figure.clientWidth), height: given.height ?? 260 }) });
+  const size = () => {
+    if (width() !== plot.width) plot.setSize({ width: width(), height: given.height ?? 260 });
+  };
+  const own = {
+    build, size, sync: given.sync,
+    zoomTo: (range) => plot.setScale("x", range ?? { min: first, max: last }),
+  };
+  CHARTS.push(own);
+  // Not only with the window: a chart that is added beside another one takes half of its place.
+  new ResizeObserver(size).observe(place);
 }
 
-addEventListener("resize", () => CHARTS.forEach((one) => one.size()));
 addEventListener("beforeprint", () => CHARTS.forEach((one) => one.size()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change",
   () => CHARTS.forEach((one) => one.build()));

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptcli.pages.inlining import Page, asset, document, json_block
-from gptcli.pages.report_page import UPLOT_SCRIPT, UPLOT_STYLE, numbers
+from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.pages.run_data import spread
 from gptcli.view.number_formats import human_count, time_taken
 from gptcli.view.safe_text import clean
@@ -34,7 +34,7 @@ class ComparedArm:
 
 def compare_page(title: str, arms: Sequence[ComparedArm], verdicts: Sequence[str]) -> str:
     """The page as HTML. `verdicts` are sentences about which is better."""
-    said = "".join(f"<li>{html.escape(clean(one))}</li>" for one in verdicts)
+    said = "".join(f"<li>{words_as_html(one)}</li>" for one in verdicts)
     samples = "".join(
         f'<div class="panel"><h3>{html.escape(clean(arm.name))}</h3>'
         f"<pre>{html.escape(clean(arm.sample)[:900])}</pre></div>"
@@ -47,8 +47,7 @@ def compare_page(title: str, arms: Sequence[ComparedArm], verdicts: Sequence[str
 <div class="scroll" tabindex="0" role="region" aria-label="Table of the configs">
 {_table(arms)}</div></section>
 <section><h2>Curves</h2>
-<p class="quiet no-print">Point at a chart to read its values; drag across it to zoom; double-click
-to see all again.</p>
+{CHARTS_HELP}
 <div class="charts one" id="losses"></div></section>
 {f'<section><h2>What they write</h2><div class="samples">{samples}</div></section>' * bool(samples)}
 </main>"""
@@ -90,7 +89,7 @@ def _chart(
 
 def _table(arms: Sequence[ComparedArm]) -> str:
     keys = list(arms[0].settings)
-    heads = ["", "best validation loss", "95 % interval", "runs", "time", "parameters", *keys]
+    heads = ["run", "best validation loss", "95 % interval", "runs", "time", "parameters", *keys]
     head = "".join(f'<th scope="col">{html.escape(one)}</th>' for one in heads)
     rows = []
     for arm in arms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from gptcli.inspection.looking import Look
-from gptcli.pages.attention_maps import labels, packed
+from gptcli.pages.attention_maps import head_record, labels
 from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.training.loading import Trained
 from gptcli.view.token_labels import token_label
@@ -19,15 +19,7 @@ def look_page(trained: Trained, found: Look) -> str:
     for one in found.heads:
         weights = found.maps[one.layer]
         assert weights is not None
-        heads.append(
-            {
-                "layer": one.layer + 1,
-                "head": one.head + 1,
-                "kind": one.kind,
-                "share": round(100 * one.best) if one.kind != "mixed" else None,
-                "weights": packed(weights[one.head]),
-            }
-        )
+        heads.append(head_record(one, weights[one.head]))
     missing = (
         ""
         if heads

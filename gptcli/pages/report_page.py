@@ -20,7 +20,7 @@ from gptcli.files.paths import shell_word
 from gptcli.inspection.head_kinds import kinds_in_maps
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.advice import Advice, advice
-from gptcli.pages.attention_maps import packed
+from gptcli.pages.attention_maps import head_record
 from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.run_data import RunData, spread, thinned
 from gptcli.tokenization import Tokenizer
@@ -32,8 +32,12 @@ MOST_BYTES = 1_000_000
 _MOMENTS = 8  # evaluations whose maps the page has
 _MOST_HEADS = 24
 _SAMPLES = 6
+_HABITS = 4  # of the clearest heads, in words
 _SAMPLE_CHARACTERS = 700
 
+CHARTS_HELP = """<p class="quiet no-print">Point at a chart to read its values; drag across it to
+zoom; double-click to see all again. With the keyboard: move to a chart with the Tab key, then use
+the left and right keys, plus and minus.</p>"""
 UPLOT_STYLE = "third_party/uPlot.min.css"
 UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
@@ -62,15 +66,14 @@ def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: in
 <p>{_subtitle(run)}</p>
 </header>
 <section><h2>What happened</h2>
-<p class="prose">{html.escape(found.summary)}</p>
+<p class="prose">{words_as_html(found.summary)}</p>
 <div class="answers">{_answers(found)}</div>
 <h3>What to try next</h3>
 <ul class="ideas prose">{_ideas(found)}</ul>
 {missing}
 </section>
 <section><h2>Curves</h2>
-<p class="quiet no-print">Point at a chart to read its values; drag across it to zoom; double-click
-to see all again.</p>
+{CHARTS_HELP}
 <div class="charts one" id="losses"></div><div class="charts" id="others"></div>
 {_table(run)}</section>
 <section><h2>What it wrote as it learned</h2>{_samples(run)}</section>
@@ -228,8 +231,8 @@ def _table(run: RunData) -> str:
     return (
         "<details><summary>The evaluations as a table</summary><table><thead><tr>"
         '<th class="number" scope="col">step</th><th class="number" scope="col">validation loss'
-        '</th><th class="number" scope="col">after</th><th scope="col"></th></tr></thead><tbody>'
-        f"{rows}</tbody></table></details>"
+        '</th><th class="number" scope="col">after</th><th scope="col">note</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></details>"
     )
 
 
@@ -297,15 +300,7 @@ def _maps(
             {
                 "step": step,
                 "heads": [
-                    {
-                        "layer": layer + 1,
-                        "head": head + 1,
-                        "kind": kinds[layer, head].kind,
-                        "share": round(100 * kinds[layer, head].best)
-                        if kinds[layer, head].kind != "mixed"
-                        else None,
-                        "weights": packed(tensors[layer][head]),
-                    }
+                    head_record(kinds[layer, head], tensors[layer][head])
                     for layer, head in heads
                     if (layer, head) in kinds
                 ],
@@ -357,15 +352,34 @@ def _maps_section(maps: dict[str, Any] | None) -> str:
     if maps is None:
         return ""
     return f"""<section><h2>What its heads looked at</h2>
-<p class="prose">Attention maps of the first {len(maps["labels"])} tokens of that passage. A head
-reads each token and looks back at earlier ones: a diagonal line means that it looks at the token
-just before, a column that it always looks at the same one. Move the slider to see the heads find
-their task.</p>
+<p class="prose">Attention is how a network fetches what it needs from earlier tokens. Each head
+looks back from every token, and shares out 100 % of its attention among that token and those before
+it; it cannot see later ones. These are the first {len(maps["labels"])} tokens of the passage above.
+In a map, a diagonal line means that the head looks at the token just before, a column that it
+always looks at the same one.</p>
+{_habits(maps["moments"][-1]["heads"])}
+<p class="prose">Move the slider to see the heads find their task.</p>
 <div class="range"><label for="maps-step">Evaluation</label>
 <input type="range" id="maps-step" min="0" max="{len(maps["moments"]) - 1}" step="1"
 value="0">
 <output id="maps-words" for="maps-step"></output></div>
 <div id="maps"></div></section>"""
+
+
+def _habits(heads: list[dict[str, Any]]) -> str:
+    """What the clearest heads do at the last evaluation, as a list: at least two, if there are."""
+    clear = sum(one["kind"] != "mixed" for one in heads)
+    shown = heads[: min(_HABITS, max(2, clear))]
+    items = "".join(
+        f"<li>Layer {one['layer']}, head {one['head']} {html.escape(one['habit'])}.</li>"
+        for one in shown
+    )
+    return f'<p class="prose">The clearest heads at the end:</p><ul class="prose">{items}</ul>'
+
+
+def _command(text: str) -> str:
+    """A command as HTML that breaks between words only, not within an option."""
+    return " ".join(f"<span>{html.escape(word)}</span>" for word in clean(text).split(" "))
 
 
 # ---- words -------------------------------------------------------------------------------------
@@ -396,15 +410,20 @@ def _text_name(run: RunData) -> str:
 def _answers(found: Advice) -> str:
     return "".join(
         f"<div><h3>{html.escape(one.question)}</h3><strong>{html.escape(one.verdict)}</strong>"
-        f"<p>{html.escape(one.sentence)}</p></div>"
+        f"<p>{words_as_html(one.sentence)}</p></div>"
         for one in found.answers
     )
 
 
+def words_as_html(text: str) -> str:
+    """A sentence as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r'<code class="inline">\1</code>', html.escape(clean(text)))
+
+
 def _ideas(found: Advice) -> str:
     return "".join(
-        f"<li>{html.escape(sentence)}"
-        + (f"<code>{html.escape(clean(command))}</code>" if command else "")
+        f"<li>{words_as_html(sentence)}"
+        + (f"<code>{_command(command)}</code>" if command else "")
         + "</li>"
         for sentence, command in found.next
     )
@@ -476,5 +495,5 @@ def _repeat(run: RunData) -> str:
             if run.config.train.minutes is not None
             else ""
         )
-        + f'.</p><code class="command">{html.escape(clean(command))}</code>'
+        + f'.</p><code class="command">{_command(command)}</code>'
     )

@@ -13,6 +13,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.events import Evaluated, Replanned, SampleDrawn, StepDone
 from gptcli.files.bounded import read_lines
+from gptcli.files.durable import is_locked
 from gptcli.training import run_folder
 from gptcli.view.history import recorded_events, recorded_samples
 
@@ -53,6 +54,14 @@ class RunData:
         ends: list[StepDone | Evaluated] = [*self.steps[-1:], *self.evaluations[-1:]]
         known = [one.seconds for one in ends]
         return max([*known, float(self.status.get("seconds") or 0.0)])
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process trains the run now."""
+        try:
+            return is_locked(self.path)
+        except OSError:
+            return False
 
     def count(self, key: str) -> int | None:
         """A count of run.json, such as "parameters" or "train_tokens"."""

@@ -10,23 +10,27 @@ from gptcli.files.paths import shell_word
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise GptcliError if a file would be replaced without `overwrite`, or cannot be written."""
+    """Raise GptcliError if a file would be replaced without `overwrite`, or if it is a folder.
+
+    Call it before any work; a folder that is missing is made by `write`."""
     if path.is_dir():
         raise GptcliError(
             f"{path} is a folder", f"name a file in it: {shell_word(path / 'x.html')}"
         )
-    if not path.parent.is_dir():
-        raise GptcliError(f"there is no folder {path.parent}", "make it first, or name another")
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise GptcliError(f"{path} exists already", "add --overwrite to replace it")
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file, completely or not at all. Raises GptcliError if the disk refuses."""
+    """Write a file, completely or not at all, and make its folder if it is missing.
+
+    Raises GptcliError if the disk refuses."""
     data = content.encode("utf-8") if isinstance(content, str) else content
+    with durable.path_errors(path.parent):
+        durable.make_folder(path.parent)
     try:
         durable.write_atomically(path, data)
     except OSError as error:
-        raise GptcliError(
-            f"{path} cannot be written ({error.strerror})", "name another place", exit_code=1
+        raise durable.write_error(
+            path, error, "free some space, or name a file on another disk"
         ) from None

@@ -126,7 +126,8 @@ def fit_to_minutes(
         over = steps * step_seconds + math.ceil(steps / every) * evaluation_seconds - remaining
         if over <= 0:
             break
-        steps -= max(1, int(over / step_seconds))
+        # A step also brings its share of an evaluation.
+        steps -= max(1, int(over / (step_seconds + evaluation_seconds / every)))
     if steps < _MIN_STEPS and is_strict:
         passed = seconds - remaining
         raise GptcliError(

@@ -17,7 +17,8 @@ from gptcli.view.token_labels import padded
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _MARKS = "ox+*#@"
-_ROWS = 14
+_FEWEST_ROWS, _MOST_ROWS = 7, 24  # of the chart
+_ROWS_BELOW = 17  # samples, verdict and titles
 _LINES = 6  # of a chart
 
 
@@ -43,13 +44,16 @@ def arms_lines(arms: Sequence[ArmRow], console: Console) -> list[Text]:
     if drawn:
         steps = [step for arm in drawn for step, _ in arm.points]
         glyphs = ASCII if console.options.ascii_only else UNICODE
-        room = max(6, min(_ROWS, console.height - len(arms) - 8))
+        room = max(_FEWEST_ROWS, min(_MOST_ROWS, console.height - len(arms) - _ROWS_BELOW))
         curves = [
             Line(crop(clean(arm.name), 22), [(float(s), v) for s, v in arm.points], style, mark)
             for arm, style, mark in zip(drawn, _STYLES, _MARKS, strict=False)
         ]
         lines += [Text("validation loss", style="dim")]
-        lines += [*chart(curves, (min(steps), max(steps)), width, room, glyphs), Text()]
+        lines += [
+            *chart(curves, (min(steps), max(steps)), width, room, glyphs, with_ends=True),
+            Text(),
+        ]
     return [*lines, *_table(arms, drawn, width, console.encoding)]
 
 

@@ -42,12 +42,18 @@ def loss_lines(losses: Points, val_losses: Points) -> list[Line]:
 
 
 def chart(
-    lines: Sequence[Line], steps: tuple[int, int], width: int, rows: int, glyphs: Glyphs
+    lines: Sequence[Line],
+    steps: tuple[int, int],
+    width: int,
+    rows: int,
+    glyphs: Glyphs,
+    *,
+    with_ends: bool = False,
 ) -> list[Text]:
     """The lines over `steps` (first, last): `rows` lines of curve, then one line of axis.
 
     A later line lies over an earlier one. No line of text is wider than `width` cells if `width`
-    is at least eight.
+    is at least eight. With `with_ends`, the end of each line is in the picture.
     """
     ascii_only = glyphs.ascii_only
     columns = max(1, width - LABEL_WIDTH - 1)
@@ -56,7 +62,7 @@ def chart(
         resample(line.points if line.mark else means(line.points, MEANS), across * columns, *steps)
         for line in lines
     ]
-    low, high = bounds(*values)
+    low, high = bounds(*values, with_ends=with_ends)
     any_points = any(line.points for line in lines)
     labels = axis_labels(low, high, rows, down) if any_points else {}
     drawn = [

@@ -60,7 +60,7 @@ def _chart(runs: tuple[ShownRun, ShownRun], console: Console, width: int, rows: 
         for run, points, style, mark in zip(runs, histories, STYLES, MARKS, strict=True)
     ]
     glyphs = ASCII if console.options.ascii_only else UNICODE
-    return chart(lines, (round(min(steps)), round(max(steps))), width, rows, glyphs)
+    return chart(lines, (round(min(steps)), round(max(steps))), width, rows, glyphs, with_ends=True)
 
 
 def _table(runs: tuple[ShownRun, ShownRun], width: int, encoding: str) -> list[Text]:

@@ -95,13 +95,14 @@ def means(points: Points, parts: int) -> Points:
     ]
 
 
-def bounds(*curves: Sequence[float]) -> tuple[float, float]:
+def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, float]:
     """(lowest, highest) value of the vertical axis for curves over the same steps.
 
     The steep start of a training does not set the top: a new model's loss falls from ln V, and
     would press the rest of the curve into the bottom rows. The top is the highest value of the last
-    three quarters, plus some room for the first quarter. The range is never empty; it is (0, 1) if
-    no value is finite.
+    three quarters, plus some room for the first quarter. With `with_ends`, the last value of each
+    curve is in the range too: a short run keeps its place beside long ones. The range is never
+    empty; it is (0, 1) if no value is finite.
     """
     everything = _finite(curves, 0.0)
     if not everything:
@@ -111,6 +112,8 @@ def bounds(*curves: Sequence[float]) -> tuple[float, float]:
     room = ROOM_FOR_START * (later - low)
     if later < high:
         high = max(later, min(max(_finite(curves, 0.1) or everything), later + room))
+    if with_ends:
+        high = max(high, *(found[-1] for c in curves if (found := _finite([c], 0.0))))
     margin = 0.02 * max(abs(low), abs(high), 1.0)
     if high - low < margin:  # a (nearly) constant curve is drawn in the middle
         middle = (low + high) / 2

@@ -74,7 +74,7 @@ def test_a_page_is_written_once(cli: Any, trained: Path, tmp_path: Path) -> None
         (("-p", "What", "--layer", 2), "the model has 1 layer\n"),
         (("-p", "What", "--head", 3), "the model has 2 heads"),
         (("-p", "Wh€t"), "€"),
-        (("-p", "What", "--html", "no/such/folder.html"), "there is no folder"),
+        (("-p", "What", "--html", "."), "is a folder"),
     ],
 )
 def test_mistakes(arguments: Any, message: str, cli: Any, trained: Path) -> None:

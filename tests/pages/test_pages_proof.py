@@ -166,7 +166,8 @@ def test_the_command_writes_a_page_and_says_how_it_was_proven(
     for line in text_file.read_text("utf-8").splitlines():
         assert len(line) < 12 or line not in text  # never the training text
     again = cli("page", trained)
-    assert (again.code, "small.html exists" in again.err) == (2, True)
+    assert (again.code, "small.html exists already" in again.err) == (2, True)
+    assert cli("page", trained, "--overwrite").code == 0
     told = json.loads(cli("page", trained, "--out", "other/page.html", "--json").out)
     assert (told["proven_by"], told["path"]) == ("numpy", "other/page.html")
     assert told["bytes"] == (tmp_path / "other" / "page.html").stat().st_size

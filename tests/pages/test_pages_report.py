@@ -52,9 +52,10 @@ def test_overfitting(losses: tuple[float, ...], is_overfit: bool) -> None:
 def test_what_twice_the_steps_bring() -> None:
     """On a loss that falls by 0.3 with each doubling, the line finds 0.3."""
     losses = [4 - 0.3 * math.log2(100 * (i + 1)) for i in range(12)]
-    assert doubled(evaluations(*losses)) == pytest.approx(0.3)
-    assert doubled(evaluations(3.0, 2.0)) is None
-    assert doubled(evaluations(2.0, 2.0, 2.0)) == pytest.approx(0)
+    points = [(100 * (i + 1), loss) for i, loss in enumerate(losses)]
+    assert doubled(points) == pytest.approx(0.3)
+    assert doubled([(1, 3.0), (2, 2.0)]) is None
+    assert doubled([(1, 2.0), (2, 2.0), (3, 2.0)]) == pytest.approx(0)
 
 
 def test_spikes() -> None:

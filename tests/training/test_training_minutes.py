@@ -158,6 +158,15 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
 
 
+def test_evaluations_that_the_user_wants_often_leave_time_for_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of quick steps with an evaluation after each twenty, the time holds fewer, not none."""
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.005, 0.005))
+    config, _ = planned(tmp_path, 1, {"train.eval_every": 20}, keep=True)
+    assert 1000 < config.train.max_steps < 0.9 * 60 / 0.005
+
+
 def test_keys_that_the_user_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     asked = {"model.n_layer": 7, "model.dropout": 0.05, "train.patience": 3}

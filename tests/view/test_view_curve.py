@@ -137,3 +137,11 @@ def test_a_start_that_is_steep_for_long_gets_a_third_of_the_range() -> None:
 def test_bounds_are_never_empty(values: list[float]) -> None:
     low, high = bounds(values)
     assert low < high
+
+
+def test_the_end_of_a_short_curve_is_in_the_range_if_asked() -> None:
+    """Of two runs, one that ended early with a high loss, and one that went on."""
+    nan = math.nan
+    short, long = [4.0, 3.0, *[nan] * 18], [4.0, 3.2, *[2.0] * 18]
+    assert bounds(short, long)[1] < 3.0
+    assert bounds(short, long, with_ends=True)[1] == 3.0

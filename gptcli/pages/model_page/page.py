@@ -17,7 +17,6 @@ from torch import Tensor
 from gptcli import __version__
 from gptcli.corpus import windows
 from gptcli.errors import GptcliError
-from gptcli.files import durable
 from gptcli.files.paths import shell_word
 from gptcli.model.gpt import GPT
 from gptcli.pages.inlining import Page, asset, document, json_block
@@ -27,6 +26,7 @@ from gptcli.pages.model_page.programs import Program
 from gptcli.pages.model_page.proof import Proof, RoundingError
 from gptcli.pages.model_page.runtime_files import view_script, worker_script
 from gptcli.pages.model_page.story import Story, curve, curve_words, story_of, text_size
+from gptcli.pages.written import write
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
@@ -55,7 +55,7 @@ class WrittenPage:
 def write_page(
     trained: Trained, out: Path, program: Program | None, say: Callable[[str], None]
 ) -> WrittenPage:
-    """Write the page of a trained run to `out`, which must not exist.
+    """Write the page of a trained run to `out`, and replace a file that is there.
 
     `program` runs the page's JavaScript for the proof; None means numpy. `say` is told what is
     being done. The model must have builtin parts only. Raises GptcliError if the page is too large,
@@ -94,14 +94,7 @@ def write_page(
             webassembly=True,
         )
     ).encode("utf-8")
-    with durable.path_errors(out.parent):
-        durable.make_folder(out.parent)
-    try:
-        durable.write_atomically(out, whole)
-    except OSError as error:
-        raise durable.write_error(
-            out, error, "free some space, or choose another disk with --out"
-        ) from None
+    write(out, whole)
     return WrittenPage(
         out, len(whole), proven, rounding, compared_on, tuple(_notes(len(whole), trained))
     )

@@ -1,0 +1,146 @@
+"""The advice of a report on real runs: its verdicts are true, and its commands work.
+
+recorded_runs.json holds the losses of runs that were trained for these tests: one that overfits a
+text of 1,600 characters, a good one with --minutes, one that was interrupted, one that diverged,
+one that its patience ended, one that was resumed, a short one, and one without validation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.config import Config
+from gptcli.events import Evaluated, StepDone
+from gptcli.files.durable import folder_lock
+from gptcli.pages.advice import Advice, advice
+from gptcli.pages.run_data import RunData
+
+RECORDED: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "recorded_runs.json").read_text("utf-8")
+)
+
+
+def recorded(name: str, path: Path | None = None) -> RunData:
+    run = RECORDED[name]
+    config = Config.model_validate(run["config"])
+    tokens = config.tokens_per_step
+    steps = [StepDone(n, n * tokens, n / 5, loss, 0.01, norm, 1e4, True)
+             for n, loss, norm in run["steps"]]  # fmt: skip
+    evaluations = [Evaluated(n, n * tokens, n / 5, loss, False) for n, loss in run["evaluations"]]
+    return RunData(
+        path or Path("runs") / name, name, config, run["status"], steps, evaluations, [], [],
+        config.train.max_steps,
+    )  # fmt: skip
+
+
+def verdicts(found: Advice) -> tuple[str, ...]:
+    return tuple(one.verdict for one in found.answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "ideas"),
+    [
+        ("overfit", ("Yes", "No", "Yes"),
+         ("", "train.patience=3", "model.n_layer=1 train.patience=3")),
+        ("fine", ("No", "Yes", "Yes"), ("--minutes 1.4", "model.n_layer=4")),
+        ("stopped", ("No", "Yes", "Unknown"), ("--resume --out runs/stopped",)),
+        ("diverged", ("No", "No", "No"), ("train.learning_rate=auto",)),
+        ("patience", ("No", "Hardly", "Yes"), ("",)),
+        ("resumed", ("No", "Yes", "Yes"), ("train.max_steps=400", "model.n_layer=4")),
+        ("short", ("No", "Yes", "Yes"), ("train.max_steps=60", "model.n_layer=4")),
+        ("noval", ("No", "Yes", "Yes"), ("data.val_fraction=0.1",)),
+    ],
+)  # fmt: skip
+def test_verdicts_and_ideas(name: str, expected: tuple[str, ...], ideas: tuple[str, ...]) -> None:
+    found = advice(recorded(name))
+    assert verdicts(found) == expected
+    assert len(found.next) == len(ideas)
+    for (_, command), end in zip(found.next, ideas, strict=True):
+        assert command.endswith(end)
+
+
+def test_figures_are_those_of_the_run() -> None:
+    overfit, time, _ = advice(recorded("overfit")).answers
+    assert "best at step 160 (2.440) and rose to 2.557 at step 400" in overfit.sentence
+    assert "fell from 2.038 to 1.683" in overfit.sentence
+    assert "None of the 12 evaluations after step 160" in time.sentence
+    text = advice(recorded("resumed")).summary
+    assert "18 % of its text of 1,140,545 tokens" in text
+    patience = advice(recorded("patience"))
+    assert "as train.patience=3 asks" in patience.answers[1].sentence
+    assert "read 53 times" in patience.next[0][0]
+    broken = advice(recorded("diverged"))
+    assert "0.003, instead of 100" in broken.next[0][0]
+
+
+def test_no_sentence_has_a_wrong_plural_or_an_empty_figure() -> None:
+    for name in RECORDED:
+        found = advice(recorded(name))
+        words = " ".join(
+            [
+                found.summary,
+                *(one.sentence for one in found.answers),
+                *(one for one, _ in found.next),
+            ]
+        )
+        assert not re.search(r"\b1 (?!in)\w+s\b", words), words
+        assert "0.0 times" not in words
+        assert "nan" not in words.split()
+
+
+def test_one_worse_evaluation_is_too_early_to_tell() -> None:
+    run = recorded("resumed")
+    last = run.evaluations[-1]
+    worse = replace(last, step=last.step + 20, val_loss=1.02 * last.val_loss)
+    found = advice(replace(run, evaluations=[*run.evaluations, worse]))
+    assert found.answers[0].verdict == "Too early to tell"
+
+
+def test_without_validation_a_text_that_was_read_often_is_unknown() -> None:
+    run = recorded("noval")
+    often = replace(run, status={**run.status, "train_tokens": 2000})
+    found = advice(often)
+    assert found.answers[0].verdict == "Unknown"
+    assert "data.val_fraction is 0" in found.answers[0].sentence
+
+
+def test_a_diverged_run_of_the_usual_rate_gets_a_lower_one() -> None:
+    run = recorded("diverged")
+    train = run.config.train.model_copy(update={"learning_rate": 0.002})
+    config = run.config.model_copy(update={"train": train})
+    assert advice(replace(run, config=config)).next[0][1].endswith("train.learning_rate=0.0005")
+
+
+def test_a_user_s_part_is_named_again() -> None:
+    run = recorded("resumed")
+    own = replace(run, status={**run.status, "own_parts": ["attention"]})
+    assert "--attention FILE" in advice(own).next[0][1]
+
+
+def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
+    run = recorded("stopped", tmp_path)
+    still = replace(run, status={k: v for k, v in run.status.items() if k != "stopped"})
+    with folder_lock(tmp_path):
+        found = advice(still)
+    assert found.answers[1].verdict == "Still training"
+    assert [one[1].split()[:2] for one in found.next] == [["gptcli", "report"]]
+    assert "--resume" in advice(still).next[0][1]  # a killed run
+
+
+def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
+    """Those of a real run and of each recorded one, with --dry-run on the config of a real run."""
+    for name in RECORDED:
+        for _, command in advice(recorded(name, trained)).next:
+            words = shlex.split(command)[1:]
+            if words[:1] != ["train"] or "--resume" in words:
+                continue
+            words[words.index("--out") + 1] = str(tmp_path / "new")
+            outcome = cli(*words, "--dry-run")
+            assert outcome.code == 0, f"{command}\n{outcome.err}"
