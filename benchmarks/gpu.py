@@ -298,6 +298,7 @@ def our_step(batch: int) -> Callable[[], None]:
 
 def our_sampling(streams: int) -> Callable[[int], None]:
     """Sampling of GPT-2 124M in bfloat16 as `gptcli sample` does it."""
+    import numpy as np
     import torch
 
     from gptcli.config import ModelConfig
@@ -310,14 +311,14 @@ def our_sampling(streams: int) -> Callable[[int], None]:
     config = ModelConfig(arch="gpt2", bias=False, dropout=0.0, **SIZES)
     model = GPT(config, 50_257).eval()
     initialise(model, torch.Generator().manual_seed(0))
-    backend = choose_backend("bfloat16", device, has_user_parts=False, arch=config.traits)
-    model.to(device).branches_in(backend.dtype)
+    backend = choose_backend("bfloat16", "cuda", has_user_parts=False, arch=config.traits)
+    model.to(device).branches_in(backend.torch_dtype)
     writer = open_streams(model, streams, SamplingParams(0.8, top_k=200), backend, 1)
     numbers = [UniformNumbers(0, i) for i in range(streams)]
 
     def write(count: int) -> None:
         writer.feed({i: [0] for i in range(streams)}, restart=True)
-        writer.run(range(streams), torch.stack([one.take(count) for one in numbers]))
+        writer.run(range(streams), np.stack([one.take(count) for one in numbers]))
 
     return write
 

@@ -11,7 +11,6 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
-    from gptcli.training.loading import Trained
 
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """The lowest probability of each shade in a notebook."""
@@ -85,17 +84,12 @@ def _shade(log_probability: float) -> str:
     return next(shade for least, shade in _SHADES if probability >= least)
 
 
-def score_text(
-    trained: Trained, text: str, sampling: SamplingModel | None = None, *, name: str = ""
-) -> Score:
+def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
     """The score of a text that the model can read, as `readable` gives it.
 
-    PyTorch computes it in the model's dtype. With `sampling`, its engine does, because engines
-    round differently. `name` is what messages call the text. Raises GptcliError if the text has no
-    tokens."""
-    from gptcli.sampling.backend import open_decoder
-    from gptcli.sampling.score import log_probabilities, native_log_probabilities
-
+    The model's engine computes it, because engines round differently. `name` is what messages call
+    the text. Raises GptcliError if the text has no tokens."""
+    trained = model.trained
     tokenizer = trained.tokenizer
     try:
         ids = tokenizer.encode(text)
@@ -107,10 +101,15 @@ def score_text(
         of = f" of {name}" if name else ""
         raise GptcliError(f"the text{of} has no tokens", "score another text")
     start = tokenizer.start_ids()
-    if sampling is not None and sampling.backend.native:
-        decoder = open_decoder(trained.model, sampling.backend, sampling.threads)
-        found = native_log_probabilities(decoder, trained.config.model, start, ids)
+    if model.backend.native:
+        from gptcli.sampling.backend import open_decoder
+        from gptcli.sampling.native_score import native_log_probabilities
+
+        decoder = open_decoder(trained.weights, model.backend, model.threads)
+        found = native_log_probabilities(decoder, trained.config.model, start, ids).tolist()
     else:
-        found = log_probabilities(trained.model, start, ids)
+        from gptcli.sampling.score import log_probabilities
+
+        found = log_probabilities(trained.model, start, ids).tolist()
     pieces = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
-    return Score(text, ids, pieces, found.tolist())
+    return Score(text, ids, pieces, found)

@@ -9,18 +9,31 @@ import ctypes
 import time
 from array import array
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from gptcli.config import ModelConfig
-from gptcli.model.gpt import GPT
+from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
-from gptcli.native.engine import has_layout
+from gptcli.model.weights import Weights
 from gptcli.native.library import DecoderShape, SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount, context_switches
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float32]
+
+DecoderDtype = Literal["float32", "bfloat16", "int8"]
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # `Kind` of packed.h
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def has_layout(arch: Arch) -> bool:
+    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
+    llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
+    return all(llama) or not (any(llama) or arch.qk_norm)
 
 
 def bytes_needed(
@@ -28,7 +41,7 @@ def bytes_needed(
     config: ModelConfig,
     vocab_size: int,
     *,
-    dtype: torch.dtype,
+    dtype: str,
     streams: int,
     threads: int,
 ) -> int:
@@ -38,7 +51,7 @@ def bytes_needed(
 
 
 def _shape(
-    config: ModelConfig, vocab_size: int, dtype: torch.dtype, streams: int, threads: int
+    config: ModelConfig, vocab_size: int, dtype: str, streams: int, threads: int
 ) -> DecoderShape:
     arch = config.traits
     assert has_layout(arch)
@@ -65,24 +78,20 @@ class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
     `dtype` is float32, bfloat16 or int8. With bfloat16, weights, keys and values are bfloat16. With
-    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. `model`
-    is on the CPU in float32, with builtin parts only. Raises MemoryError."""
+    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. Raises
+    MemoryError."""
 
     def __init__(
-        self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
+        self, library: ctypes.CDLL, weights: Weights, *, dtype: str, streams: int, threads: int
     ) -> None:
-        assert not model.user_parts.in_network()
-        config = model.config
-        known = dict(model.named_parameters())
+        config, known = weights.config, weights.arrays
+        assert all(w.dtype == np.float32 and w.flags.c_contiguous for w in known.values())
+        self._kept = known  # the library reads the arrays as long as it lives
         names = names_by_place(config.n_layer, known)
-        weights = [None if name is None else known[name] for name in names]
-        self._kept = [w.detach().contiguous() for w in weights if w is not None]
-        assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in self._kept)
-        kept = iter(self._kept)
-        places = array("Q", [0 if w is None else next(kept).data_ptr() for w in weights])
+        places = array("Q", [0 if name is None else known[name].ctypes.data for name in names])
         self._library = library
-        self._threads, self._vocab_size, self.streams = threads, model.vocab_size, streams
-        shape = _shape(config, model.vocab_size, dtype, streams, threads)
+        self._threads, self._vocab_size, self.streams = threads, weights.vocab_size, streams
+        shape = _shape(config, weights.vocab_size, dtype, streams, threads)
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
@@ -94,9 +103,9 @@ class Decoder:
         self._rows = int(library.dec_max_rows(self._decoder))
         self.most_scored = int(library.dec_max_scored(self._decoder))
         self._thread_count = ThreadCount(threads)
-        self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
-        matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
-        self._weight_bytes = matrices * dtype.itemsize
+        self._seen = np.zeros((streams, weights.vocab_size), dtype=np.uint8)
+        matrices = sum(w.size for w in known.values() if w.ndim == 2)
+        self._weight_bytes = matrices * ITEM_BYTES[dtype]
 
     def __del__(self) -> None:
         if getattr(self, "_decoder", None):
@@ -148,7 +157,7 @@ class Decoder:
             threads = self._thread_count.choose()
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
-    def score(self, position: int, tokens: Sequence[int]) -> Tensor:
+    def score(self, position: int, tokens: Sequence[int]) -> FloatArray:
         """Feed n tokens to stream 0; returns the logits after each of them, float32 (n, V).
 
         n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
@@ -157,9 +166,9 @@ class Decoder:
         assert 0 <= position <= self._last_position - n
         assert min(ids) >= 0
         assert max(ids) < self._vocab_size
-        out = torch.empty(n, self._vocab_size)
+        out = np.empty((n, self._vocab_size), dtype=np.float32)
         where = ids.buffer_info()[0]
-        self._library.dec_score(self._decoder, n, position, where, out.data_ptr(), self._threads)
+        self._library.dec_score(self._decoder, n, position, where, out.ctypes.data, self._threads)
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
@@ -167,7 +176,7 @@ class Decoder:
 
         With `restart`, earlier tokens of the stream are forgotten first."""
         if restart:
-            self._seen[stream].zero_()
+            self._seen[stream] = 0
         self._seen[stream][list(tokens)] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
@@ -175,19 +184,20 @@ class Decoder:
         self._library.dec_copy(self._decoder, stream, to, count)
         self._seen[to] = self._seen[stream]
 
-    def logits(self, stream: int) -> Tensor:
+    def logits(self, stream: int) -> FloatArray:
         """A copy of a stream's logits of the next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
-        return torch.tensor(place[: self._vocab_size])
+        numbers = (ctypes.c_float * self._vocab_size).from_address(ctypes.addressof(place.contents))
+        return np.frombuffer(numbers, dtype=np.float32).copy()
 
     def run(
         self,
         streams: Sequence[int],
         positions: Sequence[int],
-        uniform: Tensor,
+        uniform: npt.NDArray[np.float64],
         how: SamplingParamsStruct,
-        utf8: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+        utf8: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None,
+    ) -> npt.NDArray[np.int32]:
         """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
 
         `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
@@ -201,15 +211,15 @@ class Decoder:
         assert min(streams) >= 0
         assert max(streams) < self.streams
         assert max(positions) + steps - 1 <= self._last_position
-        uniform = uniform.contiguous()
+        uniform = np.ascontiguousarray(uniform, dtype=np.float64)
         if utf8 is not None:
             table, states = utf8
             assert table.shape == (8, self._vocab_size)
             assert states.shape == (self.streams,)
-            assert table.dtype == states.dtype == torch.uint8
-            assert table.is_contiguous()
-            assert states.is_contiguous()
-        out = torch.empty(steps, n, dtype=torch.int32)
+            assert table.dtype == states.dtype == np.uint8
+            assert table.flags.c_contiguous
+            assert states.flags.c_contiguous
+        out = np.empty((steps, n), dtype=np.int32)
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
@@ -221,12 +231,12 @@ class Decoder:
             n,
             *(a.buffer_info()[0] for a in numbers),
             steps,
-            uniform.data_ptr(),
+            uniform.ctypes.data,
             ctypes.byref(how),
-            None if how.penalty == 1.0 else self._seen.data_ptr(),
-            None if utf8 is None else utf8[0].data_ptr(),
-            None if utf8 is None else utf8[1].data_ptr(),
-            out.data_ptr(),
+            None if how.penalty == 1.0 else self._seen.ctypes.data,
+            None if utf8 is None else utf8[0].ctypes.data,
+            None if utf8 is None else utf8[1].ctypes.data,
+            out.ctypes.data,
             threads,
             int(by_stream),
         )

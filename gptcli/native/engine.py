@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gptcli.config import ModelConfig
-from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
+from gptcli.native.decoder import has_layout
 from gptcli.native.library import TRAINING, TRAINING_FLOAT32, Shape, Source
 
 _LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
@@ -23,12 +23,6 @@ _WIDEST_HEAD = 512
 def training_source(dtype: torch.dtype) -> Source | None:
     """The C library that trains in this dtype, or None if there is none."""
     return {torch.float32: TRAINING_FLOAT32, torch.bfloat16: TRAINING}.get(dtype)
-
-
-def has_layout(arch: Arch) -> bool:
-    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
-    llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
-    return all(llama) or not (any(llama) or arch.qk_norm)
 
 
 def unsupported_reason(config: ModelConfig) -> str | None:

@@ -21,11 +21,15 @@ from gptcli.files.leftovers import LARGEST_POINTER, POINTER_HINT, is_lfs_pointer
 from gptcli.memory import total_memory
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 _MAX_HEADER_BYTES = 1 << 24  # a network of a thousand layers needs an eighth of that
 _MAX_DIMENSIONS = 8
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8": 8, "BOOL": 8}
+_NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
+                "I32": "<i4", "U8": "u1", "BOOL": "?"}  # fmt: skip
 
 
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
@@ -36,6 +40,43 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
+    data = _verified(path, size, sha256, inside)
+    try:
+        return dict(from_bytes(data))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise _not_safetensors(error) from None
+
+
+def read_arrays(
+    path: Path, size: int, sha256: str, inside: Path
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of a file as float32 numpy arrays, by name: for weights, without PyTorch.
+
+    Raises as read_tensors does."""
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    data = _verified(path, size, sha256, inside)
+    arrays = {}
+    try:
+        for name, entry in deserialize(data):
+            kind = entry["dtype"]
+            array = np.frombuffer(entry["data"], dtype=_NUMPY_TYPES[kind])
+            if kind == "BF16":  # the upper half of a float32
+                array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            arrays[name] = array.reshape(entry["shape"]).astype(np.float32, copy=False)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise _not_safetensors(error) from None
+    return arrays
+
+
+def _not_safetensors(error: Exception) -> ValueError:
+    words = " ".join(str(error).split())[:100]
+    return ValueError(f"it is not a safetensors file ({words})")
+
+
+def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
+    """The content of a file of tensors with this size and SHA-256, and with a valid header."""
     memory = total_memory()
     if memory is not None and size > memory:
         raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
@@ -48,11 +89,7 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its SHA-256 differs from the one in meta.json")
     check_header(data)
-    try:
-        return dict(from_bytes(data))
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        words = " ".join(str(error).split())[:100]
-        raise ValueError(f"it is not a safetensors file ({words})") from None
+    return data
 
 
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
