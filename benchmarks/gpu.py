@@ -298,7 +298,6 @@ def our_step(batch: int) -> Callable[[], None]:
 
 def our_sampling(streams: int) -> Callable[[int], None]:
     """Sampling of GPT-2 124M in bfloat16 as `gptcli sample` does it."""
-    import numpy as np
     import torch
 
     from gptcli.config import ModelConfig
@@ -318,7 +317,7 @@ def our_sampling(streams: int) -> Callable[[int], None]:
 
     def write(count: int) -> None:
         writer.feed({i: [0] for i in range(streams)}, restart=True)
-        writer.run(range(streams), np.stack([one.take(count) for one in numbers]))
+        writer.run(range(streams), [one.take(count) for one in numbers])
 
     return write
 

@@ -50,8 +50,6 @@ class SamplingModel:
 
     def likeliest(self, texts: Sequence[Sequence[int]]) -> list[int]:
         """The likeliest token after each text; a text must fit the context."""
-        import numpy as np
-
         from gptcli.sampling.backend import open_streams
         from gptcli.sampling.params import SamplingParams
 
@@ -60,7 +58,7 @@ class SamplingModel:
         found = []
         for ids in texts:
             streams.feed({0: ids}, restart=True)
-            found.append(int(streams.run([0], np.zeros((1, 1)))[0, 0]))
+            found.append(streams.run([0], [[0.0]])[0][0])
         return found
 
 
@@ -128,11 +126,11 @@ def _load_without_torch(
     from gptcli.training.run_folder import read_config
 
     count = threads_without_torch(threads or "auto")
-    arch = read_config(path).model.traits
-    backend = choose_backend(dtype, "cpu", has_user_parts=False, arch=arch)
+    config = read_config(path)
+    backend = choose_backend(dtype, "cpu", has_user_parts=False, arch=config.model.traits)
     if not backend.native:
         return None
-    return SamplingModel(path, read_trained(path, checkpoint), backend, count)
+    return SamplingModel(path, read_trained(path, checkpoint, config=config), backend, count)
 
 
 def is_foreign(path: Path) -> bool:

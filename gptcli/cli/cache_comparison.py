@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptcli.model.gpt import GPT
     from gptcli.model.user_parts import UserParts
     from gptcli.sampling.generate import SampleRequest
-    from gptcli.sampling.streams import FloatArray, IntArray, Streams
+    from gptcli.sampling.streams import Streams, Uniform
     from gptcli.sampling.text import Sample
 
 LIMIT_S = 20.0  # for the generation without the cache
@@ -157,8 +157,8 @@ class _Counted:
         """As in Streams."""
         self._streams.feed(texts, restart=restart)
 
-    def run(self, streams: Sequence[int], uniform: FloatArray) -> IntArray:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
         out = self._streams.run(streams, uniform)
-        self.tokens += out.size
+        self.tokens += sum(map(len, out))
         return out

@@ -1,6 +1,6 @@
-"""The weights of a network without its module: float32 numpy arrays by name; which there must be.
+"""The weights of a network without its module: float32 memory by name; which there must be.
 
-The C libraries compute with these arrays, so that a run is sampled without PyTorch.
+The C libraries compute with this memory, so that a run is sampled without PyTorch and numpy.
 
 Dimensions: C channels (n_embd), D head_dim, F hidden width, H heads, K heads of keys and values,
 T block_size, V vocabulary.
@@ -17,9 +17,6 @@ from gptcli.config import ModelConfig
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS, Parameter
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from gptcli.model.gpt import GPT
 
 Shapes = dict[str, tuple[int, ...]]
@@ -27,23 +24,26 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Weights:
-    """A network of builtin parts: its config, and its weights, which are contiguous."""
+    """A network of builtin parts: its config, and its weights in row-major order (format `f`)."""
 
     config: ModelConfig
     vocab_size: int
-    arrays: dict[str, npt.NDArray[np.float32]]
+    arrays: dict[str, memoryview]
 
     @classmethod
     def of(cls, model: GPT) -> Weights:
         """The weights of a float32 model on the CPU. They share its memory."""
         assert not model.user_parts.in_network()
-        arrays = {n: p.detach().contiguous().numpy() for n, p in model.named_parameters()}
+        arrays = {
+            name: memoryview(parameter.detach().contiguous().numpy())
+            for name, parameter in model.named_parameters()
+        }
         return cls(model.config, model.vocab_size, arrays)
 
     @property
     def count(self) -> int:
         """The number of parameters. A tied head counts once."""
-        return sum(array.size for array in self.arrays.values())
+        return sum(array.nbytes // array.itemsize for array in self.arrays.values())
 
 
 def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:

@@ -6,12 +6,11 @@ Dimensions: V vocabulary, W window (block_size).
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from gptcli.config import ModelConfig
 from gptcli.model.arch import Arch
@@ -21,13 +20,13 @@ from gptcli.native.library import DecoderShape, SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount, context_switches
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     FloatArray = npt.NDArray[np.float32]
 
-DecoderDtype = Literal["float32", "bfloat16", "int8"]
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # `Kind` of packed.h
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def has_layout(arch: Arch) -> bool:
@@ -85,10 +84,10 @@ class Decoder:
         self, library: ctypes.CDLL, weights: Weights, *, dtype: str, streams: int, threads: int
     ) -> None:
         config, known = weights.config, weights.arrays
-        assert all(w.dtype == np.float32 and w.flags.c_contiguous for w in known.values())
-        self._kept = known  # the library reads the arrays as long as it lives
+        assert all(w.format == "f" and w.c_contiguous for w in known.values())
+        self._kept = known  # the library reads this memory as long as it lives
         names = names_by_place(config.n_layer, known)
-        places = array("Q", [0 if name is None else known[name].ctypes.data for name in names])
+        places = array("Q", [0 if name is None else _address(known[name]) for name in names])
         self._library = library
         self._threads, self._vocab_size, self.streams = threads, weights.vocab_size, streams
         shape = _shape(config, weights.vocab_size, dtype, streams, threads)
@@ -103,9 +102,9 @@ class Decoder:
         self._rows = int(library.dec_max_rows(self._decoder))
         self.most_scored = int(library.dec_max_scored(self._decoder))
         self._thread_count = ThreadCount(threads)
-        self._seen = np.zeros((streams, weights.vocab_size), dtype=np.uint8)
-        matrices = sum(w.size for w in known.values() if w.ndim == 2)
-        self._weight_bytes = matrices * ITEM_BYTES[dtype]
+        self._seen = bytearray(streams * weights.vocab_size)
+        matrices = sum(w.nbytes // 4 for w in known.values() if w.ndim == 2)
+        self._weight_bytes = matrices * _ITEM_BYTES[dtype]
 
     def __del__(self) -> None:
         if getattr(self, "_decoder", None):
@@ -166,6 +165,8 @@ class Decoder:
         assert 0 <= position <= self._last_position - n
         assert min(ids) >= 0
         assert max(ids) < self._vocab_size
+        import numpy as np
+
         out = np.empty((n, self._vocab_size), dtype=np.float32)
         where = ids.buffer_info()[0]
         self._library.dec_score(self._decoder, n, position, where, out.ctypes.data, self._threads)
@@ -175,18 +176,23 @@ class Decoder:
         """Record tokens of a stream for the repetition penalty.
 
         With `restart`, earlier tokens of the stream are forgotten first."""
+        first = stream * self._vocab_size
         if restart:
-            self._seen[stream] = 0
-        self._seen[stream][list(tokens)] = 1
+            self._seen[first : first + self._vocab_size] = bytes(self._vocab_size)
+        for token in tokens:
+            self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
         """Copy a stream, whose cache holds `count` tokens, to stream `to`."""
         self._library.dec_copy(self._decoder, stream, to, count)
-        self._seen[to] = self._seen[stream]
+        V, seen = self._vocab_size, self._seen
+        seen[to * V : to * V + V] = seen[stream * V : stream * V + V]
 
     def logits(self, stream: int) -> FloatArray:
         """A copy of a stream's logits of the next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
+        import numpy as np
+
         numbers = (ctypes.c_float * self._vocab_size).from_address(ctypes.addressof(place.contents))
         return np.frombuffer(numbers, dtype=np.float32).copy()
 
@@ -194,32 +200,32 @@ class Decoder:
         self,
         streams: Sequence[int],
         positions: Sequence[int],
-        uniform: npt.NDArray[np.float64],
+        uniform: Sequence[Sequence[float]],
         how: SamplingParamsStruct,
-        utf8: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None,
-    ) -> npt.NDArray[np.int32]:
-        """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
+        utf8: tuple[memoryview, bytearray] | None = None,
+    ) -> list[list[int]]:
+        """Choose the next `steps` tokens of n different streams; returns the tokens of each stream.
 
-        `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
+        `uniform` holds the random numbers of each stream, one for each step. `positions[i]` is the position of
         the first token chosen for `streams[i]`. Every chosen token but the last is fed.
 
         `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
-        state of every stream of the decoder, uint8, which is updated. Then only tokens are chosen
+        state of every stream of the decoder, which is updated. Then only tokens are chosen
         that keep the text valid UTF-8."""
-        n, steps = uniform.shape
+        n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
+        assert all(len(numbers) == steps for numbers in uniform)
         assert min(streams) >= 0
         assert max(streams) < self.streams
         assert max(positions) + steps - 1 <= self._last_position
-        uniform = np.ascontiguousarray(uniform, dtype=np.float64)
+        drawn = array("d", itertools.chain.from_iterable(uniform))
         if utf8 is not None:
             table, states = utf8
             assert table.shape == (8, self._vocab_size)
-            assert states.shape == (self.streams,)
-            assert table.dtype == states.dtype == np.uint8
-            assert table.flags.c_contiguous
-            assert states.flags.c_contiguous
-        out = np.empty((steps, n), dtype=np.int32)
+            assert table.format == "B"
+            assert table.c_contiguous
+            assert len(states) == self.streams
+        out = array("i", bytes(4 * steps * n))
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
@@ -231,19 +237,19 @@ class Decoder:
             n,
             *(a.buffer_info()[0] for a in numbers),
             steps,
-            uniform.ctypes.data,
+            drawn.buffer_info()[0],
             ctypes.byref(how),
-            None if how.penalty == 1.0 else self._seen.ctypes.data,
-            None if utf8 is None else utf8[0].ctypes.data,
-            None if utf8 is None else utf8[1].ctypes.data,
-            out.ctypes.data,
+            None if how.penalty == 1.0 else _address(self._seen),
+            None if utf8 is None else _address(utf8[0]),
+            None if utf8 is None else _address(utf8[1]),
+            out.buffer_info()[0],
             threads,
             int(by_stream),
         )
         if thread_count is not None:
             seconds = time.perf_counter() - begin
             thread_count.took(threads, steps, seconds, context_switches() - before)
-        return out
+        return [out[i::n].tolist() for i in range(n)]
 
     def _team(self, streams: int) -> tuple[int, bool]:
         """The number of threads, and whether each thread computes some of the streams.
@@ -256,6 +262,12 @@ class Decoder:
         ):
             return min(self._threads, streams), True
         return (self._threads if self._weight_bytes > _MOST_FOR_ONE_THREAD else 1), False
+
+
+def _address(memory: memoryview | bytearray) -> int:
+    """Where writable memory begins. It stays there as long as it lives."""
+    flat = memory.cast("B") if isinstance(memory, memoryview) else memory
+    return ctypes.addressof(ctypes.c_char.from_buffer(flat))
 
 
 # Limits for the bytes of the weights. Measured on two cores of a Xeon, each with AMX and 2 MiB of

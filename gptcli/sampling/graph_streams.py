@@ -18,10 +18,9 @@ from gptcli.model.cache import StaticCache
 from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
 from gptcli.sampling.next_token import SamplingParams, choose_token, choose_valid_token
-from gptcli.sampling.streams import StreamTokens, window_start
+from gptcli.sampling.streams import StreamTokens, Uniform, window_start
 
 if TYPE_CHECKING:
-    from gptcli.sampling.streams import FloatArray, IntArray
     from gptcli.sampling.valid_text import Table
 
 _MOST_STEPS = 64  # steps between two transfers to the host
@@ -63,7 +62,7 @@ class GraphStreams:
         self._uniform = torch.zeros(_MOST_STEPS, count, dtype=torch.float64, device=device)
         self._out = torch.zeros(_MOST_STEPS, count, dtype=torch.int64, device=device)
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
-        self._table = None if table is None else torch.from_numpy(table).to(device)
+        self._table = None if table is None else valid_text.as_tensor(table).to(device)
         self._table_here = table  # on the host
         self._state = torch.zeros(count, dtype=torch.int64, device=device)
         self._seen = None
@@ -132,12 +131,12 @@ class GraphStreams:
             ours.keys[rows, :, :filled] = layer.keys[source, :, :filled]
             ours.values[rows, :, :filled] = layer.values[source, :, :filled]
 
-    def run(self, streams: Sequence[int], uniform: FloatArray) -> IntArray:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
-        drawn = torch.from_numpy(uniform)
+        drawn = torch.tensor(uniform, dtype=torch.float64)
         texts = [self._texts[stream] for stream in streams]
         parts: list[Tensor] = []
-        done, steps = 0, uniform.shape[1]
+        done, steps = 0, drawn.shape[1]
         while done < steps:
             self._prefill(streams)
             furthest = max(text.fed - text.start for text in texts)
@@ -152,7 +151,7 @@ class GraphStreams:
                 text.fed = len(text.tokens) - 1
             parts.append(tokens)
             done += count
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).t().tolist()
 
     @torch.no_grad()
     def _steps(self, streams: Sequence[int], uniform: Tensor, span: int) -> Tensor:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gptcli.config import ModelConfig
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import SamplingParamsStruct
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.streams import StreamTokens, window_start
-from gptcli.sampling.valid_text import state_after
+from gptcli.sampling.streams import StreamTokens, Uniform, window_start
+from gptcli.sampling.valid_text import as_tensor, state_after
 from gptcli.tokenization.utf8_states import INVALID
 
 if TYPE_CHECKING:
-    from gptcli.sampling.streams import FloatArray, IntArray
     from gptcli.sampling.user_sampler import UserSampler
     from gptcli.sampling.valid_text import Table
 
@@ -52,7 +49,7 @@ class NativeStreams:
         )
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
-        self._states = np.zeros(self.count, dtype=np.uint8)
+        self._states = bytearray(self.count)
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
@@ -91,14 +88,15 @@ class NativeStreams:
         for stream in streams:  # after the call: if it is interrupted, the tokens are fed again
             self._texts[stream].fed = len(self._texts[stream].tokens)
 
-    def run(self, streams: Sequence[int], uniform: FloatArray) -> IntArray:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
         if self._sampler is not None:
-            chosen = [self._ask(self._sampler, streams, u) for u in uniform.T]
-            return np.array(chosen, dtype=np.int32).reshape(len(chosen), len(streams))
+            steps = zip(*uniform, strict=True)
+            chosen = [self._ask(self._sampler, streams, numbers) for numbers in steps]
+            return [list(tokens) for tokens in zip(*chosen, strict=True)]
         texts = [self._texts[stream] for stream in streams]
-        parts: list[IntArray] = []
-        done, steps = 0, uniform.shape[1]
+        written: list[list[int]] = [[] for _ in streams]
+        done, steps = 0, len(uniform[0])
         while done < steps:
             self._prefill(streams)
             positions = [len(text.tokens) - text.start for text in texts]
@@ -108,32 +106,36 @@ class NativeStreams:
             tokens = self._decoder.run(
                 streams,
                 positions,
-                uniform[:, done : done + count],
+                [numbers[done : done + count] for numbers in uniform],
                 self._params,
                 None if self._table is None else (self._table, self._states),
             )
-            for text, column in zip(texts, tokens.T.tolist(), strict=True):
-                text.tokens.extend(column)
+            for text, new, all_new in zip(texts, tokens, written, strict=True):
+                text.tokens.extend(new)
                 text.fed = len(text.tokens) - 1
-            parts.append(tokens)
+                all_new.extend(new)
             done += count
-        return np.concatenate(parts)
+        return written
 
-    def _ask(self, sampler: UserSampler, streams: Sequence[int], uniform: FloatArray) -> list[int]:
+    def _ask(
+        self, sampler: UserSampler, streams: Sequence[int], uniform: Sequence[float]
+    ) -> list[int]:
         """The next token of each stream, as the user's sampler chooses it."""
         import torch
 
         self._prefill(streams)
         chosen = []
-        for stream, u in zip(streams, torch.from_numpy(uniform), strict=True):
+        table = None if self._table is None else as_tensor(self._table)
+        numbers = torch.tensor(uniform, dtype=torch.float64)
+        for stream, u in zip(streams, numbers, strict=True):
             text, may = self._texts[stream].tokens, None
-            if self._table is not None:
-                after = self._table[self._states[stream]]  # the state after each token
-                may = torch.from_numpy(after != INVALID)
+            if table is not None:
+                may = table[self._states[stream]] != INVALID
             logits = torch.from_numpy(self._decoder.logits(stream))
             token = sampler.choose(logits, text, self._sampling_params, u, may)
             text.append(token)
             if self._table is not None:
-                self._states[stream] = 0 if after[token] == INVALID else after[token]
+                after = self._table[self._states[stream], token]
+                self._states[stream] = 0 if after == INVALID else after
             chosen.append(token)
         return chosen

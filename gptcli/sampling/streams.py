@@ -24,14 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.signedinteger[Any]]
+Uniform = Sequence[Sequence[float]]
+"""The random numbers in [0, 1) of each stream, one for each step."""
 
 
 def window_start(length: int, width: int) -> int:
@@ -75,7 +71,7 @@ class Streams(Protocol):
 
         With `restart` the streams forget their text and begin with these tokens."""
 
-    def run(self, streams: Sequence[int], uniform: FloatArray) -> IntArray:
-        """Generate the next `steps` tokens of n streams: returns integers (steps, n).
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
+        """The next tokens of each of these streams: one for each of its random numbers.
 
-        `uniform`, float64 (n, steps), holds the random numbers in [0, 1)."""
+        All have equally many numbers."""

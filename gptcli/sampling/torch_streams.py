@@ -15,11 +15,10 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
 from gptcli.sampling.next_token import SamplingParams, choose_token, second_number
-from gptcli.sampling.streams import window_start
+from gptcli.sampling.streams import Uniform, window_start
 from gptcli.sampling.user_sampler import UserSampler
 
 if TYPE_CHECKING:
-    from gptcli.sampling.streams import FloatArray, IntArray
     from gptcli.sampling.valid_text import Table
 
 
@@ -89,7 +88,7 @@ class TorchStreams:
         `sampler` chooses the tokens instead of choose_token."""
         self.count, self._sampler = count, sampler
         self._model, self._params = model, params
-        self._table_here, self._table = table, None if table is None else torch.from_numpy(table)
+        self._table_here, self._table = table, None if table is None else valid_text.as_tensor(table)
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
@@ -158,11 +157,11 @@ class TorchStreams:
         if group.seen is not None:
             group.seen.scatter_(1, idx.cpu(), True)
 
-    def run(self, streams: Sequence[int], uniform: FloatArray) -> IntArray:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
-        drawn = torch.from_numpy(uniform)
+        drawn = torch.tensor(uniform, dtype=torch.float64)
         column = {stream: i for i, stream in enumerate(streams)}
-        out = torch.zeros(uniform.shape[1], len(streams), dtype=torch.int64)
+        out = torch.zeros(drawn.shape[1], len(streams), dtype=torch.int64)
         self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
             # A stream that has ended stays in its batch. It uses the random numbers of the first
@@ -177,4 +176,4 @@ class TorchStreams:
                 for stream, one in zip(group.streams, token, strict=True):
                     if stream in column:
                         out[step, column[stream]] = one
-        return out.numpy()
+        return out.t().tolist()

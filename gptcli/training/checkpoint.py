@@ -43,7 +43,7 @@ _WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
 class Checkpoint:
     """A verified checkpoint: its tensors, on the CPU, and its meta.json.
 
-    The weights, `model`, are tensors, or numpy arrays if that was asked for."""
+    The weights, `model`, are tensors, or float32 memory if that was asked for."""
 
     step: int
     path: Path
@@ -243,8 +243,8 @@ def load(
 ) -> Checkpoint:
     """The checkpoint of a step, after its sizes and hashes were verified.
 
-    Its `state` is empty unless `with_state`. With `as_arrays`, its weights are float32 numpy
-    arrays, and nothing imports PyTorch.
+    Its `state` is empty unless `with_state`. With `as_arrays`, its weights are float32 memory, and
+    nothing imports PyTorch.
     Raises GptcliError (exit code 1) if a file is damaged. The error names the file."""
     meta = read_meta(run, step)
     read: Callable[..., dict[str, Any]] = read_arrays if as_arrays else read_tensors

@@ -1,6 +1,6 @@
 """Loads a trained model from a run folder, for `sample`, `eval` and `score`.
 
-The weights are read as numpy arrays. PyTorch is imported only if somebody asks for the module.
+The weights are read as plain memory. PyTorch is imported only if somebody asks for the module.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
@@ -21,6 +19,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config, same_tokenizer
 from gptcli.training.fitting_weights import refuse_unfitting
+from gptcli.training.tensor_file import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ class Trained:
     step: int
     meta: dict[str, Any]
     notes: list[str]
-    arrays: dict[str, Any] | None = None
+    arrays: dict[str, memoryview] | None = None
     user_parts: UserParts | None = None
 
     @cached_property
@@ -85,12 +84,14 @@ def read_trained(
     which: str | None,
     user_parts: UserParts | None = None,
     place: Callable[[GPT], GPT] = lambda model: model,
+    *,
+    config: Config | None = None,
 ) -> Trained:
     """The same, but its module is made when it is first asked for, and then put where `place` says.
 
-    It imports no PyTorch. Raises as load_trained does, unless the weights do not fit a network of
+    `config` is the run's config if the caller has read it. It imports no PyTorch. Raises as load_trained does, unless the weights do not fit a network of
     the user's parts: that shows when the module is made."""
-    config = run_folder.read_config(run)
+    config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)
     else:
@@ -112,7 +113,10 @@ def read_trained(
 
         from gptcli.training.training_state import build_model
 
-        tensors = {name: torch.from_numpy(array) for name, array in loaded.model.items()}
+        tensors = {
+            name: torch.frombuffer(array.cast("B"), dtype=torch.float32).view(array.shape)
+            for name, array in loaded.model.items()
+        }
         model = build_model(config.model, tokenizer.vocab_size, user_parts, tensors)
         return place(model).eval()
 
@@ -132,9 +136,7 @@ def read_trained(
 def _refuse_not_finite(loaded: checkpoint.Checkpoint) -> None:
     """Raise GptcliError if a weight is NaN or infinite: the model's output would be meaningless."""
     for name, array in loaded.model.items():
-        with np.errstate(all="ignore"):
-            finite = bool(np.isfinite(array.sum()))
-        if not finite:
+        if not is_finite(array):
             raise GptcliError(
                 f"{loaded.path}: its weights are not finite, first in `{name}`",
                 "choose another with --checkpoint; training never saves such weights",

@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from gptcli.config import Config
@@ -138,7 +137,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     begin = time.perf_counter()
     while time.perf_counter() - begin < _SAMPLE_SECONDS:
         before = time.perf_counter()
-        writer.run(range(streams), np.stack([one.take(steps) for one in numbers]))
+        writer.run(range(streams), [one.take(steps) for one in numbers])
         took = time.perf_counter() - before
         if count < 0:  # the first call reads the prompt: not timed
             count, begin = 0, time.perf_counter()

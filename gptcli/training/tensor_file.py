@@ -21,8 +21,6 @@ from gptcli.files.leftovers import LARGEST_POINTER, POINTER_HINT, is_lfs_pointer
 from gptcli.memory import total_memory
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
 _MAX_HEADER_BYTES = 1 << 24  # a network of a thousand layers needs an eighth of that
@@ -47,27 +45,51 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
         raise _not_safetensors(error) from None
 
 
-def read_arrays(
-    path: Path, size: int, sha256: str, inside: Path
-) -> dict[str, npt.NDArray[np.float32]]:
-    """The tensors of a file as float32 numpy arrays, by name: for weights, without PyTorch.
+def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview]:
+    """The tensors of a file as float32 memory, by name: for weights, without PyTorch and numpy.
 
-    Raises as read_tensors does."""
-    import numpy as np
+    A memoryview has the shape of the tensor, and is writable. Raises as read_tensors does."""
     from safetensors import SafetensorError, deserialize
 
     data = _verified(path, size, sha256, inside)
     arrays = {}
     try:
         for name, entry in deserialize(data):
-            kind = entry["dtype"]
-            array = np.frombuffer(entry["data"], dtype=_NUMPY_TYPES[kind])
-            if kind == "BF16":  # the upper half of a float32
-                array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            arrays[name] = array.reshape(entry["shape"]).astype(np.float32, copy=False)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+            numbers = _float32(entry["data"], entry["dtype"])
+            arrays[name] = memoryview(numbers).cast("f", entry["shape"])
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _not_safetensors(error) from None
     return arrays
+
+
+def _float32(data: bytearray, kind: str) -> bytearray:
+    """The numbers of a tensor as float32. gptcli writes weights so; others are converted."""
+    if kind == "F32" and sys.byteorder == "little":
+        return data
+    import numpy as np
+
+    array = np.frombuffer(data, dtype=_NUMPY_TYPES[kind])
+    if kind == "BF16":  # the upper half of a float32
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bytearray(array.astype(np.float32).tobytes())
+
+
+def is_finite(array: memoryview) -> bool:
+    """Whether the sum of float32 numbers is finite: no number is NaN, infinite or absurdly large.
+
+    Almost always the exponents, of which the last of four bytes has seven bits, tell."""
+    numbers = array.cast("B")
+    last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
+    if not last.translate(None, delete=_SMALL):
+        return True
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.frombuffer(numbers, dtype=np.float32).sum()))
+
+
+_SMALL = bytes(byte for byte in range(256) if byte & 0x7F < 0x60)
+"""The bytes with the sign and most of the exponent, of numbers whose magnitude is below 2^65."""
 
 
 def _not_safetensors(error: Exception) -> ValueError:

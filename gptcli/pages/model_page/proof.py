@@ -23,7 +23,7 @@ from gptcli.model.gpt import GPT
 from gptcli.pages.model_page import arithmetic
 from gptcli.pages.model_page.programs import Answer, Program, ProgramError
 from gptcli.sampling.streams import window_start
-from gptcli.sampling.valid_text import state_after, table_of
+from gptcli.sampling.valid_text import as_tensor, state_after, table_of
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.utf8_states import INVALID
 
@@ -119,7 +119,7 @@ def _greedy(
         for token in tokens[:-1]:
             after = int(table[states[-1], token])
             states.append(0 if after == INVALID else after)
-        logits = logits.masked_fill(torch.from_numpy(table[states] == INVALID), -torch.inf)
+        logits = logits.masked_fill(as_tensor(table)[states] == INVALID, -torch.inf)
         behind = logits.amax(dim=1) - taken
     if not float(behind.max()) <= TOLERANCE:
         at = int((~(behind <= TOLERANCE)).nonzero()[0])
