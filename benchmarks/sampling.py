@@ -138,9 +138,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
     model = Ours(config, vocabulary).eval()
     initialise(model, torch.Generator().manual_seed(1337))
-    way = choose_backend(
-        case["dtype"], "cpu", has_user_parts=False, arch=config.traits
-    )
+    way = choose_backend(case["dtype"], "cpu", has_user_parts=False, arch=config.traits)
     room = open_streams(model, streams, SamplingParams(0.8), way, threads)
     jobs = [SampleRequest([0], i) for i in range(streams)]
     for _ in GenerationLoop(room, jobs, max_new_tokens=3, seed=0):

@@ -11,7 +11,7 @@ First reading: `parameter_shapes` lists all parameters of a network.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.config import ModelConfig
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS, Parameter
@@ -28,14 +28,14 @@ class Weights:
 
     config: ModelConfig
     vocab_size: int
-    arrays: dict[str, memoryview]
+    arrays: dict[str, memoryview[float]]
 
     @classmethod
     def of(cls, model: GPT) -> Weights:
         """The weights of a float32 model on the CPU. They share its memory."""
         assert not model.user_parts.in_network()
-        arrays = {
-            name: memoryview(parameter.detach().contiguous().numpy())
+        arrays: dict[str, Any] = {
+            name: parameter.detach().contiguous().numpy().data
             for name, parameter in model.named_parameters()
         }
         return cls(model.config, model.vocab_size, arrays)

@@ -10,7 +10,7 @@ import itertools
 import time
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.config import ModelConfig
 from gptcli.model.arch import Arch
@@ -193,8 +193,9 @@ class Decoder:
         place = self._library.dec_logits(self._decoder, stream)
         import numpy as np
 
-        numbers = (ctypes.c_float * self._vocab_size).from_address(ctypes.addressof(place.contents))
-        return np.frombuffer(numbers, dtype=np.float32).copy()
+        size = ctypes.sizeof(ctypes.c_float) * self._vocab_size
+        found: FloatArray = np.frombuffer(ctypes.string_at(place, size), dtype=np.float32).copy()
+        return found
 
     def run(
         self,
@@ -206,8 +207,9 @@ class Decoder:
     ) -> list[list[int]]:
         """Choose the next `steps` tokens of n different streams; returns the tokens of each stream.
 
-        `uniform` holds the random numbers of each stream, one for each step. `positions[i]` is the position of
-        the first token chosen for `streams[i]`. Every chosen token but the last is fed.
+        `uniform` holds the random numbers of each stream, one for each step.
+        `positions[i]` is the position of the first token chosen for `streams[i]`. Every chosen
+        token but the last is fed.
 
         `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
         state of every stream of the decoder, which is updated. Then only tokens are chosen
@@ -264,7 +266,7 @@ class Decoder:
         return (self._threads if self._weight_bytes > _MOST_FOR_ONE_THREAD else 1), False
 
 
-def _address(memory: memoryview | bytearray) -> int:
+def _address(memory: memoryview[Any] | bytearray) -> int:
     """Where writable memory begins. It stays there as long as it lives."""
     flat = memory.cast("B") if isinstance(memory, memoryview) else memory
     return ctypes.addressof(ctypes.c_char.from_buffer(flat))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from gptcli.sampling.mersenne_twister import MersenneTwister
 from gptcli.sampling.streams import Streams
 
-
 _BLOCK = 64  # random numbers drawn at once
 _MOST_STEPS = 64  # tokens of each stream per call, at most
 _SECONDS_UNSEEN = 0.015  # a faster call doubles the next one's steps; nobody sees so short a delay

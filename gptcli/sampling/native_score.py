@@ -48,5 +48,6 @@ def of_targets(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> Float
     top = exact.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # NaN of a broken model gives NaN
         sums = np.log(np.exp(exact - top).sum(axis=1)) + top[:, 0]
-    chosen: FloatArray = exact[np.arange(len(targets)), np.asarray(targets, dtype=np.int64)]
-    return chosen - sums
+    chosen = exact[np.arange(len(targets)), np.asarray(targets, dtype=np.int64)]
+    scores: FloatArray = chosen - sums
+    return scores

@@ -91,8 +91,8 @@ class NativeStreams:
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
         if self._sampler is not None:
-            steps = zip(*uniform, strict=True)
-            chosen = [self._ask(self._sampler, streams, numbers) for numbers in steps]
+            of_steps = zip(*uniform, strict=True)
+            chosen = [self._ask(self._sampler, streams, numbers) for numbers in of_steps]
             return [list(tokens) for tokens in zip(*chosen, strict=True)]
         texts = [self._texts[stream] for stream in streams]
         written: list[list[int]] = [[] for _ in streams]

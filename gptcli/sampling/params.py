@@ -1,4 +1,4 @@
-"""The sampling parameters: temperature, top-k, top-p, min-p, repetition penalty; without PyTorch."""
+"""The sampling parameters: temperature, top-k, top-p, min-p and repetition penalty."""
 
 from __future__ import annotations
 

@@ -88,7 +88,10 @@ class TorchStreams:
         `sampler` chooses the tokens instead of choose_token."""
         self.count, self._sampler = count, sampler
         self._model, self._params = model, params
-        self._table_here, self._table = table, None if table is None else valid_text.as_tensor(table)
+        self._table_here, self._table = (
+            table,
+            None if table is None else valid_text.as_tensor(table),
+        )
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:

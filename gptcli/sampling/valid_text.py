@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gptcli.tokenization import Tokenizer
-from gptcli.tokenization.utf8_states import INVALID, next_states
+from gptcli.tokenization.utf8_states import INVALID, STATES, next_states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def as_tensor(table: Table) -> Tensor:
     """The table as a tensor, which shares its memory: uint8 (states, V)."""
     import torch
 
-    return torch.frombuffer(table.cast("B"), dtype=torch.uint8).view(table.shape)
+    return torch.frombuffer(table.cast("B"), dtype=torch.uint8).view(STATES, -1)
 
 
 def state_after(table: Table, tokens: Sequence[int]) -> int:

@@ -238,9 +238,7 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
         raise _damaged(run, step, f"{path} is damaged: {error}") from None
 
 
-def load(
-    run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False
-) -> Checkpoint:
+def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False) -> Checkpoint:
     """The checkpoint of a step, after its sizes and hashes were verified.
 
     Its `state` is empty unless `with_state`. With `as_arrays`, its weights are float32 memory, and

@@ -22,7 +22,7 @@ def refuse_unfitting(
     any shapes inside its blocks. Also raises GptcliError if a builtin model is larger than this
     machine's memory."""
     if given is not None:
-        outer = {"wte.weight": (vocab_size, config.n_embd)}
+        outer: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
         if config.traits.positions == "learned":
             outer["wpe.weight"] = (config.block_size, config.n_embd)
         refuse_other_shapes(outer, given, all_of_them=False)

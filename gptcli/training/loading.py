@@ -41,7 +41,7 @@ class Trained:
     step: int
     meta: dict[str, Any]
     notes: list[str]
-    arrays: dict[str, memoryview] | None = None
+    arrays: dict[str, memoryview[float]] | None = None
     user_parts: UserParts | None = None
 
     @cached_property
@@ -51,10 +51,12 @@ class Trained:
 
         return self.source if isinstance(self.source, GPT) else self.source()
 
-    @cached_property
+    @property
     def weights(self) -> Weights:
-        """The weights for the C libraries, if the network has no part that the user wrote."""
-        if self.arrays is None:
+        """The weights for the C libraries, if the network has no part that the user wrote.
+
+        They are those of the module if it was made: somebody can have changed it."""
+        if self.arrays is None or "model" in vars(self):
             return Weights.of(self.model)
         return Weights(self.config.model, self.tokenizer.vocab_size, self.arrays)
 
@@ -89,8 +91,9 @@ def read_trained(
 ) -> Trained:
     """The same, but its module is made when it is first asked for, and then put where `place` says.
 
-    `config` is the run's config if the caller has read it. It imports no PyTorch. Raises as load_trained does, unless the weights do not fit a network of
-    the user's parts: that shows when the module is made."""
+    `config` is the run's config if the caller has read it. It imports no PyTorch. Raises as
+    load_trained does, unless the weights do not fit a network of the user's parts: that shows when
+    the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)
@@ -114,7 +117,7 @@ def read_trained(
         from gptcli.training.training_state import build_model
 
         tensors = {
-            name: torch.frombuffer(array.cast("B"), dtype=torch.float32).view(array.shape)
+            name: torch.frombuffer(array.cast("B"), dtype=torch.float32).reshape(array.shape or ())
             for name, array in loaded.model.items()
         }
         model = build_model(config.model, tokenizer.vocab_size, user_parts, tensors)

@@ -17,6 +17,7 @@ from gptcli.training.run_commands import resume_command
 from gptcli.training.schedule import lr_at, resolve_rate, resolve_warmup
 from gptcli.training.text_of_run import absolute_texts
 
+
 def config_for_resume(
     run: Path,
     stored: Config,

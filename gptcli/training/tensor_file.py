@@ -45,7 +45,7 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
         raise _not_safetensors(error) from None
 
 
-def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview]:
+def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview[float]]:
     """The tensors of a file as float32 memory, by name: for weights, without PyTorch and numpy.
 
     A memoryview has the shape of the tensor, and is writable. Raises as read_tensors does."""
@@ -54,7 +54,7 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
     data = _verified(path, size, sha256, inside)
     arrays = {}
     try:
-        for name, entry in deserialize(data):
+        for name, entry in deserialize(data):  # type: ignore[no-untyped-call]
             numbers = _float32(entry["data"], entry["dtype"])
             arrays[name] = memoryview(numbers).cast("f", entry["shape"])
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -74,7 +74,7 @@ def _float32(data: bytearray, kind: str) -> bytearray:
     return bytearray(array.astype(np.float32).tobytes())
 
 
-def is_finite(array: memoryview) -> bool:
+def is_finite(array: memoryview[float]) -> bool:
     """Whether the sum of float32 numbers is finite: no number is NaN, infinite or absurdly large.
 
     Almost always the exponents, of which the last of four bytes has seven bits, tell."""
