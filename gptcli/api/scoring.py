@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """The lowest probability of each shade in a notebook."""
+_MOST_WORK = 15_000_000_000
+"""Tokens times parameters that the C library scores sooner than PyTorch, which must be imported."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def _shade(log_probability: float) -> str:
 def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
     """The score of a text that the model can read, as `readable` gives it.
 
-    The model's engine computes it, because engines round differently. `name` is what messages call
-    the text. Raises GptcliError if the text has no tokens."""
+    The model's engine computes it, because engines round differently; but a long text in float32 is
+    computed by PyTorch, which takes many tokens at once. `name` is what messages call the text.
+    Raises GptcliError if the text has no tokens."""
     trained = model.trained
     tokenizer = trained.tokenizer
     try:
@@ -101,15 +104,19 @@ def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
         of = f" of {name}" if name else ""
         raise GptcliError(f"the text{of} has no tokens", "score another text")
     start = tokenizer.start_ids()
-    if model.backend.native:
+    engine, work = model.backend, len(ids) * trained.weights.count if model.backend.native else 0
+    if engine.native and (engine.dtype != "float32" or work <= _MOST_WORK):
         from gptcli.sampling.backend import open_decoder
         from gptcli.sampling.native_score import native_log_probabilities
 
-        decoder = open_decoder(trained.weights, model.backend, model.threads)
+        decoder = open_decoder(trained.weights, engine, model.threads)
         found = native_log_probabilities(decoder, trained.config.model, start, ids).tolist()
     else:
+        from gptcli.devices import choose_threads
         from gptcli.sampling.score import log_probabilities
 
+        if engine.native:
+            choose_threads(model.threads)
         found = log_probabilities(trained.model, start, ids).tolist()
     pieces = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
     return Score(text, ids, pieces, found)
