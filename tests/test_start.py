@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import gptcli
 from gptcli.native import library
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,3 +144,28 @@ def test_both_libraries_evaluate_alike(
     assert {**quick, "loss": 0, "perplexity": 0, "bits_per_byte": 0} == {
         **plain, "loss": 0, "perplexity": 0, "bits_per_byte": 0,
     }  # fmt: skip
+
+
+def test_as_many_threads_as_pytorch_takes() -> None:
+    code = (
+        "from gptcli.devices import choose_threads, threads_without_torch\n"
+        "assert choose_threads('auto') == threads_without_torch('auto')\n"
+        "assert choose_threads(3) == threads_without_torch(3) == 3\n"
+    )
+    for variable in ({}, {"OMP_NUM_THREADS": "1"}, {"MKL_NUM_THREADS": "1"}):
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        }
+        subprocess.run([sys.executable, "-c", code], env={**kept, **variable}, cwd=ROOT, check=True)
+
+
+def test_changed_weights_of_the_module_count(trained: Path) -> None:
+    """A user of the library can change them; the C library must not sample the old ones."""
+    needs(library.SAMPLING)
+    model = gptcli.load(trained, device="cpu", dtype="float32")
+    before = model.generate("KING", max_new_tokens=30, temperature=0.0)
+    with torch.no_grad():
+        model.module.lm_head.weight.neg_()
+    assert model.generate("KING", max_new_tokens=30, temperature=0.0) != before

@@ -56,7 +56,8 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
     try:
         for name, entry in deserialize(data):  # type: ignore[no-untyped-call]
             numbers = _float32(entry["data"], entry["dtype"])
-            arrays[name] = memoryview(numbers).cast("f", entry["shape"])
+            flat = memoryview(numbers).cast("f")  # its shape stays (0,) if it is empty
+            arrays[name] = flat.cast("B").cast("f", entry["shape"]) if numbers else flat
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _not_safetensors(error) from None
     return arrays
