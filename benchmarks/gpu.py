@@ -310,14 +310,14 @@ def our_sampling(streams: int) -> Callable[[int], None]:
     config = ModelConfig(arch="gpt2", bias=False, dropout=0.0, **SIZES)
     model = GPT(config, 50_257).eval()
     initialise(model, torch.Generator().manual_seed(0))
-    backend = choose_backend("bfloat16", device, has_user_parts=False, arch=config.traits)
-    model.to(device).branches_in(backend.dtype)
+    backend = choose_backend("bfloat16", "cuda", has_user_parts=False, arch=config.traits)
+    model.to(device).branches_in(backend.torch_dtype)
     writer = open_streams(model, streams, SamplingParams(0.8, top_k=200), backend, 1)
     numbers = [UniformNumbers(0, i) for i in range(streams)]
 
     def write(count: int) -> None:
         writer.feed({i: [0] for i in range(streams)}, restart=True)
-        writer.run(range(streams), torch.stack([one.take(count) for one in numbers]))
+        writer.run(range(streams), [one.take(count) for one in numbers])
 
     return write
 

@@ -138,7 +138,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
     config = ModelConfig(arch=case["arch"], bias=case.get("bias", False), **sizes)  # type: ignore[arg-type]
     model = Ours(config, vocabulary).eval()
     initialise(model, torch.Generator().manual_seed(1337))
-    way = choose_backend(case["dtype"], torch.device("cpu"), has_user_parts=False)
+    way = choose_backend(case["dtype"], "cpu", has_user_parts=False, arch=config.traits)
     room = open_streams(model, streams, SamplingParams(0.8), way, threads)
     jobs = [SampleRequest([0], i) for i in range(streams)]
     for _ in GenerationLoop(room, jobs, max_new_tokens=3, seed=0):
@@ -167,7 +167,6 @@ def precision(run: Path, text: Path) -> None:
     """Log-probabilities token by token, and greedy outputs, of both dtypes and of PyTorch."""
     import torch
 
-    from gptcli.devices import dtype_name
     from gptcli.native import library
     from gptcli.native.decoder import Decoder
     from gptcli.sampling.backend import Backend, open_streams
@@ -182,20 +181,20 @@ def precision(run: Path, text: Path) -> None:
     found = library.find(library.SAMPLING).library
     if found is None:
         sys.exit(library.find(library.SAMPLING).reason)
-    for dtype in (torch.float32, torch.bfloat16, torch.int8):
-        decoder = Decoder(found, model, dtype=dtype, streams=1, threads=2)
+    for dtype in ("float32", "bfloat16", "int8"):
+        decoder = Decoder(found, trained.weights, dtype=dtype, streams=1, threads=2)
         off = (native_log_probabilities(decoder, model.config, ids[:1], ids[1:]) - plain).abs()
         print(
-            f"{dtype_name(dtype)}: log-probabilities of {len(off)} tokens are off "
+            f"{dtype}: log-probabilities of {len(off)} tokens are off "
             f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"
         )
     written: dict[str, list[list[int]]] = {}
     prompts = [ids[i : i + 20] for i in range(0, 1000, 100)]
     for name, way in (
-        ("PyTorch", Backend("torch", torch.float32)),
-        ("float32", Backend("native", torch.float32)),
-        ("bfloat16", Backend("native", torch.bfloat16)),
-        ("int8", Backend("native", torch.int8)),
+        ("PyTorch", Backend("torch", "float32")),
+        ("float32", Backend("native", "float32")),
+        ("bfloat16", Backend("native", "bfloat16")),
+        ("int8", Backend("native", "int8")),
     ):
         room = open_streams(model, len(prompts), SamplingParams(temperature=0.0), way, 2)
         texts: list[list[int]] = [[] for _ in prompts]

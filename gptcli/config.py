@@ -1,6 +1,6 @@
 """The complete YAML schema: the type, default, bounds and meaning of every config key.
 
-`gptcli schema` prints it as JSON Schema, each key with its docstring from here.
+`gptcli schema` prints it as JSON Schema, each key with its docstring from here (config_schema.py).
 gptcli.config_files reads YAML files into these classes. This file does not import torch.
 """
 
@@ -34,9 +34,7 @@ MOST_HEADS = 10_000
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, frozen=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 Text = Annotated[str, Field(min_length=1)]

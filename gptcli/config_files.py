@@ -432,8 +432,10 @@ def _yaml_of_override(override: str, key: Key, text: str) -> Any:
 
 def json_schema() -> str:
     """The JSON Schema of a config, as text. Editors use it to complete and check keys."""
+    from gptcli.config_schema import config_schema
+
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Config.model_json_schema(),
+        **config_schema(),
     }
     return json.dumps(schema, indent=2) + "\n"

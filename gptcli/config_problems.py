@@ -38,7 +38,9 @@ def explain(
 
     `values` is the config that was validated. `place` returns where one of several keys is written
     that do not fit together: "mine.yaml:7"."""
-    schema = Config.model_json_schema()
+    from gptcli.config_schema import config_schema
+
+    schema = config_schema()
     explained: set[Key] = set()
     for detail in error.errors():
         key = tuple(str(part) for part in detail["loc"][:2])

@@ -1,21 +1,34 @@
-"""Resolves `run.device`, `run.dtype` and `run.threads`: what `auto` means on this machine."""
+"""Resolves `run.device`, `run.dtype` and `run.threads`: what `auto` means on this machine.
+
+It imports PyTorch only where it asks PyTorch, so that sampling on a CPU does without.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import Literal
-
-import torch
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from gptcli.container import usable_cores
 from gptcli.errors import GptcliError
 from gptcli.processor import is_restricted, usable_processor
+
+if TYPE_CHECKING:
+    import torch
+
+_GPU_LIBRARIES = ("libtorch_cuda.so", "libtorch_hip.so")
+_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")  # of drivers, in /dev
+_CORES = Path("/sys/devices/system/cpu")
 
 
 def choose_device(wanted: str) -> torch.device:
     """The device `wanted`; "auto" means cuda, else mps, else cpu.
 
     Raises GptcliError if this machine does not have it."""
+    import torch
+
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -32,11 +45,31 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def is_surely_cpu(wanted: str) -> bool:
+    """Whether the device `wanted` is the CPU, as far as can be said without importing PyTorch.
+
+    "auto" can mean a GPU if PyTorch is built for one and the system has a driver for one; both show
+    in files."""
+    if wanted != "auto":
+        return wanted == "cpu"
+    if sys.platform != "linux":
+        return False
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return True
+    folder = Path(found.origin).parent / "lib"
+    if not any((folder / name).exists() for name in _GPU_LIBRARIES):
+        return True
+    return not any(any(Path("/dev").glob(name)) for name in _GPU_FILES)
+
+
 def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device.
 
     True for NVIDIA GPUs from Ampere on, for Apple's GPUs, and for CPUs with AVX512-BF16 or AMX
     (about four times as fast in our trials), unless GPTCLI_CPU restricts them."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "mps":
@@ -52,28 +85,32 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of the forward and backward passes.
 
     Raises GptcliError for float16 on a CPU: float16 is slow there and saves little memory."""
+    import torch
+
     if wanted == "auto":
         return torch.bfloat16 if has_quick_bfloat16(device) else torch.float32
-    if wanted == "float16" and device.type == "cpu":
-        raise GptcliError(
-            "run.dtype `float16` does not work on a CPU", "use bfloat16 or float32 there"
-        )
+    refuse_dtype(wanted, device.type)
     dtype = getattr(torch, wanted)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
+def refuse_dtype(wanted: str, device: str) -> None:
+    """Raise GptcliError for float16 on a CPU."""
+    if wanted == "float16" and device == "cpu":
+        raise GptcliError(
+            "run.dtype `float16` does not work on a CPU", "use bfloat16 or float32 there"
+        )
+
+
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set and return the number of CPU threads; "auto" means all cores that it may use.
+    """Set and return PyTorch's number of CPU threads; "auto" means all cores that it may use.
 
     A container's quota counts. Raises GptcliError for more than 8 threads per core."""
-    cores = os.cpu_count() or 1
+    import torch
+
     if wanted != "auto":
-        if wanted > 8 * cores:
-            raise GptcliError(
-                f"{wanted} threads are too many for {cores} cores",
-                "one thread per core is fastest; `auto` chooses that",
-            )
+        refuse_threads(wanted)
         threads = wanted
     elif hasattr(os, "sched_getaffinity"):
         threads = min(torch.get_num_threads(), usable_cores())
@@ -82,6 +119,43 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
     return threads
+
+
+def threads_without_torch(wanted: int | Literal["auto"]) -> int:
+    """What choose_threads returns, for code that does without PyTorch (Linux).
+
+    PyTorch takes a thread for each physical core that the process may use, or as many as
+    $OMP_NUM_THREADS or $MKL_NUM_THREADS says."""
+    if wanted != "auto":
+        refuse_threads(wanted)
+        return wanted
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "").partition(",")[0].strip()
+        if value.isdecimal() and int(value) > 0:
+            return min(int(value), usable_cores())
+    return min(_physical_cores(), usable_cores())
+
+
+def _physical_cores() -> int:
+    """The number of physical cores that this process may use; each can have several threads."""
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        try:
+            path = _CORES / f"cpu{number}" / "topology" / "thread_siblings_list"
+            cores.add(path.read_text("ascii"))
+        except (OSError, ValueError):
+            cores.add(str(number))
+    return max(1, len(cores))
+
+
+def refuse_threads(wanted: int) -> None:
+    """Raise GptcliError for more than 8 threads per core."""
+    cores = os.cpu_count() or 1
+    if wanted > 8 * cores:
+        raise GptcliError(
+            f"{wanted} threads are too many for {cores} cores",
+            "one thread per core is fastest; `auto` chooses that",
+        )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

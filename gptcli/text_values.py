@@ -18,7 +18,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 
@@ -75,15 +78,24 @@ def _forms(key: tuple[str, ...]) -> frozenset[str]:
     section = Config.model_fields.get(key[0]) if len(key) == 2 else None
     if section is None:
         return frozenset()
-    assert isinstance(section.annotation, type)
-    schema = section.annotation.model_json_schema()["properties"].get(key[1], {})
-    forms = set()
-    for choice in schema.get("anyOf", [schema]):
-        kind = "word" if {"enum", "const"} & choice.keys() else choice.get("type", "other")
-        forms.add({"string": "text", "array": "list"}.get(kind, kind))
-    return (
-        frozenset(forms) if "text" in forms and forms <= {"text", "list", "null"} else frozenset()
-    )
+    fields = getattr(section.annotation, "model_fields", {})
+    for name, field in fields.items():
+        if key[1] == (field.alias or name):
+            forms = frozenset(_forms_of(field.annotation))
+            return forms if "text" in forms and forms <= {"text", "list", "null"} else frozenset()
+    return frozenset()
+
+
+def _forms_of(annotation: Any) -> Iterator[str]:
+    """What a type of gptcli.config takes: "text", "list", "null" or "other"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _forms_of(arguments[0])
+    elif origin in (Union, UnionType):
+        for choice in arguments:
+            yield from _forms_of(choice)
+    else:
+        yield {str: "text", list: "list", type(None): "null"}.get(origin or annotation, "other")
 
 
 def _list(override: str, text: str) -> list[str] | None:

@@ -12,7 +12,7 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
-    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.params import SamplingParams
     from gptcli.tokenization import Tokenizer
 
 MOST_SAMPLES = 100_000
@@ -68,7 +68,7 @@ class Generation:
 
     def params(self) -> SamplingParams:
         """The sampling parameters."""
-        from gptcli.sampling.next_token import SamplingParams
+        from gptcli.sampling.params import SamplingParams
 
         return SamplingParams(
             self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty

@@ -39,7 +39,7 @@ class SamplingModel:
         from gptcli.sampling.valid_text import table_of
 
         return open_streams(
-            self.trained.model,
+            self.trained.weights if self.backend.native else self.trained.model,
             count,
             params,
             self.backend,
@@ -47,6 +47,19 @@ class SamplingModel:
             table_of(self.trained.tokenizer),
             sampler,
         )
+
+    def likeliest(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """The likeliest token after each text; a text must fit the context."""
+        from gptcli.sampling.backend import open_streams
+        from gptcli.sampling.params import SamplingParams
+
+        model = self.trained.weights if self.backend.native else self.trained.model
+        streams = open_streams(model, 1, SamplingParams(0.0), self.backend, self.threads)
+        found = []
+        for ids in texts:
+            streams.feed({0: ids}, restart=True)
+            found.append(streams.run([0], [[0.0]])[0][0])
+        return found
 
 
 def load_for_sampling(
@@ -62,10 +75,16 @@ def load_for_sampling(
 
     `checkpoint` is "best", "last" or a step. The dtype `auto` is the fastest here. Raises
     GptcliError if the model, the device or the dtype cannot be used."""
+    from gptcli.devices import is_surely_cpu
     from gptcli.native import library
 
+    surely_cpu = is_surely_cpu(device)
     if device in ("auto", "cpu"):
         library.start_building(library.SAMPLING)  # in the background, while PyTorch is imported
+    if surely_cpu and not files.given() and not is_foreign(path):
+        found = _load_without_torch(path, checkpoint, dtype, threads)
+        if found is not None:
+            return found
     import torch
 
     from gptcli.api.user_files import load_user_parts
@@ -81,7 +100,7 @@ def load_for_sampling(
     config = foreign.config if foreign is not None else read_config(path)
     backend = choose_backend(
         dtype,
-        place,
+        place.type,
         has_user_parts=user_parts is not None and user_parts.in_network(),
         arch=config.model.traits,
     )
@@ -90,9 +109,28 @@ def load_for_sampling(
     )
     if foreign is not None:
         trained.model.to(place)
-    if not backend.native and backend.dtype != torch.float32:
-        trained.model.branches_in(backend.dtype)
+    if not backend.native and backend.dtype != "float32":
+        trained.model.branches_in(backend.torch_dtype)
     return SamplingModel(path, trained, backend, count)
+
+
+def _load_without_torch(
+    path: Path, checkpoint: str | None, dtype: str, threads: int | None
+) -> SamplingModel | None:
+    """The model of a run for the C library; None if only PyTorch can sample it.
+
+    Nothing imports PyTorch, which takes longer than to sample a short text."""
+    from gptcli.devices import threads_without_torch
+    from gptcli.sampling.backend import choose_backend
+    from gptcli.training.loading import read_trained
+    from gptcli.training.run_folder import read_config
+
+    count = threads_without_torch(threads or "auto")
+    config = read_config(path)
+    backend = choose_backend(dtype, "cpu", has_user_parts=False, arch=config.model.traits)
+    if not backend.native:
+        return None
+    return SamplingModel(path, read_trained(path, checkpoint, config=config), backend, count)
 
 
 def is_foreign(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -77,21 +78,20 @@ class Model:
     """A trained model. `gptcli.load` makes it.
 
     `run` is its folder, `step` its checkpoint, `config` its config, and `tokenizer` turns text into
-    ids and back. `module` is the PyTorch module, in evaluation mode. A notebook shows the model's
+    ids and back. A notebook shows the model's
     size, its loss curve and a text that it wrote."""
 
     run: Path
     step: int
     config: Config
     tokenizer: Tokenizer
-    module: GPT
 
     def __init__(self, loaded: SamplingModel, *, scores_with_engine: bool) -> None:
         trained = loaded.trained
         self._loaded = loaded
         self._scores_with_engine = scores_with_engine
         self.run, self.step, self.config = loaded.path, trained.step, trained.config
-        self.tokenizer, self.module = trained.tokenizer, trained.model
+        self.tokenizer = trained.tokenizer
 
     # ---- generating ----------------------------------------------------------------------
 
@@ -260,13 +260,15 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        The figures are those of `gptcli score`. PyTorch computes them in float32, unless the model
-        was loaded with another dtype. Raises GptcliError if the text is empty or has characters
+        The figures are those of `gptcli score`, in float32 unless the model was loaded with another
+        dtype. Raises GptcliError if the text is empty or has characters
         that the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
-        sampling = self._loaded if self._scores_with_engine else None
-        return score_text(self._loaded.trained, self._readable(text, "the text"), sampling)
+        loaded = self._loaded
+        if not self._scores_with_engine and loaded.backend.native:
+            loaded = replace(loaded, backend=replace(loaded.backend, dtype="float32"))
+        return score_text(loaded, self._readable(text, "the text"))
 
     def logits(
         self, ids: str | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
@@ -315,8 +317,15 @@ class Model:
     # ---- facts ---------------------------------------------------------------------------
 
     @property
+    def module(self) -> GPT:
+        """The PyTorch module, in evaluation mode. It is made when it is first asked for."""
+        return self._loaded.trained.model
+
+    @property
     def parameters(self) -> int:
         """The number of parameters."""
+        if self._loaded.backend.native:
+            return self._loaded.trained.weights.count
         from gptcli.model.gpt import count_parameters
 
         return count_parameters(self.module).total
@@ -332,12 +341,12 @@ class Model:
     @property
     def device(self) -> str:
         """The type of the device: "cpu", "cuda" or "mps"."""
-        return str(self.module.wte.weight.device.type)
+        return "cpu" if self._loaded.backend.native else str(self.module.wte.weight.device.type)
 
     @property
     def dtype(self) -> str:
         """What generating computes in, such as "bfloat16"."""
-        return str(self._loaded.backend.dtype).removeprefix("torch.")
+        return self._loaded.backend.dtype
 
     def __repr__(self) -> str:
         loss = f", val loss {self.val_loss:.4f}" if self.val_loss is not None else ""

@@ -11,10 +11,11 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
-    from gptcli.training.loading import Trained
 
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """The lowest probability of each shade in a notebook."""
+_MOST_WORK = 15_000_000_000
+"""Tokens times parameters that the C library scores sooner than PyTorch, which must be imported."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,13 @@ def _shade(log_probability: float) -> str:
     return next(shade for least, shade in _SHADES if probability >= least)
 
 
-def score_text(
-    trained: Trained, text: str, sampling: SamplingModel | None = None, *, name: str = ""
-) -> Score:
+def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
     """The score of a text that the model can read, as `readable` gives it.
 
-    PyTorch computes it in the model's dtype. With `sampling`, its engine does, because engines
-    round differently. `name` is what messages call the text. Raises GptcliError if the text has no
-    tokens."""
-    from gptcli.sampling.backend import open_decoder
-    from gptcli.sampling.score import log_probabilities, native_log_probabilities
-
+    The model's engine computes it, because engines round differently; but a long text in float32 is
+    computed by PyTorch, which takes many tokens at once. `name` is what messages call the text.
+    Raises GptcliError if the text has no tokens."""
+    trained = model.trained
     tokenizer = trained.tokenizer
     try:
         ids = tokenizer.encode(text)
@@ -107,10 +104,19 @@ def score_text(
         of = f" of {name}" if name else ""
         raise GptcliError(f"the text{of} has no tokens", "score another text")
     start = tokenizer.start_ids()
-    if sampling is not None and sampling.backend.native:
-        decoder = open_decoder(trained.model, sampling.backend, sampling.threads)
-        found = native_log_probabilities(decoder, trained.config.model, start, ids)
+    engine, work = model.backend, len(ids) * trained.weights.count if model.backend.native else 0
+    if engine.native and (engine.dtype != "float32" or work <= _MOST_WORK):
+        from gptcli.sampling.backend import open_decoder
+        from gptcli.sampling.native_score import native_log_probabilities
+
+        decoder = open_decoder(trained.weights, engine, model.threads)
+        found = native_log_probabilities(decoder, trained.config.model, start, ids).tolist()
     else:
-        found = log_probabilities(trained.model, start, ids)
+        from gptcli.devices import choose_threads
+        from gptcli.sampling.score import log_probabilities
+
+        if engine.native:
+            choose_threads(model.threads)
+        found = log_probabilities(trained.model, start, ids).tolist()
     pieces = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
-    return Score(text, ids, pieces, found.tolist())
+    return Score(text, ids, pieces, found)

@@ -1,11 +1,15 @@
 """The command line: the list of commands, and the only place that catches errors.
 
-torch, pydantic and rich are imported only when a command needs them, so `--help` stays instant.
+torch, pydantic and rich are imported only when a command needs them, so `--help` stays instant. Of
+the commands, only the one that is called is imported.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -13,33 +17,8 @@ import typer
 from typer.exceptions import TyperException
 
 from gptcli import __version__
-from gptcli.cli import (
-    bench,
-    check,
-    compare,
-    configs,
-    evaluate,
-    exercise,
-    export,
-    grade,
-    import_model,
-    inspect_batch,
-    learn,
-    log,
-    look,
-    page,
-    report,
-    runs,
-    sample,
-    scaling,
-    score,
-    show,
-    sweep,
-    tokenizer,
-    train,
-)
 from gptcli.cli.command_line import Command, Group, same_option
-from gptcli.cli.debug_option import without_debug
+from gptcli.cli.debug_option import DEBUG, without_debug
 from gptcli.cli.output import (
     STDOUT,
     checked_stdout,
@@ -52,17 +31,39 @@ from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.files.paths import ESCAPE_UNDECODABLE
 from gptcli.openmp import spin_briefly
 
-app = typer.Typer(
-    name="gptcli",
-    cls=Group,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={
-        "help_option_names": ["--help", "-h"],
-        "token_normalize_func": same_option,  # `--max_new_tokens` is `--max-new-tokens`
+_CHECKED = ("layernorm", "mlp", "block", "tokenizer", "training", "sampling", "cache", "modern")
+_COMMANDS = {
+    "train": ("train", "train", "gptcli train my.txt train.max_steps=500 --out runs/mine"),
+    "sample": ("sample", "sample", 'gptcli sample mine --prompt "KING" --num-samples 3'),
+    "eval": ("evaluate", "evaluate", "gptcli eval mine --split val --json"),
+    "score": ("score", "score", "gptcli score mine poem.txt"),
+    "export": ("export", "export", "gptcli export mine --to huggingface --out mine-hf"),
+    "page": ("page", "page", "gptcli page mine --out mine.html"),
+    "import": ("import_model", "import_model", "gptcli import my-gpt2 --out runs/gpt2"),
+    "check-attention": ("check", "check_attention", "gptcli check-attention my_attention.py"),
+    **{
+        f"check-{name}": ("check", "", f"gptcli check-{name} my/{name}.py --hint 2")
+        for name in _CHECKED
     },
-)
+    "learn": ("learn", "learn", "gptcli learn my"),
+    "exercise": ("exercise", "exercise", "gptcli exercise attention --out my"),
+    "grade": ("grade", "grade", "gptcli grade students --csv grades.csv"),
+    "bench": ("bench", "bench", "gptcli bench shakespeare --json"),
+    "runs": ("runs", "runs", "gptcli runs"),
+    "look": ("look", "look", 'gptcli look mine --prompt "To be or not to be"'),
+    "report": ("report", "report", "gptcli report mine --out mine.html"),
+    "compare": ("compare", "compare", "gptcli compare mine deeper --seeds 3"),
+    "sweep": ("sweep", "sweep", "gptcli sweep tiny train.learning_rate=0.01,0.02 --minutes 10"),
+    "scaling": ("scaling", "scaling", "gptcli scaling my.txt --minutes 10 --train"),
+    "show": ("show", "show", "gptcli show mine deeper"),
+    "log": ("log", "log", "gptcli log mine --to tensorboard"),
+    "inspect-batch": ("inspect_batch", "inspect_batch", "gptcli inspect-batch mine 1200"),
+    "configs": ("configs", "configs", "gptcli configs tiny > mine.yaml"),
+    "schema": ("configs", "schema", "gptcli schema > schema.json"),
+    "tokenizer": ("tokenizer", "", ""),
+}
+"""Each command: its module in gptcli.cli, its function there, and the example of its help."""
+_SHORT = {"chat": "sample"}  # for `sample --interactive`
 
 
 def _version(wanted: bool) -> None:
@@ -71,7 +72,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback(epilog="Start with `gptcli train`, then `gptcli sample`. Learn with `gptcli learn`.")
 def _gptcli(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -84,40 +84,42 @@ def _gptcli(
     """Train, sample and check tiny GPTs."""
 
 
-def _add(name: str, function: object, example: str) -> None:
-    app.command(name, cls=Command, epilog=f"Example: {example}")(function)  # type: ignore[type-var]
+def app_of(words: Sequence[str]) -> typer.Typer:
+    """The command line, with the one command that the words name; with all if they name none.
 
-
-_add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/mine")
-_add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
-_add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
-_add("score", score.score, "gptcli score mine poem.txt")
-_add("export", export.export, "gptcli export mine --to huggingface --out mine-hf")
-_add("page", page.page, "gptcli page mine --out mine.html")
-_add("import", import_model.import_model, "gptcli import my-gpt2 --out runs/gpt2")
-_add("check-attention", check.check_attention, "gptcli check-attention my_attention.py")
-for _exercise, _what, _interface in check.COMMANDS:
-    _add(
-        f"check-{_exercise}",
-        check.check_command(_exercise, _what, _interface),
-        f"gptcli check-{_exercise} my/{_exercise}.py --hint 2",
+    Importing the modules of all commands takes longer than to sample a short text."""
+    app = typer.Typer(
+        name="gptcli",
+        cls=Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={
+            "help_option_names": ["--help", "-h"],
+            "token_normalize_func": same_option,  # `--max_new_tokens` is `--max-new-tokens`
+        },
     )
-_add("learn", learn.learn, "gptcli learn my")
-_add("exercise", exercise.exercise, "gptcli exercise attention --out my")
-_add("grade", grade.grade, "gptcli grade students --csv grades.csv")
-_add("bench", bench.bench, "gptcli bench shakespeare --json")
-_add("runs", runs.runs, "gptcli runs")
-_add("look", look.look, 'gptcli look mine --prompt "To be or not to be"')
-_add("report", report.report, "gptcli report mine --out mine.html")
-_add("compare", compare.compare, "gptcli compare mine deeper --seeds 3")
-_add("sweep", sweep.sweep, "gptcli sweep tiny train.learning_rate=0.01,0.02 --minutes 10")
-_add("scaling", scaling.scaling, "gptcli scaling my.txt --minutes 10 --train")
-_add("show", show.show, "gptcli show mine deeper")
-_add("log", log.log, "gptcli log mine --to tensorboard")
-_add("inspect-batch", inspect_batch.inspect_batch, "gptcli inspect-batch mine 1200")
-_add("configs", configs.configs, "gptcli configs tiny > mine.yaml")
-_add("schema", configs.schema, "gptcli schema > schema.json")
-app.add_typer(tokenizer.app, name="tokenizer")
+    app.callback(
+        epilog="Start with `gptcli train`, then `gptcli sample`. Learn with `gptcli learn`."
+    )(_gptcli)
+    first = next((same_option(word) for word in words if word != DEBUG), "")
+    name = _SHORT.get(first, first)
+    completing = any(variable.startswith("_GPTCLI") for variable in os.environ)
+    for command in [name] if name in _COMMANDS and not completing else _COMMANDS:
+        _add(app, command)
+    return app
+
+
+def _add(app: typer.Typer, command: str) -> None:
+    """Add a command to the command line. Imports its module."""
+    module, function, example = _COMMANDS[command]
+    home = import_module(f"gptcli.cli.{module}")
+    if command == "tokenizer":
+        app.add_typer(home.app, name=command)
+        return
+    exercise = command.removeprefix("check-")
+    found = getattr(home, function) if function else home.check_command(exercise)
+    app.command(command, cls=Command, epilog=f"Example: {example}")(found)
 
 
 def main() -> None:
@@ -127,6 +129,7 @@ def main() -> None:
     spin_briefly()
     open_closed_streams()
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
+    app = app_of(sys.argv[1:])
     arguments, debug = without_debug(sys.argv[1:], app)
     if hasattr(sys.stdin, "reconfigure"):  # utf-8-sig drops a byte-order mark
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")

@@ -34,8 +34,8 @@ def bench(
 
     with waiting("measuring this machine; it takes about ten seconds"):
         from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
+        from gptcli.training.opening_text import open_text
         from gptcli.training.other_machine import refuse_other_machine
-        from gptcli.training.setup import open_text
         from gptcli.training.speed import measure
 
         refuse_other_machine(config)

@@ -13,12 +13,11 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gptcli.api.loading import SamplingModel
     from gptcli.model.gpt import GPT
+    from gptcli.model.user_parts import UserParts
     from gptcli.sampling.generate import SampleRequest
-    from gptcli.sampling.streams import Streams
+    from gptcli.sampling.streams import Streams, Uniform
     from gptcli.sampling.text import Sample
 
 LIMIT_S = 20.0  # for the generation without the cache
@@ -112,7 +111,7 @@ def compare_without_cache(
         streams.tokens / elapsed,
         difference,
         len(ended) == len(requests),
-        str(model.backend.dtype).removeprefix("torch."),
+        model.backend.dtype,
     )
 
 
@@ -135,12 +134,12 @@ def _without_cache(model: GPT) -> Iterator[None]:
 
 
 @contextmanager
-def errors_of_cache(model: GPT) -> Iterator[None]:
+def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
     """Turn what the learner's cache or attention raises into a GptcliError with its line."""
     try:
         yield
     except Exception as error:
-        cache: Any = model.user_parts.cache
+        cache: Any = None if user_parts is None else user_parts.cache
         if cache is None or (failure := cache.failure(error)) is None:
             raise
         raise failure from error
@@ -158,8 +157,8 @@ class _Counted:
         """As in Streams."""
         self._streams.feed(texts, restart=restart)
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
         out = self._streams.run(streams, uniform)
-        self.tokens += out.numel()
+        self.tokens += sum(map(len, out))
         return out

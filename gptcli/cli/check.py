@@ -130,8 +130,9 @@ def check_attention(
         _check_builtin(as_json)
 
 
-def check_command(exercise: str, what: str, interface: str) -> Callable[..., None]:
+def check_command(exercise: str) -> Callable[..., None]:
     """The function of a check-* command other than check-attention."""
+    what, interface = next((what, has) for name, what, has in COMMANDS if name == exercise)
 
     def command(
         files: Annotated[

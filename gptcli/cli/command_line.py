@@ -383,10 +383,14 @@ def _assignment(name: str, value: str) -> str | None:
 
 
 def _other_commands(ctx: Context) -> dict[str, list[Any]]:
-    """The other commands and their parameters."""
-    root = ctx.find_root().command
-    commands = getattr(root, "commands", {})
-    return {name: each.params for name, each in commands.items() if each is not ctx.command}
+    """The other commands and their parameters. The command line itself has only the called one."""
+    from typer.main import get_command
+
+    from gptcli.cli import app_of
+
+    commands = getattr(get_command(app_of([])), "commands", {})
+    own = ctx.command.name if ctx.parent is ctx.find_root() else None
+    return {name: each.params for name, each in commands.items() if name != own}
 
 
 # ---- help --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gptcli.cli.options import (
     RUN_AND_SOURCE,
     JsonOption,
     ModelOptions,
-    load_model,
+    load_for_evaluation,
     run_and_overrides,
     with_overrides,
 )
@@ -68,9 +68,7 @@ def evaluate(
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
     run, overrides = run_and_overrides(words)
     with waiting("loading the model"):
-        trained = load_model(run, options, "eval", dtype_of_run=True)
-    from gptcli.training.evaluate import evaluate as mean_loss
-
+        trained, threads = load_for_evaluation(run, options, "eval")
     block_size = trained.config.model.block_size
     context = context or block_size
     if context > block_size:
@@ -81,8 +79,7 @@ def evaluate(
     tokens = _tokens(trained, split, file, overrides)
     # The user's module can print.
     with redirect_stdout(sys.stderr), waiting("evaluating"):
-        loss = mean_loss(trained.model, tokens, context)
-    assert loss is not None
+        loss = _mean_loss(trained, tokens, context, threads)
     count = len(tokens) - 1
     text_bytes = tokens.byte_count(trained.tokenizer, start=1)
     bits = loss * count / math.log(2) / text_bytes if text_bytes else math.nan
@@ -108,6 +105,21 @@ def evaluate(
     )
 
 
+def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
+    """The mean loss in nats per token: by the C library with that many threads, or by PyTorch."""
+    if threads is not None:
+        from gptcli.training.native_evaluate import evaluate_natively
+
+        found = evaluate_natively(trained.weights, tokens, context, threads)
+        if found is not None:
+            return found
+    from gptcli.training.evaluate import evaluate as mean_loss
+
+    loss = mean_loss(trained.model, tokens, context)
+    assert loss is not None
+    return loss
+
+
 def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
     """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
     from gptcli.config_files import values_set
@@ -116,7 +128,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
     from gptcli.corpus.sources import section_of
     from gptcli.corpus.undecodable import UndecodableFilesError
     from gptcli.tokenization.unknown_characters import UnknownCharactersError
-    from gptcli.training.setup import open_text_of_run
+    from gptcli.training.opening_text import open_text_of_run
     from gptcli.training.text_of_run import (
         TEXT_KEYS,
         WantedText,

@@ -94,8 +94,8 @@ def _text_of(
     from gptcli.config_files import values_set
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
+    from gptcli.training.opening_text import open_text_of_run
     from gptcli.training.run_folder import read_status, read_tokenizer
-    from gptcli.training.setup import open_text_of_run
     from gptcli.training.text_of_run import (
         TEXT_KEYS,
         WantedText,

@@ -19,7 +19,7 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.sampling.conversation import Conversation
-    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.streams import Streams
     from gptcli.tokenization import Tokenizer
     from gptcli.tokenization.unknown_characters import Rule

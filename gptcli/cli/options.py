@@ -171,6 +171,30 @@ def load_model(
     return trained
 
 
+def load_for_evaluation(
+    run: str | None, options: ModelOptions, command: str
+) -> tuple[Trained, int | None]:
+    """The model of a run, and the number of threads if the C library can evaluate it.
+
+    Then nothing has imported PyTorch. `--dtype auto` means the dtype of the training."""
+    from gptcli.devices import is_surely_cpu, threads_without_torch
+    from gptcli.training.loading import read_trained
+    from gptcli.training.native_evaluate import can_evaluate
+    from gptcli.training.run_folder import read_config
+
+    _check(options)
+    path = named_run(run, command)
+    if is_surely_cpu(options.device) and not options.user_files.given():
+        threads, config = threads_without_torch(options.threads or "auto"), read_config(path)
+        wanted = config.run.dtype if options.dtype == "auto" else options.dtype
+        if wanted == "float32" or (options.dtype == "auto" and wanted == "float16"):
+            trained = read_trained(path, options.checkpoint, config=config)
+            if can_evaluate(trained.weights):
+                _print_notes(trained)
+                return trained, threads
+    return load_model(run, options, command, dtype_of_run=True), None
+
+
 def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
     """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here.
 

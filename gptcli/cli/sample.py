@@ -31,7 +31,7 @@ from gptcli.view.waiting import waiting
 if TYPE_CHECKING:
     from gptcli.cli.cache_comparison import CacheComparison
     from gptcli.sampling.generate import SampleRequest
-    from gptcli.sampling.next_token import SamplingParams
+    from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.streams import Streams
     from gptcli.sampling.text import Sample
     from gptcli.sampling.user_sampler import UserSampler
@@ -219,7 +219,7 @@ def sample(
     wanted = replace(wanted, stop=stops)
     if output.interactive:
         first = texts[0] if prompts.prompt is not None else None
-        with errors_of_cache(model.trained.model):
+        with errors_of_cache(model.trained.user_parts):
             _converse(model, options, first, wanted, seed, sampler, escape=prompts.escape)
         return
     texts = _readable(model, texts, prompts.prompt_file)
@@ -239,7 +239,8 @@ def sample(
     if live:
         _show("\n")
     cache = None
-    if model.trained.model.user_parts.cache is not None:
+    user_parts = model.trained.user_parts
+    if user_parts is not None and user_parts.cache is not None:
         with waiting("the same without your cache"), redirect_stdout(sys.stderr):
             cache = compare_without_cache(
                 model,
@@ -307,7 +308,7 @@ def _generate(
     samples = []
     out = sys.stdout
     # A user's module can print; that is not data.
-    with redirect_stdout(sys.stderr), errors_of_cache(model.trained.model):
+    with redirect_stdout(sys.stderr), errors_of_cache(model.trained.user_parts):
         streams = model.open_streams(len(requests), wanted.params(), sampler)
         start = time.perf_counter()
         for item in generate_text(
@@ -382,7 +383,7 @@ def _print_sample(
             "seed": seed,
             "run": str(model.path),
             "checkpoint": model.trained.step,
-            "dtype": str(model.backend.dtype).removeprefix("torch."),
+            "dtype": model.backend.dtype,
             **({} if cache is None else cache.to_json()),
         }
     )

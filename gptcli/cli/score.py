@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,6 @@ from gptcli.cli.options import (
     JsonOption,
     SamplingModelOptions,
     load_for_sampling,
-    load_model,
 )
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.cli.prompts import encoding_of_run, read_text
@@ -29,7 +29,7 @@ from gptcli.view.waiting import waiting
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from gptcli.training.loading import Trained
+    from gptcli.api.loading import SamplingModel
 
 _LEVELS = (  # lowest probability, style of the tokens from there on, its name in the legend
     (0.5, "green", "expected (above 1/2)"),
@@ -69,18 +69,18 @@ def score(
     if not text:
         raise GptcliError(f"{file} is empty", "score a text of at least one character")
     with waiting("loading the model and reading the text"):
-        trained, scores = _scores(run, file, text, options)
+        model, scores = _scores(run, file, text, options)
     if as_json:
-        _print_json(trained, scores)
+        _print_json(model, scores)
         return
     if sys.stdout.isatty() and stdout_console().color_system and not os.environ.get("NO_COLOR"):
         # A character that spans several tokens is shown with the last of them.
-        decoder = trained.tokenizer.stream()
+        decoder = model.trained.tokenizer.stream()
         pieces = [decoder.push(id) for id in scores.ids]
         stdout_console().print(_coloured(pieces, scores.log_probabilities), soft_wrap=True)
     else:
         _print_lines(scores)
-    if (surprises := _surprises(trained, scores)) and sys.stderr.isatty():
+    if sys.stderr.isatty() and (surprises := _surprises(model, scores)):
         note("most surprising:")
         for line in surprises:
             note(f"  {line}")
@@ -108,14 +108,14 @@ def _refuse_run_without_file(words: list[str]) -> None:
 
 def _scores(
     run: str | None, file: str, text: str, options: SamplingModelOptions
-) -> tuple[Trained, Score]:
-    """Load the model and score the text. Raises GptcliError if the text has no tokens."""
-    sampling = None
-    if options.dtype in ("auto", "float32"):
-        trained = load_model(run, options, "score", dtype_of_run=False)
-    else:  # with the engine of `sample`, because engines round differently
-        sampling = load_for_sampling(run, options, "score")
-        trained = sampling.trained
+) -> tuple[SamplingModel, Score]:
+    """Load the model and score the text, by default in float32.
+
+    Raises GptcliError if the text has no tokens."""
+    if options.dtype == "auto":
+        options = replace(options, dtype="float32")
+    model = load_for_sampling(run, options, "score")
+    trained = model.trained
     from gptcli.tokenization.unknown_characters import readable
 
     rule = trained.config.data.unknown
@@ -123,10 +123,10 @@ def _scores(
     if changed is not None:
         note(f"note: {file}: {changed}")
     with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
-        return trained, score_text(trained, text, sampling, name=file)
+        return model, score_text(model, text, name=file)
 
 
-def _print_json(trained: Trained, scores: Score) -> None:
+def _print_json(model: SamplingModel, scores: Score) -> None:
     rows = zip(scores.ids, scores.texts, scores.log_probabilities, strict=True)
     print_json(
         {
@@ -135,7 +135,7 @@ def _print_json(trained: Trained, scores: Score) -> None:
             "perplexity": scores.perplexity,
             "bits_per_byte": scores.bits_per_byte,
             "tokens": len(scores.ids),
-            "checkpoint": trained.step,
+            "checkpoint": model.trained.step,
             "scores": [
                 {"id": id, "text": piece, "log_probability": one} for id, piece, one in rows
             ],
@@ -175,28 +175,27 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
     return shown
 
 
-def _surprises(trained: Trained, scores: Score) -> list[str]:
+def _surprises(model: SamplingModel, scores: Score) -> list[str]:
     """A line for each of the least likely tokens: where it is, and what the model expected."""
-    import torch
-
+    trained, tokenizer = model.trained, model.trained.tokenizer
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
-    model, tokenizer = trained.model, trained.tokenizer
+    places = [
+        at
+        for at in sorted(order[:_SURPRISES])
+        if math.exp(min(0.0, scores.log_probabilities[at])) < _LEVELS[2][0]
+    ]
     ids = [*tokenizer.start_ids(), *scores.ids]
-    before = len(ids) - len(scores.ids)
+    before, width = len(ids) - len(scores.ids), trained.config.model.block_size
+    with redirect_stdout(sys.stderr):
+        expected = model.likeliest([ids[: before + at][-width:] for at in places])
     lines = []
-    for at in sorted(order[:_SURPRISES]):
-        probability = math.exp(min(0.0, scores.log_probabilities[at]))
-        if probability >= _LEVELS[2][0]:
-            continue
-        window = ids[: before + at][-model.config.block_size :]
-        idx = torch.tensor([window], device=model.wte.weight.device)
-        with torch.no_grad(), redirect_stdout(sys.stderr):
-            best = int(model(idx)[0, -1].argmax())
+    for at, best in zip(places, expected, strict=True):
         text = tokenizer.decode(scores.ids[max(0, at - 20) : at])[-20:]
-        found, expected = (tokenizer.decode([id]) for id in (scores.ids[at], best))
+        probability = math.exp(min(0.0, scores.log_probabilities[at]))
+        found, likeliest = (tokenizer.decode([id]) for id in (scores.ids[at], best))
         lines.append(
             f"{_quoted(found)} after {_quoted(text)} (probability {probability:.1g}); "
-            f"expected {_quoted(expected)}"
+            f"expected {_quoted(likeliest)}"
         )
     return lines
 

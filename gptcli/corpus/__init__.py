@@ -1,21 +1,22 @@
 """Corpus: text files -> token shards on disk -> batches for training and evaluation.
 
 Start with `open_corpus` (preparation.py). `Batches` gives the tokens to training, `windows` gives
-them to evaluation. These two need torch, so they are imported only when they are used.
+them to evaluation. Each name is imported when it is first used, so that a command that reads no
+text does not wait for the code that reads texts.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from gptcli.corpus.preparation import Corpus, OtherTextError, open_corpus
-from gptcli.corpus.reading import Piece
-from gptcli.corpus.sources import Source, find_source
-from gptcli.corpus.token_store import TokenStore
-from gptcli.files.caches import cache_folder
 
 if TYPE_CHECKING:
     from gptcli.corpus.batches import Batches, windows
+    from gptcli.corpus.preparation import Corpus, OtherTextError, open_corpus
+    from gptcli.corpus.reading import Piece
+    from gptcli.corpus.sources import Source, find_source
+    from gptcli.corpus.token_store import TokenStore
+    from gptcli.files.caches import cache_folder
 
 __all__ = [
     "Batches",
@@ -30,10 +31,21 @@ __all__ = [
     "windows",
 ]
 
+_HOMES = {
+    "gptcli.corpus.batches": ("Batches", "windows"),
+    "gptcli.corpus.preparation": ("Corpus", "OtherTextError", "open_corpus"),
+    "gptcli.corpus.reading": ("Piece",),
+    "gptcli.corpus.sources": ("Source", "find_source"),
+    "gptcli.corpus.token_store": ("TokenStore",),
+    "gptcli.files.caches": ("cache_folder",),
+}
+
 
 def __getattr__(name: str) -> object:
-    if name in ("Batches", "windows"):
-        from gptcli.corpus import batches
-
-        return getattr(batches, name)
+    """The public name, imported now."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(import_module(home), name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

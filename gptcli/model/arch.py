@@ -7,7 +7,7 @@ The rest of gptcli asks an arch for a trait and never compares its name. A third
    (`norm_layer`, `attention_layer`, `feed_forward_layer`);
 3. a row in parameters.py for each parameter with a new name;
 4. nothing else to train and sample with PyTorch. The C library refuses a layout that it does not
-   know (`has_layout` in native/engine.py).
+   know (`has_layout` in native/decoder.py).
 
 This file imports only the standard library, so that gptcli.config can check a config against it.
 

@@ -9,15 +9,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
 
-Maker = Callable[[Any], nn.Module]
-CacheMaker = Callable[[Any, int, torch.dtype, torch.device], Any]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Maker = Callable[[Any], "nn.Module"]
+CacheMaker = Callable[[Any, int, "torch.dtype", "torch.device"], Any]
 """Makes the caches of all layers from a ModelConfig, the number of streams, dtype and device."""
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
@@ -104,7 +105,7 @@ class UserInitialisation:
             or tuple(parameter.shape) == (C, 4 * C)  # the second matrix of a user's MLP
         )
         std = self._end_std if ends_branch else 0.02
-        parameter.copy_(torch.randn(parameter.shape, generator=self._generator) * std)
+        parameter.copy_(self._normal(tuple(parameter.shape)) * std)
 
     def _draw_as_builtin(self, path: str) -> None:
         C, attention = self._n_embd, self._model.get_submodule(path)
@@ -114,8 +115,13 @@ class UserInitialisation:
         if found is None:
             return
         for matrix, std in zip(found, (0.02, 0.02, 0.02, self._end_std), strict=True):
-            matrix.copy_(torch.randn((C, C), generator=self._generator) * std)
+            matrix.copy_(self._normal((C, C)) * std)
             self._drawn.add(matrix.untyped_storage().data_ptr())
+
+    def _normal(self, shape: tuple[int, ...]) -> Tensor:
+        import torch
+
+        return torch.randn(shape, generator=self._generator)
 
 
 def keeps_constructor_value(name: str, parameter: Tensor) -> bool:

@@ -6,21 +6,33 @@ Dimensions: V vocabulary, W window (block_size).
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from array import array
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gptcli.config import ModelConfig
-from gptcli.model.gpt import GPT
+from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
-from gptcli.native.engine import has_layout
+from gptcli.model.weights import Weights
 from gptcli.native.library import DecoderShape, SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount, context_switches
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `Kind` of packed.h
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float32]
+
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # `Kind` of packed.h
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def has_layout(arch: Arch) -> bool:
+    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
+    llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
+    return all(llama) or not (any(llama) or arch.qk_norm)
 
 
 def bytes_needed(
@@ -28,7 +40,7 @@ def bytes_needed(
     config: ModelConfig,
     vocab_size: int,
     *,
-    dtype: torch.dtype,
+    dtype: str,
     streams: int,
     threads: int,
 ) -> int:
@@ -38,7 +50,7 @@ def bytes_needed(
 
 
 def _shape(
-    config: ModelConfig, vocab_size: int, dtype: torch.dtype, streams: int, threads: int
+    config: ModelConfig, vocab_size: int, dtype: str, streams: int, threads: int
 ) -> DecoderShape:
     arch = config.traits
     assert has_layout(arch)
@@ -65,24 +77,20 @@ class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
     `dtype` is float32, bfloat16 or int8. With bfloat16, weights, keys and values are bfloat16. With
-    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. `model`
-    is on the CPU in float32, with builtin parts only. Raises MemoryError."""
+    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. Raises
+    MemoryError."""
 
     def __init__(
-        self, library: ctypes.CDLL, model: GPT, *, dtype: torch.dtype, streams: int, threads: int
+        self, library: ctypes.CDLL, weights: Weights, *, dtype: str, streams: int, threads: int
     ) -> None:
-        assert not model.user_parts.in_network()
-        config = model.config
-        known = dict(model.named_parameters())
+        config, known = weights.config, weights.arrays
+        assert all(w.format == "f" and w.c_contiguous for w in known.values())
+        self._kept = known  # the library reads this memory as long as it lives
         names = names_by_place(config.n_layer, known)
-        weights = [None if name is None else known[name] for name in names]
-        self._kept = [w.detach().contiguous() for w in weights if w is not None]
-        assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in self._kept)
-        kept = iter(self._kept)
-        places = array("Q", [0 if w is None else next(kept).data_ptr() for w in weights])
+        places = array("Q", [0 if name is None else _address(known[name]) for name in names])
         self._library = library
-        self._threads, self._vocab_size, self.streams = threads, model.vocab_size, streams
-        shape = _shape(config, model.vocab_size, dtype, streams, threads)
+        self._threads, self._vocab_size, self.streams = threads, weights.vocab_size, streams
+        shape = _shape(config, weights.vocab_size, dtype, streams, threads)
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
@@ -94,9 +102,9 @@ class Decoder:
         self._rows = int(library.dec_max_rows(self._decoder))
         self.most_scored = int(library.dec_max_scored(self._decoder))
         self._thread_count = ThreadCount(threads)
-        self._seen = torch.zeros(streams, model.vocab_size, dtype=torch.uint8)
-        matrices = sum(w.numel() for w in self._kept if w.dim() == 2)
-        self._weight_bytes = matrices * dtype.itemsize
+        self._seen = bytearray(streams * weights.vocab_size)
+        matrices = sum(w.nbytes // 4 for w in known.values() if w.ndim == 2)
+        self._weight_bytes = matrices * _ITEM_BYTES[dtype]
 
     def __del__(self) -> None:
         if getattr(self, "_decoder", None):
@@ -148,7 +156,7 @@ class Decoder:
             threads = self._thread_count.choose()
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
-    def score(self, position: int, tokens: Sequence[int]) -> Tensor:
+    def score(self, position: int, tokens: Sequence[int]) -> FloatArray:
         """Feed n tokens to stream 0; returns the logits after each of them, float32 (n, V).
 
         n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
@@ -157,59 +165,69 @@ class Decoder:
         assert 0 <= position <= self._last_position - n
         assert min(ids) >= 0
         assert max(ids) < self._vocab_size
-        out = torch.empty(n, self._vocab_size)
+        import numpy as np
+
+        out = np.empty((n, self._vocab_size), dtype=np.float32)
         where = ids.buffer_info()[0]
-        self._library.dec_score(self._decoder, n, position, where, out.data_ptr(), self._threads)
+        self._library.dec_score(self._decoder, n, position, where, out.ctypes.data, self._threads)
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
         """Record tokens of a stream for the repetition penalty.
 
         With `restart`, earlier tokens of the stream are forgotten first."""
+        first = stream * self._vocab_size
         if restart:
-            self._seen[stream].zero_()
-        self._seen[stream][list(tokens)] = 1
+            self._seen[first : first + self._vocab_size] = bytes(self._vocab_size)
+        for token in tokens:
+            self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
         """Copy a stream, whose cache holds `count` tokens, to stream `to`."""
         self._library.dec_copy(self._decoder, stream, to, count)
-        self._seen[to] = self._seen[stream]
+        V, seen = self._vocab_size, self._seen
+        seen[to * V : to * V + V] = seen[stream * V : stream * V + V]
 
-    def logits(self, stream: int) -> Tensor:
+    def logits(self, stream: int) -> FloatArray:
         """A copy of a stream's logits of the next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
-        return torch.tensor(place[: self._vocab_size])
+        import numpy as np
+
+        size = ctypes.sizeof(ctypes.c_float) * self._vocab_size
+        found: FloatArray = np.frombuffer(ctypes.string_at(place, size), dtype=np.float32).copy()
+        return found
 
     def run(
         self,
         streams: Sequence[int],
         positions: Sequence[int],
-        uniform: Tensor,
+        uniform: Sequence[Sequence[float]],
         how: SamplingParamsStruct,
-        utf8: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
+        utf8: tuple[memoryview, bytearray] | None = None,
+    ) -> list[list[int]]:
+        """Choose the next `steps` tokens of n different streams; returns the tokens of each stream.
 
-        `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
-        the first token chosen for `streams[i]`. Every chosen token but the last is fed.
+        `uniform` holds the random numbers of each stream, one for each step.
+        `positions[i]` is the position of the first token chosen for `streams[i]`. Every chosen
+        token but the last is fed.
 
         `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
-        state of every stream of the decoder, uint8, which is updated. Then only tokens are chosen
+        state of every stream of the decoder, which is updated. Then only tokens are chosen
         that keep the text valid UTF-8."""
-        n, steps = uniform.shape
+        n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
+        assert all(len(numbers) == steps for numbers in uniform)
         assert min(streams) >= 0
         assert max(streams) < self.streams
         assert max(positions) + steps - 1 <= self._last_position
-        uniform = uniform.contiguous()
+        drawn = array("d", itertools.chain.from_iterable(uniform))
         if utf8 is not None:
             table, states = utf8
             assert table.shape == (8, self._vocab_size)
-            assert states.shape == (self.streams,)
-            assert table.dtype == states.dtype == torch.uint8
-            assert table.is_contiguous()
-            assert states.is_contiguous()
-        out = torch.empty(steps, n, dtype=torch.int32)
+            assert table.format == "B"
+            assert table.c_contiguous
+            assert len(states) == self.streams
+        out = array("i", bytes(4 * steps * n))
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
@@ -221,19 +239,19 @@ class Decoder:
             n,
             *(a.buffer_info()[0] for a in numbers),
             steps,
-            uniform.data_ptr(),
+            drawn.buffer_info()[0],
             ctypes.byref(how),
-            None if how.penalty == 1.0 else self._seen.data_ptr(),
-            None if utf8 is None else utf8[0].data_ptr(),
-            None if utf8 is None else utf8[1].data_ptr(),
-            out.data_ptr(),
+            None if how.penalty == 1.0 else _address(self._seen),
+            None if utf8 is None else _address(utf8[0]),
+            None if utf8 is None else _address(utf8[1]),
+            out.buffer_info()[0],
             threads,
             int(by_stream),
         )
         if thread_count is not None:
             seconds = time.perf_counter() - begin
             thread_count.took(threads, steps, seconds, context_switches() - before)
-        return out
+        return [out[i::n].tolist() for i in range(n)]
 
     def _team(self, streams: int) -> tuple[int, bool]:
         """The number of threads, and whether each thread computes some of the streams.
@@ -246,6 +264,12 @@ class Decoder:
         ):
             return min(self._threads, streams), True
         return (self._threads if self._weight_bytes > _MOST_FOR_ONE_THREAD else 1), False
+
+
+def _address(memory: memoryview[Any] | bytearray) -> int:
+    """Where writable memory begins. It stays there as long as it lives."""
+    flat = memory.cast("B") if isinstance(memory, memoryview) else memory
+    return ctypes.addressof(ctypes.c_char.from_buffer(flat))
 
 
 # Limits for the bytes of the weights. Measured on two cores of a Xeon, each with AMX and 2 MiB of

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gptcli.config import ModelConfig
-from gptcli.model.arch import Arch
 from gptcli.model.parameters import names_by_place
+from gptcli.native.decoder import has_layout
 from gptcli.native.library import TRAINING, TRAINING_FLOAT32, Shape, Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
 _WIDEST_HEAD = 512
@@ -22,13 +24,7 @@ _WIDEST_HEAD = 512
 
 def training_source(dtype: torch.dtype) -> Source | None:
     """The C library that trains in this dtype, or None if there is none."""
-    return {torch.float32: TRAINING_FLOAT32, torch.bfloat16: TRAINING}.get(dtype)
-
-
-def has_layout(arch: Arch) -> bool:
-    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
-    llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
-    return all(llama) or not (any(llama) or arch.qk_norm)
+    return {"torch.float32": TRAINING_FLOAT32, "torch.bfloat16": TRAINING}.get(str(dtype))
 
 
 def unsupported_reason(config: ModelConfig) -> str | None:
@@ -56,11 +52,12 @@ def bytes_needed(
     """The memory that an Engine of this shape takes, in bytes.
 
     Weights, gradients and Muon's memory during a step come in addition."""
-    shape = _shape(config, vocab_size, most_tokens, threads)
+    shape = shape_of(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
 
-def _shape(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int) -> Shape:
+def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int) -> Shape:
+    """What gpt_new must know about a network."""
     arch = config.traits
     assert has_layout(arch)
     return Shape(
@@ -108,7 +105,7 @@ class Engine:
         self.most_tokens = most_tokens
         names = names_by_place(config.n_layer, offsets)
         places = array("q", [-1 if name is None else offsets[name] for name in names])
-        shape = _shape(config, vocab_size, most_tokens, threads)
+        shape = shape_of(config, vocab_size, most_tokens, threads)
         self._model = library.gpt_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._model:
             raise MemoryError("no memory for the passes")
@@ -150,7 +147,7 @@ class Engine:
         assert targets.shape == idx.shape
         idx, targets = idx.contiguous(), targets.contiguous()
         for ids in (idx, targets):
-            assert ids.dtype == torch.int64
+            assert str(ids.dtype) == "torch.int64"
             low, high = ids.aminmax()
             if low < 0 or high >= self._vocab_size:
                 raise IndexError(f"a token id is not in 0..{self._vocab_size - 1}")
@@ -218,5 +215,5 @@ def muon(
 
 
 def _pointers(tensors: list[Tensor]) -> array[int]:
-    assert all(t.is_contiguous() and t.dtype == torch.float32 for t in tensors)
+    assert all(t.is_contiguous() and str(t.dtype) == "torch.float32" for t in tensors)
     return array("Q", [t.data_ptr() for t in tensors])

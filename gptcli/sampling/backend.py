@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from gptcli.devices import choose_dtype
+from gptcli.devices import refuse_dtype
 from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 from gptcli.model.arch import Arch
-from gptcli.model.gpt import GPT
+from gptcli.model.weights import Weights
 from gptcli.native import library
-from gptcli.native.decoder import Decoder, bytes_needed
-from gptcli.native.engine import has_layout
-from gptcli.sampling.graph_streams import GraphStreams
+from gptcli.native.decoder import Decoder, bytes_needed, has_layout
 from gptcli.sampling.native_streams import NativeStreams
-from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.streams import Streams
-from gptcli.sampling.torch_streams import TorchStreams
-from gptcli.sampling.user_sampler import UserSampler
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptcli.model.gpt import GPT
+    from gptcli.sampling.user_sampler import UserSampler
+    from gptcli.sampling.valid_text import Table
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # of the free memory
@@ -32,33 +32,40 @@ _CHOICE_BYTES = (
 
 @dataclass(frozen=True)
 class Backend:
-    """The engine that samples a model, and its dtype.
+    """The engine that samples a model, and the name of its dtype, such as "bfloat16".
 
     The engine is the C library ("native"), PyTorch with steps that a GPU records as a CUDA graph
     ("graph"), or plain PyTorch ("torch"); see streams.py."""
 
     engine: Literal["native", "graph", "torch"]
-    dtype: torch.dtype
+    dtype: str
 
     @property
     def native(self) -> bool:
-        """Whether the C library samples."""
+        """Whether the C library samples. It needs no PyTorch."""
         return self.engine == "native"
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """PyTorch's dtype of that name."""
+        import torch
 
-def choose_backend(
-    wanted: str, device: torch.device, *, has_user_parts: bool, arch: Arch
-) -> Backend:
-    """The engine and the dtype for sampling on this device, if the user wants the dtype `wanted`.
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch) -> Backend:
+    """The engine and the dtype for sampling on a device ("cuda", "mps" or "cpu"), if the user wants
+    the dtype `wanted`.
 
     `auto` is bfloat16 if the C library works here and the processor multiplies bfloat16, else
     float32. In float32, greedy sampling with the KV cache gives the same text as computing the
     whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
     GptcliError if the dtype cannot be used."""
-    found, reason = None, f"this is {device.type}" if device.type != "cpu" else ""
+    found, reason = None, f"this is {device}" if device != "cpu" else ""
     if not has_layout(arch):
         reason = "it does not have this arch"
-    elif device.type == "cpu" and not has_user_parts and wanted != "float16":
+    elif device == "cpu" and not has_user_parts and wanted != "float16":
         search = library.find(library.SAMPLING)
         found, reason = search.library, search.reason
     if wanted == "auto":
@@ -70,55 +77,73 @@ def choose_backend(
                 + (reason or "this network has your own parts"),
                 "use --dtype bfloat16 or float32, or leave it out",
             )
-        return Backend("native", torch.int8)
+        return Backend("native", "int8")
+    refuse_dtype(wanted, device)
     if found is not None:
-        return Backend("native", choose_dtype(wanted, device))
-    graph = device.type == "cuda" and not has_user_parts  # a graph cannot hold arbitrary Python
-    return Backend("graph" if graph else "torch", choose_dtype(wanted, device))
+        return Backend("native", wanted)
+    graph = device == "cuda" and not has_user_parts  # a graph cannot hold arbitrary Python
+    return Backend("graph" if graph else "torch", wanted)
 
 
 def open_streams(
-    model: GPT,
+    model: GPT | Weights,
     wanted: int,
     params: SamplingParams,
     backend: Backend,
     threads: int,
-    table: Tensor | None = None,
+    table: Table | None = None,
     sampler: UserSampler | None = None,
 ) -> Streams:
     """`wanted` streams, or as many as the memory holds. `table` keeps texts valid UTF-8
     (valid_text.py). `sampler` chooses the tokens instead of the engine.
 
-    For the C library, the model must be in float32. For PyTorch, its branches must be in the
-    backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
+    The C library takes weights, or a model in float32. PyTorch takes a model whose branches are in
+    the backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
     count = min(wanted, MOST_STREAMS)
-    if not backend.native:
-        each = _stream_bytes(model)
-        fitting = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
-        fitting = max(1, min(count, fitting))
-        if backend.engine == "graph" and sampler is None:
-            return GraphStreams(model, fitting, params, table)
-        return TorchStreams(model, fitting, params, table, sampler)
+    if backend.native:
+        weights = model if isinstance(model, Weights) else Weights.of(model)
+        return _native_streams(weights, count, params, backend, threads, table, sampler)
+    assert not isinstance(model, Weights)
+    from gptcli.sampling.graph_streams import GraphStreams
+    from gptcli.sampling.torch_streams import TorchStreams
+
+    each = _stream_bytes(model)
+    fitting = int(_SHARE_OF_MEMORY * free_memory(model.wte.weight.device) / each)
+    fitting = max(1, min(count, fitting))
+    if backend.engine == "graph" and sampler is None:
+        return GraphStreams(model, fitting, params, table)
+    return TorchStreams(model, fitting, params, table, sampler)
+
+
+def _native_streams(
+    weights: Weights,
+    count: int,
+    params: SamplingParams,
+    backend: Backend,
+    threads: int,
+    table: Table | None,
+    sampler: UserSampler | None,
+) -> Streams:
     found = library.find(library.SAMPLING).library
     assert found is not None
 
     def needed(streams: int) -> int:
         return bytes_needed(
             found,
-            model.config,
-            model.vocab_size,
+            weights.config,
+            weights.vocab_size,
             dtype=backend.dtype,
             streams=streams,
             threads=threads,
         )
 
-    free = free_memory(torch.device("cpu"))
+    free = free_memory(None)
     while count > 1 and needed(count) > _SHARE_OF_MEMORY * free:
         count = (count + 1) // 2
     while needed(count) <= free:
         try:
-            decoder = Decoder(found, model, dtype=backend.dtype, streams=count, threads=threads)
-            return NativeStreams(decoder, model, params, table, sampler)
+            decoder = Decoder(found, weights, dtype=backend.dtype, streams=count, threads=threads)
+            return NativeStreams(decoder, weights.config, params, table, sampler)
         except MemoryError:
             if count == 1:
                 break
@@ -131,13 +156,14 @@ def open_streams(
     )
 
 
-def open_decoder(model: GPT, backend: Backend, threads: int) -> Decoder:
+def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decoder:
     """The C library's decoder with one stream, for scoring a text. The backend must be native.
 
     Raises MemoryError."""
     found = library.find(library.SAMPLING).library
     assert found is not None
-    return Decoder(found, model, dtype=backend.dtype, streams=1, threads=threads)
+    weights = model if isinstance(model, Weights) else Weights.of(model)
+    return Decoder(found, weights, dtype=backend.dtype, streams=1, threads=threads)
 
 
 def _stream_bytes(model: GPT) -> int:
@@ -158,8 +184,12 @@ def _stream_bytes(model: GPT) -> int:
     )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on a device without swapping; 8 GiB if that is unknown."""
-    if device.type == "cuda":
+def free_memory(device: Any) -> int:
+    """Bytes that can be allocated without swapping on a torch.device, or on the CPU (None).
+
+    8 GiB if that is unknown."""
+    if device is not None and device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     return available_memory() or 8 << 30

@@ -94,7 +94,7 @@ class Conversation:
         decoder, stops = self._tokenizer.stream(), self._stop_filter(self._stops)
         count, end = 0, max_new_tokens == 0
         while not (end or should_stop() or stops.stopped):
-            token = int(self._streams.run([0], self._uniforms.take(1)[None])[0, 0])
+            token = int(self._streams.run([0], [self._uniforms.take(1)])[0][0])
             self._text.append(token)
             count += 1
             if token == self._tokenizer.eot:

@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from gptcli.sampling.mersenne_twister import MersenneTwister
 from gptcli.sampling.streams import Streams
 
 _BLOCK = 64  # random numbers drawn at once
@@ -35,14 +33,13 @@ class UniformNumbers:
 
     def __init__(self, seed: int, sample: int) -> None:
         mixed = seed * 0x9E3779B97F4A7C15 + sample * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB
-        self._generator = torch.Generator().manual_seed(mixed % 2**63)
-        self._drawn = torch.empty(0, dtype=torch.float64)
+        self._generator = MersenneTwister(mixed)
+        self._drawn: list[float] = []
 
-    def take(self, count: int) -> Tensor:
-        """The next numbers in [0, 1): float64 (count,)."""
+    def take(self, count: int) -> list[float]:
+        """The next `count` numbers in [0, 1)."""
         while len(self._drawn) < count:
-            block = torch.rand(_BLOCK, generator=self._generator, dtype=torch.float64)
-            self._drawn = torch.cat((self._drawn, block))
+            self._drawn += self._generator.uniform(_BLOCK)
         taken, self._drawn = self._drawn[:count], self._drawn[count:]
         return taken
 
@@ -89,14 +86,11 @@ class GenerationLoop:
             order = list(running)
             count = min(steps, min(remaining[stream] for stream in order))
             begin = time.perf_counter()
-            uniform = torch.stack([numbers[stream].take(count) for stream in order])
+            uniform = [numbers[stream].take(count) for stream in order]
             tokens = self._streams.run(order, uniform)
             if time.perf_counter() - begin < _SECONDS_UNSEEN:
                 steps = min(_MOST_STEPS, 2 * count)
-            yield [
-                (running[stream], column)
-                for stream, column in zip(order, tokens.t().tolist(), strict=True)
-            ]
+            yield [(running[stream], new) for stream, new in zip(order, tokens, strict=True)]
             for stream in order:
                 remaining[stream] -= count
                 if remaining[stream] == 0 or running[stream] in self._ended:

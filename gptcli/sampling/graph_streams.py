@@ -8,7 +8,7 @@ is complete. Dimensions: B streams, T tokens, V vocabulary, W window (block_size
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from gptcli.model.cache import StaticCache
 from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
 from gptcli.sampling.next_token import SamplingParams, choose_token, choose_valid_token
-from gptcli.sampling.streams import StreamTokens, window_start
+from gptcli.sampling.streams import StreamTokens, Uniform, window_start
+
+if TYPE_CHECKING:
+    from gptcli.sampling.valid_text import Table
 
 _MOST_STEPS = 64  # steps between two transfers to the host
 _PREFILL_SLOTS = 4096  # cache slots, over several texts, that prefill computes at once: memory
@@ -35,7 +38,7 @@ class GraphStreams:
         model: GPT,
         count: int,
         params: SamplingParams,
-        table: Tensor | None = None,
+        table: Table | None = None,
         least_span: int = _LEAST_SPAN,
     ) -> None:
         """`table`: see valid_text.py. Without it, any token can be chosen. A larger `least_span`
@@ -59,7 +62,7 @@ class GraphStreams:
         self._uniform = torch.zeros(_MOST_STEPS, count, dtype=torch.float64, device=device)
         self._out = torch.zeros(_MOST_STEPS, count, dtype=torch.int64, device=device)
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
-        self._table = None if table is None else table.to(device)
+        self._table = None if table is None else valid_text.as_tensor(table).to(device)
         self._table_here = table  # on the host
         self._state = torch.zeros(count, dtype=torch.int64, device=device)
         self._seen = None
@@ -128,11 +131,12 @@ class GraphStreams:
             ours.keys[rows, :, :filled] = layer.keys[source, :, :filled]
             ours.values[rows, :, :filled] = layer.values[source, :, :filled]
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
+        drawn = torch.tensor(uniform, dtype=torch.float64)
         texts = [self._texts[stream] for stream in streams]
         parts: list[Tensor] = []
-        done, steps = 0, uniform.shape[1]
+        done, steps = 0, drawn.shape[1]
         while done < steps:
             self._prefill(streams)
             furthest = max(text.fed - text.start for text in texts)
@@ -141,13 +145,13 @@ class GraphStreams:
             count = min(steps - done, _MOST_STEPS)
             if span < self._width or self._model.wpe is not None:
                 count = min(count, span - furthest)
-            tokens = self._steps(streams, uniform[:, done : done + count], span)
+            tokens = self._steps(streams, drawn[:, done : done + count], span)
             for text, column in zip(texts, tokens.t().tolist(), strict=True):
                 text.tokens.extend(column)
                 text.fed = len(text.tokens) - 1
             parts.append(tokens)
             done += count
-        return torch.cat(parts)
+        return torch.cat(parts).t().tolist()
 
     @torch.no_grad()
     def _steps(self, streams: Sequence[int], uniform: Tensor, span: int) -> Tensor:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from gptcli.model.gpt import GPT
+from gptcli.config import ModelConfig
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import SamplingParamsStruct
-from gptcli.sampling.next_token import SamplingParams
-from gptcli.sampling.streams import StreamTokens, window_start
-from gptcli.sampling.user_sampler import UserSampler
-from gptcli.sampling.valid_text import advance, allowed, state_after
+from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.streams import StreamTokens, Uniform, window_start
+from gptcli.sampling.valid_text import as_tensor, state_after
+from gptcli.tokenization.utf8_states import INVALID
+
+if TYPE_CHECKING:
+    from gptcli.sampling.user_sampler import UserSampler
+    from gptcli.sampling.valid_text import Table
 
 
 class NativeStreams:
@@ -24,9 +26,9 @@ class NativeStreams:
     def __init__(
         self,
         decoder: Decoder,
-        model: GPT,
+        config: ModelConfig,
         params: SamplingParams,
-        table: Tensor | None = None,
+        table: Table | None = None,
         sampler: UserSampler | None = None,
     ) -> None:
         """`table`: see valid_text.py. Without it, any token can be chosen.
@@ -35,7 +37,8 @@ class NativeStreams:
         self._sampler, self._sampling_params = sampler, params
         self.count = decoder.streams
         self._decoder = decoder
-        self._width = None if model.wpe is None else model.config.block_size  # None: never full
+        learned = config.traits.positions == "learned"
+        self._width = config.block_size if learned else None  # None: never full
         self._penalty = params.repetition_penalty != 1.0
         self._params = SamplingParamsStruct(
             temperature=params.temperature,
@@ -46,7 +49,7 @@ class NativeStreams:
         )
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
-        self._states = torch.zeros(self.count, dtype=torch.uint8)
+        self._states = bytearray(self.count)
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
@@ -85,14 +88,15 @@ class NativeStreams:
         for stream in streams:  # after the call: if it is interrupted, the tokens are fed again
             self._texts[stream].fed = len(self._texts[stream].tokens)
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
         if self._sampler is not None:
-            chosen = [self._ask(self._sampler, streams, u) for u in uniform.unbind(1)]
-            return torch.tensor(chosen, dtype=torch.int32)
+            of_steps = zip(*uniform, strict=True)
+            chosen = [self._ask(self._sampler, streams, numbers) for numbers in of_steps]
+            return [list(tokens) for tokens in zip(*chosen, strict=True)]
         texts = [self._texts[stream] for stream in streams]
-        parts: list[Tensor] = []
-        done, steps = 0, uniform.shape[1]
+        written: list[list[int]] = [[] for _ in streams]
+        done, steps = 0, len(uniform[0])
         while done < steps:
             self._prefill(streams)
             positions = [len(text.tokens) - text.start for text in texts]
@@ -102,30 +106,36 @@ class NativeStreams:
             tokens = self._decoder.run(
                 streams,
                 positions,
-                uniform[:, done : done + count],
+                [numbers[done : done + count] for numbers in uniform],
                 self._params,
                 None if self._table is None else (self._table, self._states),
             )
-            for text, column in zip(texts, tokens.t().tolist(), strict=True):
-                text.tokens.extend(column)
+            for text, new, all_new in zip(texts, tokens, written, strict=True):
+                text.tokens.extend(new)
                 text.fed = len(text.tokens) - 1
-            parts.append(tokens)
+                all_new.extend(new)
             done += count
-        return torch.cat(parts)
+        return written
 
-    def _ask(self, sampler: UserSampler, streams: Sequence[int], uniform: Tensor) -> list[int]:
+    def _ask(
+        self, sampler: UserSampler, streams: Sequence[int], uniform: Sequence[float]
+    ) -> list[int]:
         """The next token of each stream, as the user's sampler chooses it."""
+        import torch
+
         self._prefill(streams)
         chosen = []
-        for stream, u in zip(streams, uniform, strict=True):
+        table = None if self._table is None else as_tensor(self._table)
+        numbers = torch.tensor(uniform, dtype=torch.float64)
+        for stream, u in zip(streams, numbers, strict=True):
             text, may = self._texts[stream].tokens, None
-            state = self._states[stream].long()[None]
-            if self._table is not None:
-                may = allowed(self._table, state)[0]
-            logits = self._decoder.logits(stream)
+            if table is not None:
+                may = table[self._states[stream]] != INVALID
+            logits = torch.from_numpy(self._decoder.logits(stream))
             token = sampler.choose(logits, text, self._sampling_params, u, may)
             text.append(token)
             if self._table is not None:
-                self._states[stream] = advance(self._table, state, torch.tensor([token]))[0]
+                after = self._table[self._states[stream], token]
+                self._states[stream] = 0 if after == INVALID else after
             chosen.append(token)
         return chosen

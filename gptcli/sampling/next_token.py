@@ -8,30 +8,13 @@ First reading: all of it; it is short.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-_GREEDY_BELOW = 1e-6  # temperature; dividing logits by a smaller one could overflow float32
+from gptcli.sampling.params import SamplingParams as SamplingParams
+from gptcli.sampling.params import is_greedy as is_greedy
+
 _NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: the C library's float32 weights are 0 from here on
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen. The parameters are applied in this order: repetition penalty,
-    temperature, top-k, top-p, min-p."""
-
-    temperature: float = 0.8  # 0 (or below a millionth): always the likeliest token (greedy)
-    top_k: int | None = None  # keep the k likeliest tokens
-    top_p: float | None = None  # keep the fewest tokens whose probabilities add up to p
-    min_p: float | None = None  # keep tokens with at least min_p times the likeliest's probability
-    repetition_penalty: float = 1.0  # lower the logits of tokens already in the text; 1: no effect
-
-
-def is_greedy(params: SamplingParams) -> bool:
-    """Whether the temperature is 0, or so small that dividing by it could overflow."""
-    return params.temperature < _GREEDY_BELOW
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

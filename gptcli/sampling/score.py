@@ -1,4 +1,4 @@
-"""Score a text: the log-probability that sampling gives each of its tokens.
+"""Score a text with PyTorch: the log-probability that sampling gives each of its tokens.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """
@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.config import ModelConfig
 from gptcli.model.gpt import GPT
-from gptcli.native.decoder import Decoder
-from gptcli.sampling.streams import window_start
+from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
 _LONGEST_PIECE = 1024  # tokens; the memory of the attention scores grows with their square
@@ -51,7 +49,7 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
     yield _of_targets(model(text[None, :first])[0], text[1 : first + 1])
-    starts, stride = _later_windows(width, last)
+    starts, stride = later_windows(width, last)
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
@@ -64,37 +62,6 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
         for at, last_logits in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
             yield _of_targets(last_logits[: len(targets)], targets)
-
-
-def _later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """The starts of all windows but the first, and how many tokens each of them scores.
-
-    `last` tokens of the text are fed. A window scores the tokens at its end that no earlier window
-    has scored."""
-    starts = {window_start(length, width) for length in range(width + 1, last + 1)}
-    return sorted(starts), max(1, width // 4)
-
-
-def native_log_probabilities(
-    decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
-) -> Tensor:
-    """The same as log_probabilities, by the C library, in the decoder's dtype: float32 (T,)."""
-    text = [*start, *ids]
-    width, last = config.block_size, len(text) - 1
-    windows = [(0, 0, last)]  # start, first token that is scored, end
-    if config.traits.positions == "learned":
-        starts, stride = _later_windows(width, last)
-        windows = [(0, 0, min(width, last))]
-        windows += [(at, at + width - stride, min(at + width, last)) for at in starts]
-    parts = [torch.empty(0)]
-    for begin, first, end in windows:
-        for at in range(begin, end, decoder.most_scored):
-            tokens = text[at : min(at + decoder.most_scored, end)]
-            logits = decoder.score(at - begin, tokens)
-            skip = min(len(tokens), max(0, first - at))
-            targets = text[at + skip + 1 : at + len(tokens) + 1]
-            parts.append(_of_targets(logits[skip:], torch.tensor(targets, dtype=torch.int64)))
-    return torch.cat(parts)[len(start) - 1 :]
 
 
 def _at_once(model: GPT) -> int:

@@ -26,7 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+Uniform = Sequence[Sequence[float]]
+"""The random numbers in [0, 1) of each stream, one for each step."""
 
 
 def window_start(length: int, width: int) -> int:
@@ -36,6 +37,15 @@ def window_start(length: int, width: int) -> int:
     that leaves at most `width` tokens."""
     stride = max(1, width // 4)
     return 0 if length <= width else -(-(length - width) // stride) * stride
+
+
+def later_windows(width: int, last: int) -> tuple[list[int], int]:
+    """The starts of all windows but the first, and how many tokens each of them scores.
+
+    `last` tokens of the text are fed. A window scores the tokens at its end that no earlier window
+    has scored (learned positions)."""
+    starts = {window_start(length, width) for length in range(width + 1, last + 1)}
+    return sorted(starts), max(1, width // 4)
 
 
 @dataclass
@@ -61,7 +71,7 @@ class Streams(Protocol):
 
         With `restart` the streams forget their text and begin with these tokens."""
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
-        """Generate the next `steps` tokens of n streams: returns integers (steps, n).
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
+        """The next tokens of each of these streams: one for each of its random numbers.
 
-        `uniform`, float64 (n, steps), holds the random numbers in [0, 1)."""
+        All have equally many numbers."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from gptcli.cuda_graphs import can_record
-from gptcli.model.gpt import GPT
 from gptcli.sampling.generate import GenerationLoop, SampleRequest
-from gptcli.sampling.graph_streams import GraphStreams
-from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.stop_filter import StopFilter
 from gptcli.sampling.streams import Streams
-from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.sampling.valid_text import table_of
 from gptcli.tokenization import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from gptcli.model.gpt import GPT
+    from gptcli.sampling.valid_text import Table
 
 StoppedBy = Literal["length", "stop", "end"]
 
@@ -151,8 +149,12 @@ def generate_one(
     return ""
 
 
-def _one_stream(model: GPT, params: SamplingParams, table: Tensor | None) -> Streams:
+def _one_stream(model: GPT, params: SamplingParams, table: Table | None) -> Streams:
     """PyTorch's stream, with recorded steps if the model is on an NVIDIA GPU."""
+    from gptcli.cuda_graphs import can_record
+    from gptcli.sampling.graph_streams import GraphStreams
+    from gptcli.sampling.torch_streams import TorchStreams
+
     if can_record(model.wte.weight.device) and not model.user_parts.in_network():
         return GraphStreams(model, 1, params, table, least_span=model.config.block_size)
     return TorchStreams(model, 1, params, table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch import Tensor
 from gptcli.model.gpt import GPT
 from gptcli.sampling import valid_text
 from gptcli.sampling.next_token import SamplingParams, choose_token, second_number
-from gptcli.sampling.streams import window_start
+from gptcli.sampling.streams import Uniform, window_start
 from gptcli.sampling.user_sampler import UserSampler
+
+if TYPE_CHECKING:
+    from gptcli.sampling.valid_text import Table
 
 
 class Decoder:
@@ -76,14 +80,18 @@ class TorchStreams:
         model: GPT,
         count: int,
         params: SamplingParams,
-        table: Tensor | None = None,
+        table: Table | None = None,
         sampler: UserSampler | None = None,
     ) -> None:
         """`table`: see valid_text.py. Without it, any token can be chosen.
 
         `sampler` chooses the tokens instead of choose_token."""
         self.count, self._sampler = count, sampler
-        self._model, self._params, self._table = model, params, table
+        self._model, self._params = model, params
+        self._table_here, self._table = (
+            table,
+            None if table is None else valid_text.as_tensor(table),
+        )
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
@@ -114,7 +122,7 @@ class TorchStreams:
             self._groups.append(group)
 
     def _states(self, texts: Iterable[Sequence[int]]) -> Tensor:
-        table = self._table
+        table = self._table_here
         return torch.tensor(
             [0 if table is None else valid_text.state_after(table, text) for text in texts]
         )
@@ -152,16 +160,17 @@ class TorchStreams:
         if group.seen is not None:
             group.seen.scatter_(1, idx.cpu(), True)
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
         """As in Streams."""
+        drawn = torch.tensor(uniform, dtype=torch.float64)
         column = {stream: i for i, stream in enumerate(streams)}
-        out = torch.zeros(uniform.shape[1], len(streams), dtype=torch.int64)
+        out = torch.zeros(drawn.shape[1], len(streams), dtype=torch.int64)
         self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
             # A stream that has ended stays in its batch. It uses the random numbers of the first
             # stream, and its tokens are thrown away.
             rows = [column.get(stream, 0) for stream in group.streams]
-            for step, numbers in enumerate(uniform[rows].unbind(1)):
+            for step, numbers in enumerate(drawn[rows].unbind(1)):
                 # The token is chosen on the CPU: the draw needs float64, which MPS lacks.
                 logits = group.decoder.feed(group.idx).float().cpu()
                 token = self._choose(group, logits, numbers)
@@ -170,4 +179,4 @@ class TorchStreams:
                 for stream, one in zip(group.streams, token, strict=True):
                     if stream in column:
                         out[step, column[stream]] = one
-        return out
+        return out.t().tolist()

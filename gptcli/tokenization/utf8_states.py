@@ -13,11 +13,6 @@ A state says what the next byte can be (The Unicode Standard, table 3-7):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 STATES = 8
 INVALID = 255
@@ -35,18 +30,17 @@ _CONTINUED = {  # state: lowest byte, highest byte, next state
 _ONLY_AT_START = bytes([0]) + bytes([INVALID]) * (STATES - 1)
 
 
-def next_states(pieces: Sequence[bytes]) -> npt.NDArray[np.uint8] | None:
-    """The state after each token, uint8 (STATES, tokens), or INVALID. `pieces` are tokens' bytes.
+def next_states(pieces: Sequence[bytes]) -> memoryview | None:
+    """The state after each token, bytes (STATES, tokens), or INVALID. `pieces` are tokens' bytes.
 
     None if every token is made of complete characters, as in a char tokenizer. Then a text cannot
     become invalid."""
-    import numpy as np
-
     rows = [_states_after(piece) for piece in pieces]
     if all(row == _ONLY_AT_START for row in rows):
         return None
-    table: Any = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, STATES)
-    return np.ascontiguousarray(table.T)
+    by_token = b"".join(rows)
+    table = bytearray().join(by_token[state::STATES] for state in range(STATES))
+    return memoryview(table).cast("B", (STATES, len(pieces)))
 
 
 def _states_after(piece: bytes) -> bytes:

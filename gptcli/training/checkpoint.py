@@ -30,7 +30,7 @@ from gptcli.training.checkpoint_folders import folder_of as folder_of
 from gptcli.training.checkpoint_folders import steps_of as steps_of
 from gptcli.training.meta_file import TENSOR_FILES, dump_meta, parse_meta
 from gptcli.training.run_commands import train_again_command
-from gptcli.training.tensor_file import HashedPieces, read_tensors, tensor_pieces
+from gptcli.training.tensor_file import HashedPieces, read_arrays, read_tensors, tensor_pieces
 
 if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
     from torch import Tensor
@@ -41,11 +41,13 @@ _WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: its tensors, on the CPU, and its meta.json."""
+    """A verified checkpoint: its tensors, on the CPU, and its meta.json.
+
+    The weights, `model`, are tensors, or float32 memory if that was asked for."""
 
     step: int
     path: Path
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     state: dict[str, Tensor]
     meta: dict[str, Any]
 
@@ -236,18 +238,20 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
         raise _damaged(run, step, f"{path} is damaged: {error}") from None
 
 
-def load(run: Path, step: int, with_state: bool = False) -> Checkpoint:
+def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False) -> Checkpoint:
     """The checkpoint of a step, after its sizes and hashes were verified.
 
-    Its `state` is empty unless `with_state`.
+    Its `state` is empty unless `with_state`. With `as_arrays`, its weights are float32 memory, and
+    nothing imports PyTorch.
     Raises GptcliError (exit code 1) if a file is damaged. The error names the file."""
     meta = read_meta(run, step)
-    tensors: list[dict[str, Tensor]] = []
+    read: Callable[..., dict[str, Any]] = read_arrays if as_arrays else read_tensors
+    tensors: list[dict[str, Any]] = []
     for name in TENSOR_FILES if with_state else TENSOR_FILES[:1]:
         path = folder_of(run, step) / name
         file = meta["files"][name]
         try:
-            tensors.append(read_tensors(path, file["size"], file["sha256"], path.parent))
+            tensors.append(read(path, file["size"], file["sha256"], path.parent))
         except OSError as error:
             raise _unreadable(run, step, path, error) from None
         except ValueError as error:
@@ -265,7 +269,7 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
 
-def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
+def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[str]]:
     """The best checkpoint without its state, and notes for the user.
 
     If the best one is damaged, returns the newest valid one.
@@ -273,18 +277,20 @@ def best_valid(run: Path) -> tuple[Checkpoint, list[str]]:
     first = choose_step(run, "best")
     _, notes = find_best_step(run)
     others = [step for step in reversed(steps_of(run)) if step != first]
-    saved, more = _first_valid(run, [first, *others], with_state=False)
+    saved, more = _first_valid(run, [first, *others], with_state=False, as_arrays=as_arrays)
     if saved.step != first:
         more.append(f"using the newest valid checkpoint, step {saved.step}")
     return saved, [*notes, *more]
 
 
-def _first_valid(run: Path, steps: list[int], with_state: bool) -> tuple[Checkpoint, list[str]]:
+def _first_valid(
+    run: Path, steps: list[int], *, with_state: bool, as_arrays: bool = False
+) -> tuple[Checkpoint, list[str]]:
     """The first checkpoint of `steps` that loads, and the error messages of the steps before it."""
     notes: list[str] = []
     for step in steps:
         try:
-            return load(run, step, with_state=with_state), notes
+            return load(run, step, with_state, as_arrays=as_arrays), notes
         except UnreadableError:
             raise
         except GptcliError as error:

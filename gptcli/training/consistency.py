@@ -13,7 +13,21 @@ from gptcli.config import Config
 from gptcli.config_problems import flatten
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer
-from gptcli.training.resume_rules import NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
+
+NO_EFFECT_ON_WEIGHTS = {
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.sample_every",
+    "train.log_every",
+    "train.stop_at_val_loss",
+    "train.patience",
+    "run.loggers",
+}
+"""Keys that can change at a resume, because they do not change the weights."""
+
+ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
+"""Keys that can change at a resume. A note tells the user that numbers will round differently."""
 
 
 def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.estimate import seconds_per_step, training_bytes
+from gptcli.training.opening_text import open_text
 from gptcli.training.other_machine import refuse_other_machine
 from gptcli.training.setting_notes import setting_notes
-from gptcli.training.setup import open_text, resolve
+from gptcli.training.setup import resolve
 
 
 def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:

@@ -72,9 +72,9 @@ def final_sample(
 
 def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
     """One stream, of the C library if it need not be compiled first, else of PyTorch."""
-    backend = Backend("torch", torch.float32)
+    backend = Backend("torch", "float32")
     if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
-        backend = choose_backend("auto", device, has_user_parts=False, arch=model.config.traits)
+        backend = choose_backend("auto", "cpu", has_user_parts=False, arch=model.config.traits)
     return open_streams(model, 1, SamplingParams(), backend, threads)
 
 

@@ -1,34 +1,64 @@
-"""Loads a trained model from a run folder, for `sample`, `eval` and `score`."""
+"""Loads a trained model from a run folder, for `sample`, `eval` and `score`.
+
+The weights are read as plain memory. PyTorch is imported only if somebody asks for the module.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
-from gptcli.model.gpt import GPT
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
+from gptcli.model.weights import Weights
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.consistency import same_config, same_tokenizer
-from gptcli.training.training_state import build_model
+from gptcli.training.fitting_weights import refuse_unfitting
+from gptcli.training.tensor_file import is_finite
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptcli.model.gpt import GPT
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode with its tokenizer and config, and notes for the user."""
+    """A model in evaluation mode with its tokenizer and config, and notes for the user.
+
+    `source` is the model, or makes it when it is first asked for. `arrays` are the weights of the
+    checkpoint, if a run was read; `user_parts` are the parts that the user wrote."""
 
     run: Path
-    model: GPT
+    source: GPT | Callable[[], GPT]
     tokenizer: Tokenizer
     config: Config
     step: int
     meta: dict[str, Any]
     notes: list[str]
+    arrays: dict[str, memoryview[float]] | None = None
+    user_parts: UserParts | None = None
+
+    @cached_property
+    def model(self) -> GPT:
+        """The PyTorch module. It is made when it is first asked for."""
+        from gptcli.model.gpt import GPT
+
+        return self.source if isinstance(self.source, GPT) else self.source()
+
+    @property
+    def weights(self) -> Weights:
+        """The weights for the C libraries, if the network has no part that the user wrote.
+
+        They are those of the module if it was made: somebody can have changed it."""
+        if self.arrays is None or "model" in vars(self):
+            return Weights.of(self.model)
+        return Weights(self.config.model, self.tokenizer.vocab_size, self.arrays)
 
 
 def load_trained(
@@ -39,18 +69,36 @@ def load_trained(
     dtype: torch.dtype,
     user_parts: UserParts | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint `which`: "best", "last" or a step.
+    """The model of a run's checkpoint `which`: "best", "last" or a step; its module is made.
 
     None means the best checkpoint, or the newest if none is the best. If that checkpoint is
     damaged, None means the newest valid one.
 
     Raises GptcliError if a file is damaged or does not belong to the checkpoint. Also raises
     GptcliError if the user's parts are missing or not needed."""
-    config = run_folder.read_config(run)
+    trained = read_trained(run, which, user_parts, lambda model: model.to(device, dtype))
+    assert trained.model is not None
+    return trained
+
+
+def read_trained(
+    run: Path,
+    which: str | None,
+    user_parts: UserParts | None = None,
+    place: Callable[[GPT], GPT] = lambda model: model,
+    *,
+    config: Config | None = None,
+) -> Trained:
+    """The same, but its module is made when it is first asked for, and then put where `place` says.
+
+    `config` is the run's config if the caller has read it. It imports no PyTorch. Raises as
+    load_trained does, unless the weights do not fit a network of the user's parts: that shows when
+    the module is made."""
+    config = config or run_folder.read_config(run)
     if which is None:
-        loaded, notes = checkpoint.best_valid(run)
+        loaded, notes = checkpoint.best_valid(run, as_arrays=True)
     else:
-        loaded = checkpoint.load(run, checkpoint.choose_step(run, which))
+        loaded = checkpoint.load(run, checkpoint.choose_step(run, which), as_arrays=True)
         notes = checkpoint.find_best_step(run)[1] if which == "best" else []
     refuse_other_parts(run, parts_of(loaded.meta), user_parts)
     notes += same_config(run, loaded.meta, config)
@@ -59,16 +107,39 @@ def load_trained(
     )
     same_tokenizer(run, tokenizer, loaded.meta)
     _refuse_not_finite(loaded)
-    model = build_model(config.model, tokenizer.vocab_size, user_parts, loaded.model)
+    in_network = user_parts is not None and user_parts.in_network()
+    shapes = {name: tuple(array.shape) for name, array in loaded.model.items()}
+    refuse_unfitting(config.model, tokenizer.vocab_size, shapes, users=in_network)
+
+    def make() -> GPT:
+        import torch
+
+        from gptcli.training.training_state import build_model
+
+        tensors = {
+            name: torch.frombuffer(array.cast("B"), dtype=torch.float32).reshape(array.shape or ())
+            for name, array in loaded.model.items()
+        }
+        model = build_model(config.model, tokenizer.vocab_size, user_parts, tensors)
+        return place(model).eval()
+
     return Trained(
-        run, model.to(device, dtype).eval(), tokenizer, config, loaded.step, loaded.meta, notes
+        run,
+        make,
+        tokenizer,
+        config,
+        loaded.step,
+        loaded.meta,
+        notes,
+        None if in_network else loaded.model,
+        user_parts,
     )
 
 
 def _refuse_not_finite(loaded: checkpoint.Checkpoint) -> None:
     """Raise GptcliError if a weight is NaN or infinite: the model's output would be meaningless."""
-    for name, tensor in loaded.model.items():
-        if not torch.isfinite(tensor.sum()):
+    for name, array in loaded.model.items():
+        if not is_finite(array):
             raise GptcliError(
                 f"{loaded.path}: its weights are not finite, first in `{name}`",
                 "choose another with --checkpoint; training never saves such weights",

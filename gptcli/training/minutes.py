@@ -30,9 +30,10 @@ from gptcli.training.choice import (
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import StepTime, measured_step
 from gptcli.training.named_tokenizer import follow_tokenizer
+from gptcli.training.opening_text import open_text
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import SECONDS_AT_END, TimeLimit
-from gptcli.training.setup import open_text, resolve
+from gptcli.training.setup import resolve
 
 _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed

@@ -12,24 +12,10 @@ from gptcli.config_files import differences
 from gptcli.errors import GptcliError
 from gptcli.files.names import path_of, shown
 from gptcli.files.paths import shell_word
+from gptcli.training.consistency import NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
 from gptcli.training.run_commands import resume_command
 from gptcli.training.schedule import lr_at, resolve_rate, resolve_warmup
 from gptcli.training.text_of_run import absolute_texts
-
-NO_EFFECT_ON_WEIGHTS = {
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "train.log_every",
-    "train.stop_at_val_loss",
-    "train.patience",
-    "run.loggers",
-}
-"""Keys that can change at a resume, because they do not change the weights."""
-
-ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
-"""Keys that can change at a resume. A note tells the user that numbers will round differently."""
 
 
 def config_for_resume(

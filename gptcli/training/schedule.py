@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 from gptcli.config import TrainConfig
-from gptcli.training.optimizers import RECIPES
 
 Plan = tuple[int, int]
 """(step, max_steps): after `step` steps, the number of steps of the run became `max_steps`."""
@@ -59,6 +58,8 @@ def resolve_rate(train: TrainConfig, n_embd: int) -> float:
     """The peak learning rate. `auto` means the optimizer's default."""
     if train.learning_rate != "auto":
         return train.learning_rate
+    from gptcli.training.optimizers import RECIPES  # imports PyTorch
+
     return RECIPES[train.optimizer].default_rate(n_embd)
 
 
@@ -66,6 +67,8 @@ def resolve_warmup(train: TrainConfig) -> int:
     """The number of warm-up steps. `auto` means the optimizer's default."""
     if train.warmup_steps != "auto":
         return train.warmup_steps
+    from gptcli.training.optimizers import RECIPES
+
     return RECIPES[train.optimizer].default_warmup(train.max_steps)
 
 

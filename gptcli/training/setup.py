@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.corpus import Corpus, open_corpus
+from gptcli.corpus import Corpus
 from gptcli.corpus.standard_input import STDIN
 from gptcli.devices import choose_device, choose_dtype, choose_threads, dtype_name
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
-from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import refuse_other_network, same_config, same_tokenizer
@@ -31,6 +30,7 @@ from gptcli.training.named_tokenizer import (
     follow_tokenizer,
     refuse_other_tokenizer,
 )
+from gptcli.training.opening_text import open_text, open_text_of_run
 from gptcli.training.other_machine import (
     changes_note,
     chosen_again,
@@ -66,43 +66,6 @@ class Prepared:
 
     setup: Setup
     notes: list[str]
-
-
-def open_text(
-    config: Config,
-    tokenizer: Tokenizer | None = None,
-    user_parts: UserParts | None = None,
-    *,
-    content_key: str | None = None,
-    cache: Path | None = None,
-) -> Corpus:
-    """The corpus of a config. `cache` replaces the cache folder.
-
-    The tokenizer is `tokenizer` if given, else the user's, else the one that tokenizer.from names,
-    else one of the config's kind. With `content_key`, raises OtherTextError if the text has another
-    one."""
-    if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
-        config, tokenizer = follow_tokenizer(config)
-    return open_corpus(
-        config.data,
-        kind=config.tokenizer.kind,
-        vocab_size=config.tokenizer.vocab_size,
-        block_size=config.model.block_size,
-        tokenizer=tokenizer,
-        user_tokenizer=user_parts.tokenizer if user_parts is not None else None,
-        unknown=config.data.unknown,
-        content_key=content_key,
-        cache=cache,
-    )
-
-
-def open_text_of_run(
-    wanted: WantedText, config: Config, tokenizer: Tokenizer
-) -> tuple[Corpus, Config]:
-    """The text of a run, wherever it is now, and the config with its place as `data.source`.
-
-    Raises GptcliError if the text is missing or is another one."""
-    return wanted.open(config, lambda found, key: open_text(found, tokenizer, content_key=key))
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:

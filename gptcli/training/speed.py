@@ -104,9 +104,10 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
     seconds = seconds_per_step(config, vocab_size, dtype, device, engine, compiled=compiled)
     speed = config.tokens_per_step / seconds
     model.eval()
-    backend = choose_backend("auto", device, has_user_parts=False, arch=config.model.traits)
-    model.to(device, torch.float32 if backend.native else backend.dtype)
-    sampling_peak = peak if backend.dtype == dtype else peak_flops(backend.dtype, device)
+    backend = choose_backend("auto", device.type, has_user_parts=False, arch=config.model.traits)
+    model.to(device, torch.float32 if backend.native else backend.torch_dtype)
+    sampling_dtype = backend.torch_dtype
+    sampling_peak = peak if sampling_dtype == dtype else peak_flops(sampling_dtype, device)
     one, together = (_sampling(model, streams, backend, sampling_peak) for streams in (1, BATCH))
     return Speed(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -117,7 +118,7 @@ def measure(config: Config, vocab_size: int, dtype: torch.dtype, device: torch.d
         sample_fraction_of_limit=one[1],
         sample_tokens_per_second_batch=together[0],
         sample_fraction_of_limit_batch=together[1],
-        sample_dtype=backend.dtype,
+        sample_dtype=sampling_dtype,
         batch=together[2],
     )
 
@@ -136,7 +137,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     begin = time.perf_counter()
     while time.perf_counter() - begin < _SAMPLE_SECONDS:
         before = time.perf_counter()
-        writer.run(range(streams), torch.stack([one.take(steps) for one in numbers]))
+        writer.run(range(streams), [one.take(steps) for one in numbers])
         took = time.perf_counter() - before
         if count < 0:  # the first call reads the prompt: not timed
             count, begin = 0, time.perf_counter()
@@ -154,13 +155,13 @@ def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, spe
     The limit is an estimate from short measurements, which another process can disturb. If the
     speed is above it, gptcli measures the limit again. A speed that was reached is possible, so the
     limit is never below it, and the share never above 1."""
-    share, reading = math.inf, 0.0
+    share, reading, dtype = math.inf, 0.0, backend.torch_dtype
     for _ in range(_LIMIT_TRIES):
-        reading = max(reading, read_speed(model, backend.dtype))
-        share = speed * least_seconds(model, streams, backend.dtype.itemsize, peak, reading)
+        reading = max(reading, read_speed(model, dtype))
+        share = speed * least_seconds(model, streams, dtype.itemsize, peak, reading)
         if share <= 1.0:
             return share
-        peak = max(peak, peak_flops(backend.dtype, model.wte.weight.device))
+        peak = max(peak, peak_flops(dtype, model.wte.weight.device))
     return 1.0
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MAX_HEADER_BYTES = 1 << 24  # a network of a thousand layers needs an eighth of that
 _MAX_DIMENSIONS = 8
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8": 8, "BOOL": 8}
+_NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
+                "I32": "<i4", "U8": "u1", "BOOL": "?"}  # fmt: skip
 
 
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
@@ -36,6 +38,68 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
+    data = _verified(path, size, sha256, inside)
+    try:
+        return dict(from_bytes(data))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise _not_safetensors(error) from None
+
+
+def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview[float]]:
+    """The tensors of a file as float32 memory, by name: for weights, without PyTorch and numpy.
+
+    A memoryview has the shape of the tensor, and is writable. Raises as read_tensors does."""
+    from safetensors import SafetensorError, deserialize
+
+    data = _verified(path, size, sha256, inside)
+    arrays = {}
+    try:
+        for name, entry in deserialize(data):  # type: ignore[no-untyped-call]
+            numbers = _float32(entry["data"], entry["dtype"])
+            flat = memoryview(numbers).cast("f")  # its shape stays (0,) if it is empty
+            arrays[name] = flat.cast("B").cast("f", entry["shape"]) if numbers else flat
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _not_safetensors(error) from None
+    return arrays
+
+
+def _float32(data: bytearray, kind: str) -> bytearray:
+    """The numbers of a tensor as float32. gptcli writes weights so; others are converted."""
+    if kind == "F32" and sys.byteorder == "little":
+        return data
+    import numpy as np
+
+    array = np.frombuffer(data, dtype=_NUMPY_TYPES[kind])
+    if kind == "BF16":  # the upper half of a float32
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bytearray(array.astype(np.float32).tobytes())
+
+
+def is_finite(array: memoryview[float]) -> bool:
+    """Whether the sum of float32 numbers is finite: no number is NaN, infinite or absurdly large.
+
+    Almost always the exponents, of which the last of four bytes has seven bits, tell."""
+    numbers = array.cast("B")
+    last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
+    if not last.translate(None, delete=_SMALL):
+        return True
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.frombuffer(numbers, dtype=np.float32).sum()))
+
+
+_SMALL = bytes(byte for byte in range(256) if byte & 0x7F < 0x60)
+"""The bytes with the sign and most of the exponent, of numbers whose magnitude is below 2^65."""
+
+
+def _not_safetensors(error: Exception) -> ValueError:
+    words = " ".join(str(error).split())[:100]
+    return ValueError(f"it is not a safetensors file ({words})")
+
+
+def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
+    """The content of a file of tensors with this size and SHA-256, and with a valid header."""
     memory = total_memory()
     if memory is not None and size > memory:
         raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
@@ -48,11 +112,7 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its SHA-256 differs from the one in meta.json")
     check_header(data)
-    try:
-        return dict(from_bytes(data))
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        words = " ".join(str(error).split())[:100]
-        raise ValueError(f"it is not a safetensors file ({words})") from None
+    return data
 
 
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:

@@ -3,26 +3,23 @@
 The order of the text and the dropout masks are functions of (seed, step). So a checkpoint needs no
 state of a random generator. It saves weights, optimizer state, counters and the loss scale.
 
-First reading: Progress and TrainingState. Skip the checks of weights below build_model.
+First reading: Progress and TrainingState.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.errors import GptcliError
-from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, initialise
-from gptcli.model.parameters import is_in_block
 from gptcli.model.user_parts import UserParts
 from gptcli.training import checkpoint
+from gptcli.training.fitting_weights import refuse_other_shapes, refuse_unfitting
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.passes import EngineName, NativePasses, TorchPasses, library_for
@@ -126,100 +123,15 @@ def build_model(
     allocates nothing before these checks, except to check the shapes of the user's parts."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
-    if given is not None:
-        _refuse_other_shapes(_outer_shapes(config, vocab_size), given, all_of_them=False)
-        _refuse_other_depth(config, given)
-    if not in_network:
-        wanted = parameter_shapes(config, vocab_size)
-        if given is not None:
-            _refuse_other_shapes(wanted, given)
-        _refuse_too_large(wanted)
+    refuse_unfitting(config, vocab_size, given, users=in_network)
     model = GPT(config, vocab_size, user_parts=user_parts)
     if weights is None or given is None:
         initialise(model, torch.Generator().manual_seed(seed))
         return model
     if in_network:
         wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        _refuse_other_shapes(wanted, given)
+        refuse_other_shapes(wanted, given)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
     return model
-
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Inside this context, modules do not draw their initial weights.
-
-    On the meta device there is nothing to draw. But PyTorch's functions for drawing would still be
-    imported, which takes a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """Name and shape of every parameter of the builtin model, without allocating memory."""
-    with torch.device("meta"), _NothingDrawn():  # all blocks have the same shapes
-        one = GPT(config.model_copy(update={"n_layer": 1}), vocab_size)
-    shapes: Shapes = {}
-    for name, parameter in one.named_parameters():
-        if is_in_block(name):
-            rest = name.removeprefix("h.0.")
-            names = [f"h.{layer}.{rest}" for layer in range(config.n_layer)]
-        else:
-            names = [name]
-        shapes |= dict.fromkeys(names, tuple(parameter.shape))
-    return shapes
-
-
-def _outer_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """Names and shapes of the parameters that each model of this config has.
-
-    A model with the user's parts has them too."""
-    shapes: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
-    if config.traits.positions == "learned":
-        shapes["wpe.weight"] = (config.block_size, config.n_embd)
-    return shapes
-
-
-def _refuse_other_shapes(wanted: Shapes, given: Shapes, all_of_them: bool = True) -> None:
-    odd = [name for name, shape in wanted.items() if given.get(name) != shape]
-    if all_of_them:
-        odd += [name for name in given if name not in wanted]
-    if odd:
-        name = min(odd)
-        raise GptcliError(
-            f"the checkpoint's weights do not fit the config: `{name}` is "
-            f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}",
-            "did you name another file than in training, or was config.yaml edited?",
-            exit_code=1,
-        )
-
-
-def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
-    layers = {name.split(".")[1] for name in given if is_in_block(name)}
-    if len(layers) != config.n_layer:
-        raise GptcliError(
-            f"the checkpoint has {len(layers):,} layers, but config.yaml says n_layer "
-            f"{config.n_layer:,}",
-            "was config.yaml edited?",
-            exit_code=1,
-        )
-
-
-def _refuse_too_large(shapes: Shapes) -> None:
-    count, memory = sum(math.prod(shape) for shape in shapes.values()), total_memory()
-    if memory is not None and 4 * count > memory:
-        raise GptcliError(
-            f"the model has {count:,} parameters, {4 * count / 2**30:,.0f} GiB; this machine has "
-            f"{memory / 2**30:,.0f} GiB of memory",
-            "lower model.n_layer, model.n_embd or model.block_size",
-        )

@@ -20,7 +20,7 @@ import yaml
 import gptcli
 from gptcli.cli import main
 from gptcli.files import durable
-from gptcli.training.setup import open_text
+from gptcli.training.opening_text import open_text
 from tests.conftest import SMALL, TEXT
 
 STEPS = 12

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli import app
+from gptcli.cli import app_of
 from gptcli.cli.debug_option import without_debug
 
 
@@ -25,7 +25,7 @@ from gptcli.cli.debug_option import without_debug
     ],
 )  # fmt: skip
 def test_the_option_is_found_after_any_command(line: str, kept: str) -> None:
-    assert without_debug(line.split(), app) == (kept.split(), True)
+    assert without_debug(line.split(), app_of([])) == (kept.split(), True)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_option_is_found_after_any_command(line: str, kept: str) -> None:
     ],
 )
 def test_a_value_stays_where_it_is(line: str) -> None:
-    assert without_debug(line.split(), app) == (line.split(), False)
+    assert without_debug(line.split(), app_of([])) == (line.split(), False)
 
 
 def test_a_text_can_be_the_word(cli: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import typer
 
-from gptcli.cli import app
+from gptcli.cli import app_of
 from gptcli.config_problems import dotted_keys
 from gptcli.other_spellings import COMMAND_OF, FIXED, FORM_OF, KEY_OF, SENTENCE_OF, VALUES
 
-ROOT: Any = typer.main.get_command(app)
+ROOT: Any = typer.main.get_command(app_of([]))
 COMMANDS = {
     **ROOT.commands,
     **{f"tokenizer {name}": each for name, each in ROOT.commands["tokenizer"].commands.items()},

@@ -12,7 +12,8 @@ import torch
 
 from gptcli.native import library
 from gptcli.sampling.backend import Backend, open_decoder
-from gptcli.sampling.score import log_probabilities, native_log_probabilities
+from gptcli.sampling.native_score import native_log_probabilities
+from gptcli.sampling.score import log_probabilities
 from gptcli.training.loading import load_trained
 
 
@@ -59,15 +60,15 @@ def test_scores_round_as_sampling_does(
     if by == "c":
         if (search := library.find(library.SAMPLING)).library is None:
             pytest.skip(f"no C decoder on this machine: {search.reason}")
-        decoder = open_decoder(run.model, Backend("native", getattr(torch, dtype)), 2)
-        expected = native_log_probabilities(decoder, run.config.model, start, ids)
+        decoder = open_decoder(run.weights, Backend("native", dtype), 2)
+        expected = native_log_probabilities(decoder, run.config.model, start, ids).tolist()
     else:
         none = library.Found(None, "there is no C compiler")
         monkeypatch.setattr(library, "find", lambda source: none)
-        expected = log_probabilities(run.model.branches_in(torch.bfloat16), start, ids)
+        expected = log_probabilities(run.model.branches_in(torch.bfloat16), start, ids).tolist()
     (printed,) = objects(cli("score", trained, file, "--dtype", dtype, "--json").out)
     found = [score["log_probability"] for score in printed["scores"]]
-    assert found == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_score_agrees_with_eval_within_a_window(cli: Any, trained: Path, tmp_path: Path) -> None:

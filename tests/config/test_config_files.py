@@ -22,6 +22,7 @@ from gptcli.config_files import (
     values_set,
 )
 from gptcli.config_problems import dotted_keys
+from gptcli.config_schema import config_schema
 from gptcli.errors import GptcliError
 from gptcli.files.shipped import shipped_configs, shipped_folder
 
@@ -29,8 +30,8 @@ from gptcli.files.shipped import shipped_configs, shipped_folder
 def about(key: str) -> str:
     """The hint for a value out of range: the schema's description of the key."""
     section, name = key.split(".")
-    fields = type(getattr(Config(), section)).model_fields
-    return f"{key}: {' '.join((fields[name].description or '').split())}"
+    keys = config_schema()["$defs"][type(getattr(Config(), section)).__name__]["properties"]
+    return f"{key}: {' '.join(keys[name]['description'].split())}"
 
 
 EVAL_EVERY = about("train.eval_every")

@@ -14,7 +14,8 @@ import gptcli
 from gptcli.config import Config, ModelConfig, TrainConfig
 from gptcli.model.arch import ARCHS, ArchName, arch_named, archs_that
 from gptcli.model.gpt import GPT
-from gptcli.native.engine import has_layout, unsupported_reason
+from gptcli.native.decoder import has_layout
+from gptcli.native.engine import unsupported_reason
 from gptcli.training.cost import relative_seconds
 from gptcli.training.training_state import TrainingState
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import random
 
 import pytest
-import torch
 
+from gptcli.model.weights import Weights
 from gptcli.native.decoder import Decoder
 from gptcli.native.library import SamplingParamsStruct
 from gptcli.native.thread_count import ThreadCount
@@ -92,15 +93,15 @@ def test_the_text_does_not_depend_on_the_number_of_threads(
     m = model("modern", 2, 24, n_embd=64)
     monkeypatch.setattr("gptcli.native.decoder._MOST_FOR_ONE_THREAD", 0)
     how = SamplingParamsStruct(temperature=1.0, top_p=1.0, penalty=1.0)
-    uniform = torch.rand(1, 20, generator=torch.Generator().manual_seed(1)).double()
+    uniform = [[random.Random(i).random() for i in range(20)]]
     texts = []
     for teams in ([2], [1], [1, 2, 2, 1, 2, 1, 1]):
-        one = Decoder(decoding, m, dtype=torch.int8, streams=1, threads=2)
+        one = Decoder(decoding, Weights.of(m), dtype="int8", streams=1, threads=2)
         monkeypatch.setattr(one._thread_count, "choose", itertools.cycle(teams).__next__)
         one.feed([(0, 0, [1])])
         text: list[int] = []
         for _ in range(9):
-            text += one.run([0], [len(text) + 1], uniform, how)[:, 0].tolist()
+            text += one.run([0], [len(text) + 1], uniform, how)[0]
             one.feed([(0, len(text), text[-1:])])
         texts.append(text)
     assert texts[0] == texts[1] == texts[2]

@@ -134,7 +134,7 @@ def test_the_reference_of_the_proof_is_what_sampling_computes(arch: str, tmp_pat
     start = [1, 2, 3]
     streams.feed({0: start}, restart=True)
     count = 3 * model.config.block_size
-    greedy = streams.run([0], torch.zeros(1, count, dtype=torch.float64))[:, 0].tolist()
+    greedy = streams.run([0], [[0.0] * count])[0]
     logits = proof.network_logits(model, [*start, *greedy[:-1]], first=len(start) - 1)
     assert logits.argmax(dim=1).tolist() == greedy
 
@@ -158,7 +158,7 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
         tmp_path,
     )
     for seed, numbers in zip(seeds, found, strict=True):
-        assert numbers == UniformNumbers(seed, 0).take(700).tolist()
+        assert numbers == UniformNumbers(seed, 0).take(700)
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from gptcli.model.arch import arch_named
 from gptcli.sampling.backend import Backend, choose_backend
@@ -12,10 +11,8 @@ from gptcli.sampling.backend import Backend, choose_backend
 @pytest.fixture(params=["native", "graph", "torch"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param != "native":
-        return Backend(request.param, torch.float32)
-    found = choose_backend(
-        "float32", torch.device("cpu"), has_user_parts=False, arch=arch_named("modern")
-    )
+        return Backend(request.param, "float32")
+    found = choose_backend("float32", "cpu", has_user_parts=False, arch=arch_named("modern"))
     if not found.native:
         pytest.skip("no C decoder on this machine")
     return found

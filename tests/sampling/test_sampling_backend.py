@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_free_memory_is_a_plausible_number() -> None:
-    assert 2**24 < free_memory(CPU) < 2**44
+    assert 2**24 < free_memory(None) < 2**44
 
 
 def test_free_memory_respects_the_limit_of_a_container(
@@ -33,17 +33,17 @@ def test_free_memory_respects_the_limit_of_a_container(
         return told[str(path)]
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert free_memory(CPU) == 2_000_000
+    assert free_memory(None) == 2_000_000
     told["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert free_memory(CPU) == 5000 * 1024
+    assert free_memory(None) == 5000 * 1024
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_fewer_streams_if_memory_is_short(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = (
-        choose_backend("float32", CPU, has_user_parts=False, arch=arch_named("modern"))
+        choose_backend("float32", "cpu", has_user_parts=False, arch=arch_named("modern"))
         if native
-        else Backend("torch", torch.float32)
+        else Backend("torch", "float32")
     )
     if native and not backend.native:
         pytest.skip("no C decoder on this machine")
@@ -56,7 +56,7 @@ def test_fewer_streams_if_memory_is_short(native: bool, monkeypatch: pytest.Monk
 
 
 def test_no_memory_for_one_stream_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = choose_backend("float32", CPU, has_user_parts=False, arch=arch_named("modern"))
+    backend = choose_backend("float32", "cpu", has_user_parts=False, arch=arch_named("modern"))
     if not backend.native:
         pytest.skip("no C decoder on this machine")
     monkeypatch.setattr("gptcli.sampling.backend.free_memory", lambda device: 1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
@@ -125,7 +124,7 @@ def test_a_stop_at_a_newline_adds_no_second_newline(
     conversation._streams.feed = watched  # type: ignore[method-assign]
     run = conversation._streams.run
     conversation._streams.run = lambda streams, uniform: (  # type: ignore[method-assign]
-        torch.full_like(run(streams, uniform), newline)
+        [[newline] * len(tokens) for tokens in run(streams, uniform)]
     )
     assert "".join(conversation.say("ab", 5)) == ""
     list(conversation.say("cd", 5))
@@ -191,7 +190,7 @@ def test_an_answer_ends_with_its_line(
     conversation = talk(m, backend, tokenizer)
     tokens = iter(tokenizer.encode(written))
     conversation._streams.run = lambda streams, uniform: (  # type: ignore[method-assign]
-        torch.tensor([[next(tokens)]])
+        [[next(tokens)]]
     )
     answer = "".join(conversation.say("k", limit, to_line_end=True))
     assert answer == written[:length]

@@ -25,8 +25,8 @@ ARCHS = pytest.mark.parametrize("arch", ["modern", "gpt2"])
 ALL = SamplingParams(0.9, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
 
 
-def numbers(streams: int, steps: int) -> torch.Tensor:
-    return torch.stack([UniformNumbers(5, i).take(steps) for i in range(streams)])
+def numbers(streams: int, steps: int) -> list[list[float]]:
+    return [UniformNumbers(5, i).take(steps) for i in range(streams)]
 
 
 @pytest.mark.long_series
@@ -81,7 +81,7 @@ def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.Mo
         got = [streams.run([0, 1], numbers(2, 300))]
         streams.feed({1: [5, 6]}, restart=False)
         got.append(streams.run([0, 1], numbers(2, 20)))
-        texts.append(torch.cat(got).tolist())
+        texts.append(got)
     assert texts[0] == texts[1]
 
 
@@ -95,7 +95,7 @@ def test_an_idle_stream_does_not_change(arch: str) -> None:
     alone = GraphStreams(m, 1, ALL)
     alone.feed({0: [1, 2]}, restart=True)
     alone.run([0], numbers(1, 30))
-    assert together.run([0], numbers(1, 9)).tolist() == alone.run([0], numbers(1, 9)).tolist()
+    assert together.run([0], numbers(1, 9)) == alone.run([0], numbers(1, 9))
 
 
 @ARCHS
@@ -107,8 +107,8 @@ def test_bfloat16_branches_begin_with_the_same_tokens(arch: str) -> None:
             streams = kind(m, 2, SamplingParams(0.0))
             streams.feed({0: [1, 2, 3], 1: [3, 4, 5]}, restart=True)
             texts.append(streams.run([0, 1], numbers(2, 30)))
-    assert all(torch.equal(text[:2], texts[0][:2]) for text in texts)
-    assert texts[0].shape == texts[2].shape
+    assert all(text[i][:2] == texts[0][i][:2] for text in texts for i in range(2))
+    assert all([len(one) for one in text] == [30, 30] for text in texts)
 
 
 @ARCHS
@@ -123,7 +123,7 @@ def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPa
     streams.feed({i: [1, 2, 3 + (i == 4)] for i in range(5)}, restart=True)
     first = streams.run(range(5), numbers(5, 1))
     assert rows == [1, 5]  # the prefill of one prompt, then a step of five streams
-    assert len(set(first[0, :4].tolist())) == 1
+    assert len({tokens[0] for tokens in first[:4]}) == 1
 
 
 class _Unrecordable(TorchDispatchMode):
@@ -191,7 +191,7 @@ def written(streams: GraphStreams, *, recorded: bool = True) -> list[list[int]]:
     if not recorded:
         streams._recorder = None
     streams.feed({0: [1, 2, 3], 1: [4]}, restart=True)
-    text: list[list[int]] = streams.run([0, 1], numbers(2, 300)).tolist()
+    text = streams.run([0, 1], numbers(2, 300))
     graphs = streams._graphs.values()
     assert bool(graphs) == recorded
     assert all(isinstance(graph, torch.cuda.CUDAGraph) for graph in graphs)
@@ -259,7 +259,7 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph(
 
     monkeypatch.setattr(streams, "_step", reads_back)
     streams.feed({0: [1, 2, 3], 1: [4]}, restart=True)
-    assert streams.run([0, 1], numbers(2, 300)).tolist() == plain
+    assert streams.run([0, 1], numbers(2, 300)) == plain
     assert set(streams._graphs.values()) == {None}
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     monkeypatch.undo()

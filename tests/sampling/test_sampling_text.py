@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from gptcli.sampling.generate import SampleRequest
 from gptcli.sampling.stop_filter import StopFilter
+from gptcli.sampling.streams import Uniform
 from gptcli.sampling.text import NewText, Sample, generate_text
 from gptcli.tokenization import build_tokenizer
 
@@ -61,11 +60,11 @@ class FakeStreams:
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         pass
 
-    def run(self, streams: Sequence[int], uniform: Tensor) -> Tensor:
-        steps = uniform.shape[1]
+    def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
+        steps = len(uniform[0])
         some = self.rows[self.at : self.at + steps]
         self.at += steps
-        return torch.tensor(some)[:, list(streams)]
+        return [[row[stream] for row in some] for stream in streams]
 
 
 def written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gptcli.files import durable
-from gptcli.training.tensor_file import HashedPieces, read_tensors, tensor_pieces
+from gptcli.training.tensor_file import (
+    HashedPieces,
+    is_finite,
+    read_arrays,
+    read_tensors,
+    tensor_pieces,
+)
 
 
 def numbers(*shape: int) -> Tensor:
@@ -52,3 +59,48 @@ def test_no_tensor_is_copied() -> None:
     _, *pieces = tensor_pieces(tensors)
     at = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces]
     assert at == [tensor.data_ptr() for tensor in tensors.values()]
+
+
+def test_weights_are_read_without_pytorch(tmp_path: Path) -> None:
+    """As float32 memory, whatever dtype the file has."""
+    tensors = {
+        "float32": numbers(3, 4),
+        "bfloat16": numbers(2, 3).to(torch.bfloat16),
+        "float16": numbers(5).to(torch.float16),
+        "float64": numbers(2, 2, 2).double() / 3,
+        "whole": torch.tensor([3, -7]),
+        "mask": numbers(3) > 0,
+        "scalar": torch.tensor(7.0),
+        "empty": numbers(0),
+    }
+    data = save(tensors)
+    (tmp_path / "t").write_bytes(data)
+    read = read_arrays(tmp_path / "t", len(data), hashlib.sha256(data).hexdigest(), tmp_path)
+    assert {name: array.shape for name, array in read.items()} == {
+        name: tuple(tensor.shape) for name, tensor in tensors.items()
+    }
+    for name, tensor in tensors.items():
+        assert read[name].format == "f"
+        assert read[name].tolist() == tensor.float().tolist()
+
+
+@pytest.mark.parametrize(
+    ("odd", "finite"),
+    [
+        (1.0, True),
+        (-1e30, True),
+        (3e38, True),
+        (-0.0, True),
+        (float("nan"), False),
+        (float("inf"), False),
+        (float("-inf"), False),
+    ],
+)
+def test_numbers_that_are_not_finite_are_found(odd: float, finite: bool) -> None:
+    for at in (0, 7, 99):
+        tensor = numbers(10, 10)
+        tensor.view(-1)[at] = odd
+        assert is_finite(tensor.numpy().data) == finite == bool(torch.isfinite(tensor.sum()))
+    huge = torch.full((4,), 3e38)  # their sum is not finite
+    assert not is_finite(huge.numpy().data)
+    assert not torch.isfinite(huge.sum())

@@ -31,7 +31,8 @@ def ask(payload: str, texts: Sequence[str], steps: int, tokenizer: Tokenizer) ->
             "this is a fault of gptcli: please report it",
             exit_code=1,
         )
-    table = next_states(tokenizer.pieces)
+    states = next_states(tokenizer.pieces)
+    table = None if states is None else np.asarray(states)
     ids, logits, greedy = [], [], []
     for text in texts:
         ids.append(tokenizer.encode(text))

@@ -30,7 +30,7 @@ from gptcli.pages.written import write
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
-from gptcli.training.setup import open_text_of_run
+from gptcli.training.opening_text import open_text_of_run
 from gptcli.training.text_of_run import WantedText, content_key_of
 
 LARGE, TOO_LARGE = 5_000_000, 20_000_000  # bytes of a page

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from gptcli.model.gpt import GPT
 from gptcli.pages.model_page import arithmetic
 from gptcli.pages.model_page.programs import Answer, Program, ProgramError
 from gptcli.sampling.streams import window_start
-from gptcli.sampling.valid_text import state_after, table_of
+from gptcli.sampling.valid_text import as_tensor, state_after, table_of
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.utf8_states import INVALID
+
+if TYPE_CHECKING:
+    from gptcli.sampling.valid_text import Table
 
 TOLERANCE = 1e-3
 """Largest difference of two logits."""
@@ -104,7 +107,7 @@ def _ask(
 
 
 def _greedy(
-    logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Tensor | None, name: str
+    logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
     """How many of the greedy tokens are not the network's, which must be as good as equal.
 
@@ -116,7 +119,7 @@ def _greedy(
         for token in tokens[:-1]:
             after = int(table[states[-1], token])
             states.append(0 if after == INVALID else after)
-        logits = logits.masked_fill(table[torch.tensor(states)] == INVALID, -torch.inf)
+        logits = logits.masked_fill(as_tensor(table)[states] == INVALID, -torch.inf)
         behind = logits.amax(dim=1) - taken
     if not float(behind.max()) <= TOLERANCE:
         at = int((~(behind <= TOLERANCE)).nonzero()[0])

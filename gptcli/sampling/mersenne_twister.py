@@ -1,0 +1,38 @@
+"""The random numbers of a torch.Generator on the CPU, without PyTorch: the Mersenne Twister.
+
+PyTorch seeds the twister with one number of 32 bits, Python's `random` with a list of them. So this
+file makes the state, and Python's generator continues from it.
+Source: Matsumoto and Nishimura 1998, mt19937ar.c (init_genrand).
+"""
+
+from __future__ import annotations
+
+import struct
+from random import Random
+
+_WORDS = 624
+_VERSION = 3  # of the states that random.Random takes
+
+
+class MersenneTwister:
+    """The numbers that a torch.Generator draws after manual_seed(seed), for any seed."""
+
+    def __init__(self, seed: int) -> None:
+        word = seed & 0xFFFFFFFF  # a torch.Generator, too, forgets the higher bits
+        state = [word]
+        for i in range(1, _WORDS):
+            word = (1812433253 * (word ^ word >> 30) + i) & 0xFFFFFFFF
+            state.append(word)
+        self._random = Random(0)
+        self._random.setstate((_VERSION, (*state, _WORDS), None))
+
+    def uniform(self, count: int) -> list[float]:
+        """The next numbers in [0, 1): what torch.rand(count, dtype=torch.float64) gives.
+
+        Each takes 53 of the 64 bits of two words, the first of which is the upper one."""
+        drawn = self._random.getrandbits(64 * count).to_bytes(8 * count, "little")
+        words = struct.unpack(f"<{2 * count}I", drawn)
+        return [
+            ((upper & 0x1FFFFF) << 32 | lower) * 2.0**-53
+            for upper, lower in zip(words[::2], words[1::2], strict=True)
+        ]
