@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import signal
@@ -188,16 +187,6 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
         yield
     for process in idle:
         process.kill()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _shared_command_line() -> Iterator[None]:
-    """Lets typer build the command line of gptcli once: it takes 0.07 s, at each of 2,000 calls."""
-    import typer.main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -75,13 +75,11 @@ def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
 
 def warm() -> None:
     """Import everything that a command imports, and share it with forks."""
-    import functools
     import gc
     import importlib
     import pkgutil
 
     import torch
-    import typer.main
 
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
@@ -89,10 +87,6 @@ def warm() -> None:
             if module.name != "gptcli.model.fused_loss_kernel":  # it needs Triton, and thus a GPU
                 importlib.import_module(module.name)
     torch.set_num_threads(1)
-    from gptcli.cli import app
-
-    typer.main.get_command = functools.cache(typer.main.get_command)
-    typer.main.get_command(app)  # it takes 0.07 s
     gc.collect()
     gc.freeze()  # else the garbage collector of each fork would copy all of the memory
 
