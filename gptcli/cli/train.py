@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -160,6 +161,7 @@ def _start_run(request: Request, new: NewRun, as_json: bool, *, overwrite: bool)
     if new.config.run.engine != "torch":
         # It compiles while PyTorch is imported and the text is read.
         library.start_building_training(new.config.run.dtype)
+    _import_pytorch()
     from gptcli.files.durable import LockedError
     from gptcli.training import run_folder
 
@@ -172,6 +174,13 @@ def _start_run(request: Request, new: NewRun, as_json: bool, *, overwrite: bool)
             return
         except (LockedError, run_folder.RunExistsError):
             continue  # another training has just taken this name
+
+
+def _import_pytorch() -> None:
+    """Import PyTorch while Ctrl-C still ends the process at once (gptcli.interrupts).
+
+    Once the run folder is locked, Ctrl-C is an exception, which an import must not meet."""
+    import_module("torch")
 
 
 def _train_in(run: Path, request: Request, new: NewRun, as_json: bool, *, overwrite: bool) -> None:
@@ -191,6 +200,7 @@ def _resume_run(request: Request, extend: bool, as_json: bool) -> None:
 
     resumed = resumed_run(request, note)
     note_two_runs(str(request.out) if request.out is not None else None)
+    _import_pytorch()
     with leave_on_signals(), locked_run_folder(resumed.run, create=False):
         with waiting("reading the text and the checkpoint"):
             from gptcli.training import setup

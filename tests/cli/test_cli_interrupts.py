@@ -27,6 +27,10 @@ raise ImportError("cannot load module more than once per process")
 """A stand-in for a library that swallows the exception of Ctrl-C and is then half imported."""
 
 
+TRAIN = ("train", "tiny", "--out")
+"""The start of a command that imports PyTorch. `sample` of a run on a CPU does not."""
+
+
 def run(
     module: str,
     folder: Path,
@@ -57,19 +61,19 @@ def run(
 
 
 @pytest.mark.parametrize("module", ["typer", "torch"])
-def test_ctrl_c_during_an_import(module: str, trained: Path, tmp_path: Path) -> None:
-    done = run(module, tmp_path, "sample", str(trained))
+def test_ctrl_c_during_an_import(module: str, tmp_path: Path) -> None:
+    done = run(module, tmp_path, *TRAIN, str(tmp_path / "run"))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
 
 
-def test_a_ctrl_c_that_the_caller_ignores_is_ignored(trained: Path, tmp_path: Path) -> None:
-    done = run("torch", tmp_path, "sample", str(trained), ignored=True)
+def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
+    done = run("torch", tmp_path, *TRAIN, str(tmp_path / "run"), ignored=True)
     assert done.returncode == 1
     assert "cannot load module" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is for Linux")
-def test_ctrl_c_stops_a_running_compiler(trained: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_running_compiler(tmp_path: Path) -> None:
     compiler, started = tmp_path / "cc", tmp_path / "pid"
     compiler.write_text(
         f"#!/bin/sh\necho $$ > {started}.new\nmv {started}.new {started}\nexec sleep 60"
@@ -79,8 +83,8 @@ def test_ctrl_c_stops_a_running_compiler(trained: Path, tmp_path: Path) -> None:
     done = run(
         "torch",
         tmp_path,
-        "sample",
-        str(trained),
+        *TRAIN,
+        str(tmp_path / "run"),
         first=first,
         CC=str(compiler),
         GPTCLI_CACHE=str(tmp_path / "cache"),
