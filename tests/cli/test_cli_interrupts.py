@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
     assert "cannot load module" in done.stderr
 
 
+def is_gone(group: int) -> bool:
+    """Whether the process group ends within ten seconds: its `mv` may still be ending."""
+    for _ in range(1000):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is for Linux")
 def test_ctrl_c_stops_a_running_compiler(tmp_path: Path) -> None:
     compiler, started = tmp_path / "cc", tmp_path / "pid"
@@ -91,8 +103,7 @@ def test_ctrl_c_stops_a_running_compiler(tmp_path: Path) -> None:
     )
     assert done.returncode == 130, done.stderr
     assert list((tmp_path / "cache" / "native").iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        os.killpg(int(started.read_text()), 0)
+    assert is_gone(int(started.read_text()))
 
 
 def test_outside_imports_ctrl_c_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
