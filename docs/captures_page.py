@@ -15,9 +15,9 @@ from playwright.sync_api import sync_playwright
 from gptcli.pages.chromium import find_chromium
 
 DOCS = Path(__file__).resolve().parent
-COLOURS = 64  # of a picture: the pages have few, and the files stay small
+COLOURS = 128  # of a picture: the pages have few, and the files stay small
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64}"
+GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64, dropout: 0.0}"
 ONE_THREAD = "run.threads=1"
 
 
@@ -39,15 +39,18 @@ def model(shop: Workshop) -> None:
 
 
 def report(shop: Workshop) -> None:
-    """Write report.png and report-heads.png, of a run that overfits a short text."""
+    """Write report.png, of a run that overfits, and report-heads.png, of clear heads."""
     text = shop.some_shakespeare("play.txt", 60_000)
-    words = ("tokenizer.kind=bpe", "tokenizer.vocab_size=512", GPT2, "train.max_steps=600",
+    words = ("tokenizer.kind=bpe", "tokenizer.vocab_size=512", GPT2, "train.max_steps=900",
              "train.eval_every=50", "train.sample_every=100", "train.patience=null",
              ONE_THREAD)  # fmt: skip
     shop.train("overfit", text, *words)
     shop.gptcli("report", "overfit", "--out", "report.html", "--overwrite")
     with tab(shop.folder / "report.html", 1100) as page:
         shoot(page, "pictures/report.png", ["header", "#losses"])
+    train_char(shop)
+    shop.gptcli("report", "char", "--out", "heads.html", "--overwrite")
+    with tab(shop.folder / "heads.html", 1100) as page:
         shoot(page, "pictures/report-heads.png", ["section:has(#maps)"])
 
 
@@ -72,11 +75,17 @@ def scaling(shop: Workshop) -> None:
 
 def look(shop: Workshop) -> None:
     """Write look.png: the heads of a small network on a text."""
-    shop.train("char", "tiny", "train.max_steps=1500", ONE_THREAD)
+    train_char(shop)
     words = ("--prompt", "To be, or not to be", "--html", "look.html", "--overwrite")
     shop.gptcli("look", "char", *words)
     with tab(shop.folder / "look.html", 1100) as page:
         shoot(page, "pictures/look.png", ["header", "#maps"])
+
+
+def train_char(shop: Workshop) -> None:
+    """Train the network whose heads the pictures show."""
+    words = ("train.max_steps=1500", "train.eval_every=100", "train.sample_every=300")
+    shop.train("char", "tiny", *words, ONE_THREAD)
 
 
 @contextmanager
@@ -101,5 +110,5 @@ def shoot(page: Any, name: str, parts: Sequence[str]) -> None:
     bottom = max(box["y"] + box["height"] for box in boxes) + 12
     clip = {"x": 0, "y": max(0, top), "width": page.viewport_size["width"], "height": bottom - top}
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
-    few = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few = picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.save(DOCS / name, optimize=True)

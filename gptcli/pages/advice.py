@@ -222,7 +222,7 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
             "No",
             f"The last validation loss, {last.val_loss:.3f}, is within "
             f"{100 * _LEAST_RISE:.0f} % of the best one, {best.val_loss:.3f} at step "
-            f"{best.step:,}: it stands still.",
+            f"{best.step:,}" + (": it stands still." if found.later >= 2 else "."),
         )
     gap = "" if now is None else f" The training loss is {now:.3f} at the same time."
     return Answer(

@@ -25,6 +25,14 @@ function chartNumber(value) {
     : Number(value.toPrecision(4)).toString();
 }
 
+// A tick of a logarithmic axis: "10 k", "1 M"; nothing between powers of ten.
+function powerOfTen(value) {
+  if (value === null || Math.abs(Math.log10(value) % 1) > 1e-6) return "";
+  const [size, unit] = value >= 1e9 ? [1e9, " G"] : value >= 1e6 ? [1e6, " M"]
+    : value >= 1e3 ? [1e3, " k"] : [1, ""];
+  return `${value / size}${unit}`;
+}
+
 function themeColour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -147,7 +155,7 @@ function drawChart(root, given) {
             : clipped(low, high, u.scales.x.min, u.scales.x.max),
         },
       },
-      axes: [{ ...axis, label: xLabel }, { ...axis, label: given.yLabel, size: 62 }],
+      axes: [{ ...axis, label: xLabel, ...(given.logX ? { values: (u, ticks) => ticks.map(powerOfTen) } : {}) }, { ...axis, label: given.yLabel, size: 62 }],
       legend: { show: false },
       bands: (given.bands ?? []).map((pair) => ({ series: pair, fill: themeColour("--blue-soft") })),
       series: [

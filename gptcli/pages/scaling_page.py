@@ -83,10 +83,10 @@ def _chart(networks: Sequence[Network], law: Law) -> dict[str, object]:
             "style": style,
             "values": numbers([curve.get(size, nothing)[at] for size in x]),
         }
-        for at, label, style in (
-            (0, "law", 0),
+        for at, label, style in (  # the law last: the band lies over what is drawn before it
             (1, "95 % interval, low", 7),
             (2, "95 % interval, high", 7),
+            (0, "law", 0),
         )
     ]
     series.append({"label": "small networks", "style": 2, "points": True, "values": values(small)})
@@ -102,7 +102,7 @@ def _chart(networks: Sequence[Network], law: Law) -> dict[str, object]:
         "logX": True,
         "x": [round(size, 1) for size in x],
         "series": series,
-        "bands": [[3, 2]],
+        "bands": [[2, 1]],
         "height": 400,
     }
 
