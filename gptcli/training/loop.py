@@ -69,6 +69,7 @@ class Setup:
     start_from: dict[str, Tensor] | None = None
     time_limit: TimeLimit | None = None
     plan_history: PlanHistory = NO_PLANS
+    new_state: Callable[..., TrainingState] = TrainingState
 
 
 def train(
@@ -97,7 +98,7 @@ class _Loop:
         self.setup, self.should_stop, self.wishes = setup, should_stop, wishes
         self.config = setup.config.train
         corpus = setup.corpus
-        self.state = TrainingState(
+        self.state = setup.new_state(
             setup.config.model,
             self.config,
             corpus.tokenizer.vocab_size,

@@ -1,0 +1,47 @@
+"""Which rank this process is, from the variables that torchrun sets. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+LAUNCH_FOLDER = "GPTCLI_LAUNCH"
+"""Names the folder in which ranks that `gptcli train --devices N` started leave notes for it."""
+LOST = 75
+"""The exit code of a rank that ends because another one died. Only the launcher sees it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process among the ranks."""
+
+    rank: int
+    size: int
+    """The number of ranks on all machines."""
+    local_rank: int
+    local_size: int
+    """The number of ranks on this machine."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which decides, prints and writes."""
+        return self.rank == 0
+
+
+def place() -> Place | None:
+    """The place of this process; None if it is the only one."""
+    try:
+        found = Place(
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            int(os.environ.get("LOCAL_RANK", "0")),
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
+    except (KeyError, ValueError):
+        return None
+    return found if found.size > 1 else None
+
+
+def was_restarted() -> bool:
+    """Whether the ranks run again after one of them died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
