@@ -17,6 +17,7 @@ from gptcli.api.resumed_run import ResumedRun
 from gptcli.api.user_files import load_user_parts
 from gptcli.cli.output import note
 from gptcli.distributed.place import place
+from gptcli.distributed.share import Share
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -88,8 +89,11 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
     if here is None:
         from gptcli.distributed.launch import launch
 
-        if not resume:
-            _torch(wanted_run(request, None).config)  # its errors, once
+        if not resume:  # errors of the config, before anything starts
+            wanted = wanted_run(request, None)
+            config = _torch(wanted.config)
+            if wanted.is_given:
+                Share.of(config.train, devices)
         sys.exit(launch(devices, max_restarts, sys.argv[1:]))
     from gptcli.distributed import session
 

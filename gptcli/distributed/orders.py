@@ -25,8 +25,8 @@ from torch import Tensor
 from gptcli.config import Config
 from gptcli.corpus import Corpus, TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
-from gptcli.distributed.passes import RankPasses
-from gptcli.distributed.share import RankBatches, Share
+from gptcli.distributed.passes import RankBatches, RankPasses
+from gptcli.distributed.share import Share
 from gptcli.distributed.team import Team
 from gptcli.model.gpt import GPT
 from gptcli.training.optimizers import Optimizers

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcli.corpus import TokenStore, windows
+from gptcli.corpus import Batches, TokenStore, windows
 from gptcli.corpus.device_batches import DeviceBatches
 from gptcli.distributed.dropout import Draws
 from gptcli.distributed.share import Share
@@ -26,6 +26,20 @@ from gptcli.model.gpt import GPT
 from gptcli.training.evaluate import loss_sum, tokens_at_once
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.step import mean_loss, seed_dropout
+
+
+class RankBatches(Batches):
+    """The parts of the global order that one rank reads: its batch k is part k * W + r."""
+
+    def __init__(
+        self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
+    ) -> None:
+        super().__init__(tokens, block_size, share.rows, seed)
+        self._ranks, self._rank = share.ranks, rank
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the rank's batch k >= 0: two int64 tensors (rows, T)."""
+        return super().batch(k * self._ranks + self._rank)
 
 
 class RankPasses:
@@ -68,7 +82,8 @@ class RankPasses:
         with peers_needed():
             ddp = DistributedDataParallel(module)
             if not weights.same:
-                ddp.register_comm_hook(None, self._average_in_float32)
+                # DDP refuses annotations that are strings; a lambda has none.
+                ddp.register_comm_hook(None, lambda _, bucket: self._average_in_float32(bucket))
                 weights.use_gradients()
             # After its first backward pass DDP orders its buckets anew, which changes how sums are
             # rounded. Let that happen before the first step, so that a resumed run rounds equally.
@@ -113,11 +128,10 @@ class RankPasses:
         (loss_sum,) = self._team.agree(float(mean_loss(total, share.count)))
         return torch.tensor(loss_sum / share.ranks, dtype=torch.float64)
 
-    def _average_in_float32(
-        self, state: object, bucket: GradBucket
-    ) -> torch.futures.Future[Tensor]:
+    def _average_in_float32(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """DDP's hook: the mean of a bucket over the ranks, in the masters' float32 gradients."""
-        places = [cast(Tensor, self._masters[p].grad) for p in bucket.parameters()]
+        masters = [self._masters[cast(nn.Parameter, p)] for p in bucket.parameters()]
+        places = [cast(Tensor, master.grad) for master in masters]
         found = [gradient.float() for gradient in bucket.gradients()]
         if self._scale != 1.0:
             torch._foreach_mul_(found, 1.0 / self._scale)

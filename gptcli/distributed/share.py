@@ -9,12 +9,12 @@ size of batches, so both are the same formula: parts k * W + r of equal size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from gptcli.config import TrainConfig
-from gptcli.corpus import Batches, TokenStore
 from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,3 @@ def _nearest(value: int, unit: int) -> str:
     """The nearest multiples of `unit`."""
     below = value - value % unit
     return f"{below} or {below + unit}" if below else str(unit)
-
-
-class RankBatches(Batches):
-    """The parts of the global order that one rank reads: its batch k is part k * W + r."""
-
-    def __init__(
-        self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
-    ) -> None:
-        super().__init__(tokens, block_size, share.rows, seed)
-        self._ranks, self._rank = share.ranks, rank
-
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the rank's batch k >= 0: two int64 tensors (rows, T)."""
-        return super().batch(k * self._ranks + self._rank)

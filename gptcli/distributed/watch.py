@@ -14,8 +14,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import TCPStore
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from gptcli.distributed.place import LAUNCH_FOLDER, LOST, Place
 
