@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from gptcli.__main__ import main
-from gptcli.distributed.session import word_of
+from gptcli.distributed.place import word_of
 
 
 def rank() -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.container import usable_cores
-from gptcli.distributed.place import LAUNCH_FOLDER, LOST
-from gptcli.distributed.session import word_of
+from gptcli.distributed.place import LAUNCH_FOLDER, LOST, word_of
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 
@@ -59,7 +58,8 @@ def launch(devices: int, max_restarts: int, arguments: Sequence[str]) -> int:
             ended = word_of("ended", folder)
             if ended is not None:
                 return int(ended)
-            _explain(error.failures, devices, word_of("run", folder))
+            if word_of("said", folder) is None:
+                _explain(error.failures, devices, word_of("run", folder))
             return 1
         return int(word_of("ended", folder) or 0)
 

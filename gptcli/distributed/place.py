@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 LAUNCH_FOLDER = "GPTCLI_LAUNCH"
 """Names the folder in which ranks that `gptcli train --devices N` started leave notes for it."""
@@ -45,3 +46,24 @@ def place() -> Place | None:
 def was_restarted() -> bool:
     """Whether the ranks run again after one of them died."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+# ---- what ranks tell `gptcli train --devices N` --------------------------------------------------
+
+
+def leave_word(name: str, text: str) -> None:
+    """Leave a word for the launcher, and for the ranks after a restart."""
+    folder = os.environ.get(LAUNCH_FOLDER)
+    if folder is not None:
+        path = Path(folder, name)
+        path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)
+
+
+def word_of(name: str, folder: str | None = None) -> str | None:
+    """The word that was left, or None."""
+    folder = folder or os.environ.get(LAUNCH_FOLDER)
+    try:
+        return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None
+    except OSError:
+        return None

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.distributed.place import LAUNCH_FOLDER, Place, was_restarted
+from gptcli.distributed.place import Place, leave_word, was_restarted, word_of
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -164,27 +164,6 @@ def exit_code(error: BaseException | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return error.exit_code if isinstance(error, GptcliError) else 1
-
-
-# ---- what ranks tell `gptcli train --devices N` --------------------------------------------------
-
-
-def leave_word(name: str, text: str) -> None:
-    """Leave a word for the launcher, and for the ranks after a restart."""
-    folder = os.environ.get(LAUNCH_FOLDER)
-    if folder is not None:
-        path = Path(folder, name)
-        path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
-
-
-def word_of(name: str, folder: str | None = None) -> str | None:
-    """The word that was left, or None."""
-    folder = folder or os.environ.get(LAUNCH_FOLDER)
-    try:
-        return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None
-    except OSError:
-        return None
 
 
 def run_to_continue(out: Path | None) -> Path | None:

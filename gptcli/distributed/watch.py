@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from gptcli.distributed.place import LAUNCH_FOLDER, LOST, Place
+from gptcli.distributed.place import LAUNCH_FOLDER, LOST, Place, leave_word
 
 _BEAT = 1.0  # seconds
 
@@ -88,6 +88,7 @@ class Watch:
                     "longer, raise run.rank_timeout; else look at what that process does\n"
                 )
                 sys.stderr.flush()
+                leave_word("said", "hung")
             os._exit(LOST if LAUNCH_FOLDER in os.environ else 1)
 
 

@@ -24,15 +24,7 @@ from torch import Tensor
 from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus, TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
-from gptcli.events import (
-    Evaluated,
-    Event,
-    Finished,
-    Notice,
-    SampleDrawn,
-    StepDone,
-    Stopped,
-)
+from gptcli.events import Evaluated, Event, Finished, Notice, SampleDrawn, StepDone, Stopped
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
@@ -70,6 +62,7 @@ class Setup:
     time_limit: TimeLimit | None = None
     plan_history: PlanHistory = NO_PLANS
     new_state: Callable[..., TrainingState] = TrainingState
+    """Builds the state; a test or gptcli.distributed can put another one in its place."""
 
 
 def train(
