@@ -6,6 +6,7 @@
       passes.gradients -> "gradients" ----->    compute its share, average
       optimizers.step  -> "update"    ----->    clip, update, publish
       passes.evaluate  -> "evaluate"  ----->    evaluate its share of the split
+      weights.named    -> "gather ..." ---->    send its shards (FSDP only)
     the end            -> "end"       ----->    leave with the same exit code
 
 The leader gives an order by calling the method of RankPasses or Optimizers that the loop calls
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,17 +26,20 @@ from torch import Tensor
 from gptcli.config import Config
 from gptcli.corpus import Corpus, TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
-from gptcli.distributed.passes import RankBatches, RankPasses
+from gptcli.devices import choose_dtype
+from gptcli.distributed.fsdp import FsdpPasses, ShardedWeights, sharded_optimizers
+from gptcli.distributed.orthogonalisation import share_orthogonalisation
+from gptcli.distributed.passes import DdpPasses, RankBatches, RankPasses
 from gptcli.distributed.share import Share
 from gptcli.distributed.team import Team
 from gptcli.model.gpt import GPT
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.passes import TorchPasses
-from gptcli.training.step import Batch, dropout_seed
-from gptcli.training.training_state import TrainingState
+from gptcli.training.step import Batch, dropout_seed, first_loss_scale
+from gptcli.training.training_state import TrainingState, build_model
 
-Kind = Literal["gradients", "update", "evaluate", "end"]
-_KINDS: tuple[Kind, ...] = ("gradients", "update", "evaluate", "end")
+Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "end"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUMBERS = 3  # the kind, and two numbers for it
 
 
@@ -65,16 +69,21 @@ def rank_passes(
     batches = RankBatches(
         corpus.train, config.model.block_size, config.train.seed, share, team.place.rank
     )
-    device = state.model.wte.weight.device
-    return RankPasses(
-        team,
-        share,
-        DeviceBatches(batches, device),
-        state.model,
-        alone.loss_of,
-        state.weights,
-        config.tokens_per_step,
-    )
+    reader = DeviceBatches(batches, state.model.wte.weight.device)
+    passes: RankPasses
+    if isinstance(state.weights, ShardedWeights):
+        dtype = choose_dtype(config.run.dtype, state.model.wte.weight.device)
+        passes = FsdpPasses(
+            team, share, reader, state.model, config.tokens_per_step, state.weights, dtype
+        )
+        sharded = sharded_optimizers(config.train, state.weights, state.optimizers, dtype)
+        state.optimizers.updates, state.optimizers.names = sharded.updates, sharded.names
+    else:
+        passes = DdpPasses(
+            team, share, reader, state.model, config.tokens_per_step, alone.loss_of, state.weights
+        )
+    share_orthogonalisation(team, state.optimizers)
+    return passes
 
 
 # ---- the leader --------------------------------------------------------------------------------
@@ -95,11 +104,17 @@ class LeaderState(TrainingState):
         *args: Any,
         **more: Any,
     ) -> None:
+        dtype = more["dtype"]
+        if config.run.parallel == "fsdp":
+            more["dtype"] = torch.float32
         super().__init__(*args, **more)
+        self.progress.loss_scale = first_loss_scale(dtype)
         self._team, self._config, self._corpus, self._words = team, config, corpus, words
         self._orders = Orders(team)
         self._shared: RankPasses | None = None
         self.optimizers = _LeadingOptimizers(self.optimizers, self)
+        if config.run.parallel == "fsdp":
+            self.weights = _LeadingShards(self)
         assert isinstance(self.passes, TorchPasses)
         self._alone = self.passes
         self.passes = _LeadingPasses(self, self._alone)
@@ -141,6 +156,7 @@ class _LeadingPasses(TorchPasses):
 
     def __init__(self, state: LeaderState, alone: TorchPasses) -> None:
         self._state, self.alone = state, alone
+        self._gathered: tuple[int, GPT] | None = None
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of the step, (), over all ranks. Each rank reads its own share of
@@ -161,20 +177,52 @@ class _LeadingPasses(TorchPasses):
             return passes.evaluate(tokens, context, should_stop)
 
     def model(self) -> GPT:
-        """The model with the current weights."""
-        return self.alone.model()
+        """The model with the current weights, on this rank alone."""
+        state = self._state
+        if not (isinstance(state.weights, ShardedWeights) and state.has_begun()):
+            return self.alone.model()
+        if self._gathered is None or self._gathered[0] != state.progress.step:
+            sharded = state.model
+            model = build_model(
+                sharded.config, sharded.vocab_size, sharded.user_parts, state.weights.named()
+            )
+            self._gathered = state.progress.step, model.to(sharded.wte.weight.device)
+        return self._gathered[1]
 
 
 class _LeadingOptimizers(Optimizers):
     """The optimizers of the leader: a step is done by all ranks."""
 
     def __init__(self, alone: Optimizers, state: LeaderState) -> None:
-        self._names, self.updates, self._state = alone._names, alone.updates, state
+        self.names, self.updates, self._state = alone.names, alone.updates, state
 
     def step(self, rate: float) -> None:
         """Update all parameters, on every rank."""
         with self._state.ordered("update", rate):
             super().step(rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of state, whole, by the name "slot/parameter"."""
+        weights = self._state.weights
+        if not (isinstance(weights, ShardedWeights) and self._state.has_begun()):
+            return super().state()
+        with self._state.ordered("gather state"):
+            return weights.gather_state(super().state())
+
+
+class _LeadingShards(ShardedWeights):
+    """The sharded weights of the leader, whose names give the whole weights."""
+
+    def __init__(self, state: LeaderState) -> None:
+        super().__init__(state.model)
+        self._state = state
+
+    def named(self) -> dict[str, Tensor]:
+        """The whole master weights by parameter name."""
+        if not self._state.has_begun():
+            return super().named()
+        with self._state.ordered("gather weights"):
+            return self.gather()
 
 
 def starting_tensors(state: TrainingState) -> list[Tensor]:
@@ -205,6 +253,12 @@ def follow(team: Team, state: TrainingState, config: Config, corpus: Corpus) -> 
             assert corpus.val is not None
             tokens = corpus.val.part(0, int(first))  # the loop evaluates all of it or its begin
             passes.evaluate(tokens, int(second), team.wants_stop)
+        elif kind != "update":
+            assert isinstance(state.weights, ShardedWeights)
+            if kind == "gather weights":
+                state.weights.gather()
+            else:
+                state.weights.gather_state(state.optimizers.state())
         else:
             if config.train.grad_clip > 0:
                 state.weights.clip(float(state.weights.norm()), config.train.grad_clip)

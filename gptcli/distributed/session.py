@@ -41,6 +41,10 @@ class Leader:
         from gptcli.distributed.share import Share
 
         Share.of(setup.config.train, self._place.size)
+        if setup.config.run.parallel == "fsdp" and setup.compile:
+            raise GptcliError(
+                "run.parallel: fsdp does not work with run.compile", "set run.compile=false"
+            )
         run = str(setup.run.absolute())
         words = {
             "run": run,
@@ -107,6 +111,7 @@ def _take_part(
 
     from gptcli.config import Config
     from gptcli.devices import choose_device, choose_dtype, choose_threads
+    from gptcli.distributed.fsdp import ShardedWeights
     from gptcli.distributed.orders import follow, starting_tensors
     from gptcli.training.run_folder import read_tokenizer
     from gptcli.training.setup import open_text
@@ -118,16 +123,19 @@ def _take_part(
     tokenizer = read_tokenizer(Path(words["run"]), parts.tokenizer if parts is not None else None)
     corpus = open_text(config, tokenizer, content_key=words["content_key"])
     device = choose_device(config.run.device)
+    sharded = config.run.parallel == "fsdp"
     state = TrainingState(
         config.model,
         config.train,
         tokenizer.vocab_size,
-        dtype=choose_dtype(config.run.dtype, device),
+        dtype=torch.float32 if sharded else choose_dtype(config.run.dtype, device),
         device=device,
         user_parts=parts,
         threads=choose_threads(config.run.threads),
         compiled=config.run.compile is True,
     )
+    if sharded:
+        state.weights = ShardedWeights(state.model)
     by_name = state.weights.named()
     slots: dict[str, torch.Tensor] = {}
     for name, shape in words["slots"].items():
