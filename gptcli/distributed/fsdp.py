@@ -205,7 +205,7 @@ class _ShardedMuon(Muon):
                 place[: len(u)] = u
             gathered = mine.new_empty((ranks, *mine.shape))
             with peers_needed():
-                dist.all_gather_into_tensor(gathered, mine)
+                dist.all_gather(list(gathered), mine)
             stack = gathered.transpose(0, 1).reshape(len(params), ranks * each, columns)[:, :rows]
             wide = stack if rows <= columns else stack.transpose(1, 2)
             update = self.orthogonalise(wide).to(params[0].dtype)

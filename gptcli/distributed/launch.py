@@ -66,17 +66,19 @@ def launch(devices: int, max_restarts: int, arguments: Sequence[str]) -> int:
 
 def _explain(failures: dict[int, Any], devices: int, run: str | None) -> None:
     """Raise GptcliError for the rank that died first, unless it has shown its own error."""
-    first = sorted(
-        (failure for failure in failures.values() if failure.exitcode != LOST),
-        key=lambda failure: failure.exitcode >= 0,  # killed ones first: the others follow
-    )
-    if not first or first[0].exitcode >= 0:
-        return
-    rank = next(rank for rank, failure in failures.items() if failure is first[0])
-    number = -first[0].exitcode
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    if any(code > 0 and code != LOST for code in codes.values()):
+        return  # that rank has shown its error
+    # The agent ends the other ranks by SIGTERM.
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    if killed:
+        rank, number = next(iter(killed.items()))
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        message = f"rank {rank} of {devices} was killed ({name}), so all ranks ended"
+    else:
+        message = "the ranks lost their connection, so all ended"
     raise GptcliError(
-        f"rank {rank} of {devices} was killed ({name}), so all ranks ended",
+        message,
         "is the memory full? "
         + (
             f"To continue: gptcli train --resume --devices {devices} --out {shell_word(Path(run))}"

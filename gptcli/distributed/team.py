@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,7 +28,12 @@ from gptcli.distributed.watch import Watch
 
 _CONNECT = timedelta(minutes=5)
 _LONGEST = timedelta(hours=2)  # of a collective; long before, the watch ends a run that hangs
-_PEER_GONE = re.compile(r"gloo|nccl|connection|broken pipe|socket|process ?group|store", re.I)
+_PEER_GONE = re.compile(
+    r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|socket (closed|error)|"
+    r"timed out|time ?out|remote process exited|communicator was aborted|failed to recv|"
+    r"got 0 bytes|recvvalue|sendbytes",
+    re.IGNORECASE,
+)
 
 
 class LostError(SystemExit):
@@ -43,8 +50,10 @@ def peers_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _PEER_GONE.search(str(error)) is None or isinstance(error, NotImplementedError):
+        if _PEER_GONE.search(str(error)) is None:
             raise
+        if "--debug" in sys.argv:
+            traceback.print_exception(error)
         raise LostError from error
 
 

@@ -69,11 +69,17 @@ def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", BOUNDS)
 @pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_fifty_steps(
-    ranks: int, optimizer: str, alone: dict[str, Path], text_file: Path, tmp_path: Path
+    parallel: str,
+    ranks: int,
+    optimizer: str,
+    alone: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    train(text_file, run, ranks, f"train.optimizer={optimizer}")
+    train(text_file, run, ranks, f"train.optimizer={optimizer}", f"run.parallel={parallel}")
     assert differ(alone[optimizer], run) < BOUNDS[optimizer]
 
 
@@ -86,24 +92,26 @@ def test_a_micro_batch_is_split(text_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_short_dtypes(dtype: str, text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_bfloat16(parallel: str, text_file: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
+    words = ("run.dtype=bfloat16", f"run.parallel={parallel}", "train.optimizer=adamw")
     for run, ranks in ((one, 1), (two, 2)):
-        train(text_file, run, ranks, f"run.dtype={dtype}", "train.optimizer=adamw")
+        train(text_file, run, ranks, *words)
     assert differ(one, two) < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", BOUNDS)
+@pytest.mark.parametrize("fsdp", [False, True])
 def test_the_number_of_ranks_changes_at_resumes(
-    optimizer: str, alone: dict[str, Path], tmp_path: Path
+    fsdp: bool, optimizer: str, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(alone[optimizer], run)
     forget_after(run, 10)
     for step, ranks in ((20, 2), (40, 4)):
-        resume(run, ranks)
+        resume(run, ranks, "run.parallel=fsdp" if fsdp else "run.parallel=ddp")
         assert newest(run) == STEPS
         forget_after(run, step)
     resume(run, 1)
@@ -111,9 +119,12 @@ def test_the_number_of_ranks_changes_at_resumes(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_four_ranks_is_equal_to_the_bit(text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_resumed_run_of_four_ranks_is_equal_to_the_bit(
+    parallel: str, text_file: Path, tmp_path: Path
+) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    train(text_file, whole, 4, "train.keep_checkpoints=9")
+    train(text_file, whole, 4, "train.keep_checkpoints=9", f"run.parallel={parallel}")
     shutil.copytree(whole, run)
     forget_after(run, 20)
     resume(run, 4)
