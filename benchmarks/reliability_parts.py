@@ -12,6 +12,7 @@ from benchmarks import (
     reliability_loading,
     reliability_nanogpt,
     reliability_neighbours,
+    reliability_ranks,
     reliability_runs,
 )
 from benchmarks.reliability_outcome import Outcome
@@ -54,6 +55,7 @@ FAILING = "every failing write, sync, rename and open is survived"
 RESUMED = "resuming changes nothing"
 DAMAGED = "damage is found"
 LOADED = "nothing that is loaded can run code or take the machine"
+RANKS = "a rank that dies loses no run"
 INTERRUPTED = "a second signal and a second training are safe"
 COMPARISON = "for comparison: nanoGPT (unchanged train.py, `always_save_checkpoint`)"
 
@@ -169,6 +171,15 @@ PARTS = {
         "second trainings",
         24,
         200,
+    ),
+    "ranks": Part(
+        RANKS,
+        "SIGKILL to a random one of two ranks (DDP and FSDP) at random times: all end within 30 s, "
+        "restart by themselves, and end with the same bytes",
+        reliability_ranks.kills,
+        "kills of a rank",
+        10,
+        100,
     ),
     "nanogpt": Part(
         COMPARISON,

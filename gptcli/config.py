@@ -397,6 +397,12 @@ class RunConfig(_Section):
     native if it is available, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Number of CPU threads. auto: one for each core."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes (ranks) train together. ddp: each has all weights, and they average
+    their gradients. fsdp: each has a part of the weights and of the optimizer's state, for networks
+    that do not fit in one GPU. One process ignores it."""
+    rank_timeout: Annotated[Number, Field(ge=1.0, le=1e6)] = 600.0
+    """Seconds after which a rank that the other ranks wait for counts as hung."""
     loggers: Annotated[list[LoggerName], BeforeValidator(_logger_names)] = []
     """Where the run is logged besides metrics.jsonl: csv (a table), tensorboard, trackio, wandb
     (offline). A list, or names with commas. Each but csv needs the package of its name."""

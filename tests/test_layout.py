@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "loggers",
         "pages",
         "api",
+        "distributed",
         "experiments",
         "inspection",
         "interop",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "corpus",
         "tokenization",
     },
+    "distributed": {"training", "model", "corpus"},
     "loggers": {"training"},
     "pages": {
         "inspection",

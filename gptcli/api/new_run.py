@@ -80,6 +80,10 @@ def refuse_contradictions(
             raise GptcliError(
                 f"{spelt(flag)} needs {needed}", f"add {needed}, or leave {spelt(flag)} out"
             )
+    if given.get("max_restarts", False) and not given.get("devices", False):
+        raise GptcliError("--max-restarts needs --devices", "add --devices N, or leave it out")
+    if given.get("devices", False) and given.get("dry_run", False):
+        raise GptcliError("--devices and --dry-run cannot be used together", "leave one out")
     for other in ("overwrite", "from_run", "dry_run", "minutes"):
         if given["resume"] and given.get(other, False):
             raise GptcliError(

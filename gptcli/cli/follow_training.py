@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     from gptcli.view.live_state import LiveState
 
 
-def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None:
-    """Train until the run ends, and report how it ended.
+def follow_training(
+    prepared: Prepared,
+    files: UserFiles,
+    as_json: bool,
+    asked_elsewhere: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train until the run ends, and report how it ended. Also stops if `asked_elsewhere()` is true.
 
     Exits with 130 if the user interrupted the run. Raises GptcliError if the run diverged or
     failed.
@@ -49,6 +54,7 @@ def follow_training(prepared: Prepared, files: UserFiles, as_json: bool) -> None
         # From now on run.json no longer says how an earlier part of the run ended.
         run_folder.write_status(run, summary.begun())
         try:
+            stop.also = asked_elsewhere
             finished = _train(prepared, summary, stop, loggers)
         except Exception as error:
             _finish(loggers, prepared, stop)

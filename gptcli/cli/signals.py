@@ -27,9 +27,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
+        self.also: Callable[[], bool] = lambda: False
+        """Whether somebody else, such as another process of the run, asks the loop to stop."""
 
     def wanted(self) -> bool:
-        return self.asked_at is not None
+        return self.asked_at is not None or self.also()
 
     def ask(self) -> None:
         """Ask the loop to stop, as a first Ctrl-C does. Asking again changes nothing."""

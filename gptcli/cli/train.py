@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from gptcli.api.user_files import UserFiles, split_tokenizer
 from gptcli.cli.follow_training import follow_training, restore_replaced_run
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
+from gptcli.cli.ranks import Ranks, ranks_of
 from gptcli.cli.shadowed_names import note_two_runs
 from gptcli.cli.signals import leave_on_signals
 from gptcli.cli.train_arguments import note_names, split_arguments
@@ -94,6 +96,27 @@ def train(
     mlp: MlpOption = None,
     block: BlockOption = None,
     tokenizer: AnyTokenizerOption = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Train with N processes on this machine, one for each GPU; on a CPU, too.",
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            max=1000,
+            help="With --devices: if a process dies, continue from the newest checkpoint, at most "
+            "N times.",
+        ),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
@@ -110,26 +133,32 @@ def train(
             "dry_run": dry_run,
             "minutes": minutes is not None,
             "force": force,
+            "devices": devices is not None,
+            "max_restarts": max_restarts > 0,
         },
         files,
         lambda name: "--from" if name == "from_run" else "--" + name.replace("_", "-"),
     )
     request = Request(target, overrides, out, from_run, files, force)
     if out is not None and not resume:
-        if dry_run:
-            folder_of_option(out)
-        else:
+        folder_of_option(out)  # before anything starts
+    with ranks_of(devices or 1, max_restarts, request, resume=resume) as team:
+        if (continued := team.run_to_continue(out)) is not None:
+            request, resume, extend = replace(request, out=continued), True, False
+            request = replace(request, target=None, overrides=[], from_run=None)
+        if resume:
+            _resume_run(request, extend, as_json, team)
+            return
+        if out is not None and not dry_run:
             refuse_out(out, overwrite=overwrite)
-    if resume:
-        _resume_run(request, extend, as_json)
-        return
-    note_names(target, from_run)
-    with waiting("reading the text and measuring this machine"):
-        new = plan_run(request, wanted_run(request, minutes), command_started, note)
-    if dry_run:
-        _print_dry_run(request, new, as_json)
-    else:
-        _start_run(request, new, as_json, overwrite=overwrite)
+        note_names(target, from_run)
+        with waiting("reading the text and measuring this machine"):
+            wanted = team.for_new(wanted_run(request, minutes))
+            new = plan_run(request, wanted, command_started, note)
+        if dry_run:
+            _print_dry_run(request, new, as_json)
+        else:
+            _start_run(request, new, as_json, team, overwrite=overwrite)
 
 
 def _print_dry_run(request: Request, new: NewRun, as_json: bool) -> None:
@@ -153,7 +182,9 @@ def _print_dry_run(request: Request, new: NewRun, as_json: bool) -> None:
         typer.echo(line)
 
 
-def _start_run(request: Request, new: NewRun, as_json: bool, *, overwrite: bool) -> None:
+def _start_run(
+    request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
+) -> None:
     """Train in a new run folder, or with `overwrite` in place of an old run.
 
     Without --out, the folder gets the next free name. Of several trainings that begin at the same
@@ -166,11 +197,12 @@ def _start_run(request: Request, new: NewRun, as_json: bool, *, overwrite: bool)
     from gptcli.training import run_folder
 
     if request.out is not None:
-        _train_in(folder_of_option(request.out), request, new, as_json, overwrite=overwrite)
+        _train_in(folder_of_option(request.out), request, new, as_json, team, overwrite=overwrite)
         return
     while True:
         try:
-            _train_in(run_folder.free_name(new.name), request, new, as_json, overwrite=False)
+            run = run_folder.free_name(new.name)
+            _train_in(run, request, new, as_json, team, overwrite=False)
             return
         except (LockedError, run_folder.RunExistsError):
             continue  # another training has just taken this name
@@ -183,7 +215,9 @@ def _import_pytorch() -> None:
     import_module("torch")
 
 
-def _train_in(run: Path, request: Request, new: NewRun, as_json: bool, *, overwrite: bool) -> None:
+def _train_in(
+    run: Path, request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
+) -> None:
     """Train in the folder `run`, which is new, or with `overwrite` can be that of an old run."""
     with (
         leave_on_signals(),
@@ -191,14 +225,14 @@ def _train_in(run: Path, request: Request, new: NewRun, as_json: bool, *, overwr
     ):
         with waiting("reading the text"):
             prepared = folder.prepare(request, new)
-        follow_training(prepared, request.files, as_json)
+        follow_training(team.shared(prepared), request.files, as_json, team.asked_to_stop)
 
 
-def _resume_run(request: Request, extend: bool, as_json: bool) -> None:
+def _resume_run(request: Request, extend: bool, as_json: bool, team: Ranks) -> None:
     """Continue a run from its newest checkpoint, or print that it is finished."""
     from gptcli.training.run_commands import resume_command
 
-    resumed = resumed_run(request, note)
+    resumed = team.for_resumed(resumed_run(request, note))
     note_two_runs(str(request.out) if request.out is not None else None)
     _import_pytorch()
     with leave_on_signals(), locked_run_folder(resumed.run, create=False):
@@ -207,7 +241,7 @@ def _resume_run(request: Request, extend: bool, as_json: bool) -> None:
 
             prepared = resumed.prepare(extend=extend)
         if isinstance(prepared, setup.Prepared):
-            follow_training(prepared, request.files, as_json)
+            follow_training(team.shared(prepared), request.files, as_json, team.asked_to_stop)
             return
         for line in prepared.notes:
             note(line)

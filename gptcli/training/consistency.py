@@ -23,10 +23,12 @@ NO_EFFECT_ON_WEIGHTS = {
     "train.stop_at_val_loss",
     "train.patience",
     "run.loggers",
+    "run.rank_timeout",
 }
 """Keys that can change at a resume, because they do not change the weights."""
 
-ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads"}
+ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads",
+                 "run.parallel"}  # fmt: skip
 """Keys that can change at a resume. A note tells the user that numbers will round differently."""
 
 

@@ -44,16 +44,8 @@ def evaluate(
     step or to a second, whichever is longer, so that `should_stop` is asked often enough."""
     was_training = model.training
     model.eval()
-    device = model.wte.weight.device
     total, count = 0.0, 0
-    at_once = _TOKENS_AT_ONCE_ON_A_GPU if device.type == "cuda" else _TOKENS_AT_ONCE
-    if model.vocab_size > 8192:
-        at_once //= 4
-    if step_tokens is not None:  # a step has a backward pass, so a token costs three times as much
-        parameters = sum(p.numel() for p in model.parameters())
-        at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
-    if native_loss is not None:
-        at_once = native_loss[1]
+    at_once = tokens_at_once(model, step_tokens) if native_loss is None else native_loss[1]
     try:
         for idx, targets in windows(tokens, context, max(1, at_once // context)):
             if should_stop():
@@ -61,14 +53,32 @@ def evaluate(
             count += targets.numel()
             if native_loss is not None:
                 total += native_loss[0](idx, targets)
-                continue
-            logits = model(idx.to(device))
-            loss = F.cross_entropy(
-                logits.view(-1, model.vocab_size).float(),
-                targets.to(device).reshape(-1),
-                reduction="sum",
-            )
-            total += loss.item()
+            else:
+                total += loss_sum(model, idx, targets)
     finally:
         model.train(was_training)
     return total / count
+
+
+def tokens_at_once(model: GPT, step_tokens: int | None) -> int:
+    """The number of tokens in a forward pass of an evaluation; see `evaluate`."""
+    on_a_gpu = model.wte.weight.device.type == "cuda"
+    at_once = _TOKENS_AT_ONCE_ON_A_GPU if on_a_gpu else _TOKENS_AT_ONCE
+    if model.vocab_size > 8192:
+        at_once //= 4
+    if step_tokens is not None:  # a step has a backward pass, so a token costs three times as much
+        parameters = sum(p.numel() for p in model.parameters())
+        at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
+    return at_once
+
+
+def loss_sum(model: GPT, idx: Tensor, targets: Tensor) -> float:
+    """The sum of the losses of all tokens, in nats: idx, targets int64 (B, T)."""
+    device = model.wte.weight.device
+    logits = model(idx.to(device))
+    loss = F.cross_entropy(
+        logits.view(-1, model.vocab_size).float(),
+        targets.to(device).reshape(-1),
+        reduction="sum",
+    )
+    return loss.item()

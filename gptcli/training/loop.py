@@ -24,15 +24,7 @@ from torch import Tensor
 from gptcli.config import Config
 from gptcli.corpus import Batches, Corpus, TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
-from gptcli.events import (
-    Evaluated,
-    Event,
-    Finished,
-    Notice,
-    SampleDrawn,
-    StepDone,
-    Stopped,
-)
+from gptcli.events import Evaluated, Event, Finished, Notice, SampleDrawn, StepDone, Stopped
 from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
@@ -69,6 +61,8 @@ class Setup:
     start_from: dict[str, Tensor] | None = None
     time_limit: TimeLimit | None = None
     plan_history: PlanHistory = NO_PLANS
+    new_state: Callable[..., TrainingState] = TrainingState
+    """Builds the state; a test or gptcli.distributed can put another one in its place."""
 
 
 def train(
@@ -97,7 +91,7 @@ class _Loop:
         self.setup, self.should_stop, self.wishes = setup, should_stop, wishes
         self.config = setup.config.train
         corpus = setup.corpus
-        self.state = TrainingState(
+        self.state = setup.new_state(
             setup.config.model,
             self.config,
             corpus.tokenizer.vocab_size,

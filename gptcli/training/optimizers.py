@@ -15,6 +15,7 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -91,7 +92,9 @@ class Muon:
         self.params = params
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.weight_decay = weight_decay
-        self._momentum, self._dtype, self._native = momentum, dtype, native
+        self._momentum, self._native = momentum, native
+        self.orthogonalise: Callable[[Tensor], Tensor] = partial(orthogonalise, dtype=dtype)
+        """What orthogonalises a stack of matrices. Several processes can share its work."""
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(sorted(p.shape))].append(p)
@@ -114,7 +117,7 @@ class Muon:
             torch._foreach_add_(buffers, grads)
             ahead = torch._foreach_add(grads, buffers, alpha=beta)  # Nesterov's look-ahead
             wide = [u if u.shape[0] <= u.shape[1] else u.T for u in ahead]
-            update = orthogonalise(torch.stack(wide), dtype=self._dtype).to(params[0].dtype)
+            update = self.orthogonalise(torch.stack(wide)).to(params[0].dtype)
             updates = [
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
@@ -311,7 +314,7 @@ class Optimizers:
         muon_dtype: torch.dtype,
         native: Native | None = None,
     ) -> None:
-        self._names = {p: name for name, p in parameters}
+        self.names = {p: name for name, p in parameters}
         self.updates: list[tuple[Group, Update]] = []
         for group in RECIPES[kind].groups:
             params = [p for name, p in parameters if role_of(name, p.dim()) in group.roles]
@@ -327,7 +330,7 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """All tensors of state that the next step depends on, by the name "slot/parameter"."""
         return {
-            f"{slot}/{self._names[p]}": value
+            f"{slot}/{self.names[p]}": value
             for _, update in self.updates
             for p in update.params
             for slot, value in update.state.get(p, {}).items()
@@ -338,7 +341,7 @@ class Optimizers:
 
         Raises KeyError if a parameter has other slots than its update keeps. A parameter that never
         had a gradient has no slots."""
-        by_name = {self._names[p]: (update, p) for _, update in self.updates for p in update.params}
+        by_name = {self.names[p]: (update, p) for _, update in self.updates for p in update.params}
         slots: dict[str, set[str]] = {}
         for key in saved:
             slot, _, name = key.partition("/")

@@ -109,7 +109,7 @@ class TorchPasses:
     ) -> None:
         self._model, self._weights = model, weights
         self._step_tokens = step_tokens
-        self._loss: Callable[[Tensor, Tensor], Tensor] = model.loss
+        self.loss_of: Callable[[Tensor, Tensor], Tensor] = model.loss
         if compiled:  # a run has one shape of batches
             body = torch.compile(model.body, dynamic=False)
 
@@ -121,11 +121,11 @@ class TorchPasses:
                     x: Tensor = body(model.wte(idx))
                 return model.loss_of(x, targets)
 
-            self._loss = compiled_loss
+            self.loss_of = compiled_loss
         device = model.wte.weight.device
         self._recorded: RecordedPasses | None = None
         if can_record(device) and not weights.same and not model.user_parts.in_network():
-            self._recorded = RecordedPasses(self._loss, weights, GraphRecorder(device))
+            self._recorded = RecordedPasses(self.loss_of, weights, GraphRecorder(device))
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
@@ -134,7 +134,7 @@ class TorchPasses:
         dtypes."""
         if self._recorded is not None:
             return self._recorded.gradients(batches, count, seed, scale)
-        return forward_backward(self._loss, self._weights, batches, count, seed, scale)
+        return forward_backward(self.loss_of, self._weights, batches, count, seed, scale)
 
     def publish(self) -> None:
         """Round the master weights into the model's weights."""

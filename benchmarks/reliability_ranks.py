@@ -1,0 +1,87 @@
+"""Trainings of two ranks, of which a random one is killed, for benchmarks/reliability.py."""
+
+from __future__ import annotations
+
+import random
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.reliability_outcome import Outcome
+from benchmarks.reliability_runs import TINY, Workshop, newest, records
+from tests.distributed.launching import Launched, weights
+
+STEPS = 400
+KILLS = 5  # in a trial
+END_WITHIN = 30.0  # seconds after a rank died
+
+_REFERENCES: dict[str, Path] = {}
+
+
+def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
+    """A run of two ranks with --max-restarts, of which random ranks are killed at random times."""
+    parallel, outcome = ("ddp", "fsdp")[trial % 2], Outcome()
+    outcome.about = f"run.parallel={parallel}"
+    whole = _reference(shop, parallel, outcome)
+    with tempfile.TemporaryDirectory(dir=shop.folder, ignore_cleanup_errors=True) as name:
+        run = Path(name) / "run"
+        training = Launched(_words(shop, run, parallel, "--max-restarts", str(KILLS)), Path(name))
+        try:
+            for _ in range(KILLS):
+                if not _kill(training, run, chance, outcome):
+                    break
+            code = training.wait(180)
+            if code != 0:
+                outcome.failures.append(f"exit code {code}: {training.said()[-500:]}")
+            elif weights(run) != weights(whole):
+                outcome.failures.append("the final weights are not those of the undisturbed run")
+            elif records(run) != records(whole):
+                outcome.failures.append("metrics.jsonl is not that of the undisturbed run")
+        except AssertionError as error:
+            outcome.failures.append(str(error)[-700:])
+    outcome.count("runs")
+    outcome.failures = [f"trial {trial}, {outcome.about}: {each}" for each in outcome.failures]
+    return outcome
+
+
+def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome) -> bool:
+    """Kill a random rank after the next checkpoint; whether the training was still running."""
+    before, ranks = newest(run), {}
+    while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
+        ranks = training.ranks()
+        time.sleep(0.02)
+    time.sleep(chance.uniform(0.0, 0.3))
+    if training.process.poll() is not None:
+        return False
+    victim = chance.choice(sorted(ranks))
+    other = ranks[1 - victim]
+    with suppress(ProcessLookupError):
+        training.signal(victim, signal.SIGKILL)
+        began = time.monotonic()
+        while Path(f"/proc/{other}").exists() and other in training.ranks().values():
+            time.sleep(0.02)
+            if time.monotonic() - began > END_WITHIN:
+                outcome.failures.append(f"rank {1 - victim} did not end within {END_WITHIN:g} s")
+                return False
+        outcome.count("kills of a rank")
+        outcome.largest("seconds until all ended", time.monotonic() - began)
+    return True
+
+
+def _reference(shop: Workshop, parallel: str, outcome: Outcome) -> Path:
+    """The undisturbed run."""
+    if parallel not in _REFERENCES:
+        folder = Path(tempfile.mkdtemp(dir=shop.folder))
+        training = Launched(_words(shop, folder / "run", parallel), folder)
+        if training.wait(180) != 0:
+            outcome.failures.append(training.said()[-500:])
+        _REFERENCES[parallel] = folder / "run"
+    return _REFERENCES[parallel]
+
+
+def _words(shop: Workshop, run: Path, parallel: str, *more: str) -> list[str]:
+    return ["train", "tiny", f"data.source={shop.text}", *TINY, f"train.max_steps={STEPS}",
+            "run.dtype=float32", f"run.parallel={parallel}", "--out", str(run),
+            "--devices", "2", *more]  # fmt: skip

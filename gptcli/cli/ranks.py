@@ -1,0 +1,110 @@
+"""`gptcli train` in several processes: starts them, and gives each of them its part.
+
+One process is the usual case. Then `Ranks` changes nothing and imports nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.api.new_run import Request, Wanted, wanted_run
+from gptcli.api.resumed_run import ResumedRun
+from gptcli.api.user_files import load_user_parts
+from gptcli.cli.output import note
+from gptcli.distributed.place import place
+from gptcli.distributed.share import Share
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+    from gptcli.distributed.session import Leader
+    from gptcli.training.setup import Prepared
+
+_NATIVE = "the C library (run.engine: native) trains in one process"
+
+
+class Ranks:
+    """The processes of a training, as the leader sees them; `leader` is None if it is alone."""
+
+    def __init__(self, leader: Leader | None = None) -> None:
+        self._leader = leader
+
+    def for_new(self, wanted: Wanted) -> Wanted:
+        """A new run, with PyTorch as its engine if several processes train it."""
+        return wanted if self._leader is None else replace(wanted, config=_torch(wanted.config))
+
+    def for_resumed(self, resumed: ResumedRun) -> ResumedRun:
+        """A resumed run, with PyTorch as its engine if several processes train it."""
+        if self._leader is None:
+            return resumed
+        from gptcli.training.run_folder import read_config
+
+        if resumed.config is not None and "run.engine" in resumed.asked:
+            _torch(resumed.config)  # refuses what the user has just set
+        config = resumed.config or read_config(resumed.run)
+        if config.run.engine == "native":
+            run = config.run.model_copy(update={"engine": "torch"})
+            config = config.model_copy(update={"run": run})
+            asked = resumed.asked | {"run.engine"}
+            return replace(resumed, config=config, asked=asked)
+        return resumed
+
+    def shared(self, prepared: Prepared) -> Prepared:
+        """The prepared run, whose steps all processes share."""
+        if self._leader is None:
+            return prepared
+        return replace(prepared, setup=self._leader.lead(prepared.setup))
+
+    def asked_to_stop(self) -> bool:
+        """Whether another process of the run was asked to stop."""
+        return self._leader is not None and self._leader.asked_to_stop()
+
+    def run_to_continue(self, out: Path | None) -> Path | None:
+        """The run that this training continues because one of its processes died, or None."""
+        if self._leader is None:
+            return None
+        from gptcli.distributed.session import run_to_continue
+
+        found = run_to_continue(out)
+        if found is not None:
+            note("a process died; the run goes on from its newest checkpoint")
+        return found
+
+
+@contextmanager
+def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool) -> Iterator[Ranks]:
+    """The processes of a training. Only the leader, or a process that is alone, gets past this.
+
+    A process that torchrun started joins the others. Without torchrun and with `devices` above 1,
+    this starts them and exits with their exit code."""
+    here = place()
+    if here is None and devices == 1:
+        yield Ranks()
+        return
+    if here is None:
+        from gptcli.distributed.launch import launch
+
+        if not resume:  # errors of the config, before anything starts
+            wanted = wanted_run(request, None)
+            config = _torch(wanted.config)
+            if wanted.is_given:
+                Share.of(config.train, devices)
+        sys.exit(launch(devices, max_restarts, sys.argv[1:]))
+    from gptcli.distributed import session
+
+    if not here.leads:
+        sys.exit(session.follow_leader(here, lambda: load_user_parts(request.files)))
+    with session.Leader(here) as leader:
+        yield Ranks(leader)
+
+
+def _torch(config: Config) -> Config:
+    """The config with PyTorch as its engine. Raises GptcliError if it asks for the C library."""
+    if config.run.engine == "native":
+        raise GptcliError(_NATIVE, "set run.engine to auto or torch, or train in one process")
+    return config.model_copy(update={"run": config.run.model_copy(update={"engine": "torch"})})

@@ -1,0 +1,267 @@
+"""The leader's orders and what the other ranks do on each: this is how ranks stay in step.
+
+    leader                                    every other rank
+    ------                                    ----------------
+    the ordinary training loop                wait for an order
+      passes.gradients -> "gradients" ----->    compute its share, average
+      optimizers.step  -> "update"    ----->    clip, update, publish
+      passes.evaluate  -> "evaluate"  ----->    evaluate its share of the split
+      weights.named    -> "gather ..." ---->    send its shards (FSDP only)
+    the end            -> "end"       ----->    leave with the same exit code
+
+The leader gives an order by calling the method of RankPasses or Optimizers that the loop calls
+anyway. Whatever the loop decides (stop, save, halve the loss scale, diverge) needs no order: the
+others only see that the next order is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gptcli.config import Config
+from gptcli.corpus import Corpus, TokenStore
+from gptcli.corpus.device_batches import DeviceBatches
+from gptcli.devices import choose_dtype
+from gptcli.distributed.fsdp import FsdpPasses, ShardedWeights, sharded_optimizers
+from gptcli.distributed.orthogonalisation import share_orthogonalisation
+from gptcli.distributed.passes import DdpPasses, RankBatches, RankPasses
+from gptcli.distributed.share import Share
+from gptcli.distributed.team import Team
+from gptcli.model.gpt import GPT
+from gptcli.training.optimizers import Optimizers
+from gptcli.training.passes import TorchPasses
+from gptcli.training.step import Batch, dropout_seed, first_loss_scale
+from gptcli.training.training_state import TrainingState, build_model
+
+Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "end"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_NUMBERS = 3  # the kind, and two numbers for it
+
+
+class Orders:
+    """Sends the leader's orders, and receives them."""
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    def give(self, kind: Kind, first: float = 0.0, second: float = 0.0) -> None:
+        """Tell all ranks what to do next."""
+        numbers = [float(_KINDS.index(kind)), first, second]
+        self._team.tell(torch.tensor(numbers, dtype=torch.float64))
+
+    def receive(self) -> tuple[Kind, float, float]:
+        """Wait for the next order of the leader."""
+        order = self._team.tell(torch.zeros(_NUMBERS, dtype=torch.float64))
+        kind, first, second = order.tolist()
+        return _KINDS[int(kind)], first, second
+
+
+def rank_passes(
+    team: Team, state: TrainingState, alone: TorchPasses, config: Config, corpus: Corpus
+) -> RankPasses:
+    """The passes of this rank. `alone` are those of one process, for the same weights."""
+    share = Share.of(config.train, team.place.size)
+    batches = RankBatches(
+        corpus.train, config.model.block_size, config.train.seed, share, team.place.rank
+    )
+    reader = DeviceBatches(batches, state.model.wte.weight.device)
+    passes: RankPasses
+    if isinstance(state.weights, ShardedWeights):
+        dtype = choose_dtype(config.run.dtype, state.model.wte.weight.device)
+        passes = FsdpPasses(
+            team, share, reader, state.model, config.tokens_per_step, state.weights, dtype
+        )
+        sharded = sharded_optimizers(config.train, state.weights, state.optimizers, dtype)
+        state.optimizers.updates, state.optimizers.names = sharded.updates, sharded.names
+    else:
+        passes = DdpPasses(
+            team, share, reader, state.model, config.tokens_per_step, alone.loss_of, state.weights
+        )
+    share_orthogonalisation(team, state.optimizers)
+    return passes
+
+
+# ---- the leader --------------------------------------------------------------------------------
+
+
+class LeaderState(TrainingState):
+    """The state of the leader: its passes and optimizers tell the other ranks what they do.
+
+    The others begin with the first order, because by then the loop has restored a checkpoint."""
+
+    def __init__(
+        self,
+        team: Team,
+        config: Config,
+        corpus: Corpus,
+        words: dict[str, Any],
+        /,
+        *args: Any,
+        **more: Any,
+    ) -> None:
+        dtype = more["dtype"]
+        if config.run.parallel == "fsdp":
+            more["dtype"] = torch.float32
+        super().__init__(*args, **more)
+        self.progress.loss_scale = first_loss_scale(dtype)
+        self._team, self._config, self._corpus, self._words = team, config, corpus, words
+        self._orders = Orders(team)
+        self._shared: RankPasses | None = None
+        self.optimizers = _LeadingOptimizers(self.optimizers, self)
+        if config.run.parallel == "fsdp":
+            self.weights = _LeadingShards(self)
+        assert isinstance(self.passes, TorchPasses)
+        self._alone = self.passes
+        self.passes = _LeadingPasses(self, self._alone)
+        self.is_busy = False
+
+    def shared(self) -> RankPasses:
+        """The passes that all ranks share. The first call lets the others begin."""
+        if self._shared is None:
+            optimizer = self.optimizers.state()
+            slots = {name: list(optimizer[name].shape) for name in sorted(optimizer)}
+            self._team.announce(self._words | {"slots": slots})
+            self._team.connect(self._words["device"])
+            self._team.share(starting_tensors(self))
+            passes = rank_passes(self._team, self, self._alone, self._config, self._corpus)
+            self._team.watch.begin(self._config.run.rank_timeout)
+            self._shared = passes
+        return self._shared
+
+    def has_begun(self) -> bool:
+        """Whether the other ranks take part already."""
+        return self._shared is not None
+
+    @contextmanager
+    def ordered(self, kind: Kind, first: float = 0.0, second: float = 0.0) -> Iterator[RankPasses]:
+        """Give an order. Within, this rank does what it told the others."""
+        passes = self.shared()
+        self.is_busy = True
+        self._orders.give(kind, first, second)
+        yield passes
+        self.is_busy = False
+
+    def dismiss(self, code: int) -> None:
+        """Let the other ranks leave with an exit code. They must be waiting for an order."""
+        self._orders.give("end", code)
+
+
+class _LeadingPasses(TorchPasses):
+    """The passes that the loop of the leader calls."""
+
+    def __init__(self, state: LeaderState, alone: TorchPasses) -> None:
+        self._state, self.alone = state, alone
+        self._gathered: tuple[int, GPT] | None = None
+
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The mean loss of the step, (), over all ranks. Each rank reads its own share of
+        `batches`, so the leader does not read them here."""
+        step = self._state.progress.step
+        with self._state.ordered("gradients", step, scale) as passes:
+            return passes.gradients(step, seed, scale)
+
+    def publish(self) -> None:
+        """Round the master weights into the model's weights."""
+        self.alone.publish()
+
+    def evaluate(
+        self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
+    ) -> float | None:
+        """The loss over a split, of which each rank evaluates its share."""
+        with self._state.ordered("evaluate", len(tokens), context) as passes:
+            return passes.evaluate(tokens, context, should_stop)
+
+    def model(self) -> GPT:
+        """The model with the current weights, on this rank alone."""
+        state = self._state
+        if not (isinstance(state.weights, ShardedWeights) and state.has_begun()):
+            return self.alone.model()
+        if self._gathered is None or self._gathered[0] != state.progress.step:
+            sharded = state.model
+            model = build_model(
+                sharded.config, sharded.vocab_size, sharded.user_parts, state.weights.named()
+            )
+            self._gathered = state.progress.step, model.to(sharded.wte.weight.device)
+        return self._gathered[1]
+
+
+class _LeadingOptimizers(Optimizers):
+    """The optimizers of the leader: a step is done by all ranks."""
+
+    def __init__(self, alone: Optimizers, state: LeaderState) -> None:
+        self.names, self.updates, self._state = alone.names, alone.updates, state
+
+    def step(self, rate: float) -> None:
+        """Update all parameters, on every rank."""
+        with self._state.ordered("update", rate):
+            super().step(rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of state, whole, by the name "slot/parameter"."""
+        weights = self._state.weights
+        if not (isinstance(weights, ShardedWeights) and self._state.has_begun()):
+            return super().state()
+        with self._state.ordered("gather state"):
+            return weights.gather_state(super().state())
+
+
+class _LeadingShards(ShardedWeights):
+    """The sharded weights of the leader, whose names give the whole weights."""
+
+    def __init__(self, state: LeaderState) -> None:
+        super().__init__(state.model)
+        self._state = state
+
+    def named(self) -> dict[str, Tensor]:
+        """The whole master weights by parameter name."""
+        if not self._state.has_begun():
+            return super().named()
+        with self._state.ordered("gather weights"):
+            return self.gather()
+
+
+def starting_tensors(state: TrainingState) -> list[Tensor]:
+    """The tensors with which all ranks begin: the master weights and the optimizers' state."""
+    optimizer = state.optimizers.state()
+    return [
+        *(master.detach() for _, master in state.weights.masters),
+        *(optimizer[name] for name in sorted(optimizer)),
+    ]
+
+
+# ---- the others --------------------------------------------------------------------------------
+
+
+def follow(team: Team, state: TrainingState, config: Config, corpus: Corpus) -> int:
+    """Carry out the leader's orders until the end, and return the exit code that it names."""
+    orders = Orders(team)
+    assert isinstance(state.passes, TorchPasses)
+    passes = rank_passes(team, state, state.passes, config, corpus)
+    team.watch.begin(config.run.rank_timeout)
+    while True:
+        kind, first, second = orders.receive()
+        if kind == "end":
+            return int(first)
+        if kind == "gradients":
+            passes.gradients(int(first), dropout_seed(config.train.seed, int(first)), second)
+        elif kind == "evaluate":
+            assert corpus.val is not None
+            tokens = corpus.val.part(0, int(first))  # the loop evaluates all of it or its begin
+            passes.evaluate(tokens, int(second), team.wants_stop)
+        elif kind != "update":
+            assert isinstance(state.weights, ShardedWeights)
+            if kind == "gather weights":
+                state.weights.gather()
+            else:
+                state.weights.gather_state(state.optimizers.state())
+        else:
+            if config.train.grad_clip > 0:
+                state.weights.clip(float(state.weights.norm()), config.train.grad_clip)
+            state.optimizers.step(first)
+            passes.publish()
+            state.weights.clear_grads()

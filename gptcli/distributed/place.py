@@ -1,0 +1,69 @@
+"""Which rank this process is, from the variables that torchrun sets. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+LAUNCH_FOLDER = "GPTCLI_LAUNCH"
+"""Names the folder in which ranks that `gptcli train --devices N` started leave notes for it."""
+LOST = 75
+"""The exit code of a rank that ends because another one died. Only the launcher sees it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process among the ranks."""
+
+    rank: int
+    size: int
+    """The number of ranks on all machines."""
+    local_rank: int
+    local_size: int
+    """The number of ranks on this machine."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which decides, prints and writes."""
+        return self.rank == 0
+
+
+def place() -> Place | None:
+    """The place of this process; None if it is the only one."""
+    try:
+        found = Place(
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            int(os.environ.get("LOCAL_RANK", "0")),
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
+    except (KeyError, ValueError):
+        return None
+    return found if found.size > 1 else None
+
+
+def was_restarted() -> bool:
+    """Whether the ranks run again after one of them died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+# ---- what ranks tell `gptcli train --devices N` --------------------------------------------------
+
+
+def leave_word(name: str, text: str) -> None:
+    """Leave a word for the launcher, and for the ranks after a restart."""
+    folder = os.environ.get(LAUNCH_FOLDER)
+    if folder is not None:
+        path = Path(folder, name)
+        path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)
+
+
+def word_of(name: str, folder: str | None = None) -> str | None:
+    """The word that was left, or None."""
+    folder = folder or os.environ.get(LAUNCH_FOLDER)
+    try:
+        return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None
+    except OSError:
+        return None

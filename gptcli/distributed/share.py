@@ -1,0 +1,53 @@
+"""Which sequences of a step each rank computes, in the one global order of gptcli.corpus.batches.
+
+A step is batch_size * grad_accum sequences on any number of ranks. If the number of ranks divides
+grad_accum, rank r of W takes micro-batches r, W + r, 2 W + r, ... Otherwise every micro-batch is
+split: rank r takes its r-th part. The order is a list of sequences that does not depend on the
+size of batches, so both are the same formula: parts k * W + r of equal size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a step that each rank computes."""
+
+    ranks: int
+    count: int
+    """Forward passes of a rank in a step."""
+    rows: int
+    """Sequences of a forward pass."""
+    splits: bool
+    """Whether the ranks share every micro-batch, instead of taking whole ones in turn."""
+
+    @staticmethod
+    def of(train: TrainConfig, ranks: int) -> Share:
+        """The share of a rank. Raises GptcliError, with the nearest values, if it is not even."""
+        batch, accum = train.batch_size, train.grad_accum
+        if accum % ranks == 0:
+            return Share(ranks, accum // ranks, batch, splits=False)
+        if batch % ranks == 0:
+            return Share(ranks, accum, batch // ranks, splits=True)
+        fitting = [n for n in range(1, ranks) if accum % n == 0 or batch % n == 0]
+        raise GptcliError(
+            f"{ranks} processes cannot share a step evenly: neither train.grad_accum {accum} nor "
+            f"train.batch_size {batch} is a multiple of {ranks}",
+            f"train.batch_size could be {_nearest(batch, ranks)}, or train.grad_accum "
+            f"{_nearest(accum, ranks)}, or train with {fitting[-1]} "
+            + ("process" if fitting[-1] == 1 else "processes"),
+        )
+
+
+def _nearest(value: int, unit: int) -> str:
+    """The nearest multiples of `unit`."""
+    below = value - value % unit
+    return f"{below} or {below + unit}" if below else str(unit)

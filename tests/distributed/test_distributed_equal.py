@@ -1,0 +1,132 @@
+"""The result does not depend on the number of ranks, also if it changes from resume to resume."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Once
+from tests.distributed.launching import SMALL, Launched, losses, newest, weights
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tried on Linux only")
+BOUNDS = {"adamw": 1e-5, "muon": 1e-3}
+STEPS = 50
+
+
+def train(text: Path, run: Path, ranks: int, *more: str) -> None:
+    """A run of some ranks from its beginning; of one with PyTorch, too."""
+    many = ["--devices", str(ranks)] if ranks > 1 else ["run.engine=torch"]
+    words = ["train", "tiny", f"data.source={text}", *SMALL, f"train.max_steps={STEPS}", *more]
+    training = Launched([*words, "--out", str(run), *many], run.parent)
+    assert training.wait() == 0, training.said()
+
+
+def resume(run: Path, ranks: int, *more: str) -> None:
+    """Continue a run with some ranks."""
+    many = ["--devices", str(ranks)] if ranks > 1 else []
+    training = Launched(["train", "--resume", "--out", str(run), *many, *more], run.parent)
+    assert training.wait() == 0, training.said()
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Let a run stand as if it had been killed after the checkpoint of a step."""
+    for path in (run / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    (run / "checkpoints" / "best").unlink(missing_ok=True)
+
+
+def differ(a: Path, b: Path) -> float:
+    """The largest difference between the losses of two runs."""
+    one, other = losses(a), losses(b)
+    assert one.keys() == other.keys()
+    return max(abs(one[key] - other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def alone(once: Once, text_file: Path) -> dict[str, Path]:
+    """Runs of one process."""
+    return {
+        name: once(f"alone-{name}", lambda folder, name=name: train(  # type: ignore[misc]
+            text_file, folder / "run", 1, f"train.optimizer={name}", "train.keep_checkpoints=9"
+        )) / "run"
+        for name in BOUNDS
+    }  # fmt: skip
+
+
+def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path) -> None:
+    """Short; the tests below try more."""
+    few = ("train.max_steps=5", "train.eval_every=5")
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(text_file, one, 1, *few)
+    train(text_file, two, 2, *few)
+    assert differ(one, two) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", BOUNDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_fifty_steps(
+    parallel: str,
+    ranks: int,
+    optimizer: str,
+    alone: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    train(text_file, run, ranks, f"train.optimizer={optimizer}", f"run.parallel={parallel}")
+    assert differ(alone[optimizer], run) < BOUNDS[optimizer]
+
+
+@pytest.mark.slow
+def test_a_micro_batch_is_split(text_file: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run, ranks in ((one, 1), (two, 4)):
+        train(text_file, run, ranks, "train.grad_accum=2", "train.optimizer=adamw")
+    assert differ(one, two) < BOUNDS["adamw"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_bfloat16(parallel: str, text_file: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ("run.dtype=bfloat16", f"run.parallel={parallel}", "train.optimizer=adamw")
+    for run, ranks in ((one, 1), (two, 2)):
+        train(text_file, run, ranks, *words)
+    assert differ(one, two) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", BOUNDS)
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_the_number_of_ranks_changes_at_resumes(
+    fsdp: bool, optimizer: str, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone[optimizer], run)
+    forget_after(run, 10)
+    for step, ranks in ((20, 2), (40, 4)):
+        resume(run, ranks, "run.parallel=fsdp" if fsdp else "run.parallel=ddp")
+        assert newest(run) == STEPS
+        forget_after(run, step)
+    resume(run, 1)
+    assert differ(alone[optimizer], run) < BOUNDS[optimizer]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_resumed_run_of_four_ranks_is_equal_to_the_bit(
+    parallel: str, text_file: Path, tmp_path: Path
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(text_file, whole, 4, "train.keep_checkpoints=9", f"run.parallel={parallel}")
+    shutil.copytree(whole, run)
+    forget_after(run, 20)
+    resume(run, 4)
+    assert weights(run) == weights(whole)
+    assert losses(run) == losses(whole)
