@@ -171,27 +171,28 @@ class Decoder:
         self._seen[stream][list(tokens)] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy a stream, whose cache holds `count` tokens, to stream `to`."""
+        """Copy a stream, whose cache holds `count` tokens, to stream `to`. `saw` is not copied."""
         self._library.dec_copy(self._decoder, stream, to, count)
-        self._seen[to] = self._seen[stream]
 
     def logits(self, stream: int) -> Tensor:
         """A copy of a stream's logits of the next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
-        return torch.tensor(place[: self._vocab_size])
+        numbers = (ctypes.c_float * self._vocab_size).from_address(ctypes.addressof(place.contents))
+        return torch.frombuffer(numbers, dtype=torch.float32).clone()
 
     def run(
         self,
         streams: Sequence[int],
         positions: Sequence[int],
         uniform: Tensor,
-        how: SamplingParamsStruct,
+        how: SamplingParamsStruct | Sequence[SamplingParamsStruct],
         utf8: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Choose the next `steps` tokens of n different streams; returns int32 (steps, n).
 
         `uniform`, float64 (n, steps), holds the random numbers. `positions[i]` is the position of
-        the first token chosen for `streams[i]`. Every chosen token but the last is fed.
+        the first token chosen for `streams[i]`. Every chosen token but the last is fed. `how` holds
+        the sampling parameters of each of these streams, or one for all of them.
 
         `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
         state of every stream of the decoder, uint8, which is updated. Then only tokens are chosen
@@ -210,6 +211,9 @@ class Decoder:
             assert table.is_contiguous()
             assert states.is_contiguous()
         out = torch.empty(steps, n, dtype=torch.int32)
+        each = [how] * n if isinstance(how, SamplingParamsStruct) else how
+        assert len(each) == n
+        params = (SamplingParamsStruct * n)(*each)
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
@@ -222,8 +226,8 @@ class Decoder:
             *(a.buffer_info()[0] for a in numbers),
             steps,
             uniform.data_ptr(),
-            ctypes.byref(how),
-            None if how.penalty == 1.0 else self._seen.data_ptr(),
+            params,
+            self._seen.data_ptr(),
             None if utf8 is None else utf8[0].data_ptr(),
             None if utf8 is None else utf8[1].data_ptr(),
             out.data_ptr(),

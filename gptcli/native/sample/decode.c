@@ -574,8 +574,9 @@ const float *dec_logits(const Decoder *d, int stream) { return d->logits + strea
 
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
  * chosen from its stream's logits and then fed, except the last. positions[i] is the position of
- * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). seen: V bytes for
- * each stream of the decoder, or NULL. next_states: the UTF-8 state after each token, (8, V), or
+ * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params (n): how
+ * the tokens of streams[i] are chosen. seen: V bytes for each stream of the decoder, read if
+ * there is a penalty. next_states: the UTF-8 state after each token, (8, V), or
  * NULL; states: the state of each stream of the decoder, which is updated. share_streams: as in
  * dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
@@ -604,10 +605,11 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
             int32_t *token = out + (long)at * n + from;
             for (int i = s.part; i < count; i += s.parts) {
                 const int stream = s.stream[i];
-                uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
+                const SamplingParams *how = params + from + i;
+                uint8_t *known = how->penalty != 1.0 ? seen + (long)stream * d->s.V : NULL;
                 const uint8_t *after =
                     next_states ? next_states + (long)states[stream] * d->s.V : NULL;
-                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, params,
+                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, how,
                                               uniform[(from + i) * steps + at], known, after,
                                               &s.scratch->choice);
                 if (after) states[stream] = after[token[i]] == NOT_UTF8 ? 0 : after[token[i]];
