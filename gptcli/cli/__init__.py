@@ -33,6 +33,7 @@ from gptcli.cli import (
     sample,
     scaling,
     score,
+    serve,
     show,
     sweep,
     tokenizer,
@@ -92,6 +93,7 @@ _add("train", train.train, "gptcli train my.txt train.max_steps=500 --out runs/m
 _add("sample", sample.sample, 'gptcli sample mine --prompt "KING" --num-samples 3')
 _add("eval", evaluate.evaluate, "gptcli eval mine --split val --json")
 _add("score", score.score, "gptcli score mine poem.txt")
+_add("serve", serve.serve, "gptcli serve mine --port 8000")
 _add("export", export.export, "gptcli export mine --to huggingface --out mine-hf")
 _add("page", page.page, "gptcli page mine --out mine.html")
 _add("import", import_model.import_model, "gptcli import my-gpt2 --out runs/gpt2")

@@ -30,27 +30,34 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
-    parts = _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
-    return torch.cat(list(parts))[len(start) - 1 :]
+    parts = [_of_targets(logits, targets) for logits, targets in prompt_logits(model, text)]
+    return torch.cat(parts)[len(start) - 1 :]
 
 
-def _ring_buffer(model: GPT, text: Tensor) -> Iterator[Tensor]:
+def prompt_logits(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits that predict each token of a text but the first, in parts, with these tokens.
+
+    text (T,) -> pairs of logits (n, V) and tokens (n,), on the model's device."""
+    return _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
+
+
+def _ring_buffer(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     cache = model.new_cache(1)
     piece = min(model.config.block_size, _LONGEST_PIECE)
     for at in range(0, len(text) - 1, piece):
         idx, targets = text[at : at + piece], text[at + 1 : at + piece + 1]
         logits = model(idx[None, : len(targets)], cache=cache)
-        yield _of_targets(logits[0], targets)
+        yield logits[0], targets
 
 
-def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
-    """ln p of all tokens but the first, for a model with learned positions: yields float32 (n,).
+def _windows(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """As prompt_logits, for a model with learned positions.
 
-    Computes each window once, several in a batch. A window gives ln p of the tokens that no earlier
-    window has scored."""
+    Computes each window once, several in a batch. A window gives the logits of the tokens that no
+    earlier window has scored."""
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
-    yield _of_targets(model(text[None, :first])[0], text[1 : first + 1])
+    yield model(text[None, :first])[0], text[1 : first + 1]
     starts, stride = _later_windows(width, last)
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
@@ -63,7 +70,7 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
         logits = model(idx)[:, width - stride :]  # (B, stride, V)
         for at, last_logits in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
-            yield _of_targets(last_logits[: len(targets)], targets)
+            yield last_logits[: len(targets)], targets
 
 
 def _later_windows(width: int, last: int) -> tuple[list[int], int]:
@@ -79,22 +86,29 @@ def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> Tensor:
     """The same as log_probabilities, by the C library, in the decoder's dtype: float32 (T,)."""
-    text = [*start, *ids]
+    parts = [torch.empty(0)]
+    for logits, targets in native_prompt_logits(decoder, config, [*start, *ids]):
+        parts.append(_of_targets(logits, targets))
+    return torch.cat(parts)[len(start) - 1 :]
+
+
+def native_prompt_logits(
+    decoder: Decoder, config: ModelConfig, text: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same as prompt_logits, by the C library, in float32."""
     width, last = config.block_size, len(text) - 1
     windows = [(0, 0, last)]  # start, first token that is scored, end
     if config.traits.positions == "learned":
         starts, stride = _later_windows(width, last)
         windows = [(0, 0, min(width, last))]
         windows += [(at, at + width - stride, min(at + width, last)) for at in starts]
-    parts = [torch.empty(0)]
     for begin, first, end in windows:
         for at in range(begin, end, decoder.most_scored):
             tokens = text[at : min(at + decoder.most_scored, end)]
             logits = decoder.score(at - begin, tokens)
             skip = min(len(tokens), max(0, first - at))
             targets = text[at + skip + 1 : at + len(tokens) + 1]
-            parts.append(_of_targets(logits[skip:], torch.tensor(targets, dtype=torch.int64)))
-    return torch.cat(parts)[len(start) - 1 :]
+            yield logits[skip:], torch.tensor(targets, dtype=torch.int64)
 
 
 def _at_once(model: GPT) -> int:

@@ -17,7 +17,7 @@ from gptcli.sampling.stop_filter import StopFilter
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.torch_streams import TorchStreams
 from gptcli.sampling.valid_text import table_of
-from gptcli.tokenization import StreamDecoder, Tokenizer
+from gptcli.tokenization import Tokenizer
 
 StoppedBy = Literal["length", "stop", "end"]
 
