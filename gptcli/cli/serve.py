@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
 
 KEY_VARIABLE = "GPTCLI_API_KEY"
-_PACKAGES = ("starlette", "uvicorn")
+_PACKAGES = ("starlette", "uvicorn", "httptools")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -116,18 +116,18 @@ def serve(
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise GptcliError(
-            f"`gptcli serve` needs {' and '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed",
-            f"pip install {' '.join(_PACKAGES)} httptools",
+            f"`gptcli serve` needs packages that are not installed: {', '.join(missing)}",
+            f"pip install {' '.join(_PACKAGES)}",
             exit_code=1,
         )
     from gptcli.serving.server import bind
 
-    listener = bind(address.host, address.port)  # before the models are loaded
-    with waiting("loading the model"):
-        names: list[str | None] = [*runs] if runs else [None]
-        models = [load_for_sampling(name, options, "serve") for name in names]
-    raise typer.Exit(_serve(models, address, limits, listener))
+    with bind(address.host, address.port) as listener:  # before the models are loaded
+        with waiting("loading the model"):
+            names: list[str | None] = [*runs] if runs else [None]
+            models = [load_for_sampling(name, options, "serve") for name in names]
+        code = _serve(models, address, limits, listener)
+    raise typer.Exit(code)
 
 
 def _serve(
@@ -157,7 +157,11 @@ def _serve(
         for model in models
     }
     generator = Generator(
-        batches, metrics, most_waiting=limits.max_queue, longest_wait=limits.max_wait
+        batches,
+        metrics,
+        most_waiting=limits.max_queue,
+        longest_wait=limits.max_wait,
+        most_kept=max(4096, limits.max_length) * 1024,
     )
     application = Application(
         models,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from gptcli.serving.refusal import RETRY_AFTER, Refusal, overloaded
 _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _LONGEST_BODY = 30.0  # seconds; so long can a client take to send its body
+_LONG_BODY = 1 << 14  # bytes; a longer one is read in a thread, so that texts go on meanwhile
 _MOST_BODY_BYTES = 64 << 20  # of all bodies that are being received
 _PAGE_HEADERS = {
     # The page loads nothing, from nowhere, and no other page can show it in a frame.
@@ -64,6 +66,7 @@ class Application:
         self._models, self._generator = models, generator
         self._metrics, self._limits = metrics, limits
         self._body_bytes = 0
+        self._reading = asyncio.Lock()
         self.is_ending = False
         """Whether the server is shutting down: `/health` then says so."""
         routes = [
@@ -188,16 +191,30 @@ class Application:
         return JSONResponse(self._models.named(request.path_params["name"]).description())
 
     async def _complete(self, request: Request) -> Completion:
-        wanted = read_request(await self._body(request))
-        address = None if request.client is None else tuple(request.client)
-        completion = Completion(
-            wanted,
-            self._models.named(wanted.model),
-            self._generator,
-            self._metrics,
-            client=("user", wanted.user) if wanted.user else address,
-            most_tokens=self._limits.most_tokens,
-        )
+        body = await self._body(request)
+        client: Hashable = None
+        if request.client is not None:  # clients on this machine differ only in their port
+            host, port = request.client
+            client = (host, port) if host in _LOCAL else host
+
+        def read() -> Completion:
+            wanted = read_request(body)
+            return Completion(
+                wanted,
+                self._models.named(wanted.model),
+                self._generator,
+                self._metrics,
+                client=("user", request.client and request.client[0], wanted.user)
+                if wanted.user
+                else client,
+                most_tokens=self._limits.most_tokens,
+            )
+
+        async with self._reading:  # a user's tokenizer need not be safe for threads
+            if len(body) < _LONG_BODY:
+                completion = read()
+            else:
+                completion = await asyncio.to_thread(read)
         completion.submit()
         return completion
 

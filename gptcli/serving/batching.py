@@ -37,11 +37,18 @@ _PROMPT_TOKENS = 256  # that are read between two tokens of the other texts
 _PROMPT_TOKENS_ALONE = 1024  # the same, if no text is being written
 _MOST_STEPS = 64  # tokens of each text per call, at most
 _LONGEST_CALL = 0.004  # seconds; so long can a new text have to wait for the running call
-_FOR_OTHERS = 8  # one client leaves one of so many slots to the others
+_FOR_OTHERS = 8  # one client leaves one of so many slots, and places in the queue, to the others
+
+
+_LOOK_AGAIN = 0.05  # seconds between two searches for texts that waited too long
 
 
 class QueueFullError(Exception):
-    """Too many texts wait already."""
+    """Too many texts wait already, or are kept until their clients have read them."""
+
+
+class TooLargeError(Exception):
+    """One request asks for too much."""
 
 
 Problem = Literal["expired", "ending", "failed", "memory"]
@@ -82,6 +89,13 @@ class Text:
     canceled: bool = False
     slot: int = -1
     read: int = 0  # tokens of the prompt that the slot has read
+
+    @property
+    def size(self) -> int:
+        """What the text needs in memory until its client has read it, in tokens without scores."""
+        each = 1 if self.scores is None else 4 + 2 * self.scores
+        scored = 0 if self.score_prompt_from is None else len(self.prompt)
+        return len(self.prompt) + each * (self.max_tokens + scored)
 
 
 Delivery = tuple[Text, Piece]
@@ -214,18 +228,23 @@ class Batch:
                    for slot, text in self._writing.items())  # fmt: skip
         count = 1 if scored or self._reading else min(self._steps, left)
         begin = time.perf_counter()
-        logits = dict(zip(scored, self._slots.logits(scored), strict=True)) if scored else {}
+        logits = torch.stack(self._slots.logits(scored)) if scored else None
         uniform = torch.stack([self._numbers[slot].take(count) for slot in order])
         columns = self._slots.run(order, uniform).t().tolist()
         self._choose_steps(count, time.perf_counter() - begin)
+        scores: dict[int, TokenScore] = {}
+        if logits is not None:
+            chosen = [columns[order.index(slot)][0] for slot in scored]
+            most = max(self._writing[slot].scores or 0 for slot in scored)
+            scores = dict(zip(scored, scores_of(logits, chosen, most), strict=True))
         for slot, tokens in zip(order, columns, strict=True):
             text, growing = self._writing[slot], self._growing[slot]
             ready = growing.take(tokens)
             if growing.stopped is None and growing.tokens == text.max_tokens:
                 ready += growing.end()
             piece = Piece(ready, growing.tokens, growing.stopped)
-            if slot in logits and growing.stopped != "end":
-                piece.scores = scores_of(logits[slot][None], tokens, text.scores or 0)
+            if slot in scores and growing.stopped != "end":
+                piece.scores = [scores[slot].with_likeliest(text.scores or 0)]
             if piece.text or piece.stopped or piece.scores:
                 out.append((text, piece))
             if piece.stopped:
@@ -272,10 +291,14 @@ class Generator:
         *,
         most_waiting: int,
         longest_wait: float,
+        most_kept: int = 1 << 22,
     ) -> None:
-        """`most_waiting` texts wait at most, each for `longest_wait` seconds at most."""
+        """`most_waiting` texts wait at most, each for `longest_wait` seconds at most. All texts
+        that are not forgotten have at most the size `most_kept` (Text.size) together."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
+        self._most_kept, self._kept = most_kept, 0
+        self._look_again = 0.0
         self._changed = threading.Condition()
         self._ending = self._ended = False
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
@@ -291,15 +314,33 @@ class Generator:
         return self._thread.is_alive()
 
     def submit(self, model: str, texts: Sequence[Text]) -> None:
-        """Let texts wait for slots of a model. Raises QueueFullError, then none of them waits."""
+        """Let texts of one client wait for slots of a model, until `forget`.
+
+        Raises TooLargeError or QueueFullError; then none of them waits."""
+        size = sum(text.size for text in texts)
+        if size > self._most_kept // _FOR_OTHERS:
+            raise TooLargeError
         with self._changed:
             batch = self._batches[model]
             waiting = sum(len(one.queue) for one in self._batches.values())
-            if self._ending or waiting + len(texts) > self._most_waiting + batch.count:
+            its = batch.queue.waiting(texts[0].client)
+            others = self._most_waiting // _FOR_OTHERS
+            if (
+                self._ending
+                or waiting + len(texts) > self._most_waiting + batch.count
+                or its + len(texts) > self._most_waiting + batch.count - others
+                or self._kept + size > self._most_kept
+            ):
                 raise QueueFullError
+            self._kept += size
             for text in texts:
                 batch.queue.add(text.client, text)
             self._changed.notify()
+
+    def forget(self, texts: Sequence[Text]) -> None:
+        """Give back the memory that is kept for texts that were submitted."""
+        with self._changed:
+            self._kept -= sum(text.size for text in texts)
 
     def cancel(self, texts: Sequence[Text]) -> None:
         """Generate no more of these texts. Nothing more is delivered of those that wait."""
@@ -344,9 +385,12 @@ class Generator:
                         out += [(text, Piece("", 0, problem="ending"))
                                 for text in batch.queue.remove(lambda text: True)]  # fmt: skip
                     batch.admit()
-                    late = now - self._longest_wait
-                    expired = batch.queue.remove(partial(_began_before, late))
-                    out += [(text, Piece("", 0, problem="expired")) for text in expired]
+                    if now > self._look_again:
+                        late = now - self._longest_wait
+                        expired = batch.queue.remove(partial(_began_before, late))
+                        out += [(text, Piece("", 0, problem="expired")) for text in expired]
+                if now > self._look_again:
+                    self._look_again = now + _LOOK_AGAIN
             for batch in self._batches.values():
                 if batch.is_busy:
                     out += self._step(batch)

@@ -14,13 +14,13 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gptcli.serving.answers import END, Answer, Logprobs, choice, error_event, usage
-from gptcli.serving.batching import Generator, Piece, Problem, QueueFullError, Text
+from gptcli.serving.batching import Generator, Piece, Problem, QueueFullError, Text, TooLargeError
 from gptcli.serving.completion_request import CompletionRequest
 from gptcli.serving.metrics import Metrics
 from gptcli.serving.models import ServedModel
 from gptcli.serving.refusal import Refusal, overloaded
 
-_LONGEST_SEND = 60.0  # seconds; so long can a client take to read what was sent
+_LONG_PART = 1 << 16  # bytes; uvicorn lets so many wait for a client
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -68,7 +68,8 @@ class Completion:
         client: Hashable,
         most_tokens: int,
     ) -> None:
-        """`most_tokens` of a prompt and its text together. Raises Refusal."""
+        """`most_tokens` of a prompt and its text together. Raises Refusal. Can be called in any
+        thread."""
         self._request, self._model = request, model
         self._generator, self._metrics = generator, metrics
         self._answer = Answer(model.name, model.fingerprint)
@@ -123,11 +124,21 @@ class Completion:
             )
 
     def submit(self) -> None:
-        """Let the texts wait for slots. Raises Refusal (503) if too many wait already."""
+        """Let the texts wait for slots. Raises Refusal (503) if too many wait already.
+
+        The answer (`__call__`) must follow, which gives back the memory that is kept for it."""
         try:
             self._generator.submit(self._model.name, self._texts)
         except QueueFullError:
             raise overloaded("too many texts wait already") from None
+        except TooLargeError:
+            raise Refusal(
+                400,
+                f"{len(self._texts)} texts of {self._request.max_tokens} tokens are too much for "
+                "one request. Please reduce n, best_of, max_tokens, logprobs or the prompts.",
+                param="max_tokens",
+                code="request_too_large",
+            ) from None
         self._metrics.prompt_tokens[self._model.name] += self._prompt_tokens
 
     def _arrive(self, index: int, piece: Piece) -> None:
@@ -138,14 +149,14 @@ class Completion:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. If the client leaves, its texts are not generated further."""
         watching = asyncio.create_task(self._watch(receive))
-        transport = scope.get("state", {}).get("transport")
         try:
             if self._request.stream:
-                await self._stream(_Sender(send, transport))
+                await self._stream(send)
             else:
                 await self._send_complete(scope, receive, send)
         finally:
             watching.cancel()
+            self._generator.forget(self._texts)
             if self._is_unfinished():
                 self._generator.cancel(self._texts)
                 self._metrics.disconnected += self._gone
@@ -188,12 +199,12 @@ class Completion:
         if not self._is_unfinished():
             metrics.took(metrics.complete, name, seconds)
 
-    async def _stream(self, send: _Sender) -> None:
+    async def _stream(self, send: Send) -> None:
         """Send each text as it comes, as server-sent events."""
         changed = await self._pieces()
         if not changed:
             return
-        await send.start(200, _STREAM_HEADERS)
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         while changed:
             events = [
                 self._answer.event(i, *self._growing[i].take(), self._growing[i].stopped)
@@ -202,13 +213,13 @@ class Completion:
             if not self._is_unfinished():
                 if self._request.include_usage:
                     events.append(self._answer.usage_event(self._usage()))
-                await send.body(b"".join((*events, END)), more=False)
+                await _send_all(send, b"".join((*events, END)))
                 return
-            await send.body(b"".join(events), more=True)
+            await _send_part(send, b"".join(events))
             try:
                 changed = await self._pieces()
             except Refusal as refusal:
-                await send.body(error_event(refusal.body()), more=False)
+                await _send_all(send, error_event(refusal.body()))
                 return
 
     async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,32 +237,25 @@ class Completion:
                 text, logprobs = one.take()
                 shown = logprobs if self._request.logprobs is not None else None
                 choices.append(choice(len(choices), text, shown, one.stopped))
-        answer = self._answer.complete(choices, self._usage())
-        await JSONResponse(answer)(scope, receive, send)
+        answer = JSONResponse(self._answer.complete(choices, self._usage()))
+        await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
+        await _send_all(send, bytes(answer.body))
 
     def _usage(self) -> dict[str, int]:
         return usage(self._prompt_tokens, sum(one.tokens for one in self._growing))
 
 
-class _Sender:
-    """Sends the parts of an answer. Cuts the connection of a client that does not read them."""
+async def _send_part(send: Send, data: bytes) -> None:
+    """Send a part of an answer. Waits while the client does not read the parts before."""
+    await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def __init__(self, send: Send, transport: asyncio.Transport | None) -> None:
-        self._send, self._transport = send, transport
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def body(self, data: bytes, *, more: bool) -> None:
-        late = asyncio.get_running_loop().call_later(_LONGEST_SEND, self._cut)
-        try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        finally:
-            late.cancel()
-
-    def _cut(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()  # then `send` returns, and the client counts as gone
+async def _send_all(send: Send, data: bytes) -> None:
+    """Send the last part of an answer. If it is long, waits until the client has read most."""
+    if len(data) > _LONG_PART:
+        await _send_part(send, data)
+        data = b""
+    await send({"type": "http.response.body", "body": data, "more_body": False})
 
 
 def _mean_logprob(one: _Growing) -> float:

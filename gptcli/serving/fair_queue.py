@@ -23,6 +23,10 @@ class FairQueue(Generic[T]):
         for waiting in self._waiting.values():
             yield from waiting
 
+    def waiting(self, client: Hashable) -> int:
+        """How many things of a client wait."""
+        return len(self._waiting.get(client, ()))
+
     def add(self, client: Hashable, thing: T) -> None:
         """Let a thing of a client wait behind the client's other things."""
         self._waiting.setdefault(client, deque()).append(thing)

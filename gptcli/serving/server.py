@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gptcli.errors import GptcliError
 
@@ -19,51 +21,77 @@ if TYPE_CHECKING:
     from gptcli.serving.application import Application
     from gptcli.serving.batching import Generator
 
-_LONGEST_HEADERS = 30.0  # seconds; so long can a client take to send the lines of a request
-_KEEP_ALIVE = 30  # seconds that a connection stays open between two requests
+_PATIENCE = 30.0  # seconds for the lines of a request, and between two requests of a connection
+_READ_PARTS = 20  # a client that stopped reading has to read so much of its answer in _PATIENCE
+_SEND_BUFFER = 1 << 18  # bytes of an answer that the system takes before the client reads
+_MOST_HEADER_BYTES = 1 << 18  # of one request, with the frames of its body
+_MOST_PIPELINED = 8  # requests that a client sends ahead of the answers
 _MOST_CONNECTIONS = 2000
 _LONGEST_DRAIN = 30  # seconds in which running texts can be completed at the end
 _SWITCH_INTERVAL = 0.0005  # seconds; so long can a thread wait for Python (its usual value: 0.005)
 
 
-class _Protocol(AutoHTTPProtocol):  # type: ignore[misc]
-    """uvicorn's protocol. Closes connections that send no complete request.
+class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
+    """uvicorn's protocol. Closes connections that send no complete request or read no answer."""
 
-    The application gets the transport, to cut a connection that does not read its answer."""
-
-    _deadline: asyncio.TimerHandle | None = None
-    app_state: dict[str, Any]
+    _timer: asyncio.TimerHandle | None = None
+    _has_asked = False  # since the last check
+    _stalled: tuple[int, int] | None = None  # unsent bytes: when the client stopped reading, last
+    _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """As in asyncio.Protocol."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
-        self._watch()
+        self._timer = self.loop.call_later(_PATIENCE, self._check)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """As in asyncio.Protocol."""
+        """As in asyncio.Protocol. Ends connections with endless headers."""
+        self._header_bytes += len(data)
         super().data_received(data)
-        self._watch()
+        if self._header_bytes > _MOST_HEADER_BYTES or len(self.pipeline) > _MOST_PIPELINED:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """As in httptools."""
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """As in httptools."""
+        self._has_asked = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As in httptools."""
+        self._header_bytes -= len(body)
+        super().on_body(body)
+
+    def resume_writing(self) -> None:
+        """As in asyncio.Protocol: the client reads again."""
+        self._stalled = None
+        super().resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
         """As in asyncio.Protocol."""
         super().connection_lost(error)
-        if self._deadline is not None:
-            self._deadline.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _watch(self) -> None:
-        """Set a deadline while no request is complete, and remove it when one is."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self._deadline is None:
-            self._deadline = self.loop.call_later(_LONGEST_HEADERS, self._close)
-        elif not is_idle and self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _close(self) -> None:
-        self._deadline = None
-        if self.cycle is None or self.cycle.response_complete:
+    def _check(self) -> None:
+        """Close the connection if the client neither asks nor reads."""
+        self._timer = self.loop.call_later(_PATIENCE, self._check)
+        is_answered = self.cycle is None or self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and (is_answered or self.flow.write_paused):
+            first, last = self._stalled or (unsent, math.inf)
+            if unsent > last - first / _READ_PARTS:
+                self.transport.abort()
+            self._stalled = (first, unsent)
+        elif is_answered and not self._has_asked:
             self.transport.abort()
+        self._has_asked = False
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
@@ -106,18 +134,38 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there. Port 0 is any free one. Raises GptcliError (exit code 1)."""
+    listener = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere two programs could then have the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit this. Else the kernel keeps megabytes for each client that reads slowly.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         listener.bind((host, port))
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise GptcliError(
             f"cannot listen on {host} port {port}: {error.strerror}",
             "name another --port; 0 takes any free one",
             exit_code=1,
         ) from None
     return listener
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open files as there can be connections."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    wanted = _MOST_CONNECTIONS + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(
@@ -130,6 +178,7 @@ def serve(
 
     Calls `started` when requests are taken."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    _allow_connections()
     config = uvicorn.Config(
         application.asgi,
         http=_Protocol,
@@ -141,7 +190,7 @@ def serve(
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_MOST_CONNECTIONS,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=int(_PATIENCE),
         timeout_graceful_shutdown=_LONGEST_DRAIN,
     )
 

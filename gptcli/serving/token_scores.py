@@ -20,6 +20,12 @@ class TokenScore:
     logprob: float | None
     likeliest: tuple[tuple[int, float], ...] = ()
 
+    def with_likeliest(self, count: int) -> TokenScore:
+        """The same with at most `count` of the likeliest tokens."""
+        if len(self.likeliest) <= count:
+            return self
+        return TokenScore(self.token, self.logprob, self.likeliest[:count])
+
 
 def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
     """The scores of tokens: logits (T, V) at their places, with the `count` likeliest tokens.

@@ -34,7 +34,7 @@ def served(
     network = model(arch, 2, width, vocab_size=tokenizer.vocab_size)
     config = Config.model_validate({"model": network.config.model_dump()})
     trained = Trained(Path(folder), network, tokenizer, config, 7, {}, [])
-    return SamplingModel(Path(folder), trained, backend, 2)
+    return SamplingModel(Path(folder), trained, backend, 1)
 
 
 def alone(

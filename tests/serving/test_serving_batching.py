@@ -207,7 +207,7 @@ def batch_of(backend: Backend, slots: int) -> Batch:
 
 def test_a_full_queue_refuses_and_an_old_text_expires(backend: Backend) -> None:
     with Running(batch_of(backend, 1), most_waiting=1, longest_wait=0.1) as running:
-        long = running.text("long", 10**6)
+        long = running.text("long", 500_000)
         running.generator.submit("m", [long])
         running.wait_for(lambda: running.pieces["long"])
         running.generator.submit("m", [running.text("waits", 1)])
