@@ -140,7 +140,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         if os.name == "posix":  # elsewhere two programs could then have the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit this. Else the kernel keeps megabytes for each client that reads slowly.
+        # Connections inherit this. Else the kernel keeps megabytes for each slow reader.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         listener.bind((host, port))
     except OSError as error:

@@ -79,6 +79,8 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
 
 /* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
 
+#if defined(__AVX512F__)
+
 /* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
 
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
@@ -131,16 +133,85 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
                      long out_row) {
     const long row = row_bytes(p);
     int r = 0;
-#if defined(__AVX512F__)
     for (; r + 6 <= n; r += 6)
         few_rows(6, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r + 3 <= n; r += 3)
         few_rows(3, nb, p, rows + r * row, panel, out + r * out_row, out_row);
-#endif
     for (; r + 2 <= n; r += 2)
         few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
 }
+
+#else
+
+/* A part of a v16 that is one register: gcc keeps products of v16 in memory, which is slow. */
+#if defined(__AVX2__)
+enum { PARTS = 2 };
+#else
+enum { PARTS = 4 };
+#endif
+enum { PART_LANES = LANES / PARTS };
+typedef float part __attribute__((vector_size(4 * PART_LANES)));
+typedef int32_t int_part __attribute__((vector_size(4 * PART_LANES)));
+
+/* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
+INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
+                     float *out, long out_row) {
+    const long bytes = panel_bytes(p), row = p->K;
+    const char *w = p->weights + panel * bytes;
+    const float *a = (const float *)rows;
+    part sum[6][4 * PARTS] = {0};
+    if (p->kind == FLOAT32) {
+        for (long k = 0; k < p->K; k++, w += 64) {
+            part b[4 * PARTS];
+            for (int j = 0; j < nb * PARTS; j++)
+                memcpy(b + j, w + j / PARTS * bytes + j % PARTS * sizeof(part), sizeof(part));
+            for (int r = 0; r < nr; r++)
+                for (int j = 0; j < nb * PARTS; j++) sum[r][j] += a[r * row + k] * b[j];
+        }
+    } else {
+        for (long k = 0; k < p->K; k += 2, w += 64)
+            for (int j = 0; j < nb * PARTS; j++) {
+                int_part pairs;
+                memcpy(&pairs, w + j / PARTS * bytes + j % PARTS * sizeof(part), sizeof(part));
+                const part even = (part)(pairs << 16), odd = (part)(pairs & (int32_t)0xffff0000);
+                for (int r = 0; r < nr; r++) {
+                    sum[r][j] += a[r * row + k] * even;
+                    sum[r][j] += a[r * row + k + 1] * odd;
+                }
+            }
+    }
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb * PARTS; j++)
+            memcpy(out + r * out_row + j * PART_LANES, &sum[r][j], sizeof(part));
+}
+
+/* few_rows for any number n of rows: groups of equal size, at most 6 rows, a panel at a time. */
+INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
+                     long out_row) {
+    const long row = row_bytes(p);
+    for (int groups = (n + 5) / 6; groups; groups--) {
+        const int take = (n + groups - 1) / groups;
+        for (int j = 0; j < nb; j++) {
+            float *to = out + j * PANEL;
+            if (take == 6)
+                few_rows(6, 1, p, rows, panel + j, to, out_row);
+            else if (take == 5)
+                few_rows(5, 1, p, rows, panel + j, to, out_row);
+            else if (take == 4)
+                few_rows(4, 1, p, rows, panel + j, to, out_row);
+            else if (take == 3)
+                few_rows(3, 1, p, rows, panel + j, to, out_row);
+            else if (take == 2)
+                few_rows(2, 1, p, rows, panel + j, to, out_row);
+            else
+                few_rows(1, 1, p, rows, panel + j, to, out_row);
+        }
+        rows += take * row, out += take * out_row, n -= take;
+    }
+}
+
+#endif
 
 /* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first one.
  * `panels` is even, n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need
