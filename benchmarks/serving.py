@@ -8,7 +8,7 @@ is answered: prompts of 20 to 100 characters of TEXT, 100 new tokens. The first 
 servers in turn, with 1, 8 and 64 clients, and prints new tokens per second, and the time to the
 first token. The package xllamacpp has llama.cpp's server, and the package gguf writes its file:
 `pip install xllamacpp gguf`. The second command compares 64 clients with what 64 streams reach
-without a server, as `gptcli bench` measures them.
+without a server, as `gptcli bench` measures them: with full windows, and without reading prompts.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ async def client(port: int, prompts: list[str]) -> list[tuple[int, float]]:
 async def ask(port: int, prompt: str) -> tuple[int, float]:
     """The same for one prompt, on a connection of its own."""
     body = json.dumps(
-        {"prompt": prompt, "max_tokens": NEW, "temperature": 1.0, "stream": True,
+        {"prompt": prompt, "max_tokens": NEW, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+         "min_p": 0.0, "stream": True,
          "stream_options": {"include_usage": True}}
     ).encode()  # fmt: skip
     head = (

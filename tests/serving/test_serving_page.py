@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def page() -> Iterator[Any]:
 def test_the_page_writes(page: Any, trained: Path) -> None:
     with serving(trained, "--dtype", "float32") as server:
         page.goto(server.url)
-        page.wait_for_function("document.querySelector('#name').textContent === 'small'")
+        playwright.expect(page.locator("#name")).to_have_text("small")
         page.fill("#prompt", "KING")
         page.fill("#tokens", "60")
         page.fill("#seed", "4")
@@ -60,7 +61,7 @@ def test_the_page_writes(page: Any, trained: Path) -> None:
         assert page.text_content("#status").startswith("60 tokens, ")
         page.fill("#tokens", "5000")
         page.click("#write")
-        page.wait_for_function("document.querySelector('#status').textContent.includes('4096')")
+        playwright.expect(page.locator("#status")).to_contain_text("4096")
         if AXE.is_file():
             page.add_script_tag(path=str(AXE))
             found = page.evaluate("axe.run()")
@@ -72,7 +73,7 @@ def test_the_page_stops_a_text(page: Any, trained: Path) -> None:
         page.goto(server.url)
         page.fill("#tokens", "900000")
         page.click("#write")
-        page.wait_for_function("document.querySelector('#output').textContent.length > 20")
+        playwright.expect(page.locator("#output")).to_have_text(re.compile(r"[\s\S]{20}"))
         page.click("#stop")
         page.wait_for_selector("#output[data-done]")
         assert page.text_content("#status") == "stopped"
@@ -89,7 +90,7 @@ def test_the_page_asks_for_a_key(page: Any, trained: Path) -> None:
         page.wait_for_selector("#key", state="visible")
         page.fill("#key", "secret")
         page.press("#key", "Tab")
-        page.wait_for_function("document.querySelector('#name').textContent === 'small'")
+        playwright.expect(page.locator("#name")).to_have_text("small")
         page.fill("#tokens", "5")
         page.click("#write")
-        page.wait_for_function("document.querySelector('#status').textContent.startsWith('5 ')")
+        playwright.expect(page.locator("#status")).to_have_text(re.compile("^5 tokens, "))

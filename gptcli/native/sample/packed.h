@@ -79,24 +79,22 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
 
 /* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
 
-#if defined(__AVX512F__)
-
 /* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
-
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
                      float *out, long out_row) {
     const long bytes = panel_bytes(p), row = p->K;
     const char *w = p->weights + panel * bytes;
-    v16 sum[6][4];
+    part sum[6][4 * REGISTERS];
     for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb; j++) sum[r][j] = broadcast(0.0f);
+        for (int j = 0; j < nb * REGISTERS; j++) sum[r][j] = (part){0};
     if (p->kind == FLOAT32) {
         const float *a = (const float *)rows;
         for (long k = 0; k < p->K; k++, w += 64) {
-            v16 b[4];
-            for (int j = 0; j < nb; j++) b[j] = load((const float *)(w + j * bytes));
+            part b[4 * REGISTERS];
+            for (int j = 0; j < nb * REGISTERS; j++)
+                b[j] = load_part(w + j / REGISTERS * bytes + j % REGISTERS * sizeof(part));
             for (int r = 0; r < nr; r++)
-                for (int j = 0; j < nb; j++) sum[r][j] += broadcast(a[r * row + k]) * b[j];
+                for (int j = 0; j < nb * REGISTERS; j++) sum[r][j] += a[r * row + k] * b[j];
         }
     } else {
         for (long k = 0; k < p->K; k += 2, w += 64) {
@@ -109,29 +107,32 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
                 memcpy(&pair, a + r * row + k, sizeof pair);
                 const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
                 for (int j = 0; j < nb; j++)
-                    sum[r][j] = (v16)_mm512_dpbf16_ps((__m512)sum[r][j], both, b[j]);
+                    sum[r][j] = (part)_mm512_dpbf16_ps((__m512)sum[r][j], both, b[j]);
             }
 #else
             const float *a = (const float *)rows;
-            for (int j = 0; j < nb; j++) {
-                const v16i pairs = load_pairs((const bf16 *)(w + j * bytes));
-                const v16 even = firsts(pairs), odd = seconds(pairs);
+            for (int j = 0; j < nb * REGISTERS; j++) {
+                const part pairs =
+                    load_part(w + j / REGISTERS * bytes + j % REGISTERS * sizeof(part));
+                const part even = firsts(pairs), odd = seconds(pairs);
                 for (int r = 0; r < nr; r++) {
-                    sum[r][j] += broadcast(a[r * row + k]) * even;
-                    sum[r][j] += broadcast(a[r * row + k + 1]) * odd;
+                    sum[r][j] += a[r * row + k] * even;
+                    sum[r][j] += a[r * row + k + 1] * odd;
                 }
             }
 #endif
         }
     }
     for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
+        for (int j = 0; j < nb * REGISTERS; j++)
+            store_part(out + r * out_row + j * LANES_OF_PART, sum[r][j]);
 }
 
 /* few_rows for any number n of rows. */
 INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
                      long out_row) {
     const long row = row_bytes(p);
+#if REGISTERS == 1 /* 24 of 32 registers hold sums */
     int r = 0;
     for (; r + 6 <= n; r += 6)
         few_rows(6, nb, p, rows + r * row, panel, out + r * out_row, out_row);
@@ -140,56 +141,7 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r + 2 <= n; r += 2)
         few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
-}
-
-#else
-
-/* A part of a v16 that is one register: gcc keeps products of v16 in memory, which is slow. */
-#if defined(__AVX2__)
-enum { PARTS = 2 };
-#else
-enum { PARTS = 4 };
-#endif
-enum { PART_LANES = LANES / PARTS };
-typedef float part __attribute__((vector_size(4 * PART_LANES)));
-typedef int32_t int_part __attribute__((vector_size(4 * PART_LANES)));
-
-/* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
-INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
-                     float *out, long out_row) {
-    const long bytes = panel_bytes(p), row = p->K;
-    const char *w = p->weights + panel * bytes;
-    const float *a = (const float *)rows;
-    part sum[6][4 * PARTS] = {0};
-    if (p->kind == FLOAT32) {
-        for (long k = 0; k < p->K; k++, w += 64) {
-            part b[4 * PARTS];
-            for (int j = 0; j < nb * PARTS; j++)
-                memcpy(b + j, w + j / PARTS * bytes + j % PARTS * sizeof(part), sizeof(part));
-            for (int r = 0; r < nr; r++)
-                for (int j = 0; j < nb * PARTS; j++) sum[r][j] += a[r * row + k] * b[j];
-        }
-    } else {
-        for (long k = 0; k < p->K; k += 2, w += 64)
-            for (int j = 0; j < nb * PARTS; j++) {
-                int_part pairs;
-                memcpy(&pairs, w + j / PARTS * bytes + j % PARTS * sizeof(part), sizeof(part));
-                const part even = (part)(pairs << 16), odd = (part)(pairs & (int32_t)0xffff0000);
-                for (int r = 0; r < nr; r++) {
-                    sum[r][j] += a[r * row + k] * even;
-                    sum[r][j] += a[r * row + k + 1] * odd;
-                }
-            }
-    }
-    for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb * PARTS; j++)
-            memcpy(out + r * out_row + j * PART_LANES, &sum[r][j], sizeof(part));
-}
-
-/* few_rows for any number n of rows: groups of equal size, at most 6 rows, a panel at a time. */
-INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
-                     long out_row) {
-    const long row = row_bytes(p);
+#else /* with AVX2, 12 of 16 registers hold sums; groups of rows have equal sizes */
     for (int groups = (n + 5) / 6; groups; groups--) {
         const int take = (n + groups - 1) / groups;
         for (int j = 0; j < nb; j++) {
@@ -209,9 +161,8 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
         }
         rows += take * row, out += take * out_row, n -= take;
     }
-}
-
 #endif
+}
 
 /* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first one.
  * `panels` is even, n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need
