@@ -61,19 +61,19 @@ fuzz: $(STAMP)
 interop: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# Installs what exports are made for, Jupyter and playwright.
+# Installs what exports are made for, OpenAI's client, Jupyter and playwright.
 $(INTEROP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
 	@touch $@
 
-# Runs the tests with the programs that exports are made for, and with Jupyter.
+# Runs the tests with the programs that exports are made for, with Jupyter, and with OpenAI's client.
 programs: $(INTEROP)
-	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/api/test_api_notebook.py
+	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/serving tests/api/test_api_notebook.py
 
 # Opens pages in Chromium or Chrome, with playwright, and with axe-core if there is npm. Debian's packages: chromium fonts-dejavu nodejs npm.
 browser: $(INTEROP)
 	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
-	$(BIN)/python -m pytest -n 2 --slow tests/pages
+	$(BIN)/python -m pytest -n 2 --slow tests/pages tests/serving/test_serving_page.py
 
 check: test lint types wheel-check
 

@@ -16,7 +16,8 @@ BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map 
 
 # The order in which text flows through the packages; a folder that is not listed comes last.
 ORDER = (
-    "gptcli", "gptcli/cli", "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
+    "gptcli", "gptcli/cli", "gptcli/serving",
+    "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
     "gptcli/model", "gptcli/training", "gptcli/sampling", "gptcli/native", "gptcli/course",
     "gptcli/loggers",
     "gptcli/view", "gptcli/interop", "gptcli/pages",

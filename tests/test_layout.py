@@ -17,6 +17,7 @@ TOP = {"files", "top"}
 
 MAY_IMPORT = {
     "cli": {
+        "serving",
         "loggers",
         "pages",
         "api",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
         "corpus",
         "tokenization",
     },
+    "serving": {"api", "sampling", "native", "model", "tokenization"},
     "api": {
         "interop",
         "loggers",

@@ -37,6 +37,7 @@ _COMMANDS = {
     "sample": ("sample", "sample", 'gptcli sample mine --prompt "KING" --num-samples 3'),
     "eval": ("evaluate", "evaluate", "gptcli eval mine --split val --json"),
     "score": ("score", "score", "gptcli score mine poem.txt"),
+    "serve": ("serve", "serve", "gptcli serve mine --port 8000"),
     "export": ("export", "export", "gptcli export mine --to huggingface --out mine-hf"),
     "page": ("page", "page", "gptcli page mine --out mine.html"),
     "import": ("import_model", "import_model", "gptcli import my-gpt2 --out runs/gpt2"),

@@ -183,10 +183,8 @@ class Decoder:
             self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy a stream, whose cache holds `count` tokens, to stream `to`."""
+        """Copy a stream, whose cache holds `count` tokens, to stream `to`. `saw` is not copied."""
         self._library.dec_copy(self._decoder, stream, to, count)
-        V, seen = self._vocab_size, self._seen
-        seen[to * V : to * V + V] = seen[stream * V : stream * V + V]
 
     def logits(self, stream: int) -> FloatArray:
         """A copy of a stream's logits of the next token, float32 (V,)."""
@@ -202,14 +200,15 @@ class Decoder:
         streams: Sequence[int],
         positions: Sequence[int],
         uniform: Sequence[Sequence[float]],
-        how: SamplingParamsStruct,
+        how: SamplingParamsStruct | Sequence[SamplingParamsStruct],
         utf8: tuple[memoryview, bytearray] | None = None,
     ) -> list[list[int]]:
         """Choose the next `steps` tokens of n different streams; returns the tokens of each stream.
 
         `uniform` holds the random numbers of each stream, one for each step.
         `positions[i]` is the position of the first token chosen for `streams[i]`. Every chosen
-        token but the last is fed.
+        token but the last is fed. `how` holds the sampling parameters of each of these streams, or
+        one for all of them.
 
         `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
         state of every stream of the decoder, which is updated. Then only tokens are chosen
@@ -228,6 +227,9 @@ class Decoder:
             assert table.c_contiguous
             assert len(states) == self.streams
         out = array("i", bytes(4 * steps * n))
+        each = [how] * n if isinstance(how, SamplingParamsStruct) else how
+        assert len(each) == n
+        params = (SamplingParamsStruct * n)(*each)
         numbers = [array("i", streams), array("i", positions)]
         threads, by_stream = self._team(n)
         thread_count = self._thread_count if n == 1 and threads > 1 else None
@@ -240,8 +242,8 @@ class Decoder:
             *(a.buffer_info()[0] for a in numbers),
             steps,
             drawn.buffer_info()[0],
-            ctypes.byref(how),
-            None if how.penalty == 1.0 else _address(self._seen),
+            params,
+            _address(self._seen),
             None if utf8 is None else _address(utf8[0]),
             None if utf8 is None else _address(utf8[1]),
             out.buffer_info()[0],

@@ -5,7 +5,7 @@ Dimensions: T tokens, V vocabulary, W window (block_size).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,22 +24,30 @@ def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> FloatArray:
     """What gptcli.sampling.score.log_probabilities gives, in the decoder's dtype: float64 (T,)."""
-    text = [*start, *ids]
+    parts = [np.empty(0)]
+    for logits, targets in native_prompt_logits(decoder, config, [*start, *ids]):
+        parts.append(of_targets(logits, targets))
+    return np.concatenate(parts)[len(start) - 1 :]
+
+
+def native_prompt_logits(
+    decoder: Decoder, config: ModelConfig, text: Sequence[int]
+) -> Iterator[tuple[npt.NDArray[np.float32], Sequence[int]]]:
+    """What gptcli.sampling.score.prompt_logits gives, in the decoder's dtype.
+
+    text (T,) -> pairs of logits float32 (n, V) and tokens (n,)."""
     width, last = config.block_size, len(text) - 1
     windows = [(0, 0, last)]  # start, first token that is scored, end
     if config.traits.positions == "learned":
         starts, stride = later_windows(width, last)
         windows = [(0, 0, min(width, last))]
         windows += [(at, at + width - stride, min(at + width, last)) for at in starts]
-    parts = [np.empty(0)]
     for begin, first, end in windows:
         for at in range(begin, end, decoder.most_scored):
             tokens = text[at : min(at + decoder.most_scored, end)]
             logits = decoder.score(at - begin, tokens)
             skip = min(len(tokens), max(0, first - at))
-            targets = text[at + skip + 1 : at + len(tokens) + 1]
-            parts.append(of_targets(logits[skip:], targets))
-    return np.concatenate(parts)[len(start) - 1 :]
+            yield logits[skip:], text[at + skip + 1 : at + len(tokens) + 1]
 
 
 def of_targets(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> FloatArray:

@@ -14,6 +14,7 @@ from gptcli.sampling.valid_text import as_tensor, state_after
 from gptcli.tokenization.utf8_states import INVALID
 
 if TYPE_CHECKING:
+    from gptcli.native.decoder import FloatArray
     from gptcli.sampling.user_sampler import UserSampler
     from gptcli.sampling.valid_text import Table
 
@@ -39,17 +40,21 @@ class NativeStreams:
         self._decoder = decoder
         learned = config.traits.positions == "learned"
         self._width = config.block_size if learned else None  # None: never full
-        self._penalty = params.repetition_penalty != 1.0
-        self._params = SamplingParamsStruct(
-            temperature=params.temperature,
-            top_p=1.0 if params.top_p is None else params.top_p,
-            min_p=params.min_p or 0.0,
-            penalty=params.repetition_penalty,
-            top_k=min(params.top_k or 0, 2**31 - 1),
-        )
+        self._params = [_struct(params)] * self.count
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
         self._states = bytearray(self.count)
+
+    def choose_by(self, stream: int, params: SamplingParams) -> None:
+        """Choose the tokens of this stream by other sampling parameters, from its next text on.
+
+        Call it before `feed` starts the text."""
+        self._params[stream] = _struct(params)
+
+    def logits(self, streams: Sequence[int]) -> list[FloatArray]:
+        """The logits of the next token of each stream: float32 (V,) each."""
+        self._prefill(streams)
+        return [self._decoder.logits(stream) for stream in streams]
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
@@ -64,14 +69,15 @@ class NativeStreams:
                 copied_from[stream] = stream
             if self._table is not None:
                 self._states[stream] = state_after(self._table, self._texts[stream].tokens)
-            if self._penalty:
-                self._decoder.saw(stream, ids, restart=restart)
         self._prefill([stream for stream in texts if copied_from[stream] == stream])
         for stream, other in copied_from.items():
             if other != stream:
                 read, text = self._texts[other], self._texts[stream]
                 self._decoder.copy(other, stream, read.fed - read.start)
                 text.fed, text.start = read.fed, read.start
+        for stream, ids in texts.items():
+            if self._params[stream].penalty != 1.0:
+                self._decoder.saw(stream, ids, restart=restart)
 
     def _prefill(self, streams: Sequence[int]) -> None:
         """Feed all tokens that the KV cache lacks: the whole new window if the old one was full."""
@@ -107,7 +113,7 @@ class NativeStreams:
                 streams,
                 positions,
                 [numbers[done : done + count] for numbers in uniform],
-                self._params,
+                [self._params[stream] for stream in streams],
                 None if self._table is None else (self._table, self._states),
             )
             for text, new, all_new in zip(texts, tokens, written, strict=True):
@@ -139,3 +145,14 @@ class NativeStreams:
                 self._states[stream] = 0 if after == INVALID else after
             chosen.append(token)
         return chosen
+
+
+def _struct(params: SamplingParams) -> SamplingParamsStruct:
+    """The sampling parameters as the C library reads them."""
+    return SamplingParamsStruct(
+        temperature=params.temperature,
+        top_p=1.0 if params.top_p is None else params.top_p,
+        min_p=params.min_p or 0.0,
+        penalty=params.repetition_penalty,
+        top_k=min(params.top_k or 0, 2**31 - 1),
+    )

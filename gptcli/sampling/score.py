@@ -28,27 +28,34 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
-    parts = _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
-    return torch.cat(list(parts))[len(start) - 1 :]
+    parts = [_of_targets(logits, targets) for logits, targets in prompt_logits(model, text)]
+    return torch.cat(parts)[len(start) - 1 :]
 
 
-def _ring_buffer(model: GPT, text: Tensor) -> Iterator[Tensor]:
+def prompt_logits(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits that predict each token of a text but the first, in parts, with these tokens.
+
+    text (T,) -> pairs of logits (n, V) and tokens (n,), on the model's device."""
+    return _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
+
+
+def _ring_buffer(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     cache = model.new_cache(1)
     piece = min(model.config.block_size, _LONGEST_PIECE)
     for at in range(0, len(text) - 1, piece):
         idx, targets = text[at : at + piece], text[at + 1 : at + piece + 1]
         logits = model(idx[None, : len(targets)], cache=cache)
-        yield _of_targets(logits[0], targets)
+        yield logits[0], targets
 
 
-def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
-    """ln p of all tokens but the first, for a model with learned positions: yields float32 (n,).
+def _windows(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """As prompt_logits, for a model with learned positions.
 
-    Computes each window once, several in a batch. A window gives ln p of the tokens that no earlier
-    window has scored."""
+    Computes each window once, several in a batch. A window gives the logits of the tokens that no
+    earlier window has scored."""
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
-    yield _of_targets(model(text[None, :first])[0], text[1 : first + 1])
+    yield model(text[None, :first])[0], text[1 : first + 1]
     starts, stride = later_windows(width, last)
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
@@ -61,7 +68,7 @@ def _windows(model: GPT, text: Tensor) -> Iterator[Tensor]:
         logits = model(idx)[:, width - stride :]  # (B, stride, V)
         for at, last_logits in zip(some, logits, strict=True):
             targets = text[at + width - stride + 1 : at + width + 1]
-            yield _of_targets(last_logits[: len(targets)], targets)
+            yield last_logits[: len(targets)], targets
 
 
 def _at_once(model: GPT) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gptcli.sampling.generate import GenerationLoop, SampleRequest
@@ -11,7 +11,7 @@ from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.stop_filter import StopFilter
 from gptcli.sampling.streams import Streams
 from gptcli.sampling.valid_text import table_of
-from gptcli.tokenization import StreamDecoder, Tokenizer
+from gptcli.tokenization import Tokenizer
 
 if TYPE_CHECKING:
     from gptcli.model.gpt import GPT
@@ -39,13 +39,42 @@ class NewText:
     text: str
 
 
-@dataclass
-class _Continuation:
-    sample: Sample
-    decoder: StreamDecoder
-    stops: StopFilter
-    done: bool = False
-    shown: list[str] = field(default_factory=list)
+class Continuation:
+    """One text as it is generated: takes tokens, gives the text that is ready, and knows its end.
+
+    Text is ready when no stop string can begin in it and its characters are complete. End-of-text
+    ends a text and is not part of it."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: StopFilter, *, at_once: bool) -> None:
+        """`at_once`: there are no stop strings, so tokens need not be looked at one by one."""
+        self._decoder, self._stops, self._eot = tokenizer.stream(), stops, tokenizer.eot
+        self._at_once = at_once
+        self.tokens = 0
+        self.stopped: StoppedBy | None = None
+        """Why the text ended; None while it goes on. `end` sets "length"."""
+
+    def take(self, tokens: Sequence[int]) -> str:
+        """The text that is ready with the next tokens. Ends the text at end-of-text or at a stop
+        string, and ignores what follows."""
+        assert self.stopped is None
+        end = tokens.index(self._eot) if self._eot is not None and self._eot in tokens else None
+        kept = tokens[:end]
+        ready = []
+        for part in [kept] if self._at_once else [[token] for token in kept]:
+            self.tokens += len(part)
+            ready.append(self._stops.push("".join(map(self._decoder.push, part))))
+            if self._stops.stopped:
+                self.stopped = "stop"
+                return "".join(ready)
+        if end is not None:
+            ready.append(self.end("end"))
+        return "".join(ready)
+
+    def end(self, why: StoppedBy = "length") -> str:
+        """End the text: returns what was held back, without a stop string that ends it."""
+        last = self._stops.push(self._decoder.flush()) + self._stops.flush()
+        self.stopped = "stop" if self._stops.stopped else why
+        return last
 
 
 def generate_text(
@@ -63,58 +92,31 @@ def generate_text(
     NewText and Sample have the index of their request. End-of-text ends a text and is not part of
     it."""
     continuations = [
-        _Continuation(Sample(i), tokenizer.stream(), stop_filter(stops))
-        for i in range(len(requests))
+        Continuation(tokenizer, stop_filter(stops), at_once=not stops) for _ in requests
     ]
+    shown: list[list[str]] = [[] for _ in requests]
+
+    def show(request: int, text: str) -> Iterator[NewText | Sample]:
+        one = continuations[request]
+        if text:
+            shown[request].append(text)
+            yield NewText(request, text)
+        if one.stopped is not None:
+            yield Sample(request, "".join(shown[request]), one.tokens, one.stopped)
+
     loop = GenerationLoop(streams, requests, max_new_tokens=max_new_tokens, seed=seed)
     for generated in loop:
         for request, tokens in generated:
-            continuation = continuations[request]
-            yield from _take(continuation, tokens, tokenizer.eot, at_once=not stops)
-            if continuation.done:
+            one = continuations[request]
+            text = one.take(tokens)
+            if one.stopped is not None:
                 loop.end(request)
-            elif continuation.sample.tokens == max_new_tokens:
-                yield from _end(continuation)
-    for continuation in continuations:
-        if not continuation.done:
-            yield from _end(continuation)
-
-
-def _take(
-    continuation: _Continuation, tokens: list[int], eot: int | None, *, at_once: bool
-) -> Iterator[NewText | Sample]:
-    """Show tokens, `at_once` or one by one. End the text at end-of-text or at a stop string."""
-    sample = continuation.sample
-    end = tokens.index(eot) if eot is not None and eot in tokens else None
-    kept = tokens[:end]
-    for part in [kept] if at_once else [[token] for token in kept]:
-        sample.tokens += len(part)
-        text = "".join(map(continuation.decoder.push, part))
-        yield from _show(continuation, continuation.stops.push(text))
-        if continuation.stops.stopped:
-            sample.stopped = "stop"
-            yield from _end(continuation)
-            return
-    if end is not None:
-        sample.stopped = "end"
-        yield from _end(continuation)
-
-
-def _show(continuation: _Continuation, text: str) -> Iterator[NewText]:
-    if text:
-        continuation.shown.append(text)
-        yield NewText(continuation.sample.index, text)
-
-
-def _end(continuation: _Continuation) -> Iterator[NewText | Sample]:
-    continuation.done = True
-    # After a stop string both flushes return nothing.
-    last = continuation.stops.push(continuation.decoder.flush())
-    yield from _show(continuation, last + continuation.stops.flush())
-    if continuation.stops.stopped:
-        continuation.sample.stopped = "stop"
-    continuation.sample.text = "".join(continuation.shown)
-    yield continuation.sample
+            elif one.tokens == max_new_tokens:
+                text += one.end()
+            yield from show(request, text)
+    for request, one in enumerate(continuations):
+        if one.stopped is None:  # max_new_tokens is 0
+            yield from show(request, one.end())
 
 
 def generate_one(

@@ -196,6 +196,9 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
+/* Groups of 16 keys, and numbers of each value, whose sums stay in registers. */
+enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
+
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Meanwhile it prefetches the
  * same number of keys at next_keys and of values at next_values, which are read next. If next_keys
  * is NULL, it prefetches nothing. */
@@ -203,57 +206,67 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
     const long E = d->E, group = E * LANES, at = slot * E, wide = LANES * (is_bf16 ? 4 : 8);
-    const v16 scale = broadcast(1.0f / sqrtf(d->D));
-    v16 even[4], odd[4];
-    for (int i = 0; i < n; i++) even[i] = odd[i] = broadcast(0.0f);
+    const float scale = 1.0f / sqrtf(d->D);
+    part even[4 * REGISTERS], odd[4 * REGISTERS];
+    for (int i = 0; i < n * REGISTERS; i++) even[i] = odd[i] = (part){0};
     for (long j = 0; j < E; j += 2)
-        for (int i = 0; i < n; i++) {
-            const long from = i * group + j * LANES, bytes = from * (is_bf16 ? 2 : 4);
-            if (next_keys) {
+        for (int i = 0; i < n * REGISTERS; i++) {
+            const long from = i / REGISTERS * group + j * LANES, bytes = from * (is_bf16 ? 2 : 4);
+            const long lane = i % REGISTERS * LANES_OF_PART;
+            if (next_keys && i % REGISTERS == 0) {
                 prefetch(next_keys + bytes, wide);
                 prefetch(next_values + bytes, wide);
             }
             if (is_bf16) {
-                const v16i pairs = load_pairs((const bf16 *)keys + at + from);
-                even[i] += broadcast(q[j]) * firsts(pairs);
-                odd[i] += broadcast(q[j + 1]) * seconds(pairs);
+                const part pairs = load_part((const bf16 *)keys + at + from + 2 * lane);
+                even[i] += q[j] * firsts(pairs);
+                odd[i] += q[j + 1] * seconds(pairs);
             } else {
-                even[i] += broadcast(q[j]) * load((const float *)keys + at + from);
-                odd[i] += broadcast(q[j + 1]) * load((const float *)keys + at + from + LANES);
+                const float *key = (const float *)keys + at + from + lane;
+                even[i] += q[j] * load_part(key);
+                odd[i] += q[j + 1] * load_part(key + LANES);
             }
         }
-    for (int i = 0; i < n; i++) store(scores + slot + i * LANES, (even[i] + odd[i]) * scale);
+    for (int i = 0; i < n * REGISTERS; i++)
+        store_part(scores + slot + i * LANES_OF_PART, (even[i] + odd[i]) * scale);
 }
 
 /* out (wide) = the sum of weights times values over the slots in `ranges`. Takes `wide` numbers of
  * each value: 16, 32 or 64. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
-    const int n = wide / LANES;
-    v16 sum[2][4];
+    const int n = wide / LANES * REGISTERS;
+    part sum[2][4 * REGISTERS];
     for (int i = 0; i < 2; i++)
-        for (int j = 0; j < n; j++) sum[i][j] = broadcast(0.0f);
-    for (int part = 0; part < 4; part += 2)
-        for (int s = ranges[part]; s < ranges[part + 1]; s += 2)
-            for (int i = 0; i < 2 && s + i < ranges[part + 1]; i++) {
-                const v16 weight = broadcast(weights[s + i]);
+        for (int j = 0; j < n; j++) sum[i][j] = (part){0};
+    for (int range = 0; range < 4; range += 2)
+        for (int s = ranges[range]; s < ranges[range + 1]; s += 2)
+            for (int i = 0; i < 2 && s + i < ranges[range + 1]; i++) {
+                const float weight = weights[s + i];
                 if (is_bf16 && n > 1)
-                    for (int j = 0; j < n; j += 2) {
-                        const v16i pairs =
-                            load_pairs((const bf16 *)values + (s + i) * P + j * LANES);
+                    for (int j = 0; j < n / 2; j++) {
+                        const part pairs =
+                            load_part((const bf16 *)values + (s + i) * P + j * 2 * LANES_OF_PART);
                         sum[i][j] += weight * firsts(pairs);
-                        sum[i][j + 1] += weight * seconds(pairs);
+                        sum[i][n / 2 + j] += weight * seconds(pairs);
                     }
-                else
+                else if (is_bf16) { /* a part has 16 lanes */
+                    const v16 numbers = load_from_bf16((const bf16 *)values + (s + i) * P);
+                    sum[i][0] += weight * load_part(&numbers);
+                } else
                     for (int j = 0; j < n; j++)
-                        sum[i][j] += weight * load_number(is_bf16, values, (s + i) * P + j * LANES);
+                        sum[i][j] += weight * load_part((const float *)values + (s + i) * P +
+                                                        j * LANES_OF_PART);
             }
-    for (int j = 0; j < n; j++) sum[0][j] += sum[1][j];
-    if (is_bf16 && n > 1) {
-        for (int j = 0; j < n; j += 2) store_interleaved(out + j * LANES, sum[0][j], sum[0][j + 1]);
-        return;
-    }
-    for (int j = 0; j < n; j++) store(out + j * LANES, sum[0][j]);
+    float total[64];
+    for (int j = 0; j < n; j++) store_part(total + j * LANES_OF_PART, sum[0][j] + sum[1][j]);
+    if (is_bf16 && n > 1 && wide > LANES)
+        for (int j = 0; j < wide / 2; j += LANES)
+            store_interleaved(out + 2 * j, load(total + j), load(total + wide / 2 + j));
+    else if (is_bf16 && n > 1)
+        for (int i = 0; i < wide; i++) out[i] = total[i / 2 + i % 2 * (wide / 2)];
+    else
+        memcpy(out, total, wide * sizeof(float));
 }
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
@@ -274,7 +287,7 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     for (int part = 0; part < 4; part += 2) {
         const int a = ranges[part], b = ranges[part + 1];
         for (int s = a & -LANES; s < b;) {
-            const int left = round_up(b - s, LANES) / LANES, n = left < 4 ? left : 4;
+            const int left = round_up(b - s, LANES) / LANES, n = left < GROUPS ? left : GROUPS;
             const int end = s + n * LANES;
             const char *next_keys = end < b ? keys + end * key : part ? next_stream_keys : keys;
             if (!next_stream_keys) next_keys = NULL;
@@ -306,7 +319,9 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
     const int out_is_bf16 = input_bytes(d) == 2;
     float mixed[64];
     for (int c = 0; c < P;) {
-        const int wide = P - c >= 64 ? 64 : P - c >= 32 ? 32 : 16;
+        const int left = P - c, wide = left >= 64 && WIDEST >= 64   ? 64
+                                       : left >= 32 && WIDEST >= 32 ? 32
+                                                                    : 16;
         const char *columns = values + c * cache_bytes(d);
         if (wide == 64)
             sum_values(is_bf16, 64, columns, P, scores, ranges, mixed);
@@ -574,8 +589,9 @@ const float *dec_logits(const Decoder *d, int stream) { return d->logits + strea
 
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
  * chosen from its stream's logits and then fed, except the last. positions[i] is the position of
- * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). seen: V bytes for
- * each stream of the decoder, or NULL. next_states: the UTF-8 state after each token, (8, V), or
+ * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params (n): how
+ * the tokens of streams[i] are chosen. seen: V bytes for each stream of the decoder, read if
+ * there is a penalty. next_states: the UTF-8 state after each token, (8, V), or
  * NULL; states: the state of each stream of the decoder, which is updated. share_streams: as in
  * dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
@@ -604,10 +620,11 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
             int32_t *token = out + (long)at * n + from;
             for (int i = s.part; i < count; i += s.parts) {
                 const int stream = s.stream[i];
-                uint8_t *known = seen ? seen + (long)stream * d->s.V : NULL;
+                const SamplingParams *how = params + from + i;
+                uint8_t *known = how->penalty != 1.0 ? seen + (long)stream * d->s.V : NULL;
                 const uint8_t *after =
                     next_states ? next_states + (long)states[stream] * d->s.V : NULL;
-                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, params,
+                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, how,
                                               uniform[(from + i) * steps + at], known, after,
                                               &s.scratch->choice);
                 if (after) states[stream] = after[token[i]] == NOT_UTF8 ? 0 : after[token[i]];

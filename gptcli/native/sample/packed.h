@@ -80,21 +80,21 @@ static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], 
 /* ---- products with float32 and bfloat16 panels ----------------------------------------------- */
 
 /* out (nr, 16 nb) = nr rows (nr, K) times nb panels. All sums stay in registers. */
-
 INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *rows, long panel,
                      float *out, long out_row) {
     const long bytes = panel_bytes(p), row = p->K;
     const char *w = p->weights + panel * bytes;
-    v16 sum[6][4];
+    part sum[6][4 * REGISTERS];
     for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb; j++) sum[r][j] = broadcast(0.0f);
+        for (int j = 0; j < nb * REGISTERS; j++) sum[r][j] = (part){0};
     if (p->kind == FLOAT32) {
         const float *a = (const float *)rows;
         for (long k = 0; k < p->K; k++, w += 64) {
-            v16 b[4];
-            for (int j = 0; j < nb; j++) b[j] = load((const float *)(w + j * bytes));
+            part b[4 * REGISTERS];
+            for (int j = 0; j < nb * REGISTERS; j++)
+                b[j] = load_part(w + j / REGISTERS * bytes + j % REGISTERS * sizeof(part));
             for (int r = 0; r < nr; r++)
-                for (int j = 0; j < nb; j++) sum[r][j] += broadcast(a[r * row + k]) * b[j];
+                for (int j = 0; j < nb * REGISTERS; j++) sum[r][j] += a[r * row + k] * b[j];
         }
     } else {
         for (long k = 0; k < p->K; k += 2, w += 64) {
@@ -107,39 +107,61 @@ INLINE void few_rows(const int nr, const int nb, const Packed *p, const char *ro
                 memcpy(&pair, a + r * row + k, sizeof pair);
                 const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
                 for (int j = 0; j < nb; j++)
-                    sum[r][j] = (v16)_mm512_dpbf16_ps((__m512)sum[r][j], both, b[j]);
+                    sum[r][j] = (part)_mm512_dpbf16_ps((__m512)sum[r][j], both, b[j]);
             }
 #else
             const float *a = (const float *)rows;
-            for (int j = 0; j < nb; j++) {
-                const v16i pairs = load_pairs((const bf16 *)(w + j * bytes));
-                const v16 even = firsts(pairs), odd = seconds(pairs);
+            for (int j = 0; j < nb * REGISTERS; j++) {
+                const part pairs =
+                    load_part(w + j / REGISTERS * bytes + j % REGISTERS * sizeof(part));
+                const part even = firsts(pairs), odd = seconds(pairs);
                 for (int r = 0; r < nr; r++) {
-                    sum[r][j] += broadcast(a[r * row + k]) * even;
-                    sum[r][j] += broadcast(a[r * row + k + 1]) * odd;
+                    sum[r][j] += a[r * row + k] * even;
+                    sum[r][j] += a[r * row + k + 1] * odd;
                 }
             }
 #endif
         }
     }
     for (int r = 0; r < nr; r++)
-        for (int j = 0; j < nb; j++) store(out + r * out_row + PANEL * j, sum[r][j]);
+        for (int j = 0; j < nb * REGISTERS; j++)
+            store_part(out + r * out_row + j * LANES_OF_PART, sum[r][j]);
 }
 
 /* few_rows for any number n of rows. */
 INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, long panel, float *out,
                      long out_row) {
     const long row = row_bytes(p);
+#if REGISTERS == 1 /* 24 of 32 registers hold sums */
     int r = 0;
-#if defined(__AVX512F__)
     for (; r + 6 <= n; r += 6)
         few_rows(6, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r + 3 <= n; r += 3)
         few_rows(3, nb, p, rows + r * row, panel, out + r * out_row, out_row);
-#endif
     for (; r + 2 <= n; r += 2)
         few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
+#else /* with AVX2, 12 of 16 registers hold sums; groups of rows have equal sizes */
+    for (int groups = (n + 5) / 6; groups; groups--) {
+        const int take = (n + groups - 1) / groups;
+        for (int j = 0; j < nb; j++) {
+            float *to = out + j * PANEL;
+            if (take == 6)
+                few_rows(6, 1, p, rows, panel + j, to, out_row);
+            else if (take == 5)
+                few_rows(5, 1, p, rows, panel + j, to, out_row);
+            else if (take == 4)
+                few_rows(4, 1, p, rows, panel + j, to, out_row);
+            else if (take == 3)
+                few_rows(3, 1, p, rows, panel + j, to, out_row);
+            else if (take == 2)
+                few_rows(2, 1, p, rows, panel + j, to, out_row);
+            else
+                few_rows(1, 1, p, rows, panel + j, to, out_row);
+        }
+        rows += take * row, out += take * out_row, n -= take;
+    }
+#endif
 }
 
 /* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first one.

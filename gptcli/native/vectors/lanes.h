@@ -19,6 +19,19 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
+/* A part of a v16 that is one register. gcc keeps variables of several registers in memory, so
+ * loops that hold many sums use parts. A v16 has REGISTERS of them. */
+#if defined(__AVX512F__)
+#define REGISTERS 1
+#elif defined(__AVX2__)
+#define REGISTERS 2
+#else
+#define REGISTERS 4
+#endif
+enum { LANES_OF_PART = 16 / REGISTERS };
+typedef float part __attribute__((vector_size(64 / REGISTERS)));
+typedef int32_t int_part __attribute__((vector_size(64 / REGISTERS)));
+
 /* Lane i holds i. */
 static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -48,6 +61,14 @@ INLINE v16 load(const float *p) {
 
 INLINE void store(float *p, v16 x) { memcpy(p, &x, sizeof x); }
 
+INLINE part load_part(const void *p) {
+    part x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void store_part(float *p, part x) { memcpy(p, &x, sizeof x); }
+
 /* Sixteen bfloat16 as float32: a bfloat16 is the upper half of the float32's bits. */
 INLINE v16 load_from_bf16(const bf16 *p) {
     v16bf16 x;
@@ -66,13 +87,10 @@ INLINE v16i load_ints(const void *p) {
     return x;
 }
 
-/* Sixteen pairs of bfloat16. `firsts` gives the first number of each pair as float32, `seconds`
- * gives the second. */
-INLINE v16i load_pairs(const bf16 *p) { return load_ints(p); }
+/* Of the pairs of bfloat16 in a part: the first number of each as float32, or the second. */
+INLINE part firsts(part pairs) { return (part)((int_part)pairs << 16); }
 
-INLINE v16 firsts(v16i pairs) { return (v16)(pairs << 16); }
-
-INLINE v16 seconds(v16i pairs) { return (v16)(pairs & (int32_t)0xffff0000); }
+INLINE part seconds(part pairs) { return (part)((int_part)pairs & (int32_t)0xffff0000); }
 
 /* Rounds to bfloat16, to the nearest, ties to even. NaN is not handled. */
 INLINE void store_as_bf16(bf16 *p, v16 x) {

@@ -1,0 +1,420 @@
+"""Continuous batching: texts wait in a queue, take a free slot, and all slots grow together.
+
+A thread generates; the server's event loop hands texts in and gets their pieces. A waiting text
+takes a slot between two tokens of the others. A long prompt is read in parts, so that the others
+go on meanwhile. A text is a function of its prompt, its seed and its sample number: the other texts
+do not change it (gptcli/sampling/generate.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+
+from gptcli.errors import is_out_of_memory
+from gptcli.sampling.generate import UniformNumbers
+from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.stop_filter import StopFilter
+from gptcli.sampling.text import Continuation, StoppedBy
+from gptcli.serving.fair_queue import FairQueue
+from gptcli.serving.metrics import Metrics
+from gptcli.serving.prompt_scores import PromptScorer
+from gptcli.serving.slots import Slots
+from gptcli.serving.token_scores import TokenScore, scores_of
+from gptcli.tokenization import Tokenizer
+
+_PROMPT_TOKENS = 256  # that are read between two tokens of the other texts
+_PROMPT_TOKENS_ALONE = 1024  # the same, if no text is being written
+_MOST_STEPS = 64  # tokens of each text per call, at most
+_LONGEST_CALL = 0.004  # seconds; so long can a new text have to wait for the running call
+_FOR_OTHERS = 8  # one client leaves one of so many slots, and places in the queue, to the others
+
+
+_LOOK_AGAIN = 0.05  # seconds between two searches for texts that waited too long
+
+
+class QueueFullError(Exception):
+    """Too many texts wait already, or are kept until their clients have read them."""
+
+
+class TooLargeError(Exception):
+    """One request asks for too much."""
+
+
+Problem = Literal["expired", "ending", "failed", "memory"]
+
+
+@dataclass
+class Piece:
+    """The next part of a text: what is ready of it, the tokens so far, and its end if it ended."""
+
+    text: str
+    tokens: int
+    stopped: StoppedBy | None = None
+    scores: list[TokenScore] = field(default_factory=list)
+    """Of the new tokens, if they were wanted."""
+    problem: Problem | None = None
+    """Why no more comes: it waited too long, the server ends, or computing failed."""
+
+
+@dataclass(eq=False)
+class Text:
+    """A text to write: what is asked for, and how far it is.
+
+    `deliver` gets each Piece, in the thread of the event loop. `client` is whoever takes turns with
+    the others. `scores` is how many of the likeliest tokens come with each token, or None.
+    `score_prompt_from` is the first token of the prompt that gets scores too, or None."""
+
+    prompt: Sequence[int]
+    sample: int
+    seed: int
+    params: SamplingParams
+    max_tokens: int
+    stops: Sequence[str]
+    scores: int | None
+    score_prompt_from: int | None
+    client: Hashable
+    deliver: Callable[[Piece], None]
+    since: float = field(default_factory=time.monotonic)
+    canceled: bool = False
+    slot: int = -1
+    read: int = 0  # tokens of the prompt that the slot has read
+
+    @property
+    def size(self) -> int:
+        """What the text needs in memory until its client has read it, in tokens without scores."""
+        each = 1 if self.scores is None else 4 + 2 * self.scores
+        scored = 0 if self.score_prompt_from is None else len(self.prompt)
+        return len(self.prompt) + each * (self.max_tokens + scored)
+
+
+Delivery = tuple[Text, Piece]
+
+
+class Batch:
+    """The texts of one model: those that wait, those whose prompt is read, and those written.
+
+    Only the generating thread calls it, except `queue`, which the Generator's lock protects."""
+
+    def __init__(self, slots: Slots, tokenizer: Tokenizer, scorer: PromptScorer) -> None:
+        self.queue: FairQueue[Text] = FairQueue()
+        self._slots, self._tokenizer, self._scorer = slots, tokenizer, scorer
+        self._free = list(range(slots.count))
+        self._most_of_one = max(1, slots.count - slots.count // _FOR_OTHERS)
+        self._held: Counter[Hashable] = Counter()
+        self._scoring: dict[Text, Iterator[list[TokenScore]]] = {}
+        self._reading: list[Text] = []
+        self._writing: dict[int, Text] = {}
+        self._numbers: dict[int, UniformNumbers] = {}
+        self._growing: dict[int, Continuation] = {}
+        self._steps = 1
+
+    @property
+    def count(self) -> int:
+        """The number of slots."""
+        return self._slots.count
+
+    @property
+    def running(self) -> list[Text]:
+        """The texts that have a slot."""
+        return [*self._scoring, *self._reading, *self._writing.values()]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to compute."""
+        return bool(self._scoring or self._reading or self._writing)
+
+    def admit(self) -> None:
+        """Give free slots to waiting texts. Needs the lock."""
+        while self._free and self.queue:
+            text = self.queue.take(lambda client: self._held[client] < self._most_of_one)
+            if text is None:
+                return
+            text.slot = self._free.pop()
+            self._held[text.client] += 1
+            if text.score_prompt_from is not None:
+                self._scoring[text] = self._scorer.scores(
+                    text.prompt, text.score_prompt_from, text.scores or 0
+                )
+            else:
+                self._read_later(text)
+
+    def drop_canceled(self) -> None:
+        """Free the slots of the texts that nobody waits for."""
+        for text in self.running:
+            if text.canceled:
+                self._leave(text)
+
+    def drop_all(self, problem: Problem) -> list[Delivery]:
+        """End all texts that have a slot, because of a problem."""
+        out: list[Delivery] = []
+        for text in self.running:
+            self._leave(text)
+            out.append((text, Piece("", 0, problem=problem)))
+        return out
+
+    def step(self) -> list[Delivery]:
+        """Read a part of the prompts, then write the next tokens of all texts."""
+        out = self._score_prompts()
+        self._read_prompts()
+        if self._writing:
+            out += self._write()
+        return out
+
+    def _score_prompts(self) -> list[Delivery]:
+        """Score the next part of one prompt."""
+        for text, parts in self._scoring.items():
+            scores = next(parts, None)
+            if scores is not None:
+                return [(text, Piece("", 0, scores=scores))]
+            del self._scoring[text]
+            self._read_later(text)
+            return []
+        return []
+
+    def _read_later(self, text: Text) -> None:
+        self._slots.choose_by(text.slot, text.params)
+        self._reading.append(text)
+
+    def _read_prompts(self) -> None:
+        left = _PROMPT_TOKENS if self._writing else _PROMPT_TOKENS_ALONE
+        first: dict[int, Sequence[int]] = {}
+        more: dict[int, Sequence[int]] = {}
+        shared: set[int] = set()  # prompts of several samples: one slot reads, the others copy
+        for text in self._reading:
+            if left <= 0:
+                break
+            if text.max_tokens == 0:
+                text.read = len(text.prompt)
+                continue
+            part = text.prompt[text.read : text.read + _PROMPT_TOKENS]
+            if text.read or id(text.prompt) not in shared:
+                left -= len(part)
+            if text.read:
+                more[text.slot] = part
+            else:
+                first[text.slot] = part
+                shared.add(id(text.prompt))
+            text.read += len(part)
+        if first:
+            self._slots.feed(first, restart=True)
+        if more:
+            self._slots.feed(more, restart=False)
+        for text in [one for one in self._reading if one.read == len(one.prompt)]:
+            self._reading.remove(text)
+            self._writing[text.slot] = text
+            self._numbers[text.slot] = UniformNumbers(text.seed, text.sample)
+            self._growing[text.slot] = Continuation(
+                self._tokenizer, StopFilter(text.stops), at_once=not text.stops
+            )
+
+    def _write(self) -> list[Delivery]:
+        out = [self._ended(text, "length") for text in self._done()]
+        order = list(self._writing)
+        if not order:
+            return out
+        scored = [slot for slot in order if self._writing[slot].scores is not None]
+        left = min(text.max_tokens - self._growing[slot].tokens
+                   for slot, text in self._writing.items())  # fmt: skip
+        count = 1 if scored or self._reading else min(self._steps, left)
+        begin = time.perf_counter()
+        logits = torch.from_numpy(np.stack(self._slots.logits(scored))) if scored else None
+        uniform = [self._numbers[slot].take(count) for slot in order]
+        columns = self._slots.run(order, uniform)
+        self._choose_steps(count, time.perf_counter() - begin)
+        scores: dict[int, TokenScore] = {}
+        if logits is not None:
+            chosen = [columns[order.index(slot)][0] for slot in scored]
+            most = max(self._writing[slot].scores or 0 for slot in scored)
+            scores = dict(zip(scored, scores_of(logits, chosen, most), strict=True))
+        for slot, tokens in zip(order, columns, strict=True):
+            text, growing = self._writing[slot], self._growing[slot]
+            ready = growing.take(tokens)
+            if growing.stopped is None and growing.tokens == text.max_tokens:
+                ready += growing.end()
+            piece = Piece(ready, growing.tokens, growing.stopped)
+            if slot in scores and growing.stopped != "end":
+                piece.scores = [scores[slot].with_likeliest(text.scores or 0)]
+            if piece.text or piece.stopped or piece.scores:
+                out.append((text, piece))
+            if piece.stopped:
+                self._leave(text)
+        return out
+
+    def _done(self) -> list[Text]:
+        """The texts that are to have no tokens."""
+        return [text for text in self._writing.values() if text.max_tokens == 0]
+
+    def _ended(self, text: Text, why: StoppedBy) -> Delivery:
+        self._leave(text)
+        return text, Piece("", 0, why)
+
+    def _choose_steps(self, count: int, seconds: float) -> None:
+        """Make the next call about as long as _LONGEST_CALL, if one token takes less."""
+        each = seconds / count
+        self._steps = max(1, min(_MOST_STEPS, 2 * count, int(_LONGEST_CALL / max(each, 1e-9))))
+
+    def _leave(self, text: Text) -> None:
+        """Free the slot of a text."""
+        self._scoring.pop(text, None)
+        if text in self._reading:
+            self._reading.remove(text)
+        for table in (self._writing, self._numbers, self._growing):
+            table.pop(text.slot, None)
+        self._free.append(text.slot)
+        self._held[text.client] -= 1
+        if not self._held[text.client]:
+            del self._held[text.client]
+
+
+def _began_before(time: float, text: Text) -> bool:
+    return text.since < time
+
+
+class Generator:
+    """The thread that generates the texts of all models. The methods are for the event loop."""
+
+    def __init__(
+        self,
+        batches: dict[str, Batch],
+        metrics: Metrics,
+        *,
+        most_waiting: int,
+        longest_wait: float,
+        most_kept: int = 1 << 22,
+    ) -> None:
+        """`most_waiting` texts wait at most, each for `longest_wait` seconds at most. All texts
+        that are not forgotten have at most the size `most_kept` (Text.size) together."""
+        self._batches, self._metrics = batches, metrics
+        self._most_waiting, self._longest_wait = most_waiting, longest_wait
+        self._most_kept, self._kept = most_kept, 0
+        self._look_again = 0.0
+        self._changed = threading.Condition()
+        self._ending = self._ended = False
+        self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread. Pieces are delivered in this loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether the thread generates."""
+        return self._thread.is_alive()
+
+    def submit(self, model: str, texts: Sequence[Text]) -> None:
+        """Let texts of one client wait for slots of a model, until `forget`.
+
+        Raises TooLargeError or QueueFullError; then none of them waits."""
+        size = sum(text.size for text in texts)
+        if size > self._most_kept // _FOR_OTHERS:
+            raise TooLargeError
+        with self._changed:
+            batch = self._batches[model]
+            waiting = sum(len(one.queue) for one in self._batches.values())
+            its = batch.queue.waiting(texts[0].client)
+            others = self._most_waiting // _FOR_OTHERS
+            if (
+                self._ending
+                or waiting + len(texts) > self._most_waiting + batch.count
+                or its + len(texts) > self._most_waiting + batch.count - others
+                or self._kept + size > self._most_kept
+            ):
+                raise QueueFullError
+            self._kept += size
+            for text in texts:
+                batch.queue.add(text.client, text)
+            self._changed.notify()
+
+    def forget(self, texts: Sequence[Text]) -> None:
+        """Give back the memory that is kept for texts that were submitted."""
+        with self._changed:
+            self._kept -= sum(text.size for text in texts)
+
+    def cancel(self, texts: Sequence[Text]) -> None:
+        """Generate no more of these texts. Nothing more is delivered of those that wait."""
+        with self._changed:
+            for text in texts:
+                text.canceled = True
+            for batch in self._batches.values():
+                batch.queue.remove(lambda text: text.canceled)
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Take no new texts. Those that have slots are completed, those that wait are refused."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+
+    def end(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._ending = self._ended = True
+            self._changed.notify()
+        self._thread.join()
+
+    def counts(self) -> tuple[int, int]:
+        """How many texts have slots, and how many wait."""
+        batches = self._batches.values()
+        with self._changed:
+            return sum(len(one.running) for one in batches), sum(len(one.queue) for one in batches)
+
+    def _run(self) -> None:
+        while True:
+            out: list[Delivery] = []
+            with self._changed:
+                while not (self._ended or self._is_busy()):
+                    self._changed.wait()
+                if self._ended:
+                    return
+                now = time.monotonic()
+                for batch in self._batches.values():
+                    batch.drop_canceled()
+                    if self._ending:
+                        out += [(text, Piece("", 0, problem="ending"))
+                                for text in batch.queue.remove(lambda text: True)]  # fmt: skip
+                    batch.admit()
+                    if now > self._look_again:
+                        late = now - self._longest_wait
+                        expired = batch.queue.remove(partial(_began_before, late))
+                        out += [(text, Piece("", 0, problem="expired")) for text in expired]
+                if now > self._look_again:
+                    self._look_again = now + _LOOK_AGAIN
+            for batch in self._batches.values():
+                if batch.is_busy:
+                    out += self._step(batch)
+            self._deliver(out)
+
+    def _is_busy(self) -> bool:
+        return any(batch.is_busy or batch.queue for batch in self._batches.values())
+
+    def _step(self, batch: Batch) -> list[Delivery]:
+        """A step of a batch. If it fails, its texts end with a problem, and the server goes on."""
+        try:
+            out = batch.step()
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            return batch.drop_all("memory" if is_out_of_memory(error) else "failed")
+        self._metrics.steps += 1
+        return out
+
+    def _deliver(self, out: list[Delivery]) -> None:
+        def deliver() -> None:
+            for text, piece in out:
+                if not text.canceled:
+                    text.deliver(piece)
+
+        if out and self._loop is not None:
+            self._loop.call_soon_threadsafe(deliver)

@@ -1,0 +1,275 @@
+"""One request for completions: its texts, what came of them so far, and the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from gptcli.serving.answers import END, Answer, Logprobs, choice, error_event, usage
+from gptcli.serving.batching import Generator, Piece, Problem, QueueFullError, Text, TooLargeError
+from gptcli.serving.completion_request import CompletionRequest
+from gptcli.serving.metrics import Metrics
+from gptcli.serving.models import ServedModel
+from gptcli.serving.refusal import Refusal, overloaded
+
+_LONG_PART = 1 << 16  # bytes; uvicorn lets so many wait for a client
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx must pass on each event at once
+]
+
+
+class _Growing:
+    """A text of the answer: what came of it, and what of it was sent."""
+
+    def __init__(self, echo: str, logprobs: Logprobs | None) -> None:
+        self.logprobs = logprobs
+        self.tokens = 0
+        self.stopped: Any = None
+        self.length = 0  # characters that were ready so far
+        self.parts: list[str] = [echo] if echo else []
+
+    def add(self, piece: Piece) -> bool:
+        """Take a piece. Returns whether there is something to send."""
+        if self.logprobs is not None:
+            self.logprobs.add(piece.scores)
+        self.tokens = max(self.tokens, piece.tokens)
+        self.stopped = piece.stopped
+        if piece.text:
+            self.parts.append(piece.text)
+        return piece.tokens > 0 or piece.stopped is not None  # not only scores of the prompt
+
+    def take(self) -> tuple[str, dict[str, Any] | None]:
+        """The text that is new since the last call, and its log-probabilities if wanted."""
+        text, self.parts = "".join(self.parts), []
+        self.length += len(text)
+        return text, None if self.logprobs is None else self.logprobs.take(self.length)
+
+
+class Completion:
+    """The answer to a request: an ASGI application that generates it while the client listens."""
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        model: ServedModel,
+        generator: Generator,
+        metrics: Metrics,
+        *,
+        client: Hashable,
+        most_tokens: int,
+    ) -> None:
+        """`most_tokens` of a prompt and its text together. Raises Refusal. Can be called in any
+        thread."""
+        self._request, self._model = request, model
+        self._generator, self._metrics = generator, metrics
+        self._answer = Answer(model.name, model.fingerprint)
+        if request.include_usage:
+            self._answer.with_usage()
+        self._arrived: list[tuple[int, Piece]] = []
+        self._something = asyncio.Event()
+        self._gone = self._started = False
+        self._since = time.monotonic()
+        self._prompt_tokens = 0
+        self._texts: list[Text] = []
+        self._growing: list[_Growing] = []
+        seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+        params, stops = request.params(), request.stops
+        each = request.best_of or request.n
+        wants_scores = request.logprobs is not None
+        scores = request.logprobs if wants_scores else 0 if each > request.n else None
+        tokenizer = model.loaded.trained.tokenizer
+        for prompt in request.prompts:
+            ids, start = model.ids(prompt)
+            self._refuse_too_long(len(ids), most_tokens)
+            self._prompt_tokens += len(ids)
+            echo = tokenizer.decode(ids[start:]) if request.echo else ""
+            for sample in range(each):
+                text = Text(
+                    prompt=ids,
+                    sample=sample,
+                    seed=seed,
+                    params=params,
+                    max_tokens=request.max_tokens,
+                    stops=stops,
+                    scores=scores,
+                    score_prompt_from=start if request.echo and wants_scores else None,
+                    client=client,
+                    deliver=partial(self._arrive, len(self._texts)),
+                )
+                self._texts.append(text)
+                self._growing.append(
+                    _Growing(echo, None if scores is None else Logprobs(tokenizer))
+                )
+
+    def _refuse_too_long(self, prompt: int, most: int) -> None:
+        new = self._request.max_tokens
+        if prompt + new > most:
+            raise Refusal(
+                400,
+                f"This server's maximum length is {most} tokens. However, you requested "
+                f"{prompt + new} tokens ({prompt} in the prompt; {new} for the completion). Please "
+                "reduce your prompt or max_tokens.",
+                param="max_tokens" if prompt < most else "prompt",
+                code="context_length_exceeded",
+            )
+
+    def submit(self) -> None:
+        """Let the texts wait for slots. Raises Refusal (503) if too many wait already.
+
+        The answer (`__call__`) must follow, which gives back the memory that is kept for it."""
+        try:
+            self._generator.submit(self._model.name, self._texts)
+        except QueueFullError:
+            raise overloaded("too many texts wait already") from None
+        except TooLargeError:
+            raise Refusal(
+                400,
+                f"{len(self._texts)} texts of {self._request.max_tokens} tokens are too much for "
+                "one request. Please reduce n, best_of, max_tokens, logprobs or the prompts.",
+                param="max_tokens",
+                code="request_too_large",
+            ) from None
+        self._metrics.prompt_tokens[self._model.name] += self._prompt_tokens
+
+    def _arrive(self, index: int, piece: Piece) -> None:
+        """Take a piece of a text, in the event loop."""
+        self._arrived.append((index, piece))
+        self._something.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer. If the client leaves, its texts are not generated further."""
+        watching = asyncio.create_task(self._watch(receive))
+        try:
+            if self._request.stream:
+                await self._stream(send)
+            else:
+                await self._send_complete(scope, receive, send)
+        finally:
+            watching.cancel()
+            self._generator.forget(self._texts)
+            if self._is_unfinished():
+                self._generator.cancel(self._texts)
+                self._metrics.disconnected += self._gone
+            self._metrics.new_tokens[self._model.name] += sum(one.tokens for one in self._growing)
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self._something.set()
+
+    def _is_unfinished(self) -> bool:
+        return any(one.stopped is None for one in self._growing)
+
+    async def _pieces(self) -> list[int]:
+        """Wait for pieces and take them. Returns the texts that have something to send, in order;
+        nothing if the client left. Raises Refusal if no more comes of a text."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            if self._gone:
+                return []
+            arrived, self._arrived = self._arrived, []
+            changed: dict[int, None] = {}
+            for index, piece in arrived:
+                if piece.problem is not None:
+                    raise _refusal(piece.problem)
+                if self._growing[index].add(piece):
+                    changed[index] = None
+            if changed:
+                self._count_times(arrived)
+                return list(changed)
+
+    def _count_times(self, arrived: Sequence[tuple[int, Piece]]) -> None:
+        seconds = time.monotonic() - self._since
+        name, metrics = self._model.name, self._metrics
+        if not self._started:
+            self._started = True
+            metrics.took(metrics.first_token, name, seconds)
+        if not self._is_unfinished():
+            metrics.took(metrics.complete, name, seconds)
+
+    async def _stream(self, send: Send) -> None:
+        """Send each text as it comes, as server-sent events."""
+        changed = await self._pieces()
+        if not changed:
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        while changed:
+            events = [
+                self._answer.event(i, *self._growing[i].take(), self._growing[i].stopped)
+                for i in changed
+            ]
+            if not self._is_unfinished():
+                if self._request.include_usage:
+                    events.append(self._answer.usage_event(self._usage()))
+                await _send_all(send, b"".join((*events, END)))
+                return
+            await _send_part(send, b"".join(events))
+            try:
+                changed = await self._pieces()
+            except Refusal as refusal:
+                await _send_all(send, error_event(refusal.body()))
+                return
+
+    async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all texts at once."""
+        while self._is_unfinished():
+            if not await self._pieces():
+                return
+        each, wanted = self._request.best_of or self._request.n, self._request.n
+        choices: list[dict[str, Any]] = []
+        for first in range(0, len(self._growing), each):
+            group = self._growing[first : first + each]
+            if wanted < each:
+                group = sorted(group, key=_mean_logprob, reverse=True)[:wanted]
+            for one in group:
+                text, logprobs = one.take()
+                shown = logprobs if self._request.logprobs is not None else None
+                choices.append(choice(len(choices), text, shown, one.stopped))
+        answer = JSONResponse(self._answer.complete(choices, self._usage()))
+        await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
+        await _send_all(send, bytes(answer.body))
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._prompt_tokens, sum(one.tokens for one in self._growing))
+
+
+async def _send_part(send: Send, data: bytes) -> None:
+    """Send a part of an answer. Waits while the client does not read the parts before."""
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def _send_all(send: Send, data: bytes) -> None:
+    """Send the last part of an answer. If it is long, waits until the client has read most."""
+    if len(data) > _LONG_PART:
+        await _send_part(send, data)
+        data = b""
+    await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _mean_logprob(one: _Growing) -> float:
+    """The mean log-probability of a text's tokens: `best_of` keeps the texts with the largest."""
+    assert one.logprobs is not None
+    return one.logprobs.sum / one.logprobs.count if one.logprobs.count else -math.inf
+
+
+def _refusal(problem: Problem) -> Refusal:
+    """The answer to a request whose texts cannot be completed."""
+    if problem == "expired":
+        return overloaded("the request waited too long for its turn")
+    if problem == "ending":
+        return overloaded("the server is shutting down")
+    if problem == "memory":
+        return overloaded("there is not enough memory")
+    return Refusal(500, "The server failed while it generated this text.", code="internal_error")

@@ -1,0 +1,44 @@
+"""Scores of tokens: the log-probability of each token, and the likeliest tokens at its place.
+
+Dimensions: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token, its log-probability (None for the first of a text), and the likeliest tokens."""
+
+    token: int
+    logprob: float | None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+    def with_likeliest(self, count: int) -> TokenScore:
+        """The same with at most `count` of the likeliest tokens."""
+        if len(self.likeliest) <= count:
+            return self
+        return TokenScore(self.token, self.logprob, self.likeliest[:count])
+
+
+def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
+    """The scores of tokens: logits (T, V) at their places, with the `count` likeliest tokens.
+
+    They are of the model's own distribution, before temperature and the other sampling parameters,
+    as llama.cpp's server gives them."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    idx = torch.tensor(list(tokens), device=logits.device)
+    own = logprobs.gather(1, idx[:, None])[:, 0].tolist()
+    best = torch.topk(logprobs, min(count, logits.shape[-1]), dim=-1)
+    return [
+        TokenScore(token, value, tuple(zip(ids, values, strict=True)))
+        for token, value, ids, values in zip(
+            tokens, own, best.indices.tolist(), best.values.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,96 @@
+"""The page of `gptcli serve` in Chromium: it writes, stops, asks for a key, and loads nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.pages.chromium import find_chromium
+from tests.serving.serving_process import serving
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `interop`")
+for package in ("starlette", "uvicorn", "httptools"):
+    pytest.importorskip(package, reason="needs the extra `serve`")
+if sys.platform == "win32":
+    pytest.skip("signals", allow_module_level=True)
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A tab that fails on errors of the page, and on requests to other hosts."""
+    path = find_chromium()
+    if path is None:
+        pytest.skip("neither Chromium nor Chrome is installed")
+    flags = ["--disable-gpu", "--disable-background-networking"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    problems: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=flags)
+        page = browser.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda asked: problems.append(asked.url)
+                if not asked.url.startswith("http://127.0.0.1:") else None)  # fmt: skip
+        yield page
+        browser.close()
+    assert problems == []
+
+
+def test_the_page_writes(page: Any, trained: Path) -> None:
+    with serving(trained, "--dtype", "float32") as server:
+        page.goto(server.url)
+        playwright.expect(page.locator("#name")).to_have_text("small")
+        page.fill("#prompt", "KING")
+        page.fill("#tokens", "60")
+        page.fill("#seed", "4")
+        page.click("#write")
+        page.wait_for_selector("#output[data-done]")
+        body = {"prompt": "KING", "max_tokens": 60, "seed": 4, "temperature": 0.8}
+        wanted = server.complete(**body).json["choices"][0]["text"]
+        assert page.text_content("#output") == "KING" + wanted
+        assert page.text_content("#status").startswith("60 tokens, ")
+        page.fill("#tokens", "5000")
+        page.click("#write")
+        playwright.expect(page.locator("#status")).to_contain_text("4096")
+        if AXE.is_file():
+            page.add_script_tag(path=str(AXE))
+            found = page.evaluate("axe.run()")
+            assert [one["id"] for one in found["violations"]] == []
+
+
+def test_the_page_stops_a_text(page: Any, trained: Path) -> None:
+    with serving(trained, "--max-length", 10**6) as server:
+        page.goto(server.url)
+        page.fill("#tokens", "900000")
+        page.click("#write")
+        playwright.expect(page.locator("#output")).to_have_text(re.compile(r"[\s\S]{20}"))
+        page.click("#stop")
+        page.wait_for_selector("#output[data-done]")
+        assert page.text_content("#status") == "stopped"
+        for _ in range(100):
+            health = server.ask("GET", "/health").json
+            if health["running"] == 0:
+                break
+        assert health["running"] == 0
+
+
+def test_the_page_asks_for_a_key(page: Any, trained: Path) -> None:
+    with serving(trained, "--api-key", "secret") as server:
+        page.goto(server.url)
+        page.wait_for_selector("#key", state="visible")
+        page.fill("#key", "secret")
+        page.press("#key", "Tab")
+        playwright.expect(page.locator("#name")).to_have_text("small")
+        page.fill("#tokens", "5")
+        page.click("#write")
+        playwright.expect(page.locator("#status")).to_have_text(re.compile("^5 tokens, "))
