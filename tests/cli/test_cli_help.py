@@ -15,6 +15,7 @@ COMMANDS = (
     "sample",
     "eval",
     "score",
+    "serve",
     "export",
     "page",
     "import",

@@ -14,7 +14,7 @@ import torch
 from gptcli.sampling.backend import Backend
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.score import log_probabilities
-from gptcli.serving.batching import Batch, Generator, Piece, QueueFullError, Text
+from gptcli.serving.batching import Batch, Generator, Piece, QueueFullError, Text, TooLargeError
 from gptcli.serving.fair_queue import FairQueue
 from gptcli.serving.metrics import Metrics
 from tests.serving.serving_models import Driven, alone, served
@@ -57,7 +57,7 @@ def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: 
 def test_samples_of_a_prompt_that_is_read_in_parts(backend: Backend) -> None:
     """Equal prompts are read once and copied; a prompt of several parts cannot be."""
     loaded = served(backend, width=16)
-    prompt = [i * 7 % 20 for i in range(600)]
+    prompt = [i * 7 % 20 for i in range(300)]
     driven = Driven(loaded, 4)
     texts = [driven.add(prompt, 20, sample=i, seed=3) for i in range(4)]
     driven.finish()
@@ -116,7 +116,7 @@ def test_logprobs_are_the_models_own(backend: Backend) -> None:
 
 def test_one_client_leaves_slots_to_others(backend: Backend) -> None:
     driven = Driven(served(backend), 8)
-    greedy = [driven.add([1], 50, client="greedy") for _ in range(20)]
+    greedy = [driven.add([1], 10, client="greedy") for _ in range(12)]
     driven.step()
     assert sum(text.slot >= 0 for text in greedy) == 7
     other = driven.add([2], 3, client="other")
@@ -251,3 +251,36 @@ def test_a_failed_step_ends_its_texts_and_not_the_server(
         running.wait_for(lambda: running.end_of("works"))
         assert running.pieces["works"][-1].stopped == "length"
     assert "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_one_client_cannot_fill_the_queue(backend: Backend) -> None:
+    with Running(batch_of(backend, 1), most_waiting=16) as running:
+        submit = running.generator.submit
+        greedy = [running.text(str(i), 1000) for i in range(15)]
+        for text in greedy:
+            text.client = "greedy"
+        submit("m", greedy)
+        late = running.text("late", 1)
+        late.client = "greedy"
+        running.wait_for(lambda: running.generator.counts()[0] == 1)
+        with pytest.raises(QueueFullError):
+            submit("m", [late, late])
+        submit("m", [running.text("other", 1)])
+        running.generator.cancel(greedy)
+        running.wait_for(lambda: running.end_of("other"))
+
+
+def test_the_memory_of_all_texts_is_bounded(backend: Backend) -> None:
+    with Running(batch_of(backend, 1)) as running:
+        submit, forget = running.generator.submit, running.generator.forget
+        with pytest.raises(TooLargeError):
+            submit("m", [running.text("large", 1 << 20)])
+        texts = [running.text(str(i), 500_000) for i in range(9)]
+        for text in texts[:8]:
+            submit("m", [text])
+        with pytest.raises(QueueFullError):
+            submit("m", [texts[8]])
+        running.generator.cancel(texts)
+        forget(texts[:1])
+        submit("m", [running.text("again", 1)])
+        running.wait_for(lambda: running.end_of("again"))
