@@ -12,7 +12,7 @@ from terminal import Frame, Terminal, paced, svg
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
 FASTER = 12  # the waiting in the moving picture is shortened by this factor
-LONGEST = 2.0  # seconds that a frame of it is shown, but the last
+LEAST, MOST = 0.35, 2.0  # seconds that a frame of waiting is shown there
 
 UNSCALED = """\
 import torch
@@ -50,7 +50,7 @@ def training(shop: Workshop) -> None:
         f"{train} in a terminal: the loss falls, samples appear. Then {sample} writes a text. "
         f"Waiting is {FASTER} times faster than it was."
     )
-    moving = paced(frames, LONGEST, FASTER)
+    moving = paced(frames, FASTER, LEAST, MOST)
     save("train-moving.svg", svg(moving, "gptcli train, then gptcli sample", about))
     last = live[-1]
     save("train.svg", svg([last], "gptcli train", f"The live view of {train}:\n{words_of(last)}"))

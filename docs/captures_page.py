@@ -22,7 +22,7 @@ ONE_THREAD = "run.threads=1"
 
 
 def model(shop: Workshop) -> None:
-    """Write page.png, page-attention.png, page-steps.png and page-phone.png."""
+    """Write page.png, page-attention.png and page-steps.png."""
     shop.train("shakespeare", "shakespeare", "train.max_steps=1200", "train.sample_every=100")
     path = shop.folder / "page.html"
     if not path.is_file():
@@ -31,7 +31,6 @@ def model(shop: Workshop) -> None:
         ("page.png", 1280, "light", [".top", "#write"]),
         ("page-attention.png", 1280, "dark", [".look"]),
         ("page-steps.png", 1280, "light", ["#step-list"]),
-        ("page-phone.png", 390, "light", ["#attention"]),
     ):
         with tab(path, width, theme) as page:
             page.wait_for_selector("html[data-looked]")

@@ -42,7 +42,6 @@ PICTURES = (
     Picture("docs/page.png", "captures_page:model", ("page",)),
     Picture("docs/page-attention.png", "captures_page:model", ("page",)),
     Picture("docs/page-steps.png", "captures_page:model", ("page",)),
-    Picture("docs/page-phone.png", "captures_page:model", ("page",)),
     Picture("docs/pictures/report.png", "captures_page:report", ("report",)),
     Picture("docs/pictures/report-heads.png", "captures_page:report", ("report",)),
     Picture("docs/pictures/compare.png", "captures_page:compare", ("compare",)),

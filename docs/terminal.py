@@ -202,28 +202,23 @@ def _plain(row: Row) -> str:
 # ---- SVG -----------------------------------------------------------------------------------------
 
 
-def paced(frames: Sequence[Frame], longest: float, commands: float) -> list[Frame]:
-    """Frames whose shown time is at most `longest` seconds each; those with more than the time of
-    a few keys are played `commands` times faster, because nothing but waiting happens in them."""
-    return [
-        replace(
-            one,
-            seconds=one.seconds
-            if one.seconds <= 4 * KEY_SECONDS
-            else min(longest, max(FRAME_SECONDS, one.seconds / commands)),
-        )
-        for one in frames
-    ]
+def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
+    """The frames as a moving picture shows them: typing as it was, waiting `faster` times faster.
 
-
-def thinned(frames: Sequence[Frame], most: int) -> list[Frame]:
-    """At most `most` of the frames, evenly spaced; each shown as long as those that it replaces."""
-    every = max(1, -(-len(frames) // most))
-    kept = []
-    for at in range(0, len(frames), every):
-        part = frames[at : at + every]
-        kept.append(replace(part[-1], seconds=sum(one.seconds for one in part)))
-    return kept
+    Frames of waiting are shown `least` seconds at least, so some are left out, and `most` at
+    most."""
+    kept: list[Frame] = []
+    waited = 0.0
+    for number, one in enumerate(frames):
+        is_typing = one.seconds <= 4 * KEY_SECONDS
+        waited += 0.0 if is_typing else one.seconds / faster
+        following = frames[number + 1] if number + 1 < len(frames) else None
+        if is_typing:
+            kept.append(one)
+        elif waited >= least or following is None or following.seconds <= 4 * KEY_SECONDS:
+            kept.append(replace(one, seconds=min(most, max(least, waited))))
+            waited = 0.0
+    return [*kept[:-1], replace(kept[-1], seconds=END_SECONDS)]
 
 
 def svg(frames: Sequence[Frame], title: str, description: str) -> str:

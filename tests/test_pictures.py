@@ -89,3 +89,28 @@ def test_what_moves_stands_still_for_those_who_ask() -> None:
     assert f'transform="translate(0 {last[1]})"' in text
     readme = (ROOT / "README.md").read_text("utf-8")
     assert 'media="(prefers-reduced-motion: reduce)" srcset="docs/train.svg"' in readme
+
+
+def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
+    """A command in a real shell: its text, its colours, and each row once."""
+    pytest.importorskip("pyte", reason="needs the extra `pictures`")
+    sys.path.insert(0, str(DOCS))
+    try:
+        import terminal
+    finally:
+        sys.path.remove(str(DOCS))
+    with terminal.Terminal(tmp_path, 40, 10) as window:
+        window.run(r"printf '\033[1;36m\074z\076\033[0m \033[2mb\033[0m\n'; sleep 1; echo end")
+        frames, last = window.frames, window.still()
+    assert [terminal._plain(row) for row in last.rows][-2:] == ["<z> b", "end"]
+    still = terminal.svg([last], "title", "what it shows")
+    assert "&lt;z&gt;" in still
+    assert terminal.COLOURS["cyan"] in still
+    assert terminal.COLOURS["dim"] in still
+    assert "animation" not in still
+    shown = terminal.paced(frames, 4, 0.3, 2.0)
+    assert sum(one.seconds for one in shown[:-1]) < sum(one.seconds for one in frames[:-1])
+    assert shown[-1].rows == frames[-1].rows
+    moving = terminal.svg(shown, "title", "what it shows")
+    assert moving.count("&lt;z&gt;") <= 3  # rows that stay are not repeated for each frame
+    assert len(re.findall(r"%\{transform", moving)) == len(shown)

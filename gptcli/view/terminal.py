@@ -81,10 +81,7 @@ class LiveView:
         self._status.recall(event)
 
     def render(self, width: int | None = None, height: int | None = None) -> RenderableType:
-        """The current panel, by default in the console's size.
-
-        Tests and docs/captures.py (the README's pictures) use it.
-        """
+        """The current panel, by default in the console's size, for tests."""
         size = self._console.size
         lines = panel(
             self._status,

@@ -1,4 +1,4 @@
-"""`gptcli report`: the advice from made-up curves, what the page holds, old runs, and a browser."""
+"""`gptcli report`: the advice from made-up curves, what the page holds, and old runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from gptcli.events import Evaluated, StepDone
 from gptcli.pages import chromium
 from gptcli.pages.advice import doubled, overfitting, spikes
 from gptcli.pages.run_data import read_run, spread, thinned
-from tests.pages.browser import opened
 
 OLD = Path(__file__).parent.parent / "old_runs"
 
@@ -153,41 +152,6 @@ def test_attention_records_end_with_the_checkpoint_after_a_resume(
     assert steps == sorted(set(steps))
     assert steps[: len(before)] == [one["step"] for one in before]
     assert steps[-1] == 60
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """Every control works; no error, no request."""
-    path = tmp_path / "report.html"
-    assert cli("report", trained, "--out", path).code == 0
-    with opened(path) as page:
-        assert page.locator("canvas").count() > 5
-        before = page.locator("#passage-words").inner_text()
-        page.locator("#passage-step").fill("0")
-        assert page.locator("#passage-words").inner_text() != before
-        page.locator("#passage").focus()
-        page.keyboard.press("ArrowRight")
-        assert "token 2" in page.locator("#passage-token").inner_text()
-        page.locator("#maps-step").fill("0")
-        for head in page.locator(".head").all():
-            head.click()
-            assert head.get_attribute("aria-pressed") == "true"
-        page.locator(".token").nth(3).focus()
-        assert "token 4" in page.locator(".sentence").inner_text()
-        for detail in page.locator("summary").all():
-            detail.click()
-        chart = page.locator("#losses .u-over")
-        chart.scroll_into_view_if_needed()
-        box = chart.bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + 50, box["y"] + 50)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 200, box["y"] + 60, steps=4)
-        page.mouse.up()
-        reset = page.locator("#losses button")
-        assert reset.is_visible()
-        reset.click()
-        assert reset.is_hidden()
 
 
 @pytest.mark.slow
