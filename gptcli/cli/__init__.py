@@ -28,6 +28,7 @@ from gptcli.cli import (
     log,
     look,
     page,
+    plan,
     report,
     runs,
     sample,
@@ -106,6 +107,7 @@ _add("learn", learn.learn, "gptcli learn my")
 _add("exercise", exercise.exercise, "gptcli exercise attention --out my")
 _add("grade", grade.grade, "gptcli grade students --csv grades.csv")
 _add("bench", bench.bench, "gptcli bench shakespeare --json")
+_add("plan", plan.plan, "gptcli plan gpt2-124m --gpus 64")
 _add("runs", runs.runs, "gptcli runs")
 _add("look", look.look, 'gptcli look mine --prompt "To be or not to be"')
 _add("report", report.report, "gptcli report mine --out mine.html")

@@ -31,6 +31,7 @@ COMMANDS = (
     "exercise",
     "grade",
     "bench",
+    "plan",
     "runs",
     "look",
     "report",
