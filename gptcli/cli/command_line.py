@@ -29,7 +29,7 @@ from gptcli.other_spellings import (
 Problem = tuple[str, str]
 """An error message and its hint."""
 
-_WITH_KEYS = ("train", "bench")
+_WITH_KEYS = ("train", "bench", "plan")
 """The commands that take KEY=VALUE."""
 
 

@@ -32,6 +32,7 @@ COMMANDS = (
     "exercise",
     "grade",
     "bench",
+    "plan",
     "runs",
     "look",
     "report",

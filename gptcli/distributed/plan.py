@@ -1,0 +1,137 @@
+"""Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
+
+Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). Nothing is measured.
+
+Letters: P parameters, N ranks, M machines of 8 GPUs, S bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gptcli.config import Config
+from gptcli.training.cost import matrix_parameters
+from gptcli.training.estimate import activation_bytes
+from gptcli.training.optimizers import RECIPES
+
+GPUS_OF_A_MACHINE = 8
+_PASSES = 2 / 3  # share of the computation that is the backward pass, in which gradients travel
+# Dubey et al. 2024, "The Llama 3 Herd of Models", table 5: 466 interruptions in 54 days on 16,384.
+GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
+RESTART_SECONDS = 120.0  # assumed
+CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
+DISK_BYTES_PER_SECOND = 2e9  # assumed, of the file system that rank 0 writes to
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU: its data sheet, and the share of its peak that one GPU reaches in training."""
+
+    name: str
+    peak: float
+    """Operations per second in bfloat16, without sparsity."""
+    memory: float
+    inside: float
+    """Bytes per second that a GPU sends to the others of its machine."""
+    between: float
+    """Bytes per second that a GPU sends to other machines."""
+    share: float = 0.485
+    """Measured with configs/gpt2-124m.yaml on one H200: benchmarks/RESULTS.md."""
+
+
+GPUS = {
+    "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
+    "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
+    "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction for one number of GPUs and one way to share a training."""
+
+    gpus: int
+    parallel: str
+    memory_bytes: float
+    fits: bool
+    inside_bytes: float
+    """Bytes that a GPU sends inside its machine in a step."""
+    between_bytes: float
+    """Bytes that a GPU sends to other machines in a step."""
+    compute_seconds: float
+    exposed_seconds: float
+    """Time of a step in which GPUs only wait for traffic."""
+    step_seconds: float
+    tokens_per_second: float
+    mfu: float
+    """Share of all GPUs' peak that trains the model."""
+    checkpoint_bytes: float
+    checkpoint_seconds: float
+    hours_per_failure: float
+    lost_share: float
+    """Share of the time that failures cost: half a checkpoint interval and a restart each."""
+
+
+def predict(
+    config: Config, vocab_size: int, parameters: int, gpus: int, gpu: Gpu, parallel: str
+) -> Plan:
+    """The prediction for a config. Each GPU computes batch_size * grad_accum / gpus sequences."""
+    tokens = config.tokens_per_step
+    model, recipe = config.model, RECIPES[config.train.optimizer]
+    matrices = matrix_parameters(config, vocab_size)
+    attention = model.n_layer * model.attention_width * model.block_size
+    operations = 6.0 * tokens * (matrices + attention)
+    compute = operations / (gpus * gpu.peak * gpu.share)
+    passes = max(1, config.train.grad_accum // gpus)
+    inside, between = _traffic(parallel, parameters, gpus, passes)
+    if recipe.orthogonalises and gpus > 1:  # bfloat16 results are gathered; under fsdp both ways
+        blocks = matrices - vocab_size * model.n_embd
+        inside += (2 if parallel == "ddp" else 6) * blocks
+    seconds = inside / gpu.inside + between / gpu.between
+    exposed = max(0.0, seconds - _PASSES * compute)
+    step = compute + exposed
+    rows = max(1, config.train.batch_size * config.train.grad_accum // gpus // passes)
+    one = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
+    own = gpus if parallel == "fsdp" else 1
+    memory = parameters * (8.0 + 4.0 * recipe.slots) / own + activation_bytes(one, vocab_size, 2)
+    memory += 4.0 * (parameters if parallel == "ddp" else parameters / model.n_layer * 2)
+    saved = 4.0 * parameters * (1 + recipe.slots)
+    hours = GPU_HOURS_PER_FAILURE / gpus
+    return Plan(
+        gpus=gpus,
+        parallel=parallel,
+        memory_bytes=memory,
+        fits=memory < 0.9 * gpu.memory,
+        inside_bytes=inside,
+        between_bytes=between,
+        compute_seconds=compute,
+        exposed_seconds=exposed,
+        step_seconds=step,
+        tokens_per_second=tokens / step,
+        mfu=operations / (gpus * gpu.peak * step),
+        checkpoint_bytes=saved,
+        checkpoint_seconds=saved / DISK_BYTES_PER_SECOND,
+        hours_per_failure=hours,
+        lost_share=(CHECKPOINT_SECONDS / 2 + RESTART_SECONDS) / (3600 * hours),
+    )
+
+
+def _traffic(parallel: str, parameters: int, gpus: int, passes: int) -> tuple[float, float]:
+    """Bytes that a GPU sends in a step: inside its machine, and to other machines.
+
+    An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
+    GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering is half of it."""
+    n = min(gpus, GPUS_OF_A_MACHINE)
+    machines = -(-gpus // GPUS_OF_A_MACHINE)
+    near, far = (n - 1) / n, (machines - 1) / machines / n
+    if parallel == "ddp":
+        size = 2 * 4.0 * parameters  # float32 gradients, all-reduced once
+    else:
+        size = 2 * 2.0 * parameters * passes + 4.0 * parameters  # weights twice; gradients once
+    return size * near, size * far
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as an object of JSON."""
+    return asdict(plan)

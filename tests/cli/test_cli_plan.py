@@ -1,0 +1,48 @@
+"""`gptcli plan`: its figures follow from the numbers that docs/scaling.md states."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+WORDS = ("plan", "gpt2-124m", "train.optimizer=adamw", "--json")
+
+
+def plans(cli: Any, *words: str) -> tuple[dict[str, Any], dict[tuple[int, str], dict[str, Any]]]:
+    outcome = cli(*WORDS, *words)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    return found, {(each["gpus"], each["parallel"]): each for each in found["plans"]}
+
+
+def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
+    found, by_count = plans(cli, "--gpus", "64")
+    P = found["parameters"]
+    assert P == 124_439_808
+    one, eight, many = by_count[1, "ddp"], by_count[8, "ddp"], by_count[64, "ddp"]
+    operations = 6 * found["tokens_per_step"] * (12 * 12 * 768**2 + 50257 * 768 + 12 * 768 * 1024)
+    assert one["step_seconds"] == pytest.approx(operations / (989.4e12 * 0.485))
+    assert one["inside_bytes"] == one["between_bytes"] == 0
+    assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)  # all-reduce of 4 P bytes
+    assert eight["between_bytes"] == 0
+    assert many["between_bytes"] == pytest.approx(8 * P / 8 * 7 / 8)  # between eight machines
+    assert by_count[64, "fsdp"]["memory_bytes"] < many["memory_bytes"]
+    assert many["checkpoint_bytes"] == 12 * P
+    assert many["hours_per_failure"] == pytest.approx(one["hours_per_failure"] / 64)
+    assert many["mfu"] <= 0.485
+
+
+def test_a_slow_network_shows(cli: Any) -> None:
+    """GPUs wait if a step is short: 1,024 GPUs share 1,024 sequences."""
+    _, many = plans(cli, "--gpus", "1024", "train.batch_size=1", "train.grad_accum=1024")
+    plan = many[1024, "ddp"]
+    assert plan["exposed_seconds"] > 0
+    assert plan["mfu"] < 0.485
+
+
+def test_an_unknown_gpu_is_refused(cli: Any) -> None:
+    outcome = cli("plan", "tiny", "--gpu", "h1000")
+    assert outcome.code == 2
+    assert "did you mean h100?" in outcome.err
