@@ -122,7 +122,7 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
 
 
 def threads_without_torch(wanted: int | Literal["auto"]) -> int:
-    """What choose_threads returns, for code that does without PyTorch (Linux).
+    """What choose_threads returns, for code that does without PyTorch.
 
     PyTorch takes a thread for each physical core that the process may use, or as many as
     $OMP_NUM_THREADS or $MKL_NUM_THREADS says."""
@@ -137,7 +137,11 @@ def threads_without_torch(wanted: int | Literal["auto"]) -> int:
 
 
 def _physical_cores() -> int:
-    """The number of physical cores that this process may use; each can have several threads."""
+    """The number of physical cores that this process may use; each can have several threads.
+
+    Only Linux says which; elsewhere every thread counts."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
     cores = set()
     for number in os.sched_getaffinity(0):
         try:

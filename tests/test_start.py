@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gptcli
+from gptcli.devices import threads_without_torch
 from gptcli.native import library
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,3 +170,13 @@ def test_changed_weights_of_the_module_count(trained: Path) -> None:
     with torch.no_grad():
         model.module.lm_head.weight.neg_()
     assert model.generate("KING", max_new_tokens=30, temperature=0.0) != before
+
+
+def test_systems_without_affinity_count_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows, with --device cpu."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("gptcli.container.cpu_quota", lambda: None)
+    assert threads_without_torch("auto") == 6
