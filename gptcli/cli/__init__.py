@@ -49,7 +49,7 @@ _COMMANDS = {
     "learn": ("learn", "learn", "gptcli learn my"),
     "exercise": ("exercise", "exercise", "gptcli exercise attention --out my"),
     "grade": ("grade", "grade", "gptcli grade students --csv grades.csv"),
-    "plan": ("plan", "plan", "gptcli plan shakespeare-gpu --gpus 8"),
+    "plan": ("plan", "plan", "gptcli plan gpt2-124m --gpus 64"),
     "bench": ("bench", "bench", "gptcli bench shakespeare --json"),
     "runs": ("runs", "runs", "gptcli runs"),
     "look": ("look", "look", 'gptcli look mine --prompt "To be or not to be"'),
