@@ -147,6 +147,7 @@ def test_both_libraries_evaluate_alike(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_as_many_threads_as_pytorch_takes() -> None:
     code = (
         "from gptcli.devices import choose_threads, threads_without_torch\n"

@@ -69,7 +69,7 @@ def test_bench_refuses_what_train_refuses(cli) -> None:  # type: ignore[no-untyp
     assert "did you mean" in outcome.err
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+@pytest.mark.parametrize("arch", ["modern", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_flops_per_token_agrees_with_pytorchs_counter(arch: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -143,6 +143,7 @@ def test_threads_parse_at_once() -> None:
     assert {len(tree.body) for tree in trees} == {20}
 
 
+@pytest.mark.slow
 def test_a_file_can_use_what_the_worker_has_not_imported(tmp_path: Path) -> None:
     """The worker imports two modules of torch only once they are used."""
     text = (FILES / "course_style.py").read_text("utf-8")

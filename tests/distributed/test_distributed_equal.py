@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Once
+from tests.conftest import Cli, Once
 from tests.distributed.launching import SMALL, Launched, losses, newest, weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tried on Linux only")
@@ -57,11 +57,12 @@ def alone(once: Once, text_file: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path) -> None:
+def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path, cli: Cli) -> None:
     """Short; the tests below try more."""
     few = ("train.max_steps=5", "train.eval_every=5")
     one, two = tmp_path / "one", tmp_path / "two"
-    train(text_file, one, 1, *few)
+    words = ("train", "tiny", f"data.source={text_file}", *SMALL, *few, "run.engine=torch")
+    assert cli(*words, "--out", one).code == 0
     train(text_file, two, 2, *few)
     assert differ(one, two) < 1e-5
 

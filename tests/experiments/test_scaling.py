@@ -33,9 +33,9 @@ def test_an_exact_law_is_found() -> None:
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """Of 60 or 300 ladders with noise, 85 % of the intervals hold a new noisy network."""
+    """Of 40 or 300 ladders with noise, 85 % of the intervals hold a new noisy network."""
     draw = random.Random(3)
-    inside, ladders = 0, 300 if slow else 60
+    inside, ladders = 0, 300 if slow else 40
     for _ in range(ladders):
         found = fit(SIZES, [law(size) + draw.gauss(0, 0.005) for size in SIZES])
         low, high = found.predict(LARGER)[1]

@@ -15,7 +15,7 @@ import torch
 
 from gptcli.native import library
 from gptcli.processor import KINDS, all_features, features_and_flags
-from tests.conftest import Once
+from tests.conftest import KEPT_LIBRARIES, Once
 
 EMULATED = Path(__file__).with_name("emulated")
 """The intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
@@ -24,16 +24,29 @@ EMULATED = Path(__file__).with_name("emulated")
 def compiled(
     once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
 ) -> Path:
-    """A C library compiled with other flags or another compiler, by one of the workers."""
+    """A C library compiled with other flags or another compiler, by one of the workers.
+
+    It is kept in .pytest_cache for the next run, until the code or the flags change."""
+    file = library._HERE / source.file
+    compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
+    words = [*compiler, *library._FLAGS, *source.flags, *flags]
+    content = hashlib.sha256("\n".join(map(str, words)).encode())
+    for folder in (library._HERE, EMULATED):
+        for path in sorted(folder.rglob("*.[ch]")):
+            content.update(path.read_bytes())
+    name = f"{source.name}-{content.hexdigest()[:16]}"
+    kept = KEPT_LIBRARIES.with_name("other-libraries") / f"{name}.so"
 
     def build(folder: Path) -> None:
-        file = library._HERE / source.file
-        compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
-        words = [*compiler, *library._FLAGS, *source.flags, *flags]
+        if kept.exists():
+            shutil.copy2(kept, folder / "library.so")
+            return
         subprocess.run([*words, "-o", folder / "library.so", file, "-lm"], check=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / "library.so", kept.with_suffix(".new"))
+        kept.with_suffix(".new").replace(kept)
 
-    name = hashlib.sha256(" ".join((with_ or "", *flags)).encode()).hexdigest()[:16]
-    return once(f"{source.name}-{name}", build) / "library.so"
+    return once(name, build) / "library.so"
 
 
 def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:

@@ -15,7 +15,7 @@ import torch
 
 from gptcli.model.parameters import names_by_place
 from gptcli.native import library
-from gptcli.native.engine import _shape, muon
+from gptcli.native.engine import muon, shape_of
 from tests.native.native_models import batch, network
 
 pytestmark = pytest.mark.slow  # compiling takes ten seconds
@@ -58,7 +58,7 @@ def test_neon_computes_what_this_processor_computes(
         torch.randn(37, 70, generator=generator),
     )
     with (tmp_path / "in").open("wb") as file:
-        file.write(bytes(_shape(n.model.config, V, B * T, 2)))
+        file.write(bytes(shape_of(n.model.config, V, B * T, 2)))
         file.write(array("q", [len(places), len(weights), B, T, *matrix.shape]).tobytes())
         file.write(places.tobytes())
         for tensor in (weights, idx, targets, matrix, grad):

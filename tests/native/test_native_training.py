@@ -53,7 +53,7 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     ("arch", "optimizer"),
     [
         ("modern", "muon"),
-        ("gpt2", "adamw"),
+        pytest.param("gpt2", "adamw", marks=pytest.mark.slow),
         pytest.param("modern", "adamw", marks=pytest.mark.slow),
         pytest.param("gpt2", "muon", marks=pytest.mark.slow),
     ],

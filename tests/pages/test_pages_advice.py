@@ -134,6 +134,7 @@ def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
     assert "--resume" in advice(still).next[0][1]  # a killed run
 
 
+@pytest.mark.slow
 def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
     """Those of a real run and of each recorded one, with --dry-run on the config of a real run."""
     for name in RECORDED:

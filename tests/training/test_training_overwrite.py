@@ -186,7 +186,14 @@ def test_the_command_shows_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(durable, "disk", Refusing(0, number, always=True))
-    outcome = cli("train", text_file, "--out", tmp_path / "new" / "run")
+    outcome = cli(
+        "train",
+        text_file,
+        "train.max_steps=2",
+        "run.engine=torch",
+        "--out",
+        tmp_path / "new" / "run",
+    )
     assert (outcome.code, outcome.out) == (code, "")
     error = next(line for line in outcome.err.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {tmp_path / 'new' / 'run'}")
