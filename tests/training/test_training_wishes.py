@@ -43,6 +43,7 @@ EVERYTHING: dict[int, list[Wish]] = {
 }
 
 
+@pytest.mark.long_series
 @pytest.mark.parametrize("engine", ["torch", "native"])
 @pytest.mark.parametrize(
     "more",
