@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +37,7 @@ from gptcli.cli.user_files import (
     MlpOption,
 )
 from gptcli.native import library
+from gptcli.quick_torch import import_torch
 from gptcli.view.waiting import waiting
 
 
@@ -154,6 +154,8 @@ def train(
         note_names(target, from_run)
         with waiting("reading the text and measuring this machine"):
             wanted = team.for_new(wanted_run(request, minutes))
+            if not wanted.is_given or wanted.minutes is not None:
+                _import_pytorch()  # `plan_run` measures this machine
             new = plan_run(request, wanted, command_started, note)
         if dry_run:
             _print_dry_run(request, new, as_json)
@@ -212,7 +214,7 @@ def _import_pytorch() -> None:
     """Import PyTorch while Ctrl-C still ends the process at once (gptcli.interrupts).
 
     Once the run folder is locked, Ctrl-C is an exception, which an import must not meet."""
-    import_module("torch")
+    import_torch()
 
 
 def _train_in(

@@ -120,6 +120,7 @@ def test_a_closed_terminal_does_not_lose_the_run(
     assert (code, *status(run)) == ((130, "interrupted", 3) if controls else (0, "done", 6))
 
 
+@pytest.mark.slow
 @pytest.mark.long_series
 @needs_full
 @pytest.mark.parametrize("more", [(), ("--json",)])

@@ -292,9 +292,9 @@ print(len(corpus.train) + len(corpus.val), peak - before)
 """
 
 
-@pytest.mark.long_series
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("kind", ["char", pytest.param("byte", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["char", "byte"])
 def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
     size = 64 << 20
     with (tmp_path / "a.txt").open("wb") as file:

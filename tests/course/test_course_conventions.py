@@ -55,9 +55,9 @@ def notebook_of(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport]:
+def reports(judge: Judge, request: pytest.FixtureRequest, slow: bool) -> dict[str, FileReport]:
     """The reports of all files that a test asks for."""
-    names = wanted(request, "name", *QUOTED)
+    names = wanted(request, "name", *(QUOTED if slow else ()))
     texts = {f"{name}.py": text for name, text in RIGHT.items() if name in names}
     for name, number, _, old, new in CHANGES:
         if f"{name}-{number}" in names:
@@ -105,6 +105,7 @@ def test_wrong_files_are_placed(
     assert report.first_wrong_step == step, (change, report.message)
 
 
+@pytest.mark.slow
 def test_notes_on_code_that_was_left_out(reports: dict[str, FileReport]) -> None:
     note = detail_of(reports["lecture"], "file")
     assert "input.txt" in note
@@ -113,6 +114,7 @@ def test_notes_on_code_that_was_left_out(reports: dict[str, FileReport]) -> None
     assert "jaxtyping" in detail_of(reports["arena"], "file")
 
 
+@pytest.mark.slow
 def test_notes_on_calls_and_sizes(reports: dict[str, FileReport]) -> None:
     assert "takes 3 inputs" in detail_of(reports["annotated_transformer"], "forward")
     assert "several things" in detail_of(reports["conv1d"], "forward")
@@ -124,6 +126,7 @@ def test_notes_on_calls_and_sizes(reports: dict[str, FileReport]) -> None:
     assert "scores.float()" in precision
 
 
+@pytest.mark.slow
 def test_notebooks_are_read(reports: dict[str, FileReport]) -> None:
     assert reports["notebook"].ok, reports["notebook"].message
     wrong = reports["wrong-notebook"]

@@ -32,6 +32,7 @@ def test_an_exact_law_is_found() -> None:
     assert low <= predicted <= high
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
     """Of 40 or 300 ladders with noise, 85 % of the intervals hold a new noisy network."""
     draw = random.Random(3)

@@ -156,6 +156,7 @@ def test_prompts_of_any_lengths_give_the_same_together_as_one_by_one(
     assert write(m, backend, prompts, 21, params=params, seed=5, samples=2, streams=4) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.long_series
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_the_number_of_steps_per_call_does_not_matter(steps: int, backend: Backend) -> None:

@@ -35,8 +35,8 @@ from gptcli.course.sandbox.descendants import (
 )
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 from gptcli.course.sandbox.prints import few_prints
-from gptcli.course.sandbox.quick_torch import import_torch
 from gptcli.errors import GptcliError
+from gptcli.quick_torch import import_torch
 
 LOOK_S = 0.2  # between looks at what a graded file wrote
 MOST_WRITTEN = 256 << 20  # bytes that a graded file can write in all

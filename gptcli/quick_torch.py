@@ -1,4 +1,4 @@
-"""PyTorch imported without the parts that a check does not need, in a third less time."""
+"""PyTorch imported without the parts that only tracing needs, in a third less time."""
 
 from __future__ import annotations
 

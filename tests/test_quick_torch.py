@@ -1,4 +1,4 @@
-"""What the worker does not import of PyTorch is there once a file needs it."""
+"""What import_torch leaves out of PyTorch is there once somebody needs it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,7 @@ CODE = (
 
 def python(code: str) -> str:
     start = (
-        "import sys\n"
-        "from gptcli.course.sandbox.quick_torch import import_torch\n"
-        "import_torch()\n"
-        "import torch\n"
+        "import sys\nfrom gptcli.quick_torch import import_torch\nimport_torch()\nimport torch\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", start + code],
