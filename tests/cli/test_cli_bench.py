@@ -32,7 +32,7 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
                "sample_fraction_of_limit", "sample_fraction_of_limit_batch")  # fmt: skip
     assert all(result[name] > 0 for name in figures)
     assert result["batch"] == 64
-    assert result["train_flops_fraction_of_peak"] < 1
+    assert result["train_flops_fraction_of_peak"] <= 1
 
 
 @pytest.mark.parametrize("streams", [1, 64])
