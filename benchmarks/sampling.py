@@ -171,19 +171,20 @@ def precision(run: Path, text: Path) -> None:
     from gptcli.native.decoder import Decoder
     from gptcli.sampling.backend import Backend, open_streams
     from gptcli.sampling.generate import GenerationLoop, SampleRequest
+    from gptcli.sampling.native_score import native_log_probabilities
     from gptcli.sampling.next_token import SamplingParams
-    from gptcli.sampling.score import log_probabilities, native_log_probabilities
+    from gptcli.sampling.score import log_probabilities
     from gptcli.training.loading import load_trained
 
     trained = load_trained(run, "best", device=torch.device("cpu"), dtype=torch.float32)
     model, ids = trained.model, trained.tokenizer.encode(text.read_text("utf-8")[:10_000])[:1001]
-    plain = log_probabilities(model, ids[:1], ids[1:])
+    plain = log_probabilities(model, ids[:1], ids[1:]).numpy()
     found = library.find(library.SAMPLING).library
     if found is None:
         sys.exit(library.find(library.SAMPLING).reason)
     for dtype in ("float32", "bfloat16", "int8"):
         decoder = Decoder(found, trained.weights, dtype=dtype, streams=1, threads=2)
-        off = (native_log_probabilities(decoder, model.config, ids[:1], ids[1:]) - plain).abs()
+        off = abs(native_log_probabilities(decoder, model.config, ids[:1], ids[1:]) - plain)
         print(
             f"{dtype}: log-probabilities of {len(off)} tokens are off "
             f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"

@@ -57,7 +57,7 @@ def test_greedy_texts_of_200_tokens_are_equal(kind: str, arch: str, tmp_path: Pa
     )  # fmt: skip
     streams = TorchStreams(model.model, 1, SamplingParams(0.0))
     streams.feed({0: prompt}, restart=True)
-    ours = streams.run([0], UniformNumbers(0, 0).take(200)[None])[:, 0].tolist()
+    ours = streams.run([0], [UniformNumbers(0, 0).take(200)])[0]
     assert found[0, len(prompt) :].tolist() == ours
 
 

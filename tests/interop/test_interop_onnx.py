@@ -165,7 +165,7 @@ def program(folder: Path, tokens: int, temperature: float) -> str:
 def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
     streams = TorchStreams(model.model, 1, SamplingParams(0.0))
     streams.feed({0: prompt}, restart=True)
-    found: list[int] = streams.run([0], UniformNumbers(0, 0).take(tokens)[None])[:, 0].tolist()
+    found: list[int] = streams.run([0], [UniformNumbers(0, 0).take(tokens)])[0]
     return found
 
 
