@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,15 +230,21 @@ def test_health_and_metrics(server: Server) -> None:
 def test_a_client_that_leaves_frees_its_place(server: Server) -> None:
     before = server.metric("gptcli_disconnected_total")
 
+    def wait_until_running() -> None:
+        for _ in range(1000):
+            if server.ask("GET", "/health").json["running"]:
+                return
+            time.sleep(0.002)
+
     async def leave() -> None:
-        for stream in (True, False):
+        for stream in (False, True):
             body = {"prompt": "KING", "max_tokens": 290, "stream": stream, "n": 128}
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(request(server.port, body))
             if stream:
                 await reader.readuntil(b"data: ")
             else:
-                await asyncio.sleep(0.2)
+                await asyncio.to_thread(wait_until_running)
             writer.transport.abort()
 
     asyncio.run(leave())
