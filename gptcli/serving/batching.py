@@ -35,7 +35,7 @@ from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
 _PROMPT_TOKENS = 256  # that are read between two tokens of the other texts
-_PROMPT_TOKENS_ALONE = 1024  # the same, if no text is being written
+_PROMPT_TOKENS_AT_ONCE = 64  # then the texts whose prompts are complete get their first tokens
 _MOST_STEPS = 64  # tokens of each text per call, at most
 _LONGEST_CALL = 0.004  # seconds; so long can a new text have to wait for the running call
 _FOR_OTHERS = 8  # one client leaves one of so many slots, and places in the queue, to the others
@@ -119,6 +119,7 @@ class Batch:
         self._numbers: dict[int, UniformNumbers] = {}
         self._growing: dict[int, Continuation] = {}
         self._steps = 1
+        self._read_since = 0  # tokens of prompts, since all texts got their last tokens
 
     @property
     def count(self) -> int:
@@ -165,12 +166,16 @@ class Batch:
         return out
 
     def step(self) -> list[Delivery]:
-        """Read a part of the prompts, then write the next tokens of all texts."""
+        """Read a part of the prompts, then write the next tokens.
+
+        While prompts wait, a text gets its first token as soon as its prompt is read. The others
+        get a token after each _PROMPT_TOKENS."""
         out = self._score_prompts()
-        self._read_prompts()
-        if self._writing:
-            out += self._write()
-        return out
+        new = self._read_prompts()
+        if self._reading and self._read_since < _PROMPT_TOKENS:
+            return out + self._write(new)
+        self._read_since = 0
+        return out + self._write(list(self._writing))
 
     def _score_prompts(self) -> list[Delivery]:
         """Score the next part of one prompt."""
@@ -187,8 +192,9 @@ class Batch:
         self._slots.choose_by(text.slot, text.params)
         self._reading.append(text)
 
-    def _read_prompts(self) -> None:
-        left = _PROMPT_TOKENS if self._writing else _PROMPT_TOKENS_ALONE
+    def _read_prompts(self) -> list[int]:
+        """Read the next tokens of prompts. Returns the slots whose prompts are complete now."""
+        left = _PROMPT_TOKENS_AT_ONCE
         first: dict[int, Sequence[int]] = {}
         more: dict[int, Sequence[int]] = {}
         shared: set[int] = set()  # prompts of several samples: one slot reads, the others copy
@@ -198,7 +204,7 @@ class Batch:
             if text.max_tokens == 0:
                 text.read = len(text.prompt)
                 continue
-            part = text.prompt[text.read : text.read + _PROMPT_TOKENS]
+            part = text.prompt[text.read : text.read + _PROMPT_TOKENS_AT_ONCE]
             if text.read or id(text.prompt) not in shared:
                 left -= len(part)
             if text.read:
@@ -207,32 +213,36 @@ class Batch:
                 first[text.slot] = part
                 shared.add(id(text.prompt))
             text.read += len(part)
+        self._read_since += _PROMPT_TOKENS_AT_ONCE - left
         if first:
             self._slots.feed(first, restart=True)
         if more:
             self._slots.feed(more, restart=False)
-        for text in [one for one in self._reading if one.read == len(one.prompt)]:
+        complete = [one for one in self._reading if one.read == len(one.prompt)]
+        for text in complete:
             self._reading.remove(text)
             self._writing[text.slot] = text
             self._numbers[text.slot] = UniformNumbers(text.seed, text.sample)
             self._growing[text.slot] = Continuation(
                 self._tokenizer, StopFilter(text.stops), at_once=not text.stops
             )
+        return [text.slot for text in complete]
 
-    def _write(self) -> list[Delivery]:
+    def _write(self, slots: Sequence[int]) -> list[Delivery]:
+        """Write the next tokens of these slots."""
         out = [self._ended(text, "length") for text in self._done()]
-        order = list(self._writing)
+        order = [slot for slot in slots if slot in self._writing]
         if not order:
             return out
         scored = [slot for slot in order if self._writing[slot].scores is not None]
-        left = min(text.max_tokens - self._growing[slot].tokens
-                   for slot, text in self._writing.items())  # fmt: skip
+        left = min(self._writing[slot].max_tokens - self._growing[slot].tokens for slot in order)
         count = 1 if scored or self._reading else min(self._steps, left)
         begin = time.perf_counter()
         logits = torch.from_numpy(np.stack(self._slots.logits(scored))) if scored else None
         uniform = [self._numbers[slot].take(count) for slot in order]
         columns = self._slots.run(order, uniform)
-        self._choose_steps(count, time.perf_counter() - begin)
+        if len(order) == len(self._writing):
+            self._choose_steps(count, time.perf_counter() - begin)
         scores: dict[int, TokenScore] = {}
         if logits is not None:
             chosen = [columns[order.index(slot)][0] for slot in scored]

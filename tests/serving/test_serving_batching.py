@@ -85,12 +85,26 @@ def test_a_long_prompt_lets_the_others_go_on(backend: Backend) -> None:
     driven.step()
     reading = driven.add([2] * 2000, 1)
     before = driven.pieces[writing][-1].tokens
-    for step in range(1, 5):
-        driven.step()
-        assert driven.pieces[writing][-1].tokens == before + step
+    for tokens in range(1, 5):
+        for _ in range(256 // 64):
+            driven.step()
+        assert driven.pieces[writing][-1].tokens == before + tokens
         assert not driven.pieces[reading]
     driven.finish()
     assert driven.pieces[reading][-1].stopped == "length"
+
+
+def test_a_text_begins_before_later_prompts_are_read(backend: Backend) -> None:
+    driven = Driven(served(backend), 4)
+    texts = [driven.add([2 + i] * 60, 10) for i in range(3)]
+    begun = []
+    for _ in range(3):
+        driven.step()
+        begun.append([bool(driven.pieces[text]) for text in texts])
+    assert begun[0] == [True, True, False]  # the second prompt begins within the first 64 tokens
+    assert begun[1] == [True, True, True]
+    driven.finish()
+    assert [driven.pieces[text][-1].tokens for text in texts] == [10, 10, 10]
 
 
 def test_logprobs_are_the_models_own(backend: Backend) -> None:
@@ -256,7 +270,7 @@ def test_a_failed_step_ends_its_texts_and_not_the_server(
 def test_one_client_cannot_fill_the_queue(backend: Backend) -> None:
     with Running(batch_of(backend, 1), most_waiting=16) as running:
         submit = running.generator.submit
-        greedy = [running.text(str(i), 1000) for i in range(15)]
+        greedy = [running.text(str(i), 30_000) for i in range(15)]
         for text in greedy:
             text.client = "greedy"
         submit("m", greedy)
