@@ -34,8 +34,8 @@ from gptcli.serving.slots import Slots
 from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
-_PROMPT_TOKENS = 256  # that are read between two tokens of the other texts
-_PROMPT_TOKENS_AT_ONCE = 64  # then the texts whose prompts are complete get their first tokens
+_PROMPT_TOKENS = 128  # that are read at once; complete prompts then get their first tokens
+_LONGEST_PAUSE = 0.1  # seconds that the other texts wait while prompts are read
 _MOST_STEPS = 64  # tokens of each text per call, at most
 _LONGEST_CALL = 0.004  # seconds; so long can a new text have to wait for the running call
 _FOR_OTHERS = 8  # one client leaves one of so many slots, and places in the queue, to the others
@@ -119,7 +119,7 @@ class Batch:
         self._numbers: dict[int, UniformNumbers] = {}
         self._growing: dict[int, Continuation] = {}
         self._steps = 1
-        self._read_since = 0  # tokens of prompts, since all texts got their last tokens
+        self._all_written = 0.0  # when all texts last got tokens
 
     @property
     def count(self) -> int:
@@ -169,13 +169,14 @@ class Batch:
         """Read a part of the prompts, then write the next tokens.
 
         While prompts wait, a text gets its first token as soon as its prompt is read. The others
-        get a token after each _PROMPT_TOKENS."""
+        get a token at least each _LONGEST_PAUSE."""
         out = self._score_prompts()
         new = self._read_prompts()
-        if self._reading and self._read_since < _PROMPT_TOKENS:
+        if self._reading and time.perf_counter() - self._all_written < _LONGEST_PAUSE:
             return out + self._write(new)
-        self._read_since = 0
-        return out + self._write(list(self._writing))
+        out += self._write(list(self._writing))
+        self._all_written = time.perf_counter()
+        return out
 
     def _score_prompts(self) -> list[Delivery]:
         """Score the next part of one prompt."""
@@ -194,7 +195,7 @@ class Batch:
 
     def _read_prompts(self) -> list[int]:
         """Read the next tokens of prompts. Returns the slots whose prompts are complete now."""
-        left = _PROMPT_TOKENS_AT_ONCE
+        left = _PROMPT_TOKENS
         first: dict[int, Sequence[int]] = {}
         more: dict[int, Sequence[int]] = {}
         shared: set[int] = set()  # prompts of several samples: one slot reads, the others copy
@@ -204,7 +205,7 @@ class Batch:
             if text.max_tokens == 0:
                 text.read = len(text.prompt)
                 continue
-            part = text.prompt[text.read : text.read + _PROMPT_TOKENS_AT_ONCE]
+            part = text.prompt[text.read : text.read + _PROMPT_TOKENS]
             if text.read or id(text.prompt) not in shared:
                 left -= len(part)
             if text.read:
@@ -213,7 +214,6 @@ class Batch:
                 first[text.slot] = part
                 shared.add(id(text.prompt))
             text.read += len(part)
-        self._read_since += _PROMPT_TOKENS_AT_ONCE - left
         if first:
             self._slots.feed(first, restart=True)
         if more:

@@ -5,16 +5,18 @@
  * largest of the 32 weights at most 127 after division by it.
  *
  * Each row of activations has one scale t. An activation is a times t, where a is an integer of 15
- * bits, kept as two bytes: a = 128 high + low. The products of 32 inputs are summed exactly, in
- * int32. So the result is the same on each processor and for any number of rows. Sources: Dettmers
- * et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
- * Intel's manual, VPDPBUSD.
+ * bits. The products of 32 inputs are summed exactly, in int32. So the result is the same on each
+ * processor and for any number of rows. A processor that multiplies bytes (VNNI, AMX) reads a as
+ * two bytes: a = 128 high + low. Others read it as an int16. Sources: Dettmers et al. 2022, "8-bit
+ * Optimizers via Block-wise Quantization", section 2.1, for scales of blocks; Intel's manual,
+ * VPDPBUSD and PMADDWD.
  *
  * Layout in bytes, for each K:
  *
  *   panel  for each 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
  *          then for each 32 inputs: the scales of the 16 outputs (bfloat16)
- *   row    for each 32 inputs: 32 high bytes, then 32 low bytes
+ *   row    for each 32 inputs: 32 high bytes, then 32 low bytes; or for each 4 of them: inputs 0
+ *          and 2, then 1 and 3, as int16
  *          then for each 32 inputs: minus the sum of a (int32), to correct for w + 128
  *          then t (float32) */
 
@@ -29,6 +31,12 @@
 
 /* Inputs that share a scale, outputs of a panel, and the largest weight and activation. */
 enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 128 + 63 };
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define MULTIPLIES_BYTES 1
+#else
+#define MULTIPLIES_BYTES 0
+#endif
 
 enum { MIN_TILE_ROWS = 6 }; /* fewer rows are faster without AMX tiles; measured */
 
@@ -75,9 +83,14 @@ static void quantize_row(const float *row, long K, char *out) {
         v16i sum = {0};
         for (int i = 0; i < SCALE_GROUP; i += LANES) {
             const v16i a = (v16i)(load(row + k + i) * scale + shift) - (v16i)shift;
+#if MULTIPLIES_BYTES
             const v16i high = (a + 64) >> 7;
             store_low_bytes(out + 2 * k + i, high);
             store_low_bytes(out + 2 * k + SCALE_GROUP + i, a - high * 128);
+#else
+            int16_t *to = (int16_t *)out + k + i;
+            for (int j = 0; j < LANES; j++) to[j] = (int16_t)a[j - j % 4 + j % 4 / 2 + j % 2 * 2];
+#endif
             sum += a;
         }
         int32_t total = 0;
@@ -112,62 +125,94 @@ INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #endif
 }
 
+enum { PARTS = 64 / VECTOR_BYTES };
+
+#if MULTIPLIES_BYTES
 /* In each lane: sum + the products of four unsigned weights with four signed bytes. `four` holds
  * the four bytes; they are the same for all lanes. */
 INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
     const vint32 fours = four - (vint32){0};
 #if defined(__AVX512VNNI__)
     return (vint32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)fours);
-#elif defined(__AVXVNNI__)
-    return (vint32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)fours);
 #else
-    /* Bytes 0 and 2 as int16, then bytes 1 and 3. */
-    const vint16 bytes = (vint16)fours;
-    const vint32 even = (vint32)(bytes << 8 >> 8), odd = (vint32)(bytes >> 8);
-    const int32_t low = 0x00ff00ff;
-    return sum + multiply_add_pairs(weights & low, even) +
-           multiply_add_pairs(weights >> 8 & low, odd);
+    return (vint32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)fours);
 #endif
 }
+
+/* whole = the exact sums over 32 inputs of nr rows times nb panels. */
+INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
+                      const char *corrections, long row, vint32 whole[6][4][PARTS]) {
+    const char *high = group, *low = high + SCALE_GROUP;
+    vint32 highs[4][4][PARTS], lows[4][4][PARTS];
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++) {
+                highs[r][j][i] = read_int(corrections + r * row) - (vint32){0};
+                lows[r][j][i] = (vint32){0};
+            }
+#pragma GCC unroll 2
+    for (int k = 0; k < SCALE_GROUP; k += 4, w += 4 * OUTPUTS)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++) {
+                vint32 b;
+                memcpy(&b, w + j * panel + i * VECTOR_BYTES, sizeof b);
+                for (int r = 0; r < nr; r++) {
+                    highs[r][j][i] = dot_fours(highs[r][j][i], b, read_int(high + r * row + k));
+                    lows[r][j][i] = dot_fours(lows[r][j][i], b, read_int(low + r * row + k));
+                }
+            }
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++) whole[r][j][i] = (highs[r][j][i] << 7) + lows[r][j][i];
+}
+#else
+/* whole = the exact sums over 32 inputs of nr rows times nb panels. The four weights of an output
+ * are taken as int16: bytes 0 and 2, then bytes 1 and 3. */
+INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
+                      const char *corrections, long row, vint32 whole[6][4][PARTS]) {
+    const int32_t low = 0x00ff00ff;
+    vint32 sum[6][4][PARTS];
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++)
+                sum[r][j][i] = (read_int(corrections + r * row) - (vint32){0}) << 7;
+    for (int k = 0; k < SCALE_GROUP; k += 4, w += 4 * OUTPUTS)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++) {
+                vint32 b;
+                memcpy(&b, w + j * panel + i * VECTOR_BYTES, sizeof b);
+                const vint32 even = b & low, odd = b >> 8 & low;
+                for (int r = 0; r < nr; r++) {
+                    const char *four = group + r * row + 2 * k;
+                    const vint32 evens = read_int(four) - (vint32){0};
+                    const vint32 odds = read_int(four + 4) - (vint32){0};
+                    sum[r][j][i] += multiply_add_pairs(even, evens);
+                    sum[r][j][i] += multiply_add_pairs(odd, odds);
+                }
+            }
+    for (int r = 0; r < nr; r++)
+        for (int j = 0; j < nb; j++)
+            for (int i = 0; i < PARTS; i++) whole[r][j][i] = sum[r][j][i];
+}
+#endif
 
 /* out (nr, 16 nb) = nr rows times the nb panels that begin at `panels`. */
 INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels, const char *rows,
                           float *out, long out_row) {
-    enum { PARTS = 64 / VECTOR_BYTES };
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K);
     const char *w = panels, *scales = panels + OUTPUTS * K, *corrections = rows + 2 * K;
-    v16 sum[4][4];
+    v16 sum[6][4];
     for (int r = 0; r < nr; r++)
         for (int j = 0; j < nb; j++) sum[r][j] = broadcast(0.0f);
-    for (long at = 0; at < K; at += SCALE_GROUP) {
-        const char *high = rows + 2 * at, *low = high + SCALE_GROUP;
-        vint32 highs[4][4][PARTS], lows[4][4][PARTS];
-        for (int r = 0; r < nr; r++)
-            for (int j = 0; j < nb; j++)
-                for (int i = 0; i < PARTS; i++) {
-                    highs[r][j][i] = read_int(corrections + r * row) - (vint32){0};
-                    lows[r][j][i] = (vint32){0};
-                }
-#pragma GCC unroll 2
-        for (int k = 0; k < SCALE_GROUP; k += 4, w += 4 * OUTPUTS)
-            for (int j = 0; j < nb; j++)
-                for (int i = 0; i < PARTS; i++) {
-                    vint32 b;
-                    memcpy(&b, w + j * panel + i * VECTOR_BYTES, sizeof b);
-                    for (int r = 0; r < nr; r++) {
-                        highs[r][j][i] = dot_fours(highs[r][j][i], b, read_int(high + r * row + k));
-                        lows[r][j][i] = dot_fours(lows[r][j][i], b, read_int(low + r * row + k));
-                    }
-                }
+    for (long at = 0; at < K; at += SCALE_GROUP, w += SCALE_GROUP * OUTPUTS) {
+        vint32 whole[6][4][PARTS];
+        sum_group(nr, nb, w, panel, rows + 2 * at, corrections, row, whole);
         for (int j = 0; j < nb; j++) {
             const v16 scale = load_from_bf16((const bf16 *)(scales + j * panel));
             for (int r = 0; r < nr; r++) {
-                v16i whole;
-                for (int i = 0; i < PARTS; i++) {
-                    const vint32 both = (highs[r][j][i] << 7) + lows[r][j][i];
-                    memcpy((char *)&whole + i * VECTOR_BYTES, &both, sizeof both);
-                }
-                sum[r][j] += __builtin_convertvector(whole, v16) * scale;
+                v16i all;
+                memcpy(&all, whole[r][j], sizeof all);
+                sum[r][j] += __builtin_convertvector(all, v16) * scale;
             }
         }
         scales += OUTPUTS * sizeof(bf16), corrections += sizeof(int32_t);
@@ -277,6 +322,11 @@ static void times_int8(long K, const char *panels, const char *rows, int n, int 
 #if defined(__AVX512F__)
         for (; r + 4 <= n; r += 4)
             few_int8_rows(4, 2, K, w, rows + r * row, to + r * out_row, out_row);
+#elif !MULTIPLIES_BYTES /* one panel's sums of four rows fit into 16 registers */
+        for (; r + 4 <= n; r += 4)
+            for (int i = 0; i < 2; i++)
+                few_int8_rows(4, 1, K, w + i * panel, rows + r * row, to + r * out_row + i * OUTPUTS,
+                              out_row);
 #endif
         for (; r < n; r++) few_int8_rows(1, 2, K, w, rows + r * row, to + r * out_row, out_row);
     }
