@@ -222,6 +222,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("repeated-in-turn", 5, KK, "k = k.repeat(1, group, 1, 1)", VV, "v = v.repeat(1, group, 1, 1)"),
     ("repeated-in-turn", 5, KK, "k = torch.cat([k] * group, dim=1)", VV,
      "v = torch.cat([v] * group, dim=1)"),
+    ("values-not-repeated", 5, VV, ""),
     ("values-in-turn", 5, VV, "v = v.repeat(1, group, 1, 1)"),
     ("keys-in-turn", 5, KK, "k = k.repeat(1, group, 1, 1)"),
     ("one-head-for-all", 5, KK, "k = k[:, :1]", VV, "v = v[:, :1]"),

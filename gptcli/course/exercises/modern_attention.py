@@ -124,7 +124,22 @@ def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
     in_turn = [_in_turn(part, group) for part in (k, v)]
     if group > 1 and w.K > 1 and all(_holds(trace, part) for part in in_turn):
         return "repeated-in-turn"
+    if group > 1 and _lacks_values(trace, *_turn(*heads(w, x)), group):
+        return "values-not-repeated"
     return None
+
+
+def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: int) -> bool:
+    """Whether a forward has the weights of all query heads, but not the values that they need."""
+    wide_k, wide_v = _share(k, v, group)
+    mixed = modern.attend(q, wide_k, wide_v)
+    *_, weights, _ = _seen_after_groups(q, wide_k, mixed)
+    return (
+        trace.has(weights)
+        and not trace.has(mixed)
+        and _holds(trace, wide_k)
+        and not _holds(trace, wide_v)
+    )
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
@@ -342,6 +357,11 @@ MISTAKES = (
             "neighbouring query heads form a group: query head h uses key/value head h // {G}",
             "use repeat_interleave(group, dim=1)",
             _sharing(lambda k, v, g: (_in_turn(k, g), _in_turn(v, g))), _REPEAT),
+    ExerciseMistake("values-not-repeated", 5, "only k = k.repeat_interleave(group, dim=1)",
+            "you repeat the {K} heads of the keys, but not those of the values: the weights have "
+            "{H} heads",
+            "each query head needs the values of its key/value head as well as the keys",
+            "repeat v as you repeat k", at=_REPEAT),
     ExerciseMistake("values-in-turn", 5, "repeat_interleave for k, repeat for v",
             "you repeat the keys side by side (0 0 1 1), and the values in turn (0 1 0 1)",
             "a head's keys and values belong together", "use repeat_interleave for both",

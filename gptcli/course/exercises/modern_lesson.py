@@ -129,7 +129,8 @@ def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
         slug = modern_attention.shown(trace, w, x)
         if slug is not None:
             found = whole.mistake_in_forward(slug, **whole.facts(x))
-            return found if found.step == failed.step else None
+            earlier = slug == "values-not-repeated" and failed.mistake == "raises"
+            return found if earlier or found.step == failed.step else None
     return None
 
 

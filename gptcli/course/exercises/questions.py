@@ -494,6 +494,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "heads-without-transpose": "of which token are the channels in the first row of a head?",
         "kv-width": "how many channels do all key/value heads have together?",
         "repeated-in-turn": _GROUPS,
+        "values-not-repeated": _GROUPS,
         "values-in-turn": _GROUPS,
         "keys-in-turn": _GROUPS,
         "one-head-for-all": _GROUPS,
