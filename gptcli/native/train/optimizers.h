@@ -95,6 +95,24 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
+/* square = A A^T (r, r), where A (r, n) is `a`, and tiles have its rows as columns. r and n are
+ * multiples of 32. Computes the blocks up to the diagonal and mirrors them: a product of rows i and
+ * j sums the same numbers in the same order as one of rows j and i, so no bit differs. */
+static void product_with_own_transpose(const num *a, const num *tiles, long r, long n,
+                                       float *square) {
+    for (long i = 0; i < r; i += 32)
+        product(a + i * n, n, 32, tiles, n / 32 * TILE, n / 32, (i + 32) / 16, square + i * r, r);
+    for (long i = 32; i < r; i += 16)
+        for (long j = 0; j < i / 32 * 32; j += 16) {
+            f32x16 block[16];
+            UNROLL(16)
+            for (int k = 0; k < 16; k++) block[k] = load(square + (i + k) * r + j);
+            transpose16(block);
+            UNROLL(16)
+            for (int k = 0; k < 16; k++) store(square + (j + k) * r + i, block[k]);
+        }
+}
+
 /* Makes X (r, c) almost the orthogonal matrix nearest to it, by Newton-Schulz iterations
  * (constants.h). r and c are multiples of 32. Source: Jordan et al. 2024, "Muon". */
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
@@ -102,22 +120,14 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     for (int it = 0; it < iterations; it++) {
         for (long i = 0; i < r; i += 16)
             pack_b16_transposed(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
-        for (long i = 0; i < r; i += 32) { /* Y = X X^T */
-            product(X + i * c, c, 32, s->tiles, c / 32 * TILE, c / 32, r / 16, s->square + i * r,
-                    r);
-            for (long j = 0; j < 32 * r; j += 16)
-                store_num(s->gram + i * r + j, load(s->square + i * r + j));
-        }
+        product_with_own_transpose(X, s->tiles, r, c, s->square); /* Y = X X^T */
+        for (long i = 0; i < r * r; i += 16) store_num(s->gram + i, load(s->square + i));
         for (long i = 0; i < r; i += 16) /* Y is symmetric: its rows are its columns */
             pack_b16_transposed(s->gram + i * r, r, r, s->gram_tiles + i / 16 * (r / 32) * TILE);
-        for (long i = 0; i < r; i += 32) { /* Y becomes B Y + C Y Y, row block by row block */
-            product(s->gram + i * r, r, 32, s->gram_tiles, r / 32 * TILE, r / 32, r / 16, s->wide,
-                    r);
-            for (long j = 0; j < 32 * r; j += 16) {
-                f32x16 a = mul(load_num(s->gram + i * r + j), broadcast(MUON_B));
-                f32x16 y = fmadd(load(s->wide + j), broadcast(MUON_C), a);
-                store_num(s->gram + i * r + j, y);
-            }
+        product_with_own_transpose(s->gram, s->gram_tiles, r, r, s->square);
+        for (long i = 0; i < r * r; i += 16) { /* Y becomes B Y + C Y Y */
+            const f32x16 a = mul(load_num(s->gram + i), broadcast(MUON_B));
+            store_num(s->gram + i, fmadd(load(s->square + i), broadcast(MUON_C), a));
         }
         for (long i = 0; i < r; i += 32) /* tiles that sum over the rows of X */
             pack_b32(X + i * c, c, c, s->tiles + i / 32 * TILE, r / 32 * TILE);
