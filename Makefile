@@ -5,8 +5,9 @@ BIN = .venv/bin
 STAMP = .venv/.installed
 INTEROP = .venv/.interop
 PICTURES = .venv/.pictures
+DOCS = .venv/.docs
 
-.PHONY: install train test lint types map pictures wheel-check fuzz interop programs browser check reliability soak clean
+.PHONY: install train test lint types map reference docs pictures wheel-check fuzz interop programs browser check reliability soak clean
 
 install: $(STAMP)
 
@@ -34,6 +35,18 @@ types: $(STAMP)
 # Writes the table of files in CONTRIBUTING.md, from the first line of each file.
 map: $(STAMP)
 	$(BIN)/python docs/file_map.py
+
+# Writes docs/reference: config keys, commands and the Python interface, from the code.
+reference: $(STAMP)
+	$(BIN)/python docs/reference.py
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+# Builds the website of the docs in build/site; open build/site/index.html.
+docs: $(DOCS)
+	$(BIN)/python docs/build_site.py
 
 # Installs what draws pictures: a terminal, playwright and Pillow, matplotlib.
 $(PICTURES): $(STAMP)

@@ -109,6 +109,7 @@ def test_constraints_pin_every_dependency_and_satisfy_its_bound() -> None:
             *project["project"]["optional-dependencies"]["dev"],
             *project["project"]["optional-dependencies"]["interop"],
             *project["project"]["optional-dependencies"]["pictures"],
+            *project["project"]["optional-dependencies"]["docs"],
             *project["build-system"]["requires"],
         )
         for requirement in [Requirement(text)]

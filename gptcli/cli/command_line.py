@@ -406,6 +406,14 @@ def metavar(parameter: Any) -> str:
 
 def _write_parameters(command: Any, ctx: Context, formatter: Any) -> None:
     """Write the arguments and the options of a command."""
+    for title, found in parameter_rows(command, ctx).items():
+        if found:
+            with formatter.section(title):
+                formatter.write_dl(found)
+
+
+def parameter_rows(command: Any, ctx: Context) -> dict[str, list[tuple[str, str]]]:
+    """The "Arguments" and the "Options" of a command: the name and the help of each."""
     rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
@@ -424,10 +432,7 @@ def _write_parameters(command: Any, ctx: Context, formatter: Any) -> None:
         if _is_argument(parameter):
             text = re.sub(r" *\[required\]$", "", text)
         rows["Arguments" if _is_argument(parameter) else "Options"].append((name, text))
-    for title, found in rows.items():
-        if found:
-            with formatter.section(title):
-                formatter.write_dl(found)
+    return rows
 
 
 def _bounds(least: float | None, most: float | None) -> str:

@@ -1,0 +1,263 @@
+"""Builds the documentation as a website in build/site, which requests nothing: `make docs`.
+
+    python docs/build_site.py [--out FOLDER]
+
+The pages are Markdown files of the repository, which people also read on their own. NAVIGATION says
+which, and in which order. They are copied to build/site-pages. There, links between them are set
+right, and a link to a file of the code leads to a page that shows the file. zensical, the
+generator, must print no warning. Needs the extra `docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Start", (
+        ("Start", "docs/README.md"),
+        ("Installation", "docs/install.md"),
+        ("Words", "docs/words.md"),
+    )),
+    ("Train", (
+        ("Your own text", "docs/own-text.md"),
+        ("Stop and resume", "docs/resume.md"),
+        ("The live view, runs, tokens", "docs/live.md"),
+        ("Loggers", "docs/loggers.md"),
+        ("Several GPUs and machines", "docs/ranks.md"),
+    )),
+    ("Learn", (
+        ("The course", "docs/course/README.md"),
+        ("Weeks 1 and 2: attention", "docs/course/week-1-2-attention.md"),
+        ("Week 3: norm, MLP, block", "docs/course/week-3-layernorm-mlp-block.md"),
+        ("Week 4: a tokenizer", "docs/course/week-4-tokenizer.md"),
+        ("Weeks 5 and 6: training", "docs/course/week-5-6-training.md"),
+        ("Week 7: sampling", "docs/course/week-7-sampling.md"),
+        ("Week 8: key/value cache", "docs/course/week-8-cache.md"),
+        ("Week 9: a GPT of 2025", "docs/course/week-9-modern.md"),
+        ("Your own attention", "docs/own-attention.md"),
+        ("From another course", "docs/course/coming-from/README.md"),
+        ("From LLMs from scratch", "docs/course/coming-from/llms-from-scratch.md"),
+        ("From Karpathy's videos", "docs/course/coming-from/karpathy.md"),
+        ("From ARENA", "docs/course/coming-from/arena.md"),
+        ("From CS336", "docs/course/coming-from/cs336.md"),
+        ("The code, in ten files", "docs/code.md"),
+    )),
+    ("Understand a run", (
+        ("The report", "docs/report.md"),
+        ("Compare, sweep, scaling", "docs/compare.md"),
+        ("What the heads look at", "docs/look.md"),
+    )),
+    ("Use a model", (
+        ("Sample", "docs/sample.md"),
+        ("In Python", "docs/library.md"),
+        ("Over HTTP: serve", "docs/serve.md"),
+        ("A page to mail", "docs/page.md"),
+        ("Export: llama.cpp and others", "docs/export.md"),
+        ("Import: GPT-2 and others", "docs/import.md"),
+    )),
+    ("Reference", (
+        ("Commands and options", "docs/reference/commands.md"),
+        ("Config keys", "docs/reference/config.md"),
+        ("Python", "docs/reference/python.md"),
+        ("For scripts", "docs/scripts.md"),
+        ("What is installed", "docs/reference/dependencies.md"),
+        ("Changes", "CHANGELOG.md"),
+    )),
+    ("Measured and promised", (
+        ("Performance", "docs/performance.md"),
+        ("Reliability", "docs/reliability.md"),
+        ("Security", "SECURITY.md"),
+        ("1 to 1,024 GPUs, on paper", "docs/scaling.md"),
+        ("All measurements", "benchmarks/RESULTS.md"),
+        ("How settings are chosen", "benchmarks/DIAL.md"),
+        ("Is a run ever lost?", "benchmarks/RELIABILITY.md"),
+        ("Speed experiments", "benchmarks/LOG.md"),
+    )),
+    ("Work on gptcli", (
+        ("Choices", "docs/design.md"),
+        ("Tests and benchmarks", "docs/testing.md"),
+        ("Contributing", "CONTRIBUTING.md"),
+    )),
+)  # fmt: skip
+"""The sections of the site: the title of each page, and its file."""
+
+PLACES = {
+    "docs/README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+"""Where the pages are in the site whose place does not follow from their file."""
+
+LANGUAGES = {
+    ".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash", ".c": "c", ".h": "c",
+}  # fmt: skip
+"""Files of the code that a page can show, and how they are coloured."""
+
+SLUGS = {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}
+"""How the anchor of a heading follows from its words: as on GitHub."""
+
+LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+FENCED = re.compile(r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def fail(message: str) -> None:
+    """End with a message."""
+    sys.exit(f"docs: {message}")
+
+
+def pages() -> list[str]:
+    """The files of all pages of the navigation, from the root of the repository, in order."""
+    return [file for _, section in NAVIGATION for _, file in section]
+
+
+def place(file: str) -> str:
+    """Where a file of the repository is in the site, as a path of Markdown or of a picture."""
+    if file in PLACES:
+        return PLACES[file]
+    path = PurePosixPath(file)
+    if path.parts[0] == "docs":
+        path = path.relative_to("docs")
+    if path.suffix == ".md":
+        return str(path.with_name("index.md") if path.name == "README.md" else path)
+    return str(path) if path.suffix in (".svg", ".png") else f"source/{path}.md"
+
+
+def shown(file: str) -> str:
+    """The page of a file of the code: its name as the title, and its text."""
+    text = (ROOT / file).read_text("utf-8")
+    fence = "````" if "```" in text else "```"
+    language = LANGUAGES[PurePosixPath(file).suffix]
+    return (
+        "---\nsearch:\n  exclude: true\n---\n\n"
+        f'# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
+    )
+
+
+class Pages:
+    """The Markdown of the site: pages of the navigation, what they link to, and their pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: set[str] = set()
+        self.waiting = pages()
+
+    def write(self) -> None:
+        """Write everything. Ends the program if a link leads nowhere."""
+        while self.waiting:
+            file = self.waiting.pop(0)
+            if file in self.done:
+                continue
+            self.done.add(file)
+            target = self.folder / place(file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            suffix = PurePosixPath(file).suffix
+            if suffix == ".md":
+                text = self._linked(file, (ROOT / file).read_text("utf-8"))
+                target.write_text(text, "utf-8", newline="\n")
+            elif suffix in (".svg", ".png"):
+                shutil.copyfile(ROOT / file, target)
+            elif suffix in LANGUAGES:
+                target.write_text(shown(file), "utf-8", newline="\n")
+            else:
+                fail(f"no page can show {file}")
+
+    def _linked(self, file: str, text: str) -> str:
+        """The text of a page with its links set right, except in blocks of code."""
+        parts, end = [], 0
+        for block in FENCED.finditer(text):
+            parts += [self._prose(file, text[end : block.start()]), block[0]]
+            end = block.end()
+        return "".join([*parts, self._prose(file, text[end:])])
+
+    def _prose(self, file: str, text: str) -> str:
+        return LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
+
+    def _target(self, file: str, link: str) -> str:
+        """Where a link of a page leads in the site."""
+        name, hash_, anchor = link.partition("#")
+        if not name or re.match(r"[a-z]+:", name):
+            return link
+        goal = os.path.normpath(PurePosixPath(file).parent / name)
+        if not (ROOT / goal).is_file():
+            fail(f"{file}: the link {link} leads to no file")
+        self.waiting.append(goal)
+        start = PurePosixPath(place(file)).parent
+        return os.path.relpath(place(goal), start).replace(os.sep, "/") + hash_ + anchor
+
+
+def config() -> dict[str, object]:
+    """The configuration of zensical."""
+    return {
+        "site_name": "gptcli",
+        "site_description": "Train, sample and understand tiny GPTs on the machine you have",
+        "docs_dir": "pages",
+        "site_dir": "site",
+        "use_directory_urls": False,
+        "nav": [
+            {title: [{name: place(file)} for name, file in section]}
+            for title, section in NAVIGATION
+        ],
+        "theme": {
+            "font": False,
+            "features": [
+                "navigation.indexes", "navigation.sections", "navigation.top", "navigation.footer",
+                "toc.follow", "content.code.copy", "search.highlight",
+            ],
+            "palette": [
+                {"media": "(prefers-color-scheme: light)", "scheme": "default",
+                 "toggle": {"icon": "lucide/sun", "name": "Switch to dark mode"}},
+                {"media": "(prefers-color-scheme: dark)", "scheme": "slate",
+                 "toggle": {"icon": "lucide/moon", "name": "Switch to light mode"}},
+            ],
+        },
+        "plugins": {"search": {}, "offline": {}},
+        # Instead of a script from a server; the plugin `offline` looks for the word iframe-worker.
+        "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
+        "extra_css": ["assets/site.css"],
+        "markdown_extensions": {
+            "admonition": {}, "attr_list": {}, "md_in_html": {}, "tables": {}, "sane_lists": {},
+            "toc": {"permalink": True, "slugify": SLUGS},
+            "pymdownx.highlight": {"anchor_linenums": True},
+            "pymdownx.superfences": {},
+        },
+    }  # fmt: skip
+
+
+def build(out: Path) -> None:
+    """Build the site into a folder. Ends the program if a link is wrong or zensical warns."""
+    work = ROOT / "build" / "site-pages"
+    shutil.rmtree(work, ignore_errors=True)
+    source = work / "pages"
+    source.mkdir(parents=True)
+    Pages(source).write()
+    shutil.copytree(ROOT / "docs" / "assets", source / "assets")
+    # JSON strings, lists and numbers are YAML, too.
+    (work / "mkdocs.yml").write_text(json.dumps(config(), indent=1), "utf-8")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    print(done.stdout + done.stderr)
+    if done.returncode != 0:
+        fail(f"zensical ended with {done.returncode}")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(work / "site", out)
+
+
+def main() -> None:
+    """Build the site."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
+    build(parser.parse_args().out.resolve())
+
+
+if __name__ == "__main__":
+    main()
