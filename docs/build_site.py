@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("Start", (
+    ("Begin", (
         ("Start", "docs/README.md"),
         ("Installation", "docs/install.md"),
         ("Words", "docs/words.md"),
@@ -107,7 +107,13 @@ SLUGS = {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}
 """How the anchor of a heading follows from its words: as on GitHub."""
 
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
-FENCED = re.compile(r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
+SHORT = 26  # characters of code that stays in one line
+NO_PROSE = re.compile(
+    r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$|(?<=\n\n)(?:    [^\n]*\n)+|<!--.*?-->",
+    re.MULTILINE | re.DOTALL,
+)
+"""Blocks of code, between fences or indented, and comments."""
 
 
 def fail(message: str) -> None:
@@ -174,13 +180,15 @@ class Pages:
     def _linked(self, file: str, text: str) -> str:
         """The text of a page with its links set right, except in blocks of code."""
         parts, end = [], 0
-        for block in FENCED.finditer(text):
+        for block in NO_PROSE.finditer(text):
             parts += [self._prose(file, text[end : block.start()]), block[0]]
             end = block.end()
         return "".join([*parts, self._prose(file, text[end:])])
 
     def _prose(self, file: str, text: str) -> str:
-        return LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
+        """Text without blocks of code: its links set right, and short code never in two lines."""
+        text = LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
+        return CODE.sub(lambda code: code[0] + "{.short}" * (len(code[2]) <= SHORT), text)
 
     def _target(self, file: str, link: str) -> str:
         """Where a link of a page leads in the site."""
@@ -210,7 +218,7 @@ def config() -> dict[str, object]:
         "theme": {
             "font": False,
             "features": [
-                "navigation.indexes", "navigation.sections", "navigation.top", "navigation.footer",
+                "navigation.sections", "navigation.top", "navigation.footer",
                 "toc.follow", "content.code.copy", "search.highlight",
             ],
             "palette": [
