@@ -266,9 +266,9 @@ def _signature(name: str, function: Any) -> str:
         texts.append(text)
     back = signature.return_annotation
     end = "" if back is signature.empty else f" -> {_plain(back)}"
-    line = f"{name}({', '.join(texts)}){end}"
+    line = f"def {name}({', '.join(texts)}){end}: ..."
     if len(line) > 80:
-        line = f"{name}(\n" + "".join(f"    {text},\n" for text in texts) + f"){end}"
+        line = f"def {name}(\n" + "".join(f"    {text},\n" for text in texts) + f"){end}: ..."
     return f"```python\n{line}\n```\n"
 
 

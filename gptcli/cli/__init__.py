@@ -125,7 +125,7 @@ def _add(app: typer.Typer, command: str) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with 0, 1, 2 or 130, as README.md defines them.
+    """Run the command line and exit with 0, 1, 2 or 130, as docs/scripts.md defines them.
 
     After a user's mistake, prints an error and a hint. Only `--debug` adds the traceback."""
     spin_briefly()
