@@ -1,0 +1,101 @@
+"""Reads the Markdown of the documentation: code, commands, links and anchors."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PAGES = tuple(
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "benchmarks").glob("*.md")),
+        ROOT / "data" / "README.md",
+        ROOT / "gptcli" / "native" / "README.md",
+    )
+)
+"""Every Markdown file that people read, from the root."""
+
+_FENCED = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
+_LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code between fences: its page, its first line's number, its language, its text."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    def commands(self) -> list[str]:
+        """The command lines: those after `$ ` in a console, else all, without their comments."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        if self.language == "console":
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        elif self.language not in ("sh", "bash"):
+            return []
+        return [line for line in (line.partition("  #")[0].strip() for line in lines) if line]
+
+
+@cache
+def text_of(page: str) -> str:
+    """The text of a page."""
+    return (ROOT / page).read_text("utf-8")
+
+
+def blocks(page: str) -> list[Block]:
+    """The blocks of code of a page, in order."""
+    text = text_of(page)
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 2, found[2], found[3])
+        for found in _FENCED.finditer(text)
+    ]
+
+
+def prose(page: str) -> str:
+    """The text of a page without blocks of code and comments."""
+    return _COMMENT.sub("", _FENCED.sub("", text_of(page)))
+
+
+def code_in_text(page: str) -> list[str]:
+    """The code between backticks in the text of a page, each in one line."""
+    return [" ".join(found[2].split()) for found in _CODE.finditer(prose(page))]
+
+
+def links(page: str) -> list[str]:
+    """Where the links and pictures of a page lead, as they are written."""
+    text = _CODE.sub("", prose(page))
+    return [found[1] or found[2] for found in _LINK.finditer(text)]
+
+
+@cache
+def anchors(page: str) -> frozenset[str]:
+    """The anchors of the headings of a page, as GitHub names them."""
+    found: dict[str, int] = {}
+    names = set()
+    for title in re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("\\", "").strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        count = found.get(slug, 0)
+        found[slug] = count + 1
+        names.add(f"{slug}-{count}" if count else slug)
+    return frozenset(names)
+
+
+def words_of(command: str) -> tuple[list[str], str | None]:
+    """The words of a command line, and the file after `>`, None if there is none."""
+    line, _, target = command.partition(" > ")
+    return shlex.split(line), target.strip() or None

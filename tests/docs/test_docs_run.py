@@ -1,0 +1,295 @@
+"""The documentation, run: every command and every program of each page, in order, made small.
+
+A page runs in a folder of its own, with the files and runs that it names. Trainings have a few
+steps and a tiny network. NOT_RUN lists what is not run, and why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.course.catalogue import EXERCISES, exercise_named
+from gptcli.course.solutions import solution
+from gptcli.errors import GptcliError
+from gptcli.training.estimate import StepTime
+from tests.conftest import TEXT, Once
+from tests.docs.markdown import PAGES, Block, blocks, words_of
+
+SMALL = {
+    "train.max_steps": "4", "train.eval_every": "2", "train.sample_every": "0",
+    "train.batch_size": "4", "model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16",
+    "model.block_size": "16", "run.threads": "1",
+}  # fmt: skip
+"""Smaller than what people train, so that all commands together take seconds."""
+
+SMALLER = [*(f"{key}={value}" for key, value in SMALL.items()), "model.n_layer=2",
+           "train.max_steps=40", "train.eval_every=20"]  # fmt: skip
+"""The run that stands for every run that a page names."""
+
+NOT_RUN = {
+    "make": "tests/test_readme.py checks that the target exists",
+    "source": "it changes the shell that runs it",
+    "python3 -m venv": "make wheel-check makes an environment",
+    ".venv/bin/python -m pip": "make wheel-check installs gptcli",
+    "pip install": "make wheel-check installs gptcli; the packages come from an index",
+    "uvx": "make wheel-check runs it, if uv is installed",
+    ".venv/bin/gptcli": "it is gptcli, which runs",
+    "torchrun": "tests/distributed starts it",
+    "sbatch": "it needs Slurm",
+    "scp": "it needs another machine",
+    "curl": "tests/serving asks a server the same",
+    "gptcli serve": "it serves until a signal ends it; tests/serving starts it",
+    "gptcli scaling": "it trains for minutes; tests/experiments trains a smaller ladder",
+    "gptcli train big.yaml --devices": "tests/distributed trains in several processes",
+    "gptcli exercise --status my --watch": "it runs until Ctrl-C; tests/course stops it",
+    "gptcli exercise attention --status my --watch": "it runs until Ctrl-C; tests/course stops it",
+}
+"""The beginnings of the command lines that are not run here, and the reason."""
+
+NO_PROGRAMS = {
+    "docs/reference/python.md": "its blocks are signatures",
+    "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
+}
+"""The pages whose Python is not run, and the reason. What is not bash, console, python or yaml is
+not run either: output, and JavaScript, which tests/interop runs in Node.js."""
+
+NEEDS = {
+    "--to gguf": ("gguf",), "--to onnx": ("onnx",), "--to tensorboard": ("tensorboard",),
+    "run.loggers=csv,tensorboard": ("tensorboard", "trackio", "wandb"),
+    "from transformers import": ("transformers",),
+}  # fmt: skip
+"""Packages of extras. What needs one is left out if it is not installed; `make programs` has it."""
+
+MAY_FAIL = re.compile(r"gptcli check-")
+"""Commands whose exit code is 1 if the learner's file is wrong; pages show that, too."""
+
+LEARNERS = (
+    "my_attention.py", "nomask.py", "gpt.py", "mingpt/model.py", "students/ada/attention.py",
+    "cs336_basics/model.py:MultiheadSelfAttention", "solutions.py:Attention",
+    "ch03.ipynb:MultiHeadAttentionWrapper", "1.1_Transformer_from_Scratch.ipynb:Attention",
+)  # fmt: skip
+"""Files and classes of learners that the pages name. Each holds the course's own solution."""
+
+RUNS = re.compile(
+    r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short)(?=$|/)"
+)
+"""The names of runs that pages speak of without training them first."""
+
+PAGES_WITH_CODE = [page for page in PAGES if any(
+    block.language in ("sh", "bash", "console", "python", "yaml") for block in blocks(page))
+]  # fmt: skip
+
+
+def reason(command: str) -> str | None:
+    """Why a command is not run; None if it is."""
+    for beginning, why in NOT_RUN.items():
+        if command == beginning or command.startswith(beginning + " "):
+            return why
+    return missing(command)
+
+
+def missing(code: str) -> str | None:
+    """The package that a command or a program needs and that is not installed."""
+    for part, packages in NEEDS.items():
+        for package in packages:
+            if part in code and importlib.util.find_spec(package) is None:
+                return f"{package} is not installed"
+    return None
+
+
+def notebook(code: str) -> str:
+    """A notebook with one cell."""
+    cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": []}
+    return json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.fixture(scope="session")
+def kept(once: Once) -> Path:
+    """The folder that every page starts from: texts, learners' files, and the run `trained`."""
+
+    def make(folder: Path) -> None:
+        text = TEXT + "The End. Once upon a time: To be, or not to be? ROMEO: Hello world\n"
+        for name in ("my.txt", "more.txt", "big.txt", "poem.txt", "my-texts/one.txt",
+                     "moved-texts/one.txt"):  # fmt: skip
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "prompts.txt").write_text("KING\nQUEEN\n", encoding="utf-8")
+        (folder / "speeches.jsonl").write_text('{"body": "What light is this?"}\n' * 80, "utf-8")
+        (folder / "my").mkdir()
+        for exercise in EXERCISES:
+            (folder / "my" / f"{exercise.name}.py").write_text(solution(exercise), "utf-8")
+        attention = (folder / "my" / "attention.py").read_text("utf-8")
+        for name in LEARNERS:
+            file, _, cls = name.partition(":")
+            code = attention.replace("CausalSelfAttention", cls or "CausalSelfAttention")
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(notebook(code) if file.endswith("ipynb") else code, "utf-8")
+        command = [sys.executable, "-m", "gptcli", "train", "my.txt", *SMALLER, "--out", "trained"]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+
+    return once("docs", make)
+
+
+class Shell:
+    """Runs the commands of a page, made small, in the current folder."""
+
+    def __init__(self, cli: Any) -> None:
+        self.cli = cli
+
+    def run(self, block: Block, command: str) -> None:
+        """Run a command. Fails the test if its exit code is not the expected one."""
+        words, target = words_of(command)
+        assert words[0] == "gptcli", f"{block}: {command}: name the reason in NOT_RUN"
+        words = words[1:]
+        if words[0] in ("train", "sweep"):
+            words = self._smaller(words)
+        elif words[0] == "import":
+            self._foreign(words[1])
+        elif words[0] == "inspect-batch":
+            words[-1] = "2"
+        written = None
+        if words[0] == "exercise" and "--out" in words:
+            written = Path(words[words.index("--out") + 1], words[1]).with_suffix(".py")
+            for path in written.parent.glob(f"{written.stem}.*"):
+                path.unlink()
+        self._give_runs(words)
+        outcome = self.cli(*words)
+        good = (0, 1) if MAY_FAIL.match(command) else (0,)
+        assert outcome.code in good, f"{block}: {command}\n{' '.join(words)}\n{outcome.err}"
+        if target:
+            Path(target).write_text(outcome.out, encoding="utf-8")
+        if written is not None:  # the learner fills it in
+            assert "NotImplementedError" in written.read_text("utf-8")
+            written.write_text(solution(exercise_named(written.stem)), "utf-8")
+
+    def _smaller(self, words: list[str]) -> list[str]:
+        """A training with few steps and a tiny network."""
+        if words[0] == "sweep" and "--minutes" in words:
+            at = words.index("--minutes")
+            words = [*words[:at], *words[at + 2 :]]
+        sizes = {"train.max_steps": 60 if "--extend" in words else 4, "model.n_layer": 1,
+                 "model.n_embd": 16}  # fmt: skip
+        for key, value in sizes.items():
+            words = [re.sub(rf"^{re.escape(key)}=\d+$", f"{key}={value}", word) for word in words]
+        if "--resume" in words:
+            return words
+        given = {word.partition("=")[0] for word in words if "=" in word}
+        if "--minutes" in words:  # gptcli chooses the number of steps
+            given |= {"train.max_steps", "train.eval_every"}
+        if "--from" in words:
+            given |= {key for key in SMALL if key.startswith("model.")}
+        return [*words, *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
+
+    def _give_runs(self, words: list[str]) -> None:
+        """Make the runs that a command names, if they do not exist: copies of a trained one."""
+        out = words.index("--out") + 1 if "--out" in words else None
+        for place, word in enumerate(words):
+            if place == out and not {"--resume", "--overwrite"} & set(words):
+                if Path(word).is_file() or words[0] == "train":  # of an earlier example
+                    _remove(Path(word))
+                continue
+            if found := RUNS.match(word):
+                self._give(found[1])
+        if words[0] in ("sample", "eval") and len(words) == 1 and not Path("runs").exists():
+            self._give("mine")
+
+    def _give(self, name: str) -> None:
+        run = Path("runs", name)
+        if not run.exists():
+            shutil.copytree("trained", run)
+
+    def _foreign(self, name: str) -> None:
+        """A folder of Hugging Face's, which an import reads."""
+        self._give("exported")
+        if not Path(name).exists():
+            outcome = self.cli("export", "exported", "--to", "huggingface", "--out", name)
+            assert outcome.code == 0, outcome.err
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def program(block: Block) -> str:
+    """The program of a block, made small."""
+    text = re.sub(r'"train.max_steps": \d+', '"train.max_steps": 8', block.text)
+    return re.sub(r'"train.eval_every": \d+', '"train.eval_every": 4', text)
+
+
+def learner_class(path: Path) -> type:
+    """The class of a learner's file, with a source that can be found."""
+    spec = importlib.util.spec_from_file_location("my_attention", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: type = module.CausalSelfAttention
+    return found
+
+
+def raises(following: Block | None) -> bool:
+    """Whether the block after a program shows that the program raises a GptcliError."""
+    return following is not None and following.text.startswith("GptcliError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_every_command_and_program_of_a_page_runs(
+    page: str, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(kept, folder)
+    monkeypatch.chdir(folder)
+    # Few steps fill the time of --minutes.
+    monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
+    monkeypatch.setattr("gptcli.training.planner.Planner.max_steps", lambda *_: None)
+    shell = Shell(cli)
+    names: dict[str, Any] = {"MyAttention": learner_class(folder / "my_attention.py")}
+    found = blocks(page)
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        for command in block.commands():
+            if reason(command) is None:
+                shell.run(block, command)
+        if block.language != "python" or page in NO_PROGRAMS or missing(block.text):
+            continue
+        code = compile(program(block), str(block), "exec")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if raises(following):
+                with pytest.raises(GptcliError):
+                    exec(code, names)
+            else:
+                exec(code, names)
+
+
+def test_each_reason_is_needed() -> None:
+    """A line of the tables that no page needs is deleted."""
+    commands = [command for page in PAGES for block in blocks(page) for command in block.commands()]
+    for beginning in NOT_RUN:
+        assert any(command.startswith(beginning) for command in commands), beginning
+    for page in NO_PROGRAMS:
+        assert any(block.language == "python" for block in blocks(page)), page
+    text = "\n".join(block.text for page in PAGES for block in blocks(page))
+    for part in NEEDS:
+        assert part in text, part
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_every_command_is_run_or_has_a_reason(page: str) -> None:
+    for block in blocks(page):
+        for command in block.commands():
+            assert reason(command) or command.startswith("gptcli "), f"{block}: {command}"
