@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Begin", (
         ("Start", "docs/README.md"),
+            ("Questions", "docs/questions.md"),
         ("Installation", "docs/install.md"),
         ("Words", "docs/words.md"),
     )),
@@ -98,6 +99,10 @@ PLACES = {
 }
 """Where the pages are in the site whose place does not follow from their file."""
 
+UNSEARCHED = ("CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
+"""Pages that the search leaves out, with the files of the code: they would hide the others."""
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash", ".c": "c", ".h": "c",
 }  # fmt: skip
@@ -143,10 +148,7 @@ def shown(file: str) -> str:
     text = (ROOT / file).read_text("utf-8")
     fence = "````" if "```" in text else "```"
     language = LANGUAGES[PurePosixPath(file).suffix]
-    return (
-        "---\nsearch:\n  exclude: true\n---\n\n"
-        f'# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
-    )
+    return f'{NOT_SEARCHED}# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
 
 
 class Pages:
@@ -169,6 +171,7 @@ class Pages:
             suffix = PurePosixPath(file).suffix
             if suffix == ".md":
                 text = self._linked(file, (ROOT / file).read_text("utf-8"))
+                text = NOT_SEARCHED * (file in UNSEARCHED) + text
                 target.write_text(text, "utf-8", newline="\n")
             elif suffix in (".svg", ".png"):
                 shutil.copyfile(ROOT / file, target)
