@@ -6,8 +6,9 @@ STAMP = .venv/.installed
 INTEROP = .venv/.interop
 PICTURES = .venv/.pictures
 DOCS = .venv/.docs
+RELEASE = .venv/.release
 
-.PHONY: install train test lint types map reference docs pictures wheel-check fuzz interop programs browser check reliability soak clean
+.PHONY: install train test lint types map reference docs docs-check pictures wheel-check fuzz interop programs browser check reliability soak clean
 
 install: $(STAMP)
 
@@ -48,6 +49,12 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)
 	$(BIN)/python docs/build_site.py
 
+# Builds the site and opens it in Chromium; runs every command and program of the docs, as far as what they need
+# is installed (`make programs` installs all).
+docs-check: $(DOCS)
+	$(BIN)/python -m pytest -n 2 tests/docs
+	$(BIN)/python -m pytest -n 2 --dist worksteal --slow tests/docs
+
 # Installs what draws pictures: a terminal, playwright and Pillow, matplotlib.
 $(PICTURES): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pictures]'
@@ -57,8 +64,12 @@ $(PICTURES): $(STAMP)
 pictures: $(PICTURES)
 	$(BIN)/python docs/pictures.py
 
-# Installs the built wheel in an empty environment, outside the checkout. Needs the package index.
-wheel-check: $(STAMP)
+$(RELEASE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,release]'
+	@touch $@
+
+# Installs the built wheel in an empty environment, outside the checkout, by pip and by uvx. Needs the package index.
+wheel-check: $(RELEASE)
 	$(BIN)/python tests/wheel_check.py
 
 # Random examples for every property test, then random inputs for every parser (FUZZ=2000000 for a

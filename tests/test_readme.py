@@ -59,6 +59,7 @@ def test_constraints_pin_every_dependency_and_satisfy_its_bound() -> None:
             *project["project"]["optional-dependencies"]["interop"],
             *project["project"]["optional-dependencies"]["pictures"],
             *project["project"]["optional-dependencies"]["docs"],
+            *project["project"]["optional-dependencies"]["release"],
             *project["build-system"]["requires"],
         )
         for requirement in [Requirement(text)]

@@ -1,61 +1,86 @@
 """Build the wheel, install it into an empty environment, and train from there.
 
 Run by `make wheel-check`; needs the package index. Not a test of the suite, which needs no network.
+The environment holds only what gptcli needs to run. If uv is installed, `uvx` then does the same
+from the same files, without an index.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PIP = ("-m", "pip", "--disable-pip-version-check")
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
     """Run a command and return its output. Exit if it fails."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=env)
     if done.returncode != 0:
         sys.exit(f"{' '.join(words)} failed ({done.returncode}):\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def train_and_sample(*gptcli: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    """Train on the shipped text for a few steps, and sample: as a user does, without a checkout."""
+    summary = json.loads(
+        run(*gptcli, "train", "tiny", "train.max_steps=20", "--json", cwd=cwd, env=env)
+    )
+    assert summary["steps"] == 20
+    words = ("sample", "--prompt", "KING", "--max-new-tokens", "20", "--json")
+    assert json.loads(run(*gptcli, *words, cwd=cwd, env=env))["tokens"] == 20
+    # And the way of the first page: gptcli chooses everything.
+    run(*gptcli, "train", "--minutes", "0.2", "--out", "runs/chosen", cwd=cwd, env=env)
+    assert run(*gptcli, "sample", "chosen", "--max-new-tokens", "20", cwd=cwd, env=env).strip()
+
+
+def refuse_more_than_needed(site_packages: Path) -> None:
+    """Exit if the environment holds a package that only an extra asks for."""
+    there = {found.metadata["Name"].lower() for found in distributions(path=[str(site_packages)])}
+    needed = {"gptcli", "torch", "numpy", "typer", "pydantic"}
+    assert needed <= there, needed - there
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    names = {name.lower() for name in re.findall(r'"([\w-]+)(?:\[\w+\])?[><=]', extras)}
+    more = {"pytest", "ruff", "mypy", "gguf", "onnx", "starlette", "uvicorn", "pyarrow"}
+    assert more <= names
+    assert not more & there, f"installed without being needed: {more & there}"
 
 
 def main() -> None:
     """Raise SystemExit with the output of whatever failed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+        pip = (sys.executable, *PIP)
         run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
         (wheel,) = folder.glob("gptcli-*.whl")
+        # Every wheel that it needs, so that pip and uv install the same files.
+        wheels = folder / "wheels"
+        pinned = ("-c", ROOT / "constraints.txt")
+        run(*pip, "wheel", "--quiet", *pinned, "--wheel-dir", wheels, wheel, cwd=folder)
+        here = ("--no-index", "--find-links", wheels)
         venv.create(folder / "venv", with_pip=True)
         scripts = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
-        run(
-            scripts / "python",
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "install",
-            "--quiet",
-            "-c",
-            ROOT / "constraints.txt",
-            wheel,
-            cwd=folder,
-        )
+        run(scripts / "python", *PIP, "install", "--quiet", *here, wheel, cwd=folder)
+        find = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        refuse_more_than_needed(Path(run(scripts / "python", "-c", find, cwd=folder).strip()))
         work = folder / "elsewhere"
         work.mkdir()
         gptcli = scripts / "gptcli"
         where = run(scripts / "python", "-c", "import gptcli; print(gptcli.__file__)", cwd=work)
         assert str(ROOT) not in where, f"imported from the checkout: {where}"
-        summary = json.loads(run(gptcli, "train", "tiny", "train.max_steps=20", "--json", cwd=work))
-        assert summary["steps"] == 20
-        sample = json.loads(
-            run(gptcli, "sample", "--prompt", "KING", "--max-new-tokens", "20", "--json", cwd=work)
-        )
-        assert sample["tokens"] == 20
+        train_and_sample(gptcli, cwd=work)
         program = "import gptcli; print(len(gptcli.load().generate('KING', max_new_tokens=20)))"
         assert run(scripts / "python", "-c", program, cwd=work).strip() == "20"
         typed = "import importlib.resources as r; print((r.files('gptcli') / 'py.typed').is_file())"
@@ -64,7 +89,26 @@ def main() -> None:
         assert ids.split() == ["15496", "995"], ids
         run(gptcli, "page", "--out", "page.html", cwd=work)
         assert 'id="payload">' in (work / "page.html").read_text("utf-8")
-        print(f"{wheel.name}: trained {summary['steps']} steps, sampled, wrote a page")
+        print(
+            f"{wheel.name}: trained, sampled and wrote a page with the runtime dependencies alone"
+        )
+        check_uvx(wheel, wheels, folder)
+
+
+def check_uvx(wheel: Path, wheels: Path, folder: Path) -> None:
+    """The same by `uvx --from WHEEL gptcli`, if uv is installed; it uses no index."""
+    uvx = shutil.which("uvx") or shutil.which("uvx", path=Path(sys.executable).parent)
+    if uvx is None:
+        print("uv is not installed: uvx was not tried")
+        return
+    work = folder / "with-uvx"
+    work.mkdir()
+    command = (uvx, "--offline", "--no-config", "--python", sys.executable,
+               "--no-index", "--find-links", wheels, "--from", wheel, "gptcli")  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    env |= {"UV_CACHE_DIR": str(folder / "uv-cache"), "UV_TOOL_DIR": str(folder / "uv-tools")}
+    train_and_sample(*command, cwd=work, env=env)
+    print(f"{wheel.name}: trained and sampled by uvx")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ NOT_RUN = {
     "python3 -m venv": "make wheel-check makes an environment",
     ".venv/bin/python -m pip": "make wheel-check installs gptcli",
     "pip install": "make wheel-check installs gptcli; the packages come from an index",
-    "uvx": "make wheel-check runs it, if uv is installed",
+    "uvx": "make wheel-check runs it",
     ".venv/bin/gptcli": "it is gptcli, which runs",
     "torchrun": "tests/distributed starts it",
     "sbatch": "it needs Slurm",
