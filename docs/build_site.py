@@ -151,6 +151,12 @@ def shown(file: str) -> str:
     return f'{NOT_SEARCHED}# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
 
 
+def _code(found: re.Match[str]) -> str:
+    """Code in a text, as the generator reads it: bars in a table need no backslash there."""
+    code = found[0].replace("\\|", "|")
+    return code + "{.short}" * (len(found[2]) <= SHORT)
+
+
 class Pages:
     """The Markdown of the site: pages of the navigation, what they link to, and their pictures."""
 
@@ -191,7 +197,7 @@ class Pages:
     def _prose(self, file: str, text: str) -> str:
         """Text without blocks of code: its links set right, and short code never in two lines."""
         text = LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
-        return CODE.sub(lambda code: code[0] + "{.short}" * (len(code[2]) <= SHORT), text)
+        return CODE.sub(_code, text)
 
     def _target(self, file: str, link: str) -> str:
         """Where a link of a page leads in the site."""

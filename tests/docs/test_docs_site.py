@@ -102,11 +102,15 @@ def test_links_and_short_code_are_set_right(
     monkeypatch.setattr(site, "NAVIGATION", (("A", (("One", "docs/one.md"),)),))
     (tmp_path / "code.py").write_text("print('```')\n", "utf-8")
     (tmp_path / "SECURITY.md").write_text("# Security\n", "utf-8")
-    text = "[a](../SECURITY.md#x) [b](../code.py) [c](#here) `--out`\n\n```sh\n[d](e) `f`\n```\n"
+    text = (
+        "[a](../SECURITY.md#x) [b](../code.py) [c](#here) `--out`\n\n"
+        "| `a\\|b` |\n|---|\n\n```sh\n[d](e) `f`\n```\n"
+    )
     (tmp_path / "docs" / "one.md").write_text(text, "utf-8")
     site.Pages(tmp_path / "out").write()
     assert (tmp_path / "out" / "one.md").read_text("utf-8") == (
         "[a](security.md#x) [b](source/code.py.md) [c](#here) `--out`{.short}\n\n"
+        "| `a|b`{.short} |\n|---|\n\n"
         "```sh\n[d](e) `f`\n```\n"
     )
     shown = (tmp_path / "out" / "source" / "code.py.md").read_text("utf-8")

@@ -23,6 +23,7 @@ from tests.docs.markdown import (
     blocks,
     code_in_text,
     links,
+    prose,
     text_of,
     words_of,
 )
@@ -63,6 +64,15 @@ def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
             parse_config(block.text, name=str(block))
     # A fence that nothing closes would hide the rest of the page.
     assert len(re.findall(r"^```", text_of(page), re.MULTILINE)) == 2 * len(blocks(page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
+    """GitHub would begin a new cell there, and leave out what is too much."""
+    for line in prose(page).splitlines():
+        if line.startswith("|"):
+            for code in re.findall(r"`([^`]+)`", line):
+                assert not re.search(r"(?<!\\)\|", code), f"{page}: {line}"
 
 
 @cache
