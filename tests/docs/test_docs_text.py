@@ -155,3 +155,24 @@ def test_every_config_key_in_the_text_exists(page: str) -> None:
     for code in code_in_text(page):
         for word in re.findall(r"^(?:data|tokenizer|model|train|run)\.[a-z_]+(?![\w.(/-])", code):
             assert word in known or NO_KEY.fullmatch(word), f"{page}: `{code}`"
+
+
+def test_the_figures_of_the_performance_page_are_measured() -> None:
+    """Each figure of its tables is one of benchmarks/RESULTS.md, as it is or rounded."""
+    number = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+    measured = {
+        float(found.replace(",", "")) for found in number.findall(text_of("benchmarks/RESULTS.md"))
+    }
+    figures = [
+        found
+        for line in prose("docs/performance.md").partition("## On your machine")[0].splitlines()
+        if line.startswith("|")
+        for cell in line.split("|")[2:]
+        for found in number.findall(cell)
+    ]
+    assert len(figures) > 25
+    for figure in figures:
+        plain = figure.replace(",", "")
+        zeros = len(plain) - len(plain.rstrip("0"))
+        digits = len(plain.partition(".")[2]) if "." in plain else -zeros
+        assert any(round(each, digits) == float(plain) for each in measured), figure
