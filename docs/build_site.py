@@ -3,7 +3,7 @@
     python docs/build_site.py [--out FOLDER]
 
 The pages are Markdown files of the repository, which people also read on their own. NAVIGATION says
-which, and in which order. They are copied to build/site-pages. There, links between them are set
+which, and in which order. They are copied to a temporary folder. There, links between them are set
 right, and a link to a file of the code leads to a page that shows the file. zensical, the
 generator, must print no warning. Needs the extra `docs`.
 """
@@ -11,12 +11,14 @@ generator, must print no warning. Needs the extra `docs`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,22 +253,30 @@ def config() -> dict[str, object]:
 
 
 def build(out: Path) -> None:
-    """Build the site into a folder. Ends the program if a link is wrong or zensical warns."""
-    work = ROOT / "build" / "site-pages"
-    shutil.rmtree(work, ignore_errors=True)
-    source = work / "pages"
-    source.mkdir(parents=True)
-    Pages(source).write()
-    shutil.copytree(ROOT / "docs" / "assets", source / "assets")
-    # JSON strings, lists and numbers are YAML, too.
-    (work / "mkdocs.yml").write_text(json.dumps(config(), indent=1), "utf-8")
-    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    print(done.stdout + done.stderr)
-    if done.returncode != 0:
-        fail(f"zensical ended with {done.returncode}")
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.move(work / "site", out)
+    """Build the site into a folder, which replaces an earlier site there.
+
+    Ends the program if the folder holds anything else, a link is wrong, or zensical warns."""
+    if importlib.util.find_spec("zensical") is None:
+        fail("zensical is not installed; `make docs` installs it, for Python 3.11 or newer")
+    is_site = (out / "search.json").is_file() and (out / "index.html").is_file()
+    if out.exists() and not is_site and (not out.is_dir() or any(out.iterdir())):
+        fail(f"{out} is not a site: name a new folder")
+    with tempfile.TemporaryDirectory(prefix="gptcli-site-") as name:
+        work = Path(name)
+        Pages(work / "pages").write()
+        shutil.copytree(ROOT / "docs" / "assets", work / "pages" / "assets")
+        # JSON is YAML, too.
+        (work / "mkdocs.yml").write_text(json.dumps(config(), indent=1), "utf-8")
+        command = [sys.executable, "-m", "zensical", "build", "--strict"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr.partition("Traceback")[0])
+        print(said.strip())
+        if done.returncode != 0 or "No issues found" not in said:
+            fail("zensical found the problems above")
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(work / "site", out)
+    print(f"open {out / 'index.html'}")
 
 
 def main() -> None:

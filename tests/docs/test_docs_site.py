@@ -118,6 +118,14 @@ def test_links_and_short_code_are_set_right(
     assert "print('```')" in shown
 
 
+def test_a_folder_that_is_no_site_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder().importlib.util, "find_spec", lambda _: True)
+    (tmp_path / "work.txt").write_text("mine", "utf-8")
+    with pytest.raises(SystemExit, match="is not a site"):
+        builder().build(tmp_path)
+    assert (tmp_path / "work.txt").read_text("utf-8") == "mine"
+
+
 # ---- the built site ----------------------------------------------------------------------------
 
 
