@@ -101,9 +101,11 @@ PLACES = {
 }
 """Where the pages are in the site whose place does not follow from their file."""
 
-UNSEARCHED = ("CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
+UNSEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
 """Pages that the search leaves out, with the files of the code: they would hide the others."""
-NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
+CODE_ALONE = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
+"""What stands at the top of such a page, and of a page that shows a file of the code."""
 
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash", ".c": "c", ".h": "c",
@@ -150,7 +152,7 @@ def shown(file: str) -> str:
     text = (ROOT / file).read_text("utf-8")
     fence = "````" if "```" in text else "```"
     language = LANGUAGES[PurePosixPath(file).suffix]
-    return f'{NOT_SEARCHED}# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
+    return f'{CODE_ALONE}# {file}\n\n{fence}{language} linenums="1"\n{text.rstrip()}\n{fence}\n'
 
 
 def _code(found: re.Match[str]) -> str:
@@ -214,11 +216,18 @@ class Pages:
         return os.path.relpath(place(goal), start).replace(os.sep, "/") + hash_ + anchor
 
 
+def version() -> str:
+    """The version of gptcli."""
+    text = (ROOT / "gptcli" / "__init__.py").read_text("utf-8")
+    return re.findall(r'__version__ = "(.+)"', text)[0]
+
+
 def config() -> dict[str, object]:
     """The configuration of zensical."""
     return {
         "site_name": "gptcli",
         "site_description": "Train, sample and understand tiny GPTs on the machine you have",
+        "copyright": f"gptcli {version()}, MIT licence",
         "docs_dir": "pages",
         "site_dir": "site",
         "use_directory_urls": False,
