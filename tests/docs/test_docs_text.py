@@ -55,7 +55,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
     for block in blocks(page):
-        assert block.language in LANGUAGES, f"{block}: ```{block.language}"
+        assert block.language in LANGUAGES, f"{block}: name the language after ```"
         if block.language == "console":
             assert block.text.startswith("$ "), block
         if block.language == "python":
@@ -175,4 +175,6 @@ def test_the_figures_of_the_performance_page_are_measured() -> None:
         plain = figure.replace(",", "")
         zeros = len(plain) - len(plain.rstrip("0"))
         digits = len(plain.partition(".")[2]) if "." in plain else -zeros
-        assert any(round(each, digits) == float(plain) for each in measured), figure
+        assert any(round(each, digits) == float(plain) for each in measured), (
+            f"{figure}: write the measurement into benchmarks/RESULTS.md"
+        )
